@@ -1,0 +1,7 @@
+"""``python -m vmm_msi``."""
+
+import sys
+
+from vmm_msi.cli import main
+
+sys.exit(main())

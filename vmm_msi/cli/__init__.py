@@ -1,0 +1,105 @@
+"""The command line: one module per command, imported only when that command runs.
+
+A command module has ``configure(parser)``, which adds its arguments, and ``run(args)``, which
+returns the exit code. Errors of this package end in one line on standard error and the exit code
+of their class; everything else is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: Command, module below this package and the line ``--help`` shows. Kept here so that ``--help``
+#: imports no command.
+COMMANDS: dict[str, tuple[str, str]] = {
+    "compare": ("compare", "run strategies on a scenario or a host and show where each MSI lands"),
+    "attach": ("attach", "assign host devices to a libvirt domain behind nested vSMMUs"),
+    "detach": ("detach", "take devices and everything that was added for them out again"),
+    "status": ("status", "show the devices and doorbell bindings of a libvirt domain"),
+    "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
+    "plugins": ("plugins", "list plugins"),
+    "config": ("config", "check the configuration file"),
+    "lab": ("lab", "build and run what is needed to try things without Arm hardware"),
+    "completion": ("completion", "print a shell completion script"),
+}
+
+EXIT_INTERRUPTED = 130
+
+
+class Command(Protocol):
+    """What a command module offers."""
+
+    def configure(self, parser: argparse.ArgumentParser) -> None:
+        """Add the command's arguments."""
+        ...
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do it and return the exit code."""
+        ...
+
+
+def load_command(name: str) -> Command:
+    """Import the module of the command ``name``."""
+    import importlib
+
+    module: Command = importlib.import_module(f"vmm_msi.cli.{COMMANDS[name][0]}")  # type: ignore[assignment]
+    return module
+
+
+def build_parser(loaded: Sequence[str] = ()) -> argparse.ArgumentParser:
+    """Return the parser, with the arguments of the commands named in ``loaded``."""
+    parser = argparse.ArgumentParser(
+        prog="vmm-msi",
+        description="Swap, compare and prove strategies for the MSI doorbells of PCI devices that "
+        "are assigned to Arm guests behind a nested SMMU.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    for name, (_module, summary) in COMMANDS.items():
+        command = commands.add_parser(name, help=summary, description=summary, allow_abbrev=False)
+        if name in loaded:
+            load_command(name).configure(command)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line ``argv`` and return the exit code (docs/cli.md)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    named = next((word for word in arguments if not word.startswith("-")), None)
+    parser = build_parser([named] if named in COMMANDS else [])
+    args = parser.parse_args(arguments)
+    if args.version:
+        from vmm_msi import __version__
+
+        print(f"vmm-msi {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 0
+    return _run(args)
+
+
+def _run(args: argparse.Namespace) -> int:
+    from vmm_msi.errors import VmmMsiError
+
+    try:
+        code = load_command(args.command).run(args)
+        sys.stdout.flush()
+    except VmmMsiError as error:
+        print(f"vmm-msi {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print(f"vmm-msi {args.command}: interrupted", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        # The reader went away; give the interpreter's own flush at exit a place to write to.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    return code

@@ -1,0 +1,1 @@
+"""libvirt domain XML to objects and back, by lxml only; decides nothing."""

@@ -1,0 +1,1 @@
+"""Mechanism: what carries a strategy's plan out."""

@@ -1,0 +1,165 @@
+"""The one interface between policy and mechanism.
+
+A strategy sees a :class:`Backend` and nothing behind it. A backend says what it can do
+(:class:`Capability`), a strategy says what it needs, and the plugin host compares the two before
+anything is touched. Every operation that the kernel can refuse raises
+:class:`~vmm_msi.errors.BackendError` with Linux's errno, and leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import TYPE_CHECKING, NewType, Protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from vmm_msi.model import Costs, Iova, Ipa, PciAddress, ReservedRegion, Verdict
+
+#: Names one stage 2 table within one backend.
+S2Handle = NewType("S2Handle", int)
+
+
+class Capability(StrEnum):
+    """What a backend can do beyond the nested attach that all of them have."""
+
+    #: The kernel takes doorbell addresses from the software MSI window itself
+    #: (``drivers/iommu/dma-iommu.c`` or ``drivers/iommu/iommufd/driver.c``).
+    SW_MSI = "sw-msi"
+    #: As above, and the pages of the window are given out per iommufd file descriptor.
+    SW_MSI_SLOTS = "sw-msi-slots"
+    #: The kernel accepts guest bindings, in one revision of the 2018-2021 series each.
+    GUEST_BINDING_V2 = "guest-binding-v2"
+    GUEST_BINDING_V3 = "guest-binding-v3"
+    GUEST_BINDING_V8 = "guest-binding-v8"
+    GUEST_BINDING_V15 = "guest-binding-v15"
+    #: A guest binding can be withdrawn.
+    GUEST_UNBIND = "guest-unbind"
+    #: iommu_map() of a doorbell on the nested IOMMU domain, from inside the kernel.
+    KERNEL_DOORBELL_MAP = "kernel-doorbell-map"
+    #: A doorbell page can be mapped at an IPA of the caller's choice, by whatever interface.
+    DOORBELL_MAP = "doorbell-map"
+    #: The MSI address in the device can be set to a value of the caller's choice.
+    MSI_ADDRESS_WRITE = "msi-address-write"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendInfo:
+    """What a backend is.
+
+    :param name: ``sim`` or ``iommufd``.
+    :param profile: the kernel it is or models, such as ``linux-7.2``.
+    """
+
+    name: str
+    profile: str
+    capabilities: frozenset[Capability]
+
+
+class Backend(Protocol):
+    """Mechanism for one host and one guest."""
+
+    @property
+    def info(self) -> BackendInfo:
+        """What this backend is and can do."""
+        ...
+
+    @property
+    def page_size(self) -> int:
+        """The host kernel's PAGE_SIZE in bytes: the granule of stage 2."""
+        ...
+
+    def sw_msi_window(self, device: PciAddress) -> ReservedRegion | None:
+        """Return the window from which the kernel takes doorbell addresses for ``device``."""
+        ...
+
+    def alloc_s2(self, smmu: int) -> S2Handle:
+        """Allocate a stage 2 on the SMMU with id ``smmu`` and map the guest's RAM in it.
+
+        :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage.
+        """
+        ...
+
+    def free_s2(self, s2: S2Handle) -> None:
+        """Free a stage 2 and everything mapped in it.
+
+        :raise BackendError: EBUSY while a device is attached to it.
+        """
+        ...
+
+    def attach(self, device: PciAddress, s2: S2Handle) -> None:
+        """Attach ``device`` with the stage 1 its guest gave it, nested on ``s2``.
+
+        :raise BackendError: when the kernel refuses it.
+        """
+        ...
+
+    def detach(self, device: PciAddress) -> None:
+        """Detach ``device`` and take its MSIs down."""
+        ...
+
+    def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
+        """Map the IPA ``gdb`` to the doorbell page of the ITS with id ``its``, one S2 granule.
+
+        :raise BackendError: EINVAL when ``gdb`` is not aligned to the granule or is reserved,
+            EEXIST when it is mapped.
+        """
+        ...
+
+    def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
+        """Unmap the granule at ``gdb`` and invalidate what was cached of it."""
+        ...
+
+    def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
+        """Tell the kernel that the guest maps ``size`` bytes of ``giova`` to ``gdb`` at stage 1.
+
+        :raise BackendError: when the kernel refuses it.
+        """
+        ...
+
+    def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
+        """Withdraw a guest binding.
+
+        :raise BackendError: EOPNOTSUPP where the kernel has no such call.
+        """
+        ...
+
+    def prepare_msi(self, device: PciAddress) -> Iova:
+        """Enable the device's MSIs; the kernel picks the doorbell address.
+
+        :return: the address written into the device, offset within the page included.
+        :raise BackendError: when the kernel finds none.
+        """
+        ...
+
+    def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
+        """Enable the device's MSIs with the page address ``doorbell``.
+
+        :return: the address written into the device, offset within the page included.
+        """
+        ...
+
+    def advertise_rmr(self, window: ReservedRegion) -> None:
+        """Tell the guest, by an IORT RMR node, to map ``window`` 1:1 in each of its stage 1."""
+        ...
+
+    def withdraw_rmr(self) -> None:
+        """Stop telling the guest."""
+        ...
+
+    def deliver(self, device: PciAddress) -> Verdict:
+        """Raise every MSI of ``device`` and see where it lands."""
+        ...
+
+    def costs(self) -> Costs:
+        """Return what is in use now."""
+        ...
+
+    def snapshot(self) -> Hashable:
+        """Return a value that is equal to another snapshot when the states are equal."""
+        ...
+
+    def close(self) -> None:
+        """Release everything."""
+        ...

@@ -1,0 +1,1 @@
+"""What is needed to try things without Arm hardware."""

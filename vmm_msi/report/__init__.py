@@ -1,0 +1,1 @@
+"""Compare results in words: table and JSON."""

@@ -1,0 +1,1 @@
+"""Sample hosts, guests and scenarios that ship with the package."""

@@ -1,0 +1,1 @@
+"""libvirt XML templates: parsed and filled by node, never by string formatting."""
