@@ -9,7 +9,7 @@
     │   ├── ScenarioError       a scenario TOML
     │   ├── TopologyError       ACPI tables, a device tree, a device that is not in them
     │   └── DomainXmlError      libvirt domain XML
-    ├── PluginError             a plugin cannot be loaded, clashes with another or breaks the contract
+    ├── PluginError             a plugin cannot be loaded, has a taken name or breaks the contract
     ├── RefusedError            a strategy, a policy or a capability says no; nothing was changed
     │   └── BackendError        the kernel (real or modelled) says no, with an errno
     ├── HypervisorError         libvirt says no

@@ -13,7 +13,6 @@ Mark implementations with :data:`hookimpl`. Parameters are passed by name and ma
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -22,6 +21,8 @@ import msgspec
 import pluggy
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
     from vmm_msi.iommu.backend import Backend, Capability
     from vmm_msi.model import (
         GuestDevice,
@@ -280,7 +281,7 @@ def vmm_msi_select_its(device: HostDevice, host: HostTopology) -> int | None:
 
 
 @hookspec
-def vmm_msi_veto(event: Event) -> str | None:  # type: ignore[empty-body]
+def vmm_msi_veto(event: Event) -> str | None:
     """Object to an action, before it happens.
 
     Called on every observer for every action of a device or a guest that is about to be attached.

@@ -1,1 +1,117 @@
-"""Placeholder during the first build."""
+"""coerced: the guest's bindings are registered and the host's allocator is made to pick one.
+
+"SMMUv3 Nested Stage Setup" (2018-2021). Revisions differ in the kernel, not here: ``v2`` has no
+way to withdraw a binding, ``v3`` keeps devices apart, ``v8`` and ``v15`` refuse devices with
+another ITS, ``v15`` refuses a stage 1 granule larger than that of stage 2.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vmm_msi.api import (
+    Capability,
+    Iova,
+    Needs,
+    Options,
+    PciAddress,
+    PluginInfo,
+    PluginKind,
+    S2Handle,
+    S2Pool,
+    Session,
+    hookimpl,
+    smmu_of,
+)
+
+_INTERFACE = {
+    "v2": Capability.GUEST_BINDING_V2,
+    "v3": Capability.GUEST_BINDING_V3,
+    "v8": Capability.GUEST_BINDING_V8,
+    "v15": Capability.GUEST_BINDING_V15,
+}
+
+
+class CoercedOptions(Options, frozen=True):
+    """Options of the strategy.
+
+    :param revision: revision of the series whose allocator is used.
+    """
+
+    revision: Literal["v2", "v3", "v8", "v15"] = "v15"
+
+
+@dataclass
+class _Bound:
+    """Devices per binding: two devices that share a stage 1 share its binding."""
+
+    users: Counter[tuple[S2Handle, Iova]] = field(default_factory=Counter)
+
+
+def _needs(options: CoercedOptions) -> Needs:
+    interface = _INTERFACE[options.revision]
+    return Needs(interface=interface, capabilities=frozenset({interface}))
+
+
+@hookimpl
+def vmm_msi_describe() -> PluginInfo:
+    """Describe the strategy."""
+    return PluginInfo(
+        name="coerced",
+        kind=PluginKind.STRATEGY,
+        summary="register the guest's bindings and make the host's allocator use them",
+        options=CoercedOptions,
+        needs=_needs,
+        guest="one stage 1 for all devices of a host ITS, or the same gIOVA in each",
+        host="a kernel with the series of 2018-2021, or the model of one",
+        xml="vSMMUs and hostdevs; QEMU cannot carry it out",
+        costs="one S2 per physical SMMU, a binding per gIOVA, one S2 mapping per physical ITS",
+    )
+
+
+@hookimpl
+def vmm_msi_attach_device(session: Session, device: PciAddress) -> bool:
+    """Attach to the one nested IOMMU domain of the device's SMMU."""
+    session.state(S2Pool).attach(session, device, smmu_of(session, device))
+    return True
+
+
+@hookimpl
+def vmm_msi_detach_device(session: Session, device: PciAddress) -> bool:
+    """Detach; the last device takes the bindings with it."""
+    session.state(S2Pool).detach(session, device)
+    return True
+
+
+@hookimpl
+def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool:
+    """Register gIOVA -> gDB with the size of the guest's stage 1 granule."""
+    guest_device = session.guest_device(device)
+    granule = session.guest.stage1_by_id[guest_device.stage1].granule
+    gdb = session.guest.gdb(guest_device)
+    session.backend.bind_guest_msi(device, guest_device.giova, gdb, granule)
+    s2 = session.state(S2Pool).of(device)
+    session.state(_Bound).users[s2, guest_device.giova] += 1
+    return True
+
+
+@hookimpl
+def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
+    """Let the allocator pick among the bindings."""
+    return session.backend.prepare_msi(device)
+
+
+@hookimpl
+def vmm_msi_unbind_doorbell(session: Session, device: PciAddress) -> bool:
+    """Withdraw the binding when no other device uses it, where the revision can."""
+    giova = session.guest_device(device).giova
+    users = session.state(_Bound).users
+    key = (session.state(S2Pool).of(device), giova)
+    users[key] -= 1
+    if not users[key]:
+        del users[key]
+        if Capability.GUEST_UNBIND in session.backend.info.capabilities:
+            session.backend.unbind_guest_msi(device, giova)
+    return True

@@ -48,7 +48,7 @@ def load_command(name: str) -> Command:
     """Import the module of the command ``name``."""
     import importlib
 
-    module: Command = importlib.import_module(f"vmm_msi.cli.{COMMANDS[name][0]}")  # type: ignore[assignment]
+    module: Command = importlib.import_module(f"vmm_msi.cli.{COMMANDS[name][0]}")
     return module
 
 

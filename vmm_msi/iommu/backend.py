@@ -74,9 +74,12 @@ class Backend(Protocol):
         """Return the window from which the kernel takes doorbell addresses for ``device``."""
         ...
 
-    def alloc_s2(self, smmu: int) -> S2Handle:
+    def alloc_s2(self, smmu: int, *, msi_cookie: bool = True) -> S2Handle:
         """Allocate a stage 2 on the SMMU with id ``smmu`` and map the guest's RAM in it.
 
+        :param msi_cookie: let the kernel's own allocator pick doorbell addresses in it
+            (``iommu_get_msi_cookie``); without, doorbells are mapped by the caller alone. iommufd
+            has one in every stage 2.
         :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage.
         """
         ...

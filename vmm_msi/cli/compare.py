@@ -1,0 +1,135 @@
+"""``vmm-msi compare``."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
+from vmm_msi.config import Choice
+from vmm_msi.errors import UsageError, VmmMsiError
+from vmm_msi.model import Scenario
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Iterator
+    from typing import TextIO
+
+    from vmm_msi.compare import Result
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--scenario", type=Path, metavar="FILE", help="a host and a guest, in TOML")
+    source.add_argument(
+        "--host",
+        type=Path,
+        metavar="HOST",
+        help="a host: a scenario TOML, a device-tree blob or a folder with the ACPI tables IORT "
+        "and APIC",
+    )
+    parser.add_argument(
+        "--guest",
+        type=Path,
+        metavar="GUEST.xml",
+        help="libvirt domain XML whose PCI hostdevs are the guest's devices; with --host only; "
+        "default: every device the host lists",
+    )
+    parser.add_argument(
+        "--strategy",
+        action="append",
+        default=[],
+        metavar="NAME[:key=value,…]",
+        help="a strategy with options; may be repeated; default: all, in every form",
+    )
+    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE")
+    add_format(parser)
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare."""
+    named = [Choice.parse(text) for text in args.strategy]
+    settings = load_config(args)
+    plugins = load_plugins(args, settings, named)
+    scenario = _scenario(args)
+    from vmm_msi import compare
+
+    name = scenario.guest.name
+    if named:
+        device = scenario.guest.devices[0].host
+        choices = [settings.choice(name, device, choice) for choice in named]
+    else:
+        choices = compare.default_choices(plugins)
+    for choice in choices:
+        compare.profile_for(plugins, choice)
+    selector = settings.its_selector(name)
+    results = _with_progress(
+        compare.compare(plugins, scenario, choices, selector), [str(choice) for choice in choices]
+    )
+    with _opened(args.output) as out:
+        if args.format == "json":
+            from vmm_msi.report import jsonout
+
+            jsonout.write(results, out)
+        else:
+            from vmm_msi.report.table import compare_table
+
+            out.writelines(f"{line}\n" for line in compare_table(scenario, results))
+    return 0
+
+
+def _scenario(args: argparse.Namespace) -> Scenario:
+    from vmm_msi import topology
+    from vmm_msi.topology.scenario import load_scenario
+
+    if args.scenario is not None:
+        if args.guest is not None:
+            raise UsageError("--guest goes with --host: a scenario has its own guest")
+        return load_scenario(args.scenario)
+    host = topology.load_host(args.host)
+    if args.guest is None:
+        return topology.with_default_guest(host)
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.guest import guest_from_xml
+
+    guest = guest_from_xml(DomainXml.read(args.guest))
+    if not guest.devices:
+        raise UsageError(f"{args.guest}: has no PCI hostdev, so there is nothing to compare")
+    addresses = [device.host for device in guest.devices]
+    return Scenario(topology.with_devices(host, addresses), guest)
+
+
+def _with_progress(results: Iterable[Result], names: list[str]) -> Iterator[Result]:
+    """Pass results on; where standard error is a terminal, say what is being worked on."""
+    shown = sys.stderr.isatty()
+    iterator = iter(results)
+    for number, name in enumerate(names, 1):
+        if shown:
+            print(f"\r\033[K[{number}/{len(names)}] {name}", end="", file=sys.stderr, flush=True)
+        yield next(iterator)
+    if shown:
+        print("\r\033[K", end="", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _opened(path: Path | None) -> Iterator[TextIO]:
+    """Yield standard output, or a file that appears only when it is complete.
+
+    :raise VmmMsiError: when the file cannot be written.
+    """
+    if path is None:
+        yield sys.stdout
+        return
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("w", encoding="utf-8") as out:
+            yield out
+        partial.replace(path)
+    except OSError as error:
+        raise VmmMsiError(f"writing {path}: {error.strerror or error}") from error
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,23 @@
+"""``vmm-msi completion``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell to complete in")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Print the script."""
+    import shtab
+
+    from vmm_msi.cli import COMMANDS, build_parser
+
+    print(shtab.complete(build_parser(tuple(COMMANDS)), args.shell))
+    return 0

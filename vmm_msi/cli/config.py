@@ -1,0 +1,83 @@
+"""``vmm-msi config check``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.config import Config
+    from vmm_msi.host import PluginHost
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    summary = "read the configuration, check every name and option in it, and say what it does"
+    check = actions.add_parser("check", help=summary, description=summary, allow_abbrev=False)
+    add_format(check)
+    add_config(check)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check the configuration."""
+    settings = load_config(args)
+    plugins = load_plugins(args, settings)
+    _check_names(settings, plugins)
+    table = settings.table
+    domains = {
+        domain.name: {
+            "strategy": domain.strategy or table.strategy,
+            "its_selector": domain.its_selector or table.its_selector,
+            "devices": {device.address: device.strategy for device in domain.device},
+        }
+        for domain in table.domain
+    }
+    if args.format == "json":
+        import msgspec
+
+        document = {
+            "schema": 1,
+            "path": None if settings.path is None else str(settings.path),
+            "strategy": table.strategy,
+            "its_selector": table.its_selector,
+            "domains": domains,
+            "strategies": table.strategies,
+            "disabled_plugins": table.plugins.disabled,
+        }
+        print(msgspec.json.format(msgspec.json.encode(document)).decode())
+        return 0
+    from vmm_msi.report.table import columns
+
+    print(f"{settings.path or 'no configuration file'}: fine")
+    rows = [["libvirt domain", "device", "strategy", "ITS selector"]]
+    rows.append(["(any)", "(any)", table.strategy, table.its_selector])
+    for name, entry in domains.items():
+        rows.append([name, "(any)", str(entry["strategy"]), str(entry["its_selector"])])
+    for domain in table.domain:
+        rows += [[domain.name, device.address, device.strategy, ""] for device in domain.device]
+    for line in columns(rows):
+        print(line)
+    return 0
+
+
+def _check_names(settings: Config, plugins: PluginHost) -> None:
+    """Look every strategy, option and selector up.
+
+    :raise UsageError: for the first that does not exist.
+    """
+    from vmm_msi.config import Choice
+    from vmm_msi.hookspecs import PluginKind
+    from vmm_msi.iommu.sim import profile_named
+
+    strategies, selectors = settings.names()
+    for name in sorted(strategies):
+        choice = Choice.of(name, settings.table.strategies.get(name, {}))
+        plugins.options(name, choice.options)
+        if choice.profile is not None:
+            profile_named(choice.profile)
+    for name in sorted(selectors):
+        plugins.info(name, PluginKind.ITS_SELECTOR)

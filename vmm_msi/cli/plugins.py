@@ -1,0 +1,96 @@
+"""``vmm-msi plugins list``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.host import PluginHost, PluginRecord
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    summary = "list every plugin that was found, what it is for and where it is from"
+    listing = actions.add_parser("list", help=summary, description=summary, allow_abbrev=False)
+    listing.add_argument(
+        "--long", action="store_true", help="also what each strategy asks, writes and costs"
+    )
+    add_format(listing)
+    add_config(listing)
+
+
+def run(args: argparse.Namespace) -> int:
+    """List the plugins."""
+    plugins = load_plugins(args, load_config(args))
+    if args.format == "json":
+        _print_json(plugins)
+        return 0
+    from vmm_msi.report.table import columns
+
+    rows = [["plugin", "kind", "state", "from", "what for"]]
+    for record in plugins.records():
+        kind = record.info.kind.value if record.info is not None else "?"
+        summary = record.info.summary if record.info is not None else record.problem
+        rows.append([record.name, kind, record.state, record.origin, summary])
+    for line in columns(rows):
+        print(line)
+    if args.long:
+        for record in plugins.records():
+            for line in _details(record):
+                print(line)
+    return 0
+
+
+def _details(record: PluginRecord) -> list[str]:
+    info = record.info
+    if info is None or info.needs is None:
+        return []
+    options = ", ".join(
+        f"{field}={getattr(info.options(), field)}" for field in info.options.__struct_fields__
+    )
+    return [
+        "",
+        f"{info.name}: {info.summary}",
+        f"  guest    {info.guest}",
+        f"  host     {info.host}",
+        f"  XML      {info.xml}",
+        f"  costs    {info.costs}",
+        f"  options  {options or 'none'} (defaults)",
+    ]
+
+
+def _print_json(plugins: PluginHost) -> None:
+    import msgspec
+
+    found = []
+    for record in plugins.records():
+        info = record.info
+        entry: dict[str, object] = {
+            "name": record.name,
+            "kind": info.kind.value if info is not None else None,
+            "state": record.state,
+            "origin": record.origin,
+            "problem": record.problem or None,
+            "summary": info.summary if info is not None else None,
+        }
+        if info is not None and info.needs is not None:
+            defaults = info.options()
+            needs = info.needs(defaults)
+            entry |= {
+                "options": {
+                    field: getattr(defaults, field) for field in defaults.__struct_fields__
+                },
+                "needs": sorted(needs.capabilities),
+                "guest": info.guest,
+                "host": info.host,
+                "xml": info.xml,
+                "costs": info.costs,
+            }
+        found.append(entry)
+    document = {"schema": 1, "plugins": found}
+    print(msgspec.json.format(msgspec.json.encode(document)).decode())

@@ -1,0 +1,186 @@
+"""``vmm-msi.toml``: which strategy for which guest and device, and which plugins.
+
+Looked for in this order: ``--config``, ``$VMM_MSI_CONFIG``, ``./vmm-msi.toml``,
+``$XDG_CONFIG_HOME/vmm-msi/vmm-msi.toml``, ``/etc/vmm-msi/vmm-msi.toml``. The first that exists is
+used, alone; none is fine. docs/config.md describes every key.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from vmm_msi import tomlfile
+from vmm_msi.errors import ConfigError, InputError, UsageError
+from vmm_msi.model import PciAddress
+
+FILE_NAME = "vmm-msi.toml"
+DEFAULT_STRATEGY = "identity"
+DEFAULT_SELECTOR = "first-in-group"
+
+
+class DeviceTable(tomlfile.Table, frozen=True):
+    """``[[domain.device]]``: one device of a libvirt domain."""
+
+    address: str
+    strategy: str
+
+
+class DomainTable(tomlfile.Table, frozen=True):
+    """``[[domain]]``: one libvirt domain, by name."""
+
+    name: str
+    strategy: str | None = None
+    its_selector: str | None = None
+    device: list[DeviceTable] = msgspec.field(default_factory=list)
+
+
+class PluginsTable(tomlfile.Table, frozen=True):
+    """``[plugins]``."""
+
+    disabled: list[str] = msgspec.field(default_factory=list)
+
+
+class ConfigTable(tomlfile.Table, frozen=True):
+    """The whole file."""
+
+    strategy: str = DEFAULT_STRATEGY
+    its_selector: str = DEFAULT_SELECTOR
+    domain: list[DomainTable] = msgspec.field(default_factory=list)
+    strategies: dict[str, dict[str, Any]] = msgspec.field(default_factory=dict)
+    plugins: PluginsTable = msgspec.field(default_factory=PluginsTable)
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A strategy by name, with options as they were written.
+
+    :param profile: the kernel profile the user names; None for the newest that will do.
+    """
+
+    strategy: str
+    options: tuple[tuple[str, Any], ...] = ()
+    profile: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Choice:
+        """Read ``NAME[:key=value,…]``; ``profile`` is an option of every strategy.
+
+        :raise UsageError: when it is not of that form.
+        """
+        name, colon, rest = text.partition(":")
+        pairs = [pair.partition("=") for pair in rest.split(",")] if colon else []
+        if not name or any(not key or not equals for key, equals, _value in pairs):
+            raise UsageError(f"strategy {text!r}: not of the form NAME[:key=value,…]")
+        options = {key: value for key, _equals, value in pairs}
+        return cls.of(name, options)
+
+    @classmethod
+    def of(cls, name: str, options: dict[str, Any]) -> Choice:
+        """Make a choice of options by name, ``profile`` among them."""
+        kept = {key: value for key, value in options.items() if key != "profile"}
+        return cls(name, tuple(sorted(kept.items())), options.get("profile"))
+
+    def __str__(self) -> str:
+        shown = [*self.options, *([("profile", self.profile)] if self.profile else [])]
+        options = ",".join(f"{key}={value}" for key, value in shown)
+        return f"{self.strategy}:{options}" if options else self.strategy
+
+
+@dataclass(frozen=True)
+class Config:
+    """A configuration that was read, or the defaults.
+
+    :param path: the file; None where there is none.
+    """
+
+    table: ConfigTable = field(default_factory=ConfigTable)
+    path: Path | None = None
+
+    def choice(self, domain: str, device: PciAddress, named: Choice | None = None) -> Choice:
+        """Return the strategy for a device of a libvirt domain.
+
+        :param named: the user's own choice for this run; its options go over the file's.
+        """
+        name = named.strategy if named is not None else self._strategy(domain, device)
+        options = dict(self.table.strategies.get(name, {}))
+        if named is not None:
+            options |= dict(named.options)
+            if named.profile is not None:
+                options["profile"] = named.profile
+        return Choice.of(name, options)
+
+    def _strategy(self, domain: str, device: PciAddress) -> str:
+        table = self._domain(domain)
+        if table is None:
+            return self.table.strategy
+        for entry in table.device:
+            if PciAddress.parse(entry.address) == device:
+                return entry.strategy
+        return table.strategy or self.table.strategy
+
+    def its_selector(self, domain: str) -> str:
+        """Return the ITS selector for a libvirt domain."""
+        table = self._domain(domain)
+        return (table.its_selector if table is not None else None) or self.table.its_selector
+
+    def _domain(self, name: str) -> DomainTable | None:
+        return next((table for table in self.table.domain if table.name == name), None)
+
+    def names(self) -> tuple[set[str], set[str]]:
+        """Return the strategies and the ITS selectors that the file names."""
+        table = self.table
+        strategies = {table.strategy, *table.strategies}
+        strategies |= {domain.strategy for domain in table.domain if domain.strategy}
+        strategies |= {device.strategy for domain in table.domain for device in domain.device}
+        selectors = {table.its_selector}
+        selectors |= {domain.its_selector for domain in table.domain if domain.its_selector}
+        return strategies, selectors
+
+
+def search_path() -> list[Path]:
+    """Return where a configuration is looked for when none is named, first to last."""
+    xdg = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
+    return [
+        Path(FILE_NAME),
+        Path(xdg) / "vmm-msi" / FILE_NAME,
+        Path("/etc/vmm-msi") / FILE_NAME,
+    ]
+
+
+def load(path: Path | None = None) -> Config:
+    """Read the configuration.
+
+    :param path: the file the user names; else the search path.
+    :raise ConfigError: when a named file is missing, or the file is wrong.
+    """
+    named = path or (Path(env) if (env := os.environ.get("VMM_MSI_CONFIG")) else None)
+    found = named or next((candidate for candidate in search_path() if candidate.is_file()), None)
+    if found is None:
+        return Config()
+    table = tomlfile.read(found, ConfigTable, ConfigError)
+    _check(table, found)
+    return Config(table, found)
+
+
+def _check(table: ConfigTable, path: Path) -> None:
+    seen: set[str] = set()
+    for domain in table.domain:
+        if domain.name in seen:
+            raise ConfigError(f"{path}: [[domain]] {domain.name!r} is there twice")
+        seen.add(domain.name)
+        devices: set[PciAddress] = set()
+        for device in domain.device:
+            try:
+                address = PciAddress.parse(device.address)
+            except InputError as error:
+                raise ConfigError(f"{path}: [[domain]] {domain.name!r}: {error}") from error
+            if address in devices:
+                raise ConfigError(
+                    f"{path}: [[domain]] {domain.name!r}: device {address} is there twice"
+                )
+            devices.add(address)

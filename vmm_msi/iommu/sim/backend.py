@@ -1,0 +1,291 @@
+"""The model behind the backend protocol: kernel, hardware and guest of one host."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.backend import BackendInfo, S2Handle
+from vmm_msi.iommu.sim.cookies import GuestBindings
+from vmm_msi.iommu.sim.guest import GuestStage1
+from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
+from vmm_msi.iommu.sim.kernel import Kernel
+from vmm_msi.model import Costs, Iova, Outcome, Pa, TraceStep, Verdict
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable
+
+    from vmm_msi.iommu.sim.profiles import Profile
+    from vmm_msi.iommu.sim.smmu import Walk
+    from vmm_msi.model import (
+        GuestDomain,
+        HostDevice,
+        HostTopology,
+        Ipa,
+        PciAddress,
+        ReservedRegion,
+    )
+
+
+class SimBackend:
+    """A backend that models a kernel of the given profile on ``host``, with ``guest`` on it.
+
+    :param fail_at: refuse the n-th operation that changes something, counted from 1, with
+        ``fail_errno`` (as Linux's fail_nth does); 0 for none.
+    :raise InputError: when the guest's stage 1 tables contradict themselves.
+    """
+
+    def __init__(
+        self,
+        host: HostTopology,
+        guest: GuestDomain,
+        profile: Profile,
+        *,
+        fail_at: int = 0,
+        fail_errno: int = errno.ENOMEM,
+    ) -> None:
+        self._host = host
+        self._guest = guest
+        self._kernel = Kernel(host, guest, profile)
+        self._stage1 = GuestStage1(guest)
+        lpis = LpiSpace()
+        self._itses = {its.id: ItsModel(its, lpis) for its in host.itses}
+        self._doorbells = {its.doorbell: its.id for its in host.itses}
+        self._programmed: dict[PciAddress, Iova] = {}
+        self._fail_at = fail_at
+        self._fail_errno = fail_errno
+        #: Operations that changed something, or were refused by ``fail_at``.
+        self.steps = 0
+
+    @property
+    def info(self) -> BackendInfo:
+        """What this backend is and can do."""
+        profile = self._kernel.profile
+        return BackendInfo("sim", profile.name, profile.capabilities)
+
+    @property
+    def page_size(self) -> int:
+        """PAGE_SIZE of the host kernel in bytes."""
+        return self._kernel.page_size
+
+    def sw_msi_window(self, device: PciAddress) -> ReservedRegion | None:
+        """Return the device's software MSI window."""
+        return self._host.device_by_address[device].sw_msi_window
+
+    def alloc_s2(self, smmu: int, *, msi_cookie: bool = True) -> S2Handle:
+        """Allocate a stage 2; see :meth:`Kernel.alloc_s2`."""
+        self._step("alloc_s2")
+        return self._kernel.alloc_s2(smmu, msi_cookie=msi_cookie)
+
+    def free_s2(self, s2: S2Handle) -> None:
+        """Free a stage 2; see :meth:`Kernel.free_s2`."""
+        self._kernel.free_s2(s2)
+
+    def attach(self, device: PciAddress, s2: S2Handle) -> None:
+        """Attach a device and let the guest map its doorbell; see :meth:`Kernel.attach`."""
+        self._step("attach")
+        guest_device = self._guest.device_by_address[device]
+        config = self._stage1.configs[guest_device.stage1]
+        host_device = self._host.device_by_address[device]
+        self._kernel.attach(host_device, s2, guest_device.stage1, config)
+        self._stage1.map_doorbell(guest_device)
+
+    def detach(self, device: PciAddress) -> None:
+        """Detach a device: its interrupts, then its translation, then the guest's mapping."""
+        host_device = self._host.device_by_address[device]
+        guest_device = self._guest.device_by_address[device]
+        self._kernel.domain_of(device)
+        if self._programmed.pop(device, None) is not None:
+            self._itses[host_device.its].unmap_device(host_device.device_id)
+        self._kernel.detach(host_device)
+        if self._stage1.unmap_doorbell(guest_device):
+            asid = self._stage1.configs[guest_device.stage1].asid
+            for domain in self._kernel.domains.values():
+                self._kernel.smmus[domain.smmu].invalidate_asid(domain.config.vmid, asid)
+
+    def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
+        """Map an ITS's doorbell page; see :meth:`Kernel.map_doorbell`."""
+        self._step("map_doorbell")
+        page = self._host.its_by_id[its].doorbell.align_down(self.page_size)
+        self._kernel.map_doorbell(s2, gdb, page)
+
+    def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
+        """Unmap it; see :meth:`Kernel.unmap_doorbell`."""
+        self._kernel.unmap_doorbell(s2, gdb)
+
+    def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
+        """Register a guest binding; see :meth:`Kernel.bind_guest_msi`."""
+        self._step("bind_guest_msi")
+        self._kernel.bind_guest_msi(device, giova, gdb, size)
+
+    def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
+        """Withdraw a guest binding; see :meth:`Kernel.unbind_guest_msi`."""
+        self._kernel.unbind_guest_msi(device, giova)
+
+    def prepare_msi(self, device: PciAddress) -> Iova:
+        """Enable the device's MSIs at the address the kernel picks."""
+        self._step("prepare_msi")
+        host_device = self._host.device_by_address[device]
+        return self._enable(host_device, self._pick(host_device))
+
+    def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
+        """Enable the device's MSIs at ``doorbell``.
+
+        On iommufd the kernel enables interrupts first, and picks an address as ever; the caller
+        overwrites it. In the series the caller is in the kernel and nothing is picked.
+        """
+        self._step("program_msi")
+        host_device = self._host.device_by_address[device]
+        self._kernel.domain_of(device)
+        if self._kernel.profile.iommufd:
+            self._pick(host_device)
+        return self._enable(host_device, doorbell.align_down(self.page_size))
+
+    def _pick(self, device: HostDevice) -> Iova:
+        return self._kernel.prepare_msi(device, self._host.its_by_id[device.its].doorbell)
+
+    def _enable(self, device: HostDevice, page: Iova) -> Iova:
+        """Map the device's events and write address and data into it."""
+        if device.address not in self._programmed:
+            self._itses[device.its].map_device(device.device_id, device.vectors)
+        doorbell = self._host.its_by_id[device.its].doorbell
+        programmed = page.offset(doorbell & (self.page_size - 1))
+        self._programmed[device.address] = programmed
+        return programmed
+
+    def advertise_rmr(self, window: ReservedRegion) -> None:
+        """Put an RMR node into the guest's IORT."""
+        self._step("advertise_rmr")
+        self._stage1.advertise(window)
+
+    def withdraw_rmr(self) -> None:
+        """Take the RMR nodes out again."""
+        self._stage1.withdraw()
+
+    def deliver(self, device: PciAddress) -> Verdict:
+        """Raise the device's MSIs; all of them take the way of the first."""
+        host_device = self._host.device_by_address[device]
+        programmed = self._programmed.get(device)
+        if programmed is None:
+            raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
+        steps = [TraceStep("programmed", {"iova": str(programmed)})]
+        hw_msi = host_device.hw_msi
+        if hw_msi is not None and hw_msi.overlaps(programmed, 1):
+            steps.append(TraceStep("bypass", {"region": str(hw_msi)}))
+            return self._arrive(host_device, programmed, Pa(programmed), steps)
+        smmu = self._kernel.smmus[self._kernel.domain_of(device).smmu]
+        walk = smmu.translate(host_device.stream_id, programmed)
+        steps += self._walk_steps(device, programmed, walk)
+        if walk.pa is None:
+            outcome = Outcome.S2_FAULT if walk.stage == 2 else Outcome.S1_FAULT
+            return Verdict(
+                device,
+                0,
+                host_device.vectors,
+                outcome,
+                None,
+                host_device.its,
+                programmed,
+                reason=str(walk.event),
+                trace=tuple(steps),
+            )
+        return self._arrive(host_device, programmed, walk.pa, steps)
+
+    def _walk_steps(self, device: PciAddress, programmed: Iova, walk: Walk) -> list[TraceStep]:
+        stage1 = self._guest.device_by_address[device].stage1
+        s2 = self._kernel.domain_of(device).handle
+        fault: dict[str, str | int | None] = (
+            {} if walk.event is None else {"fault": walk.event.kind.name}
+        )
+        first: dict[str, str | int | None] = {"stage1": stage1, "iova": str(programmed)}
+        if walk.ipa is None:
+            return [TraceStep("s1" if fault else "s2", {**first, **fault})]
+        steps = [TraceStep("s1", {**first, "ipa": str(walk.ipa)})]
+        second: dict[str, str | int | None] = {"s2": s2, "ipa": str(walk.ipa)}
+        if walk.pa is None:
+            return [*steps, TraceStep("s2", {**second, **fault})]
+        return [*steps, TraceStep("s2", {**second, "pa": str(walk.pa)})]
+
+    def _arrive(
+        self, device: HostDevice, programmed: Iova, pa: Pa, steps: list[TraceStep]
+    ) -> Verdict:
+        """See what is at the physical address that was written to."""
+        reached = self._doorbells.get(pa)
+        lpi, reason = None, ""
+        if reached is None:
+            reason = f"{pa} is no ITS doorbell"
+        else:
+            steps.append(TraceStep("doorbell", {"pa": str(pa), "its": reached}))
+            lpi = self._itses[reached].first_lpi(device.device_id, device.vectors)
+            if lpi is None:
+                reason = f"ITS {reached} does not know DeviceID {device.device_id}"
+            steps.append(
+                TraceStep("its", {"its": reached, "device_id": str(device.device_id), "lpi": lpi})
+            )
+        delivered = lpi is not None and reached == device.its
+        return Verdict(
+            device.address,
+            0,
+            device.vectors,
+            Outcome.DELIVERED if delivered else Outcome.MISROUTED,
+            reached,
+            device.its,
+            programmed,
+            reason=reason,
+            trace=tuple(steps),
+            lpi=lpi if delivered else None,
+        )
+
+    def costs(self) -> Costs:
+        """Return what is in use now."""
+        domains = self._kernel.domains.values()
+        pages = sum(len(domain.config.table) for domain in domains)
+        return Costs(
+            s2_domains=len(domains),
+            s2_mappings=pages,
+            sw_msi_slots=len(self._kernel.slots),
+            bindings=sum(len(d.cookie) for d in domains if isinstance(d.cookie, GuestBindings)),
+        )
+
+    def snapshot(self) -> Hashable:
+        """Return everything that a detach undoes.
+
+        The slots of the software MSI window are not part of it: they stay until the file
+        descriptor is closed, in Linux too.
+        """
+        domains = frozenset(
+            (
+                domain.smmu,
+                domain.config.table.pages(),
+                frozenset(domain.devices.items()),
+                domain.cookie.state() if isinstance(domain.cookie, GuestBindings) else None,
+            )
+            for domain in self._kernel.domains.values()
+        )
+        mapped = frozenset((its, model.mapped()) for its, model in self._itses.items())
+        streams = frozenset((i, frozenset(s.streams)) for i, s in self._kernel.smmus.items())
+        programmed = frozenset(self._programmed.items())
+        return domains, self._stage1.state(), mapped, streams, programmed
+
+    def stale(self) -> list[str]:
+        """Return a line per cached translation that the tables no longer give; none is right."""
+        return [
+            f"SMMU {smmu}: StreamID {stream}, IOVA {iova}"
+            for smmu, model in self._kernel.smmus.items()
+            for stream, iova in model.stale()
+        ]
+
+    def close(self) -> None:
+        """Close the file descriptor: detach every device, free every stage 2 and slot."""
+        for domain in list(self._kernel.domains.values()):
+            for device in list(domain.devices):
+                self.detach(device)
+            self.free_s2(domain.handle)
+        self._stage1.withdraw()
+        self._kernel.slots.clear()
+
+    def _step(self, operation: str) -> None:
+        self.steps += 1
+        if self.steps == self._fail_at:
+            raise BackendError(self._fail_errno, f"{operation}: fails as it was asked to")

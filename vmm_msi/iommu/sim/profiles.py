@@ -1,0 +1,83 @@
+"""The kernels that the model can be.
+
+``series-vN`` is the in-kernel world of "SMMUv3 Nested Stage Setup", revision N: bindings are
+registered, doorbells can be mapped by iommu_map() from inside the kernel, and there is no IOAS,
+so nothing checks a mapping against the software MSI window. ``linux-7.2`` is iommufd.
+``pre-series`` is where the discussion of 2018 started: a nested attach, the allocator as it was.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import InputError
+from vmm_msi.iommu.backend import Capability
+
+if TYPE_CHECKING:
+    from collections.abc import Set as AbstractSet
+
+_IN_KERNEL = frozenset(
+    {Capability.KERNEL_DOORBELL_MAP, Capability.DOORBELL_MAP, Capability.MSI_ADDRESS_WRITE}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """One kernel.
+
+    :param revision: revision of the series, 0 where it is not in.
+    :param iommufd: the rules are those of iommufd.
+    """
+
+    name: str
+    capabilities: frozenset[Capability]
+    revision: int = 0
+    iommufd: bool = False
+
+
+#: Oldest first.
+PROFILES: tuple[Profile, ...] = (
+    Profile("pre-series", _IN_KERNEL | {Capability.SW_MSI}),
+    Profile("series-v2", _IN_KERNEL | {Capability.GUEST_BINDING_V2}, revision=2),
+    Profile("series-v3", _IN_KERNEL | {Capability.GUEST_BINDING_V3}, revision=3),
+    Profile(
+        "series-v8",
+        _IN_KERNEL | {Capability.GUEST_BINDING_V8, Capability.GUEST_UNBIND},
+        revision=8,
+    ),
+    Profile(
+        "series-v15",
+        _IN_KERNEL | {Capability.GUEST_BINDING_V15, Capability.GUEST_UNBIND},
+        revision=15,
+    ),
+    Profile(
+        "linux-7.2",
+        frozenset(
+            {
+                Capability.SW_MSI,
+                Capability.SW_MSI_SLOTS,
+                Capability.DOORBELL_MAP,
+                Capability.MSI_ADDRESS_WRITE,
+            }
+        ),
+        iommufd=True,
+    ),
+)
+
+
+def profile_named(name: str) -> Profile:
+    """Return the profile called ``name``.
+
+    :raise InputError: when there is none.
+    """
+    for profile in PROFILES:
+        if profile.name == name:
+            return profile
+    names = ", ".join(profile.name for profile in PROFILES)
+    raise InputError(f"kernel profile {name!r}: not one of {names}")
+
+
+def newest_profile(wanted: AbstractSet[Capability]) -> Profile | None:
+    """Return the newest profile with all the capabilities, None where there is none."""
+    return next((p for p in reversed(PROFILES) if wanted <= p.capabilities), None)

@@ -1,0 +1,185 @@
+"""An SMMUv3: stream table, nested walk, TLB and the events it records.
+
+Sources: Arm SMMUv3 architecture specification (IHI 0070), 3.3 stream table, 3.4 address sizes,
+3.17 TLB tagging, 7.3 event records. Attributes, ATS and PASID are not modelled: an MSI is a write
+without either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_msi.iommu.sim.pagetable import Access, PageTable
+from vmm_msi.model import Iova, Ipa, Pa, StreamId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+class EventKind(IntEnum):
+    """Number of an event record (IHI 0070, 7.3)."""
+
+    C_BAD_STREAMID = 0x02
+    C_BAD_STE = 0x04
+    F_TRANSLATION = 0x10
+    F_ADDR_SIZE = 0x11
+    F_ACCESS = 0x12
+    F_PERMISSION = 0x13
+
+
+@dataclass(frozen=True, slots=True)
+class SmmuEvent:
+    """An event record.
+
+    :param stage: 1 or 2; 0 for a configuration error.
+    :param iova: the address the device emitted.
+    :param ipa: the address that stage 2 was asked for; None for the others.
+    :param table_walk: stage 2 faulted on a stage 1 table (the record's Class is TT), not on the
+        address itself.
+    """
+
+    kind: EventKind
+    stage: int
+    stream_id: StreamId
+    iova: Iova
+    ipa: Ipa | None = None
+    table_walk: bool = False
+
+    def __str__(self) -> str:
+        where = f"stage {self.stage}" if self.stage else "configuration"
+        ipa = "" if self.ipa is None else f", IPA {self.ipa}"
+        walk = " on a stage 1 table walk" if self.table_walk else ""
+        return f"{self.kind.name} ({where}{walk}) StreamID {self.stream_id}, IOVA {self.iova}{ipa}"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage1Config:
+    """What a context descriptor says: the table, where its first level lies and the ASID."""
+
+    asid: int
+    table: PageTable
+    root: Ipa
+
+
+@dataclass(frozen=True, slots=True)
+class Stage2Config:
+    """What the stage 2 part of a stream table entry says."""
+
+    vmid: int
+    table: PageTable
+
+
+@dataclass(frozen=True, slots=True)
+class StreamTableEntry:
+    """A valid stream table entry that nests a stage 1 on a stage 2."""
+
+    s1: Stage1Config
+    s2: Stage2Config
+
+
+class Walk(NamedTuple):
+    """The result of a walk: how far it came and, where ``pa`` is None, the event."""
+
+    ipa: Ipa | None
+    pa: Pa | None
+    event: SmmuEvent | None
+
+    @property
+    def stage(self) -> int:
+        """The stage that faulted, 0 where none did."""
+        return 0 if self.event is None else self.event.stage
+
+
+class SmmuModel:
+    """One SMMUv3 with both stages."""
+
+    #: Entries are cached by the smallest granule, so that no larger one hides an invalidation.
+    TLB_PAGE_SHIFT = 12
+
+    def __init__(self) -> None:
+        self.streams: dict[StreamId, StreamTableEntry] = {}
+        #: VMID -> ASID -> page -> what the page translates to.
+        self._tlb: dict[int, dict[int, dict[int, tuple[Ipa, Pa]]]] = {}
+
+    def install(self, stream_id: StreamId, entry: StreamTableEntry) -> None:
+        """Write a stream table entry (and CMD_CFGI_STE: no configuration is cached here)."""
+        self.streams[stream_id] = entry
+
+    def clear(self, stream_id: StreamId) -> None:
+        """Make a stream abort, as Linux does with a device that no domain is attached to."""
+        del self.streams[stream_id]
+
+    def translate(self, stream_id: StreamId, iova: Iova) -> Walk:
+        """Translate a write to ``iova``, through the TLB."""
+        entry = self.streams.get(stream_id)
+        if entry is None:
+            event = SmmuEvent(EventKind.C_BAD_STE, 0, stream_id, iova)
+            return Walk(None, None, event)
+        page = iova >> self.TLB_PAGE_SHIFT
+        low = iova & ((1 << self.TLB_PAGE_SHIFT) - 1)
+        tagged = self._tlb.setdefault(entry.s2.vmid, {}).setdefault(entry.s1.asid, {})
+        cached = tagged.get(page)
+        if cached is not None:
+            return Walk(cached[0].offset(low), cached[1].offset(low), None)
+        walk = self.walk(entry, stream_id, iova)
+        if walk.ipa is not None and walk.pa is not None:
+            tagged[page] = (walk.ipa.offset(-low), walk.pa.offset(-low))
+        return walk
+
+    @staticmethod
+    def walk(entry: StreamTableEntry, stream_id: StreamId, iova: Iova) -> Walk:
+        """Translate a write to ``iova`` by the tables alone."""
+
+        def event(
+            kind: EventKind, stage: int, ipa: Ipa | None = None, *, table_walk: bool = False
+        ) -> SmmuEvent:
+            return SmmuEvent(kind, stage, stream_id, iova, ipa, table_walk)
+
+        s1, s2 = entry.s1, entry.s2
+        if iova >> s1.table.INPUT_BITS:
+            return Walk(None, None, event(EventKind.F_TRANSLATION, 1))
+        root = s2.table.lookup(s1.root)
+        if root is None:
+            fault = event(EventKind.F_TRANSLATION, 2, s1.root, table_walk=True)
+            return Walk(None, None, fault)
+        first = s1.table.lookup(iova)
+        if first is None:
+            return Walk(None, None, event(EventKind.F_TRANSLATION, 1))
+        if first.output >> s1.table.output_bits:
+            return Walk(None, None, event(EventKind.F_ADDR_SIZE, 1))
+        if Access.WRITE not in first.access:
+            return Walk(None, None, event(EventKind.F_PERMISSION, 1))
+        ipa = Ipa(first.output)
+        second = s2.table.lookup(ipa)
+        if second is None:
+            return Walk(ipa, None, event(EventKind.F_TRANSLATION, 2, ipa))
+        if second.output >> s2.table.output_bits:
+            return Walk(ipa, None, event(EventKind.F_ADDR_SIZE, 2, ipa))
+        if Access.WRITE not in second.access:
+            return Walk(ipa, None, event(EventKind.F_PERMISSION, 2, ipa))
+        return Walk(ipa, Pa(second.output), None)
+
+    def invalidate_asid(self, vmid: int, asid: int) -> None:
+        """CMD_TLBI_NH_ASID: what a guest issues, with the VMID the host puts in."""
+        self._tlb.get(vmid, {}).pop(asid, None)
+
+    def invalidate_vmid(self, vmid: int) -> None:
+        """CMD_TLBI_S12_VMALL: everything of a VMID.
+
+        Linux issues it when a stage 2 is freed, and after an unmap in a nesting parent it
+        follows CMD_TLBI_S2_IPA with CMD_TLBI_NH_ALL, since combined entries are not tagged by
+        IPA (``arm_smmu_tlb_inv_range_domain`` and ``arm_smmu_domain_tlbi_inv``).
+        """
+        self._tlb.pop(vmid, None)
+
+    def stale(self) -> Iterator[tuple[StreamId, Iova]]:
+        """Yield each cached translation of an installed stream that its tables do not give."""
+        for stream_id, entry in self.streams.items():
+            tagged = self._tlb.get(entry.s2.vmid, {}).get(entry.s1.asid, {})
+            for page, (ipa, pa) in tagged.items():
+                iova = Iova(page << self.TLB_PAGE_SHIFT)
+                walk = self.walk(entry, stream_id, iova)
+                if (walk.ipa, walk.pa) != (ipa, pa):
+                    yield stream_id, iova

@@ -1,0 +1,296 @@
+"""One guest, brought up and taken down step by step by the strategies chosen for its devices.
+
+The order of calls, what is undone when one fails, and what observers learn is decided here, once,
+for the model and for a real kernel alike.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
+from vmm_msi.hookspecs import Action, Event, Session
+from vmm_msi.model import GuestPlan, Order, Outcome, Verdict, VsmmuPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from vmm_msi.config import Choice
+    from vmm_msi.hookspecs import Needs, Options
+    from vmm_msi.host import PluginHost, StrategyHooks
+    from vmm_msi.iommu.backend import Backend, BackendInfo
+    from vmm_msi.model import GuestDomain, HostDevice, HostTopology, Iova, PciAddress
+
+
+def check_needs(name: str, needs: Needs, info: BackendInfo) -> None:
+    """Compare what a strategy needs with what a backend can do.
+
+    :raise RefusedError: when something is missing; nothing was touched.
+    """
+    missing = sorted(needs.capabilities - info.capabilities)
+    if missing:
+        raise RefusedError(
+            f"strategy {name}: the backend {info.name} ({info.profile}) lacks "
+            f"{', '.join(missing)}; it has {', '.join(sorted(info.capabilities))}"
+        )
+
+
+def refusal(device: HostDevice, error: RefusedError) -> Verdict:
+    """Return the verdict of a device that was refused."""
+    return Verdict(
+        device.address,
+        0,
+        device.vectors,
+        Outcome.REFUSED,
+        None,
+        device.its,
+        errno=error.errno if isinstance(error, BackendError) else None,
+        reason=str(error),
+    )
+
+
+class _Part:
+    """One strategy with one set of options, at work for some of the guest's devices."""
+
+    def __init__(self, session: Session, hooks: StrategyHooks) -> None:
+        self.session = session
+        self.hooks = hooks
+        self.started = False
+
+
+class GuestRun:
+    """A guest on a backend, with a strategy for each device.
+
+    :param choice_of: the strategy chosen for each device of ``guest``.
+    :param selector: name of the ITS selector.
+    :raise RefusedError: when the backend cannot do what a strategy needs.
+    :raise UsageError: for an unknown strategy, option or selector.
+    """
+
+    def __init__(
+        self,
+        plugins: PluginHost,
+        host: HostTopology,
+        guest: GuestDomain,
+        backend: Backend,
+        choice_of: Mapping[PciAddress, Choice],
+        selector: str,
+    ) -> None:
+        self.backend = backend
+        self.guest = guest
+        self.host = host
+        self._plugins = plugins
+        self._selector = selector
+        self._observed = plugins.has_observers
+        self._its: dict[PciAddress, int] = {}
+        self._parts: dict[Choice, _Part] = {}
+        self._part_of: dict[PciAddress, _Part] = {}
+        self._undo: dict[PciAddress, list[Callable[[], None]]] = {}
+        for address, choice in choice_of.items():
+            if choice not in self._parts:
+                options = plugins.options(choice.strategy, choice.options)
+                self._parts[choice] = self._part(choice, options)
+            self._part_of[address] = self._parts[choice]
+
+    def _part(self, choice: Choice, options: Options) -> _Part:
+        needs = self._plugins.needs(choice.strategy, options)
+        check_needs(choice.strategy, needs, self.backend.info)
+        session = Session(
+            host=self.host,
+            guest=self.guest,
+            backend=self.backend,
+            strategy=choice.strategy,
+            options=options,
+            its_of=self.its_of,
+        )
+        return _Part(session, self._plugins.hooks(choice.strategy))
+
+    def its_of(self, device: PciAddress) -> int:
+        """Return the ITS that the selector names for a device, asked once."""
+        if device not in self._its:
+            host_device = self.host.device_by_address[device]
+            self._its[device] = self._plugins.select_its(self._selector, host_device, self.host)
+        return self._its[device]
+
+    def plan(self) -> GuestPlan:
+        """Return what the strategies want in the domain XML, all parts together.
+
+        :raise RefusedError: when a strategy cannot arrange its devices.
+        """
+        vsmmus: list[VsmmuPlan] = []
+        for part in self._parts.values():
+            plan = part.hooks.plan_domain(part.session)
+            mine = [d for d in self.guest.devices if self._part_of.get(d.host) is part]
+            members = {device.host for device in mine}
+            if plan is None:
+                by_smmu: dict[int, list[PciAddress]] = {}
+                for device in mine:
+                    smmu = self.host.device_by_address[device.host].smmu
+                    if smmu is None:
+                        raise RefusedError(f"{device.host}: is behind no SMMU")
+                    by_smmu.setdefault(smmu, []).append(device.host)
+                vsmmus += [VsmmuPlan(smmu, tuple(found)) for smmu, found in by_smmu.items()]
+                continue
+            for vsmmu in plan.vsmmus:
+                kept = tuple(device for device in vsmmu.devices if device in members)
+                if kept:
+                    vsmmus.append(VsmmuPlan(vsmmu.smmu, kept, vsmmu.its, vsmmu.accelerated))
+        return GuestPlan(tuple(vsmmus))
+
+    def attach(self, device: PciAddress) -> None:
+        """Attach one device; the first of a strategy starts that strategy for the guest.
+
+        :raise RefusedError: the refusal; nothing is left behind.
+        """
+        part = self._part_of[device]
+        if not part.started:
+            with self._step(Action.ATTACH_DOMAIN, part):
+                part.hooks.attach_domain(part.session)
+            part.started = True
+        with self._step(Action.ATTACH_DEVICE, part, device):
+            hw_msi = self.host.device_by_address[device].hw_msi
+            if hw_msi is not None:
+                raise RefusedError(
+                    f"{device}: has the reserved region {hw_msi}, MSIs to it bypass the SMMU, so "
+                    "nested translation cannot be used; assign a device without one"
+                )
+            part.hooks.attach_device(part.session, device)
+        undo = self._undo[device] = []
+        undo.append(lambda: self._detach_device(part, device))
+
+    def bind(self, device: PciAddress) -> None:
+        """Bind the doorbell of an attached device.
+
+        :raise RefusedError: the refusal; the device stays attached.
+        """
+        part = self._part_of[device]
+        with self._step(Action.BIND_DOORBELL, part, device):
+            part.hooks.bind_doorbell(part.session, device)
+        self._undo[device].append(lambda: self._unbind_doorbell(part, device))
+
+    def prepare(self, device: PciAddress) -> Iova:
+        """Enable the MSIs of a device whose doorbell is bound.
+
+        :raise RefusedError: the refusal; the device stays attached and bound.
+        """
+        part = self._part_of[device]
+        values: dict[str, str | int] = {}
+        with self._step(Action.PREPARE_MSI, part, device, values):
+            programmed = part.hooks.prepare_msi(part.session, device)
+            values["programmed_iova"] = str(programmed)
+        return programmed
+
+    def take_down(self, device: PciAddress) -> None:
+        """Undo what was done for a device, in reverse."""
+        for step in reversed(self._undo.pop(device, [])):
+            step()
+
+    def _detach_device(self, part: _Part, device: PciAddress) -> None:
+        with self._step(Action.DETACH_DEVICE, part, device):
+            part.hooks.detach_device(part.session, device)
+
+    def _unbind_doorbell(self, part: _Part, device: PciAddress) -> None:
+        with self._step(Action.UNBIND_DOORBELL, part, device):
+            part.hooks.unbind_doorbell(part.session, device)
+
+    def stop(self) -> None:
+        """Take every device down, then end the strategies for this guest."""
+        for device in list(self._undo):
+            self.take_down(device)
+        for part in self._parts.values():
+            if part.started:
+                with self._step(Action.DETACH_DOMAIN, part):
+                    part.hooks.detach_domain(part.session)
+                part.started = False
+
+    def attach_all(self) -> None:
+        """Bring every device up, or none.
+
+        :raise RefusedError: the first refusal, after everything was taken down again.
+        """
+        try:
+            for device, step in self._schedule():
+                step(device)
+        except BaseException:
+            self.stop()
+            raise
+
+    def try_all(self) -> Iterator[Verdict]:
+        """Bring up what can be brought up and yield a verdict for every device, in order.
+
+        A device that is refused at one step is taken down and left out of the later steps.
+        """
+        refused: dict[PciAddress, Verdict] = {}
+        for device, step in self._schedule():
+            if device in refused:
+                continue
+            try:
+                step(device)
+            except RefusedError as error:
+                refused[device] = refusal(self.host.device_by_address[device], error)
+                self.take_down(device)
+        for guest_device in self.guest.devices:
+            address = guest_device.host
+            verdict = refused.get(address)
+            yield verdict if verdict is not None else self.backend.deliver(address)
+
+    def _schedule(self) -> Iterator[tuple[PciAddress, Callable[[PciAddress], object]]]:
+        addresses = [device.host for device in self.guest.devices]
+        if self.guest.order is Order.INTERLEAVED:
+            for address in addresses:
+                yield address, self.attach
+                yield address, self.bind
+                yield address, self.prepare
+            return
+        for address in addresses:
+            yield address, self.attach
+            yield address, self.bind
+        for address in addresses:
+            yield address, self.prepare
+
+    @contextmanager
+    def _step(
+        self,
+        action: Action,
+        part: _Part,
+        device: PciAddress | None = None,
+        values: Mapping[str, str | int] | None = None,
+    ) -> Iterator[None]:
+        """Ask the observers, do it, tell the observers; name the plugin that breaks."""
+        name = part.session.strategy
+        event = None
+        if self._observed:
+            event = Event(action, self.guest.name, name, device, values or {})
+            if action not in _UNDOING:
+                self._plugins.ask(event)
+        try:
+            yield
+        except VmmMsiError as error:
+            self._tell(event, str(error))
+            raise
+        except Exception as error:
+            self._tell(event, str(error))
+            raise PluginError(
+                f"strategy {name}: {action} of {device or self.guest.name} failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        self._tell(event)
+
+    def _tell(self, event: Event | None, error: str = "") -> None:
+        if event is not None:
+            told = Event(
+                event.action, event.guest, event.strategy, event.device, event.values, error
+            )
+            self._plugins.tell(told)
+
+
+_UNDOING = frozenset({Action.DETACH_DOMAIN, Action.DETACH_DEVICE, Action.UNBIND_DOORBELL})
+
+
+def outcomes(verdicts: Iterable[Verdict]) -> dict[Outcome, int]:
+    """Count MSIs by outcome, every outcome named."""
+    counts = dict.fromkeys(Outcome, 0)
+    for verdict in verdicts:
+        counts[verdict.outcome] += verdict.count
+    return counts
