@@ -38,7 +38,7 @@ from vmm_msi.model import (
     Vits,
     VsmmuPlan,
 )
-from vmm_msi.strategy import DoorbellMaps, S2Pool, smmu_of
+from vmm_msi.strategy import DoorbellMaps, S2Pool, guest_doorbell, smmu_of
 
 __all__ = [
     "SW_MSI_WINDOW",
@@ -78,6 +78,7 @@ __all__ = [
     "Vits",
     "VmmMsiError",
     "VsmmuPlan",
+    "guest_doorbell",
     "hookimpl",
     "smmu_of",
 ]

@@ -23,6 +23,14 @@ from __future__ import annotations
 
 import errno as _errno
 
+# Names of the kernel's own headers where Python prefers the synonym.
+_KERNEL_NAMES = {_errno.EOPNOTSUPP: "EOPNOTSUPP", _errno.EAGAIN: "EAGAIN"}
+
+
+def errno_name(number: int) -> str:
+    """Return the kernel's name of an error number, such as ``EINVAL``."""
+    return _KERNEL_NAMES.get(number) or _errno.errorcode.get(number, f"errno {number}")
+
 
 class VmmMsiError(Exception):
     """Root of the tree; never raised itself."""
@@ -79,7 +87,7 @@ class BackendError(RefusedError):
     """
 
     def __init__(self, errno: int, reason: str) -> None:
-        super().__init__(f"{_errno.errorcode[errno]}: {reason}")
+        super().__init__(f"{errno_name(errno)}: {reason}")
         self.errno = errno
         self.reason = reason
 

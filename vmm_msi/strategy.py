@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.hookspecs import Session
     from vmm_msi.iommu.backend import S2Handle
-    from vmm_msi.model import PciAddress
+    from vmm_msi.model import Iova, PciAddress
 
 
 def smmu_of(session: Session, device: PciAddress) -> int:
@@ -27,6 +27,18 @@ def smmu_of(session: Session, device: PciAddress) -> int:
             "nest; assign a device that is behind one"
         )
     return smmu
+
+
+def guest_doorbell(session: Session, device: PciAddress) -> Iova:
+    """Return the IOVA at which the guest sees the doorbell page (gDB) of ``device``.
+
+    Its stage 1 maps whole granules, so where that is larger than gDB's alignment the doorbell
+    page lies inside of one.
+    """
+    guest_device = session.guest_device(device)
+    granule = session.guest.stage1_by_id[guest_device.stage1].granule
+    gdb = session.guest.gdb(guest_device)
+    return guest_device.giova.align_down(granule).offset(gdb & (granule - 1))
 
 
 @dataclass

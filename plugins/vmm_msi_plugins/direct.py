@@ -17,6 +17,7 @@ from vmm_msi.api import (
     PluginKind,
     S2Pool,
     Session,
+    guest_doorbell,
     hookimpl,
     smmu_of,
 )
@@ -70,7 +71,7 @@ def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool:
 @hookimpl
 def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
     """Write the guest's gIOVA into the device."""
-    return session.backend.program_msi(device, session.guest_device(device).giova)
+    return session.backend.program_msi(device, guest_doorbell(session, device))
 
 
 @hookimpl

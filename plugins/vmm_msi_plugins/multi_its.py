@@ -31,6 +31,7 @@ from vmm_msi.api import (
     S2Pool,
     Session,
     VsmmuPlan,
+    guest_doorbell,
     hookimpl,
     smmu_of,
 )
@@ -185,7 +186,7 @@ def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
     """Write the guest's gIOVA into the device; in mode ``vsmmu`` the kernel picks the slot."""
     if _mode(session) == "vsmmu":
         return session.backend.prepare_msi(device)
-    return session.backend.program_msi(device, session.guest_device(device).giova)
+    return session.backend.program_msi(device, guest_doorbell(session, device))
 
 
 @hookimpl

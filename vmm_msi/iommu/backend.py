@@ -137,7 +137,7 @@ class Backend(Protocol):
         ...
 
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
-        """Enable the device's MSIs with the page address ``doorbell``.
+        """Enable the device's MSIs at ``doorbell`` plus the offset of GITS_TRANSLATER in its page.
 
         :return: the address written into the device, offset within the page included.
         """

@@ -140,13 +140,17 @@ class SimBackend:
         self._kernel.domain_of(device)
         if self._kernel.profile.iommufd:
             self._pick(host_device)
-        return self._enable(host_device, doorbell.align_down(self.page_size))
+        return self._enable(host_device, doorbell)
 
     def _pick(self, device: HostDevice) -> Iova:
         return self._kernel.prepare_msi(device, self._host.its_by_id[device.its].doorbell)
 
     def _enable(self, device: HostDevice, page: Iova) -> Iova:
-        """Map the device's events and write address and data into it."""
+        """Map the device's events and write address and data into it.
+
+        The offset within the doorbell's page is added to the address, which may be finer
+        aligned than a host page: ``iommu_dma_compose_msi_msg``.
+        """
         if device.address not in self._programmed:
             self._itses[device.its].map_device(device.device_id, device.vectors)
         doorbell = self._host.its_by_id[device.its].doorbell

@@ -52,7 +52,7 @@ class _Binding:
     giova: Iova
     gdb: Ipa
     size: int
-    device: PciAddress | None
+    serial: int
     hdb: Pa | None = None
 
 
@@ -79,6 +79,7 @@ class GuestBindings:
     def __init__(self, table: PageTable, revision: int) -> None:
         self._table = table
         self._revision = revision
+        self._serial = 0
         self._all = _Entries()
         self._own: dict[PciAddress, _Entries] = {}
 
@@ -102,16 +103,14 @@ class GuestBindings:
         page = giova.align_down(size)
         if page in entries.by_giova:
             return
-        owner = device if self._revision == 3 else None
-        binding = _Binding(page, gdb.align_down(size), size, owner)
+        self._serial += 1
+        binding = _Binding(page, gdb.align_down(size), size, self._serial)
         entries.by_giova[page] = entries.unused[page] = binding
 
     def unbind(self, device: PciAddress, giova: Iova) -> bool:
         """Drop the binding of ``giova``; tell whether a stage 2 mapping went with it."""
         entries = self._entries(device)
-        binding = next(
-            (b for page, b in _candidates(entries, giova) if page == giova.align_down(b.size)), None
-        )
+        binding = _find(entries, giova)
         if binding is None:
             return False
         del entries.by_giova[binding.giova]
@@ -153,10 +152,12 @@ class GuestBindings:
         return frozenset((b.giova, b.gdb, b.hdb) for g in groups for b in g.by_giova.values())
 
 
-def _candidates(entries: _Entries, giova: Iova) -> list[tuple[Iova, _Binding]]:
-    """Return the bindings whose page ``giova`` may lie in: one per possible granule."""
+def _find(entries: _Entries, giova: Iova) -> _Binding | None:
+    """Return the newest binding whose page ``giova`` lies in, whatever its granule."""
     pages = {giova.align_down(1 << shift) for shift in (12, 14, 16)}
-    return [(page, entries.by_giova[page]) for page in pages if page in entries.by_giova]
+    found = [entries.by_giova[page] for page in pages if page in entries.by_giova]
+    hits = [binding for binding in found if giova.align_down(binding.size) == binding.giova]
+    return max(hits, key=lambda binding: binding.serial, default=None)
 
 
 class SwMsiSlots:

@@ -1,0 +1,187 @@
+"""Page tables, the SMMU's walk and events, the TLB, and the ITS."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.sim.its import FIRST_LPI, ItsModel, LpiSpace
+from vmm_msi.iommu.sim.pagetable import Access, PageTable
+from vmm_msi.iommu.sim.smmu import (
+    EventKind,
+    SmmuModel,
+    Stage1Config,
+    Stage2Config,
+    StreamTableEntry,
+)
+from vmm_msi.model import DeviceId, Granule, Iova, Ipa, Its, Pa, StreamId
+
+ROOT = Ipa(0x4000_0000)
+SID = StreamId(7)
+GIOVA = Iova(0xFFFF_F040)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((0x1001, 0x2000, 0x1000), errno.EINVAL),
+        ((0x1000, 0x2001, 0x1000), errno.EINVAL),
+        ((0x1000, 0x2000, 0x800), errno.EINVAL),
+        ((0x1000, 0x2000, 0), errno.EINVAL),
+        ((1 << 48, 0x2000, 0x1000), errno.ERANGE),
+        ((0x1000, 1 << 48, 0x1000), errno.ERANGE),
+        ((0x5000, 0x2000, 0x1000), errno.EEXIST),
+        ((0x4000, 0x2000, 0x2000), errno.EEXIST),
+        ((0x9000, 0x2000, 0x1000), errno.EEXIST),
+        ((0x1000, 0x2000, 0x1000, Access.NONE), errno.EINVAL),
+    ],
+)
+def test_map_refuses_with_linux_errno_and_changes_nothing(arguments, expected):
+    table = PageTable(Granule.K4)
+    table.map(0x5000, 0x9000, 0x1000)
+    table.map(0x8000, 0x10000, 0x4000)
+    with pytest.raises(BackendError) as refusal:
+        table.map(*arguments)
+    assert refusal.value.errno == expected
+    assert table.pages() == {(0x5000, 0x9000)}
+    assert table.lookup(0x4000) is None
+
+
+def test_lookup_adds_the_offset_in_pages_and_ranges():
+    table = PageTable(Granule.K64)
+    table.map(0x10000, 0x20000, 0x10000, Access.READ)
+    table.map(0x100000, 0x900000, 0x40000)
+    assert table.lookup(0x10040).output == 0x20040
+    assert table.lookup(0x10040).access is Access.READ
+    assert table.lookup(0x13FFFF).output == 0x93FFFF
+    assert table.lookup(0x140000) is None
+    assert table.unmap(0x100000)
+    assert not table.unmap(0x100000)
+    assert table.lookup(0x100000) is None
+
+
+def entry(*, s1_bits=48, s2_bits=48, vmid=1):
+    s1 = Stage1Config(asid=3, table=PageTable(Granule.K4, s1_bits), root=ROOT)
+    s2 = Stage2Config(vmid=vmid, table=PageTable(Granule.K4, s2_bits))
+    s2.table.map(ROOT, 0x9_0000_0000, 0x10_0000)
+    return StreamTableEntry(s1, s2)
+
+
+def fault(configure, iova=GIOVA, **bits):
+    smmu = SmmuModel()
+    installed = entry(**bits)
+    configure(installed.s1.table, installed.s2.table)
+    smmu.install(SID, installed)
+    walk = smmu.translate(SID, iova)
+    assert walk.pa is None
+    assert walk.event.stream_id == SID
+    assert walk.event.iova == iova
+    return walk.event.kind, walk.event.stage, walk.event.ipa
+
+
+def test_events_of_stage_1():
+    assert fault(lambda s1, s2: None) == (EventKind.F_TRANSLATION, 1, None)
+    read_only = lambda s1, s2: s1.map(0xFFFFF000, 0x8090000, 4096, Access.READ)  # noqa: E731
+    assert fault(read_only) == (EventKind.F_PERMISSION, 1, None)
+    assert fault(lambda s1, s2: None, Iova(1 << 50)) == (EventKind.F_TRANSLATION, 1, None)
+
+    def too_wide(s1, s2):
+        s1.map(0xFFFFF000, 1 << 44, 4096)
+        s1.output_bits = 44
+
+    assert fault(too_wide) == (EventKind.F_ADDR_SIZE, 1, None)
+
+
+def test_events_of_stage_2():
+    ipa = Ipa(0x8090040)
+    nothing = lambda s1, s2: s1.map(0xFFFFF000, 0x8090000, 4096)  # noqa: E731
+    assert fault(nothing) == (EventKind.F_TRANSLATION, 2, ipa)
+
+    def read_only(s1, s2):
+        nothing(s1, s2)
+        s2.map(0x8090000, 0x200010000, 4096, Access.READ)
+
+    assert fault(read_only) == (EventKind.F_PERMISSION, 2, ipa)
+
+    def too_wide(s1, s2):
+        nothing(s1, s2)
+        s2.map(0x8090000, 1 << 44, 4096)
+        s2.output_bits = 44
+
+    assert fault(too_wide) == (EventKind.F_ADDR_SIZE, 2, ipa)
+
+
+def test_a_stage_1_table_outside_of_guest_ram_is_a_stage_2_fault_on_the_walk():
+    smmu = SmmuModel()
+    installed = entry()
+    installed.s2.table.unmap(ROOT)
+    smmu.install(SID, installed)
+    event = smmu.translate(SID, GIOVA).event
+    assert (event.kind, event.stage, event.ipa) == (EventKind.F_TRANSLATION, 2, ROOT)
+    assert event.table_walk
+    assert "stage 1 table walk" in str(event)
+
+
+def test_a_stream_without_an_entry():
+    event = SmmuModel().translate(SID, GIOVA).event
+    assert (event.kind, event.stage) == (EventKind.C_BAD_STE, 0)
+
+
+@pytest.mark.parametrize("invalidate", ["asid", "vmid"])
+def test_the_tlb_is_stale_until_it_is_invalidated(invalidate):
+    smmu = SmmuModel()
+    installed = entry()
+    installed.s1.table.map(0xFFFFF000, 0x8090000, 4096)
+    installed.s2.table.map(0x8090000, 0x200010000, 4096)
+    smmu.install(SID, installed)
+    assert smmu.translate(SID, GIOVA).pa == Pa(0x200010040)
+    installed.s2.table.unmap(0x8090000)
+    assert smmu.translate(SID, GIOVA).pa == Pa(0x200010040)
+    assert list(smmu.stale()) == [(SID, Iova(0xFFFFF000))]
+    if invalidate == "asid":
+        smmu.invalidate_asid(1, 3)
+    else:
+        smmu.invalidate_vmid(1)
+    assert list(smmu.stale()) == []
+    assert smmu.translate(SID, GIOVA).event.stage == 2
+
+
+def test_invalidations_hit_their_own_vmid_and_asid_only():
+    smmu = SmmuModel()
+    for sid, vmid in ((1, 1), (2, 2)):
+        installed = entry(vmid=vmid)
+        installed.s1.table.map(0xFFFFF000, 0x8090000, 4096)
+        installed.s2.table.map(0x8090000, 0x200010000, 4096)
+        smmu.install(StreamId(sid), installed)
+        smmu.translate(StreamId(sid), GIOVA)
+        installed.s2.table.unmap(0x8090000)
+    smmu.invalidate_asid(1, 4)
+    assert len(list(smmu.stale())) == 2
+    smmu.invalidate_vmid(1)
+    assert [sid for sid, _ in smmu.stale()] == [2]
+
+
+def test_its_translates_only_what_was_mapped():
+    its = ItsModel(Its(0, Pa(0x2_0000_0000)), LpiSpace())
+    assert its.first_lpi(DeviceId(1), 1) is None
+    its.map_device(DeviceId(1), 4)
+    its.map_device(DeviceId(2), 2)
+    assert its.first_lpi(DeviceId(1), 4) == FIRST_LPI
+    assert its.first_lpi(DeviceId(2), 2) == FIRST_LPI + 4
+    assert its.first_lpi(DeviceId(2), 3) is None
+    with pytest.raises(BackendError, match="EBUSY"):
+        its.map_device(DeviceId(1), 4)
+    its.unmap_device(DeviceId(1))
+    its.map_device(DeviceId(3), 4)
+    assert its.first_lpi(DeviceId(3), 4) == FIRST_LPI
+    assert its.mapped() == {2, 3}
+    assert its.answers_to(Pa(0x2_0001_0040))
+
+
+def test_lpis_run_out():
+    lpis = LpiSpace(id_bits=14)
+    lpis.alloc(8192)
+    with pytest.raises(BackendError, match="ENOSPC"):
+        lpis.alloc(1)

@@ -1,0 +1,285 @@
+"""The rules of each modelled kernel: same cause, same errno."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vmm_msi.errors import BackendError, InputError, errno_name
+from vmm_msi.iommu.backend import Capability
+from vmm_msi.iommu.sim import PROFILES, SimBackend, newest_profile, profile_named
+from vmm_msi.model import (
+    SW_MSI_WINDOW,
+    DeviceId,
+    Granule,
+    GuestDevice,
+    GuestDomain,
+    HostDevice,
+    HostTopology,
+    Iova,
+    Ipa,
+    Its,
+    MemoryRange,
+    Outcome,
+    Pa,
+    PciAddress,
+    ReservedKind,
+    ReservedRegion,
+    Smmu,
+    Stage1,
+    StreamId,
+    Vits,
+)
+
+A, B, C = (PciAddress(0, bus, 0, 0) for bus in (1, 2, 3))
+GDB = Ipa(0x0A09_0000)
+SERIES = [p.name for p in PROFILES if not p.iommufd]
+
+
+def device(address, *, smmu=0, its=0, group=None, reserved=(SW_MSI_WINDOW,)):
+    number = address.bus
+    return HostDevice(
+        address, smmu, StreamId(number), (its,), DeviceId(number), group or number, 2, reserved
+    )
+
+
+def host(*devices, granule=Granule.K4, nested=True):
+    return HostTopology(
+        "test",
+        granule,
+        tuple(Smmu(i, nested=nested) for i in range(2)),
+        tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(2)),
+        devices,
+    )
+
+
+def guest(*addresses, memory=(MemoryRange(Ipa(0x4000_0000), 0x1000_0000),), stage1=None):
+    names = stage1 or {a: f"s1-{a.bus}" for a in addresses}
+    return GuestDomain(
+        "test",
+        (Vits(0, Ipa(0x0A08_0000)),),
+        tuple(Stage1(name) for name in dict.fromkeys(names.values())),
+        tuple(GuestDevice(a, names[a], 0, Iova(0xFFFF_0000)) for a in addresses),
+        memory=memory,
+    )
+
+
+def sim(profile, *devices, **more):
+    options = {key: more.pop(key) for key in ("granule", "nested") if key in more}
+    addresses = [d.address for d in devices]
+    return SimBackend(host(*devices, **options), guest(*addresses, **more), profile_named(profile))
+
+
+def code(call, *args, **kwargs):
+    with pytest.raises(BackendError) as refusal:
+        call(*args, **kwargs)
+    return errno_name(refusal.value.errno)
+
+
+@pytest.mark.parametrize(
+    ("profile", "expected"), [("linux-7.2", "EOPNOTSUPP"), ("series-v15", "EINVAL")]
+)
+def test_a_stage_2_needs_an_smmu_with_both_stages(profile, expected):
+    assert code(sim(profile, device(A), nested=False).alloc_s2, 0) == expected
+
+
+@pytest.mark.parametrize(("profile", "expected"), [("linux-7.2", "EINVAL"), ("series-v2", "ENXIO")])
+def test_one_s2_per_physical_smmu(profile, expected):
+    backend = sim(profile, device(A, smmu=1))
+    assert code(backend.attach, A, backend.alloc_s2(0)) == expected
+
+
+@pytest.mark.parametrize(("profile", "expected"), [("linux-7.2", "EINVAL"), ("series-v2", "EBUSY")])
+@pytest.mark.parametrize("same_s2", [True, False])
+def test_a_group_has_one_translation(profile, expected, same_s2):
+    backend = sim(profile, device(A, group=7), device(B, group=7))
+    first = backend.alloc_s2(0)
+    backend.attach(A, first)
+    second = first if same_s2 else backend.alloc_s2(0)
+    assert code(backend.attach, B, second) == expected
+
+
+@pytest.mark.parametrize("profile", [p.name for p in PROFILES])
+def test_a_group_may_share_it(profile):
+    devices = [device(A, group=7), device(B, group=7)]
+    backend = sim(profile, *devices, stage1={A: "s1", B: "s1"})
+    s2 = backend.alloc_s2(0)
+    backend.attach(A, s2)
+    backend.attach(B, s2)
+    assert code(backend.attach, B, s2) == "EBUSY"
+    assert code(backend.free_s2, s2) == "EBUSY"
+    backend.detach(A)
+    backend.detach(B)
+    backend.free_s2(s2)
+
+
+def test_iommufd_reserves_the_window_at_attach():
+    backend = sim("linux-7.2", device(A))
+    s2 = backend.alloc_s2(0)
+    backend.map_doorbell(s2, Ipa(0x0809_0000), 0)
+    assert code(backend.attach, A, s2) == "EADDRINUSE"
+    backend.unmap_doorbell(s2, Ipa(0x0809_0000))
+    backend.attach(A, s2)
+    assert code(backend.map_doorbell, s2, Ipa(0x0809_0000), 0) == "EINVAL"
+    backend.map_doorbell(s2, GDB, 0)
+    assert code(backend.map_doorbell, s2, GDB, 1) == "EEXIST"
+    backend.detach(A)
+    backend.map_doorbell(s2, Ipa(0x0809_0000), 0)
+
+
+def test_iommufd_refuses_ram_in_the_window():
+    backend = sim("linux-7.2", device(A), memory=(MemoryRange(Ipa(0), 0x1000_0000),))
+    assert code(backend.attach, A, backend.alloc_s2(0)) == "EADDRINUSE"
+
+
+@pytest.mark.parametrize("profile", SERIES)
+def test_the_series_does_not_know_the_window(profile):
+    backend = sim(profile, device(A))
+    s2 = backend.alloc_s2(0, msi_cookie=False)
+    backend.attach(A, s2)
+    backend.map_doorbell(s2, Ipa(0x0809_0000), 0)
+    assert code(backend.map_doorbell, s2, Ipa(0x0809_0000), 1) == "EEXIST"
+
+
+@pytest.mark.parametrize("profile", ["series-v15", "linux-7.2"])
+def test_a_doorbell_that_is_not_aligned_to_the_granule(profile):
+    backend = sim(profile, device(A), granule=Granule.K64)
+    s2 = backend.alloc_s2(0)
+    assert code(backend.map_doorbell, s2, GDB.offset(0x1000), 0) == "EINVAL"
+
+
+@pytest.mark.parametrize("profile", SERIES)
+def test_devices_of_two_itses_in_one_nested_iommu_domain(profile):
+    backend = sim(profile, device(A), device(B, its=1))
+    s2 = backend.alloc_s2(0)
+    backend.attach(A, s2)
+    if profile in {"series-v8", "series-v15"}:
+        assert code(backend.attach, B, s2) == "EINVAL"
+    else:
+        backend.attach(B, s2)
+
+
+HW_MSI = ReservedRegion(0x0_FEE0_0000, 0x10000, ReservedKind.HW_MSI)
+
+
+@pytest.mark.parametrize("profile", SERIES)
+def test_a_hw_msi_region_and_the_series(profile):
+    backend = sim(profile, device(A, reserved=(HW_MSI,)))
+    s2 = backend.alloc_s2(0)
+    if profile in {"series-v8", "series-v15"}:
+        assert code(backend.attach, A, s2) == "EINVAL"
+    else:
+        backend.attach(A, s2)
+
+
+def test_iommufd_leaves_the_address_alone_without_a_window():
+    backend = sim("linux-7.2", device(A, reserved=(HW_MSI,)))
+    backend.attach(A, backend.alloc_s2(0))
+    assert backend.prepare_msi(A) == 0x2_0001_0040
+    assert backend.deliver(A).outcome is Outcome.S1_FAULT
+
+
+def test_guest_bindings_need_the_interface():
+    backend = sim("linux-7.2", device(A))
+    backend.attach(A, backend.alloc_s2(0))
+    bind = backend.bind_guest_msi
+    assert code(bind, A, Iova(0xFFFF_0000), GDB, 4096) == "EOPNOTSUPP"
+    assert code(backend.bind_guest_msi, B, Iova(0xFFFF_0000), GDB, 4096) == "EINVAL"
+
+
+@pytest.mark.parametrize(("profile", "can"), [("series-v3", False), ("series-v8", True)])
+def test_unbind_came_after_revision_3(profile, can):
+    backend = sim(profile, device(A))
+    backend.attach(A, backend.alloc_s2(0))
+    backend.bind_guest_msi(A, Iova(0xFFFF_0000), GDB, 4096)
+    backend.prepare_msi(A)
+    assert backend.deliver(A).outcome is Outcome.DELIVERED
+    if not can:
+        assert code(backend.unbind_guest_msi, A, Iova(0xFFFF_0000)) == "EOPNOTSUPP"
+        return
+    backend.unbind_guest_msi(A, Iova(0xFFFF_0000))
+    assert backend.stale() == []
+    assert backend.deliver(A).outcome is Outcome.S2_FAULT
+
+
+def test_a_large_stage_1_granule_is_refused_in_revision_15_only():
+    for profile in ("series-v2", "series-v8"):
+        backend = sim(profile, device(A))
+        backend.attach(A, backend.alloc_s2(0))
+        backend.bind_guest_msi(A, Iova(0xFFFF_0000), GDB, 65536)
+    backend = sim("series-v15", device(A))
+    backend.attach(A, backend.alloc_s2(0))
+    assert code(backend.bind_guest_msi, A, Iova(0xFFFF_0000), GDB, 65536) == "EINVAL"
+
+
+def test_pre_series_counts_up_per_stage_2():
+    backend = sim("pre-series", device(A), device(B, its=1), device(C))
+    one, two = backend.alloc_s2(0), backend.alloc_s2(0)
+    backend.attach(A, one)
+    backend.attach(B, one)
+    backend.attach(C, two)
+    assert [backend.prepare_msi(d) for d in (A, B, C)] == [0x8000040, 0x8001040, 0x8000040]
+
+
+def test_no_cookie_no_address():
+    backend = sim("series-v15", device(A))
+    backend.attach(A, backend.alloc_s2(0, msi_cookie=False))
+    assert code(backend.prepare_msi, A) == "ENOMEM"
+
+
+def test_the_17th_slot_of_64k_pages_is_outside_of_the_rmr():
+    addresses = [PciAddress(0, bus, 0, 0) for bus in range(1, 18)]
+    devices = [device(a, its=0) for a in addresses]
+    devices = [replace(d, its_group=(i,)) for i, d in enumerate(devices)]
+    itses = tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(17))
+    topology = replace(host(*devices, granule=Granule.K64), itses=itses)
+    backend = SimBackend(topology, guest(*addresses), profile_named("linux-7.2"))
+    backend.advertise_rmr(SW_MSI_WINDOW)
+    s2 = backend.alloc_s2(0)
+    outcomes = []
+    for address in addresses:
+        backend.attach(address, s2)
+        backend.prepare_msi(address)
+        outcomes.append(backend.deliver(address).outcome)
+    assert outcomes == [Outcome.DELIVERED] * 16 + [Outcome.S1_FAULT]
+    assert backend.deliver(addresses[-1]).programmed == 0x8100040
+
+
+def test_a_doorbell_of_another_its_is_misrouted():
+    backend = sim("series-v15", device(A, its=0))
+    s2 = backend.alloc_s2(0, msi_cookie=False)
+    backend.attach(A, s2)
+    backend.map_doorbell(s2, GDB, 1)
+    backend.program_msi(A, Iova(0xFFFF_0000))
+    verdict = backend.deliver(A)
+    assert (verdict.outcome, verdict.its, verdict.expected_its) == (Outcome.MISROUTED, 1, 0)
+    assert "does not know DeviceID" in verdict.reason
+
+
+def test_msis_are_raised_only_when_enabled():
+    backend = sim("series-v15", device(A))
+    assert code(backend.deliver, A) == "EINVAL"
+
+
+def test_one_stage_1_cannot_map_one_giova_to_two_doorbells():
+    contradiction = replace(
+        guest(A, B, stage1={A: "s1", B: "s1"}),
+        vits=(Vits(0, Ipa(0x0A08_0000)), Vits(1, Ipa(0x0A0A_0000))),
+        devices=(
+            GuestDevice(A, "s1", 0, Iova(0xFFFF_0000)),
+            GuestDevice(B, "s1", 1, Iova(0xFFFF_0000)),
+        ),
+    )
+    with pytest.raises(InputError, match="two doorbells"):
+        SimBackend(host(device(A), device(B)), contradiction, profile_named("linux-7.2"))
+
+
+def test_profiles_are_found_by_what_they_can_do():
+    newest = newest_profile({Capability.KERNEL_DOORBELL_MAP})
+    assert newest is not None
+    assert newest.name == "series-v15"
+    assert newest_profile({Capability.SW_MSI}) is profile_named("linux-7.2")
+    assert newest_profile({Capability.SW_MSI_SLOTS, Capability.GUEST_UNBIND}) is None
+    with pytest.raises(InputError, match="not one of pre-series, series-v2"):
+        profile_named("linux-1.0")

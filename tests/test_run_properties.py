@@ -1,0 +1,107 @@
+"""What must hold for every strategy on every host and guest."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import CHOICES, scenarios
+
+from vmm_msi.compare import profile_for
+from vmm_msi.errors import RefusedError
+from vmm_msi.host import PluginHost
+from vmm_msi.iommu.sim import SimBackend
+from vmm_msi.model import Costs, Outcome
+from vmm_msi.run import GuestRun
+
+PLUGINS = PluginHost.load()
+each_choice = pytest.mark.parametrize("choice", CHOICES, ids=str)
+
+
+def make(scenario, choice, fail_at=0):
+    backend = SimBackend(
+        scenario.host, scenario.guest, profile_for(PLUGINS, choice), fail_at=fail_at
+    )
+    choices = {device.host: choice for device in scenario.guest.devices}
+    run = GuestRun(PLUGINS, scenario.host, scenario.guest, backend, choices, "first-in-group")
+    return backend, run
+
+
+@each_choice
+@settings(max_examples=60, deadline=None)
+@given(scenario=scenarios())
+def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, scenario):
+    backend, run = make(scenario, choice)
+    verdicts = list(run.try_all())
+    assert [v.device for v in verdicts] == [d.host for d in scenario.guest.devices]
+    for verdict in verdicts:
+        device = scenario.host.device_by_address[verdict.device]
+        assert verdict.count == device.vectors
+        assert verdict.expected_its == device.its
+        if verdict.outcome is Outcome.DELIVERED:
+            assert verdict.its == device.its
+            assert verdict.lpi is not None
+        else:
+            assert verdict.reason
+    delivered = [v for v in verdicts if v.outcome is Outcome.DELIVERED]
+    lpis = [v.lpi + i for v in delivered for i in range(v.count)]
+    assert len(set(lpis)) == len(lpis)
+    assert backend.stale() == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(scenario=scenarios(), profile=st.sampled_from(["series-v15", "linux-7.2"]))
+@pytest.mark.parametrize("mode", ["s2", "vits"])
+def test_multi_its_delivers_what_it_does_not_refuse(mode, scenario, profile):
+    choice = next(c for c in CHOICES if c.options == (("mode", mode),))
+    choice = type(choice)(choice.strategy, choice.options, profile)
+    _backend, run = make(scenario, choice)
+    assert {v.outcome for v in run.try_all()} <= {Outcome.DELIVERED, Outcome.REFUSED}
+
+
+@settings(max_examples=100, deadline=None)
+@given(scenario=scenarios())
+def test_multi_its_by_vsmmu_delivers_to_a_guest_that_honours_the_rmr(scenario):
+    choice = next(c for c in CHOICES if c.options == (("mode", "vsmmu"),))
+    _backend, run = make(scenario, choice)
+    outcomes = {v.outcome for v in run.try_all()}
+    allowed = Outcome.DELIVERED if scenario.guest.honours_rmr else Outcome.S1_FAULT
+    assert outcomes <= {allowed, Outcome.REFUSED}
+
+
+@each_choice
+@settings(max_examples=60, deadline=None)
+@given(scenario=scenarios(), data=st.data())
+def test_detach_in_any_order_leaves_nothing(choice, scenario, data):
+    backend, run = make(scenario, choice)
+    before = backend.snapshot()
+    list(run.try_all())
+    for device in data.draw(st.permutations([d.host for d in scenario.guest.devices])):
+        run.take_down(device)
+        assert backend.stale() == []
+    run.stop()
+    assert backend.snapshot() == before
+    left = backend.costs()
+    assert (left.s2_domains, left.s2_mappings, left.bindings) == (0, 0, 0)
+    backend.close()
+    assert backend.costs() == Costs()
+
+
+@each_choice
+@settings(max_examples=40, deadline=None)
+@given(scenario=scenarios(max_devices=4))
+def test_attach_is_all_or_nothing_at_every_failing_step(choice, scenario):
+    backend, run = make(scenario, choice)
+    with contextlib.suppress(RefusedError):
+        run.attach_all()
+    steps = backend.steps
+    for step in range(1, steps + 1):
+        backend, run = make(scenario, choice, fail_at=step)
+        before = backend.snapshot()
+        with pytest.raises(RefusedError):
+            run.attach_all()
+        assert backend.snapshot() == before
+        assert backend.costs().s2_domains == 0
+        assert backend.stale() == []
