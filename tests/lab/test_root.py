@@ -1,0 +1,372 @@
+"""The lab's root in the cache, and the libvirtd that runs from it."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import libvirt  # noqa: TID251 - the caller's own, against the root's daemon
+import libvirt_qemu  # noqa: TID251
+import pytest
+
+from vmm_msi.cli import main
+from vmm_msi.errors import LabError
+from vmm_msi.lab import hosttools, recipe
+from vmm_msi.lab import root as lab_root_module
+from vmm_msi.lab.daemon import LabDaemon
+from vmm_msi.lab.root import default_cache, ensure_root
+
+TWO_VSMMUS = Path(__file__).with_name("two-vsmmus.xml").read_text(encoding="utf-8")
+
+
+def numbers(version):
+    return tuple(int(part) for part in version.split("."))
+
+
+def namespace(pid, kind):
+    with contextlib.suppress(OSError):
+        return (Path("/proc") / str(pid) / "ns" / kind).readlink()
+    return None
+
+
+def contained_by(unshare):
+    """Return the namespace of the first process below ``unshare`` and who lives in it."""
+    children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text(encoding="ascii")
+    return namespace(children.split()[0], "pid")
+
+
+def processes_in(pid_namespace):
+    listed = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in listed if namespace(pid, "pid") == pid_namespace]
+
+
+def wait_until(condition, seconds=10):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def snapshot(tree):
+    """Every file's place, size and time of change, which no write can leave as it was."""
+    found = []
+    for folder, _, names in os.walk(tree):
+        for name in names:
+            status = (Path(folder) / name).lstat()
+            found.append((folder, name, status.st_size, status.st_ctime_ns))
+        found.append((folder, "", 0, Path(folder).lstat().st_ctime_ns))
+    return sorted(found)
+
+
+# The cache, without building anything.
+
+
+@pytest.fixture
+def fake_build(monkeypatch):
+    """Put a build in place of the real one that makes what the cache looks for."""
+    calls = []
+
+    def build_tree(order, progress):
+        calls.append(order)
+        (order.tree / "usr/sbin").mkdir(parents=True)
+        (order.tree / "usr/sbin/libvirtd").touch()
+        return {"libvirt-daemon": "12.8.0-1", "qemu-system-arm": "1:11.1.2+ds-3"}
+
+    monkeypatch.setattr(recipe, "build_tree", build_tree)
+    monkeypatch.setattr(hosttools, "architecture", lambda: "amd64")
+    monkeypatch.setattr(hosttools, "apt_mirror", lambda: "http://mirror.example/debian")
+    monkeypatch.setattr(hosttools, "require_root", lambda _purpose: None)
+    return calls
+
+
+def test_built_once_then_cached(tmp_path, fake_build):
+    first = ensure_root("forky", tmp_path)
+    second = ensure_root("forky", tmp_path)
+    assert (first.cached, second.cached, len(fake_build)) == (False, True, 1)
+    assert (second.libvirt, second.qemu) == ("12.8.0", "11.1.2")
+    assert first.path == second.path
+
+
+def test_key_follows_the_content(tmp_path, fake_build, monkeypatch):
+    first = ensure_root("forky", tmp_path)
+    monkeypatch.setattr(recipe, "VERSION", recipe.VERSION + 1)
+    assert ensure_root("forky", tmp_path).path != first.path
+    assert ensure_root("sid", tmp_path).path != first.path
+    assert len(fake_build) == 3
+
+
+@pytest.mark.parametrize("error", [LabError("no"), KeyboardInterrupt()])
+def test_failed_build_leaves_no_entry(tmp_path, fake_build, monkeypatch, error):
+    def fail(order, progress):
+        order.tree.mkdir()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recipe, "build_tree", fail)
+        with pytest.raises(type(error)):
+            ensure_root("forky", tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
+    assert not ensure_root("forky", tmp_path).cached
+
+
+def test_killed_build_is_cleaned_by_the_next(tmp_path, fake_build):
+    entry = tmp_path / lab_root_module._entry_name("forky", "amd64")
+    (tmp_path / f"{entry.name}.building/tree/usr").mkdir(parents=True)
+    other = tmp_path / "root-sid-amd64-000000000000.building"
+    (other / "tree").mkdir(parents=True)
+    (tmp_path / "root-sid-amd64-000000000000.lock").touch()
+    ensure_root("forky", tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [entry.name]
+
+
+def test_another_build_that_still_runs_is_left_alone(tmp_path, fake_build):
+    other = tmp_path / "root-sid-amd64-000000000000.building"
+    (other / "tree").mkdir(parents=True)
+    with (tmp_path / "root-sid-amd64-000000000000.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ensure_root("forky", tmp_path)
+    assert other.exists()
+
+
+@pytest.mark.parametrize("damage", ["marker", "half a marker", "libvirtd"])
+def test_damaged_entry_is_built_again(tmp_path, fake_build, damage):
+    entry = ensure_root("forky", tmp_path).path.parent
+    if damage == "marker":
+        (entry / "root.json").unlink()
+    elif damage == "half a marker":
+        (entry / "root.json").write_text("{", encoding="utf-8")
+    else:
+        (entry / "tree/usr/sbin/libvirtd").unlink()
+    assert not ensure_root("forky", tmp_path).cached
+
+
+def test_needs_root_to_build_only(tmp_path, fake_build, monkeypatch):
+    def refuse(purpose):
+        raise LabError(f"{purpose} needs root")
+
+    ensure_root("forky", tmp_path)
+    monkeypatch.setattr(hosttools, "require_root", refuse)
+    assert ensure_root("forky", tmp_path).cached
+    with pytest.raises(LabError, match="needs root"):
+        ensure_root("sid", tmp_path)
+
+
+def test_missing_tools_are_listed_with_the_apt_line(monkeypatch):
+    monkeypatch.setattr(hosttools.shutil, "which", lambda _name, **_: None)
+    with pytest.raises(LabError, match=r"debootstrap, unshare .*apt-get install .*debootstrap"):
+        hosttools.require_tools(["unshare", "debootstrap"])
+
+
+def test_cache_follows_xdg(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "vmm-msi"
+    monkeypatch.setenv("XDG_CACHE_HOME", "relative")
+    assert default_cache() == Path.home() / ".cache/vmm-msi"
+
+
+def test_command_prints_what_is_in_it(tmp_path, fake_build, capsys):
+    arguments = ["lab", "root", "--cache", str(tmp_path)]
+    assert main([*arguments, "--format", "json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["libvirt"], facts["qemu"], facts["cached"]) == ("12.8.0", "11.1.2", False)
+    assert main(arguments) == 0
+    table = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    assert table["path"] == facts["path"]
+    assert table["cached"] == "yes"
+
+
+def test_command_refuses_what_is_no_suite(tmp_path, capsys):
+    assert main(["lab", "root", "--suite", "../x", "--cache", str(tmp_path)]) == 2
+    assert "'../x' is not a Debian suite" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("version", "upstream"), [("12.8.0-1", "12.8.0"), ("1:11.1.2+ds-3", "11.1.2"), ("2:9", "9")]
+)
+def test_upstream_version(version, upstream):
+    assert recipe.upstream_version(version) == upstream
+
+
+# The real root and its libvirtd.
+
+
+@pytest.mark.lab_root
+def test_root_is_current(lab_root):
+    assert numbers(lab_root.libvirt) >= (12, 8)
+    assert numbers(lab_root.qemu) >= (11, 1)
+
+
+@pytest.mark.lab_root
+def test_cached_root_is_found_at_once(lab_root):
+    start = time.monotonic()
+    assert ensure_root().cached
+    assert time.monotonic() - start < 1
+
+
+@pytest.mark.lab_root
+@pytest.mark.parametrize("layer", ["overlay", "tmpfs"])
+def test_daemon_comes_and_goes_without_a_trace(lab_root, layer, tmp_path):
+    before = snapshot(lab_root.path)
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    with LabDaemon(lab_root, layer=layer, keep_logs=tmp_path / "logs") as daemon:
+        assert daemon.layer == layer
+        run = daemon.run
+        inside = contained_by(daemon.pid)
+        assert inside != namespace("self", "pid")
+        connection = libvirt.open(daemon.uri)
+        assert connection.getLibVersion() >= 12_008_000
+        assert connection.getVersion() >= 11_001_000
+        connection.defineXMLFlags(TWO_VSMMUS, libvirt.VIR_DOMAIN_DEFINE_VALIDATE).create()
+        connection.close()
+        # The first process, virtlogd, libvirtd and QEMU.
+        assert len(processes_in(inside)) >= 4
+    assert not run.exists()
+    assert processes_in(inside) == []
+    assert Path("/proc/self/mountinfo").read_text(encoding="utf-8") == mounts
+    assert snapshot(lab_root.path) == before
+    assert "12.8" in (tmp_path / "logs/libvirtd.log").read_text(encoding="utf-8")
+    assert "arm-smmuv3" in (tmp_path / "logs/qemu/two-vsmmus.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.lab_root
+def test_daemon_ends_with_an_error_in_the_block(lab_root):
+    daemon = LabDaemon(lab_root)
+    seen = []
+
+    def fail():
+        with daemon:
+            seen.append((daemon.run, contained_by(daemon.pid)))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        fail()
+    run, inside = seen[0]
+    assert not run.exists()
+    assert processes_in(inside) == []
+    with pytest.raises(LabError, match="does not run"):
+        _ = daemon.uri
+
+
+CALLER = """
+import sys, time
+from pathlib import Path
+from vmm_msi.lab.daemon import LabDaemon
+from vmm_msi.lab.root import ensure_root
+with LabDaemon(ensure_root()) as daemon:
+    print(daemon.pid, daemon.run, flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.mark.lab_root
+@pytest.mark.parametrize("victim", ["caller", "both"])
+def test_daemon_ends_with_a_killed_caller(lab_root, victim):
+    command = [sys.executable, "-c", CALLER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        assert select.select([caller.stdout], [], [], 30)[0]
+        unshare, run = caller.stdout.readline().split()
+        inside = contained_by(unshare)
+        assert processes_in(inside)
+        caller.kill()
+        if victim == "both":
+            os.kill(int(unshare), signal.SIGKILL)
+    assert wait_until(lambda: not processes_in(inside))
+    if victim == "both":
+        # Nobody was left to remove the folder; the next daemon does.
+        with LabDaemon(lab_root):
+            assert not Path(run).exists()
+    else:
+        assert wait_until(lambda: not Path(run).exists())
+
+
+@pytest.mark.lab_root
+def test_two_daemons_at_once(lab_root, lab_daemon):
+    with LabDaemon(lab_root) as second:
+        assert second.run != lab_daemon.run
+        one, two = libvirt.open(lab_daemon.uri), libvirt.open(second.uri)
+        domain = one.defineXMLFlags(TWO_VSMMUS, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        assert two.listAllDomains() == []
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+        one.close()
+        two.close()
+
+
+@pytest.mark.lab_root
+def test_a_daemon_that_cannot_start_says_why(lab_root, tmp_path):
+    with (
+        pytest.raises(LabError, match="longer than 107 bytes; use a shorter run folder"),
+        LabDaemon(lab_root, folder=tmp_path / ("x" * 100)),
+    ):
+        pass
+    broken = lab_root_module.replace(lab_root, path=tmp_path / "nothing")
+    with pytest.raises(LabError, match="starting the lab's libvirtd: mounting"), LabDaemon(broken):
+        pass
+
+
+@pytest.mark.lab_root
+def test_files_are_shared_under_one_path(lab_daemon):
+    (lab_daemon.share / "disk").write_text("shared", encoding="utf-8")
+    [libvirtd] = [
+        Path("/proc") / str(pid)
+        for pid in processes_in(contained_by(lab_daemon.pid))
+        if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") == "libvirtd\n"
+    ]
+    seen = libvirtd / "root" / (lab_daemon.share / "disk").relative_to("/")
+    assert seen.read_text(encoding="utf-8") == "shared"
+
+
+@pytest.mark.lab_root
+def test_the_test_driver_parses_with_the_roots_libvirt(lab_daemon):
+    connection = libvirt.open(lab_daemon.test_uri)
+    assert connection.getType() == "TEST"
+    assert connection.getLibVersion() >= 12_008_000
+    text = TWO_VSMMUS.replace("type='qemu'", "type='test'", 1)
+    domain = connection.defineXMLFlags(text, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    assert domain.XMLDesc().count("<driver pciBus=") == 2
+    domain.undefine()
+    wrong = text.replace("pciBus='2'", "pciBus='two'")
+    with pytest.raises(libvirt.libvirtError):
+        connection.defineXMLFlags(wrong, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    connection.close()
+
+
+def monitor(domain, command, **arguments):
+    text = json.dumps({"execute": command, "arguments": arguments})
+    return json.loads(libvirt_qemu.qemuMonitorCommand(domain, text, 0))["return"]
+
+
+@pytest.mark.lab_root
+def test_two_vsmmus_run_in_qemu(lab_daemon):
+    connection = libvirt.open(lab_daemon.uri)
+    domain = connection.defineXMLFlags(TWO_VSMMUS, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+    try:
+        domain.create()
+        assert domain.isActive()
+        devices = monitor(domain, "qom-list", path="/machine/peripheral")
+        smmus = [item["name"] for item in devices if item["type"] == "child<arm-smmuv3>"]
+        assert sorted(smmus) == ["iommu0", "iommu1"]
+        buses = {
+            name: monitor(
+                domain, "qom-get", path=f"/machine/peripheral/{name}", property="primary-bus"
+            )
+            for name in smmus
+        }
+        assert buses["iommu0"].endswith("/pci.1")
+        assert buses["iommu1"].endswith("/pci.2")
+    finally:
+        if domain.isActive():
+            domain.destroy()
+        domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
+        assert connection.listAllDomains() == []
+        connection.close()

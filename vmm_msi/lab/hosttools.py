@@ -1,0 +1,169 @@
+"""What the lab asks of the machine it runs on: tools, privileges, package mirror, mounts."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+#: The tools the lab calls and the Debian package each comes from.
+TOOL_PACKAGES: Mapping[str, str] = {
+    "apt-config": "apt",
+    "apt-get": "apt",
+    "chroot": "coreutils",
+    "debootstrap": "debootstrap",
+    "dpkg": "dpkg",
+    "mount": "mount",
+    "setpriv": "util-linux",
+    "umount": "mount",
+    "unshare": "util-linux",
+}
+
+#: Settings of the machine's apt that decide whether its mirror can be read; a root that is
+#: filled from the same mirror needs the same.
+_APT_SETTINGS = (
+    "Acquire::Check-Valid-Until",
+    "Acquire::Check-Date",
+    "Acquire::http::Proxy",
+    "Acquire::https::Proxy",
+)
+
+_SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+def require_root(purpose: str) -> None:
+    """Refuse to go on without root.
+
+    :param purpose: what is being done and why it needs root, for the message.
+    :raise LabError: when the effective user is not root.
+    """
+    if os.geteuid() != 0:
+        raise LabError(f"{purpose} needs root; run it as root (sudo)")
+
+
+def find_tool(name: str) -> str:
+    """Return the path of a tool, also where the system folders are not in ``PATH``.
+
+    :raise LabError: when it is not installed.
+    """
+    return require_tools([name])[name]
+
+
+def require_tools(names: Iterable[str]) -> dict[str, str]:
+    """Return the path of every tool in ``names``.
+
+    :raise LabError: when some are missing; the message names them all, with the apt line.
+    """
+    search = os.pathsep.join((os.environ.get("PATH", ""), _SYSTEM_PATH))
+    found = {name: shutil.which(name, path=search) for name in names}
+    missing = sorted(name for name, path in found.items() if path is None)
+    if missing:
+        packages = sorted({TOOL_PACKAGES[name] for name in missing})
+        raise LabError(
+            f"looking for the lab's tools: {', '.join(missing)} not found; "
+            f"apt-get install {' '.join(packages)}"
+        )
+    return {name: path for name, path in found.items() if path is not None}
+
+
+def architecture() -> str:
+    """Return Debian's name of the machine's own architecture, such as ``amd64``."""
+    return _output([find_tool("dpkg"), "--print-architecture"]).strip()
+
+
+def apt_mirror() -> str:
+    """Return the address of the Debian mirror that the machine's own apt uses.
+
+    :raise LabError: when apt has no source of Debian's main component.
+    """
+    command = [find_tool("apt-get"), "indextargets"]
+    wanted = "$(ORIGIN)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)"
+    only = "Created-By: Packages"
+    # The origin is known once the lists were fetched; before that, take any main component.
+    listed = _output([*command, "--format", wanted, only])
+    if not listed.strip():
+        listed = _output([*command, "--no-release-info", "--format", wanted, only])
+    for line in listed.splitlines():
+        origin, component, release, address = line.split("|", 3)
+        if (
+            origin in ("Debian", "$(ORIGIN)")
+            and component == "main"
+            and not release.endswith("-security")
+        ):
+            return address.rstrip("/")
+    raise LabError(
+        "looking for a Debian mirror: the machine's apt has no source of Debian's main "
+        "component; add one below /etc/apt/sources.list.d"
+    )
+
+
+def apt_options() -> list[str]:
+    """Return the ``-o`` options that make another apt read the mirror as the machine's does."""
+    options: list[str] = []
+    for line in _output([find_tool("apt-config"), "dump", "--format", "%f=%v%n"]).splitlines():
+        name, _, value = line.partition("=")
+        if name in _APT_SETTINGS and value:
+            options += ["-o", f"{name}={value}"]
+    return options
+
+
+def apt_proxies() -> dict[str, str]:
+    """Return the proxies of the machine's apt as the environment that other tools read."""
+    settings = [option.partition("=") for option in apt_options() if option != "-o"]
+    return {
+        f"{name.split('::')[1]}_proxy": value
+        for name, _, value in settings
+        if name.endswith("::Proxy") and value != "DIRECT"
+    }
+
+
+def mounts_below(folder: Path) -> list[Path]:
+    """Return the mount points at or below ``folder`` that this process sees, innermost first.
+
+    The file is described in proc_pid_mountinfo(5); blanks in a path are octal escapes there.
+    """
+    points = []
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
+        escaped = line.split(" ")[4]
+        point = Path(escaped.encode("latin-1", "backslashreplace").decode("unicode_escape"))
+        if point == folder or folder in point.parents:
+            points.append(point)
+    return sorted(points, key=lambda point: len(point.parts), reverse=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Remove ``folder`` with everything in it, after unmounting what is mounted below it.
+
+    :raise LabError: when something stays mounted there; nothing is removed then, since a
+        removal that walks into a mount would empty what is mounted.
+    """
+    folder = folder.resolve()
+    if not folder.exists():
+        return
+    for point in mounts_below(folder):
+        _output([find_tool("umount"), "--lazy", os.fspath(point)])
+    left = mounts_below(folder)
+    if left:
+        raise LabError(f"removing {folder}: {left[0]} is still mounted; unmount it by hand")
+    shutil.rmtree(folder)
+
+
+def _output(command: list[str]) -> str:
+    """Return what a short command prints.
+
+    :raise LabError: when it fails, with its last line.
+    """
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise LabError(f"running {' '.join(command)}: exit status {done.returncode}: {said}")
+    return done.stdout

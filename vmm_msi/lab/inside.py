@@ -1,0 +1,267 @@
+"""The first process of a lab daemon's namespaces: it mounts, starts the daemons and tidies up.
+
+:mod:`vmm_msi.lab.daemon` runs this module as PID 1 of a new PID namespace, in a new mount
+namespace. Being PID 1 has two consequences that matter here:
+
+* When it ends, the kernel kills everything else in the namespace and the mounts are gone.
+* Orphans become its children. QEMU daemonizes while libvirtd probes it; a PID 1 that does not
+  reap it leaves a zombie that libvirtd waits 40 s for, six times over.
+
+Standard input is the lifeline: the caller's end closes when the caller ends, whatever the cause.
+Standard output carries one line of JSON: that the daemons were started, or what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import LabError
+from vmm_msi.lab import hosttools
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: The caller's farewell: it removes the run folder itself.
+FAREWELL = b"end\n"
+
+_NODES = ("null", "zero", "full", "random", "urandom", "tty", "kvm")
+_WRITABLE = ("etc/libvirt", "tmp", "var/cache", "var/lib/libvirt", "var/log")
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+_STOP_TIMEOUT_S = 5.0
+
+# Nothing confines libvirtd or QEMU here but the namespaces: there is no init system, no cgroup
+# manager and no security module to ask (https://libvirt.org/drvqemu.html).
+_QEMU_CONF = """\
+namespaces = []
+cgroup_controllers = []
+user = "root"
+group = "root"
+security_driver = "none"
+remember_owner = 0
+stdio_handler = "file"
+"""
+
+_LIBVIRTD_CONF = """\
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_group = "root"
+unix_sock_ro_perms = "0700"
+unix_sock_rw_perms = "0700"
+log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
+"""
+
+
+def mount(source: str, target: Path, kind: str | None = None, options: str | None = None) -> None:
+    """Mount ``source`` on ``target``; without ``kind``, bind it there.
+
+    :raise LabError: when the kernel does not.
+    """
+    command = [hosttools.find_tool("mount"), "--no-mtab"]
+    command += ["--bind"] if kind is None else ["-t", kind]
+    command += ["-o", options] if options else []
+    done = subprocess.run(
+        [*command, source, str(target)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or "no message").splitlines()[0]
+        raise LabError(f"mounting {kind or source} on {target}: {said}")
+
+
+def lay_root(tree: Path, run: Path, layer: str) -> str:
+    """Mount a writable view of ``tree`` on ``run``/root; the tree itself stays as it is.
+
+    :param layer: ``overlay``, ``tmpfs`` (only the folders libvirt writes to can be written) or
+        ``auto``, the first that the kernel allows.
+    :return: the one that is used.
+    """
+    root = run / "root"
+    # Here and nowhere else, since an overlay's upper layer cannot be on an overlay.
+    scratch = run / "scratch"
+    mount("scratch", scratch, "tmpfs", "mode=0755")
+    if layer != "tmpfs":
+        for name in ("lower", "upper", "work"):
+            (scratch / name).mkdir()
+        # By way of a bind mount: commas and colons in the tree's own path would need quoting.
+        mount(str(tree), scratch / "lower")
+        options = ",".join(f"{name}dir={scratch / name}" for name in ("lower", "upper", "work"))
+        try:
+            mount("overlay", root, "overlay", options)
+        except LabError:
+            if layer == "overlay":
+                raise
+        else:
+            return "overlay"
+    mount(str(tree), root)
+    mount(str(tree), root, options="remount,bind,ro")
+    for name in _WRITABLE:
+        copy = scratch / name
+        shutil.copytree(tree / name, copy, symlinks=True)
+        mount(str(copy), root / name)
+    return "tmpfs"
+
+
+def mount_system(run: Path) -> None:
+    """Mount what the daemons expect below the root: /proc, /sys, a small /dev, /run, the logs."""
+    root = run / "root"
+    mount("proc", root / "proc", "proc")
+    try:
+        mount("sysfs", root / "sys", "sysfs", "ro")
+    except LabError:
+        # Only the owner of the network namespace may mount a new one.
+        mount("/sys", root / "sys")
+    dev = root / "dev"
+    mount("dev", dev, "tmpfs", "mode=0755")
+    for name in _NODES:
+        if Path("/dev", name).exists():
+            (dev / name).touch()
+            mount(f"/dev/{name}", dev / name)
+    (dev / "pts").mkdir()
+    mount("devpts", dev / "pts", "devpts", "newinstance,ptmxmode=0666,mode=0620")
+    (dev / "ptmx").symlink_to("pts/ptmx")
+    (dev / "shm").mkdir(mode=0o1777)
+    (dev / "fd").symlink_to("/proc/self/fd")
+    # From here on, one inode on both sides: the sockets, the logs and the files that are shared.
+    mount(str(run / "run"), root / "run")
+    logs = root / "var/log/libvirt"
+    logs.mkdir(parents=True, exist_ok=True)
+    mount(str(run / "log"), logs)
+    shared = root / (run / "share").relative_to("/")
+    shared.mkdir(parents=True, exist_ok=True)
+    mount(str(run / "share"), shared)
+
+
+def write_configuration(root: Path) -> None:
+    """Write the settings for daemons without an init system around them."""
+    folder = root / "etc/libvirt"
+    (folder / "qemu.conf").write_text(_QEMU_CONF, encoding="utf-8")
+    (folder / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="utf-8")
+
+
+def start(root: Path, program: str, log: Path) -> int:
+    """Start a program of the root under chroot and return its process id."""
+    chroot = hosttools.find_tool("chroot")
+    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        chroot,
+        [chroot, str(root), program],
+        _ENVIRONMENT,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), write, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsigmask=(),
+    )
+
+
+class Keeper:
+    """Reaps every child, and knows which daemons still run.
+
+    :param daemons: process id and name.
+    """
+
+    def __init__(self, daemons: Mapping[int, str]) -> None:
+        self.running = dict(daemons)
+        self.ended: str | None = None
+        self._wake, writer = socket.socketpair()
+        self._wake.setblocking(False)
+        writer.setblocking(False)
+        self._writer = writer
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+    def wait(self, lifeline: int | None, timeout: float | None = None) -> bool:
+        """Sleep until there is something to do; reap.
+
+        :param lifeline: the descriptor that tells of the caller; ``None`` when it no longer counts.
+        :return: whether the lifeline has something to read, or is closed.
+        """
+        watched = [self._wake.fileno()] + ([] if lifeline is None else [lifeline])
+        ready, _, _ = select.select(watched, [], [], timeout)
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
+        with contextlib.suppress(ChildProcessError):
+            while (child := os.waitpid(-1, os.WNOHANG))[0]:
+                name = self.running.pop(child[0], None)
+                if name is not None and self.ended is None:
+                    self.ended = f"{name} ended with {os.waitstatus_to_exitcode(child[1])}"
+        return lifeline in ready
+
+    def stop(self) -> None:
+        """Ask the daemons to end, then kill whatever is left in the namespace."""
+        for pid in self.running:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while self.running and (left := deadline - time.monotonic()) > 0:
+            self.wait(None, left)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+
+
+def serve(tree: Path, run: Path, layer: str) -> None:
+    """Run the daemons until the caller says goodbye or is gone.
+
+    :raise LabError: when something cannot be mounted or started, or a daemon ends by itself.
+    """
+    used = lay_root(tree, run, layer)
+    mount_system(run)
+    root = run / "root"
+    write_configuration(root)
+    daemons = {}
+    for program in ("/usr/sbin/virtlogd", "/usr/sbin/libvirtd"):
+        if (root / program.lstrip("/")).exists():
+            name = Path(program).name
+            daemons[start(root, program, run / "log" / f"{name}.out")] = name
+    lifeline = sys.stdin.fileno()
+    keeper = Keeper(daemons)
+    _tell({"started": sorted(daemons.values()), "layer": used})
+    while keeper.ended is None and not keeper.wait(lifeline):
+        pass
+    crash = keeper.ended
+    farewell = b"" if crash else os.read(lifeline, len(FAREWELL))
+    keeper.stop()
+    if crash:
+        raise LabError(f"running libvirt in {run}: {crash}; see {run / 'log'}")
+    if farewell != FAREWELL:
+        # The caller is gone; nobody else is left to remove it.
+        hosttools.remove_folder(run)
+
+
+def _tell(message: Mapping[str, object]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(message), flush=True)
+
+
+def main() -> int:
+    """Serve as the first process of the namespaces; the arguments are tree, run, layer, lock."""
+    if os.getpid() != 1:
+        sys.stderr.write("vmm_msi.lab.inside: only for the first process of a PID namespace\n")
+        return 2
+    tree, run, layer, lock = sys.argv[1:]
+    # Held for as long as this process lives, and by no other.
+    os.set_inheritable(int(lock), False)
+    try:
+        serve(Path(tree), Path(run), layer)
+    except (LabError, OSError) as error:
+        _tell({"error": str(error)})
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
