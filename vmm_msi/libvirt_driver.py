@@ -98,13 +98,13 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
     doing = f"connecting to {uri}"
     parts = urlsplit(uri)
     path = unquote(parts.path)
-    if parts.scheme == "test" and not parts.netloc and path != "/default":
-        # libxml2 would print on standard error that it cannot load the file.
-        if not Path(path).is_file():
-            raise HypervisorError(
-                f"{doing}: there is no file {path}; valid is test:///default or test:// with the "
-                "absolute path of a node file"
-            )
+    # For a missing file libxml2 would print a warning on standard error.
+    local = parts.scheme == "test" and not parts.netloc and path != "/default"
+    if local and not Path(path).is_file():
+        raise HypervisorError(
+            f"{doing}: there is no file {path}; valid is test:///default or test:// with the "
+            "absolute path of a node file"
+        )
     with _translated(doing):
         raw = libvirt.openReadOnly(uri) if readonly else libvirt.open(uri)
     try:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vmm_msi.compare import Result
+    from vmm_msi.model import GuestDomain, HostTopology
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -91,16 +92,28 @@ def _scenario(args: argparse.Namespace) -> Scenario:
             raise UsageError("--guest goes with --host: a scenario has its own guest")
         return load_scenario(args.scenario)
     host = topology.load_host(args.host)
-    if args.guest is None:
-        return topology.with_default_guest(host)
-    from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.domxml.guest import guest_from_xml
-
-    guest = guest_from_xml(DomainXml.read(args.guest))
-    if not guest.devices:
-        raise UsageError(f"{args.guest}: has no PCI hostdev, so there is nothing to compare")
+    guest = _guest(args, host)
     addresses = [device.host for device in guest.devices]
     return Scenario(topology.with_devices(host, addresses), guest)
+
+
+def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
+    from vmm_msi.domxml.guest import guest_from_xml, virt_guest
+
+    if args.guest is None:
+        if not host.devices:
+            raise UsageError(
+                f"{args.host}: lists no devices, only ranges; name the guest's devices with "
+                "--guest GUEST.xml"
+            )
+        return virt_guest("guest", [device.address for device in host.devices])
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.parse import read
+
+    guest = guest_from_xml(DomainXml(read(args.guest), str(args.guest)))
+    if not guest.devices:
+        raise UsageError(f"{args.guest}: has no PCI hostdev, so there is nothing to compare")
+    return guest
 
 
 def _with_progress(results: Iterable[Result], names: list[str]) -> Iterator[Result]:

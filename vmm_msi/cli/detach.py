@@ -1,0 +1,36 @@
+"""``vmm-msi detach``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_format
+from vmm_msi.cli.guest import add_connection, add_preview, add_target, preview, print_change
+from vmm_msi.model import PciAddress
+
+if TYPE_CHECKING:
+    import argparse
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_target(parser, devices="*", what="host PCI address; default: all that were attached")
+    add_connection(parser)
+    add_preview(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Detach."""
+    devices = tuple(PciAddress.parse(text) for text in args.device)
+    from vmm_msi import provision
+    from vmm_msi.libvirt_driver import connect
+
+    with connect(args.connect) as connection:
+        change = provision.plan_detach(connection, args.domain, devices)
+        if preview(args, change):
+            return 0
+        provision.carry_out(connection, change)
+    what = ", ".join(map(str, devices)) or "everything"
+    print_change(args, change, f"detached {what}")
+    return 0

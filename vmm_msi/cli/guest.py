@@ -1,0 +1,164 @@
+"""What the commands that work on a libvirt domain share: arguments, previews, reports."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable
+    from typing import TextIO
+
+    from vmm_msi.domxml.metadata import DeviceRecord, DomainRecord
+    from vmm_msi.provision import Change
+
+DEFAULT_URI = "qemu:///system"
+
+
+def add_target(parser: argparse.ArgumentParser, devices: str = "", what: str = "") -> None:
+    """Add DOMAIN and, where ``devices`` says how many, DEVICE."""
+    parser.add_argument("domain", metavar="DOMAIN", help="libvirt domain, by name or UUID")
+    if devices:
+        parser.add_argument("device", metavar="DEVICE", nargs=devices, help=what)
+
+
+def add_connection(parser: argparse.ArgumentParser) -> None:
+    """Add ``-c``."""
+    parser.add_argument(
+        "-c",
+        "--connect",
+        metavar="URI",
+        default=os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI,
+        help=f"libvirt connection; default: $LIBVIRT_DEFAULT_URI, else {DEFAULT_URI}",
+    )
+
+
+def add_preview(parser: argparse.ArgumentParser) -> None:
+    """Add the three ways to look without changing anything."""
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--dry-run", action="store_true", help="say what would be done; change nothing"
+    )
+    group.add_argument(
+        "--print-diff", action="store_true", help="print the XML diff; change nothing"
+    )
+    group.add_argument(
+        "--print-xml", action="store_true", help="print the XML that would be; change nothing"
+    )
+
+
+def preview(args: argparse.Namespace, change: Change) -> bool:
+    """Print what the user wants to see instead of a change; tell whether that was it."""
+    if args.print_xml:
+        sys.stdout.write(str(change.new))
+    elif args.print_diff:
+        from vmm_msi.domxml.diff import unified
+
+        sys.stdout.write(unified(str(change.old), str(change.new), change.old.name))
+        _print_notes(change.notes, sys.stderr)
+    elif args.dry_run:
+        print_change(args, change, "nothing was changed; this is what would be")
+    else:
+        return False
+    return True
+
+
+def print_change(args: argparse.Namespace, change: Change, what: str) -> None:
+    """Print what was done to a domain and what it has now."""
+    print_record(args, change.old.name, change.record, change.notes, what)
+
+
+def print_record(
+    args: argparse.Namespace,
+    name: str,
+    record: DomainRecord,
+    notes: Iterable[str] = (),
+    what: str = "",
+) -> None:
+    """Print a domain's devices and bindings as the record has them."""
+    if args.format == "json":
+        _print_json(name, record, list(notes), what)
+        return
+    if what:
+        print(f"{name}: {what}")
+    if not record.devices:
+        print(f"{name}: has no device that vmm-msi attached")
+    else:
+        from vmm_msi.report.table import columns
+
+        rows = [["device", "strategy", "bound by", "vSMMU", "pSMMU", "pITS", "programmed", "MSIs"]]
+        rows += [_row(device) for device in record.devices]
+        for line in columns(rows):
+            print(line)
+    _print_notes(notes, sys.stdout)
+
+
+def _print_notes(notes: Iterable[str], out: TextIO) -> None:
+    for note in notes:
+        print(f"note: {note}", file=out)
+
+
+def _row(device: DeviceRecord) -> list[str]:
+    options = ",".join(f"{key}={value}" for key, value in device.options.items())
+    binding = device.binding
+    programmed = str(binding.programmed) if binding is not None and binding.programmed else "-"
+    outcome = str(binding.outcome) if binding is not None and binding.outcome else "-"
+    return [
+        str(device.host),
+        f"{device.strategy}:{options}" if options else device.strategy,
+        {"qemu": "QEMU and kernel", "sim": "model"}.get(device.backend, device.backend),
+        f"pxb {device.pxb}, port {device.root_port}",
+        str(device.smmu),
+        "-" if device.its is None else str(device.its),
+        programmed,
+        outcome,
+    ]
+
+
+def _print_json(name: str, record: DomainRecord, notes: list[str], what: str) -> None:
+    import msgspec
+
+    devices = []
+    for device in record.devices:
+        binding = device.binding
+        devices.append(
+            {
+                "device": str(device.host),
+                "strategy": device.strategy,
+                "options": dict(device.options),
+                "backend": device.backend,
+                "smmu": device.smmu,
+                "its": device.its,
+                "pxb": device.pxb,
+                "root_port": device.root_port,
+                "giova": _hex(binding.giova if binding is not None else None),
+                "gdb": _hex(binding.gdb if binding is not None else None),
+                "programmed_iova": _hex(binding.programmed if binding is not None else None),
+                "outcome": binding.outcome if binding is not None else None,
+            }
+        )
+    vsmmus = [
+        {
+            "pxb": vsmmu.pxb,
+            "bus_nr": vsmmu.bus_nr,
+            "smmu": vsmmu.smmu,
+            "its": vsmmu.its,
+            "accelerated": vsmmu.accelerated,
+        }
+        for vsmmu in record.vsmmus
+    ]
+    document = {
+        "schema": 1,
+        "domain": name,
+        "done": what or None,
+        "vsmmus": vsmmus,
+        "devices": devices,
+        "notes": notes,
+    }
+    print(msgspec.json.format(msgspec.json.encode(document)).decode())
+
+
+def _hex(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,0 +1,59 @@
+"""What a domain XML lacks for a nested vSMMU. Which of it matters is for the caller to say."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from vmm_msi.domxml.domain import DomainXml
+
+
+class Check(StrEnum):
+    """One thing that is looked at."""
+
+    ARCH = "arch"
+    MACHINE = "machine"
+    GIC = "gic"
+    ACPI = "acpi"
+    FIRMWARE = "firmware"
+    KVM = "kvm"
+
+
+class Problem(NamedTuple):
+    """One thing that is wrong, in words: what is there; what is needed and why."""
+
+    check: Check
+    words: str
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def problems(domain: DomainXml) -> tuple[Problem, ...]:
+    """Return what keeps the guest from using a nested vSMMU with MSIs, in the order of the XML.
+
+    ITS and SMMUv3 exist on QEMU's ``virt`` with a GICv3; the RMR for doorbells is in the ACPI IORT
+    only, and libvirt asks for UEFI with ACPI on aarch64 (``src/qemu/qemu_validate.c``); QEMU
+    accelerates a vSMMU under KVM only.
+    """
+    found = []
+    if domain.arch != "aarch64":
+        found.append(Problem(Check.ARCH, f"arch is {domain.arch!r}; SMMUv3 needs 'aarch64'"))
+    machine = domain.machine or ""
+    if machine != "virt" and not machine.startswith("virt-"):
+        found.append(Problem(Check.MACHINE, f"machine is {machine!r}; SMMUv3 needs 'virt'"))
+    if domain.gic_version != "3":
+        given = "not given" if domain.gic_version is None else repr(domain.gic_version)
+        found.append(Problem(Check.GIC, f"<gic version> is {given}; an ITS needs '3'"))
+    if not domain.acpi:
+        found.append(
+            Problem(Check.ACPI, "<acpi/> is missing; without ACPI the guest is told of no RMR")
+        )
+    if not domain.firmware:
+        found.append(Problem(Check.FIRMWARE, "firmware is missing; ACPI needs <os firmware='efi'>"))
+    if domain.type != "kvm":
+        found.append(
+            Problem(Check.KVM, f"domain type is {domain.type!r}; an accelerated vSMMU needs 'kvm'")
+        )
+    return tuple(found)

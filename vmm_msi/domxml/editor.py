@@ -1,0 +1,364 @@
+"""Add vSMMUs and assigned devices to a domain XML, and take out exactly what was added.
+
+For each vSMMU of a plan: an expander bus, a root port per device on it, an ``<iommu>`` for that bus
+and the ``<hostdev>`` elements, wired as https://libvirt.org/formatdomain.html#iommu-devices and
+https://libvirt.org/pci-addresses.html describe. What is added is recorded in the metadata
+(:mod:`vmm_msi.domxml.metadata`); nothing else is ever taken out.
+
+The functions return a new :class:`DomainXml` and leave the one they are given alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml import buses, edit
+from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.metadata import (
+    BindingRecord,
+    DeviceRecord,
+    DomainRecord,
+    VsmmuRecord,
+    read_record,
+    write_record,
+)
+from vmm_msi.domxml.support import IommufdForm
+from vmm_msi.errors import DomainXmlError
+from vmm_msi.model import PciAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lxml.etree import _Element as Element
+
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.support import XmlLayout
+    from vmm_msi.model import GuestPlan, VsmmuPlan
+
+# What libvirt writes behind <hostdev> and behind <iommu> (src/conf/domain_conf.c
+# virDomainDefFormatInternalSetRootName), and in front of <iommufd>.
+_AFTER_IOMMU = ("vsock", "crypto", "pstore")
+_AFTER_HOSTDEV = (
+    "redirdev", "redirfilter", "hub", "watchdog", "memballoon", "rng", "nvram", "panic", "shmem",
+    "memory", "iommu", *_AFTER_IOMMU,
+)  # fmt: skip
+_BEFORE_IOMMUFD = (
+    "name", "uuid", "title", "description", "metadata", "maxMemory", "memory", "currentMemory",
+    "blkiotune", "memtune", "memoryBacking", "vcpu", "vcpus", "iothreads", "iothreadids",
+    "defaultiothread", "cputune", "numatune",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """What is recorded for one device beside its place in the plan.
+
+    :param strategy: name of the strategy.
+    :param backend: who carries the binding out: ``sim`` or ``qemu``.
+    :param its: id of the physical ITS; the plan's where it is None.
+    :param options: the strategy's options as text.
+    :param node: guest NUMA cell for the expander bus, if the device is the first behind it.
+    """
+
+    strategy: str
+    backend: str
+    its: int | None = None
+    options: Mapping[str, str] = field(default_factory=dict)
+    binding: BindingRecord | None = None
+    node: int | None = None
+
+
+def apply(
+    domain: DomainXml,
+    plan: GuestPlan,
+    layout: XmlLayout,
+    assignments: Mapping[PciAddress, Assignment],
+) -> DomainXml:
+    """Return ``domain`` with all devices of ``plan`` behind their vSMMUs.
+
+    Devices that the record knows stay as they are; a new device of a vSMMU that is recorded for
+    the same physical SMMU and ITS gets a root port behind that one.
+
+    :param layout: how to write it, see :meth:`vmm_msi.domxml.support.Support.layout`.
+    :param assignments: for each device that is new, what to record.
+    :raise DomainXmlError: when a device is assigned already or planned elsewhere, an ``<iommu>`` of
+        the user's is in the way, or indexes, slots or bus numbers are used up.
+    """
+    edited = domain.copy()
+    record = read_record(edited) or DomainRecord(
+        metadata_added=edited.root.find("metadata") is None
+    )
+    for vsmmu in plan.vsmmus:
+        new = _new_devices(edited, record, vsmmu, assignments)
+        if not new:
+            continue
+        found = record.vsmmu(vsmmu.smmu, vsmmu.its)
+        if found is None:
+            node = assignments[new[0]].node
+            record, found = _add_vsmmu(edited, record, vsmmu, layout, len(new), node)
+        for host in new:
+            assignment = assignments[host]
+            port = _add_root_port(edited, found.pxb)
+            wanted = plan.iommufd and layout.iommufd is IommufdForm.HOSTDEV
+            _add_hostdev(edited, host, port, iommufd=wanted)
+            device = DeviceRecord(
+                host=host,
+                strategy=assignment.strategy,
+                backend=assignment.backend,
+                pxb=found.pxb,
+                root_port=port,
+                smmu=vsmmu.smmu,
+                its=vsmmu.its if assignment.its is None else assignment.its,
+                options=dict(assignment.options),
+                binding=assignment.binding,
+            )
+            record = replace(record, devices=(*record.devices, device))
+    if not record.devices:
+        return edited
+    if plan.iommufd and layout.iommufd is IommufdForm.DOMAIN:
+        record = _add_iommufd(edited, record)
+    write_record(edited, record)
+    return edited
+
+
+def remove(domain: DomainXml, host: PciAddress) -> DomainXml:
+    """Return ``domain`` without the device at ``host`` and what was added for it alone.
+
+    The last device of a vSMMU takes the vSMMU with it, the last of all the rest. Parts that are
+    gone already are passed over.
+
+    :raise DomainXmlError: when the record does not know the device, or something of the user's is
+        plugged into what would be taken out.
+    """
+    edited = domain.copy()
+    record = read_record(edited) or DomainRecord()
+    device = record.device(host)
+    if device is None:
+        known = ", ".join(str(each.host) for each in record.devices) or "no device"
+        raise DomainXmlError(
+            f"taking {host} out of {domain.name}: vmm-msi did not add it; it added {known}"
+        )
+    for hostdev in edited.hostdevs():
+        if hostdev.host == host:
+            edit.take_out(hostdev.element)
+    _take_controller(edited, device.root_port, ROOT_PORT)
+    record = replace(record, devices=tuple(d for d in record.devices if d is not device))
+    if not record.behind(device.pxb):
+        record = _remove_vsmmu(edited, record, device.pxb)
+    if record.devices:
+        write_record(edited, record)
+        return edited
+    if record.iommu_added:
+        for iommu in edited.iommus():
+            if iommu.model == "smmuv3" and iommu.pci_bus is None:
+                edit.take_out(iommu.element)
+    if record.iommufd_added:
+        for element in edited.root.findall("iommufd"):
+            edit.take_out(element)
+    write_record(edited, None)
+    return edited
+
+
+def record_bindings(
+    domain: DomainXml, bindings: Mapping[PciAddress, BindingRecord | None]
+) -> DomainXml:
+    """Return ``domain`` with the bindings of recorded devices replaced.
+
+    :raise DomainXmlError: when the record does not know one of the devices.
+    """
+    edited = domain.copy()
+    record = read_record(edited) or DomainRecord()
+    for host in bindings:
+        if record.device(host) is None:
+            raise DomainXmlError(
+                f"recording the binding of {host} in {domain.name}: vmm-msi did not add that "
+                "device; attach it first"
+            )
+    devices = tuple(
+        replace(device, binding=bindings[device.host]) if device.host in bindings else device
+        for device in record.devices
+    )
+    if devices:
+        write_record(edited, replace(record, devices=devices))
+    return edited
+
+
+def _new_devices(
+    domain: DomainXml,
+    record: DomainRecord,
+    plan: VsmmuPlan,
+    assignments: Mapping[PciAddress, Assignment],
+) -> list[PciAddress]:
+    vsmmu = record.vsmmu(plan.smmu, plan.its)
+    present = {hostdev.host for hostdev in domain.hostdevs()}
+    new = []
+    for host in plan.devices:
+        known = record.device(host)
+        if known is not None:
+            if vsmmu is None or known.pxb != vsmmu.pxb:
+                raise DomainXmlError(
+                    f"adding {host} to {domain.name}: it is behind the vSMMU on expander bus "
+                    f"{known.pxb} already and now planned behind another; detach it first"
+                )
+            continue
+        if host in present:
+            raise DomainXmlError(
+                f"adding {host} to {domain.name}: a <hostdev> that vmm-msi did not add assigns it "
+                "already; take that out first"
+            )
+        if host not in assignments:
+            raise DomainXmlError(
+                f"adding {host} to {domain.name}: it is planned and nothing says by which "
+                "strategy; give an assignment for each new device"
+            )
+        new.append(host)
+    return list(dict.fromkeys(new))
+
+
+def _add_vsmmu(
+    domain: DomainXml,
+    record: DomainRecord,
+    plan: VsmmuPlan,
+    layout: XmlLayout,
+    ports: int,
+    node: int | None,
+) -> tuple[DomainRecord, VsmmuRecord]:
+    _check_iommus(domain, layout)
+    pxb = buses.free_index(domain, 0)
+    bus_nr = buses.free_bus_nr(domain, ports)
+    target = edit.build("target", {"busNr": str(bus_nr)})
+    if node is not None:
+        cell = edit.build("node", {})
+        cell.text = str(node)
+        target.append(cell)
+    _add_controller(domain, pxb, EXPANDER_BUS, target)
+    accelerated = layout.pci_bus and layout.accel and plan.accelerated
+    if layout.pci_bus:
+        driver = {"pciBus": str(pxb)}
+        if accelerated:
+            driver["accel"] = "on"
+        _add_iommu(domain, {**driver, **layout.driver})
+    elif not domain.iommus():
+        _add_iommu(domain, layout.driver)
+        record = replace(record, iommu_added=True)
+    vsmmu = VsmmuRecord(
+        pxb=pxb,
+        bus_nr=bus_nr,
+        smmu=plan.smmu,
+        its=plan.its,
+        pci_bus=layout.pci_bus,
+        accelerated=accelerated,
+    )
+    return replace(record, vsmmus=(*record.vsmmus, vsmmu)), vsmmu
+
+
+def _check_iommus(domain: DomainXml, layout: XmlLayout) -> None:
+    """Refuse the mixtures that libvirt refuses, in ``src/conf/domain_validate.c``."""
+    for iommu in domain.iommus():
+        if iommu.model != "smmuv3":
+            raise DomainXmlError(
+                f"adding a vSMMU to {domain.name}: it has an <iommu model='{iommu.model}'>; "
+                "only smmuv3 can stand beside it, take that out first"
+            )
+        if layout.pci_bus and iommu.pci_bus is None:
+            raise DomainXmlError(
+                f"adding a vSMMU to {domain.name}: it has an <iommu model='smmuv3'> without "
+                "pciBus, which serves the whole machine; take that out (or detach what was "
+                "attached with it) first"
+            )
+        if not layout.pci_bus and iommu.pci_bus is not None:
+            raise DomainXmlError(
+                f"adding a vSMMU to {domain.name}: it has an <iommu> with pciBus, and this "
+                "libvirt or QEMU takes none; valid is one <iommu model='smmuv3'/>"
+            )
+
+
+def _add_root_port(domain: DomainXml, pxb: int) -> int:
+    buses.check_room(domain, pxb)
+    index = buses.free_index(domain, pxb)
+    slot = buses.free_slot(domain, pxb)
+    address = _guest_address(PciAddress(0, pxb, slot, 0))
+    _add_controller(domain, index, ROOT_PORT, address)
+    return index
+
+
+def _add_controller(domain: DomainXml, index: int, model: str, child: Element) -> None:
+    attributes = {"type": "pci", "index": str(index), "model": model}
+    controllers = domain.devices.findall("controller")
+    previous = controllers[-1] if controllers else _before(domain, ("interface", *_AFTER_HOSTDEV))
+    edit.put_after(domain.devices, previous, edit.build("controller", attributes, child))
+
+
+def _add_iommu(domain: DomainXml, driver: Mapping[str, str]) -> None:
+    children = [edit.build("driver", driver)] if driver else []
+    iommus = domain.iommus()
+    previous = iommus[-1].element if iommus else _before(domain, _AFTER_IOMMU)
+    edit.put_after(domain.devices, previous, edit.build("iommu", {"model": "smmuv3"}, *children))
+
+
+def _add_hostdev(domain: DomainXml, host: PciAddress, port: int, *, iommufd: bool) -> None:
+    attributes = {"mode": "subsystem", "type": "pci", "managed": "yes"}
+    source = edit.build("source", {}, edit.build("address", _address(host)))
+    children = [source, _guest_address(PciAddress(0, port, 0, 0))]
+    if iommufd:
+        children.insert(0, edit.build("driver", {"iommufd": "yes"}))
+    hostdevs = domain.devices.findall("hostdev")
+    previous = hostdevs[-1] if hostdevs else _before(domain, _AFTER_HOSTDEV)
+    edit.put_after(domain.devices, previous, edit.build("hostdev", attributes, *children))
+
+
+def _add_iommufd(domain: DomainXml, record: DomainRecord) -> DomainRecord:
+    if domain.iommufd is False:
+        raise DomainXmlError(
+            f"asking for iommufd in {domain.name}: it says <iommufd enabled='no'/>; nested "
+            "devices need enabled='yes'"
+        )
+    if domain.iommufd:
+        return record
+    before = list(domain.root.iterchildren(*_BEFORE_IOMMUFD))
+    edit.put_after(domain.root, before[-1], edit.build("iommufd", {"enabled": "yes"}))
+    return replace(record, iommufd_added=True)
+
+
+def _remove_vsmmu(domain: DomainXml, record: DomainRecord, pxb: int) -> DomainRecord:
+    vsmmu = next(each for each in record.vsmmus if each.pxb == pxb)
+    for iommu in domain.iommus():
+        if vsmmu.pci_bus and iommu.pci_bus == str(pxb):
+            edit.take_out(iommu.element)
+    _take_controller(domain, pxb, EXPANDER_BUS)
+    return replace(record, vsmmus=tuple(each for each in record.vsmmus if each is not vsmmu))
+
+
+def _take_controller(domain: DomainXml, index: int, model: str) -> None:
+    for controller in domain.controllers():
+        if controller.index != index or controller.model != model:
+            continue
+        other = next(domain.on_bus(index), None)
+        if other is not None:
+            raise DomainXmlError(
+                f"taking the {model} {index} out of {domain.name}: the <{other.tag!s}> on line "
+                f"{other.sourceline} is plugged into it; give that another address first"
+            )
+        edit.take_out(controller.element)
+
+
+def _before(domain: DomainXml, following: tuple[str, ...]) -> Element | None:
+    """Return the child of ``<devices>`` behind which what precedes ``following`` belongs."""
+    first = next(domain.devices.iterchildren(*following), None)
+    if first is not None:
+        return first.getprevious()
+    return domain.devices[-1] if len(domain.devices) else None
+
+
+def _guest_address(address: PciAddress) -> Element:
+    return edit.build("address", {"type": "pci", **_address(address)})
+
+
+def _address(address: PciAddress) -> dict[str, str]:
+    return {
+        "domain": f"{address.segment:#06x}",
+        "bus": f"{address.bus:#04x}",
+        "slot": f"{address.device:#04x}",
+        "function": f"{address.function:#x}",
+    }

@@ -1,0 +1,95 @@
+"""Compare what was written with what libvirt kept of it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.metadata import DomainRecord, read_record
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm_msi.domxml.domain import DomainXml, PciController, PciHostdev
+    from vmm_msi.domxml.metadata import DeviceRecord, VsmmuRecord
+    from vmm_msi.model import PciAddress
+
+
+def dropped(wanted: DomainXml, got: DomainXml) -> list[str]:
+    """Return what vmm-msi added in ``wanted`` and libvirt left out or changed in ``got``.
+
+    libvirt may reorder elements and add attributes and children; what it may not do is drop an
+    element, an attribute or a value that the record in ``wanted`` stands for. libvirt 9.0 for one
+    drops the ``<driver>`` of an smmuv3 when it does not validate.
+
+    :return: a few words for each, empty when all is there.
+    :raise DomainXmlError: when one of the two cannot be read.
+    """
+    record = read_record(wanted)
+    kept = read_record(got)
+    lost = []
+    if record != kept:
+        lost.append("the vmm-msi record in <metadata>")
+    record = record or DomainRecord()
+    if wanted.iommufd and not got.iommufd:
+        lost.append("<iommufd enabled='yes'/>")
+    lost.extend(_iommus(wanted, got, record))
+    controllers = {controller.index: controller for controller in got.controllers()}
+    for vsmmu in record.vsmmus:
+        lost.extend(_vsmmu(vsmmu, controllers))
+    hostdevs = {hostdev.host: hostdev for hostdev in got.hostdevs()}
+    asked = {hostdev.host: hostdev for hostdev in wanted.hostdevs()}
+    for device in record.devices:
+        lost.extend(_device(device, asked, hostdevs, controllers))
+    return lost
+
+
+def _iommus(wanted: DomainXml, got: DomainXml, record: DomainRecord) -> Iterator[str]:
+    if not record.vsmmus:
+        return
+    left = [(iommu.model, iommu.driver) for iommu in got.iommus()]
+    for iommu in wanted.iommus():
+        match = next(
+            (
+                pair
+                for pair in left
+                if pair[0] == iommu.model and iommu.driver.items() <= pair[1].items()
+            ),
+            None,
+        )
+        if match is not None:
+            left.remove(match)
+            continue
+        words = " ".join(f"{name}='{value}'" for name, value in iommu.driver.items())
+        driver = f"<driver {words}> of " if words else ""
+        yield f"{driver}<iommu model='{iommu.model}'>"
+
+
+def _vsmmu(vsmmu: VsmmuRecord, controllers: dict[int | None, PciController]) -> Iterator[str]:
+    controller = controllers.get(vsmmu.pxb)
+    if controller is None or controller.model != EXPANDER_BUS:
+        yield f"the {EXPANDER_BUS} with index {vsmmu.pxb}"
+    elif controller.bus_nr != vsmmu.bus_nr:
+        yield f"busNr {vsmmu.bus_nr} of the {EXPANDER_BUS} with index {vsmmu.pxb}"
+
+
+def _device(
+    device: DeviceRecord,
+    asked: dict[PciAddress, PciHostdev],
+    hostdevs: dict[PciAddress, PciHostdev],
+    controllers: dict[int | None, PciController],
+) -> Iterator[str]:
+    port = controllers.get(device.root_port)
+    if port is None or port.model != ROOT_PORT:
+        yield f"the {ROOT_PORT} with index {device.root_port}"
+    elif port.address is None or port.address.bus != device.pxb:
+        yield f"the address of the {ROOT_PORT} with index {device.root_port}"
+    hostdev = hostdevs.get(device.host)
+    if hostdev is None:
+        yield f"the <hostdev> of {device.host}"
+        return
+    if hostdev.guest is None or hostdev.guest.bus != device.root_port:
+        yield f"the guest address of the <hostdev> of {device.host}"
+    before = asked.get(device.host)
+    if before is not None and before.iommufd and not hostdev.iommufd:
+        yield f"<driver iommufd='yes'> of the <hostdev> of {device.host}"

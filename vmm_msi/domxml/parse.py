@@ -1,0 +1,129 @@
+"""Text to element tree and back, without surprises.
+
+Domain XML may come from a file of unknown origin. No DTD is read, so there are no entities to
+expand and nothing to fetch; size and depth are bounded.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+from lxml import etree
+
+from vmm_msi.errors import DomainXmlError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lxml.etree import _Element as Element
+
+#: Bytes of XML that are accepted: what libvirt itself takes over its wire, REMOTE_STRING_MAX in
+#: libvirt ``src/remote/remote_protocol.x``.
+MAX_BYTES = 4 * 1024 * 1024
+
+# What XML allows before the document type declaration (XML 1.0, 2.8, productions 22 and 27).
+_PROLOG = re.compile(r"\ufeff?(?:\s+|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
+_TOKEN = re.compile(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<[^<>]*>", re.DOTALL)
+_ATTRIBUTE = re.compile(r"""=("[^"]*"|'[^']*')""")
+
+
+def parse(text: str | bytes, source: str) -> Element:
+    """Read an XML document, keeping comments, whitespace, order and foreign namespaces.
+
+    :param text: the document; bytes are UTF-8.
+    :param source: where it came from, for messages.
+    :return: the root element.
+    :raise DomainXmlError: when it is larger than :data:`MAX_BYTES` bytes, not UTF-8, declares a
+        document type, or is not well formed.
+    """
+    data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
+    if len(data) > MAX_BYTES:
+        raise DomainXmlError(
+            f"reading XML from {source}: too many bytes; libvirt takes up to {MAX_BYTES}"
+        )
+    try:
+        decoded = data.decode()
+    except UnicodeDecodeError as error:
+        raise DomainXmlError(
+            f"reading XML from {source}: byte {error.start} is not UTF-8; "
+            "valid is a UTF-8 document such as virsh dumpxml prints"
+        ) from None
+    prolog = _PROLOG.match(decoded)
+    start = prolog.end() if prolog is not None else 0
+    if decoded.startswith("<!DOCTYPE", start):
+        line = decoded.count("\n", 0, start) + 1
+        raise _doctype(source, line)
+    # The encoding is given, so a declaration of another one cannot make libxml2 read other text
+    # than was looked at above.
+    parser = etree.XMLParser(
+        encoding="utf-8",
+        resolve_entities=False,
+        load_dtd=False,
+        dtd_validation=False,
+        attribute_defaults=False,
+        no_network=True,
+        huge_tree=False,
+        remove_comments=False,
+        remove_pis=False,
+        strip_cdata=False,
+    )
+    try:
+        root = etree.fromstring(data, parser)
+    except etree.XMLSyntaxError as error:
+        reason = (error.msg or "it is empty").partition(", line ")[0]
+        raise DomainXmlError(
+            f"reading XML from {source}: line {error.lineno or 1}: {reason}; "
+            "valid is one well-formed element such as virsh dumpxml prints"
+        ) from None
+    if root.getroottree().docinfo.internalDTD is not None:
+        raise _doctype(source, 1)
+    return root
+
+
+def read(path: Path) -> Element:
+    """Read an XML file; see :func:`parse`.
+
+    :raise DomainXmlError: also when the file cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except OSError as error:
+        raise DomainXmlError(
+            f"reading {path}: {error.strerror or error}; valid is a file with a libvirt domain XML"
+        ) from error
+    return parse(data, str(path))
+
+
+def serialise(root: Element) -> str:
+    """Return the document as text, attributes in single quotes as libvirt writes them.
+
+    Reading the result again gives the same tree.
+
+    :param root: the root element; comments beside it are kept.
+    """
+    nodes = [*reversed([*root.itersiblings(preceding=True)]), root, *root.itersiblings()]
+    text = "\n".join(etree.tostring(node, encoding="unicode", with_tail=False) for node in nodes)
+    return _TOKEN.sub(_requote, text) + "\n"
+
+
+def _requote(token: re.Match[str]) -> str:
+    text = token[0]
+    if text.startswith(("<!", "<?", "</")) or '"' not in text:
+        return text
+    return _ATTRIBUTE.sub(_single, text)
+
+
+def _single(attribute: re.Match[str]) -> str:
+    quoted = attribute[1]
+    if quoted.startswith("'") or "'" in quoted:
+        return attribute[0]
+    return "='" + quoted[1:-1].replace("&quot;", '"') + "'"
+
+
+def _doctype(source: str, line: int) -> DomainXmlError:
+    return DomainXmlError(
+        f"reading XML from {source}: line {line}: a document type declaration is refused, with "
+        "the entities it may define; valid is domain XML without <!DOCTYPE>"
+    )

@@ -1,0 +1,108 @@
+"""Bounded reading of one ACPI table: every access is checked, every error names the offset."""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, NoReturn
+
+from vmm_msi.errors import TopologyError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+#: Size of the header that all tables share: ACPI 6.5, 5.2.6.
+HEADER_SIZE = 36
+#: Bytes a table may have; the largest known IORT and MADT are below 1 MiB.
+MAX_SIZE = 4 << 20
+
+_U16 = struct.Struct("<H")
+_U32 = struct.Struct("<I")
+_U64 = struct.Struct("<Q")
+
+
+class AcpiTable:
+    """The bytes of a table whose header was checked (ACPI 6.5, 5.2.6).
+
+    :param data: the whole table.
+    :param source: the file it is from, for messages.
+    :param signature: the four characters it must start with.
+    :param minimum: bytes of its fixed part, the header included.
+    :raise TopologyError: when signature, length or checksum are wrong.
+    """
+
+    def __init__(self, data: bytes, source: str, signature: str, minimum: int) -> None:
+        self.source = source
+        self._data = memoryview(data)
+        if len(data) > MAX_SIZE:
+            self.fail(MAX_SIZE, f"larger than the {MAX_SIZE} bytes such a table may have")
+        if len(data) < HEADER_SIZE:
+            self.fail(len(data), f"truncated: an ACPI table has a header of {HEADER_SIZE} bytes")
+        if data[:4] != signature.encode():
+            self.fail(0, f"signature {data[:4]!r}, not {signature.encode()!r}")
+        self.length = self.u32(4)
+        if self.length != len(data):
+            self.fail(4, f"length {self.length}, but the file has {len(data)} bytes")
+        if self.length < minimum:
+            self.fail(4, f"length {self.length}; a {signature} has at least {minimum} bytes")
+        if total := sum(data) & 0xFF:
+            self.fail(9, f"wrong checksum: the bytes add up to {total:#x}, not to 0, modulo 256")
+        self.revision = data[8]
+
+    def fail(self, offset: int, message: str) -> NoReturn:
+        """Refuse the table for what is at ``offset``.
+
+        :raise TopologyError: always.
+        """
+        raise TopologyError(f"{self.source}: offset {offset:#x}: {message}")
+
+    def u8(self, offset: int) -> int:
+        """Return the byte at ``offset``."""
+        self._need(offset, 1)
+        return self._data[offset]
+
+    def u16(self, offset: int) -> int:
+        """Return the little-endian 16-bit number at ``offset``."""
+        self._need(offset, 2)
+        return int(_U16.unpack_from(self._data, offset)[0])
+
+    def u32(self, offset: int) -> int:
+        """Return the little-endian 32-bit number at ``offset``."""
+        self._need(offset, 4)
+        return int(_U32.unpack_from(self._data, offset)[0])
+
+    def u64(self, offset: int) -> int:
+        """Return the little-endian 64-bit number at ``offset``."""
+        self._need(offset, 8)
+        return int(_U64.unpack_from(self._data, offset)[0])
+
+    def string(self, offset: int, end: int) -> str:
+        """Return the NUL-terminated ASCII string at ``offset``, which ends before ``end``.
+
+        :raise TopologyError: when it has no NUL or is not printable ASCII.
+        """
+        data = bytes(self._data[offset:end])
+        text, found, _rest = data.partition(b"\0")
+        if not found:
+            self.fail(offset, "a name without a NUL at its end")
+        if not text.isascii() or not text.decode("ascii").isprintable():
+            self.fail(offset, "a name that is not printable ASCII")
+        return text.decode("ascii")
+
+    def _need(self, offset: int, size: int) -> None:
+        if offset < 0 or offset + size > len(self._data):
+            self.fail(offset, f"{size} bytes are read here, but the table ends at its length")
+
+
+def read_table(path: Path) -> bytes | None:
+    """Return the bytes of the table in the file ``path``, one byte more than allowed at most.
+
+    :return: None where there is no such file.
+    :raise TopologyError: when it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return file.read(MAX_SIZE + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as failure:
+        raise TopologyError(f"{path}: cannot be read: {failure.strerror}") from failure
