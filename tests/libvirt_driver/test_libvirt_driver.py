@@ -1,0 +1,202 @@
+from importlib import resources
+
+import pytest
+
+from vmm_msi import libvirt_driver
+from vmm_msi.domxml import editor
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.guest import guest_from_xml
+from vmm_msi.domxml.support import Feature, Version, XmlLayout
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.errors import HypervisorError
+from vmm_msi.libvirt_driver import connect, redefine, verify_defined
+from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+
+A, B, C = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(3))
+SAMPLES = resources.files("vmm_msi.samples")
+URI = f"test://{SAMPLES.joinpath('test-driver.xml')}"
+PLAN = GuestPlan((VsmmuPlan(0, (A, B)),))
+ASSIGNMENTS = {host: editor.Assignment("identity", "sim") for host in (A, B)}
+
+
+@pytest.fixture
+def connection():
+    with connect(URI) as opened:
+        yield opened
+
+
+def attached(domain, layout):
+    return editor.apply(domain, PLAN, layout, ASSIGNMENTS)
+
+
+def test_sample(connection):
+    versions = connection.versions()
+    assert versions.driver == "TEST"
+    assert versions.libvirt >= Version(9, 0)
+    assert versions.hypervisor is None
+    assert [domain.name for domain in connection.domains()] == ["guest0", "guest1"]
+    assert not connection.is_active("guest0")
+    devices = connection.node_devices([A, B, C])
+    assert [device.iommu_group for device in devices.values()] == [10, 11, 12]
+    assert [device.members for device in devices.values()] == [(A,), (B,), (C,)]
+    assert [device.numa_node for device in devices.values()] == [0, 0, 1]
+
+
+def test_sample_guest_with_three_devices():
+    sample = SAMPLES.joinpath("three-devices.xml").read_bytes()
+    domain = DomainXml.parse(sample, "three-devices.xml")
+    assert tuple(device.host for device in guest_from_xml(domain).devices) == (A, B, C)
+    domain.root.set("type", "test")
+    with connect("test:///default") as connection:
+        connection.define(domain)
+        connection.undefine("three-devices")
+
+
+@pytest.mark.parametrize("kind", ["test", "kvm", "qemu"])
+def test_template_is_valid(kind, connection):
+    domain = nested_guest("made", memory=1 << 30, kind=kind)
+    domain.root.set("type", "test")
+    assert connection.define(domain).memory == 1 << 30
+
+
+def test_attach_and_detach(connection, capfd):
+    old = connection.domain_xml("guest0")
+    layout = connection.versions().support.layout()
+    got = redefine(connection, "guest0", old, attached(old, layout))
+    assert connection.holders(A) == ["guest0"]
+    assert connection.holders(C) == []
+    for host in (B, A):
+        got = redefine(connection, "guest0", got, editor.remove(got, host))
+    assert str(got) == str(old)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_schema_error_puts_the_old_definition_back(connection):
+    old = connection.domain_xml("guest0")
+    new = attached(old, XmlLayout())
+    with pytest.raises(
+        HypervisorError, match=r"defining guest guest0 .*failed to validate"
+    ) as caught:
+        redefine(connection, "guest0", old, new)
+    assert "\n" not in str(caught.value)
+    assert str(connection.domain_xml("guest0")) == str(old)
+
+
+def test_dropped_driver_is_noticed_and_undone(connection, monkeypatch):
+    if connection.versions().support.has(Feature.PCI_BUS):
+        pytest.skip("this libvirt knows <driver pciBus> and keeps it")
+    old = connection.domain_xml("guest0")
+    new = attached(old, XmlLayout())
+    define = connection.define
+    monkeypatch.setattr(connection, "define", lambda xml, **_flags: define(xml, validate=False))
+    with pytest.raises(HypervisorError) as caught:
+        redefine(connection, "guest0", old, new)
+    assert "dropped <iommufd enabled='yes'/>" in str(caught.value)
+    assert "<driver pciBus='3' accel='on'> of <iommu model='smmuv3'>" in str(caught.value)
+    assert str(connection.domain_xml("guest0")) == str(old)
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("metadata", "the vmm-msi record"),
+        ("devices/iommu/driver", "<driver pciBus='3' accel='on'>"),
+        ("devices/iommu", "<iommu model='smmuv3'>"),
+        ("devices/hostdev", "the <hostdev> of 0000:01:00.0"),
+        ("devices/hostdev/address", "the guest address of the <hostdev> of 0000:01:00.0"),
+        ("devices/controller[@index='3']", "the pcie-expander-bus with index 3"),
+        ("devices/controller[@index='3']/target", "busNr 16 of the pcie-expander-bus"),
+        ("devices/controller[@index='4']", "the pcie-root-port with index 4"),
+        ("devices/controller[@index='4']/address", "the address of the pcie-root-port"),
+        ("iommufd", "<iommufd enabled='yes'/>"),
+    ],
+)
+def test_verify_names_what_is_missing(path, words, connection):
+    wanted = attached(connection.domain_xml("guest0"), XmlLayout())
+    verify_defined(wanted, wanted.copy())
+    got = wanted.copy()
+    element = got.root.find(path)
+    element.getparent().remove(element)
+    with pytest.raises(HypervisorError) as caught:
+        verify_defined(wanted, got)
+    assert words in str(caught.value)
+
+
+def test_failed_restore_is_told(connection, monkeypatch):
+    old = connection.domain_xml("guest0")
+
+    def fail(_xml, **_flags):
+        raise HypervisorError("it is gone")
+
+    monkeypatch.setattr(connection, "define", fail)
+    with pytest.raises(HypervisorError, match="putting the old definition back failed too"):
+        redefine(connection, "guest0", old, old)
+
+
+def test_another_guest_is_refused(connection):
+    old = connection.domain_xml("guest0")
+    with pytest.raises(HypervisorError, match="name and UUID would change"):
+        redefine(connection, "guest0", old, connection.domain_xml("guest1"))
+
+
+def test_lookup(connection):
+    uuid = connection.domain_xml("guest0").uuid
+    assert connection.domain_xml(uuid).name == "guest0"
+    with pytest.raises(HypervisorError, match="there is none; valid: guest0, guest1"):
+        connection.domain_xml("nobody")
+    with pytest.raises(HypervisorError, match="there is none"):
+        connection.is_active(uuid.replace("5b", "6b", 1))
+    with pytest.raises(HypervisorError, match=r"host device 0000:09:00\.0 .*not found"):
+        connection.node_device(PciAddress.parse("09:00.0"))
+
+
+def test_names_in_errors_are_few(connection):
+    for number in range(10):
+        connection.define(nested_guest(f"more{number}", memory=1 << 20, kind="test"))
+    with pytest.raises(HypervisorError, match=r"guest0, guest1, more0, .* and 4 more"):
+        connection.domain_xml("nobody")
+
+
+def test_run(connection):
+    connection.start("guest0")
+    assert connection.is_active("guest0")
+    with pytest.raises(HypervisorError, match="starting guest guest0"):
+        connection.start("guest0")
+    with pytest.raises(HypervisorError, match="this driver of libvirt cannot do that"):
+        connection.monitor("guest0", "query-status")
+    connection.destroy("guest0")
+    assert not connection.is_active("guest0")
+
+
+def test_read_only():
+    with connect(URI, readonly=True) as connection:
+        domain = connection.domain_xml("guest0")
+        with pytest.raises(HypervisorError, match="connect for reading and writing"):
+            connection.define(domain)
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("test:///nowhere/node.xml", "there is no file /nowhere/node.xml"),
+        ("qemu+unix:///system?socket=/nowhere/libvirt-sock", "is the libvirt daemon of that URI"),
+        (f"test://{SAMPLES.joinpath('__init__.py')}", "connecting to test://"),
+    ],
+)
+def test_no_connection(uri, words, capfd):
+    with pytest.raises(HypervisorError) as caught, connect(uri):
+        pass
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_odd_node_device(connection):
+    from vmm_msi.domxml.parse import parse
+    from vmm_msi.errors import InputError
+
+    root = parse("<device><driver><name>x</name></driver></device>", "here")
+    assert libvirt_driver._node_device(root, A).driver == "x"
+    root = parse("<device><capability type='pci'><numa node='x'/></capability></device>", "here")
+    with pytest.raises(InputError, match=r"reading host device 0000:01:00\.0"):
+        libvirt_driver._node_device(root, A)
