@@ -241,8 +241,9 @@ class PluginHost:
         for name, observe in self._observers.items():
             try:
                 observe(event=event)
-            except Exception:
-                log.exception("observer %s failed at %s", name, event.action)
+            except Exception as error:  # noqa: BLE001
+                what = f"{type(error).__name__}: {error}"
+                log.warning("observer %s failed at %s: %s", name, event.action, what)
 
 
 class StrategyHooks:

@@ -261,7 +261,7 @@ class GuestRun:
         name = part.session.strategy
         event = None
         if self._observed:
-            event = Event(action, self.guest.name, name, device, values or {})
+            event = Event(action, self.guest.name, name, device, {} if values is None else values)
             if action not in _UNDOING:
                 self._plugins.ask(event)
         try:

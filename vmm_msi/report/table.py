@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from vmm_msi.compare import Result
-    from vmm_msi.model import Scenario, Verdict
+    from vmm_msi.model import PciAddress, Scenario, Verdict
 
 #: Devices that ``compare`` shows in a column each; more are counted only.
 MAX_DEVICE_COLUMNS = 8
@@ -29,12 +29,13 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str]:
     """Yield the lines of compare's table: a row per strategy, then why MSIs did not arrive."""
     devices = [device.host for device in scenario.guest.devices]
+    its_of = {device.address: device.its for device in scenario.host.devices}
     shown = devices if len(devices) <= MAX_DEVICE_COLUMNS else []
     rows = [
         [
             "strategy",
             "kernel",
-            *(f"{address} (ITS {_its(scenario, address)})" for address in shown),
+            *(f"{address} (ITS {its_of[address]})" for address in shown),
             "delivered",
             "S2",
             "maps",
@@ -42,7 +43,7 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
             "bindings",
         ]
     ]
-    reasons: list[str] = []
+    failed: list[tuple[str, Verdict]] = []
     for result in results:
         name = _name(result)
         counts = outcomes(result.verdicts)
@@ -60,16 +61,12 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
                 str(costs.bindings),
             ]
         )
-        reasons += _reasons(name, result.verdicts)
+        failed += [(name, v) for v in result.verdicts if v.outcome is not Outcome.DELIVERED]
     yield from columns(rows)
-    if reasons:
+    if failed:
         yield ""
         yield "Why not delivered:"
-        yield from reasons
-
-
-def _its(scenario: Scenario, address: object) -> int:
-    return next(d.its for d in scenario.host.devices if d.address == address)
+        yield from _reasons(failed)
 
 
 def _name(result: Result) -> str:
@@ -83,13 +80,15 @@ def _cell(verdict: Verdict) -> str:
     return str(verdict.outcome)
 
 
-def _reasons(name: str, verdicts: Iterable[Verdict]) -> Iterator[str]:
-    """Yield the first device of each outcome and reason, and how many devices share it."""
-    groups: dict[tuple[Outcome, str], list[Verdict]] = {}
-    for verdict in verdicts:
-        if verdict.outcome is not Outcome.DELIVERED:
-            key = verdict.reason.replace(str(verdict.device), "")
-            groups.setdefault((verdict.outcome, key), []).append(verdict)
-    for (outcome, _), members in groups.items():
-        more = f" (and {len(members) - 1} more devices)" if len(members) > 1 else ""
-        yield f"  {name}: {members[0].device} {outcome}: {members[0].reason}{more}"
+def _reasons(results: Iterable[tuple[str, Verdict]]) -> Iterator[str]:
+    """Yield a line per outcome and reason: whom it hit first, and how many more."""
+    groups: dict[tuple[Outcome, str], tuple[Verdict, dict[str, None], set[PciAddress]]] = {}
+    for name, verdict in results:
+        key = (verdict.outcome, verdict.reason.replace(str(verdict.device), ""))
+        _first, names, devices = groups.setdefault(key, (verdict, {}, set()))
+        names[name] = None
+        devices.add(verdict.device)
+    for first, names, devices in groups.values():
+        more = f" (and {len(devices) - 1} more devices)" if len(devices) > 1 else ""
+        yield f"  {', '.join(names)}"
+        yield f"      {first.device} {first.outcome}: {first.reason}{more}"
