@@ -7,7 +7,7 @@ fails. Who carries the doorbell binding out is said by :class:`Carrier`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -19,6 +19,7 @@ from vmm_msi.domxml.guest import guest_from_xml
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.support import Feature, IommufdForm
 from vmm_msi.errors import HypervisorError, RefusedError, UsageError
+from vmm_msi.hookspecs import Action, Event
 from vmm_msi.iommu.sim import SimBackend, newest_profile, profile_named
 from vmm_msi.libvirt_driver import redefine
 from vmm_msi.model import GuestDomain, Outcome
@@ -67,16 +68,16 @@ class Change:
     """A change of one domain's definition that was planned.
 
     :param verdicts: what the model says of each device's MSIs after the change.
-    :param choices: the strategy of each device.
     :param notes: what the user should know, a sentence each.
+    :param events: what observers are told when it was carried out.
     """
 
     old: DomainXml
     new: DomainXml
     carrier: Carrier
     verdicts: tuple[Verdict, ...] = ()
-    choices: Mapping[PciAddress, Choice] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    events: tuple[Event, ...] = ()
 
     @property
     def record(self) -> DomainRecord:
@@ -115,16 +116,12 @@ def plan_attach(
     guest = _guest_of(old, choices)
     profile = _profile(needs)
     backend = SimBackend(host, guest, profile)
-    run = GuestRun(plugins, host, guest, backend, choices, selector)
+    run = GuestRun(plugins, host, guest, backend, choices, selector, rehearsal=True)
     plan = run.plan()
     layout = _layout(versions.support, old, carrier)
     _check_support(versions.support, plan, carrier, old)
     run.attach_all()
-    try:
-        verdicts = tuple(backend.deliver(device.host) for device in guest.devices)
-    finally:
-        run.stop()
-        backend.close()
+    verdicts = tuple(backend.deliver(device.host) for device in guest.devices)
     _check_verdicts(verdicts, allow_faults=request.allow_faults)
     if carrier is Carrier.SIM:
         notes.append(
@@ -138,7 +135,17 @@ def plan_attach(
         for device in request.devices
     }
     new = editor.apply(old, plan, layout, assignments)
-    return Change(old, new, carrier, verdicts, choices, tuple(notes))
+    events = tuple(
+        Event(
+            Action.ATTACH_DEVICE,
+            old.name,
+            choices[device].strategy,
+            device,
+            {"carrier": carrier.value},
+        )
+        for device in request.devices
+    )
+    return Change(old, new, carrier, verdicts, tuple(notes), events)
 
 
 def plan_detach(connection: Connection, domain: str, devices: Sequence[PciAddress]) -> Change:
@@ -153,23 +160,38 @@ def plan_detach(connection: Connection, domain: str, devices: Sequence[PciAddres
         raise UsageError(f"detaching from {old.name}: vmm-msi has attached nothing to it")
     _check_once(devices)
     new = old
+    events = []
     for device in devices or [each.host for each in record.devices]:
         new = editor.remove(new, device)
+        strategy = next(each.strategy for each in record.devices if each.host == device)
+        events.append(Event(Action.DETACH_DEVICE, old.name, strategy, device))
     carriers = {each.backend for each in record.devices}
     notes: tuple[str, ...] = ()
     if connection.is_active(old.name):
         notes = ("the guest is running: the change takes effect at its next start",)
     carrier = Carrier.QEMU if Carrier.QEMU in carriers else Carrier.SIM
-    return Change(old, new, carrier, notes=notes)
+    return Change(old, new, carrier, notes=notes, events=tuple(events))
 
 
-def carry_out(connection: Connection, change: Change) -> DomainXml:
+def carry_out(
+    connection: Connection, change: Change, plugins: PluginHost | None = None
+) -> DomainXml:
     """Define the new XML, read it back and check that libvirt kept it; undo on any failure.
 
+    :param plugins: whose observers learn of it, None for nobody.
     :return: what libvirt made of it.
     :raise HypervisorError: when libvirt refuses or drops a part; the old definition is back.
     """
-    return redefine(connection, change.old.name, change.old, change.new)
+    error = ""
+    try:
+        return redefine(connection, change.old.name, change.old, change.new)
+    except HypervisorError as failure:
+        error = str(failure)
+        raise
+    finally:
+        if plugins is not None and plugins.has_observers:
+            for event in change.events:
+                plugins.tell(replace(event, error=error))
 
 
 def _check_once(devices: Iterable[PciAddress]) -> None:
@@ -185,18 +207,16 @@ def _check_free(
 ) -> None:
     """Check that no domain of this libvirt holds one of the devices."""
     _check_once(devices)
-    wanted = set(devices)
     for device in devices:
         if record.device(device) is not None:
             raise RefusedError(
                 f"attaching {device} to {old.name}: it is attached already; detach it first"
             )
-    for other in connection.domains():
-        held = sorted(wanted & {hostdev.host for hostdev in other.hostdevs()})
-        if held:
-            whose = "it has" if other.name == old.name else f"domain {other.name} holds"
+    for device, holder in connection.assigned():
+        if device in devices:
+            whose = "it has" if holder == old.name else f"domain {holder} holds"
             raise RefusedError(
-                f"attaching {held[0]} to {old.name}: {whose} a <hostdev> for it already; take it "
+                f"attaching {device} to {old.name}: {whose} a <hostdev> for it already; take it "
                 "out there first"
             )
 

@@ -64,6 +64,7 @@ class GuestRun:
 
     :param choice_of: the strategy chosen for each device of ``guest``.
     :param selector: name of the ITS selector.
+    :param rehearsal: observers may object, but are not told: nothing really happens.
     :raise RefusedError: when the backend cannot do what a strategy needs.
     :raise UsageError: for an unknown strategy, option or selector.
     """
@@ -76,6 +77,8 @@ class GuestRun:
         backend: Backend,
         choice_of: Mapping[PciAddress, Choice],
         selector: str,
+        *,
+        rehearsal: bool = False,
     ) -> None:
         self.backend = backend
         self.guest = guest
@@ -83,6 +86,7 @@ class GuestRun:
         self._plugins = plugins
         self._selector = selector
         self._observed = plugins.has_observers
+        self._rehearsal = rehearsal
         self._its: dict[PciAddress, int] = {}
         self._parts: dict[Choice, _Part] = {}
         self._part_of: dict[PciAddress, _Part] = {}
@@ -278,7 +282,7 @@ class GuestRun:
         self._tell(event)
 
     def _tell(self, event: Event | None, error: str = "") -> None:
-        if event is not None:
+        if event is not None and not self._rehearsal:
             told = Event(
                 event.action, event.guest, event.strategy, event.device, event.values, error
             )

@@ -201,8 +201,10 @@ class _Scan:
         elif token["punct"]:
             self._punctuation(text)
         elif token["string"] or token["bare"]:
-            if not self._in_value:
-                self._parts.append(text[1:-1] if token["string"] else text)
+            if self._in_value:
+                self._note(self._value)
+            else:
+                self._parts.append(_unquoted(text) if token["string"] else text)
             self._line += text.count("\n")
 
     def _punctuation(self, text: str) -> None:
@@ -222,19 +224,19 @@ class _Scan:
 
     def _in_a_value(self, text: str) -> None:
         if text == "{":
+            self._note(self._value)
             self._open.append(self._value)
             self._parts, self._in_value = [], False
         elif text == "[":
+            self._note(self._value)
             self._value = (*self._value, 0)
             self._open.append(self._value)
-            self._note(self._value)
         elif text in "]}" and self._open:
             self._open.pop()
         elif text == "," and self._open:
             top = self._open[-1]
             if isinstance(top[-1], int) and self._is_array(top):
                 self._value = self._open[-1] = (*top[:-1], top[-1] + 1)
-                self._note(self._value)
             else:
                 self._parts, self._in_value = [], False
 
@@ -247,6 +249,7 @@ class _Scan:
         parts, self._parts = self._parts, []
         *outer, last = parts
         path = (*self._reach((), outer), last)
+        self._note(path)
         if self._header > 1:
             count = self._elements.get(path, 0)
             if self._wanted(path):
@@ -272,6 +275,13 @@ class _Scan:
     def _note(self, path: KeyPath) -> None:
         if len(path) > self._best and self._wanted(path):
             self._best, self.best_line = len(path), self._line
+
+
+def _unquoted(token: str) -> str:
+    """Return the key that the quoted ``token`` stands for."""
+    if token.startswith('"') and "\\" in token:
+        return str(tomllib.loads(f"key = {token}")["key"])
+    return token[1:-1]
 
 
 def _hook(kind: type, value: object) -> object:
@@ -311,6 +321,7 @@ def _reword(message: str, kind: object, path: KeyPath) -> tuple[str, KeyPath]:
         )
     if match := re.fullmatch(r"Object missing required field `(.*)`", message):
         return f"required key '{match[1]}' is missing {place}", path
+    message = message.replace(" | null`", "`")
     words = re.sub(r"`([^`]*)`", lambda match: _WORDS.get(match[1], match[1]), message)
     plain = one_line(words[:1].lower() + words[1:])
     if valid := _values(kind):

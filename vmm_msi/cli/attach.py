@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         change = provision.plan_attach(connection, plugins, settings, host, request)
         if preview(args, change):
             return 0
-        provision.carry_out(connection, change)
+        provision.carry_out(connection, change, plugins)
     print_change(args, change, f"attached {', '.join(map(str, devices))}")
     return 0
 

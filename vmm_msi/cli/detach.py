@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_format
+from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
 from vmm_msi.cli.guest import add_connection, add_preview, add_target, preview, print_change
 from vmm_msi.model import PciAddress
 
@@ -18,11 +18,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_connection(parser)
     add_preview(parser)
     add_format(parser)
+    add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Detach."""
     devices = tuple(PciAddress.parse(text) for text in args.device)
+    plugins = load_plugins(args, load_config(args))
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
@@ -30,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
         change = provision.plan_detach(connection, args.domain, devices)
         if preview(args, change):
             return 0
-        provision.carry_out(connection, change)
+        provision.carry_out(connection, change, plugins)
     what = ", ".join(map(str, devices)) or "everything"
     print_change(args, change, f"detached {what}")
     return 0

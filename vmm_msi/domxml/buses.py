@@ -34,100 +34,112 @@ _PLUGGED = (
 )  # fmt: skip
 
 
-def free_index(domain: DomainXml, above: int) -> int:
-    """Return the lowest free controller index that is larger than ``above``.
+class GuestBuses:
+    """Which indexes, slots and bus numbers of one domain are taken.
 
-    libvirt asks that a controller's index be larger than that of the bus it is plugged into.
+    Read from the domain once; what is taken from it afterwards is counted.
 
-    :raise DomainXmlError: when all are taken.
+    :raise DomainXmlError: when an expander bus has no index or busNr yet.
     """
-    taken = {controller.index for controller in domain.controllers()}
-    for element in domain.devices.iterchildren("*"):
-        address = domain.guest_address(element)
-        if address is not None:
-            taken.add(address.bus)
-    for index in range(above + 1, LAST_INDEX + 1):
-        if index not in taken:
-            return index
-    raise DomainXmlError(
-        f"adding a PCI controller to {domain.name}: the indexes {above + 1} to {LAST_INDEX} are "
-        "taken; take controllers out first"
-    )
 
+    def __init__(self, domain: DomainXml) -> None:
+        self._name = domain.name
+        controllers = domain.controllers()
+        self._indexes = {controller.index for controller in controllers}
+        self._slots: dict[int, set[int]] = {}
+        for element in domain.devices.iterchildren("*"):
+            address = domain.guest_address(element)
+            if address is not None:
+                self._indexes.add(address.bus)
+                self._slots.setdefault(address.bus, set()).add(address.device)
+        # First and last bus number + 1 that each root bus needs; None is pcie.0.
+        self._ranges: dict[int | None, tuple[int, int]] = {
+            None: (0, _needs(domain, controllers, None))
+        }
+        for controller in controllers:
+            if controller.model != EXPANDER_BUS:
+                continue
+            if controller.bus_nr is None or controller.index is None:
+                raise DomainXmlError(
+                    f"adding a vSMMU to {domain.name}: its pcie-expander-bus on line "
+                    f"{controller.element.sourceline} has no index or busNr yet; define the "
+                    "domain once, libvirt fills them in"
+                )
+            needs = _needs(domain, controllers, controller.index)
+            self._ranges[controller.index] = (controller.bus_nr, controller.bus_nr + needs)
 
-def free_slot(domain: DomainXml, bus: int) -> int:
-    """Return the lowest free slot of the expander bus with index ``bus``.
+    def take_index(self, above: int) -> int:
+        """Take the lowest free controller index that is larger than ``above``.
 
-    :raise DomainXmlError: when all are taken.
-    """
-    addresses = map(domain.guest_address, domain.on_bus(bus))
-    taken = {address.device for address in addresses if address is not None}
-    for slot in range(SLOTS):
-        if slot not in taken:
-            return slot
-    raise DomainXmlError(
-        f"adding a root port to {domain.name}: the {SLOTS} slots of expander bus {bus} are taken; "
-        "put the device behind another vSMMU"
-    )
+        libvirt asks that a controller's index be larger than that of the bus it is plugged into.
 
-
-def free_bus_nr(domain: DomainXml, ports: int) -> int:
-    """Return a busNr for a new expander bus with ``ports`` root ports.
-
-    Every root bus that exists keeps its number and the numbers of all bridges behind it. Where
-    there is room the new one gets :data:`USUAL_RANGE` numbers, so that it can grow.
-
-    :raise DomainXmlError: when no range is free, or an expander bus has no busNr yet.
-    """
-    ranges = _ranges(domain)
-    least = 1 + ports
-    usual = -(-least // USUAL_RANGE) * USUAL_RANGE
-    for size, step in ((usual, USUAL_RANGE), (least, 1)):
-        for first in range(step, min(LAST_BUS_NR, BUS_NUMBERS - size) + 1, step):
-            if not any(first < end and start < first + size for start, end in ranges):
-                return first
-    raise DomainXmlError(
-        f"adding a vSMMU with {ports} root ports to {domain.name}: {least} bus numbers in a row "
-        f"are not free among {BUS_NUMBERS}; take PCI controllers out or use fewer vSMMUs"
-    )
-
-
-def check_room(domain: DomainXml, pxb: int) -> None:
-    """Check that one more root port on the expander bus with index ``pxb`` gets a bus number.
-
-    :raise DomainXmlError: when the next root bus leaves none.
-    """
-    start = next((c.bus_nr for c in domain.controllers() if c.index == pxb), None)
-    ends = dict(_ranges(domain))
-    if start is None:
+        :raise DomainXmlError: when all are taken.
+        """
+        for index in range(above + 1, LAST_INDEX + 1):
+            if index not in self._indexes:
+                self._indexes.add(index)
+                return index
         raise DomainXmlError(
-            f"adding a root port to {domain.name}: expander bus {pxb} is gone; "
-            "detach the devices behind it"
-        )
-    following = min((first for first in ends if first > start), default=BUS_NUMBERS)
-    if ends[start] + 1 > following:
-        raise DomainXmlError(
-            f"adding a root port to {domain.name}: the bus numbers of expander bus {pxb}, "
-            f"{start} to {following - 1}, are used up; detach its devices and attach all together"
+            f"adding a PCI controller to {self._name}: the indexes {above + 1} to {LAST_INDEX} are "
+            "taken; take controllers out first"
         )
 
+    def take_slot(self, pxb: int) -> int:
+        """Take the lowest free slot of the expander bus with index ``pxb``.
 
-def _ranges(domain: DomainXml) -> list[tuple[int, int]]:
-    """Return for each root bus its number and the first number behind what it needs."""
-    controllers = domain.controllers()
-    ranges = [(0, _needs(domain, controllers, None))]
-    for controller in controllers:
-        if controller.model != EXPANDER_BUS:
-            continue
-        if controller.bus_nr is None or controller.index is None:
+        :raise DomainXmlError: when all are taken.
+        """
+        taken = self._slots.setdefault(pxb, set())
+        for slot in range(SLOTS):
+            if slot not in taken:
+                taken.add(slot)
+                return slot
+        raise DomainXmlError(
+            f"adding a root port to {self._name}: the {SLOTS} slots of expander bus {pxb} are "
+            "taken; put the device behind another vSMMU"
+        )
+
+    def take_bus_nr(self, pxb: int, ports: int) -> int:
+        """Take a busNr for the new expander bus ``pxb``, which will have ``ports`` root ports.
+
+        Every root bus that exists keeps its number and the numbers of all bridges behind it.
+        Where there is room the new one gets :data:`USUAL_RANGE` numbers, so that it can grow.
+
+        :raise DomainXmlError: when no range is free.
+        """
+        least = 1 + ports
+        usual = -(-least // USUAL_RANGE) * USUAL_RANGE
+        for size, step in ((usual, USUAL_RANGE), (least, 1)):
+            for first in range(step, min(LAST_BUS_NR, BUS_NUMBERS - size) + 1, step):
+                taken = self._ranges.values()
+                if not any(first < end and start < first + size for start, end in taken):
+                    self._ranges[pxb] = (first, first + 1)
+                    return first
+        raise DomainXmlError(
+            f"adding a vSMMU with {ports} root ports to {self._name}: {least} bus numbers in a row "
+            f"are not free among {BUS_NUMBERS}; take PCI controllers out or use fewer vSMMUs"
+        )
+
+    def take_bus(self, pxb: int) -> None:
+        """Take a bus number for one more root port on the expander bus with index ``pxb``.
+
+        :raise DomainXmlError: when the next root bus leaves none, or the expander bus is gone.
+        """
+        if pxb not in self._ranges:
             raise DomainXmlError(
-                f"adding a vSMMU to {domain.name}: its pcie-expander-bus on line "
-                f"{controller.element.sourceline} has no index or busNr yet; define the domain "
-                "once, libvirt fills them in"
+                f"adding a root port to {self._name}: expander bus {pxb} is gone; "
+                "detach the devices behind it"
             )
-        needs = _needs(domain, controllers, controller.index)
-        ranges.append((controller.bus_nr, controller.bus_nr + needs))
-    return ranges
+        start, end = self._ranges[pxb]
+        starts = (first for first, _end in self._ranges.values() if first > start)
+        following = min(starts, default=BUS_NUMBERS)
+        if end + 1 > following:
+            raise DomainXmlError(
+                f"adding a root port to {self._name}: the bus numbers of expander bus {pxb}, "
+                f"{start} to {following - 1}, are used up; detach its devices and attach all "
+                "together"
+            )
+        self._ranges[pxb] = (start, end + 1)
 
 
 def _needs(domain: DomainXml, controllers: tuple[PciController, ...], root: int | None) -> int:

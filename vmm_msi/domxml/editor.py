@@ -13,7 +13,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import buses, edit
+from vmm_msi.domxml import edit
+from vmm_msi.domxml.buses import GuestBuses
 from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import (
     BindingRecord,
@@ -89,6 +90,7 @@ def apply(
     record = read_record(edited) or DomainRecord(
         metadata_added=edited.root.find("metadata") is None
     )
+    buses = GuestBuses(edited)
     for vsmmu in plan.vsmmus:
         new = _new_devices(edited, record, vsmmu, assignments)
         if not new:
@@ -96,10 +98,10 @@ def apply(
         found = record.vsmmu(vsmmu.smmu, vsmmu.its)
         if found is None:
             node = assignments[new[0]].node
-            record, found = _add_vsmmu(edited, record, vsmmu, layout, len(new), node)
+            record, found = _add_vsmmu(edited, buses, record, vsmmu, layout, len(new), node)
         for host in new:
             assignment = assignments[host]
-            port = _add_root_port(edited, found.pxb)
+            port = _add_root_port(edited, buses, found.pxb)
             wanted = plan.iommufd and layout.iommufd is IommufdForm.HOSTDEV
             _add_hostdev(edited, host, port, iommufd=wanted)
             device = DeviceRecord(
@@ -218,6 +220,7 @@ def _new_devices(
 
 def _add_vsmmu(
     domain: DomainXml,
+    buses: GuestBuses,
     record: DomainRecord,
     plan: VsmmuPlan,
     layout: XmlLayout,
@@ -225,8 +228,8 @@ def _add_vsmmu(
     node: int | None,
 ) -> tuple[DomainRecord, VsmmuRecord]:
     _check_iommus(domain, layout)
-    pxb = buses.free_index(domain, 0)
-    bus_nr = buses.free_bus_nr(domain, ports)
+    pxb = buses.take_index(0)
+    bus_nr = buses.take_bus_nr(pxb, ports)
     target = edit.build("target", {"busNr": str(bus_nr)})
     if node is not None:
         cell = edit.build("node", {})
@@ -274,10 +277,10 @@ def _check_iommus(domain: DomainXml, layout: XmlLayout) -> None:
             )
 
 
-def _add_root_port(domain: DomainXml, pxb: int) -> int:
-    buses.check_room(domain, pxb)
-    index = buses.free_index(domain, pxb)
-    slot = buses.free_slot(domain, pxb)
+def _add_root_port(domain: DomainXml, buses: GuestBuses, pxb: int) -> int:
+    buses.take_bus(pxb)
+    index = buses.take_index(pxb)
+    slot = buses.take_slot(pxb)
     address = _guest_address(PciAddress(0, pxb, slot, 0))
     _add_controller(domain, index, ROOT_PORT, address)
     return index

@@ -97,15 +97,25 @@ def read(path: Path) -> Element:
 
 
 def serialise(root: Element) -> str:
-    """Return the document as text, attributes in single quotes as libvirt writes them.
+    """Return the document as text, quoted as libvirt quotes: double in ``<metadata>``, else single.
 
+    libvirt prints what is in ``<metadata>`` by libxml2 and the rest itself, so its own text comes
+    back unchanged.
     Reading the result again gives the same tree.
 
     :param root: the root element; comments beside it are kept.
     """
     nodes = [*reversed([*root.itersiblings(preceding=True)]), root, *root.itersiblings()]
     text = "\n".join(etree.tostring(node, encoding="unicode", with_tail=False) for node in nodes)
-    return _TOKEN.sub(_requote, text) + "\n"
+    head, start, rest = text.partition("<metadata>")
+    metadata, end, tail = rest.rpartition("</metadata>")
+    if not end:
+        metadata, tail = "", rest
+    return "".join((_single_quoted(head), start, metadata, end, _single_quoted(tail), "\n"))
+
+
+def _single_quoted(text: str) -> str:
+    return _TOKEN.sub(_requote, text)
 
 
 def _requote(token: re.Match[str]) -> str:

@@ -75,7 +75,7 @@ class _Reader:
         available = [node for node in tree.nodes if node.is_available]
         self.its = _numbered(available, ITS_COMPATIBLE)
         self.smmu = _numbered(available, SMMU_COMPATIBLE)
-        self.hosts = [node for node in available if _is_pci_host(node)]
+        self.hosts = [node for node in available if node.is_pci and not node.below_pci]
         self.steps = 0
 
     def host(self, granule: Granule) -> HostTopology:
@@ -172,7 +172,7 @@ class _Reader:
         node = self.nodes.get(phandle)
         if node is None:
             host.fail(f"{name} leads to phandle {phandle:#x}, which no node has")
-        if node in host.ancestors() or "pci" in node.strings("device_type"):
+        if node.is_pci or node in host.ancestors():
             host.fail(f"{name} leads to {node.path}: PCI hosts and what is above take no IDs")
         return node
 
@@ -221,13 +221,6 @@ class _Reader:
 def _numbered(nodes: Sequence[DtNode], compatible: str) -> Mapping[DtNode, int]:
     found = [node for node in nodes if node.is_compatible(compatible)]
     return {node: number for number, node in enumerate(found)}
-
-
-def _is_pci_host(node: DtNode) -> bool:
-    """Tell whether it is a host; PCI bridges below one have the same device_type."""
-    return "pci" in node.strings("device_type") and not any(
-        "pci" in above.strings("device_type") for above in node.ancestors() if above is not node
-    )
 
 
 def _rids(host: DtNode) -> tuple[int, int]:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 #: Magic number of a device tree blob.
 MAGIC = 0xD00DFEED
+#: Version of the format since 2007: libfdt bounds the names of properties from this one on.
+VERSION = 17
 #: Bytes a blob may have: Linux ``arch/arm64/include/asm/boot.h`` MAX_FDT_SIZE.
 MAX_SIZE = 2 << 20
 #: Depth of a tree: Linux ``drivers/of/fdt.c`` FDT_MAX_DEPTH.
@@ -34,13 +36,32 @@ _HEADER = struct.Struct(">10I")
 
 @dataclass(slots=True, eq=False)
 class DtNode:
-    """A node; compared by identity."""
+    """A node; compared by identity.
+
+    :param depth: 0 for the root.
+    :param is_available: neither it nor a node above is disabled: ``of_device_is_available``.
+    :param is_pci: its device_type is ``pci``: it is a PCI host or bridge.
+    :param below_pci: a node above is a PCI host or bridge.
+    """
 
     source: str
     name: str
     parent: DtNode | None
     depth: int
     properties: dict[str, bytes] = field(default_factory=dict)
+    is_available: bool = True
+    is_pci: bool = False
+    below_pci: bool = False
+
+    def settle(self) -> None:
+        """Set what follows from the properties, which are all there now, and the parent."""
+        self.is_available = "status" not in self.properties or (
+            self.strings("status")[0] in {"okay", "ok"}
+        )
+        self.is_pci = "pci" in self.strings("device_type")
+        if self.parent is not None:
+            self.is_available = self.is_available and self.parent.is_available
+            self.below_pci = self.parent.is_pci or self.parent.below_pci
 
     @property
     def path(self) -> str:
@@ -96,14 +117,6 @@ class DtNode:
         while node is not None:
             yield node
             node = node.parent
-
-    @property
-    def is_available(self) -> bool:
-        """Neither it nor a node above is disabled: ``of_device_is_available`` for each."""
-        return all(
-            "status" not in node.properties or node.strings("status")[0] in {"okay", "ok"}
-            for node in self.ancestors()
-        )
 
     def count(self, name: str) -> int:
         """Return ``#address-cells`` or ``#size-cells`` for the children of this node.
@@ -216,8 +229,8 @@ def _check_blob(data: bytes, source: str) -> None:
         raise TopologyError(
             f"{source}: truncated at {len(data)} bytes; a device tree's header has {_HEADER.size}"
         )
-    magic, total, _struct, strings, _rsv, _version, _compat, _cpu, size, _size = (
-        _HEADER.unpack_from(data)
+    magic, total, _struct, strings, _rsv, version, _compat, _cpu, size, _size = _HEADER.unpack_from(
+        data
     )
     if magic != MAGIC:
         raise TopologyError(f"{source}: offset 0x0: magic {magic:#x}, not {MAGIC:#x}")
@@ -226,6 +239,8 @@ def _check_blob(data: bytes, source: str) -> None:
             f"{source}: offset 0x4: truncated: total size {total}, but the file has {len(data)} "
             "bytes"
         )
+    if version < VERSION:
+        raise TopologyError(f"{source}: offset 0x14: version {version}; at least {VERSION} is read")
     start = strings
     for name in data[strings : strings + size].split(b"\0"):
         if len(name) > MAX_NAME:
@@ -247,6 +262,11 @@ def _read_nodes(data: bytes, source: str) -> Iterator[DtNode]:
     except libfdt.FdtException as failure:
         name = str(failure).rpartition(" ")[2]
         raise TopologyError(f"{source}: not a valid device tree: {name}") from failure
+    except (SystemError, UnicodeError) as failure:
+        # pylibfdt leaves the UnicodeDecodeError of a name pending, which CPython turns into this.
+        raise TopologyError(
+            f"{source}: not a valid device tree: a node or property name is not UTF-8"
+        ) from failure
 
 
 def _walk(tree, source: str) -> Iterator[DtNode]:  # type: ignore[no-untyped-def] # noqa: ANN001
@@ -268,6 +288,7 @@ def _walk(tree, source: str) -> Iterator[DtNode]:  # type: ignore[no-untyped-def
             found = tree.get_property_by_offset(prop)
             node.properties[found.name] = bytes(found)
             prop = tree.next_property_offset(prop, ends)
+        node.settle()
         yield node
         following = tree.next_node(offset, depth, ends)
         if isinstance(following, int):

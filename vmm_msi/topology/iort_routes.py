@@ -198,7 +198,8 @@ def _linux_pieces(
         before = next((piece.index for piece in overlapping(inner, point, point)), tentative)
         if before > tentative:
             later = [index for index in starts[point] if index > tentative]
-            later += singles[bisect_right(singles, tentative) :][:1]
+            at = bisect_right(singles, tentative)
+            later += singles[at : at + 1]
             before = min(later, default=tentative)
         winners.append((point, before))
     pieces = first_match([(point, point) for point, _index in winners] + ranges)

@@ -1,0 +1,225 @@
+"""Benchmarks, printed as a table: ``make bench``.
+
+Every figure is the median of several runs; every comparison is with a named peer that runs
+alternately with it in the same process or, for whole commands, in the same loop.
+"""
+
+from __future__ import annotations
+
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import libvirt
+
+from vmm_msi import samples, topology
+from vmm_msi.compare import compare, default_choices
+from vmm_msi.config import Choice, Config
+from vmm_msi.domxml.guest import virt_guest
+from vmm_msi.host import PluginHost
+from vmm_msi.libvirt_driver import Connection, connect
+from vmm_msi.model import (
+    DeviceId,
+    Granule,
+    HostDevice,
+    HostTopology,
+    Its,
+    Pa,
+    PciAddress,
+    Scenario,
+    Smmu,
+    StreamId,
+)
+from vmm_msi.provision import AttachRequest, carry_out, plan_attach
+from vmm_msi.report.table import columns
+
+ITSES, SMMUS, VECTORS = 8, 4, 2048
+SMALL, GROWTH = 256, 10
+ROUNDS = 5
+
+
+def big_scenario(devices: int) -> Scenario:
+    """``devices`` devices with 2,048 vectors each, spread over 8 ITSes and 4 SMMUs."""
+    listed = []
+    for number in range(devices):
+        address = PciAddress.from_rid(number >> 12, (number & 0xFFF) << 3)
+        its = number % ITSES
+        listed.append(
+            HostDevice(
+                address=address,
+                smmu=its * SMMUS // ITSES,
+                stream_id=StreamId(number),
+                its_group=(its,),
+                device_id=DeviceId(number),
+                iommu_group=number,
+                vectors=VECTORS,
+            )
+        )
+    host = HostTopology(
+        source="bench",
+        granule=Granule.K4,
+        smmus=tuple(Smmu(i) for i in range(SMMUS)),
+        itses=tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(ITSES)),
+        devices=tuple(listed),
+    )
+    return Scenario(host, virt_guest("bench", [device.address for device in listed]))
+
+
+def seconds(function) -> float:
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def bench_compare(plugins: PluginHost) -> None:
+    small, large = big_scenario(SMALL), big_scenario(SMALL * GROWTH)
+    rows = [["strategy", "ms", "MSIs/s", f"{GROWTH} times the devices", "growth (1.00 = linear)"]]
+    for choice in default_choices(plugins):
+        pairs = []
+        for _ in range(ROUNDS):
+            runs = [
+                seconds(lambda s=scenario: list(compare(plugins, s, [choice], "first-in-group")))  # noqa: B023
+                for scenario in (small, large)
+            ]
+            pairs.append(runs)
+        low = statistics.median(pair[0] for pair in pairs)
+        high = statistics.median(pair[1] for pair in pairs)
+        growth = statistics.median(pair[1] / pair[0] / GROWTH for pair in pairs)
+        rate = SMALL * VECTORS / low
+        rows.append(
+            [
+                str(choice),
+                f"{low * 1e3:.1f}",
+                f"{rate:,.0f}",
+                f"{high * 1e3:.0f} ms",
+                f"{growth:.2f}",
+            ]
+        )
+    print(f"compare, in process: {SMALL} devices x {VECTORS} vectors = {SMALL * VECTORS:,} MSIs")
+    print("\n".join(columns(rows)))
+
+
+def bench_command(folder: Path) -> None:
+    """The whole command with a verdict per MSI written as JSON."""
+    lines = ["[host]", 'granule = "4K"']
+    for smmu in range(SMMUS):
+        lines += ["[[host.smmu]]", f"id = {smmu}"]
+    for its in range(ITSES):
+        lines += ["[[host.its]]", f"id = {its}", f"base = {0x2_0000_0000 + its * 0x100_0000:#x}"]
+    scenario = big_scenario(SMALL)
+    for device in scenario.host.devices:
+        lines += [
+            "[[host.device]]",
+            f'address = "{device.address}"',
+            f"smmu = {device.smmu}",
+            f"its_group = [{device.its}]",
+            f"iommu_group = {device.iommu_group + 1}",
+            f"vectors = {VECTORS}",
+        ]
+    lines += ["[guest]", "[[guest.vits]]", "id = 0", "base = 0x08080000"]
+    for device in scenario.host.devices:
+        lines += ["[[guest.stage1]]", f'id = "s1-{device.address}"', 'granule = "4K"']
+        lines += ["[[guest.device]]", f'host = "{device.address}"']
+        lines += [f'stage1 = "s1-{device.address}"', "vits = 0", "giova = 0xfffff000"]
+    path = folder / "big.toml"
+    path.write_text("\n".join(lines))
+    out = folder / "big.json"
+    command = [
+        sys.executable, "-m", "vmm_msi", "compare", "--scenario", str(path), "--strategy",
+        "multi-its", "--format", "json", "-o", str(out),
+    ]  # fmt: skip
+    took = statistics.median(seconds(lambda: subprocess.run(command, check=True)) for _ in range(3))
+    rate = SMALL * VECTORS / took
+    print(
+        f"compare --format json, whole process, multi-its: {took:.2f} s, {rate:,.0f} MSIs/s, "
+        f"{out.stat().st_size / 1e6:.0f} MB"
+    )
+
+
+def bench_attach(plugins: PluginHost, folder: Path) -> None:
+    """Attach against the same libvirt calls alone, alternately, on the test driver."""
+    uri = f"test://{shutil.copy(samples.path('test-driver.xml'), folder)}"
+    host = topology.load_host(samples.path("eight-its-server.dtb"))
+    devices = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
+    request = AttachRequest("guest0", devices, named=Choice.parse("multi-its"))
+
+    def attach(connection: Connection) -> None:
+        change = plan_attach(connection, plugins, Config(), host, request)
+        carry_out(connection, change, plugins)
+
+    with connect(uri) as connection:
+        wanted = str(plan_attach(connection, plugins, Config(), host, request).new)
+
+    def bare(raw: libvirt.virConnect) -> None:
+        raw.getType(), raw.getLibVersion()
+        raw.lookupByName("guest0").XMLDesc(3)
+        for other in raw.listAllDomains(0):
+            other.XMLDesc(2)
+        for device in devices:
+            name = f"pci_{device.segment:04x}_{device.bus:02x}_00_0"
+            raw.nodeDeviceLookupByName(name).XMLDesc(0)
+        raw.lookupByName("guest0").isActive()
+        raw.defineXMLFlags(wanted, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+        raw.lookupByName("guest0").XMLDesc(3)
+
+    def connected() -> None:
+        with connect(uri) as connection:
+            attach(connection)
+
+    def bare_connected() -> None:
+        raw = libvirt.open(uri)
+        bare(raw)
+        raw.close()
+
+    # The test driver has a fresh guest for each connection, so every attach is a first one.
+    opened: list[tuple[float, float]] = []
+    with_open: list[tuple[float, float]] = []
+    for _ in range(60):
+        raw = libvirt.open(uri)
+        theirs = seconds(lambda: bare(raw))  # noqa: B023
+        raw.close()
+        with connect(uri) as connection:
+            ours = seconds(lambda: attach(connection))
+        opened.append((ours, theirs))
+        with_open.append((seconds(connected), seconds(bare_connected)))
+    for what, pairs in (("", opened), (", connecting included", with_open)):
+        ours, theirs = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+        ratio = statistics.median(mine / bare_one for mine, bare_one in pairs)
+        print(
+            f"attach of 2 devices on the test driver{what}: {ours:.2f} ms; the same libvirt calls "
+            f"alone {theirs:.2f} ms; ratio {ratio:.2f} (aim: at most 1.10)"
+        )
+
+
+def bench_help() -> None:
+    command = [str(Path(sys.executable).with_name("vmm-msi")), "--help"]
+    bare = [sys.executable, "-c", "pass"]
+    ratios, ours, theirs = [], [], []
+    for _ in range(21):
+        theirs.append(seconds(lambda: subprocess.run(bare, check=True)))
+        ours.append(seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)))
+        ratios.append(ours[-1] / theirs[-1])
+    print(
+        f"vmm-msi --help: {statistics.median(ours) * 1e3:.1f} ms; python -c pass "
+        f"{statistics.median(theirs) * 1e3:.1f} ms; ratio {statistics.median(ratios):.2f} "
+        "(aim: at most 3)"
+    )
+
+
+def main() -> None:
+    plugins = PluginHost.load()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        bench_compare(plugins)
+        print()
+        bench_command(folder)
+        bench_attach(plugins, folder)
+        bench_help()
+
+
+if __name__ == "__main__":
+    main()
