@@ -29,7 +29,7 @@ class Sample:
     honours_rmr: bool = True
     granule: str = "4K"
     s1_granule: str = "4K"
-    vits: dict[int, int] = field(default_factory=lambda: {0: 0x0808_0000, 1: 0x080A_0000})
+    vits_bases: dict[int, int] = field(default_factory=lambda: {0: 0x0808_0000, 1: 0x080A_0000})
 
     def toml(self) -> str:
         itses = sorted({i for d in self.devices for i in (d.its_group or (d.its,))})
@@ -58,7 +58,7 @@ class Sample:
             f"honours_rmr = {str(self.honours_rmr).lower()}",
         ]
         for vits in sorted({d.vits for d in self.devices}):
-            lines += ["[[guest.vits]]", f"id = {vits}", f"base = {self.vits[vits]:#x}"]
+            lines += ["[[guest.vits]]", f"id = {vits}", f"base = {self.vits_bases[vits]:#x}"]
         for stage1 in sorted({d.stage1 for d in self.devices}):
             lines += ["[[guest.stage1]]", f'id = "{stage1}"', f'granule = "{self.s1_granule}"']
         for d in self.devices:
@@ -77,7 +77,12 @@ B = "0000:02:00.0"
 
 
 def pair(
-    mode: str, *, pits: int = 1, vits: int = 1, order: str = "interleaved", **more: object
+    mode: str,
+    *,
+    pits: int = 1,
+    vits: int | dict[int, int] = 1,
+    order: str = "interleaved",
+    **more: object,
 ) -> Sample:
     """Two devices on one SMMU, as in the truth table.
 

@@ -130,3 +130,15 @@ def test_costs_of_multi_its(capsys, tmp_path):
     )
     assert (s2["costs"]["s2_domains"], s2["costs"]["s2_mappings"]) == (2, 2)
     assert (vits["costs"]["s2_domains"], vits["costs"]["s2_mappings"]) == (1, 2)
+
+
+def test_a_gdb_inside_of_a_larger_host_page_is_refused(capsys, tmp_path):
+    sample = pair("shared", granule="64K", vits_bases={0: 0x0808_1000})
+    for strategy in ("direct", "multi-its", "coerced:revision=v15"):
+        (result,) = run_compare(capsys, tmp_path, sample, strategy)
+        verdict = refused([result], A)
+        assert (verdict["outcome"], verdict["errno"]) == (NO, 22), strategy
+        assert "not aligned to the 64K granule" in verdict["reason"]
+    fine = pair("shared", granule="64K")
+    (result,) = run_compare(capsys, tmp_path, fine, "direct")
+    assert by_device(result) == {A: D, B: D}

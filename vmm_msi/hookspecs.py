@@ -193,8 +193,8 @@ def vmm_msi_describe() -> PluginInfo:  # type: ignore[empty-body]
 def vmm_msi_plan_domain(session: Session) -> GuestPlan | None:
     """Decide which virtual SMMUs the guest gets and which device sits behind which.
 
-    Called by ``attach``, ``detach`` and ``status`` with every device of the guest in
-    ``session.guest.devices``, before anything is changed.
+    Called when an attach is planned, with every device of the guest in ``session.guest.devices``,
+    before anything is changed.
 
     :return: the plan; None from a strategy means one accelerated vSMMU per physical SMMU.
     :raise RefusedError: when the devices cannot be arranged.

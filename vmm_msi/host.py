@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import msgspec
 import pluggy
@@ -55,7 +55,7 @@ class PluginHost:
         self._manager.add_hookspecs(hookspecs)
         self._records: dict[str, PluginRecord] = {}
         self._hooks: dict[str, StrategyHooks] = {}
-        self._observers: dict[str, pluggy.HookCaller] = {}
+        self._observers: dict[str, Observer] = {}
 
     @classmethod
     def load(cls, disabled: Collection[str] = (), wanted: Collection[str] = ()) -> PluginHost:
@@ -65,6 +65,7 @@ class PluginHost:
         :param wanted: names the user asked for: one that cannot be loaded is an error, while any
             other is skipped with a warning.
         :raise PluginError: when two have one name or one breaks the contract.
+        :raise UsageError: when a name in ``disabled`` is no plugin's.
         """
         host = cls()
         seen: dict[str, EntryPoint] = {}
@@ -77,6 +78,11 @@ class PluginHost:
             if point.name not in seen:
                 seen[point.name] = point
                 host._load_point(point, disabled, wanted)
+        unknown = sorted(set(disabled) - seen.keys())
+        if unknown:
+            raise UsageError(
+                f"disabling plugin {unknown[0]!r}: there is none; there are {', '.join(seen)}"
+            )
         return host
 
     def _load_point(
@@ -138,7 +144,10 @@ class PluginHost:
         self._records[info.name] = PluginRecord(info.name, origin, info)
         self._hooks.clear()
         self._observers = {
-            observer: self._manager.subset_hook_caller("vmm_msi_observe", self._others(observer))
+            observer: Observer(
+                self._manager.subset_hook_caller("vmm_msi_veto", self._others(observer)),
+                self._manager.subset_hook_caller("vmm_msi_observe", self._others(observer)),
+            )
             for observer in self.names(PluginKind.OBSERVER)
         }
         return info
@@ -196,12 +205,8 @@ class PluginHost:
         return self._hooks[strategy]
 
     def _others(self, name: str) -> list[object]:
-        kind = self._records[name].info
-        return [
-            self._manager.get_plugin(other)
-            for other in self.names(kind.kind if kind is not None else PluginKind.STRATEGY)
-            if other != name
-        ]
+        """Return every plugin but one: a hook is answered by the plugin that was selected."""
+        return [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
 
     def select_its(self, selector: str, device: HostDevice, host: HostTopology) -> int:
         """Return the ITS that the selector names for a device, else the first of its group.
@@ -230,20 +235,35 @@ class PluginHost:
         """Let the observers object to an action.
 
         :raise RefusedError: when one does.
+        :raise PluginError: when one fails: what should have a say and cannot is no consent.
         """
-        reasons: list[str] = self._manager.hook.vmm_msi_veto(event=event)
-        if reasons:
-            what = f"{event.action} of {event.device or event.guest}"
-            raise RefusedError(f"{what}: vetoed: {'; '.join(reasons)}")
+        what = f"{event.action} of {event.device or event.guest}"
+        for name, observer in self._observers.items():
+            try:
+                reasons = cast("list[str]", observer.veto(event=event))
+            except Exception as error:
+                raise PluginError(
+                    f"observer {name}: its veto on {what} failed with {type(error).__name__}: "
+                    f"{error}"
+                ) from error
+            if reasons:
+                raise RefusedError(f"{what}: vetoed by {name}: {'; '.join(reasons)}")
 
     def tell(self, event: Event) -> None:
         """Tell the observers what happened; their failures are logged and change nothing."""
-        for name, observe in self._observers.items():
+        for name, observer in self._observers.items():
             try:
-                observe(event=event)
+                observer.observe(event=event)
             except Exception as error:  # noqa: BLE001
                 what = f"{type(error).__name__}: {error}"
                 log.warning("observer %s failed at %s: %s", name, event.action, what)
+
+
+class Observer(NamedTuple):
+    """The hooks of one observer."""
+
+    veto: pluggy.HookCaller
+    observe: pluggy.HookCaller
 
 
 class StrategyHooks:

@@ -121,26 +121,50 @@ class GuestRun:
         """Return what the strategies want in the domain XML, all parts together.
 
         :raise RefusedError: when a strategy cannot arrange its devices.
+        :raise PluginError: when a strategy fails, or its plan does not have each device once.
         """
-        vsmmus: list[VsmmuPlan] = []
+        plans = []
         for part in self._parts.values():
+            mine = [d.host for d in self.guest.devices if self._part_of.get(d.host) is part]
+            plans.append(self._plan_part(part, mine))
+        vsmmus = tuple(vsmmu for plan in plans for vsmmu in plan.vsmmus)
+        return GuestPlan(vsmmus, iommufd=any(plan.iommufd for plan in plans))
+
+    def _plan_part(self, part: _Part, mine: list[PciAddress]) -> GuestPlan:
+        name = part.session.strategy
+        try:
             plan = part.hooks.plan_domain(part.session)
-            mine = [d for d in self.guest.devices if self._part_of.get(d.host) is part]
-            members = {device.host for device in mine}
-            if plan is None:
-                by_smmu: dict[int, list[PciAddress]] = {}
-                for device in mine:
-                    smmu = self.host.device_by_address[device.host].smmu
-                    if smmu is None:
-                        raise RefusedError(f"{device.host}: is behind no SMMU")
-                    by_smmu.setdefault(smmu, []).append(device.host)
-                vsmmus += [VsmmuPlan(smmu, tuple(found)) for smmu, found in by_smmu.items()]
-                continue
-            for vsmmu in plan.vsmmus:
-                kept = tuple(device for device in vsmmu.devices if device in members)
-                if kept:
-                    vsmmus.append(VsmmuPlan(vsmmu.smmu, kept, vsmmu.its, vsmmu.accelerated))
-        return GuestPlan(tuple(vsmmus))
+        except VmmMsiError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"strategy {name}: planning {self.guest.name} failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if plan is None:
+            by_smmu: dict[int, list[PciAddress]] = {}
+            for device in mine:
+                smmu = self.host.device_by_address[device].smmu
+                if smmu is None:
+                    raise RefusedError(f"{device}: is behind no SMMU")
+                by_smmu.setdefault(smmu, []).append(device)
+            return GuestPlan(
+                tuple(VsmmuPlan(smmu, tuple(found)) for smmu, found in by_smmu.items())
+            )
+        members = set(mine)
+        vsmmus = []
+        for vsmmu in plan.vsmmus:
+            kept = tuple(device for device in vsmmu.devices if device in members)
+            if kept:
+                vsmmus.append(VsmmuPlan(vsmmu.smmu, kept, vsmmu.its, vsmmu.accelerated))
+        planned = sorted(device for vsmmu in vsmmus for device in vsmmu.devices)
+        if planned != sorted(mine):
+            raise PluginError(
+                f"strategy {name}: its plan of {self.guest.name} has "
+                f"{', '.join(map(str, planned)) or 'no device'}; valid is each of its devices "
+                f"once: {', '.join(map(str, sorted(mine)))}"
+            )
+        return GuestPlan(tuple(vsmmus), plan.iommufd)
 
     def attach(self, device: PciAddress) -> None:
         """Attach one device; the first of a strategy starts that strategy for the guest.
@@ -266,9 +290,9 @@ class GuestRun:
         event = None
         if self._observed:
             event = Event(action, self.guest.name, name, device, {} if values is None else values)
-            if action not in _UNDOING:
-                self._plugins.ask(event)
         try:
+            if event is not None and action not in _UNDOING:
+                self._plugins.ask(event)
             yield
         except VmmMsiError as error:
             self._tell(event, str(error))

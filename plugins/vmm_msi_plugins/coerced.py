@@ -1,8 +1,8 @@
 """coerced: the guest's bindings are registered and the host's allocator is made to pick one.
 
-"SMMUv3 Nested Stage Setup" (2018-2021). Revisions differ in the kernel, not here: ``v2`` has no
-way to withdraw a binding, ``v3`` keeps devices apart, ``v8`` and ``v15`` refuse devices with
-another ITS, ``v15`` refuses a stage 1 granule larger than that of stage 2.
+"SMMUv3 Nested Stage Setup" (2018-2021). Revisions differ in the kernel, not here: ``v2`` and
+``v3`` have no way to withdraw a binding, ``v3`` keeps devices apart, ``v8`` and ``v15`` refuse
+devices with another ITS, ``v15`` refuses a stage 1 granule larger than that of stage 2.
 """
 
 from __future__ import annotations

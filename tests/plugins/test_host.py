@@ -257,8 +257,37 @@ def test_a_veto_refuses_and_the_other_device_goes_on(scenario):
     (result,) = run(plugins, scenario, "identity")
     first, second = result.verdicts
     assert first.outcome is Outcome.REFUSED
-    assert "bind-doorbell of 0000:01:00.0: vetoed: not on a Sunday" in first.reason
+    assert "bind-doorbell of 0000:01:00.0: vetoed by policy: not on a Sunday" in first.reason
     assert second.outcome is Outcome.DELIVERED
+
+
+def test_a_veto_that_fails_is_no_consent(scenario):
+    def broken(event):
+        raise KeyError("oops")
+
+    plugins = PluginHost.load()
+    plugins.register(observer("policy", vmm_msi_veto=broken))
+    with pytest.raises(PluginError, match=r"observer policy: its veto on .* failed with KeyError"):
+        run(plugins, scenario, "identity")
+
+
+def test_what_is_not_selected_is_not_called_whatever_it_implements(scenario):
+    called = []
+
+    def attach(session, device):
+        called.append(device)
+        return True
+
+    plugins = PluginHost.load()
+    plugins.register(observer("nosy", vmm_msi_attach_device=attach))
+    (result,) = run(plugins, scenario, "identity")
+    assert called == []
+    assert {v.outcome for v in result.verdicts} == {Outcome.DELIVERED}
+
+
+def test_disabling_what_does_not_exist_is_an_error():
+    with pytest.raises(UsageError, match=r"'drect': there is none; there are coerced, direct"):
+        PluginHost.load(disabled=["drect"])
 
 
 def test_observers_see_every_action_and_the_refusals(scenario, caplog):

@@ -48,7 +48,7 @@ class Capability(StrEnum):
 class BackendInfo:
     """What a backend is.
 
-    :param name: ``sim`` or ``iommufd``.
+    :param name: its name in messages, ``sim`` for the model.
     :param profile: the kernel it is or models, such as ``linux-7.2``.
     """
 

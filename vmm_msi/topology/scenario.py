@@ -1,6 +1,6 @@
 """Scenario files: a host and a guest on it, written down in TOML.
 
-A file with ``[host]`` only describes a host; docs/scenarios.md has the keys. Addresses and ids are
+A file with ``[host]`` only describes a host; docs/scenario.md has the keys. Addresses and ids are
 integers or hex strings (``"0x200000000"``).
 """
 
@@ -56,9 +56,11 @@ if TYPE_CHECKING:
 MAX_SIZE = 4 << 20
 #: Entries that an MSI-X table can have: PCI Express Base Specification, 7.7.2.2, Table Size.
 MAX_VECTORS = 2048
-#: The frames of an ITS are 64 KiB: Arm IHI 0069, 12.18. Linux puts the same demand on a vITS:
-#: ``arch/arm64/kvm/vgic/vgic-its.c`` vgic_its_set_attr.
+#: The frames of an ITS are 64 KiB: Arm IHI 0069, 12.18.
 ITS_FRAME = 0x10000
+#: KVM puts a vITS at multiples of 64 KiB too (``arch/arm64/kvm/vgic/vgic-its.c``
+#: vgic_its_set_attr). A scenario may put it at any page, to see what a host with larger pages says.
+VITS_ALIGNMENT = 0x1000
 #: First address that neither an SMMUv3 (IHI 0070, 3.4: 52 bits) nor a CPU can emit.
 ADDRESS_END = 1 << 52
 _ID_END = 1 << 32
@@ -120,10 +122,11 @@ class _Check:
             at: KeyPath = ("host", "smmu", index)
             self.below(smmu.id, _ID_END, (*at, "id"))
             if smmu.base is not None:
-                self.frame(smmu.base, (*at, "base"))
+                self.aligned(smmu.base, ITS_FRAME, (*at, "base"), "a 64 KiB frame")
+                self.below(smmu.base, ADDRESS_END, (*at, "base"))
         for index, its in enumerate(table.its):
             self.below(its.id, _ID_END, ("host", "its", index, "id"))
-        self.doorbells(table.its, ("host", "its"))
+        self.doorbells(table.its, ("host", "its"), ITS_FRAME, "a 64 KiB frame")
         smmus = tuple(
             Smmu(int(smmu.id), None if smmu.base is None else Pa(smmu.base), smmu.nested)
             for smmu in table.smmu
@@ -215,7 +218,7 @@ class _Check:
             self.fail(("guest",), "has no [[guest.device]]: there is no MSI to follow")
         self.unique([vits.id for vits in table.vits], ("guest", "vits"), "id")
         self.unique([stage1.id for stage1 in table.stage1], ("guest", "stage1"), "id")
-        self.doorbells(table.vits, ("guest", "vits"))
+        self.doorbells(table.vits, ("guest", "vits"), VITS_ALIGNMENT, "a page")
         memory = self.memory(table.memory, host.granule)
         vits = tuple(Vits(int(vits.id), Ipa(vits.base)) for vits in table.vits)
         stage1 = tuple(
@@ -294,17 +297,22 @@ class _Check:
             )
         return tuple(devices.values())
 
-    def doorbells(self, tables: Sequence[ItsTable | VitsTable], at: KeyPath) -> None:
-        bases: dict[int, int] = {}
+    def doorbells(
+        self, tables: Sequence[ItsTable | VitsTable], at: KeyPath, alignment: int, what: str
+    ) -> None:
+        """Check that every base is aligned and no two doorbell frames overlap."""
         for index, table in enumerate(tables):
             where: KeyPath = (*at, index, "base")
-            self.frame(table.base, where)
-            other = bases.setdefault(table.base, index)
-            if other != index:
+            self.aligned(table.base, alignment, where, what)
+            self.below(table.base, ADDRESS_END - 2 * ITS_FRAME + 1, where)
+        order = sorted(range(len(tables)), key=lambda index: (tables[index].base, index))
+        for low, high in pairwise(order):
+            if tables[high].base < tables[low].base + ITS_FRAME:
+                first, second = sorted((low, high))
                 self.fail(
-                    where,
-                    f"{table.base:#x} puts the doorbell page on that of {at[-1]}[{other}], "
-                    f"{table.base + ITS_FRAME:#x}",
+                    (*at, second, "base"),
+                    f"{tables[second].base:#x} puts the doorbell page on that of "
+                    f"{at[-1]}[{first}], {tables[first].base + ITS_FRAME:#x}",
                 )
 
     def address(self, text: str, at: KeyPath) -> PciAddress:
@@ -318,10 +326,6 @@ class _Check:
             return Granule.parse(text)
         except InputError as failure:
             self.fail(at, tomlfile.one_line(str(failure)))
-
-    def frame(self, base: int, at: KeyPath) -> None:
-        self.aligned(base, ITS_FRAME, at, "a 64 KiB frame")
-        self.below(base, ADDRESS_END - 2 * ITS_FRAME + 1, at)
 
     def aligned(self, value: int, size: int, at: KeyPath, what: str) -> None:
         if value % size:

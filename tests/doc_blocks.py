@@ -1,0 +1,206 @@
+"""What is in the documentation that a program can check: blocks, tables, links.
+
+``python tests/doc_blocks.py`` runs every example again and writes what it printed, the truth table
+and the table of releases into the pages.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+DOCS = ROOT / "docs"
+PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")))
+
+_FENCE = re.compile(
+    r"(?:<!-- (?P<mark>[\w ./-]+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$",
+    re.DOTALL | re.MULTILINE,
+)
+
+
+@dataclass(frozen=True)
+class Block:
+    """A fenced block; ``mark`` is the comment on the line before it, ``scenario two.toml``."""
+
+    page: Path
+    kind: str
+    mark: str
+    text: str
+
+    @property
+    def file_name(self) -> str:
+        """The name under which the examples of the page find it; empty for none."""
+        return self.mark.partition(" ")[2]
+
+
+def blocks(page: Path, text: str | None = None) -> list[Block]:
+    """Return the fenced blocks of a page."""
+    source = page.read_text() if text is None else text
+    return [
+        Block(page, found["kind"], found["mark"] or "", found["text"])
+        for found in _FENCE.finditer(source)
+    ]
+
+
+def run_example(block: Block) -> str:
+    """Run the commands of a console block, each a line that starts with ``$ ``; return it anew."""
+    out = []
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in {"LIBVIRT_DEFAULT_URI", "VMM_MSI_CONFIG", "XDG_CONFIG_HOME"}
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        place = Path(folder)
+        (place / "vmm_msi").symlink_to(ROOT / "vmm_msi")
+        for other in blocks(block.page):
+            if other.file_name:
+                (place / other.file_name).write_text(other.text)
+        environment |= {"XDG_CONFIG_HOME": folder, "PWD": folder}
+        for line in block.text.splitlines():
+            if not line.startswith("$ "):
+                continue
+            words = [word.replace("$PWD", folder) for word in shlex.split(line[2:])]
+            code = "import sys; from vmm_msi.cli import main; sys.exit(main())"
+            done = subprocess.run(
+                [sys.executable, "-c", code, *words[1:]],
+                cwd=place,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                check=False,
+            )
+            out += [line, done.stdout.rstrip("\n")]
+    return "\n".join(out) + "\n"
+
+
+# --- the truth table ---------------------------------------------------------------------------
+
+STRATEGIES = {
+    "host-cookie": "host-cookie",
+    "coerced v2": "coerced:revision=v2",
+    "coerced v3": "coerced:revision=v3",
+    "coerced v8": "coerced:revision=v8",
+    "coerced v15": "coerced:revision=v15",
+    "direct": "direct",
+    "multi-its s2": "multi-its:mode=s2",
+    "multi-its vits": "multi-its:mode=vits",
+    "multi-its vsmmu": "multi-its:mode=vsmmu",
+    "identity": "identity",
+}
+#: pITSes, S1 mode, vITSes, order.
+ROWS = (
+    (1, "shared", 1, "interleaved"),
+    (1, "own", 1, "interleaved"),
+    (1, "own", 1, "batched"),
+    (1, "own-same", 1, "interleaved"),
+    (2, "shared", 1, "interleaved"),
+    (2, "own", 1, "interleaved"),
+    (2, "own-same", 1, "interleaved"),
+    (2, "own", 2, "interleaved"),
+    (2, "own", 2, "batched"),
+)
+_SHORT = {"delivered": "d", "s1-fault": "s1", "s2-fault": "s2", "misrouted": "mis", "refused": "no"}
+
+
+def truth_table() -> str:
+    """Return the truth table as Markdown, from what ``compare`` says of each scenario."""
+    lines = [
+        f"| pITS | stage 1 | vITS | order | {' | '.join(STRATEGIES)} |",
+        f"|---|---|---|---|{'---|' * len(STRATEGIES)}",
+    ]
+    for pits, mode, vits, order in ROWS:
+        cells = _cells(pits, mode, vits, order)
+        lines.append(f"| {pits} | {mode} | {vits} | {order} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cells(pits: int, mode: str, vits: int, order: str) -> list[str]:
+    from scenarios import pair
+
+    from vmm_msi.cli import main
+
+    with tempfile.TemporaryDirectory() as folder:
+        scenario, out = Path(folder, "scenario.toml"), Path(folder, "out.json")
+        scenario.write_text(pair(mode, pits=pits, vits=vits, order=order).toml())
+        arguments = [word for name in STRATEGIES.values() for word in ("--strategy", name)]
+        arguments += ["--scenario", str(scenario), "--format", "json", "-o", str(out)]
+        if main(["compare", *arguments]):
+            raise RuntimeError("compare failed")
+        results = json.loads(out.read_text())["results"]
+    cells = []
+    for result in results:
+        found: dict[str, str] = {}
+        for verdict in result["verdicts"]:
+            found[verdict["device"]] = _SHORT[verdict["outcome"]]
+        outcomes = list(found.values())
+        cells.append(" ".join(outcomes if len(set(outcomes)) > 1 else outcomes[:1]))
+    return cells
+
+
+def releases_table() -> str:
+    """Return which release has which XML, as Markdown."""
+    from vmm_msi.domxml.support import REQUIREMENTS
+
+    lines = ["| XML | purpose | libvirt | QEMU |", "|---|---|---|---|"]
+    for needs in REQUIREMENTS.values():
+        qemu = "any" if needs.qemu is None else str(needs.qemu)
+        lines.append(f"| `{needs.xml}` | {needs.purpose} | {needs.libvirt} | {qemu} |")
+    return "\n".join(lines) + "\n"
+
+
+REGIONS = {
+    (DOCS / "strategies.md", "truth table"): truth_table,
+    (DOCS / "libvirt.md", "releases"): releases_table,
+}
+
+
+def region(page: Path, name: str) -> str:
+    """Return what stands between ``<!-- name -->`` and ``<!-- end of name -->``."""
+    match = _region(name).search(page.read_text())
+    if match is None:
+        raise LookupError(f"{page}: no region {name!r}")
+    return match[2].strip("\n") + "\n"
+
+
+def _region(name: str) -> re.Pattern[str]:
+    return re.compile(rf"(<!-- {name} -->\n)(.*?)(<!-- end of {name} -->)", re.DOTALL)
+
+
+def headings(page: Path) -> list[str]:
+    """Return the headings of a page, outside of fenced blocks."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    return re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
+
+
+def first_column(page: Path) -> set[str]:
+    """Return what stands in backticks in the first column of the page's tables."""
+    return set(re.findall(r"^\| `([^`]*)` \|", page.read_text(), re.MULTILINE))
+
+
+def rewrite() -> None:
+    """Run every example again and write what it prints, and the generated tables."""
+    for page in PAGES:
+        text = page.read_text()
+        for block in blocks(page):
+            if block.kind == "console":
+                text = text.replace(block.text, run_example(block))
+        page.write_text(text)
+    for (page, name), make in REGIONS.items():
+        body = f"\n{make()}\n"
+        text = page.read_text()
+        text = _region(name).sub(lambda match, body=body: match[1] + body + match[3], text)
+        page.write_text(text)
+
+
+if __name__ == "__main__":
+    rewrite()

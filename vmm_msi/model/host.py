@@ -1,0 +1,161 @@
+"""What a host has: ITSes, SMMUs, devices and the way from the ones to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from vmm_msi.model.address import (
+    SW_MSI_WINDOW,
+    DeviceId,
+    Granule,
+    Pa,
+    PciAddress,
+    ReservedKind,
+    ReservedRegion,
+    StreamId,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Offset of GITS_TRANSLATER from the base of an ITS: the translation register frame follows the
+#: 64 KiB control frame (Arm GICv3 architecture specification, IHI 0069, 12.18 and 12.19).
+ITS_TRANSLATER_OFFSET = 0x10040
+ITS_TRANSLATER_PAGE_OFFSET = 0x10000
+
+
+@dataclass(frozen=True, slots=True)
+class Its:
+    """A physical GICv3 Interrupt Translation Service."""
+
+    id: int
+    base: Pa
+
+    @property
+    def doorbell(self) -> Pa:
+        """The physical address of GITS_TRANSLATER (hDB)."""
+        return self.base.offset(ITS_TRANSLATER_OFFSET)
+
+    @property
+    def doorbell_page(self) -> Pa:
+        """The 64 KiB page that holds GITS_TRANSLATER."""
+        return self.base.offset(ITS_TRANSLATER_PAGE_OFFSET)
+
+
+@dataclass(frozen=True, slots=True)
+class Smmu:
+    """A physical SMMUv3.
+
+    :param base: address of its registers; None where the source does not tell.
+    :param nested: it has both stages.
+    """
+
+    id: int
+    base: Pa | None = None
+    nested: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A PCI function of the host, as the SMMU and the ITS see it.
+
+    :param smmu: id of the SMMU its DMA passes through; None where it passes through none.
+    :param its_group: ids of the ITSes it may use; Linux takes the first.
+    :param iommu_group: number of the group it can be assigned with; groups are isolated from
+        each other, devices of one group are not.
+    :param vectors: number of MSIs it can signal.
+    """
+
+    address: PciAddress
+    smmu: int | None
+    stream_id: StreamId
+    its_group: tuple[int, ...]
+    device_id: DeviceId
+    iommu_group: int
+    vectors: int = 1
+    reserved: tuple[ReservedRegion, ...] = (SW_MSI_WINDOW,)
+
+    @property
+    def its(self) -> int:
+        """The ITS that Linux uses: the first of the group (``iort_find_domain_id``)."""
+        return self.its_group[0]
+
+    @property
+    def sw_msi_window(self) -> ReservedRegion | None:
+        """The window from which the kernel takes doorbell addresses."""
+        return next((r for r in self.reserved if r.kind is ReservedKind.SW_MSI), None)
+
+    @property
+    def hw_msi(self) -> ReservedRegion | None:
+        """A region in which MSIs bypass the SMMU, if the device has one."""
+        return next((r for r in self.reserved if r.kind is ReservedKind.HW_MSI), None)
+
+
+@dataclass(frozen=True, slots=True)
+class PciRoute:
+    """A range of RequesterIDs that one SMMU and one ITS group serve, linearly.
+
+    :param segment: PCI segment.
+    :param first: first RequesterID of the range.
+    :param last: last RequesterID of the range.
+    :param smmu: id of the SMMU, None where the range bypasses all of them.
+    :param stream_base: StreamID of ``first``.
+    :param its_group: ITS ids in the order of the table; empty where there is none.
+    :param device_base: DeviceID of ``first``.
+    """
+
+    segment: int
+    first: int
+    last: int
+    smmu: int | None
+    stream_base: int
+    its_group: tuple[int, ...]
+    device_base: int
+
+    def device(self, address: PciAddress, iommu_group: int, vectors: int = 1) -> HostDevice:
+        """Return the device at ``address``, which lies in this range."""
+        distance = address.rid - self.first
+        return HostDevice(
+            address=address,
+            smmu=self.smmu,
+            stream_id=StreamId(self.stream_base + distance),
+            its_group=self.its_group,
+            device_id=DeviceId(self.device_base + distance),
+            iommu_group=iommu_group,
+            vectors=vectors,
+        )
+
+
+@dataclass(frozen=True)
+class HostTopology:
+    """What is known of a host: SMMUs, ITSes, devices and the way from the ones to the others.
+
+    :param source: the file or folder it was read from, for messages.
+    :param granule: page size of stage 2, the host kernel's PAGE_SIZE.
+    :param devices: devices the source lists by address.
+    :param routes: ranges in which any device can be resolved, disjoint per segment.
+    """
+
+    source: str
+    granule: Granule
+    smmus: tuple[Smmu, ...]
+    itses: tuple[Its, ...]
+    devices: tuple[HostDevice, ...] = ()
+    routes: tuple[PciRoute, ...] = ()
+
+    @cached_property
+    def its_by_id(self) -> Mapping[int, Its]:
+        """The ITSes by id."""
+        return {its.id: its for its in self.itses}
+
+    @cached_property
+    def smmu_by_id(self) -> Mapping[int, Smmu]:
+        """The SMMUs by id."""
+        return {smmu.id: smmu for smmu in self.smmus}
+
+    @cached_property
+    def device_by_address(self) -> Mapping[PciAddress, HostDevice]:
+        """The listed devices by address."""
+        return {device.address: device for device in self.devices}
