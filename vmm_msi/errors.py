@@ -13,7 +13,8 @@
     ├── RefusedError            a strategy, a policy or a capability says no; nothing was changed
     │   └── BackendError        the kernel (real or modelled) says no, with an errno
     ├── HypervisorError         libvirt says no
-    └── LabError                the emulated host or its root cannot be built or run
+    ├── LabError                the emulated host or its root cannot be built or run
+    └── OutputError             a result cannot be written where it was asked to go
 
 Messages read ``doing what to which: what is wrong; what would be valid``. The CLI catches
 :class:`VmmMsiError` only, prints that one line and exits with :attr:`VmmMsiError.exit_code`.
@@ -102,3 +103,9 @@ class LabError(VmmMsiError):
     """The lab cannot be built, started or reached."""
 
     exit_code = 7
+
+
+class OutputError(VmmMsiError):
+    """A result cannot be written where it was asked to go."""
+
+    exit_code = 1

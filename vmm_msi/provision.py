@@ -15,6 +15,7 @@ from vmm_msi import topology
 from vmm_msi.config import Choice
 from vmm_msi.domxml import checks, editor
 from vmm_msi.domxml.checks import Check
+from vmm_msi.domxml.gaps import close_gaps
 from vmm_msi.domxml.guest import guest_from_xml
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.support import Feature, IommufdForm
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from vmm_msi.host import PluginHost
     from vmm_msi.iommu.sim import Profile
     from vmm_msi.libvirt_driver import Connection, Versions
-    from vmm_msi.model import GuestPlan, HostTopology, PciAddress, Verdict
+    from vmm_msi.model import GuestPlan, HostTopology, PciAddress, Verdict, VsmmuPlan
 
 
 class Carrier(StrEnum):
@@ -117,7 +118,7 @@ def plan_attach(
     profile = _profile(needs)
     backend = SimBackend(host, guest, profile)
     run = GuestRun(plugins, host, guest, backend, choices, selector, rehearsal=True)
-    plan = run.plan()
+    plan = _merged(run.plan())
     layout = _layout(versions.support, old, carrier)
     _check_support(versions.support, plan, carrier, old)
     run.attach_all()
@@ -135,6 +136,10 @@ def plan_attach(
         for device in request.devices
     }
     new = editor.apply(old, plan, layout, assignments)
+    stay = {device.host: device.binding for device in record.devices}
+    now = {device: _binding(guest, device, verdicts) for device in stay}
+    if now != stay:
+        new = editor.record_bindings(new, now)
     events = tuple(
         Event(
             Action.ATTACH_DEVICE,
@@ -165,6 +170,7 @@ def plan_detach(connection: Connection, domain: str, devices: Sequence[PciAddres
         new = editor.remove(new, device)
         strategy = next(each.strategy for each in record.devices if each.host == device)
         events.append(Event(Action.DETACH_DEVICE, old.name, strategy, device))
+    new = close_gaps(new)
     carriers = {each.backend for each in record.devices}
     notes: tuple[str, ...] = ()
     if connection.is_active(old.name):
@@ -185,8 +191,8 @@ def carry_out(
     error = ""
     try:
         return redefine(connection, change.old.name, change.old, change.new)
-    except HypervisorError as failure:
-        error = str(failure)
+    except BaseException as failure:
+        error = str(failure) or type(failure).__name__
         raise
     finally:
         if plugins is not None and plugins.has_observers:
@@ -313,6 +319,20 @@ def _profile(needs: Mapping[Choice, Needs]) -> Profile:
     return profile
 
 
+def _merged(plan: GuestPlan) -> GuestPlan:
+    """Put what several strategies have behind one physical SMMU and ITS behind one vSMMU."""
+    merged: dict[tuple[int, int | None], VsmmuPlan] = {}
+    for vsmmu in plan.vsmmus:
+        first = merged.setdefault((vsmmu.smmu, vsmmu.its), vsmmu)
+        if first is not vsmmu:
+            merged[vsmmu.smmu, vsmmu.its] = replace(
+                first,
+                devices=(*first.devices, *vsmmu.devices),
+                accelerated=first.accelerated and vsmmu.accelerated,
+            )
+    return replace(plan, vsmmus=tuple(merged.values()))
+
+
 def _layout(support: Support, old: DomainXml, carrier: Carrier) -> XmlLayout:
     """Return the fullest XML for this guest: what needs KVM is left out where there is none."""
     layout = support.layout()
@@ -374,8 +394,6 @@ def _assignment(
     device: PciAddress,
     verdicts: Iterable[Verdict],
 ) -> editor.Assignment:
-    guest_device = guest.device_by_address[device]
-    verdict = next(verdict for verdict in verdicts if verdict.device == device)
     options = {key: str(value) for key, value in choice.options}
     if choice.profile is not None:
         options["profile"] = choice.profile
@@ -384,10 +402,16 @@ def _assignment(
         backend=carrier.value,
         its=run.its_of(device),
         options=options,
-        binding=BindingRecord(
-            giova=guest_device.giova,
-            gdb=guest.gdb(guest_device),
-            programmed=verdict.programmed,
-            outcome=verdict.outcome,
-        ),
+        binding=_binding(guest, device, verdicts),
+    )
+
+
+def _binding(guest: GuestDomain, device: PciAddress, verdicts: Iterable[Verdict]) -> BindingRecord:
+    guest_device = guest.device_by_address[device]
+    verdict = next(verdict for verdict in verdicts if verdict.device == device)
+    return BindingRecord(
+        giova=guest_device.giova,
+        gdb=guest.gdb(guest_device),
+        programmed=verdict.programmed,
+        outcome=verdict.outcome,
     )

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
-from vmm_msi.cli.guest import add_connection, add_preview, add_target, preview, print_change
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    add_granule,
+    add_host,
+    load_config,
+    load_host,
+    load_plugins,
+)
+from vmm_msi.cli.guest import (
+    add_connection,
+    add_preview,
+    add_target,
+    is_preview,
+    preview,
+    print_change,
+)
 from vmm_msi.config import Choice
 from vmm_msi.errors import UsageError
 from vmm_msi.model import PciAddress
@@ -26,13 +40,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:key=value,…]",
         help="strategy for these devices; default: the configuration's, else identity",
     )
-    parser.add_argument(
-        "--host",
-        type=Path,
-        metavar="HOST",
-        help="the host's SMMUs and ITSes: a TOML file, a device-tree blob or a folder with IORT "
-        "and APIC; default: this machine's own",
-    )
+    add_host(parser, "the host, by default this machine")
+    add_granule(parser)
     parser.add_argument(
         "--backend",
         choices=("qemu", "sim"),
@@ -66,7 +75,7 @@ def run(args: argparse.Namespace) -> int:
         carrier=None if args.backend is None else provision.Carrier(args.backend),
         allow_faults=args.allow_faults,
     )
-    with connect(args.connect, readonly=False) as connection:
+    with connect(args.connect, readonly=is_preview(args)) as connection:
         change = provision.plan_attach(connection, plugins, settings, host, request)
         if preview(args, change):
             return 0
@@ -76,11 +85,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _host(args: argparse.Namespace) -> HostTopology:
-    from vmm_msi import topology
     from vmm_msi.topology.live import load_live
 
     if args.host is not None:
-        return topology.load_host(args.host)
+        return load_host(args)
     if "://" in args.connect and not args.connect.split("://", 1)[1].startswith("/"):
         raise UsageError(f"{args.connect} is another machine: name a description of it with --host")
     return load_live()

@@ -7,12 +7,14 @@ from typing import TYPE_CHECKING
 
 from vmm_msi import config
 from vmm_msi.host import PluginHost
+from vmm_msi.model import Granule
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
     from vmm_msi.config import Choice, Config
+    from vmm_msi.model import HostTopology
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -41,6 +43,35 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="do not load this plugin; may be repeated",
     )
+
+
+def add_host(parser: argparse._ActionsContainer, what: str) -> None:
+    """Add ``--host``."""
+    parser.add_argument(
+        "--host",
+        type=Path,
+        metavar="HOST",
+        help=f"{what}: a TOML file with [host], a device-tree blob or a folder with the ACPI "
+        "tables IORT and APIC",
+    )
+
+
+def add_granule(parser: argparse.ArgumentParser) -> None:
+    """Add ``--granule``."""
+    parser.add_argument(
+        "--granule",
+        choices=[str(granule) for granule in Granule],
+        default="4K",
+        help="page size of the host's kernel, where the host description does not tell: a TOML "
+        "file does, ACPI tables and a device tree do not (default: %(default)s)",
+    )
+
+
+def load_host(args: argparse.Namespace) -> HostTopology:
+    """Read the host that the arguments name."""
+    from vmm_msi import topology
+
+    return topology.load_host(args.host, Granule.parse(args.granule))
 
 
 def load_config(args: argparse.Namespace) -> Config:

@@ -7,9 +7,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    add_granule,
+    add_host,
+    load_config,
+    load_host,
+    load_plugins,
+)
 from vmm_msi.config import Choice
-from vmm_msi.errors import UsageError, VmmMsiError
+from vmm_msi.errors import OutputError, UsageError
 from vmm_msi.model import Scenario
 
 if TYPE_CHECKING:
@@ -25,13 +33,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--scenario", type=Path, metavar="FILE", help="a host and a guest, in TOML")
-    source.add_argument(
-        "--host",
-        type=Path,
-        metavar="HOST",
-        help="a host: a scenario TOML, a device-tree blob or a folder with the ACPI tables IORT "
-        "and APIC",
-    )
+    add_host(source, "a host")
+    add_granule(parser)
     parser.add_argument(
         "--guest",
         type=Path,
@@ -91,7 +94,7 @@ def _scenario(args: argparse.Namespace) -> Scenario:
         if args.guest is not None:
             raise UsageError("--guest goes with --host: a scenario has its own guest")
         return load_scenario(args.scenario)
-    host = topology.load_host(args.host)
+    host = load_host(args)
     guest = _guest(args, host)
     addresses = [device.host for device in guest.devices]
     return Scenario(topology.with_devices(host, addresses), guest)
@@ -132,7 +135,7 @@ def _with_progress(results: Iterable[Result], names: list[str]) -> Iterator[Resu
 def _opened(path: Path | None) -> Iterator[TextIO]:
     """Yield standard output, or a file that appears only when it is complete.
 
-    :raise VmmMsiError: when the file cannot be written.
+    :raise OutputError: when the file cannot be written.
     """
     if path is None:
         yield sys.stdout
@@ -143,6 +146,6 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
             yield out
         partial.replace(path)
     except OSError as error:
-        raise VmmMsiError(f"writing {path}: {error.strerror or error}") from error
+        raise OutputError(f"writing {path}: {error.strerror or error}") from error
     finally:
         partial.unlink(missing_ok=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
+from vmm_msi.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
     import argparse
@@ -25,8 +26,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the configuration."""
     settings = load_config(args)
-    plugins = load_plugins(args, settings)
-    _check_names(settings, plugins)
+    try:
+        plugins = load_plugins(args, settings)
+        _check_names(settings, plugins)
+    except UsageError as error:
+        raise ConfigError(f"{settings.path or 'the defaults'}: {error}") from error
     table = settings.table
     domains = {
         domain.name: {

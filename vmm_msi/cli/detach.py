@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
-from vmm_msi.cli.guest import add_connection, add_preview, add_target, preview, print_change
+from vmm_msi.cli.guest import (
+    add_connection,
+    add_preview,
+    add_target,
+    is_preview,
+    preview,
+    print_change,
+)
 from vmm_msi.model import PciAddress
 
 if TYPE_CHECKING:
@@ -28,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
-    with connect(args.connect) as connection:
+    with connect(args.connect, readonly=is_preview(args)) as connection:
         change = provision.plan_detach(connection, args.domain, devices)
         if preview(args, change):
             return 0

@@ -49,8 +49,18 @@ def add_preview(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def is_preview(args: argparse.Namespace) -> bool:
+    """Tell whether nothing is to be changed.
+
+    A read-only connection is enough then, and it does not see the passwords in the definition.
+    """
+    return bool(args.dry_run or args.print_diff or args.print_xml)
+
+
 def preview(args: argparse.Namespace, change: Change) -> bool:
     """Print what the user wants to see instead of a change; tell whether that was it."""
+    if not is_preview(args):
+        return False
     if args.print_xml:
         sys.stdout.write(str(change.new))
     elif args.print_diff:
@@ -58,10 +68,8 @@ def preview(args: argparse.Namespace, change: Change) -> bool:
 
         sys.stdout.write(unified(str(change.old), str(change.new), change.old.name))
         _print_notes(change.notes, sys.stderr)
-    elif args.dry_run:
-        print_change(args, change, "nothing was changed; this is what would be")
     else:
-        return False
+        print_change(args, change, "nothing was changed; this is what would be")
     return True
 
 

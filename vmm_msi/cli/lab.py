@@ -62,7 +62,7 @@ def _run_root(args: argparse.Namespace) -> int:
     root = ensure_root(args.suite, args.cache, Progress(sys.stderr, "lab root"))
     facts = {**dataclasses.asdict(root), "path": str(root.path)}
     if args.format == "json":
-        print(json.dumps(facts, indent=2))
+        print(json.dumps({"schema": 1, **facts}, indent=2))
     else:
         facts["cached"] = "yes" if root.cached else "no"
         for name, value in facts.items():

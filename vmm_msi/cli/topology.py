@@ -7,7 +7,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.model import Granule, PciAddress
+from vmm_msi.cli.common import add_format, add_granule, load_host
+from vmm_msi.model import PciAddress
 
 if TYPE_CHECKING:
     import argparse
@@ -31,22 +32,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="a .toml file with [host], a device tree blob, or a folder with the ACPI tables IORT "
         "and APIC",
     )
-    show.add_argument(
-        "--format", choices=("table", "json"), default="table", help="form of the output"
-    )
-    show.add_argument(
-        "--granule",
-        choices=[str(granule) for granule in Granule],
-        default="4K",
-        help="page size of the host's kernel, where HOST does not tell (default: %(default)s)",
-    )
+    add_format(show)
+    add_granule(show)
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what ``args`` say and return the exit code."""
-    from vmm_msi.topology import load_host
-
-    host = load_host(args.host, Granule.parse(args.granule))
+    host = load_host(args)
     if args.format == "json":
         print(json.dumps(to_json(host), indent=2))
     else:
