@@ -23,8 +23,18 @@ from vmm_msi.api import (
     S2Pool,
     Session,
     hookimpl,
-    smmu_of,
 )
+from vmm_msi_plugins.common import (
+    vmm_msi_attach_device,
+    vmm_msi_detach_device,
+    vmm_msi_prepare_msi,
+)
+
+__all__ = [
+    "vmm_msi_attach_device",
+    "vmm_msi_detach_device",
+    "vmm_msi_prepare_msi",
+]
 
 _INTERFACE = {
     "v2": Capability.GUEST_BINDING_V2,
@@ -72,20 +82,6 @@ def vmm_msi_describe() -> PluginInfo:
 
 
 @hookimpl
-def vmm_msi_attach_device(session: Session, device: PciAddress) -> bool:
-    """Attach to the one nested IOMMU domain of the device's SMMU."""
-    session.state(S2Pool).attach(session, device, smmu_of(session, device))
-    return True
-
-
-@hookimpl
-def vmm_msi_detach_device(session: Session, device: PciAddress) -> bool:
-    """Detach; the last device takes the bindings with it."""
-    session.state(S2Pool).detach(session, device)
-    return True
-
-
-@hookimpl
 def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool:
     """Register gIOVA -> gDB with the size of the guest's stage 1 granule."""
     guest_device = session.guest_device(device)
@@ -95,12 +91,6 @@ def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool:
     s2 = session.state(S2Pool).of(device)
     session.state(_Bound).users[s2, guest_device.giova] += 1
     return True
-
-
-@hookimpl
-def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
-    """Let the allocator pick among the bindings."""
-    return session.backend.prepare_msi(device)
 
 
 @hookimpl

@@ -21,6 +21,15 @@ from vmm_msi.api import (
     hookimpl,
     smmu_of,
 )
+from vmm_msi_plugins.common import (
+    vmm_msi_detach_device,
+    vmm_msi_unbind_doorbell,
+)
+
+__all__ = [
+    "vmm_msi_detach_device",
+    "vmm_msi_unbind_doorbell",
+]
 
 
 def _needs(_options: Options) -> Needs:
@@ -55,13 +64,6 @@ def vmm_msi_attach_device(session: Session, device: PciAddress) -> bool:
 
 
 @hookimpl
-def vmm_msi_detach_device(session: Session, device: PciAddress) -> bool:
-    """Detach."""
-    session.state(S2Pool).detach(session, device)
-    return True
-
-
-@hookimpl
 def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool:
     """Map gDB -> hDB, unless a device with the same pair has."""
     session.state(DoorbellMaps).acquire(session, device, session.state(S2Pool).of(device))
@@ -72,10 +74,3 @@ def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool:
 def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
     """Write the guest's gIOVA into the device."""
     return session.backend.program_msi(device, guest_doorbell(session, device))
-
-
-@hookimpl
-def vmm_msi_unbind_doorbell(session: Session, device: PciAddress) -> bool:
-    """Unmap it when no other device uses it."""
-    session.state(DoorbellMaps).release(session, device)
-    return True

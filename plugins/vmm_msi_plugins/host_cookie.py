@@ -8,17 +8,23 @@ from __future__ import annotations
 
 from vmm_msi.api import (
     Capability,
-    Iova,
     Needs,
     Options,
-    PciAddress,
     PluginInfo,
     PluginKind,
-    S2Pool,
-    Session,
     hookimpl,
-    smmu_of,
 )
+from vmm_msi_plugins.common import (
+    vmm_msi_attach_device,
+    vmm_msi_detach_device,
+    vmm_msi_prepare_msi,
+)
+
+__all__ = [
+    "vmm_msi_attach_device",
+    "vmm_msi_detach_device",
+    "vmm_msi_prepare_msi",
+]
 
 
 def _needs(_options: Options) -> Needs:
@@ -38,23 +44,3 @@ def vmm_msi_describe() -> PluginInfo:
         xml="vSMMUs and hostdevs, no more",
         costs="one S2 per physical SMMU, one S2 mapping per physical ITS in each",
     )
-
-
-@hookimpl
-def vmm_msi_attach_device(session: Session, device: PciAddress) -> bool:
-    """Attach to the one stage 2 of the device's SMMU."""
-    session.state(S2Pool).attach(session, device, smmu_of(session, device))
-    return True
-
-
-@hookimpl
-def vmm_msi_detach_device(session: Session, device: PciAddress) -> bool:
-    """Detach."""
-    session.state(S2Pool).detach(session, device)
-    return True
-
-
-@hookimpl
-def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
-    """Let the kernel pick."""
-    return session.backend.prepare_msi(device)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from vmm_msi.api import (
     SW_MSI_WINDOW,
     Capability,
-    Iova,
     Needs,
     Options,
     PciAddress,
@@ -21,6 +20,15 @@ from vmm_msi.api import (
     hookimpl,
     smmu_of,
 )
+from vmm_msi_plugins.common import (
+    vmm_msi_detach_device,
+    vmm_msi_prepare_msi,
+)
+
+__all__ = [
+    "vmm_msi_detach_device",
+    "vmm_msi_prepare_msi",
+]
 
 
 def _needs(_options: Options) -> Needs:
@@ -82,16 +90,3 @@ def vmm_msi_attach_device(session: Session, device: PciAddress) -> bool:
     check_window(session, device)
     session.state(S2Pool).attach(session, device, smmu_of(session, device))
     return True
-
-
-@hookimpl
-def vmm_msi_detach_device(session: Session, device: PciAddress) -> bool:
-    """Detach."""
-    session.state(S2Pool).detach(session, device)
-    return True
-
-
-@hookimpl
-def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
-    """Let the kernel pick the slot."""
-    return session.backend.prepare_msi(device)

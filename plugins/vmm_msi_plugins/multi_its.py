@@ -35,6 +35,13 @@ from vmm_msi.api import (
     hookimpl,
     smmu_of,
 )
+from vmm_msi_plugins.common import (
+    vmm_msi_unbind_doorbell,
+)
+
+__all__ = [
+    "vmm_msi_unbind_doorbell",
+]
 from vmm_msi_plugins.identity import check_window
 
 if TYPE_CHECKING:
@@ -187,10 +194,3 @@ def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
     if _mode(session) == "vsmmu":
         return session.backend.prepare_msi(device)
     return session.backend.program_msi(device, guest_doorbell(session, device))
-
-
-@hookimpl
-def vmm_msi_unbind_doorbell(session: Session, device: PciAddress) -> bool:
-    """Unmap it when no other device uses it."""
-    session.state(DoorbellMaps).release(session, device)
-    return True
