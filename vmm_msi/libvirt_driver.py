@@ -333,6 +333,11 @@ def _translated(doing: str) -> Iterator[None]:
         yield
     except libvirt.libvirtError as error:
         raise _translate(doing, error) from error
+    except (SystemError, UnicodeError) as error:
+        # The binding decodes libvirt's words, which may quote a file that is not text.
+        raise HypervisorError(
+            f"{doing}: libvirt's answer is not UTF-8; valid is input that is text"
+        ) from error
 
 
 def _translate(doing: str, error: libvirt.libvirtError) -> HypervisorError:

@@ -93,7 +93,7 @@ def _run(args: argparse.Namespace) -> int:
         code = load_command(args.command).run(args)
         sys.stdout.flush()
     except VmmMsiError as error:
-        print(f"vmm-msi {args.command}: {error}", file=sys.stderr)
+        print(f"vmm-msi {args.command}: {_one_line(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print(f"vmm-msi {args.command}: interrupted", file=sys.stderr)
@@ -103,3 +103,8 @@ def _run(args: argparse.Namespace) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     return code
+
+
+def _one_line(error: Exception) -> str:
+    """Return the message without line breaks and control characters, which names may have."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))

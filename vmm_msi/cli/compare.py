@@ -61,6 +61,7 @@ def run(args: argparse.Namespace) -> int:
     plugins = load_plugins(args, settings, named)
     scenario = _scenario(args)
     from vmm_msi import compare
+    from vmm_msi.hookspecs import PluginKind
 
     name = scenario.guest.name
     if named:
@@ -71,6 +72,7 @@ def run(args: argparse.Namespace) -> int:
     for choice in choices:
         compare.profile_for(plugins, choice)
     selector = settings.its_selector(name)
+    plugins.info(selector, PluginKind.ITS_SELECTOR)
     results = _with_progress(
         compare.compare(plugins, scenario, choices, selector), [str(choice) for choice in choices]
     )
@@ -140,6 +142,8 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
     if path is None:
         yield sys.stdout
         return
+    if not path.name:
+        raise OutputError(f"writing {path}: it is a folder; valid is the name of a file")
     partial = path.with_name(f".{path.name}.partial")
     try:
         with partial.open("w", encoding="utf-8") as out:

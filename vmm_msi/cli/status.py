@@ -30,7 +30,7 @@ def run(args: argparse.Namespace) -> int:
     notes = [
         f"{part} is gone from the definition: somebody took it out; detach the device and attach "
         "it again"
-        for part in owned.dropped(xml, xml)
+        for part in owned.gone(xml)
     ]
     print_record(args, xml.name, record, notes)
     return 0

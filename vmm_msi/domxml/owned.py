@@ -44,6 +44,27 @@ def dropped(wanted: DomainXml, got: DomainXml) -> list[str]:
     return lost
 
 
+def gone(domain: DomainXml) -> list[str]:
+    """Return what vmm-msi added to ``domain`` and somebody took out since.
+
+    :return: a few words for each, empty when all is there.
+    :raise DomainXmlError: when it cannot be read.
+    """
+    record = read_record(domain) or DomainRecord()
+    lost = dropped(domain, domain)
+    drivers = {iommu.pci_bus: iommu.driver for iommu in domain.iommus() if iommu.model == "smmuv3"}
+    for vsmmu in record.vsmmus:
+        driver = drivers.get(str(vsmmu.pxb) if vsmmu.pci_bus else None)
+        whose = f"the <iommu model='smmuv3'> of the {EXPANDER_BUS} with index {vsmmu.pxb}"
+        if driver is None:
+            lost.append(whose)
+        elif vsmmu.accelerated and driver.get("accel") != "on":
+            lost.append(f"accel='on' of {whose}")
+    if record.iommufd_added and not domain.iommufd:
+        lost.append("<iommufd enabled='yes'/>")
+    return lost
+
+
 def _iommus(wanted: DomainXml, got: DomainXml, record: DomainRecord) -> Iterator[str]:
     if not record.vsmmus:
         return

@@ -1,0 +1,36 @@
+import os
+
+import pytest
+
+from vmm_msi.cli import main
+
+
+@pytest.fixture(autouse=True)
+def nowhere(tmp_path, monkeypatch):
+    """Work in an empty folder, away from any configuration of the user's."""
+    for name in [name for name in os.environ if name.startswith(("VMM_MSI_", "XDG_", "LIBVIRT_"))]:
+        monkeypatch.delenv(name)
+    home = tmp_path / "home"
+    home.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    return here
+
+
+@pytest.fixture
+def vmm_msi(capfd):
+    """Run a command line in this process; return exit code, standard output and error.
+
+    What C libraries print is seen too.
+    """
+
+    def run(*words):
+        try:
+            code = main([str(word) for word in words])
+        except SystemExit as stop:
+            code = stop.code
+        return code, *capfd.readouterr()
+
+    return run

@@ -1,0 +1,200 @@
+"""``vmm-msi compare``: its JSON is a contract, its files appear whole, its table is for people."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from scenarios import A, B, pair
+
+from vmm_msi import samples
+from vmm_msi.model import Outcome
+
+TWO_ITS = samples.path("two-its.toml")
+BOARD = samples.path("eight-its-server.dtb")
+GUEST = samples.path("three-devices.xml")
+
+DOCUMENT = {"schema", "results"}
+RESULT = {"strategy", "options", "verdicts", "costs"}
+VERDICT = {
+    "device",
+    "vector",
+    "outcome",
+    "its",
+    "expected_its",
+    "programmed_iova",
+    "errno",
+    "reason",
+    "trace",
+}
+COSTS = {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings"}
+STEPS = {"programmed", "s1", "s2", "doorbell", "its", "bypass"}
+
+
+@pytest.fixture
+def compare(vmm_msi):
+    def run(*words):
+        code, out, err = vmm_msi("compare", "--format", "json", *words)
+        assert (code, err) == (0, "")
+        return json.loads(out)
+
+    return run
+
+
+def hexadecimal(value):
+    return value is None or (isinstance(value, str) and f"{int(value, 16):#x}" == value)
+
+
+def check(document, devices):
+    """Hold a document against the contract: exactly these keys, a verdict per vector."""
+    assert set(document) == DOCUMENT
+    assert document["schema"] == 1
+    for result in document["results"]:
+        assert set(result) == RESULT
+        assert set(result["costs"]) == COSTS
+        assert all(isinstance(cost, int) for cost in result["costs"].values())
+        assert result["options"]["profile"]
+        seen = [(verdict["device"], verdict["vector"]) for verdict in result["verdicts"]]
+        assert seen == [(d, vector) for d, count in devices.items() for vector in range(count)]
+        for verdict in result["verdicts"]:
+            assert set(verdict) == VERDICT
+            assert verdict["outcome"] in set(Outcome)
+            assert hexadecimal(verdict["programmed_iova"])
+            assert {step["step"] for step in verdict["trace"]} <= STEPS
+            delivered = verdict["outcome"] == "delivered"
+            assert delivered == (verdict["reason"] == "")
+            assert (verdict["outcome"] == "refused") or verdict["errno"] is None
+            if delivered:
+                assert verdict["its"] == verdict["expected_its"]
+                assert verdict["trace"][-1]["step"] == "its"
+                assert verdict["trace"][-1]["event_id"] == verdict["vector"]
+
+
+def test_every_strategy_in_every_form(compare):
+    document = compare("--scenario", TWO_ITS)
+    check(document, {A: 4, B: 4})
+    shown = {
+        (
+            result["strategy"],
+            result["options"].get("revision") or result["options"].get("mode"),
+        )
+        for result in document["results"]
+    }
+    assert shown == {
+        *(("coerced", revision) for revision in ("v2", "v3", "v8", "v15")),
+        *(("multi-its", mode) for mode in ("s2", "vits", "vsmmu")),
+        ("direct", None),
+        ("host-cookie", None),
+        ("identity", None),
+    }
+
+
+def test_named_strategies_in_their_order(compare):
+    words = ("identity", "coerced:revision=v2", "identity", "direct:profile=linux-7.2")
+    document = compare("--scenario", TWO_ITS, *(w for n in words for w in ("--strategy", n)))
+    check(document, {A: 4, B: 4})
+    assert [(r["strategy"], r["options"]["profile"]) for r in document["results"]] == [
+        ("identity", "linux-7.2"),
+        ("coerced", "series-v2"),
+        ("identity", "linux-7.2"),
+        ("direct", "linux-7.2"),
+    ]
+    assert document["results"][1]["options"] == {"revision": "v2", "profile": "series-v2"}
+
+
+def test_lpis_are_distinct(compare):
+    (result,) = compare("--scenario", TWO_ITS, "--strategy", "identity")["results"]
+    lpis = [verdict["trace"][-1]["lpi"] for verdict in result["verdicts"]]
+    assert len(set(lpis)) == len(lpis) == 8
+
+
+def test_a_device_tree_with_a_guest_xml(compare):
+    document = compare("--host", BOARD, "--guest", GUEST)
+    check(document, {f"000{segment}:01:00.0": 1 for segment in range(3)})
+    by_name = {
+        result["strategy"]: [verdict["outcome"] for verdict in result["verdicts"]]
+        for result in document["results"]
+    }
+    assert by_name["multi-its"] == by_name["identity"] == ["delivered"] * 3
+    assert by_name["host-cookie"] == ["s1-fault"] * 3
+    # A and B share SMMU 0 and the guest's one doorbell; C is behind another SMMU.
+    assert by_name["direct"] == ["delivered", "refused", "delivered"]
+
+
+@pytest.mark.parametrize(("name", "count"), [("two-its.toml", 2), ("eight-its.toml", 8)])
+def test_a_host_in_toml_needs_no_guest(compare, name, count):
+    document = compare("--host", samples.path(name), "--strategy", "multi-its")
+    (result,) = document["results"]
+    assert len({verdict["device"] for verdict in result["verdicts"]}) == count
+    assert {verdict["outcome"] for verdict in result["verdicts"]} == {"delivered"}
+
+
+def test_a_host_in_toml_with_a_guest_xml(compare, tmp_path):
+    host = tmp_path / "host.toml"
+    text = pair("own").toml()
+    host.write_text(text[: text.index("[guest]")], encoding="utf-8")
+    guest = tmp_path / "guest.xml"
+    guest.write_text(
+        "<domain type='kvm'><name>one</name><memory>1048576</memory><devices>"
+        "<hostdev mode='subsystem' type='pci'><source><address bus='2'/></source></hostdev>"
+        "</devices></domain>",
+        encoding="utf-8",
+    )
+    check(compare("--host", host, "--guest", guest), {B: 2})
+
+
+def test_table(vmm_msi):
+    code, out, err = vmm_msi("compare", "--scenario", TWO_ITS)
+    assert (code, err) == (0, "")
+    lines = out.splitlines()
+    head = lines[0]
+    assert f"{A} (ITS 0)" in head
+    assert head.split()[-5:] == ["delivered", "S2", "maps", "slots", "bindings"]
+    row = next(line for line in lines if line.startswith("multi-its:mode=s2"))
+    assert "8/8" in row
+    assert row.split()[-4:] == ["2", "2", "0", "0"]
+    assert any("conflict" in line for line in lines)
+
+
+def test_options_of_the_configuration_apply(compare, nowhere):
+    (nowhere / "vmm-msi.toml").write_text(
+        '[strategies.coerced]\nrevision = "v8"\n[strategies.direct]\nprofile = "series-v3"\n',
+        encoding="utf-8",
+    )
+    named = ("coerced", "direct", "direct:profile=series-v2")
+    document = compare("--scenario", TWO_ITS, *(w for n in named for w in ("--strategy", n)))
+    shown = [result["options"]["profile"] for result in document["results"]]
+    assert shown == ["series-v8", "series-v3", "series-v2"]
+
+
+@pytest.mark.parametrize("form", ["json", "table"])
+def test_an_output_file_appears_whole(vmm_msi, nowhere, form):
+    expected = vmm_msi("compare", "--scenario", TWO_ITS, "--format", form)[1]
+    target = nowhere / "out"
+    target.write_text("what was there", encoding="utf-8")
+    words = ("compare", "--scenario", TWO_ITS, "--format", form, "-o")
+    assert vmm_msi(*words, target) == (0, "", "")
+    assert target.read_text(encoding="utf-8") == expected
+    assert [path.name for path in nowhere.iterdir()] == ["out"]
+
+
+def test_an_output_file_that_fails_leaves_what_was_there(vmm_msi, nowhere):
+    target = nowhere / "out"
+    target.write_text("what was there", encoding="utf-8")
+    config = nowhere / "vmm-msi.toml"
+    config.write_text('its_selector = "nope"\n', encoding="utf-8")
+    code, out, err = vmm_msi("compare", "--scenario", TWO_ITS, "-o", target)
+    assert (code, out) == (2, "")
+    assert "its-selector 'nope'" in err
+    assert target.read_text(encoding="utf-8") == "what was there"
+    assert {path.name for path in nowhere.iterdir()} == {"out", "vmm-msi.toml"}
+
+
+@pytest.mark.parametrize("target", ["/", ".", "..", "missing/out", "", "folder"])
+def test_an_output_file_that_cannot_be(vmm_msi, nowhere, target):
+    (nowhere / "folder").mkdir()
+    code, out, err = vmm_msi("compare", "--scenario", TWO_ITS, "-o", target)
+    assert (code, out) == (1, "")
+    assert err.startswith("vmm-msi compare: writing ")
+    assert err.count("\n") == 1
+    assert list(nowhere.rglob("*")) == [nowhere / "folder"]

@@ -1,0 +1,209 @@
+"""attach, detach and status on a node file of libvirt's test driver.
+
+Each command has a libvirt of its own there, so what one attaches the next does not see; processes
+that share one are in tests/provision/test_real_daemon.py.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from lxml import etree
+
+from vmm_msi import samples
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.metadata import read_record
+
+BOARD = samples.path("eight-its-server.dtb")
+A, B = "0000:01:00.0", "0001:01:00.0"
+DOCUMENT = {"schema", "domain", "done", "vsmmus", "devices", "notes"}
+VSMMU = {"pxb", "bus_nr", "smmu", "its", "accelerated"}
+DEVICE = {
+    "device",
+    "strategy",
+    "options",
+    "backend",
+    "smmu",
+    "its",
+    "pxb",
+    "root_port",
+    "giova",
+    "gdb",
+    "programmed_iova",
+    "outcome",
+}
+
+
+@pytest.fixture
+def node(tmp_path):
+    return shutil.copy(samples.path("test-driver.xml"), tmp_path / "node.xml")
+
+
+@pytest.fixture
+def run(vmm_msi, node):
+    """Run a command on guest0; return what it printed."""
+
+    def command(name, *words):
+        options = ["-c", f"test://{node}", *(["--host", BOARD] if name == "attach" else [])]
+        code, out, err = vmm_msi(name, *options, "guest0", *words)
+        assert (code, err) == (0, "")
+        return out
+
+    return command
+
+
+@pytest.fixture
+def attached(run, node):
+    """Put A and B into the node file; ``spoil`` edits the guest before."""
+
+    def put(spoil=lambda _domain: None):
+        domain = DomainXml.parse(run("attach", A, B, "--print-xml"), "the command")
+        spoil(domain)
+        tree = etree.parse(node)
+        old = tree.find("domain")
+        domain.root.insert(0, old[0])  # its run state
+        tree.getroot().replace(old, domain.root)
+        tree.write(node)
+
+    return put
+
+
+def test_attach_as_json(run):
+    document = json.loads(
+        run("attach", A, B, "--strategy", "multi-its:mode=s2", "--format", "json")
+    )
+    assert set(document) == DOCUMENT
+    assert (document["schema"], document["domain"]) == (1, "guest0")
+    assert document["done"] == f"attached {A}, {B}"
+    (vsmmu,) = document["vsmmus"]
+    assert set(vsmmu) == VSMMU
+    assert [set(device) for device in document["devices"]] == [DEVICE, DEVICE]
+    assert document["devices"][1] == {
+        "device": B,
+        "strategy": "multi-its",
+        "options": {"mode": "s2"},
+        "backend": "sim",
+        "smmu": 0,
+        "its": 1,
+        "pxb": vsmmu["pxb"],
+        "root_port": document["devices"][0]["root_port"] + 1,
+        "giova": "0xfffff000",
+        "gdb": "0x8090000",
+        "programmed_iova": "0xfffff040",
+        "outcome": "delivered",
+    }
+    assert len(document["notes"]) == 1
+
+
+def test_attach_as_a_table(run):
+    lines = run("attach", A).splitlines()
+    assert lines[0] == f"guest0: attached {A}"
+    assert lines[1].split()[:2] == ["device", "strategy"]
+    assert lines[3].split()[:2] == [A, "identity"]
+    assert lines[3].split()[-2:] == ["0x8000040", "delivered"]
+    assert lines[4].startswith("note: the XML is real, the doorbell binding is modelled")
+
+
+def test_faults_on_request(run):
+    words = ["attach", A, "--strategy", "host-cookie", "--allow-faults", "--format", "json"]
+    (device,) = json.loads(run(*words))["devices"]
+    assert device["outcome"] == "s1-fault"
+
+
+def test_previews_say_what_would_be_and_change_nothing(vmm_msi, run, node):
+    before = node.read_bytes()
+    said = run("attach", A, "--dry-run")
+    assert said.startswith("guest0: nothing was changed; this is what would be\n")
+    assert json.loads(run("attach", A, "--dry-run", "--format", "json"))["devices"]
+    xml = DomainXml.parse(run("attach", A, "--print-xml"), "the command")
+    assert [str(hostdev.host) for hostdev in xml.hostdevs()] == [A]
+    words = ["attach", "guest0", A, "-c", f"test://{node}", "--host", BOARD, "--print-diff"]
+    code, out, err = vmm_msi(*words)
+    assert code == 0
+    assert err.startswith("note: the XML is real")
+    lines = out.splitlines()
+    assert lines[:2] == ["--- guest0 (before)", "+++ guest0 (after)"]
+    assert [line for line in lines if line.startswith("+    <iommu ")]
+    assert not [line for line in lines[2:] if line.startswith("-")]
+    assert node.read_bytes() == before
+    assert run("status") == "guest0: has no device that vmm-msi attached\n"
+
+
+def test_only_one_preview_at_a_time(vmm_msi):
+    code, out, err = vmm_msi("attach", "guest0", A, "--dry-run", "--print-xml")
+    assert (code, out) == (2, "")
+    assert "not allowed with argument" in err
+
+
+def test_the_default_connection_is_libvirts(vmm_msi, node, monkeypatch):
+    monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"test://{node}")
+    assert vmm_msi("status", "guest1") == (
+        0,
+        "guest1: has no device that vmm-msi attached\n",
+        "",
+    )
+
+
+def test_the_configuration_names_the_strategy(run, nowhere):
+    (nowhere / "vmm-msi.toml").write_text(
+        f'strategy = "coerced"\n[[domain]]\nname = "guest0"\n[[domain.device]]\naddress = "{B}"\n'
+        'strategy = "direct"\n',
+        encoding="utf-8",
+    )
+    document = json.loads(run("attach", A, B, "--format", "json"))
+    assert [device["strategy"] for device in document["devices"]] == ["coerced", "direct"]
+
+
+def test_status_shows_the_record(run, attached):
+    attached()
+    document = json.loads(run("status", "--format", "json"))
+    assert set(document) == DOCUMENT
+    assert (document["done"], document["notes"]) == (None, [])
+    assert [device["device"] for device in document["devices"]] == [A, B]
+    assert run("status").count("delivered") == 2
+
+
+def take_out(path):
+    def spoil(domain):
+        element = domain.root.find(path)
+        element.getparent().remove(element)
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("path", "words"),
+    [
+        ("devices/hostdev", f"the <hostdev> of {A} is gone"),
+        ("devices/iommu", "the <iommu model='smmuv3'> of the pcie-expander-bus with index 3 is"),
+        ("devices/controller[@model='pcie-expander-bus']", "the pcie-expander-bus with index 3 is"),
+        ("devices/controller[@index='4']", "the pcie-root-port with index 4 is gone"),
+    ],
+)
+def test_status_tells_what_somebody_took_out(run, attached, path, words):
+    attached(take_out(path))
+    notes = json.loads(run("status", "--format", "json"))["notes"]
+    assert len(notes) == 1 or path.startswith("devices/controller")
+    assert any(words in note for note in notes)
+    assert "somebody took it out; detach the device and attach it again" in run("status")
+
+
+def test_detach_previews(run, attached, node):
+    attached()
+    before = node.read_bytes()
+    xml = DomainXml.parse(run("detach", A, "--print-xml"), "the command")
+    assert [str(device.host) for device in read_record(xml).devices] == [B]
+    assert "-    <hostdev " in run("detach", "--print-diff")
+    assert run("detach", "--dry-run").endswith("guest0: has no device that vmm-msi attached\n")
+    assert json.loads(run("detach", "--format", "json"))["done"] == "detached everything"
+    assert node.read_bytes() == before
+
+
+def test_detach_of_what_is_half_gone(run, attached):
+    attached(take_out("devices/hostdev"))
+    xml = DomainXml.parse(run("detach", "--print-xml"), "the command")
+    assert read_record(xml) is None
+    assert len(xml.controllers()) == 3
+    assert xml.hostdevs() == xml.iommus() == ()

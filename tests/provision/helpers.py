@@ -1,0 +1,66 @@
+"""What the tests of attach and detach share: the sample host and calls of one line."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import contextmanager
+
+from vmm_msi import provision, samples
+from vmm_msi.config import Choice, Config
+from vmm_msi.host import PluginHost
+from vmm_msi.libvirt_driver import connect
+from vmm_msi.model import PciAddress
+from vmm_msi.provision import AttachRequest
+from vmm_msi.topology import load_host
+
+#: One device per PCI segment of the sample host: A and B are behind SMMU 0, C behind SMMU 1, each
+#: has an ITS of its own. libvirt's sample node knows these three.
+A, B, C = DEVICES = tuple(PciAddress(segment, 1, 0, 0) for segment in range(3))
+#: Behind SMMU 0 and on A's ITS; unknown to the sample node.
+A2 = PciAddress(0, 2, 0, 0)
+GUESTS = ("guest0", "guest1")
+
+HOST_FILE = samples.path("eight-its-server.dtb")
+HOST = load_host(HOST_FILE)
+PLUGINS = PluginHost.load()
+
+
+def node_file(folder):
+    """Copy the sample node of libvirt's test driver into ``folder``."""
+    return shutil.copy(samples.path("test-driver.xml"), folder / "node.xml")
+
+
+@contextmanager
+def node(file):
+    """Connect to libvirt's test driver with the node in ``file``."""
+    with connect(f"test://{file}") as connection:
+        yield connection
+
+
+def plan(connection, *devices, strategy=None, guest="guest0", settings=None, plugins=PLUGINS,
+         host=HOST, **request):  # fmt: skip
+    named = None if strategy is None else Choice.parse(strategy)
+    wanted = AttachRequest(guest, devices, named, **request)
+    return provision.plan_attach(connection, plugins, settings or Config(), host, wanted)
+
+
+def attach(connection, *devices, plugins=PLUGINS, **options):
+    change = plan(connection, *devices, plugins=plugins, **options)
+    provision.carry_out(connection, change, plugins)
+    return change
+
+
+def detach(connection, *devices, guest="guest0", plugins=PLUGINS):
+    change = provision.plan_detach(connection, guest, devices)
+    provision.carry_out(connection, change, plugins)
+    return change
+
+
+def texts(connection):
+    """Return the definition of every guest of the connection."""
+    names = [domain.name() for domain in connection._raw.listAllDomains()]
+    return {name: str(connection.domain_xml(name)) for name in sorted(names)}
+
+
+def holders(connection, device):
+    return [guest for assigned, guest in connection.assigned() if assigned == device]

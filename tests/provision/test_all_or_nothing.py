@@ -1,0 +1,258 @@
+"""Whatever fails, and wherever: the definition is the old one, and the error is one of ours."""
+
+from __future__ import annotations
+
+import types
+
+import libvirt  # noqa: TID251 - its own errors are put in, around the real calls
+import pytest
+from provision.helpers import A2, A, B, attach, detach, plan, texts
+
+from vmm_msi.api import Action, PluginInfo, PluginKind, hookimpl
+from vmm_msi.domxml.metadata import read_record
+from vmm_msi.errors import HypervisorError, PluginError, RefusedError
+from vmm_msi.host import PluginHost
+from vmm_msi.libvirt_driver import Connection
+from vmm_msi.model import GuestPlan, VsmmuPlan
+from vmm_msi.provision import carry_out
+from vmm_msi_plugins import identity
+
+
+class Failing:
+    """A libvirt object whose calls, and those of what they return, are made and counted.
+
+    The call numbered ``at`` fails, before it is made or after.
+    """
+
+    def __init__(self, real, at, after, error, calls=None):
+        self._real, self._at, self._after, self._error = real, at, after, error
+        self.calls = [] if calls is None else calls
+
+    def __getattr__(self, name):
+        method = getattr(self._real, name)
+
+        def call(*arguments):
+            self.calls.append(name)
+            chosen = len(self.calls) == self._at
+            if chosen and not self._after:
+                raise self._error
+            result = method(*arguments)
+            if chosen:
+                raise self._error
+            return self._wrapped(result)
+
+        return call
+
+    def _wrapped(self, result):
+        if isinstance(result, list):
+            return [self._wrapped(item) for item in result]
+        if isinstance(result, libvirt.virDomain | libvirt.virNodeDevice):
+            return Failing(result, self._at, self._after, self._error, self.calls)
+        return result
+
+
+@pytest.fixture
+def error(connection):
+    """An error that libvirt raised itself."""
+    try:
+        connection._raw.lookupByUUIDString("no UUID")
+    except libvirt.libvirtError as raised:
+        return raised
+    pytest.fail("libvirt took 'no UUID' for a UUID")
+
+
+def failing_at(connection, at, after, error):
+    raw = Failing(connection._raw, at, after, error)
+    return Connection(raw, connection.uri, readonly=False), raw.calls
+
+
+def each_call(connection, after, error, change):
+    """Run ``change`` with call 1, 2, … failing, until no call is left; yield each that failed."""
+    for at in range(1, 100):
+        failing, calls = failing_at(connection, at, after, error)
+        before = texts(connection)
+        failure = None
+        try:
+            change(failing)
+        except HypervisorError as raised:
+            failure = str(raised)
+        if failure is not None:
+            assert "Invalid UUID" in failure
+            assert "\n" not in failure
+            assert "putting the old definition back failed" not in failure
+            assert texts(connection) == before, calls
+            yield calls[at - 1]
+            continue
+        if len(calls) < at:
+            return
+        # Only a host device that libvirt cannot look up is no reason to stop.
+        assert calls[at - 1] in {"nodeDeviceLookupByName", "XMLDesc"}
+        detach(connection)
+        assert read_record(connection.domain_xml("guest0")) is None
+    pytest.fail("there is no end of calls")
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_attach_when_one_call_of_libvirt_fails(connection, after, error):
+    before = texts(connection)
+    failed = list(each_call(connection, after, error, lambda failing: attach(failing, A, B)))
+    assert failed.count("defineXMLFlags") == 1
+    assert {"getLibVersion", "lookupByName", "listAllDomains", "isActive", "XMLDesc"} <= {*failed}
+    assert len(read_record(connection.domain_xml("guest0")).devices) == 2
+    detach(connection)
+    assert texts(connection) == before
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+def test_detach_when_one_call_of_libvirt_fails(connection, after, error):
+    before = texts(connection)
+    attach(connection, A, B)
+    failed = list(each_call(connection, after, error, lambda failing: detach(failing)))
+    assert failed.count("defineXMLFlags") == 1
+    assert texts(connection) == before
+
+
+def test_an_interrupt_puts_the_old_definition_back_too(connection):
+    before = texts(connection)
+    change = plan(connection, A)
+    # The calls of carry_out: define, then read what libvirt made of it.
+    for at in (1, 2):
+        failing, _calls = failing_at(connection, at, True, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            carry_out(failing, change)
+        assert texts(connection) == before
+
+
+def refused_by_the_schema(new):
+    (iommu,) = new.iommus()
+    iommu.element.set("model", "made-up")
+
+
+def refused_by_the_parser(new):
+    *_rest, controller = new.controllers()
+    controller.element.set("index", "0")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            refused_by_the_schema,
+            "failed to validate against schema.*; valid is what this",
+        ),
+        (refused_by_the_parser, "Multiple 'pci' controllers with index '0'"),
+    ],
+)
+def test_what_libvirt_refuses_is_not_there(connection, spoil, words):
+    attach(connection, A)
+    before = texts(connection)
+    change = plan(connection, A2)
+    spoil(change.new)
+    with pytest.raises(HypervisorError, match=f"defining guest guest0 at test:.*{words}"):
+        carry_out(connection, change)
+    assert texts(connection) == before
+
+
+# Plugins that fail or object.
+
+
+def made_up(name, kind, **hooks):
+    info = PluginInfo(name, kind, "a plugin of a test", needs=identity._needs)
+    module = types.ModuleType(f"made_up_{name}")
+    module.vmm_msi_describe = hookimpl(lambda: info)
+    for hook, function in hooks.items():
+        setattr(module, f"vmm_msi_{hook}", function)
+    return module
+
+
+def strategy(name, **hooks):
+    """The shipped identity strategy under another name, with some hooks replaced."""
+    shipped = {
+        hook: getattr(identity, f"vmm_msi_{hook}")
+        for hook in ("attach_domain", "detach_domain", "attach_device", "detach_device",
+                     "prepare_msi")
+    }  # fmt: skip
+    given = {hook: hookimpl(function) for hook, function in hooks.items()}
+    return made_up(name, PluginKind.STRATEGY, **(shipped | given))
+
+
+def with_plugin(*plugins):
+    host = PluginHost.load()
+    for plugin in plugins:
+        host.register(plugin)
+    return host
+
+
+@pytest.mark.parametrize(
+    "hook", ["plan_domain", "attach_domain", "attach_device", "bind_doorbell", "prepare_msi"]
+)
+@pytest.mark.parametrize("error", [KeyError("oops"), RefusedError("oops")], ids=["bug", "refusal"])
+def test_a_strategy_that_fails(connection, hook, error):
+    def fail():
+        raise error
+
+    plugins = with_plugin(strategy("failing", **{hook: fail}))
+    before = texts(connection)
+    kind = RefusedError if isinstance(error, RefusedError) else PluginError
+    with pytest.raises(kind, match="oops"):
+        attach(connection, A, B, strategy="failing", plugins=plugins)
+    assert texts(connection) == before
+    attach(connection, A)
+
+
+@pytest.mark.parametrize(
+    "vsmmus", [(), (VsmmuPlan(0, (A,)),), (VsmmuPlan(0, (A, B)), VsmmuPlan(1, (A,)))], ids=len
+)
+def test_a_strategy_that_plans_not_every_device_once(connection, vsmmus):
+    plugins = with_plugin(strategy("careless", plan_domain=lambda: GuestPlan(vsmmus)))
+    before = texts(connection)
+    with pytest.raises(PluginError, match="strategy careless"):
+        attach(connection, A, B, strategy="careless", plugins=plugins)
+    assert texts(connection) == before
+
+
+def observer(seen, reason=None):
+    def observe(event):
+        seen.append((event.action, event.device, event.strategy, bool(event.error)))
+
+    return made_up(
+        "watch",
+        PluginKind.OBSERVER,
+        observe=hookimpl(observe),
+        veto=hookimpl(lambda event: reason if event.device == B else None),
+    )
+
+
+def test_observers_learn_what_was_carried_out(connection):
+    seen = []
+    plugins = with_plugin(observer(seen))
+    change = plan(connection, A, B, plugins=plugins)
+    assert seen == []
+    carry_out(connection, change, plugins)
+    assert seen == [(Action.ATTACH_DEVICE, device, "identity", False) for device in (A, B)]
+    seen.clear()
+    detach(connection, B, plugins=plugins)
+    detach(connection, plugins=plugins)
+    assert seen == [(Action.DETACH_DEVICE, device, "identity", False) for device in (B, A)]
+
+
+def test_observers_learn_what_libvirt_refused(connection):
+    seen = []
+    plugins = with_plugin(observer(seen))
+    change = plan(connection, A, plugins=plugins)
+    refused_by_the_schema(change.new)
+    with pytest.raises(HypervisorError):
+        carry_out(connection, change, plugins)
+    assert seen == [(Action.ATTACH_DEVICE, A, "identity", True)]
+
+
+def test_a_veto_of_one_device_refuses_all(connection):
+    seen = []
+    plugins = with_plugin(observer(seen, "B is broken"))
+    before = texts(connection)
+    with pytest.raises(RefusedError, match=r"of 0001:01:00\.0: vetoed by watch: B is broken"):
+        attach(connection, A, B, plugins=plugins)
+    assert texts(connection) == before
+    assert seen == []
+    attach(connection, A, plugins=plugins)
+    assert [action for action, *_rest in seen] == [Action.ATTACH_DEVICE]
