@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sys
 
+import hypothesis
 import pytest
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab.daemon import LabDaemon
 from vmm_msi.lab.progress import Progress
 from vmm_msi.lab.root import ensure_root
+
+# The machine that tests run on is shared: an example has no deadline, a test has pytest's timeout.
+hypothesis.settings.register_profile("vmm-msi", deadline=None)
+hypothesis.settings.load_profile("vmm-msi")
 
 
 def unavailable(reason):

@@ -64,7 +64,7 @@ _FORMS: dict[str, list[tuple[tuple[str, object], ...]]] = {
 def profile_for(plugins: PluginHost, choice: Choice) -> Profile:
     """Return the kernel profile a choice runs on: the one it names, else the newest that will do.
 
-    :raise InputError: when it names one that does not exist.
+    :raise UsageError: when it names one that does not exist.
     :raise RefusedError: when no profile has the strategy's interface.
     """
     needs = plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))

@@ -144,12 +144,10 @@ class Config:
 
 def search_path() -> list[Path]:
     """Return where a configuration is looked for when none is named, first to last."""
-    xdg = os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config"
-    return [
-        Path(FILE_NAME),
-        Path(xdg) / "vmm-msi" / FILE_NAME,
-        Path("/etc/vmm-msi") / FILE_NAME,
-    ]
+    xdg = Path(os.environ.get("XDG_CONFIG_HOME", ""))
+    # A relative path is to be ignored: XDG Base Directory Specification.
+    home = xdg if xdg.is_absolute() else Path.home() / ".config"
+    return [Path(FILE_NAME), home / "vmm-msi" / FILE_NAME, Path("/etc/vmm-msi") / FILE_NAME]
 
 
 def load(path: Path | None = None) -> Config:
@@ -159,12 +157,21 @@ def load(path: Path | None = None) -> Config:
     :raise ConfigError: when a named file is missing, or the file is wrong.
     """
     named = path or (Path(env) if (env := os.environ.get("VMM_MSI_CONFIG")) else None)
-    found = named or next((candidate for candidate in search_path() if candidate.is_file()), None)
+    found = named or next(filter(_exists, search_path()), None)
     if found is None:
         return Config()
     table = tomlfile.read(found, ConfigTable, ConfigError)
     _check(table, found)
     return Config(table, found)
+
+
+def _exists(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:
+        raise ConfigError(
+            f"looking for {path}: {error.strerror}; name a configuration with --config"
+        ) from error
 
 
 def _check(table: ConfigTable, path: Path) -> None:

@@ -67,22 +67,22 @@ class PluginHost:
         :raise PluginError: when two have one name or one breaks the contract.
         :raise UsageError: when a name in ``disabled`` is no plugin's.
         """
-        host = cls()
-        seen: dict[str, EntryPoint] = {}
+        points: dict[str, EntryPoint] = {}
         for point in sorted(entry_points(group=PROJECT), key=lambda p: (p.name, _origin(p))):
-            if point.name in seen and seen[point.name].value != point.value:
+            other = points.setdefault(point.name, point)
+            if other.value != point.value:
                 raise PluginError(
-                    f"plugin name {point.name!r} is given twice: by {_origin(seen[point.name])} "
-                    f"and by {_origin(point)}; uninstall one of them"
+                    f"plugin name {point.name!r} is given twice: by {_origin(other)} and by "
+                    f"{_origin(point)}; uninstall one of them"
                 )
-            if point.name not in seen:
-                seen[point.name] = point
-                host._load_point(point, disabled, wanted)
-        unknown = sorted(set(disabled) - seen.keys())
+        unknown = sorted(set(disabled) - points.keys())
         if unknown:
             raise UsageError(
-                f"disabling plugin {unknown[0]!r}: there is none; there are {', '.join(seen)}"
+                f"disabling plugin {unknown[0]!r}: there is none; there are {', '.join(points)}"
             )
+        host = cls()
+        for point in points.values():
+            host._load_point(point, disabled, wanted)
         return host
 
     def _load_point(

@@ -268,11 +268,14 @@ def _check_guest(old: DomainXml, carrier: Carrier, needs: Iterable[Needs]) -> No
 def _with_groups(
     connection: Connection, host: HostTopology, devices: Sequence[PciAddress], carrier: Carrier
 ) -> tuple[HostTopology, list[str]]:
-    """List the devices in the topology, with libvirt's IOMMU groups where it knows them."""
+    """List the devices in the topology, with libvirt's IOMMU groups where it knows them.
+
+    What neither the description nor libvirt has a group for gets one of its own.
+    """
     notes = []
-    listed = set(host.device_by_address)
+    groups = {device.address: device.iommu_group for device in host.devices}
+    unknown = []
     host = topology.with_devices(host, devices)
-    groups: dict[PciAddress, int] = {}
     for device in devices:
         try:
             node = connection.node_device(device)
@@ -280,13 +283,16 @@ def _with_groups(
             if carrier is Carrier.QEMU:
                 raise
             notes.append(f"libvirt knows no host device {device}; the host description is believed")
+            unknown.append(device)
             continue
-        if node.iommu_group is not None and device not in listed:
-            groups[device] = node.iommu_group
-    placed = tuple(
-        replace(device, iommu_group=groups.get(device.address, device.iommu_group))
-        for device in host.devices
-    )
+        if node.iommu_group is None:
+            unknown.append(device)
+        else:
+            groups.setdefault(device, node.iommu_group)
+    own = max(groups.values(), default=0)
+    for number, device in enumerate(unknown, 1):
+        groups.setdefault(device, own + number)
+    placed = tuple(replace(device, iommu_group=groups[device.address]) for device in host.devices)
     return replace(host, devices=placed), notes
 
 

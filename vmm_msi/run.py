@@ -157,6 +157,14 @@ class GuestRun:
             kept = tuple(device for device in vsmmu.devices if device in members)
             if kept:
                 vsmmus.append(VsmmuPlan(vsmmu.smmu, kept, vsmmu.its, vsmmu.accelerated))
+        for vsmmu in vsmmus:
+            for device in vsmmu.devices:
+                smmu = self.host.device_by_address[device].smmu
+                if smmu != vsmmu.smmu:
+                    raise PluginError(
+                        f"strategy {name}: its plan of {self.guest.name} has {device} behind a "
+                        f"vSMMU for SMMU {vsmmu.smmu}; valid is SMMU {smmu}"
+                    )
         planned = sorted(device for vsmmu in vsmmus for device in vsmmu.devices)
         if planned != sorted(mine):
             raise PluginError(

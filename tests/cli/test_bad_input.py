@@ -408,7 +408,7 @@ def a_device_that_is_not_attached(place):
 
 @case(2, "detaching from guest0: vmm-msi has attached nothing to it")
 def nothing_to_detach(place):
-    return ["detach", "guest0", "-c", place.uri]
+    return ["detach", "guest0", "all", "-c", place.uri]
 
 
 @case(6, "connecting to test:///no/such/node.xml: there is no file /no/such/node.xml; valid is")

@@ -195,15 +195,17 @@ def test_detach_previews(run, attached, node):
     before = node.read_bytes()
     xml = DomainXml.parse(run("detach", A, "--print-xml"), "the command")
     assert [str(device.host) for device in read_record(xml).devices] == [B]
-    assert "-    <hostdev " in run("detach", "--print-diff")
-    assert run("detach", "--dry-run").endswith("guest0: has no device that vmm-msi attached\n")
-    assert json.loads(run("detach", "--format", "json"))["done"] == "detached everything"
+    assert "-    <hostdev " in run("detach", "all", "--print-diff")
+    assert run("detach", "all", "--dry-run").endswith(
+        "guest0: has no device that vmm-msi attached\n"
+    )
+    assert json.loads(run("detach", "all", "--format", "json"))["done"] == "detached everything"
     assert node.read_bytes() == before
 
 
 def test_detach_of_what_is_half_gone(run, attached):
     attached(take_out("devices/hostdev"))
-    xml = DomainXml.parse(run("detach", "--print-xml"), "the command")
+    xml = DomainXml.parse(run("detach", "all", "--print-xml"), "the command")
     assert read_record(xml) is None
     assert len(xml.controllers()) == 3
     assert xml.hostdevs() == xml.iommus() == ()

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from vmm_msi.errors import BackendError, InputError, errno_name
+from vmm_msi.errors import BackendError, InputError, UsageError, errno_name
 from vmm_msi.iommu.backend import Capability
 from vmm_msi.iommu.sim import PROFILES, SimBackend, newest_profile, profile_named
 from vmm_msi.model import (
@@ -281,5 +281,5 @@ def test_profiles_are_found_by_what_they_can_do():
     assert newest.name == "series-v15"
     assert newest_profile({Capability.SW_MSI}) is profile_named("linux-7.2")
     assert newest_profile({Capability.SW_MSI_SLOTS, Capability.GUEST_UNBIND}) is None
-    with pytest.raises(InputError, match="not one of pre-series, series-v2"):
+    with pytest.raises(UsageError, match="not one of pre-series, series-v2"):
         profile_named("linux-1.0")

@@ -107,7 +107,7 @@ def test_two_physical_smmus_in_processes_of_their_own(test_driver):
     assert shown["notes"] == []
     vmm_msi(test_driver, "detach", NAMES[1])
     assert [device["device"] for device in status(test_driver)["devices"]] == [NAMES[0], NAMES[2]]
-    vmm_msi(test_driver, "detach")
+    vmm_msi(test_driver, "detach", "all")
     assert status(test_driver)["devices"] == []
     assert texts(test_driver) == before
 
@@ -126,7 +126,7 @@ def test_a_vsmmu_per_physical_its(test_driver):
 def test_one_by_one_is_all_at_once(test_driver):
     vmm_msi(test_driver, "attach", *NAMES)
     together = texts(test_driver)
-    vmm_msi(test_driver, "detach")
+    vmm_msi(test_driver, "detach", "all")
     vmm_msi(test_driver, "attach", *NAMES[:2])
     vmm_msi(test_driver, "attach", NAMES[2])
     assert texts(test_driver) == together
@@ -163,7 +163,7 @@ def test_qemu_with_the_binding_modelled(qemu):
     shown = status(qemu)
     assert {device["backend"] for device in shown["devices"]} == {"sim"}
     assert {vsmmu["accelerated"] for vsmmu in shown["vsmmus"]} == {False}
-    vmm_msi(qemu, "detach")
+    vmm_msi(qemu, "detach", "all")
     assert texts(qemu) == before
 
 

@@ -19,9 +19,15 @@ if TYPE_CHECKING:
     import argparse
 
 
+#: The word for every device, which a slip of the hand does not type.
+ALL = "all"
+
+
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    add_target(parser, devices="*", what="host PCI address; default: all that were attached")
+    add_target(
+        parser, devices="+", what=f"host PCI address, or {ALL} for every device that was attached"
+    )
     add_connection(parser)
     add_preview(parser)
     add_format(parser)
@@ -30,7 +36,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detach."""
-    devices = tuple(PciAddress.parse(text) for text in args.device)
+    devices = () if args.device == [ALL] else tuple(map(PciAddress.parse, args.device))
     plugins = load_plugins(args, load_config(args))
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import InputError
+from vmm_msi.errors import UsageError
 from vmm_msi.iommu.backend import Capability
 
 if TYPE_CHECKING:
@@ -69,13 +69,13 @@ PROFILES: tuple[Profile, ...] = (
 def profile_named(name: str) -> Profile:
     """Return the profile called ``name``.
 
-    :raise InputError: when there is none.
+    :raise UsageError: when there is none.
     """
     for profile in PROFILES:
         if profile.name == name:
             return profile
     names = ", ".join(profile.name for profile in PROFILES)
-    raise InputError(f"kernel profile {name!r}: not one of {names}")
+    raise UsageError(f"kernel profile {name!r}: not one of {names}")
 
 
 def newest_profile(wanted: AbstractSet[Capability]) -> Profile | None:
