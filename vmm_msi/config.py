@@ -77,6 +77,8 @@ class Choice:
         if not name or any(not key or not equals for key, equals, _value in pairs):
             raise UsageError(f"strategy {text!r}: not of the form NAME[:key=value,…]")
         options = {key: value for key, _equals, value in pairs}
+        if len(options) != len(pairs):
+            raise UsageError(f"strategy {text!r}: an option is there twice")
         return cls.of(name, options)
 
     @classmethod

@@ -16,11 +16,12 @@ import pluggy
 from vmm_msi import hookspecs
 from vmm_msi.errors import PluginError, RefusedError, UsageError
 from vmm_msi.hookspecs import PROJECT, Event, Needs, Options, PluginInfo, PluginKind, Session
+from vmm_msi.model import Iova
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from vmm_msi.model import GuestPlan, HostDevice, HostTopology, Iova, PciAddress
+    from vmm_msi.model import GuestPlan, HostDevice, HostTopology, PciAddress
 
 log = logging.getLogger(__name__)
 
@@ -117,19 +118,24 @@ class PluginHost:
         """
         origin = origin or getattr(plugin, "__name__", type(plugin).__name__)
         describe = getattr(plugin, "vmm_msi_describe", None)
-        info = describe() if callable(describe) else None
+        try:
+            info = describe() if callable(describe) else None
+        except Exception as error:
+            raise PluginError(
+                f"plugin {name or plugin!r} ({origin}): describing itself failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if not isinstance(info, PluginInfo):
             raise PluginError(
                 f"plugin {name or plugin!r} ({origin}): has no hook vmm_msi_describe that returns "
                 "a PluginInfo"
             )
+        _check_info(info, origin)
         if name is not None and info.name != name:
             raise PluginError(
                 f"plugin {name!r} ({origin}): calls itself {info.name!r}; its entry point must "
                 "have the same name"
             )
-        if info.kind is PluginKind.STRATEGY and info.needs is None:
-            raise PluginError(f"plugin {info.name!r} ({origin}): a strategy must say its needs")
         taken = self._records.get(info.name)
         if taken is not None:
             raise PluginError(
@@ -194,9 +200,15 @@ class PluginHost:
     def needs(self, name: str, options: Options) -> Needs:
         """Return what the strategy needs with these options."""
         needs = self.info(name, PluginKind.STRATEGY).needs
-        if needs is None:
-            raise PluginError(f"strategy {name}: does not say its needs")
-        return needs(options)
+        try:
+            found = needs(options) if needs is not None else None
+        except Exception as error:
+            raise PluginError(
+                f"strategy {name}: saying its needs failed with {type(error).__name__}: {error}"
+            ) from error
+        if not isinstance(found, Needs):
+            raise PluginError(f"strategy {name}: its needs are {found!r}, not a Needs")
+        return found
 
     def hooks(self, strategy: str) -> StrategyHooks:
         """Return the hooks that one strategy and no other answers."""
@@ -308,9 +320,12 @@ class StrategyHooks:
         :raise PluginError: when the strategy does not enable MSIs.
         """
         programmed = self._prepare_msi(session=session, device=device)
-        if programmed is None:
-            raise PluginError(f"strategy {session.strategy}: did not enable the MSIs of {device}")
-        return cast("Iova", programmed)
+        if not isinstance(programmed, Iova):
+            raise PluginError(
+                f"strategy {session.strategy}: did not enable the MSIs of {device}: it returned "
+                f"{programmed!r}, not an Iova"
+            )
+        return programmed
 
     def unbind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Call :func:`~vmm_msi.hookspecs.vmm_msi_unbind_doorbell`."""
@@ -323,6 +338,25 @@ class StrategyHooks:
     def detach_domain(self, session: Session) -> None:
         """Call :func:`~vmm_msi.hookspecs.vmm_msi_detach_domain`."""
         self._detach_domain(session=session)
+
+
+def _check_info(info: PluginInfo, origin: str) -> None:
+    """Check what a plugin says of itself.
+
+    :raise PluginError: when it is not what the contract asks for.
+    """
+    what = f"plugin {info.name!r} ({origin})"
+    if not isinstance(info.kind, PluginKind):
+        raise PluginError(f"{what}: is of kind {info.kind!r}; valid: {', '.join(PluginKind)}")
+    options: object = info.options
+    if not (isinstance(options, type) and issubclass(options, Options)):
+        raise PluginError(f"{what}: its options are {info.options!r}, not a subclass of Options")
+    try:
+        info.options()
+    except TypeError as error:
+        raise PluginError(f"{what}: each option must have a default: {error}") from error
+    if info.kind is PluginKind.STRATEGY and info.needs is None:
+        raise PluginError(f"{what}: a strategy must say its needs")
 
 
 def _origin(point: EntryPoint) -> str:

@@ -122,17 +122,16 @@ def plan_attach(
     layout = _layout(versions.support, old, carrier)
     _check_support(versions.support, plan, carrier, old)
     run.attach_all()
-    verdicts = tuple(backend.deliver(device.host) for device in guest.devices)
+    verdicts = tuple(run.deliver(device.host) for device in guest.devices)
     _check_verdicts(verdicts, allow_faults=request.allow_faults)
     if carrier is Carrier.SIM:
         notes.append(
             f"the XML is real, the doorbell binding is modelled ({profile.name}): nothing carries "
             "it out when the guest runs"
         )
-    if connection.is_active(old.name):
-        notes.append("the guest is running: the change takes effect at its next start")
+    notes += _notes(connection, old)
     assignments = {
-        device: _assignment(choices[device], carrier, run, guest, device, verdicts)
+        device: _assignment(choices[device], carrier, guest, device, verdicts)
         for device in request.devices
     }
     new = editor.apply(old, plan, layout, assignments)
@@ -172,11 +171,19 @@ def plan_detach(connection: Connection, domain: str, devices: Sequence[PciAddres
         events.append(Event(Action.DETACH_DEVICE, old.name, strategy, device))
     new = close_gaps(new)
     carriers = {each.backend for each in record.devices}
-    notes: tuple[str, ...] = ()
-    if connection.is_active(old.name):
-        notes = ("the guest is running: the change takes effect at its next start",)
+    notes = _notes(connection, old)
+    stay = {
+        each.host: each.binding and replace(each.binding, programmed=None, outcome=None)
+        for each in (read_record(new) or DomainRecord()).devices
+    }
+    if stay:
+        new = editor.record_bindings(new, stay)
+        notes.append(
+            "addresses may change at the guest's next start: what the devices that stay were "
+            "given is no longer known"
+        )
     carrier = Carrier.QEMU if Carrier.QEMU in carriers else Carrier.SIM
-    return Change(old, new, carrier, notes=notes, events=tuple(events))
+    return Change(old, new, carrier, notes=tuple(notes), events=tuple(events))
 
 
 def carry_out(
@@ -198,6 +205,14 @@ def carry_out(
         if plugins is not None and plugins.has_observers:
             for event in change.events:
                 plugins.tell(replace(event, error=error))
+
+
+def _notes(connection: Connection, old: DomainXml) -> list[str]:
+    """Return what is to be known of a change of any kind."""
+    notes = []
+    if connection.is_active(old.name):
+        notes.append("the guest is running: the change takes effect at its next start")
+    return notes
 
 
 def _check_once(devices: Iterable[PciAddress]) -> None:
@@ -287,8 +302,14 @@ def _with_groups(
             continue
         if node.iommu_group is None:
             unknown.append(device)
-        else:
-            groups.setdefault(device, node.iommu_group)
+            continue
+        groups.setdefault(device, node.iommu_group)
+        others = [str(member) for member in node.members if member not in devices]
+        if others:
+            notes.append(
+                f"IOMMU group {node.iommu_group} of {device} has {', '.join(others)} too: no "
+                "driver of the host may use what shares a group with an assigned device"
+            )
     own = max(groups.values(), default=0)
     for number, device in enumerate(unknown, 1):
         groups.setdefault(device, own + number)
@@ -395,7 +416,6 @@ def _check_verdicts(verdicts: Iterable[Verdict], *, allow_faults: bool) -> None:
 def _assignment(
     choice: Choice,
     carrier: Carrier,
-    run: GuestRun,
     guest: GuestDomain,
     device: PciAddress,
     verdicts: Iterable[Verdict],
@@ -406,15 +426,25 @@ def _assignment(
     return editor.Assignment(
         strategy=choice.strategy,
         backend=carrier.value,
-        its=run.its_of(device),
+        its=_its_reached(verdicts, device),
         options=options,
         binding=_binding(guest, device, verdicts),
     )
 
 
+def _verdict(verdicts: Iterable[Verdict], device: PciAddress) -> Verdict:
+    return next(verdict for verdict in verdicts if verdict.device == device)
+
+
+def _its_reached(verdicts: Iterable[Verdict], device: PciAddress) -> int:
+    """Return the ITS that the device's MSIs reach, or were to reach where they do not arrive."""
+    verdict = _verdict(verdicts, device)
+    return verdict.expected_its if verdict.its is None else verdict.its
+
+
 def _binding(guest: GuestDomain, device: PciAddress, verdicts: Iterable[Verdict]) -> BindingRecord:
     guest_device = guest.device_by_address[device]
-    verdict = next(verdict for verdict in verdicts if verdict.device == device)
+    verdict = _verdict(verdicts, device)
     return BindingRecord(
         giova=guest_device.giova,
         gdb=guest.gdb(guest_device),

@@ -6,11 +6,13 @@ for the model and for a real kernel alike.
 
 from __future__ import annotations
 
+import errno
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
-from vmm_msi.hookspecs import Action, Event, Session
+from vmm_msi.hookspecs import Action, Event, PluginKind, Session
 from vmm_msi.model import GuestPlan, Order, Outcome, Verdict, VsmmuPlan
 
 if TYPE_CHECKING:
@@ -80,6 +82,7 @@ class GuestRun:
         *,
         rehearsal: bool = False,
     ) -> None:
+        plugins.info(selector, PluginKind.ITS_SELECTOR)
         self.backend = backend
         self.guest = guest
         self.host = host
@@ -88,27 +91,29 @@ class GuestRun:
         self._observed = plugins.has_observers
         self._rehearsal = rehearsal
         self._its: dict[PciAddress, int] = {}
-        self._parts: dict[Choice, _Part] = {}
+        self._parts: dict[tuple[str, Options], _Part] = {}
         self._part_of: dict[PciAddress, _Part] = {}
         self._undo: dict[PciAddress, list[Callable[[], None]]] = {}
+        options_of = {c: plugins.options(c.strategy, c.options) for c in set(choice_of.values())}
         for address, choice in choice_of.items():
-            if choice not in self._parts:
-                options = plugins.options(choice.strategy, choice.options)
-                self._parts[choice] = self._part(choice, options)
-            self._part_of[address] = self._parts[choice]
+            # However the options were written: what is the same strategy shares its stage 2.
+            key = (choice.strategy, options_of[choice])
+            if key not in self._parts:
+                self._parts[key] = self._part(*key)
+            self._part_of[address] = self._parts[key]
 
-    def _part(self, choice: Choice, options: Options) -> _Part:
-        needs = self._plugins.needs(choice.strategy, options)
-        check_needs(choice.strategy, needs, self.backend.info)
+    def _part(self, strategy: str, options: Options) -> _Part:
+        needs = self._plugins.needs(strategy, options)
+        check_needs(strategy, needs, self.backend.info)
         session = Session(
             host=self.host,
             guest=self.guest,
             backend=self.backend,
-            strategy=choice.strategy,
+            strategy=strategy,
             options=options,
             its_of=self.its_of,
         )
-        return _Part(session, self._plugins.hooks(choice.strategy))
+        return _Part(session, self._plugins.hooks(strategy))
 
     def its_of(self, device: PciAddress) -> int:
         """Return the ITS that the selector names for a device, asked once."""
@@ -187,9 +192,10 @@ class GuestRun:
         with self._step(Action.ATTACH_DEVICE, part, device):
             hw_msi = self.host.device_by_address[device].hw_msi
             if hw_msi is not None:
-                raise RefusedError(
+                raise BackendError(
+                    errno.EINVAL,
                     f"{device}: has the reserved region {hw_msi}, MSIs to it bypass the SMMU, so "
-                    "nested translation cannot be used; assign a device without one"
+                    "nested translation cannot be used; assign a device without one",
                 )
             part.hooks.attach_device(part.session, device)
         undo = self._undo[device] = []
@@ -218,9 +224,11 @@ class GuestRun:
         return programmed
 
     def take_down(self, device: PciAddress) -> None:
-        """Undo what was done for a device, in reverse."""
-        for step in reversed(self._undo.pop(device, [])):
-            step()
+        """Undo what was done for a device, in reverse; a step that fails keeps none from theirs.
+
+        :raise VmmMsiError: the first failure, after all steps.
+        """
+        self._finish(reversed(self._undo.pop(device, [])))
 
     def _detach_device(self, part: _Part, device: PciAddress) -> None:
         with self._step(Action.DETACH_DEVICE, part, device):
@@ -231,14 +239,29 @@ class GuestRun:
             part.hooks.unbind_doorbell(part.session, device)
 
     def stop(self) -> None:
-        """Take every device down, then end the strategies for this guest."""
-        for device in list(self._undo):
-            self.take_down(device)
-        for part in self._parts.values():
-            if part.started:
-                with self._step(Action.DETACH_DOMAIN, part):
-                    part.hooks.detach_domain(part.session)
-                part.started = False
+        """Take every device down, then end the strategies for this guest.
+
+        :raise VmmMsiError: the first failure, after everything was tried.
+        """
+        steps = [partial(self.take_down, device) for device in self._undo]
+        steps += [partial(self._end, part) for part in self._parts.values() if part.started]
+        self._finish(steps)
+
+    def _end(self, part: _Part) -> None:
+        part.started = False
+        with self._step(Action.DETACH_DOMAIN, part):
+            part.hooks.detach_domain(part.session)
+
+    @staticmethod
+    def _finish(steps: Iterable[Callable[[], None]]) -> None:
+        failures = []
+        for step in steps:
+            try:
+                step()
+            except VmmMsiError as failure:
+                failures.append(failure)
+        if failures:
+            raise failures[0]
 
     def attach_all(self) -> None:
         """Bring every device up, or none.
@@ -248,8 +271,11 @@ class GuestRun:
         try:
             for device, step in self._schedule():
                 step(device)
-        except BaseException:
-            self.stop()
+        except BaseException as failure:
+            try:
+                self.stop()
+            except VmmMsiError as again:
+                failure.add_note(f"taking it down again failed too: {again}")
             raise
 
     def try_all(self) -> Iterator[Verdict]:
@@ -269,7 +295,20 @@ class GuestRun:
         for guest_device in self.guest.devices:
             address = guest_device.host
             verdict = refused.get(address)
-            yield verdict if verdict is not None else self.backend.deliver(address)
+            yield verdict if verdict is not None else self.deliver(address)
+
+    def deliver(self, device: PciAddress) -> Verdict:
+        """Raise the MSIs of a device that was brought up and see where they land.
+
+        :raise PluginError: when its strategy did not enable them.
+        """
+        try:
+            return self.backend.deliver(device)
+        except BackendError as error:
+            strategy = self._part_of[device].session.strategy
+            raise PluginError(
+                f"strategy {strategy}: says that the MSIs of {device} are enabled: {error}"
+            ) from error
 
     def _schedule(self) -> Iterator[tuple[PciAddress, Callable[[PciAddress], object]]]:
         addresses = [device.host for device in self.guest.devices]

@@ -111,8 +111,16 @@ def vmm_msi_plan_domain(session: Session) -> GuestPlan | None:
 
 @hookimpl
 def vmm_msi_attach_domain(session: Session) -> bool:
-    """Announce the MSI window in mode ``vsmmu``."""
+    """Announce the MSI window in mode ``vsmmu``.
+
+    :raise RefusedError: when the guest would not heed it.
+    """
     if _mode(session) == "vsmmu":
+        if not session.guest.honours_rmr:
+            raise RefusedError(
+                f"guest {session.guest.name}: ignores RMR nodes, and mode vsmmu binds doorbells by "
+                "them; mode s2 would work, where the kernel has its interface"
+            )
         session.backend.advertise_rmr(SW_MSI_WINDOW)
     return True
 
@@ -190,7 +198,17 @@ def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool | None:
 
 @hookimpl
 def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
-    """Write the guest's gIOVA into the device; in mode ``vsmmu`` the kernel picks the slot."""
+    """Write the guest's gIOVA into the device; in mode ``vsmmu`` the kernel picks the slot.
+
+    :raise RefusedError: when the slot lies behind the window that the guest was told of.
+    """
     if _mode(session) == "vsmmu":
-        return session.backend.prepare_msi(device)
+        programmed = session.backend.prepare_msi(device)
+        if programmed > SW_MSI_WINDOW.last:
+            raise RefusedError(
+                f"{device}: the kernel gives it the doorbell address {programmed}, outside of the "
+                f"window {SW_MSI_WINDOW}; with host pages of {session.backend.page_size >> 10}K it "
+                f"has room for {SW_MSI_WINDOW.size // session.backend.page_size} ITSes"
+            )
+        return programmed
     return session.backend.program_msi(device, guest_doorbell(session, device))

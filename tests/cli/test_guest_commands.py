@@ -94,7 +94,9 @@ def test_attach_as_json(run):
         "programmed_iova": "0xfffff040",
         "outcome": "delivered",
     }
-    assert len(document["notes"]) == 1
+    modelled, forgotten = document["notes"]
+    assert "the doorbell binding is modelled" in modelled
+    assert "test driver" in forgotten
 
 
 def test_attach_as_a_table(run):

@@ -87,8 +87,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from vmm_msi.errors import VmmMsiError
+    from vmm_msi.errors import OutputError, VmmMsiError
 
+    if sys.stdout is None:
+        print(f"vmm-msi {args.command}: standard output is closed; open it", file=sys.stderr)
+        return OutputError.exit_code
     try:
         code = load_command(args.command).run(args)
         sys.stdout.flush()
@@ -99,10 +102,22 @@ def _run(args: argparse.Namespace) -> int:
         print(f"vmm-msi {args.command}: interrupted", file=sys.stderr)
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader went away; give the interpreter's own flush at exit a place to write to.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # The reader went away.
+        _silence()
         return 0
+    except OSError as error:
+        # Commands translate errors of the files they open; what is left is standard output.
+        if error.filename is not None:
+            raise
+        print(f"vmm-msi {args.command}: standard output: {error.strerror}", file=sys.stderr)
+        _silence()
+        return OutputError.exit_code
     return code
+
+
+def _silence() -> None:
+    """Let the interpreter's own flush at exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _one_line(error: Exception) -> str:

@@ -5,15 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi import config
+from vmm_msi import config, tomlfile
+from vmm_msi.config import Choice
+from vmm_msi.errors import ConfigError, UsageError
+from vmm_msi.hookspecs import PluginKind
 from vmm_msi.host import PluginHost
+from vmm_msi.iommu.sim import profile_named
 from vmm_msi.model import Granule
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from vmm_msi.config import Choice, Config
+    from vmm_msi.config import Config
     from vmm_msi.model import HostTopology
 
 
@@ -61,9 +65,8 @@ def add_granule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--granule",
         choices=[str(granule) for granule in Granule],
-        default="4K",
         help="page size of the host's kernel, where the host description does not tell: a TOML "
-        "file does, ACPI tables and a device tree do not (default: %(default)s)",
+        "file does, ACPI tables and a device tree do not; default: 4K",
     )
 
 
@@ -71,7 +74,7 @@ def load_host(args: argparse.Namespace) -> HostTopology:
     """Read the host that the arguments name."""
     from vmm_msi import topology
 
-    return topology.load_host(args.host, Granule.parse(args.granule))
+    return topology.load_host(args.host, Granule.parse(args.granule or "4K"))
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -82,8 +85,37 @@ def load_config(args: argparse.Namespace) -> Config:
 def load_plugins(
     args: argparse.Namespace, settings: Config, named: Iterable[Choice] = ()
 ) -> PluginHost:
-    """Load the plugins; those that a strategy or the configuration names must load."""
+    """Load the plugins; those that a strategy or the configuration names must load.
+
+    :raise ConfigError: when the configuration gives a strategy options that it does not have.
+    """
     strategies, selectors = settings.names()
     wanted = {choice.strategy for choice in named} | strategies | selectors
     disabled = {*args.disable_plugin, *settings.table.plugins.disabled}
-    return PluginHost.load(disabled, wanted)
+    plugins = PluginHost.load(disabled, wanted)
+    _check_options(settings, plugins)
+    return plugins
+
+
+def _check_options(settings: Config, plugins: PluginHost) -> None:
+    """Check each ``[strategies.NAME]`` against what the strategy declares."""
+    for name, table in settings.table.strategies.items():
+        choice = Choice.of(name, table)
+        known: tuple[str, ...] = ()
+        try:
+            known = plugins.info(name, PluginKind.STRATEGY).options.__struct_fields__
+            plugins.options(name, choice.options)
+            if choice.profile is not None:
+                profile_named(choice.profile)
+        except UsageError as error:
+            unknown = [key for key, _value in choice.options if known and key not in known]
+            where = ("strategies", name, *unknown[:1])
+            raise ConfigError(f"{_place(settings, where)}: {error}") from error
+
+
+def _place(settings: Config, where: tuple[str, ...]) -> str:
+    """Return the file and the line of a key."""
+    if settings.path is None:
+        return "configuration"
+    text = tomlfile.read_text(settings.path, ConfigError)
+    return f"{settings.path}:{tomlfile.find_line(text, where)}"

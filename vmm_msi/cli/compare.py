@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -95,6 +96,8 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     if args.scenario is not None:
         if args.guest is not None:
             raise UsageError("--guest goes with --host: a scenario has its own guest")
+        if args.granule is not None:
+            raise UsageError("--granule goes with --host: a scenario has its own granule")
         return load_scenario(args.scenario)
     host = load_host(args)
     guest = _guest(args, host)
@@ -137,19 +140,25 @@ def _with_progress(results: Iterable[Result], names: list[str]) -> Iterator[Resu
 def _opened(path: Path | None) -> Iterator[TextIO]:
     """Yield standard output, or a file that appears only when it is complete.
 
+    What is there and is no regular file, a device or a pipe, is written to as it is.
+
     :raise OutputError: when the file cannot be written.
     """
     if path is None:
         yield sys.stdout
         return
-    if not path.name:
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
         raise OutputError(f"writing {path}: it is a folder; valid is the name of a file")
-    partial = path.with_name(f".{path.name}.partial")
+    partial = target.with_name(f".{target.name}.partial")
+    special = target.exists() and not target.is_file()
     try:
-        with partial.open("w", encoding="utf-8") as out:
+        with (target if special else partial).open("w", encoding="utf-8") as out:
             yield out
-        partial.replace(path)
+        if not special:
+            partial.replace(target)
     except OSError as error:
         raise OutputError(f"writing {path}: {error.strerror or error}") from error
     finally:
-        partial.unlink(missing_ok=True)
+        if not special:
+            partial.unlink(missing_ok=True)

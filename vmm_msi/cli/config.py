@@ -69,19 +69,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_names(settings: Config, plugins: PluginHost) -> None:
-    """Look every strategy, option and selector up.
+    """Look every strategy and selector up.
 
     :raise UsageError: for the first that does not exist.
     """
-    from vmm_msi.config import Choice
     from vmm_msi.hookspecs import PluginKind
-    from vmm_msi.iommu.sim import profile_named
 
     strategies, selectors = settings.names()
     for name in sorted(strategies):
-        choice = Choice.of(name, settings.table.strategies.get(name, {}))
-        plugins.options(name, choice.options)
-        if choice.profile is not None:
-            profile_named(choice.profile)
+        plugins.info(name, PluginKind.STRATEGY)
     for name in sorted(selectors):
         plugins.info(name, PluginKind.ITS_SELECTOR)

@@ -75,7 +75,12 @@ def preview(args: argparse.Namespace, change: Change) -> bool:
 
 def print_change(args: argparse.Namespace, change: Change, what: str) -> None:
     """Print what was done to a domain and what it has now."""
-    print_record(args, change.old.name, change.record, change.notes, what)
+    notes = list(change.notes)
+    if args.connect.startswith("test:///") and not is_preview(args):
+        notes.append(
+            "libvirt's test driver is within this process and forgets everything when it ends"
+        )
+    print_record(args, change.old.name, change.record, notes, what)
 
 
 def print_record(

@@ -172,7 +172,10 @@ class DomainXml:
         unit = element.get("unit", "KiB").lower()
         if unit not in _UNITS:
             raise self._bad(element, "unit", element.get("unit", ""), "KiB, MiB, GiB")
-        return self._number(element, "its text", element.text or "") * _UNITS[unit]
+        size = self._number(element, "its text", element.text or "") * _UNITS[unit]
+        if not size:
+            raise self._bad(element, "its text", element.text or "", "more than 0")
+        return size
 
     @property
     def devices(self) -> Element:

@@ -31,6 +31,7 @@ VIRT_RAM = Ipa(0x4000_0000)
 #: 32-bit space down (``drivers/iommu/dma-iommu.c`` iommu_dma_alloc_iova), one 4 KiB page here.
 #: A guest with other DMA mapped before the MSI gets a lower one; an RMR guest uses none at all.
 FIRST_GIOVA = Iova(0xFFFF_F000)
+_MIB = 1 << 20
 
 
 def guest_from_xml(
@@ -53,13 +54,15 @@ def guest_from_xml(
 def virt_guest(name: str, hosts: Iterable[PciAddress], memory: int = 1 << 30) -> GuestDomain:
     """Return a guest on QEMU's virt board with the devices at ``hosts``, as Linux uses them.
 
-    :param memory: its RAM in bytes.
+    :param memory: its RAM in bytes, rounded up to MiB as libvirt's QEMU driver rounds it
+        (``src/qemu/qemu_domain.c`` qemuDomainAlignMemorySizes).
     """
+    size = -(-memory // _MIB) * _MIB
     unique = dict.fromkeys(hosts)
     return GuestDomain(
         name=name,
         vits=(Vits(0, VIRT_ITS),),
         stage1=tuple(Stage1(f"s1-{host}", Granule.K4) for host in unique),
         devices=tuple(GuestDevice(host, f"s1-{host}", 0, FIRST_GIOVA) for host in unique),
-        memory=(MemoryRange(VIRT_RAM, memory),),
+        memory=(MemoryRange(VIRT_RAM, size),),
     )

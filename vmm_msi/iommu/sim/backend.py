@@ -88,8 +88,12 @@ class SimBackend:
         guest_device = self._guest.device_by_address[device]
         config = self._stage1.configs[guest_device.stage1]
         host_device = self._host.device_by_address[device]
-        self._kernel.attach(host_device, s2, guest_device.stage1, config)
         self._stage1.map_doorbell(guest_device)
+        try:
+            self._kernel.attach(host_device, s2, guest_device.stage1, config)
+        except BackendError:
+            self._stage1.unmap_doorbell(guest_device)
+            raise
 
     def detach(self, device: PciAddress) -> None:
         """Detach a device: its interrupts, then its translation, then the guest's mapping."""
@@ -174,10 +178,6 @@ class SimBackend:
         if programmed is None:
             raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
         steps = [TraceStep("programmed", {"iova": str(programmed)})]
-        hw_msi = host_device.hw_msi
-        if hw_msi is not None and hw_msi.overlaps(programmed, 1):
-            steps.append(TraceStep("bypass", {"region": str(hw_msi)}))
-            return self._arrive(host_device, programmed, Pa(programmed), steps)
         smmu = self._kernel.smmus[self._kernel.domain_of(device).smmu]
         walk = smmu.translate(host_device.stream_id, programmed)
         steps += self._walk_steps(device, programmed, walk)

@@ -53,19 +53,15 @@ class GuestStage1:
                     f"{device.host} a gIOVA or a stage 1 of its own"
                 )
 
-    def granule(self, device: GuestDevice) -> int:
-        """Return the page size, in bytes, of the stage 1 that ``device`` uses."""
-        return self.configs[device.stage1].table.granule
-
     def map_doorbell(self, device: GuestDevice) -> None:
         """Map the device's gIOVA, unless another device or an RMR has mapped that page."""
         key = (device.stage1, device.giova)
-        self._users[key] += 1
         table = self.configs[device.stage1].table
         page = device.giova.align_down(table.granule)
-        if self._users[key] == 1 and not table.overlaps(page, table.granule):
+        if key not in self._users and not table.overlaps(page, table.granule):
             gdb = self._guest.gdb(device).align_down(table.granule)
             table.map(page, gdb, table.granule)
+        self._users[key] += 1
 
     def unmap_doorbell(self, device: GuestDevice) -> bool:
         """Unmap it when no other device uses it; tell whether an invalidation is due."""

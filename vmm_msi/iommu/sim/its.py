@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import BackendError
 
 if TYPE_CHECKING:
-    from vmm_msi.model import DeviceId, Its, Pa
+    from vmm_msi.model import DeviceId, Its
 
 FIRST_LPI = 8192
 
@@ -86,10 +86,6 @@ class ItsModel:
         if events is None or vectors > events.count:
             return None
         return events.lpi_base
-
-    def answers_to(self, address: Pa) -> bool:
-        """Tell whether ``address`` is this ITS's GITS_TRANSLATER."""
-        return address == self.its.doorbell
 
     def mapped(self) -> frozenset[DeviceId]:
         """Return the DeviceIDs that are mapped."""
