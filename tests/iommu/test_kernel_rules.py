@@ -86,8 +86,11 @@ def test_a_stage_2_needs_an_smmu_with_both_stages(profile, expected):
 
 @pytest.mark.parametrize(("profile", "expected"), [("linux-7.2", "EINVAL"), ("series-v2", "ENXIO")])
 def test_one_s2_per_physical_smmu(profile, expected):
-    backend = sim(profile, device(A, smmu=1))
-    assert code(backend.attach, A, backend.alloc_s2(0)) == expected
+    backend = sim(profile, device(A, smmu=1), device(B, smmu=0))
+    s2 = backend.alloc_s2(0)
+    assert code(backend.attach, A, s2) == expected
+    backend.free_s2(s2)
+    backend.attach(A, backend.alloc_s2(1))
 
 
 @pytest.mark.parametrize(("profile", "expected"), [("linux-7.2", "EINVAL"), ("series-v2", "EBUSY")])
@@ -283,3 +286,71 @@ def test_profiles_are_found_by_what_they_can_do():
     assert newest_profile({Capability.SW_MSI_SLOTS, Capability.GUEST_UNBIND}) is None
     with pytest.raises(UsageError, match="not one of pre-series, series-v2"):
         profile_named("linux-1.0")
+
+
+def test_a_device_with_two_stream_ids_has_no_vdevice():
+    backend = sim("linux-7.2", replace(device(A), streams=2))
+    s2 = backend.alloc_s2(0)
+    assert code(backend.attach, A, s2) == "EOPNOTSUPP"
+    backend.free_s2(s2)
+
+
+def test_a_reserved_region_inside_of_a_mapped_64k_page():
+    inside = ReservedRegion(GDB + 0x4000, 0x1000, ReservedKind.RESERVED)
+    devices = [device(A), device(B, reserved=(SW_MSI_WINDOW, inside))]
+    backend = sim("linux-7.2", *devices, granule=Granule.K64)
+    s2 = backend.alloc_s2(0)
+    backend.attach(A, s2)
+    backend.map_doorbell(s2, GDB, 0)
+    assert code(backend.attach, B, s2) == "EADDRINUSE"
+    backend.unmap_doorbell(s2, GDB)
+    backend.attach(B, s2)
+    assert code(backend.map_doorbell, s2, GDB, 0) == "EINVAL"
+
+
+def test_slots_count_per_window():
+    other = ReservedRegion(0x0A00_0000, 0x10_0000, ReservedKind.SW_MSI)
+    backend = sim("linux-7.2", device(A), device(B, its=1, reserved=(other,)))
+    s2 = backend.alloc_s2(0)
+    programmed = []
+    for address in (A, B):
+        backend.attach(address, s2)
+        programmed.append(backend.prepare_msi(address))
+    assert programmed == [0x0800_0040, 0x0A00_0040]
+    assert backend.costs().sw_msi_slots == 2
+
+
+def test_slots_follow_a_group_to_another_stage_2():
+    backend = sim("linux-7.2", device(A))
+    first = backend.alloc_s2(0)
+    backend.attach(A, first)
+    backend.prepare_msi(A)
+    backend.detach(A)
+    backend.free_s2(first)
+    second = backend.alloc_s2(0)
+    assert backend.costs().s2_mappings == 0
+    backend.attach(A, second)
+    assert backend.costs().s2_mappings == 1
+
+
+def test_another_its_that_knows_the_device_id_is_misrouted_all_the_same():
+    one, two = device(A), device(B, its=1)
+    two = replace(two, device_id=one.device_id)
+    backend = sim("series-v15", one, two)
+    s2 = backend.alloc_s2(0, msi_cookie=False)
+    backend.map_doorbell(s2, GDB, 1)
+    for address in (A, B):
+        backend.attach(address, s2)
+        backend.program_msi(address, Iova(0xFFFF_0000))
+    assert [backend.deliver(a).outcome for a in (A, B)] == [Outcome.MISROUTED, Outcome.DELIVERED]
+    assert backend.deliver(A).lpi is None
+
+
+def test_a_guest_that_cannot_map_its_doorbell_leaves_nothing_attached():
+    far = replace(guest(A), devices=(GuestDevice(A, "s1-1", 0, Iova(1 << 48)),))
+    backend = SimBackend(host(device(A)), far, profile_named("linux-7.2"))
+    s2 = backend.alloc_s2(0)
+    before = backend.snapshot()
+    assert code(backend.attach, A, s2) == "ERANGE"
+    assert backend.snapshot() == before
+    backend.free_s2(s2)

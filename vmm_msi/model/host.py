@@ -66,6 +66,7 @@ class HostDevice:
     :param iommu_group: number of the group it can be assigned with; groups are isolated from
         each other, devices of one group are not.
     :param vectors: number of MSIs it can signal.
+    :param streams: number of StreamIDs it has; ``stream_id`` is the first.
     """
 
     address: PciAddress
@@ -76,6 +77,7 @@ class HostDevice:
     iommu_group: int
     vectors: int = 1
     reserved: tuple[ReservedRegion, ...] = (SW_MSI_WINDOW,)
+    streams: int = 1
 
     @property
     def its(self) -> int:

@@ -155,6 +155,8 @@ class _Check:
         self.unique(table.its_group, (*at, "its_group"), None)
         if not 1 <= table.vectors <= MAX_VECTORS:
             self.fail((*at, "vectors"), f"{table.vectors} is not from 1 to {MAX_VECTORS}")
+        if not table.streams:
+            self.fail((*at, "streams"), "0 is not from 1 upwards")
         self.below(table.iommu_group, 1 << 31, (*at, "iommu_group"))
         stream_id = address.rid if table.stream_id is None else table.stream_id
         device_id = address.segment << 16 | address.rid
@@ -169,6 +171,7 @@ class _Check:
             device_id=DeviceId(device_id),
             iommu_group=int(table.iommu_group),
             vectors=int(table.vectors),
+            streams=int(table.streams),
             reserved=self.reserved(table.reserved, (*at, "reserved"), granule),
         )
 

@@ -37,6 +37,7 @@ class DeviceTable(Table, frozen=True):
     its_group: tuple[Number, ...]
     iommu_group: Number
     vectors: Number = Number(1)
+    streams: Number = Number(1)
     stream_id: Number | None = None
     device_id: Number | None = None
     reserved: tuple[ReservedTable, ...] = ()

@@ -9,13 +9,15 @@ from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import BackendInfo, S2Handle
 from vmm_msi.iommu.sim.cookies import GuestBindings
 from vmm_msi.iommu.sim.guest import GuestStage1
+from vmm_msi.iommu.sim.iommufd import IommufdKernel
 from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
-from vmm_msi.iommu.sim.kernel import Kernel
+from vmm_msi.iommu.sim.series import SeriesKernel
 from vmm_msi.model import Costs, Iova, Outcome, Pa, TraceStep, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from vmm_msi.iommu.sim.kernel import Kernel
     from vmm_msi.iommu.sim.profiles import Profile
     from vmm_msi.iommu.sim.smmu import Walk
     from vmm_msi.model import (
@@ -47,7 +49,8 @@ class SimBackend:
     ) -> None:
         self._host = host
         self._guest = guest
-        self._kernel = Kernel(host, guest, profile)
+        kind = IommufdKernel if profile.iommufd else SeriesKernel
+        self._kernel: Kernel = kind(host, guest, profile)
         self._stage1 = GuestStage1(guest)
         lpis = LpiSpace()
         self._itses = {its.id: ItsModel(its, lpis) for its in host.itses}
@@ -248,7 +251,7 @@ class SimBackend:
         return Costs(
             s2_domains=len(domains),
             s2_mappings=pages,
-            sw_msi_slots=len(self._kernel.slots),
+            sw_msi_slots=self._kernel.slots,
             bindings=sum(len(d.cookie) for d in domains if isinstance(d.cookie, GuestBindings)),
         )
 
@@ -287,7 +290,7 @@ class SimBackend:
                 self.detach(device)
             self.free_s2(domain.handle)
         self._stage1.withdraw()
-        self._kernel.slots.clear()
+        self._kernel.close()
 
     def _step(self, operation: str) -> None:
         self.steps += 1
