@@ -90,7 +90,7 @@ class S2Pool:
 @dataclass
 class _Doorbell:
     its: int
-    users: set[PciAddress]
+    users: dict[PciAddress, None]
 
 
 @dataclass
@@ -112,15 +112,15 @@ class DoorbellMaps:
         known = self._maps.get(key)
         if known is None:
             session.backend.map_doorbell(s2, gdb, its)
-            known = self._maps[key] = _Doorbell(its, set())
+            known = self._maps[key] = _Doorbell(its, {})
         elif known.its != its:
-            other = min(known.users)
+            other = next(iter(known.users))
             raise RefusedError(
                 f"binding doorbell {gdb} of {device} to ITS {its}: conflict, {other} has it bound "
                 f"to ITS {known.its} in the same stage 2; a stage 2 per ITS (multi-its) or a "
                 "virtual ITS per physical ITS would work"
             )
-        known.users.add(device)
+        known.users[device] = None
         self._key_of[device] = key
 
     def release(self, session: Session, device: PciAddress) -> None:
@@ -129,7 +129,7 @@ class DoorbellMaps:
         if key is None:
             return
         known = self._maps[key]
-        known.users.discard(device)
+        del known.users[device]
         if not known.users:
             del self._maps[key]
             gdb = session.guest.gdb(session.guest_device(device))
