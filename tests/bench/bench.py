@@ -115,8 +115,9 @@ def bench_compare(plugins: PluginHost) -> None:
         ]
     low, high = took
     print(
-        f"compare and JSON, in process, multi-its: {low:.2f} s, {SMALL * VECTORS / low:,.0f} MSIs/s; "
-        f"{GROWTH} times the devices {high:.2f} s, growth {high / low / GROWTH:.2f}"
+        f"compare and JSON, in process, multi-its: {low:.2f} s, "
+        f"{SMALL * VECTORS / low:,.0f} MSIs/s; {GROWTH} times the devices {high:.2f} s, "
+        f"growth {high / low / GROWTH:.2f}"
     )
     gc.unfreeze()
 
