@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from vmm_msi.config import Choice
 from vmm_msi.model import (
+    SW_MSI_WINDOW,
     DeviceId,
     Granule,
     GuestDevice,
@@ -15,9 +16,12 @@ from vmm_msi.model import (
     Iova,
     Ipa,
     Its,
+    MemoryRange,
     Order,
     Pa,
     PciAddress,
+    ReservedKind,
+    ReservedRegion,
     Scenario,
     Smmu,
     Stage1,
@@ -44,6 +48,23 @@ CHOICES = [
 ]
 
 
+#: Most hosts and guests are plain; these are the ones that are not.
+NESTED = [True, True, True, True, False]
+RESERVED = [
+    (SW_MSI_WINDOW,),
+    (SW_MSI_WINDOW,),
+    (ReservedRegion(0x0A00_0000, 0x10_0000, ReservedKind.SW_MSI),),
+    (SW_MSI_WINDOW, ReservedRegion(0x0A09_4000, 0x1000, ReservedKind.RESERVED)),
+    (SW_MSI_WINDOW, ReservedRegion(0x4000_0000, 0x1000, ReservedKind.DIRECT_RELAXABLE)),
+    (ReservedRegion(0xFEE0_0000, 0x10_0000, ReservedKind.HW_MSI),),
+]
+MEMORY = [
+    (MemoryRange(Ipa(0x4000_0000), 0x4000_0000),),
+    (MemoryRange(Ipa(0x4000_0000), 0x4000_0000),),
+    (MemoryRange(Ipa(0), 0x0810_0000), MemoryRange(Ipa(0x4000_0000), 0x1000_0000)),
+]
+
+
 @st.composite
 def scenarios(draw: st.DrawFn, max_devices: int = 6) -> Scenario:
     """A host of up to 3 SMMUs and 4 ITSes, and a guest with devices in all shapes."""
@@ -62,15 +83,18 @@ def scenarios(draw: st.DrawFn, max_devices: int = 6) -> Scenario:
                 smmu=draw(st.integers(0, smmus - 1)),
                 stream_id=StreamId(address.rid),
                 its_group=tuple(candidates),
-                device_id=DeviceId(address.rid),
+                # ITSes know devices by numbers of their own: the same one on each.
+                device_id=DeviceId(sum(d.its == candidates[0] for d in devices)),
                 iommu_group=group,
                 vectors=draw(st.integers(1, 8)),
+                reserved=draw(st.sampled_from(RESERVED)),
+                streams=draw(st.sampled_from([1, 1, 1, 2])),
             )
         )
     host = HostTopology(
         source="random",
         granule=granule,
-        smmus=tuple(Smmu(i) for i in range(smmus)),
+        smmus=tuple(Smmu(i, nested=draw(st.sampled_from(NESTED))) for i in range(smmus)),
         itses=tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(itses)),
         devices=tuple(devices),
     )
@@ -96,5 +120,6 @@ def scenarios(draw: st.DrawFn, max_devices: int = 6) -> Scenario:
         devices=tuple(guest_devices),
         order=draw(st.sampled_from(list(Order))),
         honours_rmr=draw(st.booleans()),
+        memory=draw(st.sampled_from(MEMORY)),
     )
     return Scenario(host, guest)
