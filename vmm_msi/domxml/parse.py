@@ -24,7 +24,8 @@ MAX_BYTES = 4 * 1024 * 1024
 
 # What XML allows before the document type declaration (XML 1.0, 2.8, productions 22 and 27).
 _PROLOG = re.compile(r"\ufeff?(?:\s+|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
-_TOKEN = re.compile(r"<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<[^<>]*>", re.DOTALL)
+# What is no tag, and tags that have a double quote: the others need no look.
+_QUOTED = re.compile(r'<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<[^<>"]*"[^<>]*>', re.DOTALL)
 _ATTRIBUTE = re.compile(r"""=("[^"]*"|'[^']*')""")
 
 
@@ -115,13 +116,15 @@ def serialise(root: Element) -> str:
 
 
 def _single_quoted(text: str) -> str:
-    return _TOKEN.sub(_requote, text)
+    return _QUOTED.sub(_requote, text)
 
 
 def _requote(token: re.Match[str]) -> str:
     text = token[0]
-    if text.startswith(("<!", "<?", "</")) or '"' not in text:
+    if text.startswith(("<!", "<?")):
         return text
+    if "'" not in text and "&quot;" not in text:
+        return text.replace('"', "'")
     return _ATTRIBUTE.sub(_single, text)
 
 
