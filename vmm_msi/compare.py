@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import RefusedError
-from vmm_msi.hookspecs import PluginKind
 from vmm_msi.iommu.sim import SimBackend, newest_profile, profile_named
 from vmm_msi.run import GuestRun, refusal
 
@@ -42,23 +41,6 @@ def compare(
     """
     for choice in choices:
         yield _run(plugins, scenario, choice, selector)
-
-
-def default_choices(plugins: PluginHost) -> list[Choice]:
-    """Return every strategy with its default options, and coerced and multi-its in each form."""
-    from vmm_msi.config import Choice
-
-    choices = []
-    for name in plugins.names(PluginKind.STRATEGY):
-        forms = _FORMS.get(name, [()])
-        choices += [Choice(name, options) for options in forms]
-    return choices
-
-
-_FORMS: dict[str, list[tuple[tuple[str, object], ...]]] = {
-    "coerced": [(("revision", revision),) for revision in ("v2", "v3", "v8", "v15")],
-    "multi-its": [(("mode", mode),) for mode in ("s2", "vits", "vsmmu")],
-}
 
 
 def profile_for(plugins: PluginHost, choice: Choice) -> Profile:

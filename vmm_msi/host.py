@@ -8,18 +8,29 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from itertools import product
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Literal,
+    NamedTuple,
+    cast,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 import msgspec
 import pluggy
 
 from vmm_msi import hookspecs
+from vmm_msi.config import Choice
 from vmm_msi.errors import PluginError, RefusedError, UsageError
 from vmm_msi.hookspecs import PROJECT, Event, Needs, Options, PluginInfo, PluginKind, Session
 from vmm_msi.model import Iova
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Iterable, Iterator
 
     from vmm_msi.model import GuestPlan, HostDevice, HostTopology, PciAddress
 
@@ -210,6 +221,18 @@ class PluginHost:
             raise PluginError(f"strategy {name}: its needs are {found!r}, not a Needs")
         return found
 
+    def choices(self) -> list[Choice]:
+        """Return every strategy in each of its forms.
+
+        An option that is declared as one of several literals makes a form of each of them; other
+        options are left at their defaults.
+        """
+        return [
+            Choice(name, form)
+            for name in self.names(PluginKind.STRATEGY)
+            for form in _forms(self.info(name, PluginKind.STRATEGY).options)
+        ]
+
     def hooks(self, strategy: str) -> StrategyHooks:
         """Return the hooks that one strategy and no other answers."""
         if strategy not in self._hooks:
@@ -338,6 +361,17 @@ class StrategyHooks:
     def detach_domain(self, session: Session) -> None:
         """Call :func:`~vmm_msi.hookspecs.vmm_msi_detach_domain`."""
         self._detach_domain(session=session)
+
+
+def _forms(options: type[Options]) -> Iterator[tuple[tuple[str, object], ...]]:
+    hints = get_type_hints(options)
+    literals = {
+        field: get_args(hints[field])
+        for field in options.__struct_fields__
+        if get_origin(hints[field]) is Literal
+    }
+    for values in product(*literals.values()):
+        yield tuple(zip(literals, values, strict=True))
 
 
 def _check_info(info: PluginInfo, origin: str) -> None:

@@ -111,7 +111,7 @@ def plan_attach(
         choices[device] = settings.choice(old.name, device, request.named)
     selector = settings.its_selector(old.name)
     needs = {choice: _needs(plugins, choice) for choice in choices.values()}
-    _check_carrier(carrier, versions, needs)
+    _check_carrier(plugins, carrier, versions, needs)
     _check_guest(old, carrier, needs.values())
     host, notes = _with_groups(connection, host, list(choices), carrier)
     guest = _guest_of(old, choices)
@@ -123,7 +123,8 @@ def plan_attach(
     _check_support(versions.support, plan, carrier, old)
     run.attach_all()
     verdicts = tuple(run.deliver(device.host) for device in guest.devices)
-    _check_verdicts(verdicts, allow_faults=request.allow_faults)
+    if not request.allow_faults:
+        _check_verdicts(verdicts, record)
     if carrier is Carrier.SIM:
         notes.append(
             f"the XML is real, the doorbell binding is modelled ({profile.name}): nothing carries "
@@ -252,7 +253,9 @@ def _needs(plugins: PluginHost, choice: Choice) -> Needs:
     return plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
 
 
-def _check_carrier(carrier: Carrier, versions: Versions, needs: Mapping[Choice, Needs]) -> None:
+def _check_carrier(
+    plugins: PluginHost, carrier: Carrier, versions: Versions, needs: Mapping[Choice, Needs]
+) -> None:
     if carrier is Carrier.SIM:
         return
     if versions.driver != "QEMU":
@@ -261,10 +264,11 @@ def _check_carrier(carrier: Carrier, versions: Versions, needs: Mapping[Choice, 
         )
     for choice, need in needs.items():
         if not need.qemu:
+            able = [str(c) for c in plugins.choices() if _needs(plugins, c).qemu]
             raise RefusedError(
                 f"strategy {choice}: QEMU and the kernel bind doorbells by identity and cannot "
-                "carry it out; identity or multi-its:mode=vsmmu would work here, or --backend sim, "
-                "which writes the XML and only models the binding"
+                f"carry it out; {' or '.join(able)} would work here, or --backend sim, which "
+                "writes the XML and only models the binding"
             )
 
 
@@ -401,11 +405,15 @@ def _what_works(support: Support, plan: GuestPlan, carrier: Carrier) -> str:
     )
 
 
-def _check_verdicts(verdicts: Iterable[Verdict], *, allow_faults: bool) -> None:
-    if allow_faults:
-        return
+def _check_verdicts(verdicts: Iterable[Verdict], record: DomainRecord) -> None:
+    """Refuse MSIs that would not arrive, but for devices that were attached knowing that."""
+    known = {
+        device.host
+        for device in record.devices
+        if device.binding is not None and device.binding.outcome not in {None, Outcome.DELIVERED}
+    }
     for verdict in verdicts:
-        if verdict.outcome is not Outcome.DELIVERED:
+        if verdict.outcome is not Outcome.DELIVERED and verdict.device not in known:
             raise RefusedError(
                 f"{verdict.device}: its MSIs would not arrive: {verdict.outcome}: "
                 f"{verdict.reason}; use another strategy, or --allow-faults to attach it all the "

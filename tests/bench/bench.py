@@ -20,7 +20,7 @@ from pathlib import Path
 import libvirt
 
 from vmm_msi import samples, topology
-from vmm_msi.compare import compare, default_choices
+from vmm_msi.compare import compare
 from vmm_msi.config import Choice, Config
 from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.guest import virt_guest
@@ -89,7 +89,7 @@ def bench_compare(plugins: PluginHost) -> None:
     gc.collect()
     gc.freeze()
     rows = [["strategy", "ms", "MSIs/s", f"{GROWTH} times the devices", "growth (1.00 = linear)"]]
-    for choice in default_choices(plugins):
+    for choice in plugins.choices():
         pairs = []
         for _ in range(ROUNDS):
             runs = [

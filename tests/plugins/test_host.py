@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import types
 from importlib.metadata import EntryPoint
+from typing import Literal
 
 import pytest
 from scenarios import A, B, pair
@@ -14,6 +16,7 @@ from vmm_msi.api import (
     Action,
     Capability,
     Needs,
+    Options,
     PluginInfo,
     PluginKind,
     S2Pool,
@@ -381,3 +384,28 @@ def test_an_iommu_group_on_two_itses_is_refused_by_multi_its(tmp_path):
     (result,) = run(PluginHost.load(), load_scenario(path), "multi-its")
     assert [v.outcome for v in result.verdicts] == [Outcome.DELIVERED, Outcome.REFUSED]
     assert "IOMMU group 5 shares one translation" in result.verdicts[1].reason
+
+
+class Coloured(Options, frozen=True):
+    colour: Literal["red", "blue"] = "red"
+    size: int = 3
+
+
+def test_an_option_of_literals_makes_a_form_of_each():
+    info = dataclasses.replace(strategy_info("paint"), options=Coloured)
+    plugins = PluginHost.load()
+    plugins.register(plugin(info))
+    assert [str(choice) for choice in plugins.choices()] == [
+        "coerced:revision=v2",
+        "coerced:revision=v3",
+        "coerced:revision=v8",
+        "coerced:revision=v15",
+        "direct",
+        "host-cookie",
+        "identity",
+        "multi-its:mode=s2",
+        "multi-its:mode=vits",
+        "multi-its:mode=vsmmu",
+        "paint:colour=red",
+        "paint:colour=blue",
+    ]

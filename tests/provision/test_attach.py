@@ -255,6 +255,13 @@ def test_faults_are_attached_where_the_user_insists(connection):
     assert texts(connection) == before
 
 
+def test_a_fault_that_was_allowed_stands_in_nobodys_way(connection):
+    attach(connection, A, strategy="host-cookie", allow_faults=True)
+    with pytest.raises(RefusedError, match=f"^{B}: its MSIs would not arrive: s1-fault"):
+        attach(connection, B, strategy="host-cookie")
+    attach(connection, B, strategy="host-cookie", allow_faults=True)
+
+
 def test_the_configuration_names_a_strategy_for_each_device(connection, tmp_path):
     settings = settings_of(
         tmp_path,

@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> int:
         device = scenario.guest.devices[0].host
         choices = [settings.choice(name, device, choice) for choice in named]
     else:
-        choices = compare.default_choices(plugins)
+        choices = plugins.choices()
     for choice in choices:
         compare.profile_for(plugins, choice)
     selector = settings.its_selector(name)
