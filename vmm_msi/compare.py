@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from vmm_msi.errors import RefusedError
 from vmm_msi.iommu.sim import SimBackend, newest_profile, profile_named
 from vmm_msi.run import GuestRun, refusal
@@ -65,10 +67,7 @@ def _run(plugins: PluginHost, scenario: Scenario, choice: Choice, selector: str)
     profile = profile_for(plugins, choice)
     options = plugins.options(choice.strategy, choice.options)
     backend = SimBackend(scenario.host, scenario.guest, profile)
-    shown: dict[str, object] = {
-        field: getattr(options, field) for field in options.__struct_fields__
-    }
-    shown["profile"] = profile.name
+    shown = {**msgspec.structs.asdict(options), "profile": profile.name}
     addresses = [device.host for device in scenario.guest.devices]
     try:
         run = GuestRun(

@@ -13,6 +13,7 @@
     ├── RefusedError            a strategy, a policy or a capability says no; nothing was changed
     │   └── BackendError        the kernel (real or modelled) says no, with an errno
     ├── HypervisorError         libvirt says no
+    │   └── NoHostDeviceError   libvirt knows no such device of the host
     ├── LabError                the emulated host or its root cannot be built or run
     └── OutputError             a result cannot be written where it was asked to go
 
@@ -97,6 +98,10 @@ class HypervisorError(VmmMsiError):
     """libvirt refuses an operation or cannot be reached."""
 
     exit_code = 6
+
+
+class NoHostDeviceError(HypervisorError):
+    """libvirt knows no such device of the host, or knows of no devices at all."""
 
 
 class LabError(VmmMsiError):

@@ -20,7 +20,7 @@ from vmm_msi.domxml import owned
 from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.parse import parse
 from vmm_msi.domxml.support import Support, Version
-from vmm_msi.errors import HypervisorError, InputError
+from vmm_msi.errors import HypervisorError, InputError, NoHostDeviceError
 from vmm_msi.model import PciAddress
 
 if TYPE_CHECKING:
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
 _NAMES = 8
 
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
+
+# No such device of the host, and no node device driver to ask.
+_NO_DEVICE = (libvirt.VIR_ERR_NO_NODE_DEVICE, libvirt.VIR_ERR_NO_SUPPORT)
 
 # What would be valid, by error code; other codes speak for themselves.
 _ADVICE = {
@@ -204,10 +207,20 @@ class Connection:
             domain.destroy()
 
     def node_device(self, host: PciAddress) -> NodeDevice:
-        """Return what libvirt knows of the host's device at ``host``."""
+        """Return what libvirt knows of the host's device at ``host``.
+
+        :raise NoHostDeviceError: when it knows none there, or has no node device driver.
+        """
         name = f"pci_{host.segment:04x}_{host.bus:02x}_{host.device:02x}_{host.function}"
-        with _translated(f"looking for host device {host} at {self.uri}"):
-            text = self._raw.nodeDeviceLookupByName(name).XMLDesc(0)
+        doing = f"looking for host device {host} at {self.uri}"
+        try:
+            with _translated(doing):
+                text = self._raw.nodeDeviceLookupByName(name).XMLDesc(0)
+        except HypervisorError as error:
+            cause = error.__cause__
+            if isinstance(cause, libvirt.libvirtError) and cause.get_error_code() in _NO_DEVICE:
+                raise NoHostDeviceError(str(error)) from cause
+            raise
         return _node_device(parse(text, f"host device {host} at {self.uri}"), host)
 
     def node_devices(self, hosts: Iterable[PciAddress]) -> dict[PciAddress, NodeDevice]:

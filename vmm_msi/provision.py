@@ -19,7 +19,7 @@ from vmm_msi.domxml.gaps import close_gaps
 from vmm_msi.domxml.guest import guest_from_xml
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.support import Feature, IommufdForm
-from vmm_msi.errors import HypervisorError, RefusedError, UsageError
+from vmm_msi.errors import NoHostDeviceError, RefusedError, UsageError
 from vmm_msi.hookspecs import Action, Event
 from vmm_msi.iommu.sim import SimBackend, newest_profile, profile_named
 from vmm_msi.libvirt_driver import redefine
@@ -298,7 +298,7 @@ def _with_groups(
     for device in devices:
         try:
             node = connection.node_device(device)
-        except HypervisorError:
+        except NoHostDeviceError:
             if carrier is Carrier.QEMU:
                 raise
             notes.append(f"libvirt knows no host device {device}; the host description is believed")

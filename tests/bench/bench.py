@@ -43,7 +43,7 @@ from vmm_msi.model import (
 )
 from vmm_msi.provision import AttachRequest, Carrier, carry_out, plan_attach
 from vmm_msi.report import jsonout
-from vmm_msi.report.table import columns
+from vmm_msi.report.columns import columns
 
 ITSES, SMMUS, VECTORS = 8, 4, 2048
 SMALL, GROWTH = 256, 10

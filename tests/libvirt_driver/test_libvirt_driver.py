@@ -8,7 +8,7 @@ from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.guest import guest_from_xml
 from vmm_msi.domxml.support import Feature, Version, XmlLayout
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.errors import HypervisorError
+from vmm_msi.errors import HypervisorError, NoHostDeviceError
 from vmm_msi.libvirt_driver import connect, redefine, verify_defined
 from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
 
@@ -145,7 +145,7 @@ def test_lookup(connection):
         connection.domain_xml("nobody")
     with pytest.raises(HypervisorError, match="there is none"):
         connection.is_active(uuid.replace("5b", "6b", 1))
-    with pytest.raises(HypervisorError, match=r"host device 0000:09:00\.0 .*not found"):
+    with pytest.raises(NoHostDeviceError, match=r"host device 0000:09:00\.0 .*not found"):
         connection.node_device(PciAddress.parse("09:00.0"))
 
 

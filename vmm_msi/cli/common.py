@@ -5,19 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi import config, tomlfile
-from vmm_msi.config import Choice
 from vmm_msi.errors import ConfigError, UsageError
-from vmm_msi.hookspecs import PluginKind
-from vmm_msi.host import PluginHost
-from vmm_msi.iommu.sim import profile_named
 from vmm_msi.model import Granule
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
 
-    from vmm_msi.config import Config
+    from vmm_msi.config import Choice, Config
+    from vmm_msi.host import PluginHost
     from vmm_msi.model import HostTopology
 
 
@@ -60,6 +56,13 @@ def add_host(parser: argparse._ActionsContainer, what: str) -> None:
     )
 
 
+def print_json(document: object) -> None:
+    """Print a document for programs to read."""
+    import msgspec
+
+    print(msgspec.json.format(msgspec.json.encode(document)).decode())
+
+
 def add_granule(parser: argparse.ArgumentParser) -> None:
     """Add ``--granule``."""
     parser.add_argument(
@@ -79,6 +82,8 @@ def load_host(args: argparse.Namespace) -> HostTopology:
 
 def load_config(args: argparse.Namespace) -> Config:
     """Read the configuration that the arguments name."""
+    from vmm_msi import config
+
     return config.load(args.config)
 
 
@@ -89,6 +94,8 @@ def load_plugins(
 
     :raise ConfigError: when the configuration gives a strategy options that it does not have.
     """
+    from vmm_msi.host import PluginHost
+
     strategies, selectors = settings.names()
     wanted = {choice.strategy for choice in named} | strategies | selectors
     disabled = {*args.disable_plugin, *settings.table.plugins.disabled}
@@ -99,6 +106,10 @@ def load_plugins(
 
 def _check_options(settings: Config, plugins: PluginHost) -> None:
     """Check each ``[strategies.NAME]`` against what the strategy declares."""
+    from vmm_msi.config import Choice
+    from vmm_msi.hookspecs import PluginKind
+    from vmm_msi.iommu.sim import profile_named
+
     for name, table in settings.table.strategies.items():
         choice = Choice.of(name, table)
         known: tuple[str, ...] = ()
@@ -115,6 +126,8 @@ def _check_options(settings: Config, plugins: PluginHost) -> None:
 
 def _place(settings: Config, where: tuple[str, ...]) -> str:
     """Return the file and the line of a key."""
+    from vmm_msi import tomlfile
+
     if settings.path is None:
         return "configuration"
     text = tomlfile.read_text(settings.path, ConfigError)

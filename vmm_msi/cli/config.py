@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    load_config,
+    load_plugins,
+    print_json,
+)
 from vmm_msi.errors import ConfigError, UsageError
 
 if TYPE_CHECKING:
@@ -41,8 +47,6 @@ def run(args: argparse.Namespace) -> int:
         for domain in table.domain
     }
     if args.format == "json":
-        import msgspec
-
         document = {
             "schema": 1,
             "path": None if settings.path is None else str(settings.path),
@@ -52,9 +56,9 @@ def run(args: argparse.Namespace) -> int:
             "strategies": table.strategies,
             "disabled_plugins": table.plugins.disabled,
         }
-        print(msgspec.json.format(msgspec.json.encode(document)).decode())
+        print_json(document)
         return 0
-    from vmm_msi.report.table import columns
+    from vmm_msi.report.columns import columns
 
     print(f"{settings.path or 'no configuration file'}: fine")
     rows = [["libvirt domain", "device", "strategy", "ITS selector"]]

@@ -99,7 +99,7 @@ def print_record(
     if not record.devices:
         print(f"{name}: has no device that vmm-msi attached")
     else:
-        from vmm_msi.report.table import columns
+        from vmm_msi.report.columns import columns
 
         rows = [["device", "strategy", "bound by", "vSMMU", "pSMMU", "pITS", "programmed", "MSIs"]]
         rows += [_row(device) for device in record.devices]
@@ -131,7 +131,7 @@ def _row(device: DeviceRecord) -> list[str]:
 
 
 def _print_json(name: str, record: DomainRecord, notes: list[str], what: str) -> None:
-    import msgspec
+    from vmm_msi.cli.common import print_json
 
     devices = []
     for device in record.devices:
@@ -170,7 +170,7 @@ def _print_json(name: str, record: DomainRecord, notes: list[str], what: str) ->
         "devices": devices,
         "notes": notes,
     }
-    print(msgspec.json.format(msgspec.json.encode(document)).decode())
+    print_json(document)
 
 
 def _hex(value: object) -> str | None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_msi.cli.common import add_format, print_json
 
 if TYPE_CHECKING:
     import argparse
@@ -50,9 +51,7 @@ def _configure_root(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where roots are kept (default: vmm-msi in $XDG_CACHE_HOME or ~/.cache)",
     )
-    parser.add_argument(
-        "--format", choices=("table", "json"), default="table", help="default: %(default)s"
-    )
+    add_format(parser)
 
 
 def _run_root(args: argparse.Namespace) -> int:
@@ -62,7 +61,7 @@ def _run_root(args: argparse.Namespace) -> int:
     root = ensure_root(args.suite, args.cache, Progress(sys.stderr, "lab root"))
     facts = {**dataclasses.asdict(root), "path": str(root.path)}
     if args.format == "json":
-        print(json.dumps({"schema": 1, **facts}, indent=2))
+        print_json({"schema": 1, **facts})
     else:
         facts["cached"] = "yes" if root.cached else "no"
         for name, value in facts.items():

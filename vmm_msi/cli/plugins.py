@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    load_config,
+    load_plugins,
+    print_json,
+)
 
 if TYPE_CHECKING:
     import argparse
@@ -30,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         _print_json(plugins)
         return 0
-    from vmm_msi.report.table import columns
+    from vmm_msi.report.columns import columns
 
     rows = [["plugin", "kind", "state", "from", "what for"]]
     for record in plugins.records():
@@ -65,7 +71,6 @@ def _details(record: PluginRecord) -> list[str]:
 
 
 def _print_json(plugins: PluginHost) -> None:
-    import msgspec
 
     found = []
     for record in plugins.records():
@@ -93,4 +98,4 @@ def _print_json(plugins: PluginHost) -> None:
             }
         found.append(entry)
     document = {"schema": 1, "plugins": found}
-    print(msgspec.json.format(msgspec.json.encode(document)).decode())
+    print_json(document)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_format, add_granule, load_host
+from vmm_msi.cli.common import add_format, add_granule, load_host, print_json
 from vmm_msi.model import PciAddress
+from vmm_msi.report.columns import aligned
 
 if TYPE_CHECKING:
     import argparse
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     """Do what ``args`` say and return the exit code."""
     host = load_host(args)
     if args.format == "json":
-        print(json.dumps(to_json(host), indent=2))
+        print_json(to_json(host))
     else:
         print("\n".join(to_lines(host)))
     return 0
@@ -190,7 +190,4 @@ def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -
     yield f"{title} ({len(rows)})"
     if not rows:
         return
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = (cell.ljust(width) for cell, width in zip(row, widths, strict=True))
-        yield f"  {'  '.join(cells)}".rstrip()
+    yield from (f"  {line}" for line in aligned([head, *rows]))

@@ -1,29 +1,21 @@
-"""Text tables: compare's summary and any other rows, in columns."""
+"""Compare's table: a row per strategy, then why MSIs did not arrive."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vmm_msi.model import Outcome
+from vmm_msi.report.columns import columns
 from vmm_msi.run import outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator
 
     from vmm_msi.compare import Result
     from vmm_msi.model import PciAddress, Scenario, Verdict
 
 #: Devices that ``compare`` shows in a column each; more are counted only.
 MAX_DEVICE_COLUMNS = 8
-
-
-def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield one line per row, every column as wide as its widest cell; the first row is a head."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for number, row in enumerate(rows):
-        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        if number == 0:
-            yield "  ".join("-" * width for width in widths)
 
 
 def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str]:

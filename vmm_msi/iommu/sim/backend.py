@@ -207,7 +207,8 @@ class SimBackend:
         )
         first: dict[str, str | int | None] = {"stage1": stage1, "iova": str(programmed)}
         if walk.ipa is None:
-            return [TraceStep("s1" if fault else "s2", {**first, **fault})]
+            # Stage 2 faults without an IPA when it was asked for a stage 1 table.
+            return [TraceStep("s2" if walk.stage == 2 else "s1", {**first, **fault})]
         steps = [TraceStep("s1", {**first, "ipa": str(walk.ipa)})]
         second: dict[str, str | int | None] = {"s2": s2, "ipa": str(walk.ipa)}
         if walk.pa is None:
