@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vmm_msi.errors import RefusedError
-from vmm_msi.iommu.sim import SimBackend, newest_profile, profile_named
+from vmm_msi.iommu.profiles import newest_profile, profile_named
+from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.run import GuestRun, refusal
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice
     from vmm_msi.host import PluginHost
-    from vmm_msi.iommu.sim import Profile
+    from vmm_msi.iommu.profiles import Profile
     from vmm_msi.model import Costs, Scenario, Verdict
 
 

@@ -21,7 +21,8 @@ from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.support import Feature, IommufdForm
 from vmm_msi.errors import NoHostDeviceError, RefusedError, UsageError
 from vmm_msi.hookspecs import Action, Event
-from vmm_msi.iommu.sim import SimBackend, newest_profile, profile_named
+from vmm_msi.iommu.profiles import newest_profile, profile_named
+from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.libvirt_driver import redefine
 from vmm_msi.model import GuestDomain, Outcome
 from vmm_msi.run import GuestRun
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.support import Support, XmlLayout
     from vmm_msi.hookspecs import Needs
     from vmm_msi.host import PluginHost
-    from vmm_msi.iommu.sim import Profile
+    from vmm_msi.iommu.profiles import Profile
     from vmm_msi.libvirt_driver import Connection, Versions
     from vmm_msi.model import GuestPlan, HostTopology, PciAddress, Verdict, VsmmuPlan
 

@@ -24,7 +24,7 @@ from vmm_msi.errors import ConfigError, ScenarioError, VmmMsiError
 from vmm_msi.hookspecs import PluginKind
 from vmm_msi.host import PluginHost
 from vmm_msi.iommu.backend import Capability
-from vmm_msi.iommu.sim import PROFILES
+from vmm_msi.iommu.profiles import PROFILES
 from vmm_msi.model import (
     SW_MSI_WINDOW,
     DeviceId,

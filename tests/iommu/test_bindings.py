@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.sim.cookies import GuestBindings, MsiCookie, SwMsiSlots
+from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, SwMsiSlots
 from vmm_msi.iommu.sim.pagetable import PageTable
 from vmm_msi.model import Granule, Iova, Ipa, Pa, PciAddress
 

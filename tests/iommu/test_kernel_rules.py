@@ -8,7 +8,8 @@ import pytest
 
 from vmm_msi.errors import BackendError, InputError, UsageError, errno_name
 from vmm_msi.iommu.backend import Capability
-from vmm_msi.iommu.sim import PROFILES, SimBackend, newest_profile, profile_named
+from vmm_msi.iommu.profiles import PROFILES, newest_profile, profile_named
+from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.model import (
     SW_MSI_WINDOW,
     DeviceId,

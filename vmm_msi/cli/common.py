@@ -108,7 +108,7 @@ def _check_options(settings: Config, plugins: PluginHost) -> None:
     """Check each ``[strategies.NAME]`` against what the strategy declares."""
     from vmm_msi.config import Choice
     from vmm_msi.hookspecs import PluginKind
-    from vmm_msi.iommu.sim import profile_named
+    from vmm_msi.iommu.profiles import profile_named
 
     for name, table in settings.table.strategies.items():
         choice = Choice.of(name, table)

@@ -2,12 +2,11 @@
 
 It judges strategies, so it shares no code with them, and it knows nothing of XML or libvirt.
 From the inside out: :mod:`pagetable`, :mod:`smmu` and :mod:`its` are the hardware,
-:mod:`cookies`, :mod:`objects` and :mod:`kernel` in its two forms (:mod:`series`, :mod:`iommufd`)
-are Linux, :mod:`guest` is what the guest's kernel does, and :mod:`backend` puts them behind the
+:mod:`objects` and :mod:`kernel` in its two forms (:mod:`series`, :mod:`iommufd`) are Linux,
+:mod:`guest` is what the guest's kernel does, and :mod:`backend` puts them behind the
 :class:`~vmm_msi.iommu.backend.Backend` protocol.
 """
 
 from vmm_msi.iommu.sim.backend import SimBackend
-from vmm_msi.iommu.sim.profiles import PROFILES, Profile, newest_profile, profile_named
 
-__all__ = ["PROFILES", "Profile", "SimBackend", "newest_profile", "profile_named"]
+__all__ = ["SimBackend"]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import BackendInfo, S2Handle
-from vmm_msi.iommu.sim.cookies import GuestBindings
+from vmm_msi.iommu.cookies import GuestBindings
 from vmm_msi.iommu.sim.guest import GuestStage1
 from vmm_msi.iommu.sim.iommufd import IommufdKernel
 from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
@@ -17,8 +17,8 @@ from vmm_msi.model import Costs, Iova, Outcome, Pa, TraceStep, Verdict
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
+    from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.kernel import Kernel
-    from vmm_msi.iommu.sim.profiles import Profile
     from vmm_msi.iommu.sim.smmu import Walk
     from vmm_msi.model import (
         GuestDomain,

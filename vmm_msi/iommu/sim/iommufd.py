@@ -15,7 +15,7 @@ from vmm_msi.iommu.sim.objects import Iommufd, SteConfig
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.profiles import Profile
+    from vmm_msi.iommu.profiles import Profile
     from vmm_msi.model import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
 KeyT = TypeVar("KeyT")

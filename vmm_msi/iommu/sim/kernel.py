@@ -16,8 +16,8 @@ from vmm_msi.iommu.sim.smmu import SmmuModel
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.backend import S2Handle
-    from vmm_msi.iommu.sim.cookies import GuestBindings, MsiCookie
-    from vmm_msi.iommu.sim.profiles import Profile
+    from vmm_msi.iommu.cookies import GuestBindings, MsiCookie
+    from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config
     from vmm_msi.model import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 

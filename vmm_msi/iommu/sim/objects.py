@@ -15,7 +15,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.sim.cookies import SwMsiSlots
+from vmm_msi.iommu.cookies import SwMsiSlots
 from vmm_msi.iommu.sim.pagetable import PageTable
 from vmm_msi.model import Iova, Pa, ReservedKind
 

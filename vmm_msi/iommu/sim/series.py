@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import S2Handle
-from vmm_msi.iommu.sim.cookies import GuestBindings, MsiCookie
+from vmm_msi.iommu.cookies import GuestBindings, MsiCookie
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.pagetable import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 from vmm_msi.model import SW_MSI_WINDOW
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.profiles import Profile
+    from vmm_msi.iommu.profiles import Profile
     from vmm_msi.model import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
 

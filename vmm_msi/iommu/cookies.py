@@ -1,22 +1,39 @@
-"""The host kernel's three ways to pick a doorbell address.
+"""The three ways in which Linux picks, or picked, a doorbell address.
 
 :class:`MsiCookie` is what Linux had before the series of 2018-2021 and has for VFIO's type1
 container still, :class:`GuestBindings` is the allocator of that series, :class:`SwMsiSlots` is
-iommufd's.
+iommufd's. They map pages in whatever stage 2 they are given: the model's, or, where a page of
+memory stands for a doorbell, one of a real kernel.
 """
 
 from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
 from vmm_msi.model import Iova, Ipa, Pa
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.pagetable import PageTable
     from vmm_msi.model import PciAddress
+
+
+class Stage2(Protocol):
+    """A stage 2 that doorbell pages are mapped in."""
+
+    @property
+    def granule(self) -> int:
+        """Page size in bytes."""
+        ...
+
+    def map(self, address: int, output: int, size: int) -> None:
+        """Map ``size`` bytes from the IPA ``address``; raise BackendError as iommu_map does."""
+        ...
+
+    def unmap(self, address: int) -> bool:
+        """Unmap what one call mapped; tell whether there was anything."""
+        ...
 
 
 class MsiCookie:
@@ -26,7 +43,7 @@ class MsiCookie:
     taken from the window's base upwards, and the end of the window is not checked.
     """
 
-    def __init__(self, table: PageTable, base: int) -> None:
+    def __init__(self, table: Stage2, base: int) -> None:
         self._table = table
         self._next = base
         self.pages: dict[Pa, Iova] = {}
@@ -76,7 +93,7 @@ class GuestBindings:
     :param revision: 2, 3, 8 or 15.
     """
 
-    def __init__(self, table: PageTable, revision: int) -> None:
+    def __init__(self, table: Stage2, revision: int) -> None:
         self._table = table
         self._revision = revision
         self._serial = 0
