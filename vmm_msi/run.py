@@ -35,6 +35,7 @@ def check_needs(name: str, needs: Needs, info: BackendInfo) -> None:
         raise RefusedError(
             f"strategy {name}: the backend {info.name} ({info.profile}) lacks "
             f"{', '.join(missing)}; it has {', '.join(sorted(info.capabilities))}"
+            f"{info.advice and f'; {info.advice}'}"
         )
 
 

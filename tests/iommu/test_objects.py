@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vmm_msi.errors import BackendError, errno_name
-from vmm_msi.iommu.sim.objects import Iommufd, SteConfig
+from vmm_msi.iommu.sim.context import Iommufd
+from vmm_msi.iommu.sim.core import IommuCore
+from vmm_msi.iommu.sim.objects import Ioas, SteConfig
 from vmm_msi.iommu.sim.pagetable import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config
 from vmm_msi.model import (
@@ -66,7 +66,7 @@ def ready(fd, *devices):
 
 def test_a_vdevice_comes_before_a_stage_1(fd):
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
-    nested = fd.hwpt_alloc_nested(viommu, SteConfig.TRANSLATE, S1)
+    nested = fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1)
     assert code(fd.attach, a, nested) == "ENOENT"
     fd.vdevice_alloc(viommu, a, 0x100)
     fd.attach(a, nested)
@@ -75,7 +75,7 @@ def test_a_vdevice_comes_before_a_stage_1(fd):
 @pytest.mark.parametrize("config", [SteConfig.BYPASS, SteConfig.ABORT])
 def test_what_does_not_translate_needs_no_vdevice(fd, config):
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
-    fd.attach(a, fd.hwpt_alloc_nested(viommu, config))
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, config))
 
 
 def test_a_vdevice_has_one_stream(fd):
@@ -110,16 +110,17 @@ def test_a_viommu_needs_a_nesting_parent_of_its_smmu(fd):
 
 
 def test_an_entry_that_translates_has_a_stage_1(fd):
-    _ids, _ioas, _hwpt, viommu = ready(fd, device(1))
-    assert code(fd.hwpt_alloc_nested, viommu, SteConfig.TRANSLATE) == "EIO"
-    assert code(fd.hwpt_alloc_nested, viommu, SteConfig.BYPASS, S1) == "EIO"
+    (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
+    assert code(fd.hwpt_alloc_nested, a, viommu, SteConfig.TRANSLATE) == "EIO"
+    assert code(fd.hwpt_alloc_nested, a, viommu, SteConfig.BYPASS, S1) == "EIO"
+    assert code(fd.hwpt_alloc_nested, a, viommu, None) == "EIO"
 
 
 def test_an_attached_device_and_its_group(fd):
     ids, _ioas, _hwpt, viommu = ready(fd, device(1, group=9), device(2, group=9))
     for number, each in enumerate(ids):
         fd.vdevice_alloc(viommu, each, number)
-    one, two = (fd.hwpt_alloc_nested(viommu, SteConfig.TRANSLATE, S1) for _ in range(2))
+    one, two = (fd.hwpt_alloc_nested(ids[0], viommu, SteConfig.TRANSLATE, S1) for _ in range(2))
     fd.attach(ids[0], one)
     assert code(fd.attach, ids[0], one) == "EBUSY"
     assert code(fd.attach, ids[1], two) == "EINVAL"
@@ -134,11 +135,12 @@ def test_an_attached_device_and_its_group(fd):
 def test_a_device_of_another_smmu_is_refused_at_attach_too(fd):
     (a, b), _ioas, _hwpt, viommu = ready(fd, device(1), device(2, smmu=1))
     fd.vdevice_alloc(viommu, a, 1)
-    assert code(fd.attach, b, fd.hwpt_alloc_nested(viommu, SteConfig.BYPASS)) == "EINVAL"
+    assert code(fd.attach, b, fd.hwpt_alloc_nested(a, viommu, SteConfig.BYPASS)) == "EINVAL"
 
 
 def test_ioas_map_and_unmap(fd):
     ioas = fd.ioas_alloc()
+    fd.hwpt_alloc(fd.bind(device(1)), ioas)
     for iova, size, expected in [
         (RAM + 0x800, 0x1000, "EINVAL"),
         (RAM, 0x800, "EINVAL"),
@@ -148,9 +150,9 @@ def test_ioas_map_and_unmap(fd):
         assert code(fd.ioas_map, ioas, iova, size, 0x9_0000_0000) == expected
     fd.ioas_map(ioas, RAM, 0x2000, 0x9_0000_0000)
     assert code(fd.ioas_map, ioas, RAM + 0x1000, 0x1000, 0x9_0000_0000) == "EEXIST"
-    assert code(fd.ioas_unmap, ioas, RAM + 0x1000) == "ENOENT"
-    fd.ioas_unmap(ioas, RAM)
-    assert code(fd.ioas_unmap, ioas, RAM) == "ENOENT"
+    assert code(fd.ioas_unmap, ioas, RAM + 0x1000, 0x1000) == "ENOENT"
+    assert fd.ioas_unmap(ioas, RAM, 0x3000) == 0x2000
+    assert code(fd.ioas_unmap, ioas, RAM, 0x2000) == "ENOENT"
 
 
 def test_a_mapping_reaches_every_stage_2_of_the_ioas(fd):
@@ -162,7 +164,7 @@ def test_a_mapping_reaches_every_stage_2_of_the_ioas(fd):
     for hwpt in (one, two):
         assert fd.hwpt(hwpt).table.lookup(RAM + 8).output == 0x9_0000_0008
         assert fd.hwpt(hwpt).table.lookup(0x1010).output == 0xA_0000_0010
-    fd.ioas_unmap(ioas, 0x1000)
+    fd.ioas_unmap(ioas, 0x1000, 0x1000)
     assert fd.hwpt(two).table.lookup(0x1010) is None
     assert code(fd.destroy, ioas) == "EBUSY"
     fd.destroy(one)
@@ -173,7 +175,7 @@ def test_a_mapping_reaches_every_stage_2_of_the_ioas(fd):
 def test_reserved_regions_are_the_ioas_and_not_the_stage_2s(fd):
     (a, b), ioas, _hwpt, viommu = ready(fd, device(1), device(2, smmu=1))
     fd.vdevice_alloc(viommu, a, 1)
-    fd.attach(a, fd.hwpt_alloc_nested(viommu, SteConfig.TRANSLATE, S1))
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1))
     fd.hwpt_alloc(b, ioas)
     assert code(fd.ioas_map, ioas, SW_MSI_WINDOW.base, 0x1000, 0) == "EINVAL"
     fd.detach(a)
@@ -184,7 +186,7 @@ def test_a_relaxable_region_reserves_nothing(fd):
     relaxable = ReservedRegion(RAM, 0x1000, ReservedKind.DIRECT_RELAXABLE)
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1, reserved=(SW_MSI_WINDOW, relaxable)))
     fd.vdevice_alloc(viommu, a, 1)
-    fd.attach(a, fd.hwpt_alloc_nested(viommu, SteConfig.TRANSLATE, S1))
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1))
 
 
 class Objects(RuleBasedStateMachine):
@@ -206,7 +208,11 @@ class Objects(RuleBasedStateMachine):
     def state(self):
         objects = self.fd._objects
         return {
-            number: (type(found), found.users, dict(getattr(found, "areas", {})))
+            number: (
+                type(found),
+                found.users,
+                dict(found.iopt.areas) if isinstance(found, Ioas) else {},
+            )
             for number, found in objects.items()
         }
 
@@ -222,7 +228,7 @@ class Objects(RuleBasedStateMachine):
 
     @rule(ioas=number, page=st.integers(0, 0x10))
     def unmap(self, ioas, page):
-        self.call("ioas_unmap", ioas, 0x7FF_8000 + page * 0x1000)
+        self.call("ioas_unmap", ioas, 0x7FF_8000 + page * 0x1000, 0x1000)
 
     @rule(which=number, ioas=number, parent=st.booleans())
     def hwpt(self, which, ioas, parent):
@@ -236,9 +242,9 @@ class Objects(RuleBasedStateMachine):
     def vdevice(self, viommu, which, virt_id):
         self.call("vdevice_alloc", viommu, which, virt_id)
 
-    @rule(viommu=number, config=st.sampled_from(SteConfig), with_s1=st.booleans())
-    def nested(self, viommu, config, with_s1):
-        self.call("hwpt_alloc_nested", viommu, config, S1 if with_s1 else None)
+    @rule(which=number, viommu=number, config=st.sampled_from(SteConfig), with_s1=st.booleans())
+    def nested(self, which, viommu, config, with_s1):
+        self.call("hwpt_alloc_nested", which, viommu, config, S1 if with_s1 else None)
 
     @rule(which=number, hwpt=number)
     def attach(self, which, hwpt):
@@ -273,10 +279,12 @@ def test_calls_in_any_order():
     case.runTest()
 
 
-def test_the_65th_doorbell_has_no_slot(fd):
-    (a,), _ioas, _hwpt, viommu = ready(fd, replace(device(1)))
+def test_the_65th_doorbell_has_no_slot():
+    core = IommuCore(HOST)
+    fd, shape = Iommufd(HOST, core), device(1)
+    (a,), _ioas, _hwpt, viommu = ready(fd, shape)
     fd.vdevice_alloc(viommu, a, 1)
-    fd.attach(a, fd.hwpt_alloc_nested(viommu, SteConfig.TRANSLATE, S1))
-    pages = [fd.sw_msi(a, its.doorbell) for its in ITSES[:64]]
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1))
+    pages = [core.prepare_msi(shape, its.doorbell) for its in ITSES[:64]]
     assert pages == [SW_MSI_WINDOW.base + number * 0x1000 for number in range(64)]
-    assert code(fd.sw_msi, a, ITSES[64].doorbell) == "EOVERFLOW"
+    assert code(core.prepare_msi, shape, ITSES[64].doorbell) == "EOVERFLOW"

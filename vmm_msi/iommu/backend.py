@@ -50,11 +50,13 @@ class BackendInfo:
 
     :param name: its name in messages, ``sim`` for the model.
     :param profile: the kernel it is or models, such as ``linux-7.2``.
+    :param advice: what to do where a capability is missing, as the end of a sentence.
     """
 
     name: str
     profile: str
     capabilities: frozenset[Capability]
+    advice: str = ""
 
 
 class Backend(Protocol):

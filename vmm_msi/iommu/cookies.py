@@ -9,6 +9,7 @@ memory stands for a doorbell, one of a real kernel.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -16,7 +17,7 @@ from vmm_msi.errors import BackendError
 from vmm_msi.model import Iova, Ipa, Pa
 
 if TYPE_CHECKING:
-    from vmm_msi.model import PciAddress
+    from vmm_msi.model import HostDevice, PciAddress
 
 
 class Stage2(Protocol):
@@ -216,3 +217,39 @@ class SwMsiSlots:
 
     def __len__(self) -> int:
         return len(self._slots)
+
+
+class MsiDomains:
+    """The MSI domains of the devices in one nested IOMMU domain, which must be one.
+
+    The series from revision 8 on: ``arm_smmu_share_msi_domain`` and
+    ``arm_smmu_has_hw_msi_resv_region``.
+    """
+
+    def __init__(self) -> None:
+        self._itses: Counter[int] = Counter()
+
+    def check(self, device: HostDevice) -> None:
+        """Check a device that is to be attached.
+
+        :raise BackendError: EINVAL for a device with another MSI domain than the ones attached,
+            or with a HW MSI region.
+        """
+        others = self._itses.keys() - {device.its}
+        if others:
+            raise BackendError(
+                errno.EINVAL,
+                f"Nested mode forbids to attach devices using different physical MSI doorbells to "
+                f"the same IOMMU domain: {device.address} uses ITS {device.its}, what is attached "
+                f"uses ITS {', '.join(map(str, sorted(others)))}",
+            )
+        if device.hw_msi is not None:
+            raise BackendError(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")
+
+    def join(self, device: HostDevice) -> None:
+        """Count a device that was attached."""
+        self._itses[device.its] += 1
+
+    def leave(self, device: HostDevice) -> None:
+        """Count it no more."""
+        self._itses -= Counter([device.its])

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+# Imported for real, not for type checkers alone: fields are read back from JSON by their types.
+from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from vmm_msi.model.address import Iova, PciAddress
+from vmm_msi.model.address import Iova, PciAddress  # noqa: TC001
 
 
 class Outcome(StrEnum):

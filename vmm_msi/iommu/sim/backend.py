@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import BackendInfo, S2Handle
 from vmm_msi.iommu.cookies import GuestBindings
-from vmm_msi.iommu.sim.guest import GuestStage1
+from vmm_msi.iommu.guest import GuestStage1
 from vmm_msi.iommu.sim.iommufd import IommufdKernel
 from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
+from vmm_msi.iommu.sim.pagetable import PageTable
 from vmm_msi.iommu.sim.series import SeriesKernel
+from vmm_msi.iommu.sim.smmu import Stage1Config
 from vmm_msi.model import Costs, Iova, Outcome, Pa, TraceStep, Verdict
 
 if TYPE_CHECKING:
@@ -28,6 +30,9 @@ if TYPE_CHECKING:
         PciAddress,
         ReservedRegion,
     )
+
+#: Bytes between the first-level tables of two stage 1 tables in guest RAM.
+_ROOT_STRIDE = 0x10000
 
 
 class SimBackend:
@@ -51,7 +56,11 @@ class SimBackend:
         self._guest = guest
         kind = IommufdKernel if profile.iommufd else SeriesKernel
         self._kernel: Kernel = kind(host, guest, profile)
-        self._stage1 = GuestStage1(guest)
+        self._stage1 = GuestStage1(guest, lambda stage1, _asid: PageTable(stage1.granule))
+        self._configs = {
+            name: Stage1Config(asid, table, self._root(asid))
+            for asid, (name, table) in enumerate(self._stage1.tables.items(), 1)
+        }
         lpis = LpiSpace()
         self._itses = {its.id: ItsModel(its, lpis) for its in host.itses}
         self._doorbells = {its.doorbell: its.id for its in host.itses}
@@ -60,6 +69,11 @@ class SimBackend:
         self._fail_errno = fail_errno
         #: Operations that changed something, or were refused by ``fail_at``.
         self.steps = 0
+
+    def _root(self, asid: int) -> Ipa:
+        """Return where in guest RAM the first-level table of a stage 1 lies."""
+        ram = self._guest.memory[0]
+        return ram.base.offset((asid - 1) * _ROOT_STRIDE % ram.size)
 
     @property
     def info(self) -> BackendInfo:
@@ -89,7 +103,7 @@ class SimBackend:
         """Attach a device and let the guest map its doorbell; see :meth:`Kernel.attach`."""
         self._step("attach")
         guest_device = self._guest.device_by_address[device]
-        config = self._stage1.configs[guest_device.stage1]
+        config = self._configs[guest_device.stage1]
         host_device = self._host.device_by_address[device]
         self._stage1.map_doorbell(guest_device)
         try:
@@ -107,7 +121,7 @@ class SimBackend:
             self._itses[host_device.its].unmap_device(host_device.device_id)
         self._kernel.detach(host_device)
         if self._stage1.unmap_doorbell(guest_device):
-            asid = self._stage1.configs[guest_device.stage1].asid
+            asid = self._configs[guest_device.stage1].asid
             for domain in self._kernel.domains.values():
                 self._kernel.smmus[domain.smmu].invalidate_asid(domain.config.vmid, asid)
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import S2Handle
+from vmm_msi.iommu.sim.context import Iommufd
+from vmm_msi.iommu.sim.core import IommuCore
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
-from vmm_msi.iommu.sim.objects import Iommufd, SteConfig
+from vmm_msi.iommu.sim.objects import SteConfig
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 
 if TYPE_CHECKING:
@@ -41,11 +43,17 @@ class IommufdKernel(Kernel):
 
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         super().__init__(host, guest, profile)
-        self.fd = Iommufd(host)
+        self._core = IommuCore(host)
+        self.fd = Iommufd(host, self._core)
         self._ids = {
             device.host: self.fd.bind(host.device_by_address[device.host])
             for device in guest.devices
         }
+        #: Assigned devices by IOMMU group.
+        self._mates: dict[int, list[HostDevice]] = {}
+        for address in self._ids:
+            device = host.device_by_address[address]
+            self._mates.setdefault(device.iommu_group, []).append(device)
         self._objects: dict[S2Handle, _S2Objects] = {}
 
     def alloc_s2(self, smmu: int, *, msi_cookie: bool) -> S2Handle:  # noqa: ARG002
@@ -91,24 +99,39 @@ class IommufdKernel(Kernel):
         :raise BackendError: see :class:`Iommufd`; nothing is left allocated for the device.
         """
         objects, domain = self._objects[handle], self.domains[handle]
-        address, number = device.address, self._ids[device.address]
+        number = self._ids[device.address]
         with ExitStack() as undo:
             if objects.viommu is None:
                 objects.viommu = self.fd.viommu_alloc(number, objects.hwpt)
                 undo.callback(self._destroy_viommu, objects)
-            if address not in objects.vdevices:
-                vdevice = self.fd.vdevice_alloc(objects.viommu, number, device.stream_id)
-                objects.vdevices[address] = vdevice
-                undo.callback(self._destroy, objects.vdevices, address)
+            for mate in self._missing(device):
+                vdevice = self.fd.vdevice_alloc(
+                    objects.viommu, self._ids[mate.address], mate.stream_id
+                )
+                objects.vdevices[mate.address] = vdevice
+                undo.callback(self._destroy, objects.vdevices, mate.address)
             if name not in objects.nested:
-                translate = SteConfig.TRANSLATE
-                objects.nested[name] = self.fd.hwpt_alloc_nested(objects.viommu, translate, s1)
+                objects.nested[name] = self.fd.hwpt_alloc_nested(
+                    number, objects.viommu, SteConfig.TRANSLATE, s1
+                )
                 undo.callback(self._destroy, objects.nested, name)
             self.fd.attach(number, objects.nested[name])
             undo.pop_all()
         objects.users[name] += 1
         self.join(device, domain, name)
         self.smmus[domain.smmu].install(device.stream_id, StreamTableEntry(s1, domain.config))
+
+    def _missing(self, device: HostDevice) -> list[HostDevice]:
+        """Return the devices of the group that need a vDEVICE here and have none.
+
+        All of the group need one before the first is attached. Where the group is attached
+        elsewhere they have them there, and attaching is what is refused.
+        """
+        return [
+            mate
+            for mate in self._mates[device.iommu_group]
+            if not any(mate.address in each.vdevices for each in self._objects.values())
+        ]
 
     def _destroy(self, numbers: dict[KeyT, int], key: KeyT) -> None:
         self.fd.destroy(numbers.pop(key))
@@ -119,16 +142,24 @@ class IommufdKernel(Kernel):
             objects.viommu = None
 
     def detach(self, device: HostDevice) -> None:
-        """Detach, and destroy the vDEVICE and a nested HWPT that nobody uses."""
+        """Detach, and destroy vDEVICEs and a nested HWPT that nobody uses."""
         domain = self.domain_of(device.address)
         objects = self._objects[domain.handle]
         name = domain.devices[device.address]
         self.fd.detach(self._ids[device.address])
-        self._destroy(objects.vdevices, device.address)
         self.leave(device)
+        self._destroy_vdevices(device, domain, objects)
         objects.users[name] -= 1
         if not objects.users[name]:
             self._destroy(objects.nested, name)
+
+    def _destroy_vdevices(self, device: HostDevice, domain: S2Domain, objects: _S2Objects) -> None:
+        """Destroy the vDEVICEs of a group, once none of its devices is attached."""
+        mates = [mate.address for mate in self._mates[device.iommu_group]]
+        if not any(mate in domain.devices for mate in mates):
+            for mate in mates:
+                if mate in objects.vdevices:
+                    self._destroy(objects.vdevices, mate)
 
     def map_doorbell(self, handle: S2Handle, gdb: Ipa, page: Pa) -> None:
         """IOMMU_IOAS_MAP of a page that stands for the doorbell; see :meth:`Iommufd.ioas_map`."""
@@ -136,13 +167,13 @@ class IommufdKernel(Kernel):
 
     def unmap_doorbell(self, handle: S2Handle, gdb: Ipa) -> None:
         """IOMMU_IOAS_UNMAP, and the invalidation that follows."""
-        self.fd.ioas_unmap(self._objects[handle].ioas, gdb)
+        self.fd.ioas_unmap(self._objects[handle].ioas, gdb, self.page_size)
         self.invalidate(handle)
 
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
         """``iommu_dma_prepare_msi`` on a domain with IOMMU_COOKIE_IOMMUFD: ``iommufd_sw_msi``."""
         self.domain_of(device.address)
-        return self.fd.sw_msi(self._ids[device.address], doorbell)
+        return self._core.prepare_msi(device, doorbell)
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
         """There is no such call.

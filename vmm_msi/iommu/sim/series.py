@@ -7,13 +7,12 @@ revisions that have it, and there is no IOAS, so nothing checks a mapping agains
 from __future__ import annotations
 
 import errno
-from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import S2Handle
-from vmm_msi.iommu.cookies import GuestBindings, MsiCookie
+from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, MsiDomains
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.pagetable import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
@@ -39,7 +38,7 @@ class SeriesKernel(Kernel):
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         super().__init__(host, guest, profile)
         self._groups: dict[int, _Group] = {}
-        self._itses: dict[S2Handle, Counter[int]] = {}
+        self._msi_domains: dict[S2Handle, MsiDomains] = {}
         self._next = 1
 
     def alloc_s2(self, smmu: int, *, msi_cookie: bool) -> S2Handle:
@@ -62,7 +61,7 @@ class SeriesKernel(Kernel):
         elif msi_cookie:
             domain.cookie = MsiCookie(table, SW_MSI_WINDOW.base)
         self.domains[handle] = domain
-        self._itses[handle] = Counter()
+        self._msi_domains[handle] = MsiDomains()
         return handle
 
     def free_s2(self, handle: S2Handle) -> None:
@@ -73,7 +72,7 @@ class SeriesKernel(Kernel):
         devices = self.domains[handle].devices
         if devices:
             raise BackendError(errno.EBUSY, f"S2 {handle}: {len(devices)} devices attached")
-        del self._itses[handle]
+        del self._msi_domains[handle]
         self.forget(handle)
 
     def attach(self, device: HostDevice, handle: S2Handle, name: str, s1: Stage1Config) -> None:
@@ -102,29 +101,17 @@ class SeriesKernel(Kernel):
                 errno.EBUSY, f"{address}: IOMMU group {device.iommu_group} is attached elsewhere"
             )
         if self.profile.revision >= 8 and domain.cookie is not None:
-            self._check_msi_domain(device, handle)
+            self._msi_domains[handle].check(device)
         if group is None:
             group = self._groups[device.iommu_group] = _Group(handle, name, set())
         group.devices.add(address)
-        self._itses[handle][device.its] += 1
+        self._msi_domains[handle].join(device)
         self.join(device, domain, name)
         self.smmus[domain.smmu].install(device.stream_id, StreamTableEntry(s1, domain.config))
 
-    def _check_msi_domain(self, device: HostDevice, handle: S2Handle) -> None:
-        others = self._itses[handle].keys() - {device.its}
-        if others:
-            raise BackendError(
-                errno.EINVAL,
-                f"Nested mode forbids to attach devices using different physical MSI doorbells to "
-                f"the same IOMMU domain: {device.address} uses ITS {device.its}, what is attached "
-                f"uses ITS {', '.join(map(str, sorted(others)))}",
-            )
-        if device.hw_msi is not None:
-            raise BackendError(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")
-
     def detach(self, device: HostDevice) -> None:
         """Detach a device."""
-        self._itses[self.domain_of(device.address).handle] -= Counter([device.its])
+        self._msi_domains[self.domain_of(device.address).handle].leave(device)
         group = self._groups[device.iommu_group]
         group.devices.discard(device.address)
         if not group.devices:

@@ -8,50 +8,14 @@ without either.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_msi.iommu.events import EventKind, SmmuEvent
 from vmm_msi.iommu.sim.pagetable import Access, PageTable
 from vmm_msi.model import Iova, Ipa, Pa, StreamId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-
-class EventKind(IntEnum):
-    """Number of an event record (IHI 0070, 7.3)."""
-
-    C_BAD_STREAMID = 0x02
-    C_BAD_STE = 0x04
-    F_TRANSLATION = 0x10
-    F_ADDR_SIZE = 0x11
-    F_ACCESS = 0x12
-    F_PERMISSION = 0x13
-
-
-@dataclass(frozen=True, slots=True)
-class SmmuEvent:
-    """An event record.
-
-    :param stage: 1 or 2; 0 for a configuration error.
-    :param iova: the address the device emitted.
-    :param ipa: the address that stage 2 was asked for; None for the others.
-    :param table_walk: stage 2 faulted on a stage 1 table (the record's Class is TT), not on the
-        address itself.
-    """
-
-    kind: EventKind
-    stage: int
-    stream_id: StreamId
-    iova: Iova
-    ipa: Ipa | None = None
-    table_walk: bool = False
-
-    def __str__(self) -> str:
-        where = f"stage {self.stage}" if self.stage else "configuration"
-        ipa = "" if self.ipa is None else f", IPA {self.ipa}"
-        walk = " on a stage 1 table walk" if self.table_walk else ""
-        return f"{self.kind.name} ({where}{walk}) StreamID {self.stream_id}, IOVA {self.iova}{ipa}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +54,34 @@ class Walk(NamedTuple):
     def stage(self) -> int:
         """The stage that faulted, 0 where none did."""
         return 0 if self.event is None else self.event.stage
+
+
+def walk_stage1(table: PageTable, stream_id: StreamId, iova: Iova) -> Walk:
+    """Translate a write to ``iova`` by a stage 1 table; the result has no physical address."""
+    output = _output(table, iova)
+    if isinstance(output, EventKind):
+        return Walk(None, None, SmmuEvent(output, 1, stream_id, iova))
+    return Walk(Ipa(output), None, None)
+
+
+def walk_stage2(table: PageTable, stream_id: StreamId, iova: Iova, ipa: Ipa) -> Walk:
+    """Translate a write to ``iova``, which is at ``ipa`` by now, by a stage 2 table."""
+    output = _output(table, ipa)
+    if isinstance(output, EventKind):
+        return Walk(ipa, None, SmmuEvent(output, 2, stream_id, iova, ipa))
+    return Walk(ipa, Pa(output), None)
+
+
+def _output(table: PageTable, address: int) -> int | EventKind:
+    """Return where a write to ``address`` goes by a table, or the event it ends with."""
+    leaf = None if address >> table.INPUT_BITS else table.lookup(address)
+    if leaf is None:
+        return EventKind.F_TRANSLATION
+    if leaf.output >> table.output_bits:
+        return EventKind.F_ADDR_SIZE
+    if Access.WRITE not in leaf.access:
+        return EventKind.F_PERMISSION
+    return leaf.output
 
 
 class SmmuModel:
@@ -131,35 +123,14 @@ class SmmuModel:
     @staticmethod
     def walk(entry: StreamTableEntry, stream_id: StreamId, iova: Iova) -> Walk:
         """Translate a write to ``iova`` by the tables alone."""
-
-        def event(
-            kind: EventKind, stage: int, ipa: Ipa | None = None, *, table_walk: bool = False
-        ) -> SmmuEvent:
-            return SmmuEvent(kind, stage, stream_id, iova, ipa, table_walk)
-
         s1, s2 = entry.s1, entry.s2
-        if iova >> s1.table.INPUT_BITS:
-            return Walk(None, None, event(EventKind.F_TRANSLATION, 1))
-        root = s2.table.lookup(s1.root)
-        if root is None:
-            fault = event(EventKind.F_TRANSLATION, 2, s1.root, table_walk=True)
-            return Walk(None, None, fault)
-        first = s1.table.lookup(iova)
-        if first is None:
-            return Walk(None, None, event(EventKind.F_TRANSLATION, 1))
-        if first.output >> s1.table.output_bits:
-            return Walk(None, None, event(EventKind.F_ADDR_SIZE, 1))
-        if Access.WRITE not in first.access:
-            return Walk(None, None, event(EventKind.F_PERMISSION, 1))
-        ipa = Ipa(first.output)
-        second = s2.table.lookup(ipa)
-        if second is None:
-            return Walk(ipa, None, event(EventKind.F_TRANSLATION, 2, ipa))
-        if second.output >> s2.table.output_bits:
-            return Walk(ipa, None, event(EventKind.F_ADDR_SIZE, 2, ipa))
-        if Access.WRITE not in second.access:
-            return Walk(ipa, None, event(EventKind.F_PERMISSION, 2, ipa))
-        return Walk(ipa, Pa(second.output), None)
+        if not iova >> s1.table.INPUT_BITS and s2.table.lookup(s1.root) is None:
+            kind = EventKind.F_TRANSLATION
+            return Walk(None, None, SmmuEvent(kind, 2, stream_id, iova, s1.root, table_walk=True))
+        first = walk_stage1(s1.table, stream_id, iova)
+        if first.ipa is None:
+            return first
+        return walk_stage2(s2.table, stream_id, iova, first.ipa)
 
     def invalidate_asid(self, vmid: int, asid: int) -> None:
         """CMD_TLBI_NH_ASID: what a guest issues, with the VMID the host puts in."""

@@ -8,38 +8,66 @@ the invalidation that Linux issues (CMD_TLBI_NH_VA, here by ASID).
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from vmm_msi.errors import InputError
-from vmm_msi.iommu.sim.pagetable import PageTable
-from vmm_msi.iommu.sim.smmu import Stage1Config
 
 if TYPE_CHECKING:
-    from vmm_msi.model import GuestDevice, GuestDomain, Iova, Ipa, ReservedRegion
+    from collections.abc import Callable
+
+    from vmm_msi.model import (
+        Granule,
+        GuestDevice,
+        GuestDomain,
+        Iova,
+        Ipa,
+        ReservedRegion,
+        Stage1,
+    )
 
 
-class GuestStage1:
+class Table(Protocol):
+    """A stage 1 table: the model's, or one that an SMMU walks."""
+
+    @property
+    def granule(self) -> Granule:
+        """Its page size."""
+        ...
+
+    def map(self, base: int, output: int, size: int) -> None:
+        """Map ``size`` bytes of IOVAs from ``base`` to IPAs from ``output``."""
+        ...
+
+    def unmap(self, base: int) -> bool:
+        """Unmap what one call mapped at ``base``; tell whether there was anything."""
+        ...
+
+    def overlaps(self, base: int, size: int) -> bool:
+        """Tell whether anything is mapped in ``size`` bytes from ``base``."""
+        ...
+
+    def pages(self) -> frozenset[tuple[int, int]]:
+        """Return (input, output) of what was mapped a single granule at a time."""
+        ...
+
+
+TableT = TypeVar("TableT", bound=Table)
+
+
+class GuestStage1(Generic[TableT]):
     """All stage 1 tables of one guest.
 
+    :param make: makes the empty table of a stage 1 with an ASID, which is not 0.
     :raise InputError: when one table would have to map one gIOVA to two doorbells, or the guest
         has no RAM to hold its tables.
     """
 
-    #: Bytes between the first-level tables of two stage 1 tables in guest RAM.
-    ROOT_STRIDE = 0x10000
-
-    def __init__(self, guest: GuestDomain) -> None:
+    def __init__(self, guest: GuestDomain, make: Callable[[Stage1, int], TableT]) -> None:
         if not guest.memory:
             raise InputError(f"guest {guest.name}: no memory to hold its stage 1 tables")
         self._guest = guest
-        ram = guest.memory[0]
-        self.configs = {
-            stage1.id: Stage1Config(
-                asid=index + 1,
-                table=PageTable(stage1.granule),
-                root=ram.base.offset(index * self.ROOT_STRIDE % ram.size),
-            )
-            for index, stage1 in enumerate(guest.stage1)
+        self.tables = {
+            stage1.id: make(stage1, index) for index, stage1 in enumerate(guest.stage1, 1)
         }
         self._windows: set[ReservedRegion] = set()
         self._users: Counter[tuple[str, Iova]] = Counter()
@@ -56,7 +84,7 @@ class GuestStage1:
     def map_doorbell(self, device: GuestDevice) -> None:
         """Map the device's gIOVA, unless another device or an RMR has mapped that page."""
         key = (device.stage1, device.giova)
-        table = self.configs[device.stage1].table
+        table = self.tables[device.stage1]
         page = device.giova.align_down(table.granule)
         if key not in self._users and not table.overlaps(page, table.granule):
             gdb = self._guest.gdb(device).align_down(table.granule)
@@ -70,7 +98,7 @@ class GuestStage1:
         if self._users[key]:
             return False
         del self._users[key]
-        table = self.configs[device.stage1].table
+        table = self.tables[device.stage1]
         page = device.giova.align_down(table.granule)
         if any(window.overlaps(page, table.granule) for window in self._windows):
             return False
@@ -81,17 +109,17 @@ class GuestStage1:
         if not self._guest.honours_rmr or window in self._windows:
             return
         self._windows.add(window)
-        for config in self.configs.values():
-            if not config.table.overlaps(window.base, window.size):
-                config.table.map(window.base, window.base, window.size)
+        for table in self.tables.values():
+            if not table.overlaps(window.base, window.size):
+                table.map(window.base, window.base, window.size)
 
     def withdraw(self) -> None:
         """Boot without RMR nodes."""
         for window in self._windows:
-            for config in self.configs.values():
-                config.table.unmap(window.base)
+            for table in self.tables.values():
+                table.unmap(window.base)
         self._windows.clear()
 
     def state(self) -> frozenset[tuple[str, frozenset[tuple[int, int]]]]:
         """Return what is mapped, for comparison."""
-        return frozenset((name, config.table.pages()) for name, config in self.configs.items())
+        return frozenset((name, table.pages()) for name, table in self.tables.items())

@@ -1,0 +1,181 @@
+"""The IOMMU core and the SMMUv3 driver: groups, who owns them, what their devices translate with.
+
+Linux ``drivers/iommu/iommu.c`` and ``drivers/iommu/arm/arm-smmu-v3``. A group is one for all file
+descriptors of the host.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.sim.objects import (
+    CoreDomain,
+    CoreGroup,
+    Master,
+    NestedHwpt,
+    PagingHwpt,
+    SteConfig,
+)
+
+if TYPE_CHECKING:
+    from vmm_msi.iommu.sim.context import Iommufd
+    from vmm_msi.iommu.sim.objects import Domain, FdGroup, Viommu
+    from vmm_msi.model import HostDevice, HostTopology, Iova, Pa, PciAddress
+
+
+class IommuCore:
+    """The IOMMU groups of a host.
+
+    :param output_bits: width of the SMMUs' output addresses, which is also what a stage 2 takes
+        in (SMMU_IDR5.OAS).
+    """
+
+    def __init__(self, host: HostTopology, *, output_bits: int = 48) -> None:
+        self.host = host
+        self.output_bits = output_bits
+        self._groups: dict[int, CoreGroup] = {}
+        self._masters: dict[PciAddress, Master] = {}
+        self._members: dict[int, list[HostDevice]] = {}
+        for device in host.devices:
+            self._members.setdefault(device.iommu_group, []).append(device)
+
+    def group(self, device: HostDevice) -> CoreGroup:
+        """Return the group of a device, with all its devices in it."""
+        self.master(device)
+        return self._groups[device.iommu_group]
+
+    def master(self, device: HostDevice) -> Master:
+        """Return what the SMMU driver knows of a device."""
+        found = self._masters.get(device.address)
+        if found is not None:
+            return found
+        number = device.iommu_group
+        group = self._groups.setdefault(number, CoreGroup(number))
+        members = self._members.get(number, [])
+        for each in members if device in members else [device]:
+            if each.address not in self._masters:
+                master = self._masters[each.address] = Master(each, group.domain)
+                group.masters.append(master)
+        return self._masters[device.address]
+
+    def claim(self, device: HostDevice, owner: Iommufd) -> CoreGroup:
+        """``iommu_device_claim_dma_owner``: block the group, unless it is owned.
+
+        :raise BackendError: EPERM when another file descriptor owns the group.
+        """
+        group = self.group(device)
+        if group.owners and group.owner is not owner:
+            raise BackendError(
+                errno.EPERM,
+                f"{device.address}: another file descriptor owns IOMMU group {group.number}; bind "
+                "all of its devices to one",
+            )
+        if not group.owners:
+            self._set_domain(group, CoreDomain.BLOCKED)
+            group.owner = owner
+        group.owners += 1
+        return group
+
+    def release(self, group: CoreGroup) -> None:
+        """``iommu_device_release_dma_owner``."""
+        group.owners -= 1
+        if not group.owners:
+            group.owner = None
+            self._set_domain(group, CoreDomain.DEFAULT)
+
+    def attach(self, group: CoreGroup, domain: PagingHwpt | NestedHwpt, handle: FdGroup) -> None:
+        """``iommu_attach_group_handle``, or ``iommu_replace_group_handle`` where one is attached.
+
+        :raise BackendError: see :meth:`_attach_device`; nothing is changed.
+        """
+        self._set_domain(group, domain)
+        group.handle = handle
+
+    def detach(self, group: CoreGroup) -> None:
+        """``iommu_detach_group_handle``: the owner's devices are blocked."""
+        self._set_domain(group, CoreDomain.BLOCKED)
+        group.handle = None
+
+    def _set_domain(self, group: CoreGroup, domain: Domain) -> None:
+        """``__iommu_group_set_domain_internal``: all devices of the group, or none.
+
+        A device that cannot be attached again to what it was attached to is blocked:
+        IOMMU_SET_DOMAIN_MUST_SUCCEED.
+        """
+        if group.domain is domain:
+            return
+        for number, master in enumerate(group.masters):
+            try:
+                self._attach_device(domain, master)
+            except BackendError:
+                for done in group.masters[:number]:
+                    try:
+                        self._attach_device(group.domain, done)
+                    except BackendError:
+                        self._attach_device(CoreDomain.BLOCKED, done)
+                raise
+        group.domain = domain
+
+    def _attach_device(self, domain: Domain, master: Master) -> None:
+        """Write a device's stream table entry.
+
+        ``arm_smmu_attach_dev``, ``arm_smmu_attach_dev_nested``, ``arm_smmu_attach_dev_blocked``.
+        The SMMU is told to forget its configuration, unless the entry stays the same
+        (``arm_smmu_write_entry``).
+
+        :raise BackendError: EINVAL when the domain is another SMMU's; ENOENT when it translates
+            with a guest's stage 1 and the device has no vDEVICE on the vIOMMU
+            (``arm_smmu_attach_prepare_vmaster``).
+        """
+        host = master.host
+        vmaster = None
+        if isinstance(domain, PagingHwpt | NestedHwpt):
+            if domain.paging.smmu != host.smmu:
+                raise BackendError(
+                    errno.EINVAL, f"{host.address}: is not behind SMMU {domain.paging.smmu}"
+                )
+            if isinstance(domain, NestedHwpt):
+                vmaster = self._vmaster(domain, host)
+        master.cached = master.cached and _same_entry(master.domain, domain)
+        master.domain, master.vmaster = domain, vmaster
+
+    @staticmethod
+    def _vmaster(domain: NestedHwpt, host: HostDevice) -> tuple[Viommu, int] | None:
+        viommu = domain.viommu
+        for virt_id, vdevice in viommu.vdevices.items():
+            if vdevice.device.host is host:
+                return viommu, virt_id
+        if domain.config is SteConfig.TRANSLATE:
+            raise BackendError(
+                errno.ENOENT,
+                f"{host.address}: has no vDEVICE on the vIOMMU; every device of an IOMMU group "
+                "must have one before a stage 1 is attached",
+            )
+        return None
+
+    def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
+        """``iommu_dma_prepare_msi``; return the address of the page that holds the doorbell.
+
+        :raise BackendError: EOPNOTSUPP when the group is blocked; what
+            :meth:`~vmm_msi.iommu.sim.context.Iommufd.sw_msi` raises.
+        """
+        group = self.group(device)
+        if group.handle is None:
+            raise BackendError(
+                errno.EOPNOTSUPP,
+                f"{device.address}: is not attached, so that no address can be given to its MSIs",
+            )
+        return group.handle.context.sw_msi(group.handle, doorbell)
+
+
+def _same_entry(old: Domain, new: Domain) -> bool:
+    """Tell whether two domains with a guest's stage 1 make the same stream table entry."""
+    return (
+        isinstance(old, NestedHwpt)
+        and isinstance(new, NestedHwpt)
+        and old.config is new.config
+        and old.paging is new.paging
+        and old.stage1 is new.stage1
+    )
