@@ -1,0 +1,206 @@
+"""One file descriptor of /dev/iommu, one method per ioctl.
+
+``include/uapi/linux/iommufd.h`` says what each does. An ioctl that the kernel refuses raises
+:class:`~vmm_msi.errors.BackendError` with the kernel's errno and the name of the call.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+from typing import TYPE_CHECKING, Self
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.linux import uapi
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+#: The device node; reading and writing it is all the privilege iommufd itself asks for.
+IOMMU_NODE = "/dev/iommu"
+
+#: Events the kernel keeps for a vEVENTQ before it drops some and says so.
+EVENT_QUEUE_DEPTH = 64
+
+_MAX_RANGES = 64
+
+
+def ioctl(fd: int, number: int, name: str, argument: ctypes.Structure | bytearray) -> None:
+    """Make one ioctl; ``argument`` holds what the kernel wrote.
+
+    :raise BackendError: when the kernel refuses it.
+    """
+    try:
+        fcntl.ioctl(fd, number, argument)
+    except OSError as error:
+        raise BackendError(error.errno or errno.EIO, name) from error
+
+
+class IommuFd:
+    """An open /dev/iommu; a context manager that closes it."""
+
+    def __init__(self) -> None:
+        try:
+            self.fd = os.open(IOMMU_NODE, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise BackendError(
+                error.errno or errno.EIO,
+                f"opening {IOMMU_NODE}: {error.strerror}; a kernel with CONFIG_IOMMUFD and the "
+                "right to read and write that node would work",
+            ) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close it; objects stay while a VFIO device is bound to it."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
+
+    def destroy(self, number: int) -> None:
+        """IOMMU_DESTROY."""
+        argument = uapi.Destroy(ctypes.sizeof(uapi.Destroy), number)
+        ioctl(self.fd, uapi.IOMMU_DESTROY, f"IOMMU_DESTROY of object {number}", argument)
+
+    def ioas_alloc(self) -> int:
+        """IOMMU_IOAS_ALLOC; return the IOAS's id."""
+        argument = uapi.IoasAlloc(ctypes.sizeof(uapi.IoasAlloc))
+        ioctl(self.fd, uapi.IOMMU_IOAS_ALLOC, "IOMMU_IOAS_ALLOC", argument)
+        return int(argument.out_ioas_id)
+
+    def ioas_iova_ranges(self, ioas: int) -> list[tuple[int, int]]:
+        """IOMMU_IOAS_IOVA_RANGES; return (first, last) of what may be mapped."""
+        ranges = (uapi.IovaRange * _MAX_RANGES)()
+        argument = uapi.IoasIovaRanges(
+            ctypes.sizeof(uapi.IoasIovaRanges),
+            ioas,
+            _MAX_RANGES,
+            allowed_iovas=ctypes.addressof(ranges),
+        )
+        ioctl(self.fd, uapi.IOMMU_IOAS_IOVA_RANGES, f"IOVA ranges of IOAS {ioas}", argument)
+        return [(int(r.start), int(r.last)) for r in ranges[: argument.num_iovas]]
+
+    def ioas_map(self, ioas: int, iova: int, size: int, address: int) -> None:
+        """IOMMU_IOAS_MAP of memory at the virtual ``address``, at a fixed IOVA, for read and write.
+
+        The kernel pins the pages.
+        """
+        argument = uapi.IoasMap(
+            ctypes.sizeof(uapi.IoasMap),
+            uapi.IOMMU_IOAS_MAP_FIXED_IOVA
+            | uapi.IOMMU_IOAS_MAP_READABLE
+            | uapi.IOMMU_IOAS_MAP_WRITEABLE,
+            ioas,
+            user_va=address,
+            length=size,
+            iova=iova,
+        )
+        ioctl(
+            self.fd, uapi.IOMMU_IOAS_MAP, f"IOMMU_IOAS_MAP of {iova:#x}, {size:#x} bytes", argument
+        )
+
+    def ioas_unmap(self, ioas: int, iova: int, size: int) -> int:
+        """IOMMU_IOAS_UNMAP; return the bytes unmapped. ``0, 2**64 - 1`` unmaps everything."""
+        argument = uapi.IoasUnmap(ctypes.sizeof(uapi.IoasUnmap), ioas, iova, size)
+        name = f"IOMMU_IOAS_UNMAP of {iova:#x}, {size:#x} bytes"
+        ioctl(self.fd, uapi.IOMMU_IOAS_UNMAP, name, argument)
+        return int(argument.length)
+
+    def hwpt_alloc(self, device: int, ioas: int, *, nest_parent: bool = True) -> int:
+        """IOMMU_HWPT_ALLOC on an IOAS; return the HWPT's id."""
+        argument = uapi.HwptAlloc(
+            ctypes.sizeof(uapi.HwptAlloc),
+            uapi.IOMMU_HWPT_ALLOC_NEST_PARENT if nest_parent else 0,
+            device,
+            ioas,
+        )
+        name = f"IOMMU_HWPT_ALLOC on object {ioas} for device {device}"
+        ioctl(self.fd, uapi.IOMMU_HWPT_ALLOC, name, argument)
+        return int(argument.out_hwpt_id)
+
+    def hwpt_alloc_nested(self, device: int, viommu: int, ste: Sequence[int]) -> int:
+        """IOMMU_HWPT_ALLOC of a guest's stream table entry on a vIOMMU; return the HWPT's id.
+
+        :param ste: the first two of its 64-bit words.
+        """
+        data = uapi.HwptArmSmmuv3((ctypes.c_uint64 * 2)(*ste))
+        argument = uapi.HwptAlloc(
+            ctypes.sizeof(uapi.HwptAlloc),
+            0,
+            device,
+            viommu,
+            data_type=uapi.IOMMU_HWPT_DATA_ARM_SMMUV3,
+            data_len=ctypes.sizeof(data),
+            data_uptr=ctypes.addressof(data),
+        )
+        name = f"IOMMU_HWPT_ALLOC on vIOMMU {viommu} for device {device}"
+        ioctl(self.fd, uapi.IOMMU_HWPT_ALLOC, name, argument)
+        return int(argument.out_hwpt_id)
+
+    def hw_info(self, device: int) -> uapi.HwInfoArmSmmuv3 | None:
+        """IOMMU_GET_HW_INFO; return the SMMUv3's ID registers, None behind another IOMMU."""
+        data = uapi.HwInfoArmSmmuv3()
+        argument = uapi.HwInfo(
+            ctypes.sizeof(uapi.HwInfo),
+            0,
+            device,
+            ctypes.sizeof(data),
+            ctypes.addressof(data),
+        )
+        ioctl(self.fd, uapi.IOMMU_GET_HW_INFO, f"IOMMU_GET_HW_INFO of device {device}", argument)
+        if argument.out_data_type != uapi.IOMMU_HW_INFO_TYPE_ARM_SMMUV3:
+            return None
+        return data
+
+    def viommu_alloc(self, device: int, hwpt: int) -> int:
+        """IOMMU_VIOMMU_ALLOC of an SMMUv3; return the vIOMMU's id."""
+        argument = uapi.ViommuAlloc(
+            ctypes.sizeof(uapi.ViommuAlloc), 0, uapi.IOMMU_VIOMMU_TYPE_ARM_SMMUV3, device, hwpt
+        )
+        name = f"IOMMU_VIOMMU_ALLOC on HWPT {hwpt} for device {device}"
+        ioctl(self.fd, uapi.IOMMU_VIOMMU_ALLOC, name, argument)
+        return int(argument.out_viommu_id)
+
+    def vdevice_alloc(self, viommu: int, device: int, virt_id: int) -> int:
+        """IOMMU_VDEVICE_ALLOC with a virtual StreamID; return the vDEVICE's id."""
+        argument = uapi.VdeviceAlloc(
+            ctypes.sizeof(uapi.VdeviceAlloc), viommu, device, virt_id=virt_id
+        )
+        name = f"IOMMU_VDEVICE_ALLOC on vIOMMU {viommu} for device {device}"
+        ioctl(self.fd, uapi.IOMMU_VDEVICE_ALLOC, name, argument)
+        return int(argument.out_vdevice_id)
+
+    def veventq_alloc(self, viommu: int) -> tuple[int, int]:
+        """IOMMU_VEVENTQ_ALLOC of SMMUv3 events; return the object's id and a file descriptor."""
+        argument = uapi.VeventqAlloc(
+            ctypes.sizeof(uapi.VeventqAlloc),
+            0,
+            viommu,
+            uapi.IOMMU_VEVENTQ_TYPE_ARM_SMMUV3,
+            EVENT_QUEUE_DEPTH,
+        )
+        name = f"IOMMU_VEVENTQ_ALLOC on vIOMMU {viommu}"
+        ioctl(self.fd, uapi.IOMMU_VEVENTQ_ALLOC, name, argument)
+        return int(argument.out_veventq_id), int(argument.out_veventq_fd)
+
+    def invalidate(self, viommu: int, commands: Sequence[tuple[int, int]]) -> None:
+        """IOMMU_HWPT_INVALIDATE with SMMUv3 commands of two 64-bit words (IHI 0070, 4.3, 4.4)."""
+        data = (ctypes.c_uint64 * (2 * len(commands)))(
+            *(word for command in commands for word in command)
+        )
+        argument = uapi.HwptInvalidate(
+            ctypes.sizeof(uapi.HwptInvalidate),
+            viommu,
+            ctypes.addressof(data),
+            uapi.IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3,
+            16,
+            len(commands),
+        )
+        name = f"IOMMU_HWPT_INVALIDATE on vIOMMU {viommu}"
+        ioctl(self.fd, uapi.IOMMU_HWPT_INVALIDATE, name, argument)

@@ -1,0 +1,105 @@
+"""The kernel's log: where faults go that no guest is told of.
+
+Linux ``arm_smmu_handle_event`` gives stage 1 events of a device with a vDEVICE to the vEVENTQ;
+stage 2 events and those of other devices are logged by ``arm_smmu_dump_event``, 10 in 5 s at most
+(``DEFAULT_RATELIMIT_BURST``).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections import deque
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.events import SmmuEvent, decode
+
+_NODE = "/dev/kmsg"
+_BURST = 10
+_INTERVAL_S = 5.2
+_RECORD = 8192
+_WORDS = 4
+
+_EVENT = re.compile(rb"arm-smmu-v3 (\S+): event 0x[0-9a-f]{2} received:$")
+_WORD = re.compile(rb"arm-smmu-v3 (\S+): (?:\t|\\x09)0x([0-9a-f]{16})$")
+
+
+class EventReader:
+    """Puts events together from records of /dev/kmsg.
+
+    ``arm_smmu_dump_raw_event`` prints a line that announces the event and one for each of its
+    words; those of several SMMUs may be mixed. A record is as in Linux
+    ``Documentation/ABI/testing/dev-kmsg``.
+    """
+
+    def __init__(self) -> None:
+        self._words: dict[bytes, list[int]] = {}
+
+    def feed(self, record: bytes) -> list[int] | None:
+        """Take one record and return the words of the event that it completes."""
+        text = record.partition(b";")[2].split(b"\n", 1)[0]
+        if announced := _EVENT.search(text):
+            self._words[announced[1]] = []
+            return None
+        word = _WORD.search(text)
+        if word is None or word[1] not in self._words:
+            return None
+        words = self._words[word[1]]
+        words.append(int(word[2], 16))
+        return self._words.pop(word[1]) if len(words) == _WORDS else None
+
+    def clear(self) -> None:
+        """Forget the events that are not complete."""
+        self._words.clear()
+
+
+class KernelLog:
+    """SMMU events in the kernel's log from now on; needs the right to read /dev/kmsg."""
+
+    def __init__(self) -> None:
+        try:
+            self._fd = os.open(_NODE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise BackendError(
+                error.errno or errno.EIO,
+                f"opening {_NODE}: {error.strerror}; stage 2 faults are told there alone, and "
+                "reading it takes root (CAP_SYSLOG)",
+            ) from error
+        self._reader = EventReader()
+        #: When the last events were logged, by CLOCK_MONOTONIC.
+        self._seen: deque[float] = deque(maxlen=_BURST)
+        # Those that were logged before count for the limit too.
+        self.events()
+        self._reader.clear()
+
+    def fileno(self) -> int:
+        """Return the file descriptor, for poll."""
+        return self._fd
+
+    def close(self) -> None:
+        """Close it."""
+        os.close(self._fd)
+
+    def wait_for_room(self) -> None:
+        """Wait until the next event would be logged and not be counted away."""
+        if len(self._seen) == _BURST:
+            time.sleep(max(0.0, self._seen[0] + _INTERVAL_S - time.monotonic()))
+
+    def events(self) -> list[SmmuEvent]:
+        """Return the events that were logged since the last call."""
+        found: list[SmmuEvent] = []
+        while True:
+            try:
+                record = os.read(self._fd, _RECORD)
+            except BlockingIOError:
+                return found
+            except BrokenPipeError:
+                # Records were overwritten before they were read; go on with the oldest there is.
+                self._reader.clear()
+                continue
+            words = self._reader.feed(record)
+            if words is not None:
+                self._seen.append(int(record.split(b",", 3)[2]) / 1e6)
+                found.append(decode(words))

@@ -1,0 +1,42 @@
+"""What sysfs tells of a device's IOMMU group."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.model import SW_MSI_WINDOW, ReservedKind, ReservedRegion
+
+if TYPE_CHECKING:
+    from vmm_msi.model import PciAddress
+
+_DEVICES = Path("/sys/bus/pci/devices")
+
+
+def reserved_regions(device: PciAddress) -> list[ReservedRegion]:
+    """Return the reserved regions of a device's IOMMU group, none where it is in none.
+
+    Both kinds of MSI window are printed as ``msi``; what is not at the place where Linux's SMMU
+    driver puts its software window is taken for a hardware one.
+    """
+    listing = _DEVICES / str(device) / "iommu_group" / "reserved_regions"
+    if not listing.exists():
+        return []
+    found = []
+    for line in listing.read_text(encoding="ascii").splitlines():
+        first, last, word = line.split()
+        base, size = int(first, 16), int(last, 16) - int(first, 16) + 1
+        if word != "msi":
+            kind = ReservedKind(word)
+        elif base == SW_MSI_WINDOW.base:
+            kind = ReservedKind.SW_MSI
+        else:
+            kind = ReservedKind.HW_MSI
+        found.append(ReservedRegion(base, size, kind))
+    return found
+
+
+def sw_msi_window(device: PciAddress) -> ReservedRegion | None:
+    """Return the device's software MSI window, None where it has none."""
+    regions = reserved_regions(device)
+    return next((region for region in regions if region.kind is ReservedKind.SW_MSI), None)
