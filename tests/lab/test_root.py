@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import json
 import os
@@ -20,9 +21,9 @@ import pytest
 from vmm_msi.cli import main
 from vmm_msi.errors import LabError
 from vmm_msi.lab import hosttools, recipe
-from vmm_msi.lab import root as lab_root_module
+from vmm_msi.lab.cache import default_cache
 from vmm_msi.lab.daemon import LabDaemon
-from vmm_msi.lab.root import default_cache, ensure_root
+from vmm_msi.lab.root import ensure_root
 
 TWO_VSMMUS = Path(__file__).with_name("two-vsmmus.xml").read_text(encoding="utf-8")
 
@@ -120,8 +121,8 @@ def test_failed_build_leaves_no_entry(tmp_path, fake_build, monkeypatch, error):
 
 
 def test_killed_build_is_cleaned_by_the_next(tmp_path, fake_build):
-    entry = tmp_path / lab_root_module._entry_name("forky", "amd64")
-    (tmp_path / f"{entry.name}.building/tree/usr").mkdir(parents=True)
+    entry = ensure_root("forky", tmp_path).path.parent
+    entry.rename(tmp_path / f"{entry.name}.building")
     other = tmp_path / "root-sid-amd64-000000000000.building"
     (other / "tree").mkdir(parents=True)
     (tmp_path / "root-sid-amd64-000000000000.lock").touch()
@@ -309,7 +310,7 @@ def test_a_daemon_that_cannot_start_says_why(lab_root, tmp_path):
         LabDaemon(lab_root, folder=tmp_path / ("x" * 100)),
     ):
         pass
-    broken = lab_root_module.replace(lab_root, path=tmp_path / "nothing")
+    broken = dataclasses.replace(lab_root, path=tmp_path / "nothing")
     with pytest.raises(LabError, match="starting the lab's libvirtd: mounting"), LabDaemon(broken):
         pass
 

@@ -66,6 +66,8 @@ def test_the_wheel_has_what_is_not_code(wheel):
     assert {
         "vmm_msi/py.typed",
         "vmm_msi_plugins/py.typed",
+        "vmm_msi/lab/init",
+        "vmm_msi/lab/kernel.config",
         "vmm_msi/templates/nested-guest.xml",
         "vmm_msi/samples/eight-its-server.dtb",
         "vmm_msi/samples/eight-its-server.dts",

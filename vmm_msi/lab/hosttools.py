@@ -15,15 +15,26 @@ if TYPE_CHECKING:
 
 #: The tools the lab calls and the Debian package each comes from.
 TOOL_PACKAGES: Mapping[str, str] = {
+    "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
+    "apt-cache": "apt",
     "apt-config": "apt",
     "apt-get": "apt",
+    "bc": "bc",
+    "bison": "bison",
     "chroot": "coreutils",
     "debootstrap": "debootstrap",
     "dpkg": "dpkg",
+    "flex": "flex",
+    "gcc": "gcc",
+    "make": "make",
     "mount": "mount",
+    "patch": "patch",
     "setpriv": "util-linux",
+    "tar": "tar",
     "umount": "mount",
     "unshare": "util-linux",
+    "xz": "xz-utils",
+    "zstd": "zstd",
 }
 
 #: Settings of the machine's apt that decide whether its mirror can be read; a root that is
@@ -71,6 +82,24 @@ def require_tools(names: Iterable[str]) -> dict[str, str]:
             f"apt-get install {' '.join(packages)}"
         )
     return {name: path for name, path in found.items() if path is not None}
+
+
+def require_space(folder: Path, needed: int, purpose: str) -> None:
+    """Refuse to go on where the disk is too full.
+
+    :param folder: a folder on the disk; it or one above it exists.
+    :param needed: bytes.
+    :param purpose: what is being done, for the message.
+    :raise LabError: when less is free.
+    """
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise LabError(
+            f"{purpose}: {folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; "
+            "make room or name another folder with --cache"
+        )
 
 
 def architecture() -> str:

@@ -10,6 +10,10 @@ if TYPE_CHECKING:
     from typing import TextIO
 
 _REDRAW_S = 0.1
+_REPORT_S = 30.0
+_BAR = 20
+#: Never shown before the stage ends: the number of steps is an estimate.
+_ALMOST = 0.99
 
 
 class Progress:
@@ -25,16 +29,38 @@ class Progress:
         self._live = stream is not None and stream.isatty()
         self._start = time.monotonic()
         self._drawn = 0.0
+        self._told = 0.0
 
     def stage(self, what: str) -> None:
         """Say that the next stage begins."""
         if self._stream is not None:
             self.clear()
-            seconds = time.monotonic() - self._start
+            self._told = time.monotonic()
+            seconds = self._told - self._start
             print(f"{self._title}: [{seconds:4.0f} s] {what}", file=self._stream, flush=True)
 
     def step(self, what: str) -> None:
         """Show one step of the current stage; on a terminal only, and only the latest."""
+        self._draw(what)
+
+    def count(self, done: int, total: int, what: str) -> None:
+        """Show one step of many: a bar on a terminal, elsewhere a line now and then.
+
+        :param total: how many there will be, about.
+        """
+        share = min(done / total, _ALMOST) if total > 0 else 0.0
+        if self._live:
+            filled = int(share * _BAR)
+            self._draw(f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%} {what}")
+        elif self._stream is not None and time.monotonic() - self._told >= _REPORT_S:
+            self.stage(f"{share:.0%}")
+
+    def clear(self) -> None:
+        """Take the step line off the terminal."""
+        if self._stream is not None and self._live:
+            print("\r\x1b[K", end="", file=self._stream, flush=True)
+
+    def _draw(self, what: str) -> None:
         now = time.monotonic()
         if self._stream is None or not self._live or now - self._drawn < _REDRAW_S:
             return
@@ -42,8 +68,3 @@ class Progress:
         width = shutil.get_terminal_size().columns - 1
         text = f"    {' '.join(what.split())}"[:width]
         print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
-
-    def clear(self) -> None:
-        """Take the step line off the terminal."""
-        if self._stream is not None and self._live:
-            print("\r\x1b[K", end="", file=self._stream, flush=True)

@@ -9,14 +9,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import subprocess
-from collections import deque
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab import hosttools
+from vmm_msi.lab.command import PATH, contained, run_logged
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -26,14 +25,20 @@ if TYPE_CHECKING:
 #: Raise it when the same suite and packages shall give another tree.
 VERSION = 1
 
-#: libvirt with its QEMU and test drivers, QEMU for aarch64 and its UEFI.
+#: libvirt with its QEMU and test drivers, QEMU for aarch64 and its UEFI; a Python that compiles
+#: for the one in the emulated host, which is of the same suite.
 PACKAGES = (
+    "libpython3-stdlib",
     "libvirt-clients",
     "libvirt-daemon",
     "libvirt-daemon-driver-qemu",
+    "python3-minimal",
     "qemu-efi-aarch64",
     "qemu-system-arm",
 )
+
+#: What the machine needs to build it.
+TOOLS = ("chroot", "debootstrap", "mount", "setpriv", "unshare")
 
 _SCRIPTS = Path(os.environ.get("DEBOOTSTRAP_DIR", "/usr/share/debootstrap"), "scripts")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
@@ -76,14 +81,10 @@ def build_tree(order: Order, progress: Progress) -> dict[str, str]:
 
     :raise LabError: when a host tool is missing or a stage fails.
     """
-    tools = hosttools.require_tools(["debootstrap", "unshare", "setpriv", "chroot", "mount"])
-    contained = [
-        *(tools["setpriv"], "--pdeathsig", "KILL"),
-        *(tools["unshare"], "--mount", "--pid", "--fork", "--kill-child"),
-    ]
-    inside = [*contained, f"--mount-proc={order.tree}/proc", tools["chroot"], f"{order.tree}"]
+    tools = hosttools.require_tools(TOOLS)
+    inside = [*contained(f"--mount-proc={order.tree}/proc"), tools["chroot"], f"{order.tree}"]
     environment = {
-        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "PATH": PATH,
         "LC_ALL": "C.UTF-8",
         "DEBIAN_FRONTEND": "noninteractive",
         **hosttools.apt_proxies(),
@@ -95,7 +96,7 @@ def build_tree(order: Order, progress: Progress) -> dict[str, str]:
         *(tools["debootstrap"], "--variant=minbase", f"--arch={order.architecture}"),
         *(order.suite, f"{order.tree}", order.mirror, f"{_script(order.suite)}"),
     ]
-    _run([*contained, *bootstrap], environment, order, progress)
+    _run([*contained(), *bootstrap], environment, order, progress)
 
     progress.stage(f"installing {' '.join(PACKAGES)}")
     apt = ["apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", *hosttools.apt_options()]
@@ -156,37 +157,15 @@ def _tidy(tree: Path) -> None:
 def _run(
     command: Sequence[str], environment: Mapping[str, str], order: Order, progress: Progress
 ) -> list[str]:
-    """Run one stage, log what it prints and return its last lines.
+    """Run one stage and return its last lines, all of them where they are a listing.
 
     :raise LabError: when it fails, with the line that says why.
     """
-    lines: deque[str] = deque(maxlen=None if "dpkg-query" in command else _LAST_LINES)
-    # A session of its own keeps the terminal's Ctrl-C from it: it is ended here, as a whole.
-    with (
-        order.log.open("a", encoding="utf-8") as log,
-        subprocess.Popen(
-            command,
-            env=dict(environment),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,
-        ) as process,
-    ):
-        try:
-            for line in process.stdout or ():
-                log.write(line)
-                lines.append(line.rstrip("\n"))
-                progress.step(line)
-        except BaseException:
-            process.kill()
-            raise
-    if process.returncode:
-        told = [line for line in lines if line.startswith("E:")] or list(lines) or ["no message"]
-        raise LabError(
-            f"building the lab's root of {order.suite} from {order.mirror}: {told[0]}; "
-            f"the whole log is {order.log}"
-        )
-    return list(lines)
+    return run_logged(
+        command,
+        doing=f"building the lab's root of {order.suite} from {order.mirror}",
+        log=order.log,
+        environment=environment,
+        watch=progress.step,
+        keep=None if "dpkg-query" in command else _LAST_LINES,
+    )

@@ -4,36 +4,25 @@ The stable release of a machine often has a libvirt that is too old for ``<iommu
 with a ``<driver>`` (docs/lab.md). The root holds one that is not, without touching the machine's
 own packages.
 
-An entry of the cache is a folder named after what it was made from. It holds ``tree`` (the root)
-and ``root.json`` (what is in it). It is built next to its final place and renamed when complete,
-so that an entry that exists is whole; deleting any of it is safe when nothing uses it.
+Its entry in the cache holds ``tree`` (the root) and ``root.json`` (what is in it).
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import fcntl
-import hashlib
 import json
-import os
-import re
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import LabError, UsageError
-from vmm_msi.lab import hosttools, recipe
+from vmm_msi.errors import LabError
+from vmm_msi.lab import DEFAULT_SUITE, hosttools, recipe
+from vmm_msi.lab import cache as caches
 from vmm_msi.lab.progress import Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-DEFAULT_SUITE = "forky"
+    from pathlib import Path
 
 _MARKER = "root.json"
-_UNFINISHED = ".building"
-_SUITE = re.compile(r"[a-z][a-z0-9-]*")
 
 
 @dataclass(frozen=True)
@@ -57,13 +46,21 @@ class LabRoot:
     built: str
     cached: bool = True
 
+    def outside(self, program: str) -> list[str]:
+        """Return the words that start a program of the root without chroot (ld.so(8)).
 
-def default_cache() -> Path:
-    """Return the folder for this user's caches of the package (XDG Base Directory)."""
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification says to ignore a relative path.
-    base = Path(home) if home.startswith("/") else Path.home() / ".cache"
-    return base / "vmm-msi"
+        It finds its libraries; where it looks for data of its own must be told by its options.
+
+        :param program: its path below the root, such as ``usr/bin/qemu-img``.
+        :raise LabError: when the root has no dynamic linker.
+        """
+        for linker in (self.path / "usr/lib").glob("*-linux-gnu/ld-linux-*.so.?"):
+            libraries = ["--library-path", f"{linker.parent}"]
+            return [f"{linker}", *libraries, f"{self.path / program}"]
+        raise LabError(
+            f"starting {program} of {self.path}: the root has no dynamic linker; remove "
+            f"{self.path.parent} and build it again with vmm-msi lab root"
+        )
 
 
 def ensure_root(
@@ -79,46 +76,37 @@ def ensure_root(
     :raise UsageError: when ``suite`` cannot be a suite's name.
     :raise LabError: when it cannot be built.
     """
-    if not _SUITE.fullmatch(suite):
-        raise UsageError(f"lab root: {suite!r} is not a Debian suite; use a name such as forky")
-    cache = (cache or default_cache()).absolute()
+    caches.check_suite(suite, "lab root")
     architecture = hosttools.architecture()
-    entry = cache / _entry_name(suite, architecture)
-    found = _read_entry(entry)
-    if found is not None:
-        return found
-    hosttools.require_root("building the lab's root (chroot, mounts and device nodes of its own)")
-    progress = progress or Progress(None)
-    try:
-        cache.mkdir(parents=True, exist_ok=True)
-        with _locked(entry, progress):
-            found = _read_entry(entry)
-            if found is None:
-                _sweep(cache)
-                found = _build(entry, suite, architecture, progress)
-    except OSError as error:
-        where = error.filename or entry
-        raise LabError(f"building the lab's root: {where}: {error.strerror}") from error
-    return found
-
-
-def _entry_name(suite: str, architecture: str) -> str:
-    """Name an entry after everything that decides what is in it."""
     made_from = {
         "suite": suite,
         "architecture": architecture,
         "packages": sorted(recipe.PACKAGES),
         "recipe": recipe.VERSION,
     }
-    digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
-    return f"root-{suite}-{architecture}-{digest[:12]}"
+    place = caches.entry(cache, "root", "the lab's root", (suite, architecture), made_from)
+
+    def build(work: Path) -> Path:
+        order = recipe.Order(work / "tree", suite, architecture, hosttools.apt_mirror(), place.log)
+        _describe(work, order, recipe.build_tree(order, progress or Progress(None)))
+        return work
+
+    purpose = "building the lab's root (chroot, mounts and device nodes of its own)"
+    root, cached = caches.fill(
+        place,
+        lambda: _read(place.path),
+        build,
+        progress,
+        prepare=lambda: hosttools.require_root(purpose),
+    )
+    return replace(root, cached=cached)
 
 
-def _read_entry(entry: Path) -> LabRoot | None:
+def _read(folder: Path) -> LabRoot | None:
     """Return the root of a complete entry, or ``None`` when there is none that can be used."""
-    tree = entry / "tree"
+    tree = folder / "tree"
     try:
-        marker = json.loads((entry / _MARKER).read_text(encoding="utf-8"))
+        marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
         if not (tree / "usr/sbin/libvirtd").is_file():
             return None
         return LabRoot(
@@ -133,65 +121,15 @@ def _read_entry(entry: Path) -> LabRoot | None:
         return None
 
 
-def _build(entry: Path, suite: str, architecture: str, progress: Progress) -> LabRoot:
-    """Build ``entry``; the caller holds its lock."""
-    mirror = hosttools.apt_mirror()
-    work = entry.with_name(entry.name + _UNFINISHED)
-    log = entry.with_name(entry.name + ".log")
-    # Left by a build that was killed, or an entry that somebody took pieces out of.
-    hosttools.remove_folder(work)
-    hosttools.remove_folder(entry)
-    work.mkdir()
-    try:
-        versions = recipe.build_tree(
-            recipe.Order(work / "tree", suite, architecture, mirror, log), progress
-        )
-        marker = {
-            "suite": suite,
-            "architecture": architecture,
-            "libvirt": recipe.upstream_version(versions["libvirt-daemon"]),
-            "qemu": recipe.upstream_version(versions["qemu-system-arm"]),
-            "built": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
-            "recipe": recipe.VERSION,
-            "packages": versions,
-        }
-        (work / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        work.rename(entry)
-    except BaseException:
-        hosttools.remove_folder(work)
-        raise
-    log.unlink(missing_ok=True)
-    found = _read_entry(entry)
-    if found is None:
-        raise LabError(
-            f"building the lab's root: {entry} lacks libvirtd; is there one in {suite}? "
-            f"use {DEFAULT_SUITE}"
-        )
-    return replace(found, cached=False)
-
-
-def _sweep(cache: Path) -> None:
-    """Remove what killed builds of other entries left; those that still run hold their lock."""
-    for work in cache.glob(f"root-*{_UNFINISHED}"):
-        lock = work.with_name(work.name.removesuffix(_UNFINISHED) + ".lock")
-        with lock.open("a", encoding="utf-8") as handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                continue
-            hosttools.remove_folder(work)
-
-
-@contextmanager
-def _locked(entry: Path, progress: Progress) -> Iterator[None]:
-    """Hold the lock of ``entry``, waiting for another build of it to end.
-
-    The lock file stays: removing it would let two processes lock two files of one name.
-    """
-    with entry.with_name(entry.name + ".lock").open("a", encoding="utf-8") as handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress.stage("waiting for another build of the same root")
-            fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+def _describe(folder: Path, order: recipe.Order, versions: dict[str, str]) -> None:
+    """Write down what is in the entry."""
+    marker = {
+        "suite": order.suite,
+        "architecture": order.architecture,
+        "libvirt": recipe.upstream_version(versions["libvirt-daemon"]),
+        "qemu": recipe.upstream_version(versions["qemu-system-arm"]),
+        "built": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
+        "recipe": recipe.VERSION,
+        "packages": versions,
+    }
+    (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

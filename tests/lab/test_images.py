@@ -1,0 +1,502 @@
+"""The kernel, the user land and the layer with the package that the emulated host starts from."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import re
+import signal
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import unavailable
+
+from vmm_msi.cli import main
+from vmm_msi.errors import LabError, UsageError
+from vmm_msi.lab import hosttools, images, kernel, package_layer, userland
+from vmm_msi.lab.cpio import Archive, concatenate
+from vmm_msi.lab.progress import Progress
+from vmm_msi.model import Granule
+
+HERE = Path(__file__).parent
+
+
+def members(archive):
+    """Read an archive with a reader of our own: name -> (mode, content)."""
+    found, at = {}, 0
+    while True:
+        assert archive[at : at + 6] == b"070701"
+        fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
+        start = at + 110
+        name = archive[start : start + fields[11] - 1].decode()
+        content = -(-(start + fields[11]) // 4) * 4
+        if name == "TRAILER!!!":
+            return found
+        assert fields[2:4] == [0, 0], "it belongs to root"
+        found[name] = (fields[1], archive[content : content + fields[6]])
+        at = -(-(content + fields[6]) // 4) * 4
+
+
+def decompressed(path):
+    return subprocess.run(["zstd", "-dqc", str(path)], capture_output=True, check=True).stdout
+
+
+# Archives.
+
+
+def test_archive_is_the_same_whatever_the_order():
+    one, two = Archive(), Archive()
+    one.add_file("a/b/c", b"content", 0o755)
+    one.add_link("a/link", "b/c")
+    two.add_link("a/link", "b/c")
+    two.add_file("a/b/c", b"content", 0o755)
+    assert one.encode() == two.encode()
+    found = members(one.encode())
+    assert list(found) == ["a", "a/b", "a/b/c", "a/link"]
+    assert found["a/b/c"] == (stat.S_IFREG | 0o755, b"content")
+    assert found["a/link"] == (stat.S_IFLNK | 0o777, b"b/c")
+    assert stat.S_ISDIR(found["a/b"][0])
+
+
+def test_archives_are_joined_on_words():
+    assert concatenate([b"12345", b"6"]) == b"12345\0\0\0" + b"6\0\0\0"
+
+
+# The kernel: what decides which one it is, and what a build of it refuses.
+
+
+def name_of(granule=Granule.K4, patches=None, suite="forky"):
+    applied = kernel.read_patches(patches)
+    return kernel._place(suite, granule, Path("/cache"), applied).path.name
+
+
+def test_key_of_the_kernel(tmp_path, monkeypatch):
+    names = [name_of(), name_of(Granule.K64), name_of(suite="sid")]
+    patch = tmp_path / "1.patch"
+    patch.write_text("one")
+    names.append(name_of(patches=tmp_path))
+    patch.write_text("two")
+    names.append(name_of(patches=tmp_path))
+    patch.rename(tmp_path / "2.patch")
+    names.append(name_of(patches=tmp_path))
+    original = kernel.fragment
+    monkeypatch.setattr(kernel, "fragment", lambda granule: original(granule) + "CONFIG_X=y\n")
+    names.append(name_of())
+    monkeypatch.undo()
+    monkeypatch.setattr(kernel, "VERSION", kernel.VERSION + 1)
+    names.append(name_of())
+    assert len(set(names)) == len(names)
+
+
+def test_patches_are_in_the_order_of_their_names(tmp_path):
+    for name in ("10-b.patch", "02-a.patch", "README"):
+        (tmp_path / name).write_text(name)
+    assert [name for name, _ in kernel.read_patches(tmp_path)] == ["02-a.patch", "10-b.patch"]
+
+
+def test_folder_without_patches_is_refused(tmp_path, capsys):
+    assert main(["lab", "build", "--patches", str(tmp_path), "--cache", str(tmp_path)]) == 2
+    assert f"patches in {tmp_path}: there is no file *.patch" in capsys.readouterr().err
+
+
+def test_granule_that_is_not_offered_is_refused():
+    with pytest.raises(UsageError, match="no kernel with a granule of 16K; use one of 4K, 64K"):
+        name_of(Granule.K16)
+
+
+@pytest.mark.parametrize("granule", kernel.GRANULES)
+def test_fragment_names_one_page_size(granule):
+    pages = re.findall(r"^CONFIG_ARM64_(\d+K)_PAGES=y$", kernel.fragment(granule), re.MULTILINE)
+    assert pages == [str(granule)]
+
+
+def test_fragment_gives_every_option_once_and_a_reason():
+    text = kernel.fragment(Granule.K4)
+    options = [line for line in text.splitlines() if line.startswith("CONFIG_")]
+    assert len(options) == len(set(options))
+    for group in text.split("\n\n")[1:]:
+        assert group.startswith(("#", "CONFIG_ARM64_4K")), f"no reason for {group}"
+
+
+def test_option_that_is_lost_is_named():
+    options = "# why\nCONFIG_A=y\nCONFIG_AB=y\n"
+    assert kernel.lost_options(options, "CONFIG_AB=y\n# CONFIG_A is not set\n") == ["CONFIG_A=y"]
+
+
+def test_all_missing_tools_are_named_at_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(hosttools.shutil, "which", lambda _name, **_: None)
+    with pytest.raises(LabError) as caught:
+        images.ensure_images(cache=tmp_path)
+    line = str(caught.value).partition("; ")[2]
+    for package in (
+        "bc",
+        "bison",
+        "debootstrap",
+        "flex",
+        "gcc-aarch64-linux-gnu",
+        "xz-utils",
+        "zstd",
+    ):
+        assert package in line.split()
+    assert line.startswith("apt-get install ")
+    assert list(tmp_path.iterdir()) == []
+
+
+# A build with a source that is small enough to be built here: its make does what the kernel's does
+# as far as the build can tell.
+
+MAKEFILE = """\
+allnoconfig:
+\tgrep -v -e LOST $(KCONFIG_ALLCONFIG) > $(O)/.config
+\tmkdir -p $(O)/include/config $(O)/arch/arm64/boot
+\techo 7.2.12-vmm-msi > $(O)/include/config/kernel.release
+Image:
+\t@echo "  CC      first.o"
+\ttest -e $(O)/first.o || { cat $(O)/../source/text > $(O)/first.o; sleep $(SLEEP); }
+\tprintf '%56s' > $(O)/arch/arm64/boot/Image
+\tprintf '@MAGIC@' >> $(O)/arch/arm64/boot/Image
+\tcat $(O)/first.o >> $(O)/arch/arm64/boot/Image
+"""
+
+PATCH = """\
+--- a/text
++++ b/text
+@@ -1 +1 @@
+-plain
++patched
+"""
+
+
+def package(folder, magic="ARM\\144", sleep=0):
+    """Make a package like Debian's of the kernel's source."""
+    tree = folder / "linux-source-7.2"
+    tree.mkdir(parents=True)
+    makefile = MAKEFILE.replace("@MAGIC@", magic).replace("$(SLEEP)", str(sleep))
+    (tree / "Makefile").write_text(makefile)
+    (tree / "text").write_text("plain\n")
+    (folder / "deb/DEBIAN").mkdir(parents=True)
+    (folder / "deb/usr/src").mkdir(parents=True)
+    control = "Package: linux-source-7.2\nVersion: 7.2.12-1\nArchitecture: all\n"
+    (folder / "deb/DEBIAN/control").write_text(
+        f"{control}Maintainer: Nobody <nobody@example.org>\nDescription: a stand-in\n"
+    )
+    archive = folder / "deb/usr/src/linux-source-7.2.tar.xz"
+    subprocess.run(["tar", "-cJf", archive, "-C", folder, tree.name], check=True)
+    made = folder / "made.deb"
+    subprocess.run(
+        ["dpkg-deb", "--build", "--root-owner-group", folder / "deb", made],
+        check=True,
+        capture_output=True,
+    )
+    return made.read_bytes()
+
+
+def stand_in(deb, patch=None):
+    """Put the small source in the place of the fetched one; ``patch`` undoes it."""
+    fetched = []
+
+    def fetch(build):
+        fetched.append(build)
+        path = build._work / "linux-source-7.2_7.2.12-1_all.deb"
+        path.write_bytes(deb)
+        return path
+
+    (patch.setattr if patch else setattr)(kernel._Build, "_fetch", fetch)
+    return fetched
+
+
+@pytest.fixture
+def host(monkeypatch):
+    """What the small build needs of the machine; the cross-compiler is not called."""
+    tools = ["dpkg", "make", "patch", "setpriv", "tar", "unshare", "xz"]
+    monkeypatch.setattr(kernel, "TOOLS", tools)
+    try:
+        hosttools.require_tools(tools)
+    except LabError as error:
+        unavailable(str(error))
+
+
+def test_kernel_is_built_once_and_only_the_image_is_kept(tmp_path, host, monkeypatch):
+    cache = tmp_path / "cache"
+    fetched = stand_in(package(tmp_path / "package"), monkeypatch)
+    assert kernel.find_kernel("forky", cache=cache) is None
+    built = kernel.ensure_kernel("forky", cache=cache)
+    assert (built.cached, built.release, built.granule) == (False, "7.2.12", Granule.K4)
+    assert built.path.read_bytes()[56:] == b"ARM\x64plain\n"
+    assert kernel.ensure_kernel("forky", cache=cache).cached
+    assert kernel.find_kernel("forky", cache=cache) == kernel.ensure_kernel("forky", cache=cache)
+    assert len(fetched) == 1
+    assert sorted(path.name for path in built.path.parent.iterdir()) == [
+        "Image",
+        "config",
+        "kernel.json",
+    ]
+    assert sorted(path.name for path in cache.iterdir()) == [
+        built.path.parent.name,
+        f"{built.path.parent.name}.lock",
+    ]
+
+
+def test_patches_are_applied(tmp_path, host, monkeypatch):
+    stand_in(package(tmp_path / "package"), monkeypatch)
+    patches = tmp_path / "patches"
+    patches.mkdir()
+    (patches / "text.patch").write_text(PATCH)
+    built = kernel.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
+    assert built.path.read_bytes().endswith(b"patched\n")
+    (patches / "wrong.patch").write_text(PATCH.replace("plain", "something else"))
+    with pytest.raises(LabError, match=r"applying wrong\.patch to linux-source.*: 1 out of 1 hunk"):
+        kernel.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
+    assert kernel.find_kernel("forky", cache=tmp_path / "cache", patches=patches) is None
+
+
+def test_option_that_does_not_survive_is_refused(tmp_path, host, monkeypatch):
+    stand_in(package(tmp_path / "package"), monkeypatch)
+    original = kernel.fragment
+    monkeypatch.setattr(kernel, "fragment", lambda granule: original(granule) + "CONFIG_LOST=y\n")
+    with pytest.raises(LabError, match=r"configuring .*: CONFIG_LOST=y did not survive"):
+        kernel.ensure_kernel("forky", cache=tmp_path / "cache")
+
+
+def test_image_that_is_none_is_refused(tmp_path, host, monkeypatch):
+    stand_in(package(tmp_path / "package", magic="junk"), monkeypatch)
+    with pytest.raises(LabError, match="an image without arm64's magic number"):
+        kernel.ensure_kernel("forky", cache=tmp_path / "cache")
+    assert kernel.find_kernel("forky", cache=tmp_path / "cache") is None
+
+
+def test_too_little_space_is_refused_before_anything_is_done(tmp_path, host, monkeypatch):
+    monkeypatch.setattr(kernel, "_SPACE", 10**18)
+    with pytest.raises(LabError, match=r"building the lab's kernel: .* GB free, .* are needed"):
+        kernel.ensure_kernel("forky", cache=tmp_path / "cache")
+    assert not (tmp_path / "cache").exists()
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from vmm_msi.lab import kernel
+from test_images import stand_in
+kernel.TOOLS = ()
+stand_in(Path(sys.argv[1]).read_bytes())
+kernel.ensure_kernel("forky", cache=Path(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_compilation_is_gone_on_with(tmp_path, host, monkeypatch, how):
+    deb, cache = tmp_path / "slow.deb", tmp_path / "cache"
+    deb.write_bytes(package(tmp_path / "package", sleep=61))
+    with subprocess.Popen(
+        [sys.executable, "-c", KILLED, str(deb), str(cache)],
+        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"},
+        stderr=subprocess.DEVNULL,
+    ) as process:
+        assert wait_until(lambda: [*cache.glob("*.building/objects/first.o")])
+        process.send_signal(how)
+    assert wait_until(lambda: not sleeping(61)), "what it started is gone with it"
+    assert kernel.find_kernel("forky", cache=cache) is None
+    fetched = stand_in(b"not needed again", monkeypatch)
+    start = time.monotonic()
+    built = kernel.ensure_kernel("forky", cache=cache)
+    assert time.monotonic() - start < 30, "the object that was there is taken"
+    assert not fetched
+    assert built.path.read_bytes().endswith(b"plain\n")
+    assert [path.name for path in cache.glob("kernel-*") if path.is_dir()] == [
+        built.path.parent.name
+    ]
+
+
+def test_objects_that_make_cannot_use_are_made_anew(tmp_path, host, monkeypatch):
+    cache = tmp_path / "cache"
+    stand_in(package(tmp_path / "package", magic="junk"), monkeypatch)
+    with pytest.raises(LabError):
+        kernel.ensure_kernel("forky", cache=cache)
+    [work] = cache.glob("*.building")
+    makefile = work / "source/Makefile"
+    makefile.write_text(makefile.read_text().replace("junk", "ARM\\144"))
+    # What a power cut leaves: a name without content, where make wants something else.
+    (work / "objects/arch/arm64/boot/Image").mkdir(parents=True)
+    built = kernel.ensure_kernel("forky", cache=cache)
+    assert built.path.read_bytes().endswith(b"plain\n")
+
+
+def sleeping(seconds):
+    """Whether a process sleeps for so long."""
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if entry.read_bytes() == f"sleep\0{seconds}\0".encode():
+                return True
+        except OSError:
+            continue
+    return False
+
+
+def wait_until(condition, seconds=30):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def test_progress_of_a_count_is_told_now_and_then(capsys, monkeypatch):
+    progress = Progress(sys.stderr, "lab")
+    progress.stage("compiling")
+    progress.count(900, 1800, "CC x.o")
+    monkeypatch.setattr("vmm_msi.lab.progress._REPORT_S", 0.0)
+    progress.count(900, 1800, "CC x.o")
+    progress.count(2000, 1800, "CC y.o")
+    lines = [line.rpartition("] ")[2] for line in capsys.readouterr().err.splitlines()]
+    assert lines == ["compiling", "50%", "99%"]
+
+
+# The layer with the package.
+
+
+@pytest.fixture
+def layer(lab_root, tmp_path):
+    return package_layer.package_layer(lab_root, tmp_path)
+
+
+@pytest.mark.lab_root
+def test_layer_has_the_package_its_plugins_and_init(layer, lab_root):
+    found = members(decompressed(layer))
+    mode, init = found["init"]
+    assert stat.S_IMODE(mode) == 0o755
+    assert init.startswith(b"#!/usr/bin/busybox sh\n")
+    inside = "usr/lib/python3/dist-packages"
+    for name in ("vmm_msi/api.py", "vmm_msi_plugins/identity.py", "vmm_msi/templates/__init__.py"):
+        assert f"{inside}/{name}" in found
+    assert any(name.endswith(".xml") for name in found)
+    version = importlib.metadata.version("vmm-msi")
+    _, points = found[f"{inside}/vmm_msi-{version}.dist-info/entry_points.txt"]
+    assert b"identity = vmm_msi_plugins.identity" in points
+
+
+@pytest.mark.lab_root
+def test_layer_is_compiled_for_the_roots_python(layer, lab_root):
+    asked = "import importlib.util, sys; sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER)"
+    python = next((lab_root.path / "usr/bin").glob("python3.*"))
+    magic = subprocess.run(
+        [*lab_root.outside(f"usr/bin/{python.name}"), "-S", "-c", asked],
+        env={"PYTHONHOME": f"{lab_root.path}/usr"},
+        capture_output=True,
+        check=True,
+    ).stdout
+    found = members(decompressed(layer))
+    sources = {name for name in found if name.endswith(".py")}
+    assert len(sources) > 50
+    for name in sources:
+        folder, _, stem = name.removesuffix(".py").rpartition("/")
+        tag = python.name.replace("python3.", "cpython-3")
+        _, code = found[f"{folder}/__pycache__/{stem}.{tag}.pyc"]
+        # PEP 552: hash-based, and the hash is not checked.
+        assert (code[:4], code[4:8]) == (magic, b"\1\0\0\0")
+
+
+@pytest.mark.lab_root
+def test_layer_is_named_after_its_content(layer, lab_root, tmp_path, monkeypatch):
+    content = layer.read_bytes()
+    layer.unlink()
+    start = time.monotonic()
+    assert package_layer.package_layer(lab_root, tmp_path) == layer
+    assert time.monotonic() - start < 10
+    assert layer.read_bytes() == content
+    files = dict(package_layer._files())
+    name = "vmm_msi/lab/init"
+    monkeypatch.setattr(
+        package_layer, "_files", lambda: {**files, name: files[name] + b"# more\n"}.items()
+    )
+    assert package_layer.package_layer(lab_root, tmp_path) != layer
+
+
+@pytest.mark.lab_root
+def test_only_some_layers_are_kept(lab_root, tmp_path):
+    for number in range(9):
+        old = tmp_path / f"layer-{number}.cpio.zst"
+        old.touch()
+        os.utime(old, (number, number))
+    new = package_layer.package_layer(lab_root, tmp_path)
+    left = sorted(path.name for path in tmp_path.glob("layer-*"))
+    assert left == sorted([new.name, *(f"layer-{number}.cpio.zst" for number in (6, 7, 8))])
+
+
+# The images themselves.
+
+
+@pytest.mark.lab_root
+def test_cached_images_are_found_at_once(lab_images, lab_root, capsys):
+    start = time.monotonic()
+    assert main(["lab", "build", "--format", "json"]) == 0
+    assert time.monotonic() - start < 2
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["cached"]
+    assert facts["kernel"] == str(lab_images.kernel)
+    assert facts["kernel_bytes"] == lab_images.kernel.stat().st_size
+    assert main(["lab", "build"]) == 0
+    assert f"{facts['release']}\n" in capsys.readouterr().out
+
+
+def test_commands_at_the_console_exist(lab_images):
+    found = members(decompressed(lab_images.initrd))
+    _, busybox = found["usr/bin/busybox"]
+    assert [name for name in userland._APPLETS if f"\0{name}\0".encode() not in busybox] == []
+    assert stat.S_ISLNK(found["lib"][0])
+    assert not any(name.endswith(".py") for name in found)
+
+
+PROBE = """#!/usr/bin/busybox sh
+PATH=/usr/bin
+mount -t proc proc /proc
+python3 -I -c 'import ctypes, json, mmap, msgspec, pluggy, lxml.etree, libvirt, libfdt
+from vmm_msi import api
+from importlib.metadata import entry_points
+import mmap
+names = sorted(point.name for point in entry_points(group="vmm_msi"))
+print("probe:", mmap.PAGESIZE, api.__file__.endswith(".py"), *names)'
+poweroff -f
+"""
+
+
+@pytest.mark.lab_root
+@pytest.mark.timeout(60)
+def test_images_boot_and_python_works(lab_images, lab_root, tmp_path):
+    override = Archive()
+    override.add_file("probe", PROBE.encode(), 0o755)
+    layer_bytes = package_layer.package_layer(lab_root).read_bytes()
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(
+        concatenate([override.encode(), lab_images.initrd.read_bytes(), layer_bytes])
+    )
+    share = lab_root.path / "usr/share"
+    start = time.monotonic()
+    done = subprocess.run(
+        [
+            *(*lab_root.outside("usr/bin/qemu-system-aarch64"), "-L", f"{share}/qemu"),
+            *("-bios", f"{share}/qemu-efi-aarch64/QEMU_EFI.fd"),
+            *("-M", "virt,gic-version=3,its=on,iommu=smmuv3", "-cpu", "max", "-m", "1024"),
+            *("-nographic", "-nodefaults", "-serial", "stdio", "-no-reboot"),
+            *("-kernel", f"{lab_images.kernel}", "-initrd", f"{initrd}"),
+            *("-append", "console=ttyAMA0 rdinit=/probe panic=-1"),
+        ],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        timeout=50,
+        check=False,
+    )
+    assert time.monotonic() - start < 30
+    told = re.search(r"probe: (\d+) True (.*)", done.stdout)
+    assert told is not None, done.stdout[-3000:] + done.stderr
+    assert int(told[1]) == lab_images.granule
+    assert "identity" in told[2].split()
+    assert f"Linux version {lab_images.release}-vmm-msi" in done.stdout
+    assert done.returncode == 0
