@@ -22,6 +22,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,6 +40,12 @@ _NODES = ("null", "zero", "full", "random", "urandom", "tty", "kvm")
 _WRITABLE = ("etc/libvirt", "tmp", "var/cache", "var/lib/libvirt", "var/log")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 _STOP_TIMEOUT_S = 5.0
+
+# What libvirt found out about QEMU (src/qemu/qemu_capabilities.c virQEMUCapsInitialize). It is kept
+# beside the cached root, since finding out takes longer than starting a guest; libvirt itself tells
+# whether it still holds, by the times and versions it was made with, and passes over half a file.
+_CAPABILITIES = "var/cache/libvirt/qemu/capabilities"
+_KEPT = "capabilities"
 
 # Nothing confines libvirtd or QEMU here but the namespaces: there is no init system, no cgroup
 # manager and no security module to ask (https://libvirt.org/drvqemu.html).
@@ -148,6 +155,35 @@ def write_configuration(root: Path) -> None:
     (folder / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="utf-8")
 
 
+def bring_capabilities(tree: Path, root: Path) -> None:
+    """Give libvirt what an earlier daemon of the same root found out about QEMU."""
+    with contextlib.suppress(OSError, shutil.Error):
+        shutil.copytree(tree.parent / _KEPT, root / _CAPABILITIES, dirs_exist_ok=True)
+
+
+def keep_capabilities(tree: Path, root: Path) -> None:
+    """Keep what libvirt found out about QEMU, for later daemons.
+
+    Each file is renamed into place when it is complete: another daemon may read or write the same.
+    """
+    kept = tree.parent / _KEPT
+    with contextlib.suppress(OSError):
+        for found in (root / _CAPABILITIES).glob("*.xml"):
+            content = found.read_bytes()
+            target = kept / found.name
+            if target.is_file() and target.read_bytes() == content:
+                continue
+            kept.mkdir(mode=0o700, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=kept, prefix=".", delete=False) as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                    Path(file.name).rename(target)
+                except OSError:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+
+
 def start(root: Path, program: str, log: Path) -> int:
     """Start a program of the root under chroot and return its process id."""
     chroot = hosttools.find_tool("chroot")
@@ -221,6 +257,7 @@ def serve(tree: Path, run: Path, layer: str) -> None:
     mount_system(run)
     root = run / "root"
     write_configuration(root)
+    bring_capabilities(tree, root)
     daemons = {}
     for program in ("/usr/sbin/virtlogd", "/usr/sbin/libvirtd"):
         if (root / program.lstrip("/")).exists():
@@ -234,6 +271,7 @@ def serve(tree: Path, run: Path, layer: str) -> None:
     crash = keeper.ended
     farewell = b"" if crash else os.read(lifeline, len(FAREWELL))
     keeper.stop()
+    keep_capabilities(tree, root)
     if crash:
         raise LabError(f"running libvirt in {run}: {crash}; see {run / 'log'}")
     if farewell != FAREWELL:

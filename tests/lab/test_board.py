@@ -1,0 +1,213 @@
+"""The correction of the emulated board's IORT, and the cache of its tables."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import json
+import shutil
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+from conftest import unavailable
+from hypothesis import given
+from hypothesis import strategies as st
+from topology.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from topology.shared import shared_data
+
+from vmm_msi.errors import LabError, TopologyError
+from vmm_msi.lab.board import OVERRIDE_PATH, ensure_board, with_canwbs
+from vmm_msi.lab.hostxml import HostFiles, host_xml
+from vmm_msi.lab.root import LabRoot
+from vmm_msi.lab.shape import Shape
+from vmm_msi.model import Granule
+from vmm_msi.topology.iort import parse_iort
+
+FILES = HostFiles(*(Path("/", name) for name in ("kernel", "initrd", "agent", "tty", "log")))
+ALL_IDS = (0, 0xFFFF, 0, 0, 0)
+IORT = iort(its_group(0), smmu_v3(ALL_IDS), root_complex((0, 0xFFFF, 0, 1, 0)))
+MADT = madt((0, 0x8080000))
+REAL = ("qemu-11.1-two-smmuv3-pxb", "qemu-11.1-smmuv3-legacy", "qemu-11.1-accel-guest-rmr")
+
+
+def check_corrected(old, new):
+    """The new table is the old one, but for the flag of every root complex, revision and sum."""
+    before, after = parse_iort(old, "old"), parse_iort(new, "new")
+    assert all(root.canwbs for root in after.root_complexes)
+    assert len(after.nodes) == len(before.nodes)
+    for was, now in zip(before.nodes, after.nodes, strict=True):
+        if was in before.root_complexes:
+            assert now == dataclasses.replace(was, memory_flags=was.memory_flags | 4)
+        else:
+            assert now == was
+    changed = {offset for offset in range(len(old)) if old[offset] != new[offset]}
+    flags = {root.offset + 23 for root in before.root_complexes}
+    assert changed <= {9, 24, 25, 26, 27} | flags
+    revisions = [struct.unpack_from("<I", table, 24)[0] for table in (old, new)]
+    assert revisions[1] == revisions[0] + 1
+    assert sum(new) % 256 == 0
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_real_table_is_corrected_and_nothing_else_changes(name):
+    path = shared_data("acpi") / name / "IORT"
+    old = path.read_bytes()
+    check_corrected(old, with_canwbs(old, str(path)))
+
+
+@given(st.lists(st.integers(0, 255), min_size=1, max_size=4))
+def test_every_root_complex_is_corrected_whatever_its_flags(flags):
+    roots = [
+        root_complex((0, 0xFFFF, 0, 1, 0), flags=value, segment=index)
+        for index, value in enumerate(flags)
+    ]
+    old = iort(its_group(0), smmu_v3(ALL_IDS), *roots)
+    new = with_canwbs(old, "built")
+    check_corrected(old, new)
+    after = parse_iort(new, "new").root_complexes
+    assert [root.memory_flags for root in after] == [value | 4 for value in flags]
+
+
+def disassembled(table, folder):
+    folder.mkdir()
+    path = folder / "IORT.aml"
+    path.write_bytes(table)
+    done = subprocess.run(["iasl", "-d", path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Error" not in done.stderr
+    listing = path.with_suffix(".dsl").read_text(encoding="utf-8")
+    fields = listing[listing.index("*/") : listing.index("Raw Table Data")]
+    assert "Incorrect checksum" not in fields
+    return fields.splitlines()
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_iasl_reads_the_same_but_for_the_flag(name, tmp_path):
+    if shutil.which("iasl") is None:
+        unavailable("no iasl: apt-get install acpica-tools")
+    old = (shared_data("acpi") / name / "IORT").read_bytes()
+    before = disassembled(old, tmp_path / "old")
+    after = disassembled(with_canwbs(old, name), tmp_path / "new")
+    assert len(before) == len(after)
+    differing = [
+        (was.partition("]")[2], now.partition("]")[2])
+        for was, now in zip(before, after, strict=True)
+        if was != now
+    ]
+    names = {field.partition(":")[0].strip() for pair in differing for field in pair}
+    roots = len(parse_iort(old, name).root_complexes)
+    # An iasl from before revision E.f of the IORT does not know the flag's own name.
+    names.discard("Ensured Coherency of Accesses")
+    assert names == {"Checksum", "Oem Revision", "Memory Flags (decoded below)"}
+    assert len(differing) >= 2 + roots
+
+
+@pytest.mark.parametrize("damage", ["cut", "checksum", "signature"])
+def test_malformed_table_is_refused(damage):
+    table = {
+        "cut": IORT[:-1],
+        "checksum": bytes([*IORT[:9], IORT[9] ^ 1, *IORT[10:]]),
+        "signature": b"APIC" + IORT[4:],
+    }[damage]
+    with pytest.raises(TopologyError, match=r"^told: offset"):
+        with_canwbs(table, "told")
+
+
+# The cache.
+
+
+@pytest.fixture
+def root(tmp_path):
+    """What a board needs of the lab's root: the versions of its packages."""
+    entry = tmp_path / "root"
+    (entry / "tree").mkdir(parents=True)
+    versions = {"qemu-system-arm": "1:11.1", "qemu-efi-aarch64": "2026.08", "bash": "5.3"}
+    (entry / "root.json").write_text(json.dumps({"packages": versions}))
+    return LabRoot(entry / "tree", "forky", "amd64", "12.8.0", "11.1.2", "now")
+
+
+class Host:
+    """Tells its tables, and counts how often it is asked."""
+
+    def __init__(self, **tables):
+        self.asked = 0
+        self.tables = {"IORT": IORT, "APIC": MADT, "DSDT": b"anything", **tables}
+
+    def __call__(self):
+        self.asked += 1
+        return {name: base64.b64encode(data).decode() for name, data in self.tables.items()}
+
+
+def board(root, host, tmp_path, shape=None, granule=Granule.K4):
+    xml = host_xml(shape or Shape(), FILES)
+    return ensure_board(xml, root, granule, host, tmp_path / "cache")
+
+
+def test_tables_are_asked_for_once_for_each_board_and_version(root, tmp_path):
+    host = Host()
+    first = board(root, host, tmp_path)
+    assert board(root, host, tmp_path).folder == first.folder
+    # The kernel has no part in the tables.
+    assert board(root, host, tmp_path, granule=Granule.K64).folder == first.folder
+    assert host.asked == 1
+    board(root, host, tmp_path, Shape(smmus=1))
+    assert host.asked == 2
+    marker = root.path.parent / "root.json"
+    marker.write_text(marker.read_text().replace("5.3", "5.4"))
+    board(root, host, tmp_path)
+    assert host.asked == 2
+    marker.write_text(marker.read_text().replace("1:11.1", "1:11.2"))
+    board(root, host, tmp_path)
+    assert host.asked == 3
+
+
+def test_board_tells_the_topology_and_the_override(root, tmp_path):
+    found = board(root, Host(), tmp_path, granule=Granule.K64)
+    topology = found.topology
+    assert topology.granule is Granule.K64
+    assert [its.base for its in topology.itses] == [0x8080000]
+    assert len(topology.smmus) == 1
+    assert (found.folder / "IORT").read_bytes() == IORT
+    # Not compressed, under the name that Linux looks for.
+    assert found.override.startswith(b"070701")
+    assert OVERRIDE_PATH.encode() + b"\0" in found.override
+    assert with_canwbs(IORT, "IORT") in found.override
+
+
+@pytest.mark.parametrize(
+    ("tables", "error"),
+    [
+        ({"IORT": IORT[:-4]}, "the emulated host's IORT: offset 0x4"),
+        ({"APIC": b""}, "the emulated host's APIC: offset 0x0: truncated"),
+    ],
+)
+def test_bad_tables_are_not_kept(root, tmp_path, tables, error):
+    with pytest.raises(TopologyError, match=error):
+        board(root, Host(**tables), tmp_path)
+    assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
+    assert board(root, Host(), tmp_path).topology
+
+
+@pytest.mark.parametrize("told", [{}, {"IORT": "no base64!", "APIC": ""}])
+def test_an_answer_without_tables_is_an_error(root, tmp_path, told):
+    with pytest.raises(LabError, match="IORT is missing or no base64"):
+        board(root, lambda: told, tmp_path)
+
+
+def test_tables_that_are_gone_are_named(root, tmp_path):
+    found = board(root, Host(), tmp_path)
+    (found.folder / "IORT").unlink()
+    with pytest.raises(LabError, match="IORT is gone"):
+        _ = found.override
+    # The next start asks again.
+    host = Host()
+    assert board(root, host, tmp_path).override
+    assert host.asked == 1
+
+
+def test_a_root_without_its_marker_is_named(root, tmp_path):
+    (root.path.parent / "root.json").unlink()
+    with pytest.raises(LabError, match=r"root\.json: .*vmm-msi lab root"):
+        board(root, Host(), tmp_path)

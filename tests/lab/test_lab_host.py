@@ -1,0 +1,457 @@
+"""The emulated host: started, found, shared, lost and ended."""
+
+from __future__ import annotations
+
+import base64
+import collections
+import contextlib
+import dataclasses
+import json
+import os
+import pty
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from vmm_msi import libvirt_driver
+from vmm_msi.cli import main
+from vmm_msi.errors import LabError, UsageError
+from vmm_msi.lab import cache as caches
+from vmm_msi.lab import host as lab_host
+from vmm_msi.lab import hosttools, keeper
+from vmm_msi.lab import running as lab_running
+from vmm_msi.lab.board import with_canwbs
+from vmm_msi.lab.host import LabHost, Parts, ensure_parts, lab_for
+from vmm_msi.lab.hostxml import NAME
+from vmm_msi.lab.link import AgentLink
+from vmm_msi.lab.progress import Progress
+from vmm_msi.lab.running import RUN_FOLDER_VARIABLE, running
+from vmm_msi.lab.shape import Shape
+
+COMMAND = [sys.executable, "-m", "vmm_msi", "lab"]
+SMALL = Shape(smmus=1, devices=1, pairs=0, memory=512)
+EDU = (0x1234, 0x11E8)
+
+pytestmark = pytest.mark.lab_root
+
+
+def lab(*words):
+    return subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+    )
+
+
+def status():
+    done = lab("status", "--format", "json")
+    assert done.returncode == 0
+    return json.loads(done.stdout)
+
+
+def wait_until(condition, seconds=20):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if condition():
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def pid_namespace(pid):
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/ns/pid").readlink()
+    return None
+
+
+def processes():
+    return [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+
+
+def named_in(folder):
+    """Return the processes that have the path of ``folder`` in their arguments."""
+    found = []
+    for pid in processes():
+        with contextlib.suppress(OSError):
+            if os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes():
+                found.append(pid)
+    return found
+
+
+def started(pid):
+    """When a process started, which tells it from a later one with its number: proc_pid_stat(5)."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+    return None
+
+
+class Seen:
+    """The processes below a run folder: what holds a host, and all in its namespaces."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        spaces = {pid_namespace(pid) for pid in named_in(folder)} - {pid_namespace("self"), None}
+        self.inside = {pid: started(pid) for pid in processes() if pid_namespace(pid) in spaces}
+
+    def qemu(self):
+        """The process that is QEMU, None where there is none."""
+        for pid in self.inside:
+            with contextlib.suppress(OSError):
+                name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")
+                if name.startswith("qemu-system"):
+                    return pid
+        return None
+
+    def ended(self):
+        return not any(started(pid) == when for pid, when in self.inside.items())
+
+    def all_gone(self):
+        return self.ended() and not named_in(self.folder)
+
+
+def run_folders(folder):
+    return [path for path in folder.iterdir() if path.is_dir()]
+
+
+@pytest.fixture
+def stale(run_folder):
+    """What a keeper that was killed leaves, with the id of a process that is another one now."""
+    state = {"pid": os.getpid(), "phase": "running", "agent_socket": str(run_folder / "x/agent")}
+    (run_folder / "host.json").write_text(json.dumps(state), encoding="utf-8")
+    (run_folder / "host.lock").touch()
+    (run_folder / "old/share").mkdir(parents=True)
+    (run_folder / "old/share/agent").touch()
+    (run_folder / "old/lock").touch()
+    return run_folder
+
+
+def test_up_is_used_and_goes_down(stale):
+    assert status() == {"schema": 1, "state": "off"}
+    assert lab("down").stdout == "no lab runs\n"
+
+    done = lab("up")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("the lab runs, ready after ")
+    assert "starting the emulated host: 2 SMMUs, 4 devices, 1 pair, 4K pages" in done.stderr
+    # What the killed one left is gone.
+    [folder] = run_folders(stale)
+    assert folder.name != "old"
+    seen = Seen(stale)
+    assert seen.qemu()
+    # No terminal, no descriptor of the command that started it.
+    facts = status()
+    assert (facts["state"], facts["agent"], facts["shape"]["smmus"]) == ("running", "answers", 2)
+    holder = Path(f"/proc/{facts['pid']}")
+    assert os.getsid(facts["pid"]) == facts["pid"]
+    targets = {os.path.realpath(fd) for fd in (holder / "fd").glob("[0-3]")}
+    assert targets == {"/dev/null", str(stale / "host.log")}
+
+    again = lab("up")
+    assert again.returncode == 0
+    assert again.stdout.startswith(f"the lab runs already, since {facts['since']}")
+    other = lab("up", "--smmus", "3")
+    assert other.returncode == UsageError.exit_code
+    assert "runs, not with 3 SMMUs" in other.stderr
+    assert "end it with vmm-msi lab down first" in other.stderr
+
+    found = running()
+    assert found.shape == Shape()
+    check_devices(found)
+    check_tables(found)
+    check_libvirt(found)
+    check_sharing(found)
+    check_console(found)
+
+    start = time.monotonic()
+    done = lab("down")
+    assert (done.returncode, done.stdout) == (0, "the lab is off\n")
+    assert time.monotonic() - start < 5
+    assert seen.all_gone()
+    assert run_folders(stale) == []
+    assert running() is None
+    assert status() == {"schema": 1, "state": "off"}
+    assert lab("console", "--log").returncode == LabError.exit_code
+
+
+def check_devices(found):
+    """Every device is where the shape says; functions of one device share a group."""
+    with AgentLink(found.agent_socket) as link:
+        told = link.call("devices")
+    devices = [device for device in told if (device["vendor"], device["device"]) == EDU]
+    members = collections.Counter(device["group"] for device in devices)
+    assert sorted(members.values()) == [1, 1, 1, 1, 2]
+    behind = collections.Counter(device["smmu"] for device in devices)
+    assert sorted(behind.values()) == [2, 4]
+    assert [smmu.base for smmu in found.board.topology.smmus] == sorted(
+        int(name.rpartition(".")[2], 16) for name in behind
+    )
+
+
+def check_tables(found):
+    """The kernel took the corrected table, and the others are as they were."""
+    with AgentLink(found.agent_socket) as link:
+        tables = {
+            name: base64.b64decode(text, validate=True)
+            for name, text in link.call("tables").items()
+        }
+    kept = {name: (found.board.folder / name).read_bytes() for name in ("IORT", "APIC")}
+    assert tables["IORT"] == with_canwbs(kept["IORT"], "IORT")
+    assert tables["APIC"] == kept["APIC"]
+
+
+def check_libvirt(found):
+    with libvirt_driver.connect(found.uri) as connection:
+        assert connection.is_active(NAME)
+        assert len(connection.domain_xml(NAME).iommus()) == found.shape.smmus
+
+
+def check_sharing(found):
+    """Another command uses the lab when it will do."""
+    wanted = Shape(smmus=2, devices=2, pairs=0)
+    with lab_for(wanted) as shared:
+        assert shared == found
+    with AgentLink(found.agent_socket), pytest.raises(LabError, match="another command has been"):
+        AgentLink(found.agent_socket, wait_s=0.1).__enter__()
+
+
+def check_console(found):
+    done = lab("console", "--log")
+    assert done.returncode == 0
+    assert done.stdout.startswith("UEFI firmware")
+    assert "Linux version" in done.stdout
+    # Without a terminal it is the same.
+    assert lab("console").stdout.startswith("UEFI firmware")
+    with terminal() as (first, process):
+        read_until(first, b"Ctrl-] leaves")
+        os.write(first, b"\recho $((6*7))-$(uname -m)\r")
+        read_until(first, b"42-aarch64")
+        with terminal() as (second, refused):
+            read_until(second, b"another terminal is connected")
+            assert refused.wait(10) == LabError.exit_code
+        os.write(first, b"\x1d")
+        read_until(first, b"lab console: left")
+        assert process.wait(10) == 0
+    assert "42-aarch64" in found.serial_log.read_text("utf-8", "replace")
+
+
+@contextlib.contextmanager
+def terminal():
+    """A console on a terminal of its own."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen([*COMMAND, "console"], stdin=theirs, stdout=theirs, stderr=theirs) as it:
+        os.close(theirs)
+        try:
+            yield ours, it
+        finally:
+            it.kill()
+            os.close(ours)
+
+
+def read_until(descriptor, wanted, seconds=20):
+    data = b""
+    deadline = time.monotonic() + seconds
+    while wanted not in data:
+        left = deadline - time.monotonic()
+        assert left > 0, data
+        assert select.select([descriptor], [], [], left)[0], data
+        data += os.read(descriptor, 4096)
+    return data
+
+
+def test_whatever_ends_it_the_next_up_works(run_folder, tmp_path):
+    cache = borrowed_cache(tmp_path)
+    shape = ["--smmus", "1", "--devices", "1", "--pairs", "0", "--cache", str(cache)]
+
+    assert lab("up", *shape).returncode == 0
+    seen = Seen(run_folder)
+    os.kill(seen.qemu(), signal.SIGKILL)
+    assert wait_until(lambda: running() is None)
+    assert wait_until(seen.all_gone)
+    assert run_folders(run_folder) == []
+    facts = status()
+    assert facts["state"] == "off, it went off by itself"
+    assert "running the emulated host: it went off by itself: serial.log:" in facts["error"]
+    logs = Path(facts["logs"])
+    assert logs.parent == cache / "lab-logs"
+    assert "Linux version" in (logs / "serial.log").read_text("utf-8", "replace")
+    assert "arm-smmuv3" in (logs / f"qemu/{NAME}.log").read_text("utf-8")
+
+    assert lab("up", *shape).returncode == 0
+    seen = Seen(run_folder)
+    assert seen.qemu()
+    os.kill(running().pid, signal.SIGKILL)
+    assert wait_until(lambda: running() is None)
+    assert status()["state"] == "off"
+    # At once, with the other still about to end.
+    assert lab("up", *shape).returncode == 0
+    assert wait_until(seen.ended)
+    assert Seen(run_folder).qemu()
+    assert lab("down").stdout == "the lab is off\n"
+    assert Seen(run_folder).all_gone()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_a_command_that_ends_while_it_starts_leaves_nothing(run_folder, number):
+    with subprocess.Popen(
+        [*COMMAND, "up"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as command:
+        try:
+            assert wait_until(lambda: Seen(run_folder).qemu())
+            seen = Seen(run_folder)
+            command.send_signal(number)
+            told = command.communicate()[1]
+        finally:
+            command.kill()
+    if number == signal.SIGINT:
+        assert command.returncode == 130
+        assert told.endswith("vmm-msi lab: interrupted\n")
+    else:
+        # Its keeper sees that nobody waits when it is ready.
+        assert wait_until(seen.all_gone, 60)
+        assert wait_until(lambda: lab_running.keeper_pid() is None)
+    assert seen.all_gone()
+    assert run_folders(run_folder) == []
+    assert status() == {"schema": 1, "state": "off"}
+
+
+def test_two_ups_at_once_start_one(run_folder):
+    results = []
+
+    def start():
+        results.append(keeper.up(Shape()))
+
+    threads = [threading.Thread(target=start) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    (one, first), (other, second) = results
+    assert one == other
+    assert sorted((first, second)) == [False, True]
+    assert len(run_folders(run_folder)) == 1
+
+
+def borrowed_cache(folder):
+    """A cache that has what this user's has that takes long to build."""
+    cache = folder / "cache"
+    cache.mkdir(exist_ok=True)
+    for path in caches.default_cache().iterdir():
+        if path.name.startswith(("root-", "kernel-", "userland-")):
+            (cache / path.name).symlink_to(path)
+    return cache
+
+
+@contextlib.contextmanager
+def small_file_system(folder, size):
+    mount = hosttools.require_tools(["mount", "umount"])
+    folder.mkdir(exist_ok=True)
+    subprocess.run([mount["mount"], "-t", "tmpfs", "-o", f"size={size}", "t", folder], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run([mount["umount"], folder], check=True)
+
+
+def test_no_room_in_the_run_folder(run_folder, tmp_path, monkeypatch):
+    full = run_folder / "full"
+    cache = borrowed_cache(tmp_path)
+    with small_file_system(full, "8m"):
+        monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(full))
+        done = lab("up", "--cache", str(cache))
+        assert done.returncode == LabError.exit_code
+        assert "starting the emulated host: " in done.stderr
+        assert "No space left on device" in done.stderr
+        assert run_folders(full) == []
+        assert status() == {"schema": 1, "state": "off"}
+
+
+def test_no_room_in_the_cache(run_folder, tmp_path):
+    full = tmp_path / "cache"
+    with small_file_system(full, "16m"):
+        borrowed_cache(tmp_path)
+        ensure_parts(SMALL, cache=full)
+        with (full / "filler").open("wb", buffering=0) as filler, contextlib.suppress(OSError):
+            while True:
+                filler.write(bytes(1 << 12))
+        with (
+            pytest.raises(LabError, match="No space left on device"),
+            LabHost(SMALL, cache=full, crash_logs=lab_host.logs_folder(full)),
+        ):
+            pass
+        assert not [path for path in full.glob("board-*") if path.is_dir()]
+    assert run_folders(run_folder) == []
+    assert named_in(run_folder) == []
+
+
+def test_a_kernel_that_panics_is_seen_and_its_logs_are_kept(run_folder, tmp_path, monkeypatch):
+    parts = ensure_parts(SMALL)
+    nothing = tmp_path / "nothing"
+    nothing.touch()
+    empty = Parts(parts.root, dataclasses.replace(parts.images, initrd=nothing), nothing)
+    monkeypatch.setattr(lab_host, "ensure_parts", lambda *_: empty)
+    logs = tmp_path / "logs"
+    start = time.monotonic()
+    with (
+        pytest.raises(LabError, match=r"serial.log: Kernel panic.*; its logs are in"),
+        LabHost(SMALL, cache=borrowed_cache(tmp_path), crash_logs=logs),
+    ):
+        pass
+    assert time.monotonic() - start < 60
+    assert "Kernel panic" in (logs / "serial.log").read_text("utf-8", "replace")
+    assert run_folders(run_folder) == []
+
+
+def test_a_host_for_one_command(run_folder, tmp_path, capsys):
+    with lab_for(SMALL) as own:
+        assert isinstance(own, LabHost)
+        seen = Seen(run_folder)
+        assert seen.qemu()
+        assert running() is None
+        assert own.hello["page_size"] == 4096
+        assert 0 < own.boot_s < 120
+        assert set(own.timings) == {"daemon", "libvirt", "firmware", "kernel"}
+        own.check()
+        folder = own.daemon.run
+    assert "starting the emulated host: 1 SMMU, 1 device, 0 pairs" in capsys.readouterr().err
+    assert seen.all_gone()
+    assert not folder.exists()
+    with pytest.raises(LabError, match="it does not run"):
+        _ = own.agent_socket
+
+
+def test_logs_are_kept_on_demand(run_folder, tmp_path):
+    logs = tmp_path / "logs"
+    with pytest.raises(ZeroDivisionError), LabHost(SMALL, keep_logs=logs):
+        raise ZeroDivisionError
+    assert "Linux version" in (logs / "serial.log").read_text("utf-8", "replace")
+    assert (logs / "libvirtd.log").exists()
+    assert named_in(run_folder) == []
+
+
+def test_a_lab_that_will_not_do_is_left_alone(run_folder, tmp_path, monkeypatch, capsys):
+    keeper.up(SMALL)
+    found = running()
+    why = lab_host._unfit
+    assert why(found, SMALL, "forky", None) is None
+    assert "is from forky, not from sid" in why(found, SMALL, "sid", None)
+    assert "not enough for 2 SMMUs" in why(found, Shape(), "forky", None)
+    monkeypatch.setattr(lab_host, "package_layer", lambda _root, _cache: tmp_path / "newer")
+    assert "another version of vmm-msi" in why(found, SMALL, "forky", None)
+    assert keeper.down(Progress(None))
+    assert main(["lab", "status"]) == 0
+    assert capsys.readouterr().out == "state           off\n"
+
+
+def test_console_without_a_lab(run_folder, capsys):
+    assert main(["lab", "console"]) == LabError.exit_code
+    assert "no lab runs; start one with vmm-msi lab up" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--smmus", "9"], ["--devices", "0"], ["--pairs", "-1"]])
+def test_up_refuses_numbers_out_of_range(arguments, capsys):
+    assert main(["lab", "up", *arguments]) == UsageError.exit_code
+    assert "valid is " in capsys.readouterr().err

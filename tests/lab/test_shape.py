@@ -1,0 +1,120 @@
+"""What an emulated host can be asked to have, and the XML that makes libvirt make it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from vmm_msi import libvirt_driver
+from vmm_msi.errors import UsageError
+from vmm_msi.lab.hostxml import NAME, HostFiles, host_xml
+from vmm_msi.lab.shape import PORTS_PER_SMMU, RANGES, Port, Shape
+from vmm_msi.model import Granule
+
+FILES = HostFiles(*(Path("/files", name) for name in ("kernel", "initrd", "agent", "tty", "log")))
+QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+
+
+@pytest.mark.parametrize("name", RANGES)
+def test_numbers_have_a_range_that_the_message_tells(name):
+    low, high = RANGES[name]
+    for value in (low - 1, high + 1):
+        with pytest.raises(UsageError, match=f"{value} {name}; valid is {low} to {high}"):
+            Shape(**{name: value})
+
+
+def test_16k_pages_are_refused():
+    with pytest.raises(UsageError, match="granule 16K; valid: 4K, 64K"):
+        Shape(granule=Granule.K16)
+
+
+def test_one_smmu_has_so_many_bus_numbers():
+    assert Shape(smmus=1, devices=PORTS_PER_SMMU - 1, pairs=1)
+    with pytest.raises(UsageError, match="16 devices and pairs behind one SMMU; valid is up to 15"):
+        Shape(smmus=1, devices=PORTS_PER_SMMU, pairs=1)
+
+
+def test_devices_and_pairs_are_dealt_out_in_turn():
+    shape = Shape(smmus=2, devices=3, pairs=1)
+    assert shape.behind(0) == (Port(0, 1), Port(0, 1), Port(0, 2))
+    assert shape.behind(1) == (Port(1, 1),)
+
+
+@pytest.mark.parametrize(
+    ("has", "wants", "enough"),
+    [
+        (Shape(), Shape(), True),
+        (Shape(), Shape(smmus=1, devices=2, pairs=0), True),
+        (Shape(smmus=1), Shape(), False),
+        (Shape(devices=4), Shape(devices=5), False),
+        (Shape(pairs=0), Shape(), False),
+        # More SMMUs leave fewer devices for each.
+        (Shape(smmus=4), Shape(smmus=2), False),
+        (Shape(smmus=4, devices=8, pairs=2), Shape(smmus=2), True),
+        (Shape(granule=Granule.K64), Shape(), False),
+        (Shape(memory=512), Shape(), False),
+        (Shape(), Shape(vcpus=1), True),
+    ],
+)
+def test_which_host_will_do_for_another(has, wants, enough):
+    assert has.covers(wants) is enough
+
+
+def test_xml_has_what_the_shape_says():
+    shape = Shape(smmus=3, devices=4, pairs=2, memory=768, vcpus=3)
+    domain = host_xml(shape, FILES)
+    root = domain.root
+    assert domain.name == NAME
+    assert domain.memory == 768 << 20
+    assert root.findtext("vcpu") == "3"
+    assert [root.findtext(f"os/{name}") for name in ("kernel", "initrd")] == [
+        "/files/kernel",
+        "/files/initrd",
+    ]
+    expanders = [c for c in domain.controllers() if c.model == "pcie-expander-bus"]
+    assert [(c.index, c.bus_nr) for c in expanders] == [(1, 16), (2, 32), (3, 48)]
+    assert [iommu.pci_bus for iommu in domain.iommus()] == ["1", "2", "3"]
+    ports = {c.index: c.address for c in domain.controllers() if c.model == "pcie-root-port"}
+    assert len(ports) == 6
+    arguments = [arg.get("value") for arg in root.find(f"{QEMU}commandline")]
+    assert arguments[:2] == ["-global", "arm-smmuv3.stage=nested"]
+    assert set(arguments[2::2]) == {"-device"}
+    devices = [json.loads(text) for text in arguments[3::2]]
+    behind = {index: [] for index in ports}
+    for device in devices:
+        behind[int(device["bus"].removeprefix("pci."))].append(device)
+    assert sorted(len(functions) for functions in behind.values()) == [1, 1, 1, 1, 2, 2]
+    for functions in behind.values():
+        assert [f["addr"] for f in functions] == ["0.0", "0.1"][: len(functions)]
+        assert all(f.get("multifunction", False) is (len(functions) == 2) for f in functions)
+    # Two ports of the first SMMU are for single devices, the third for a pair.
+    assert sorted(address.bus for address in ports.values()) == [1, 1, 1, 2, 2, 3]
+
+
+def test_the_same_shape_gives_the_same_xml():
+    assert str(host_xml(Shape(), FILES)) == str(host_xml(Shape(), FILES))
+
+
+LARGEST = Shape(smmus=8, devices=32, pairs=16, memory=512, vcpus=8)
+
+
+@pytest.mark.lab_root
+@pytest.mark.parametrize("shape", [Shape(), Shape(1, 1, 0), LARGEST], ids=str)
+def test_libvirt_takes_the_xml_and_keeps_all_of_it(lab_daemon, shape):
+    wanted = host_xml(shape, FILES)
+    with libvirt_driver.connect(lab_daemon.uri) as connection:
+        got = connection.define(wanted)
+        try:
+            libvirt_driver.verify_defined(wanted, got)
+            assert [(i.model, i.driver) for i in got.iommus()] == [
+                (i.model, i.driver) for i in wanted.iommus()
+            ]
+            assert {(c.index, c.model, c.bus_nr, c.address) for c in wanted.controllers()} <= {
+                (c.index, c.model, c.bus_nr, c.address) for c in got.controllers()
+            }
+            given = [arg.get("value") for arg in wanted.root.find(f"{QEMU}commandline")]
+            assert [arg.get("value") for arg in got.root.find(f"{QEMU}commandline")] == given
+        finally:
+            connection.undefine(NAME)

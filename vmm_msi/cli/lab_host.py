@@ -1,0 +1,170 @@
+"""``vmm-msi lab up``, ``down``, ``status`` and ``console``: the emulated host in the background."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm_msi.cli.common import add_format, print_json
+from vmm_msi.cli.lab import Subcommand
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.lab.running import RunningLab
+    from vmm_msi.lab.shape import Shape
+
+# How long the status waits for a command that talks to the agent.
+_BUSY_S = 0.5
+_ANSWER_S = 5.0
+
+
+def add_shape(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say which emulated host is wanted."""
+    from vmm_msi.lab import DEFAULT_SUITE
+    from vmm_msi.lab.shape import GRANULES, RANGES, Shape
+
+    what = {
+        "smmus": "SMMUs",
+        "devices": "test devices, each in an IOMMU group of its own",
+        "pairs": "test devices with two functions, which share an IOMMU group",
+    }
+    default = Shape()
+    for name, text in what.items():
+        low, high = RANGES[name]
+        parser.add_argument(
+            f"--{name}",
+            type=int,
+            default=getattr(default, name),
+            metavar="N",
+            help=f"{text}; {low} to {high} (default: %(default)s)",
+        )
+    parser.add_argument(
+        "--granule",
+        choices=[str(granule) for granule in GRANULES],
+        default=str(default.granule),
+        help="page size of its kernel (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--suite", default=DEFAULT_SUITE, help="Debian suite it is made from (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where what it is made from is kept (default: vmm-msi in $XDG_CACHE_HOME or ~/.cache)",
+    )
+
+
+def shape_of(args: argparse.Namespace) -> Shape:
+    """Return the shape that the arguments ask for.
+
+    :raise UsageError: when a number is out of its range.
+    """
+    from vmm_msi.lab.shape import Shape
+    from vmm_msi.model import Granule
+
+    return Shape(
+        smmus=args.smmus,
+        devices=args.devices,
+        pairs=args.pairs,
+        granule=Granule.parse(args.granule),
+    )
+
+
+def _run_up(args: argparse.Namespace) -> int:
+    from vmm_msi.lab.keeper import up
+    from vmm_msi.lab.progress import Progress
+
+    lab, started = up(shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"))
+    how = f"runs, ready after {lab.boot_s:.1f} s" if started else f"runs already, since {lab.since}"
+    print(f"the lab {how}: Linux {lab.release}, {lab.shape}")
+    return 0
+
+
+def _configure_nothing(_parser: argparse.ArgumentParser) -> None:
+    pass
+
+
+def _run_down(_args: argparse.Namespace) -> int:
+    from vmm_msi.lab.keeper import down
+    from vmm_msi.lab.progress import Progress
+
+    print("the lab is off" if down(Progress(sys.stderr, "lab down")) else "no lab runs")
+    return 0
+
+
+def _run_status(args: argparse.Namespace) -> int:
+    facts = _status()
+    if args.format == "json":
+        print_json({"schema": 1, **facts})
+        return 0
+    shape = facts.pop("shape", None)
+    if shape is not None:
+        facts |= {name: shape[name] for name in ("smmus", "devices", "pairs", "granule")}
+    for name, value in facts.items():
+        print(f"{name.replace('_', ' '):<16}{value}")
+    return 0
+
+
+def _status() -> dict[str, Any]:
+    """Return what is known of the lab in the background."""
+    from vmm_msi.lab.running import facts_of, keeper_pid, read_state, running
+
+    lab = running()
+    if lab is not None:
+        return {"state": "running", "agent": _agent(lab), **facts_of(lab)}
+    state = read_state()
+    if keeper_pid() is not None:
+        return {"state": "starting or ending"}
+    if state.get("phase") == "crashed":
+        told = {name: state.get(name) for name in ("when", "error", "logs")}
+        return {"state": "off, it went off by itself", **told}
+    return {"state": "off"}
+
+
+def _agent(lab: RunningLab) -> str:
+    """Return whether the agent of the running host answers."""
+    from vmm_msi.errors import LabError
+    from vmm_msi.lab.link import AgentLink
+
+    link = AgentLink(lab.agent_socket, wait_s=_BUSY_S)
+    try:
+        with link:
+            link.call("hello", timeout_s=_ANSWER_S)
+    except LabError as error:
+        return f"no answer: {error}"
+    return "answers"
+
+
+def _configure_console(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--log",
+        action="store_true",
+        help="print all that the console said so far and end; also what is done where standard "
+        "input and output are no terminal",
+    )
+
+
+def _run_console(args: argparse.Namespace) -> int:
+    from vmm_msi.errors import LabError
+    from vmm_msi.lab import console
+    from vmm_msi.lab.running import running
+
+    lab = running()
+    if lab is None:
+        raise LabError("lab console: no lab runs; start one with vmm-msi lab up")
+    if args.log or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        console.print_log(lab.serial_log)
+    else:
+        console.attach(lab.console_socket)
+    return 0
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {
+    "up": Subcommand(add_shape, _run_up),
+    "down": Subcommand(_configure_nothing, _run_down),
+    "status": Subcommand(add_format, _run_status),
+    "console": Subcommand(_configure_console, _run_console),
+}

@@ -1,0 +1,110 @@
+"""A terminal on the serial console of the emulated host."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import shutil
+import socket
+import sys
+import termios
+import tty
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_LEAVE = b"\x1d"  # Ctrl-]
+_CHUNK = 1 << 16
+
+
+def print_log(path: Path) -> None:
+    """Print all that the console said so far on standard output.
+
+    :raise LabError: when the log cannot be read.
+    """
+    try:
+        with path.open("rb") as log:
+            sys.stdout.flush()
+            shutil.copyfileobj(log, sys.stdout.buffer)
+    except FileNotFoundError as error:
+        raise LabError(f"lab console: {path} is gone; the lab has just ended") from error
+
+
+def attach(path: Path) -> None:
+    """Connect the terminal to the console until Ctrl-] or the host's end.
+
+    :param path: the console's socket.
+    :raise LabError: when somebody else is connected or the host is gone.
+    """
+    with _turn(path), socket.socket(socket.AF_UNIX) as console:
+        try:
+            console.connect(os.fspath(path))
+        except OSError as error:
+            raise LabError(f"lab console: {path}: {error.strerror}; is it running?") from error
+        with _raw(sys.stdin.fileno()):
+            print("lab console: connected; Ctrl-] leaves, Enter wakes the shell\r", file=sys.stderr)
+            gone = _relay(console)
+    print(f"\nlab console: {'the host is gone' if gone else 'left'}", file=sys.stderr)
+
+
+def _relay(console: socket.socket) -> bool:
+    """Copy both ways; return whether the host's end closed first."""
+    keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
+    while True:
+        ready, _, _ = select.select([keys, console], [], [])
+        if console in ready:
+            try:
+                data = console.recv(_CHUNK)
+            except OSError:
+                data = b""
+            if not data:
+                return True
+            _write_all(screen, data)
+        if keys in ready:
+            typed = os.read(keys, _CHUNK)
+            before, left, _ = typed.partition(_LEAVE)
+            with contextlib.suppress(OSError):
+                console.sendall(before)
+            if left or not typed:
+                return False
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+@contextlib.contextmanager
+def _raw(terminal: int) -> Iterator[None]:
+    """Let every key through, and put the terminal back as it was."""
+    before = termios.tcgetattr(terminal)
+    try:
+        # What was typed ahead is for the console.
+        tty.setraw(terminal, termios.TCSADRAIN)
+        yield
+    finally:
+        termios.tcsetattr(terminal, termios.TCSADRAIN, before)
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """Be the only one: QEMU lets a second client wait without a word."""
+    try:
+        lock = path.with_name(f"{path.name}.lock").open("ab")
+    except OSError as error:
+        raise LabError(f"lab console: {path}: {error.strerror}; run it as root") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LabError(
+                "lab console: another terminal is connected; leave that one, or use --log"
+            ) from None
+        yield

@@ -1,0 +1,382 @@
+"""The emulated Arm host: a libvirt domain with a real kernel, for as long as a ``with`` block.
+
+::
+
+    with LabHost(Shape()) as lab, AgentLink(lab.agent_socket) as link:
+        link.call("hello")
+
+Everything that a host needs to run is in the run folder of its own :class:`LabDaemon`, and QEMU is
+in that one's namespace: both go with it. The host keeps nothing from one start to the next, so that
+switching it off is pulling the plug, and the daemon's end does that. Asking libvirt to would take
+0.2 s more, in which it waits for QEMU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypeVar
+
+from vmm_msi import libvirt_driver
+from vmm_msi.errors import HypervisorError, LabError
+from vmm_msi.lab import DEFAULT_SUITE, hosttools
+from vmm_msi.lab.board import ensure_board
+from vmm_msi.lab.cache import default_cache
+from vmm_msi.lab.cpio import concatenate
+from vmm_msi.lab.daemon import LabDaemon
+from vmm_msi.lab.hostxml import NAME, HostFiles, host_xml
+from vmm_msi.lab.images import ensure_images
+from vmm_msi.lab.link import AgentLink
+from vmm_msi.lab.package_layer import package_layer
+from vmm_msi.lab.progress import Progress
+from vmm_msi.lab.root import ensure_root
+from vmm_msi.lab.running import RunningLab, run_folder, running
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from types import TracebackType
+
+    from vmm_msi.lab.board import Board
+    from vmm_msi.lab.images import LabImages
+    from vmm_msi.lab.root import LabRoot
+    from vmm_msi.lab.shape import Shape
+
+__all__ = ["LabHost", "Parts", "RunningLab", "ensure_parts", "lab_for", "logs_folder", "running"]
+
+#: The longest that a host may take until its agent answers; a busy machine emulates slowly.
+BOOT_TIMEOUT_S = 300.0
+
+_SERIAL_LOG = "serial.log"
+#: How many hosts that failed have their logs kept.
+_LOGS_KEPT = 10
+
+_STARTING = "starting the emulated host"
+# What stands for the paths where they must not count: in what names a board in the cache.
+_ANYWHERE = HostFiles(
+    *(Path("/", name) for name in ("kernel", "initrd", "agent", "console", "log"))
+)
+_ASK_EVERY_S = 0.25
+_POLL_S = 0.02
+_LAST_LINES = 3
+# What Linux says before it gives up, kernel/panic.c; a trace and registers follow.
+_PANIC = "Kernel panic - not syncing"
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a host is made from, all of it in the cache.
+
+    :ivar layer: the archive with this package.
+    """
+
+    root: LabRoot
+    images: LabImages
+    layer: Path
+
+
+def ensure_parts(
+    shape: Shape,
+    suite: str = DEFAULT_SUITE,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Parts:
+    """Return what a host is made from, building what the cache does not have.
+
+    :raise LabError: when something cannot be built.
+    """
+    hosttools.require_root("running the emulated host (libvirtd with chroot and mounts of its own)")
+    root = ensure_root(suite, cache, progress)
+    images = ensure_images(suite, shape.granule, cache, progress)
+    return Parts(root, images, package_layer(root, cache))
+
+
+class LabHost:
+    """A running emulated host; a context manager.
+
+    :param shape: what it has.
+    :param suite: the Debian suite that libvirt, QEMU, kernel and user land are from.
+    :param cache: the folder of the cache; this user's when ``None``.
+    :param progress: told what goes on; silent when ``None``.
+    :param keep_logs: a folder that the logs of the serial console, QEMU and libvirtd are copied to
+        at the end, however the block is left.
+    :param crash_logs: the same, only when the host did not start or went off by itself.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        suite: str = DEFAULT_SUITE,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+        keep_logs: Path | None = None,
+        crash_logs: Path | None = None,
+    ) -> None:
+        self.shape = shape
+        #: Seconds that each part of the start took.
+        self.timings: dict[str, float] = {}
+        #: What the agent said first: its kernel's release and page size.
+        self.hello: dict[str, Any] = {}
+        self._suite = suite
+        self._cache = cache
+        self._progress = progress or Progress(None)
+        self._keep_logs = keep_logs
+        self._crash_logs = crash_logs
+        self._stack = ExitStack()
+        self._daemon: LabDaemon | None = None
+        self._connection: libvirt_driver.Connection | None = None
+        self._board: Board | None = None
+        self._layer: Path | None = None
+
+    @property
+    def agent_socket(self) -> Path:
+        """The socket for :class:`vmm_msi.lab.link.AgentLink`."""
+        return self.daemon.share / "agent"
+
+    @property
+    def console_socket(self) -> Path:
+        """The socket of the serial console; it serves one client at a time."""
+        return self.daemon.share / "console"
+
+    @property
+    def serial_log(self) -> Path:
+        """All that the serial console printed so far."""
+        return self.daemon.log / _SERIAL_LOG
+
+    @property
+    def board(self) -> Board:
+        """The tables of its board, and the topology they tell."""
+        return _running(self._board)
+
+    @property
+    def layer(self) -> Path:
+        """The archive with the package that its agent is from."""
+        return _running(self._layer)
+
+    @property
+    def daemon(self) -> LabDaemon:
+        """The libvirtd that it runs under."""
+        return _running(self._daemon)
+
+    @property
+    def boot_s(self) -> float:
+        """Seconds from switching it on until its agent answered."""
+        return self.timings["firmware"] + self.timings["kernel"]
+
+    def __enter__(self) -> Self:
+        parts = ensure_parts(self.shape, self._suite, self._cache, self._progress)
+        with ExitStack() as stack:
+            stack.callback(self._forget)
+            begun = time.monotonic()
+            self._layer = parts.layer
+            self._daemon = stack.enter_context(
+                LabDaemon(parts.root, self._keep_logs, folder=run_folder())
+            )
+            stack.push(self._on_error)
+            self.timings["daemon"] = time.monotonic() - begun
+            self._connection = stack.enter_context(libvirt_driver.connect(self._daemon.uri))
+            self._boot(self._connection, self._daemon, parts)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def check(self) -> None:
+        """Make sure that it runs.
+
+        :raise LabError: when it went off; the message has what it said last.
+        """
+        try:
+            alive = _running(self._connection).is_active(NAME)
+        except HypervisorError as error:
+            raise LabError(f"running the emulated host: {error}") from error
+        if not alive:
+            raise LabError(f"running the emulated host: it went off by itself: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the last lines of the serial console, or what QEMU said where there are none."""
+        for path in (self.serial_log, self.daemon.log / "qemu" / f"{NAME}.log"):
+            with contextlib.suppress(OSError):
+                lines = path.read_text("utf-8", "replace").split("\n")
+                told = [" ".join(line.split()) for line in lines if line.strip()]
+                if told:
+                    last = [line for line in told if _PANIC in line] or told[-_LAST_LINES:]
+                    return f"{path.name}: {' | '.join(last)}"
+        return "it said nothing"
+
+    def _boot(self, connection: libvirt_driver.Connection, daemon: LabDaemon, parts: Parts) -> None:
+        """Start the host with its corrected tables."""
+        files = HostFiles(
+            kernel=daemon.share / "kernel",
+            initrd=daemon.share / "initrd",
+            agent=self.agent_socket,
+            console=self.console_socket,
+            # libvirtd sees the folder of its logs elsewhere.
+            serial_log=Path("/var/log/libvirt", _SERIAL_LOG),
+        )
+        try:
+            shutil.copyfile(parts.images.kernel, files.kernel)
+        except OSError as error:
+            raise _cannot_start(error, files.kernel) from error
+
+        def capture() -> dict[str, object]:
+            self._progress.stage("reading the tables of a new board: a first start without them")
+            self._start(connection, parts, files, b"")
+            with AgentLink(self.agent_socket) as link:
+                tables: dict[str, object] = link.call("tables")
+            connection.destroy(NAME)
+            connection.undefine(NAME)
+            return tables
+
+        xml = host_xml(self.shape, _ANYWHERE)
+        granule = self.shape.granule
+        self._board = ensure_board(xml, parts.root, granule, capture, self._cache)
+        self._progress.stage(f"{_STARTING}: {self.shape}")
+        self._start(connection, parts, files, self._board.override)
+        self._progress.clear()
+
+    def _start(
+        self,
+        connection: libvirt_driver.Connection,
+        parts: Parts,
+        files: HostFiles,
+        override: bytes,
+    ) -> None:
+        """Switch the host on and wait for its agent.
+
+        :param override: an archive with tables, or nothing.
+        """
+        try:
+            archives = (override, parts.images.initrd.read_bytes(), parts.layer.read_bytes())
+            files.initrd.write_bytes(concatenate(archives))
+        except OSError as error:
+            raise _cannot_start(error, files.initrd) from error
+        begun = time.monotonic()
+        connection.define(host_xml(self.shape, files))
+        connection.start(NAME)
+        on = time.monotonic()
+        self.hello = self._await_agent()
+        up = time.monotonic() - on
+        kernel = min(up, float(self.hello["uptime_s"]))
+        self.timings |= {"libvirt": on - begun, "firmware": up - kernel, "kernel": kernel}
+
+    def _await_agent(self) -> dict[str, Any]:
+        """Return what the agent says first.
+
+        :raise LabError: when the host goes off, or takes longer than it may.
+        """
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        with AgentLink(self.agent_socket) as link:
+            while True:
+                try:
+                    hello: dict[str, Any] = link.call("hello", timeout_s=_ASK_EVERY_S)
+                except LabError:
+                    self.check()
+                    if time.monotonic() > deadline:
+                        raise LabError(
+                            f"{_STARTING}: its agent does not answer after {BOOT_TIMEOUT_S:.0f} s: "
+                            f"{self.last_words()}"
+                        ) from None
+                    self._progress.step(self.last_words())
+                    time.sleep(_POLL_S)
+                else:
+                    return hello
+
+    def _on_error(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Keep the logs of a host that failed.
+
+        :raise LabError: what went wrong, with where the logs are.
+        """
+        if self._crash_logs is None or not isinstance(error, (LabError, HypervisorError)):
+            return
+        # What went wrong counts, not that there is no room to keep its logs.
+        with contextlib.suppress(OSError, shutil.Error):
+            shutil.copytree(self.daemon.log, self._crash_logs, dirs_exist_ok=True)
+            _forget_old_logs(self._crash_logs.parent)
+            raise LabError(f"{error}; its logs are in {self._crash_logs}") from error
+
+    def _forget(self) -> None:
+        self._daemon = self._connection = self._board = self._layer = None
+
+
+def _forget_old_logs(folder: Path) -> None:
+    """Remove all but the newest logs; their names are times."""
+    for old in sorted(folder.iterdir())[:-_LOGS_KEPT]:
+        shutil.rmtree(old)
+
+
+def logs_folder(cache: Path | None = None) -> Path:
+    """Return a folder of the cache for the logs of a host that fails now; it is not made yet."""
+    now = dt.datetime.now(dt.UTC)
+    return (cache or default_cache()).absolute() / "lab-logs" / f"{now:%Y%m%dT%H%M%S.%fZ}"
+
+
+@contextlib.contextmanager
+def lab_for(
+    shape: Shape,
+    *,
+    suite: str = DEFAULT_SUITE,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[RunningLab | LabHost]:
+    """Give a command an emulated host: the one that runs if it will do, else one of its own.
+
+    :param shape: what the command needs; a host that has more will do.
+    :param progress: told which it is, and what goes on; standard error when ``None``.
+    :raise LabError: when it cannot be started.
+    """
+    progress = progress or Progress(sys.stderr)
+    found = running()
+    if found is not None:
+        why = _unfit(found, shape, suite, cache)
+        if why is None:
+            progress.stage(f"using the lab that runs: {found.shape}")
+            yield found
+            return
+        progress.stage(f"the lab that runs {why}: starting another one for this command")
+    host = LabHost(
+        shape, suite=suite, cache=cache, progress=progress, crash_logs=logs_folder(cache)
+    )
+    with host as lab:
+        yield lab
+
+
+def _unfit(found: RunningLab, shape: Shape, suite: str, cache: Path | None) -> str | None:
+    """Return why the host that runs will not do, None when it will."""
+    if found.suite != suite:
+        return f"is from {found.suite}, not from {suite}"
+    if not found.shape.covers(shape):
+        return f"has {found.shape}, which is not enough for {shape}"
+    if found.layer != package_layer(ensure_root(suite, cache), cache):
+        return "has another version of vmm-msi"
+    return None
+
+
+def _cannot_start(error: OSError, path: Path) -> LabError:
+    return LabError(f"{_STARTING}: {error.filename or path}: {error.strerror}")
+
+
+def _running(part: T | None) -> T:
+    """Return a part that is there only while the host runs."""
+    if part is None:
+        raise LabError("using the emulated host: it does not run; use it inside its with block")
+    return part

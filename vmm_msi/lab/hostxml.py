@@ -1,0 +1,124 @@
+"""The emulated host as libvirt domain XML: a template that is filled for a shape.
+
+Each SMMU serves a PCI expander bus with a root port for every test device. The test device is
+QEMU's ``edu`` (QEMU ``docs/specs/edu.rst``). libvirt has no element for it, so it comes by way of
+``qemu:commandline`` (https://libvirt.org/drvqemu.html), behind root ports that libvirt names
+``pci.<index>``.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml import edit
+from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT, DomainXml
+from vmm_msi.errors import LabError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lxml.etree import _Element as Element
+
+    from vmm_msi.lab.shape import Shape
+
+TEMPLATE = "lab-host.xml"
+NAME = "lab-host"
+
+#: Bus numbers of each expander bus: its own and one for every root port.
+BUS_STEP = 16
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+_FIRST_SLOT = 2  # of pcie.0; the template has the agent's channel in slot 1
+
+
+@dataclass(frozen=True)
+class HostFiles:
+    """What the emulated host is started from and where it can be reached; absolute paths.
+
+    :ivar kernel: an arm64 Image.
+    :ivar initrd: its initial RAM file system.
+    :ivar agent: the socket of the agent's channel, made by QEMU.
+    :ivar console: the socket of the serial console, made by QEMU.
+    :ivar serial_log: takes all that the console prints.
+    """
+
+    kernel: Path
+    initrd: Path
+    agent: Path
+    console: Path
+    serial_log: Path
+
+
+def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
+    """Return the XML of the emulated host.
+
+    :raise DomainXmlError: when a path has characters that XML cannot hold.
+    """
+    text = resources.files("vmm_msi.templates").joinpath(TEMPLATE).read_bytes()
+    domain = DomainXml.parse(text, TEMPLATE)
+    root, devices = domain.root, domain.devices
+    _find(root, "memory").text = str(shape.memory)
+    _find(root, "vcpu").text = str(shape.vcpus)
+    _find(root, "os/kernel").text = str(files.kernel)
+    _find(root, "os/initrd").text = str(files.initrd)
+    _find(devices, "serial/source").set("path", str(files.console))
+    _find(devices, "serial/log").set("file", str(files.serial_log))
+    _find(devices, "channel/source").set("path", str(files.agent))
+    commandline = _find(root, f"{_QEMU}commandline")
+    port = shape.smmus  # controller indexes: 1 and up are the expander buses
+    for smmu in range(shape.smmus):
+        pxb = smmu + 1
+        _add(devices, "controller", _expander(pxb, _FIRST_SLOT + smmu, BUS_STEP * pxb))
+        for slot, place in enumerate(shape.behind(smmu)):
+            port += 1
+            _add(devices, "controller", _root_port(port, pxb, slot))
+            for function in range(place.functions):
+                _add_edu(commandline, port, function, several=place.functions > 1)
+        driver = edit.build("driver", {"pciBus": str(pxb)})
+        _add(devices, "memballoon", edit.build("iommu", {"model": "smmuv3"}, driver))
+    return domain
+
+
+def _expander(index: int, slot: int, bus_nr: int) -> Element:
+    return _controller(
+        index, EXPANDER_BUS, edit.build("target", {"busNr": str(bus_nr)}), _address(0, slot)
+    )
+
+
+def _root_port(index: int, bus: int, slot: int) -> Element:
+    return _controller(index, ROOT_PORT, _address(bus, slot))
+
+
+def _controller(index: int, model: str, *children: Element) -> Element:
+    return edit.build("controller", {"type": "pci", "index": str(index), "model": model}, *children)
+
+
+def _address(bus: int, slot: int) -> Element:
+    place = {"domain": "0x0000", "bus": f"{bus:#04x}", "slot": f"{slot:#04x}", "function": "0x0"}
+    return edit.build("address", {"type": "pci", **place})
+
+
+def _add(devices: Element, after: str, new: Element) -> None:
+    """Put ``new`` behind the last element that is called ``after`` or as itself."""
+    alike = [*devices.iterchildren(after, str(new.tag))]
+    edit.put_after(devices, alike[-1], new)
+
+
+def _add_edu(commandline: Element, port: int, function: int, *, several: bool) -> None:
+    # As JSON: QEMU makes other devices before those that libvirt gives as JSON, the root ports
+    # (``system/vl.c`` qemu_create_cli_devices).
+    device: dict[str, object] = {"driver": "edu", "bus": f"pci.{port}", "addr": f"0.{function}"}
+    if several:
+        device["multifunction"] = True
+    for value in ("-device", json.dumps(device)):
+        edit.put_after(commandline, commandline[-1], edit.build(f"{_QEMU}arg", {"value": value}))
+
+
+def _find(parent: Element, path: str) -> Element:
+    element = parent.find(path)
+    if element is None:
+        raise LabError(f"filling the template {TEMPLATE}: it has no <{path}>; reinstall vmm-msi")
+    return element
