@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,19 +14,23 @@ from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.run import GuestRun, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice
     from vmm_msi.host import PluginHost
+    from vmm_msi.iommu.backend import Backend
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.model import Costs, Scenario, Verdict
+
+    #: Opens a backend for a scenario, as the kernel of a profile where it can be several.
+    OpenBackend = Callable[[Scenario, Profile], Backend]
 
 
 @dataclass(frozen=True)
 class Result:
     """What one strategy did.
 
-    :param options: its options, the defaults included, and the kernel profile it ran on.
+    :param options: its options, the defaults included, and the kernel it ran on.
     :param costs: what was in use when all devices were up.
     """
 
@@ -35,15 +40,27 @@ class Result:
     costs: Costs
 
 
+def open_model(scenario: Scenario, profile: Profile) -> Backend:
+    """Open the model of a kernel."""
+    return SimBackend(scenario.host, scenario.guest, profile)
+
+
 def compare(
-    plugins: PluginHost, scenario: Scenario, choices: Iterable[Choice], selector: str
+    plugins: PluginHost,
+    scenario: Scenario,
+    choices: Iterable[Choice],
+    selector: str,
+    open_backend: OpenBackend = open_model,
 ) -> Iterator[Result]:
     """Yield a result for each choice, in order.
 
+    :param open_backend: opens the backend for each; it is closed after.
     :raise UsageError: for an unknown strategy, option, profile or selector.
+    :raise VmmMsiError: when a backend cannot be opened.
     """
     for choice in choices:
-        yield _run(plugins, scenario, choice, selector)
+        with closing(open_backend(scenario, profile_for(plugins, choice))) as backend:
+            yield _run(plugins, scenario, choice, selector, backend)
 
 
 def profile_for(plugins: PluginHost, choice: Choice) -> Profile:
@@ -64,11 +81,11 @@ def profile_for(plugins: PluginHost, choice: Choice) -> Profile:
     return profile
 
 
-def _run(plugins: PluginHost, scenario: Scenario, choice: Choice, selector: str) -> Result:
-    profile = profile_for(plugins, choice)
+def _run(
+    plugins: PluginHost, scenario: Scenario, choice: Choice, selector: str, backend: Backend
+) -> Result:
     options = plugins.options(choice.strategy, choice.options)
-    backend = SimBackend(scenario.host, scenario.guest, profile)
-    shown = {**msgspec.structs.asdict(options), "profile": profile.name}
+    shown = {**msgspec.structs.asdict(options), "profile": backend.info.profile}
     addresses = [device.host for device in scenario.guest.devices]
     try:
         run = GuestRun(
@@ -83,8 +100,9 @@ def _run(plugins: PluginHost, scenario: Scenario, choice: Choice, selector: str)
         devices = [scenario.host.device_by_address[address] for address in addresses]
         verdicts = tuple(refusal(device, error) for device in devices)
         return Result(choice.strategy, shown, verdicts, backend.costs())
-    verdicts = tuple(run.try_all())
-    costs = backend.costs()
-    run.stop()
-    backend.close()
+    try:
+        verdicts = tuple(run.try_all())
+        costs = backend.costs()
+    finally:
+        run.stop()
     return Result(choice.strategy, shown, verdicts, costs)

@@ -86,6 +86,7 @@ def test_every_strategy_in_every_form(compare):
         ("direct", None),
         ("host-cookie", None),
         ("identity", None),
+        ("placed", None),
     }
 
 

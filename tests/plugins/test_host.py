@@ -90,6 +90,7 @@ def test_the_shipped_plugins_load():
         "host-cookie",
         "identity",
         "multi-its",
+        "placed",
     ]
     assert plugins.names(PluginKind.ITS_SELECTOR) == ["first-in-group"]
     assert all(record.origin.startswith("vmm-msi ") for record in plugins.records())
@@ -408,4 +409,5 @@ def test_an_option_of_literals_makes_a_form_of_each():
         "multi-its:mode=vsmmu",
         "paint:colour=red",
         "paint:colour=blue",
+        "placed",
     ]

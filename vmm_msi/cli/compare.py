@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import TextIO
 
-    from vmm_msi.compare import Result
+    from vmm_msi.compare import OpenBackend, Result
     from vmm_msi.model import GuestDomain, HostTopology
 
 
@@ -49,6 +49,19 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME[:key=value,…]",
         help="a strategy with options; may be repeated; default: all, in every form",
+    )
+    parser.add_argument(
+        "--backend",
+        choices=("sim", "lab", "iommufd"),
+        default="sim",
+        help="where to run them: on the model (default), on a real kernel in an emulated Arm "
+        "host (vmm-msi lab), or on this machine's own /dev/iommu",
+    )
+    parser.add_argument(
+        "--doorbells",
+        choices=("its", "witness"),
+        help="what receives the MSIs on a real kernel: the host's own ITS, or a page of memory "
+        "for each ITS of the scenario; default: witness with --backend lab, its with iommufd",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE")
     add_format(parser)
@@ -74,19 +87,45 @@ def run(args: argparse.Namespace) -> int:
         compare.profile_for(plugins, choice)
     selector = settings.its_selector(name)
     plugins.info(selector, PluginKind.ITS_SELECTOR)
-    results = _with_progress(
-        compare.compare(plugins, scenario, choices, selector), [str(choice) for choice in choices]
-    )
-    with _opened(args.output) as out:
-        if args.format == "json":
-            from vmm_msi.report import jsonout
+    with _backends(args, scenario) as open_backend:
+        results = _with_progress(
+            compare.compare(plugins, scenario, choices, selector, open_backend),
+            [str(choice) for choice in choices],
+        )
+        with _opened(args.output) as out:
+            if args.format == "json":
+                from vmm_msi.report import jsonout
 
-            jsonout.write(results, out)
-        else:
-            from vmm_msi.report.table import compare_table
+                jsonout.write(results, out)
+            else:
+                from vmm_msi.report.table import compare_table
 
-            out.writelines(f"{line}\n" for line in compare_table(scenario, results))
+                out.writelines(f"{line}\n" for line in compare_table(scenario, results))
     return 0
+
+
+@contextmanager
+def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBackend]:
+    """Yield what opens a backend of the kind that was asked for."""
+    if args.backend == "sim":
+        if args.doorbells is not None:
+            raise UsageError("--doorbells goes with --backend lab or iommufd: the model has both")
+        from vmm_msi.compare import open_model
+
+        yield open_model
+        return
+    from vmm_msi.iommu.iommufd import Doorbells, IommufdBackend
+
+    if args.backend == "lab":
+        from vmm_msi.lab.remote import lab_backends
+
+        with lab_backends(scenario, Doorbells(args.doorbells or "witness")) as open_backend:
+            yield open_backend
+        return
+    doorbells = Doorbells(args.doorbells or "its")
+    yield lambda scenario, profile: IommufdBackend(
+        scenario.host, scenario.guest, doorbells, profile
+    )
 
 
 def _scenario(args: argparse.Namespace) -> Scenario:

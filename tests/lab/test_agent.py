@@ -1,0 +1,449 @@
+"""The agent and the link to it, over real sockets: whatever arrives, both go on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import os
+import select
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vmm_msi import __version__
+from vmm_msi.errors import BackendError, LabError
+from vmm_msi.lab import protocol
+from vmm_msi.lab.link import AgentLink
+
+AGENT = """
+import sys
+from vmm_msi.lab import agent, protocol
+protocol.MAX_LINE = int(sys.argv[2])
+agent.Agent(int(sys.argv[1])).serve()
+"""
+NO_DEVICE = {"segment": 0xFFFF, "bus": 0xFF, "device": 0x1F, "function": 7}
+PATIENCE_S = 30
+
+
+class Host:
+    """An agent in a process of its own, and a socket at which one client at a time reaches it.
+
+    As with a virtio-serial port, what the agent says while nobody is there comes to the next one.
+    The ``PATH`` of the agent has a ``busybox`` that only notes what it was asked.
+    """
+
+    def __init__(self, folder: Path, max_line: int = protocol.MAX_LINE) -> None:
+        self.socket = folder / "agent.sock"
+        self.noted = folder / "busybox-was-asked"
+        busybox = folder / "busybox"
+        busybox.write_text(f'#!/bin/sh\necho "$@" >{self.noted}\n')
+        busybox.chmod(0o755)
+        self.port, end = socket.socketpair()
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", AGENT, str(end.fileno()), str(max_line)],
+            pass_fds=[end.fileno()],
+            env={**os.environ, "PATH": str(folder)},
+        )
+        end.close()
+        self._stop, self._stopped = socket.socketpair()
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.socket))
+        self._listener.listen()
+        self._relay = threading.Thread(target=self._serve)
+        self._relay.start()
+
+    def __enter__(self) -> Host:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.kill()
+        self._stop.close()
+        self._relay.join(PATIENCE_S)
+        for each in (self._listener, self.port, self._stopped):
+            each.close()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _serve(self) -> None:
+        while self._listener in select.select([self._listener, self._stopped], [], [])[0]:
+            client, _address = self._listener.accept()
+            with client, contextlib.suppress(OSError):
+                self._carry(client)
+
+    def _carry(self, client: socket.socket) -> None:
+        while True:
+            ready, _, _ = select.select([client, self.port, self._stopped], [], [])
+            if self._stopped in ready:
+                return
+            for source, sink in ((client, self.port), (self.port, client)):
+                if source in ready:
+                    data = source.recv(1 << 16)
+                    if not data:
+                        return
+                    sink.sendall(data)
+
+    def say(self, data: bytes) -> None:
+        """Send bytes as a client that does not wait for an answer."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.socket))
+            client.sendall(data)
+
+    def ask(self, data: bytes, count: int = 1) -> list[dict[str, object]]:
+        """Send bytes and return the next answers."""
+        with socket.socket(socket.AF_UNIX) as client:
+            client.settimeout(PATIENCE_S)
+            client.connect(str(self.socket))
+            client.sendall(data)
+            with client.makefile("rb") as lines:
+                return [json.loads(lines.readline()) for _ in range(count)]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory):
+    with Host(tmp_path_factory.mktemp("agent")) as running:
+        yield running
+
+
+@pytest.fixture
+def link(host):
+    with AgentLink(host.socket) as opened:
+        opened.call("hello")
+        yield opened
+
+
+def request(number, do, /, **arguments):
+    return protocol.encode({"id": number, "do": do, "with": arguments})
+
+
+# What the agent does, as far as there is something to do on the machine of the tests.
+
+
+def test_hello(link):
+    told = link.call("hello")
+    assert told["uptime_s"] > 0
+    assert (told["version"], told["release"]) == (protocol.VERSION, os.uname().release)
+    assert told["page_size"] == os.sysconf("SC_PAGE_SIZE")
+
+
+def test_devices(link):
+    assert isinstance(link.call("devices"), list)
+
+
+def test_tables(link):
+    folder = Path("/sys/firmware/acpi/tables")
+    tables = [path for path in folder.glob("*") if path.is_file()]
+    if folder.is_dir() and all(os.access(table, os.R_OK) for table in tables):
+        assert link.call("tables").keys() == {table.name for table in tables}
+    else:
+        with pytest.raises(LabError, match="emulated host, tables"):
+            link.call("tables")
+
+
+def test_command(link):
+    told = link.call("command", argv=["--version"])
+    assert (told["status"], told["stderr"]) == (0, "")
+    assert __version__ in told["stdout"]
+    assert link.call("command", argv=["no-such-command"])["status"] == 2
+    with pytest.raises(LabError, match="argv is a list of strings"):
+        link.call("command", argv=[1])
+
+
+def test_kernel_log(link):
+    try:
+        os.close(os.open("/dev/kmsg", os.O_RDONLY))
+    except OSError:
+        with pytest.raises(LabError, match="kernel-log"):
+            link.call("kernel-log")
+    else:
+        assert isinstance(link.call("kernel-log"), str)
+
+
+def test_power_off(host, link):
+    link.call("power-off")
+    assert host.noted.read_text() == "poweroff -f\n"
+
+
+def test_call_without_a_backend(link):
+    with pytest.raises(LabError, match="no backend is open"):
+        link.call("call", method="costs", arguments=[])
+    assert link.call("close") is None
+
+
+def test_refusal_of_the_kernel_keeps_its_errno(link):
+    with pytest.raises(BackendError, match=r"ffff:ff:1f\.7: the host has no such PCI") as refusal:
+        link.call("conform", devices=[NO_DEVICE], scenarios=[])
+    assert refusal.value.errno == errno.ENODEV
+
+
+@pytest.mark.parametrize(
+    ("do", "arguments", "message"),
+    [
+        ("", {}, "'' is not among what the agent does: hello, "),
+        ("Hello", {}, "'Hello' is not among"),
+        ("hello", {"unasked": 1}, "unexpected keyword argument 'unasked'"),
+        ("hello", {"_tell": 1}, "multiple values for argument '_tell'"),
+        ("call", {}, "missing 2 required positional arguments"),
+        ("command", {"argv": 7}, "TypeError"),
+        ("open", {}, "LabError|ValidationError"),
+        ("open", {"host": [], "stand_ins": []}, "Expected `object`"),
+        ("conform", {"devices": "all", "scenarios": []}, "Expected `array`"),
+        ("conform", {"devices": [], "scenarios": 7}, "'scenarios'|/dev/kmsg"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(link, do, arguments, message):
+    with pytest.raises((LabError, BackendError), match=message):
+        link.call(do, **arguments)
+    assert link.call("hello")["version"] == protocol.VERSION
+
+
+# What may arrive on the agent's side of the line.
+
+NESTED = b'{"v":1,"id":9,"do":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+SENSELESS = {
+    "garbage": b"\xff\xfe\x80garbage",
+    "nul": b"\0" * 100,
+    "nul in a request": b'{"v":1,"id":9,\0"do":"hello"}',
+    "half a request": request(9, "hello")[:-5],
+    "two in one line": request(9, "hello").strip() * 2,
+    "no object": b'["hello"]',
+    "a number that is too long": b'{"v":1,"id":' + b"9" * 5000 + b"}",
+    "no version": b'{"id":9,"do":"hello"}',
+    "wrong version": b'{"v":2,"id":9,"do":"hello"}',
+    "version of another type": b'{"v":"1","id":9,"do":"hello"}',
+    "deep nesting": NESTED,
+}
+
+
+@pytest.mark.parametrize("line", SENSELESS.values(), ids=SENSELESS)
+def test_line_that_is_no_request(host, line):
+    refused, answered = host.ask(line + b"\n" + request(10, "hello"), 2)
+    assert refused["id"] is None
+    assert refused["error"]["kind"] == "request"
+    assert (answered["id"], answered["ok"]["version"]) == (10, protocol.VERSION)
+
+
+@pytest.mark.parametrize("given", [{"do": 7}, {"do": ["hello"]}, {}, {"do": "hello", "with": []}])
+def test_request_of_the_wrong_types(host, given):
+    (refused,) = host.ask(protocol.encode({"id": 9, **given}))
+    assert (refused["id"], refused["error"]["kind"]) == (9, "request")
+
+
+def test_ids_that_cannot_be_given_back(host):
+    """What can just be read may be nested too deeply to be written."""
+    limit = sys.getrecursionlimit()
+    for depth in (1, *range(limit - 100, limit + 10)):
+        line = b'{"v":1,"do":"close","id":%b}\n' % (b"[" * depth + b"]" * depth)
+        refused, answered = host.ask(line + request(10, "hello"), 2)
+        assert (refused["id"], refused["error"]["kind"]) == (None, "request")
+        assert answered["id"] == 10
+
+
+def test_requests_that_arrive_in_pieces_and_together(host):
+    with socket.socket(socket.AF_UNIX) as client:
+        client.settimeout(PATIENCE_S)
+        client.connect(str(host.socket))
+        for byte in request(1, "hello") + b"\n\r\n":
+            client.sendall(bytes([byte]))
+        client.sendall(request(2, "close") + request(3, "close") + request(4, "close")[:9])
+        client.sendall(request(4, "close")[9:])
+        with client.makefile("rb") as lines:
+            told = [json.loads(lines.readline()) for _ in range(5)]
+    assert [each["id"] for each in told] == [1, None, 2, 3, 4]
+
+
+def test_lines_that_are_too_long(tmp_path_factory, monkeypatch):
+    longest = 2000
+    with Host(tmp_path_factory.mktemp("agent"), longest) as host:
+        fits = request(1, "close", pad="")
+        fits = request(1, "close", pad="x" * (longest - len(fits)))
+        (told,) = host.ask(fits)
+        assert "unexpected keyword" in told["error"]["text"]
+        for size in (longest, longest + 1, 50 * longest):
+            refused, answered = host.ask(b"x" * size + b"\n" + request(2, "hello"), 2)
+            assert f"longer than {longest} bytes" in refused["error"]["text"]
+            assert answered["id"] == 2
+        host.say(b"x" * 50 * longest)
+        monkeypatch.setattr(protocol, "MAX_LINE", longest)
+        with AgentLink(host.socket) as link:
+            assert link.call("hello")["version"] == protocol.VERSION
+            with pytest.raises(LabError, match="more than the 2000 that fit into one request"):
+                link.call("close", pad="x" * longest)
+            with pytest.raises(LabError, match=r"the answer has .* bytes, more than the 2000"):
+                link.call("x" * (longest - 60))
+            assert link.call("close") is None
+
+
+@given(
+    st.lists(
+        st.one_of(
+            st.binary(max_size=40),
+            st.text(max_size=40).map(str.encode),
+            st.fixed_dictionaries(
+                {"do": st.sampled_from(["hello", "close", "call", "open", "conform", "devices"])},
+                optional={
+                    "v": st.sampled_from([1, 2, None]),
+                    "id": st.none() | st.integers() | st.floats() | st.lists(st.none()),
+                    "with": st.recursive(
+                        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+                        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+                    )
+                    | st.dictionaries(
+                        st.sampled_from(["method", "arguments", "host", "devices", "stand_ins"]),
+                        st.none() | st.lists(st.integers()) | st.text(max_size=5),
+                    ),
+                },
+            ).map(lambda message: json.dumps({"v": 1, **message}).encode()),
+        ),
+        max_size=8,
+    )
+)
+@settings(max_examples=200)
+def test_any_lines_at_all(host, lines):
+    host.say(b"\n".join(lines))
+    with AgentLink(host.socket) as link:
+        assert link.call("hello", timeout_s=PATIENCE_S)["version"] == protocol.VERSION
+
+
+# Clients that leave, wait, or find nobody there.
+
+
+def test_next_client_gets_its_own_answer(host):
+    host.say(request(1, "command", argv=["--help"]) * 3 + request(2, "hello")[:-9])
+    with AgentLink(host.socket) as link:
+        assert link.call("command", argv=["--version"])["stdout"].strip().endswith(__version__)
+
+
+def test_next_client_after_one_that_did_not_wait(host):
+    with AgentLink(host.socket) as link, pytest.raises(LabError, match="no answer in time"):
+        link.call("command", argv=["--help"], timeout_s=0.01)
+    with AgentLink(host.socket) as link:
+        assert link.call("hello")["version"] == protocol.VERSION
+
+
+def test_late_answer_is_not_taken_for_the_next(link):
+    with pytest.raises(LabError, match="no answer in time"):
+        link.call("command", argv=["--help"], timeout_s=0.01)
+    assert link.call("hello")["version"] == protocol.VERSION
+
+
+def test_clients_take_turns(host):
+    found = []
+
+    def client(number):
+        with AgentLink(host.socket, wait_s=PATIENCE_S) as link:
+            for _ in range(5):
+                with pytest.raises(LabError) as refusal:
+                    link.call(f"nonsense-{number}")
+                found.append((number, f"'nonsense-{number}'" in str(refusal.value)))
+
+    clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
+    for each in clients:
+        each.start()
+    for each in clients:
+        each.join(PATIENCE_S)
+    assert sorted(found) == [(number, True) for number in range(4) for _ in range(5)]
+    assert all(len({who for who, _ in found[at : at + 5]}) == 1 for at in range(0, 20, 5))
+
+
+def test_another_client_is_waited_for_and_then_not(host, link):
+    with pytest.raises(LabError, match="another command has been at work"):
+        AgentLink(host.socket, wait_s=0.1).__enter__()
+    assert link.call("close") is None
+
+
+def test_agent_that_goes_away(tmp_path_factory):
+    with Host(tmp_path_factory.mktemp("agent")) as host, AgentLink(host.socket) as link:
+        link.call("hello")
+        host.kill()
+        for _ in range(2):
+            with pytest.raises(LabError, match="emulated host, hello: it is gone; vmm-msi lab"):
+                link.call("hello")
+
+
+def test_nobody_there(tmp_path):
+    for path in (tmp_path / "agent.sock", tmp_path / "no folder" / "agent.sock"):
+        with pytest.raises(LabError, match="vmm-msi lab status tells"):
+            AgentLink(path).__enter__()
+    with pytest.raises(LabError, match="use it in its with block"):
+        AgentLink(tmp_path / "agent.sock").call("hello")
+
+
+@contextlib.contextmanager
+def peer(path, *lines, pause_s=0.05):
+    """Answer a request with these lines, a while between them."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(path))
+    listener.listen()
+
+    def serve():
+        client, _address = listener.accept()
+        with client, client.makefile("rwb", buffering=0) as stream:
+            stream.readline()
+            number = json.loads(stream.readline())["id"]
+            for line in lines:
+                time.sleep(pause_s)
+                stream.write(
+                    line if isinstance(line, bytes) else protocol.encode({"id": number} | line)
+                )
+            stream.readline()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join(PATIENCE_S)
+        listener.close()
+
+
+def test_progress_keeps_a_call_alive(tmp_path):
+    told = []
+    steps = [{"progress": [done, 4]} for done in range(1, 5)]
+    lines = [*steps, {"ok": "done"}]
+    with peer(tmp_path / "a", *lines, pause_s=0.3), AgentLink(tmp_path / "a") as link:
+        answer = link.call("conform", timeout_s=1, on_progress=lambda *at: told.append(at))
+    assert (answer, told) == ("done", [(1, 4), (2, 4), (3, 4), (4, 4)])
+
+
+def test_noise_before_the_answer(tmp_path):
+    noise = b'\xff\0junk\n[]\n{"v":2}\n' + protocol.encode({"id": 7, "ok": "another's"})
+    with peer(tmp_path / "a", noise, {"ok": None}), AgentLink(tmp_path / "a") as link:
+        assert link.call("close", timeout_s=5) is None
+
+
+@pytest.mark.parametrize(
+    "told", [{"error": None}, {"error": {}}, {"error": "no"}, {"progress": None}, {"progress": [1]}]
+)
+def test_answer_that_makes_no_sense(tmp_path, told):
+    with (
+        peer(tmp_path / "a", told),
+        AgentLink(tmp_path / "a") as link,
+        pytest.raises(LabError, match="emulated host, close: "),
+    ):
+        link.call("close", timeout_s=0.5, on_progress=lambda *_: None)
+
+
+def test_agent_does_not_spin_while_nobody_is_there(tmp_path_factory):
+    """A port without a client gives 0 bytes at every read."""
+    with Host(tmp_path_factory.mktemp("agent")) as host:
+        host.ask(request(1, "hello"))
+        host.port.shutdown(socket.SHUT_WR)
+
+        def ticks():
+            fields = Path(f"/proc/{host.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            return int(fields[11]) + int(fields[12])
+
+        before = ticks()
+        time.sleep(0.5)
+        assert host.process.poll() is None
+        assert ticks() - before < 0.2 * os.sysconf("SC_CLK_TCK")

@@ -1,0 +1,152 @@
+"""Which test device plays which device of a scenario; and values on their way there and back."""
+
+from __future__ import annotations
+
+import json
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+from scenarios import A, B, Device, Sample, pair
+
+from vmm_msi.errors import LabError, UsageError
+from vmm_msi.lab import cast
+from vmm_msi.lab.codec import from_wire, to_wire
+from vmm_msi.lab.shape import Shape
+from vmm_msi.model import (
+    GuestDomain,
+    HostTopology,
+    Iova,
+    Outcome,
+    PciAddress,
+    TraceStep,
+    Verdict,
+)
+from vmm_msi.topology.scenario import load_scenario
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(sample):
+        path = tmp_path / "scenario.toml"
+        path.write_text(sample.toml())
+        return load_scenario(path)
+
+    return load
+
+
+def told(*groups):
+    """What the agent tells of test devices: (SMMU, number of functions) for each group."""
+    found = [{"address": "0000:00:01.0", "vendor": 0x1B36, "device": 12, "group": 99, "smmu": "a"}]
+    for group, (smmu, functions) in enumerate(groups):
+        for function in range(functions):
+            address = f"0000:{16 + group:02x}:00.{function}"
+            facts = {"vendor": 0x1234, "device": 0x11E8, "group": group, "smmu": smmu}
+            found.append({"address": address, **facts})
+    return found
+
+
+def at(text):
+    return PciAddress.parse(text)
+
+
+def test_devices_of_one_smmu_are_played_behind_one(load):
+    scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=3), Device("0000:03:00.0", smmu=0))))
+    parts = cast.stand_ins(scenario, told(("b", 1), ("a", 1), ("a", 1), ("b", 1)))
+    assert parts == {
+        at(A): at("0000:11:00.0"),
+        at("0000:03:00.0"): at("0000:12:00.0"),
+        at(B): at("0000:10:00.0"),
+    }
+
+
+def test_a_group_is_played_by_a_pair_and_a_single_device_by_none(load):
+    devices = (Device("0000:01:00.0", group=7), Device("0000:01:00.1", group=7), Device(B))
+    parts = cast.stand_ins(load(Sample(devices)), told(("a", 2), ("a", 1)))
+    assert parts == {
+        at("0000:01:00.0"): at("0000:10:00.0"),
+        at("0000:01:00.1"): at("0000:10:00.1"),
+        at(B): at("0000:11:00.0"),
+    }
+    with pytest.raises(LabError, match="--pairs N"):
+        cast.stand_ins(load(Sample(devices)), told(("a", 1), ("a", 1), ("a", 1)))
+
+
+def test_too_few_smmus(load):
+    scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=1))))
+    with pytest.raises(LabError, match="--smmus 2"):
+        cast.stand_ins(scenario, told(("a", 1), ("a", 1)))
+
+
+@pytest.mark.parametrize(
+    ("sample", "shape"),
+    [
+        (pair("own"), Shape()),
+        (
+            Sample(tuple(Device(f"0000:{n:02x}:00.0", smmu=n % 3) for n in range(1, 10))),
+            Shape(3, 9),
+        ),
+        (
+            Sample((Device("0000:01:00.0", group=7), Device("0000:01:00.1", group=7))),
+            Shape(2, 4, 2),
+        ),
+    ],
+)
+def test_the_shape_that_will_do(load, sample, shape):
+    assert cast.shape_for(load(sample)) == shape
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        (Device(A, extra="streams = 2"), "has 2 StreamIDs"),
+        (Device(A, vectors=3), "vectors = 1 would work"),
+    ],
+)
+def test_parts_that_no_test_device_can_play(load, device, words):
+    with pytest.raises(UsageError, match=words):
+        cast.check(load(Sample((device,))), own_its=True)
+
+
+def test_three_of_a_group_are_too_many(load):
+    devices = tuple(Device(f"0000:01:00.{n}", group=7) for n in range(3))
+    with pytest.raises(UsageError, match="up to 2 of a group"):
+        cast.shape_for(load(Sample(devices)))
+
+
+def test_host_and_guest_come_back_as_they_were(load):
+    scenario = load(pair("own", pits=2))
+    for kind, value in ((HostTopology, scenario.host), (GuestDomain, scenario.guest)):
+        back = from_wire(kind, json.loads(json.dumps(to_wire(value))))
+        assert back == value
+    assert type(back.devices[0].giova) is Iova
+
+
+addresses = st.integers(0, 2**64 - 1).map(Iova)
+verdicts = st.builds(
+    Verdict,
+    device=st.just(at(A)),
+    first=st.just(0),
+    count=st.integers(1, 2048),
+    outcome=st.sampled_from(Outcome),
+    its=st.none() | st.integers(0, 7),
+    expected_its=st.integers(0, 7),
+    programmed=st.none() | addresses,
+    errno=st.none() | st.integers(1, 133),
+    reason=st.text(),
+    trace=st.lists(st.builds(TraceStep, st.text(), st.just({"its": 3, "pa": None}))).map(tuple),
+    lpi=st.none() | st.integers(8192, 2**24),
+)
+
+
+@given(verdicts)
+def test_verdicts_come_back_as_they_were(verdict):
+    back = from_wire(Verdict, json.loads(json.dumps(to_wire(verdict))))
+    assert back == verdict
+    assert back.programmed is None or type(back.programmed) is Iova
+
+
+@pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"device": 3}, {"programmed": "x"}])
+def test_what_is_no_verdict_is_refused(value):
+    with pytest.raises(ValueError, match=r"Expected|missing|expected"):
+        from_wire(Verdict, value)

@@ -1,0 +1,344 @@
+"""Strategies on the real kernel of the emulated host, all in one boot."""
+
+from __future__ import annotations
+
+import json
+import re
+import socket
+
+import pytest
+from scenarios import A, B, Device, Sample, pair
+from test_truth_table import STRATEGIES, TABLE, by_device
+
+from vmm_msi import compare as comparing
+from vmm_msi.config import Choice
+from vmm_msi.errors import BackendError, LabError, RefusedError, UsageError
+from vmm_msi.host import PluginHost
+from vmm_msi.iommu.iommufd import Doorbells
+from vmm_msi.iommu.profiles import profile_named
+from vmm_msi.lab import cast
+from vmm_msi.lab.link import AgentLink
+from vmm_msi.lab.remote import RemoteBackend
+from vmm_msi.model import Iova, Ipa, Outcome, PciAddress
+from vmm_msi.run import GuestRun
+from vmm_msi.topology.scenario import load_scenario
+
+pytestmark = pytest.mark.lab_root
+
+#: A virtual ITS with its doorbell page at the first slot of the MSI window.
+PLACED = {0: 0x07FF_0000, 1: 0x080A_0000}
+
+
+@pytest.fixture
+def link(lab_host):
+    with AgentLink(lab_host.agent_socket) as link:
+        link.call("hello")
+        yield link
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load(sample, old="", new=""):
+        path = tmp_path / "scenario.toml"
+        path.write_text(sample.toml().replace(old, new) if old else sample.toml())
+        return load_scenario(path)
+
+    return load
+
+
+@pytest.fixture
+def opener(link):
+    """Opens backends for scenarios, in a way of watching doorbells."""
+
+    def opener(doorbells):
+        def open_backend(scenario, profile):
+            stand_ins = cast.stand_ins(scenario, link.call("devices"))
+            return RemoteBackend(link, scenario.host, scenario.guest, doorbells, profile, stand_ins)
+
+        return open_backend
+
+    return opener
+
+
+@pytest.fixture
+def run(opener):
+    plugins = PluginHost.load()
+
+    def run(scenario, *names, doorbells=Doorbells.WITNESS):
+        choices = [Choice.parse(name) for name in names]
+        return list(
+            comparing.compare(plugins, scenario, choices, "first-in-group", opener(doorbells))
+        )
+
+    return run
+
+
+def outcomes(result):
+    return {str(verdict.device): verdict.outcome.value for verdict in result.verdicts}
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
+def test_row_of_the_truth_table(row, load, run):
+    pits, mode, vits, order, cookie, v2, v8, direct, multi, identity = row
+    scenario = load(pair(mode, pits=pits, vits=vits, order=order))
+    expected = dict(zip(STRATEGIES, (cookie, v2, v8, v8, direct, multi, identity), strict=True))
+    results = run(scenario, *STRATEGIES)
+    model = list(
+        comparing.compare(
+            PluginHost.load(), scenario, map(Choice.parse, STRATEGIES), "first-in-group"
+        )
+    )
+    for (name, (a, b)), real, modelled in zip(expected.items(), results, model, strict=True):
+        assert outcomes(real) == {A: a, B: b}, name
+        for one, other in zip(real.verdicts, modelled.verdicts, strict=True):
+            assert one.programmed == other.programmed, name
+            assert (one.its, one.errno) == (other.its, other.errno), name
+        assert real.costs == modelled.costs, name
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
+def test_a_guest_that_ignores_the_rmr(row, load, run):
+    pits, mode, vits, order = row[:4]
+    (result,) = run(
+        load(pair(mode, pits=pits, vits=vits, order=order, honours_rmr=False)), "identity"
+    )
+    assert outcomes(result) == {A: "s1-fault", B: "s1-fault"}
+    assert all("F_TRANSLATION (stage 1)" in verdict.reason for verdict in result.verdicts)
+
+
+def one_vector(sample):
+    return sample, "vectors = 2", "vectors = 1"
+
+
+def test_the_real_its_takes_identity_and_refuses_the_host_cookie(load, run):
+    scenario = load(*one_vector(pair("own")))
+    cookie, identity = run(scenario, "host-cookie", "identity", doorbells=Doorbells.ITS)
+    assert outcomes(cookie) == {A: "s1-fault", B: "s1-fault"}
+    assert {verdict.programmed for verdict in cookie.verdicts} == {0x0800_0040}
+    assert outcomes(identity) == {A: "delivered", B: "delivered"}
+    assert identity.verdicts[0].trace[-1].values["interrupt"] == "eventfd"
+
+
+def test_the_real_its_takes_the_guests_own_giova_when_the_doorbell_is_placed(load, run):
+    scenario = load(*one_vector(pair("own")))
+    (result,) = run(scenario, "placed", doorbells=Doorbells.ITS)
+    assert outcomes(result) == {A: "refused", B: "refused"}
+    assert "a virtual ITS at 0x7ff0000 would work" in result.verdicts[0].reason
+    sample = Sample(pair("own").devices, vits_bases=PLACED)
+    (result,) = run(load(*one_vector(sample)), "placed", doorbells=Doorbells.ITS)
+    assert outcomes(result) == {A: "delivered", B: "delivered"}
+    assert [verdict.programmed for verdict in result.verdicts] == [0xFFFF_F040, 0xFFFF_E040]
+
+
+def shell(lab_host, command):
+    """Run a command in the shell on the serial console and return what it prints."""
+    with socket.socket(socket.AF_UNIX) as console:
+        console.settimeout(30)
+        console.connect(str(lab_host.console_socket))
+        console.sendall(f"{command}; echo en''d\n".encode())
+        said = b""
+        while b"\nend" not in said:
+            said += console.recv(4096)
+    return said.decode(errors="replace")
+
+
+def test_what_becomes_of_a_placed_address(load, opener, lab_host):
+    sample = Sample((Device(A, vectors=1),), vits_bases=PLACED)
+    scenario = load(sample)
+    backend = opener(Doorbells.ITS)(scenario, profile_named("linux-7.2"))
+    device = PciAddress.parse(A)
+    run = GuestRun(
+        PluginHost.load(),
+        scenario.host,
+        scenario.guest,
+        backend,
+        {device: Choice.parse("placed")},
+        "first-in-group",
+    )
+    run.attach_all()
+    assert run.deliver(device).outcome is Outcome.DELIVERED
+    interrupts = "grep vfio-msi /proc/interrupts | cut -d: -f1"
+    for cpu in (1, 2):
+        shell(lab_host, f"for i in $({interrupts}); do echo {cpu} >/proc/irq/$i/smp_affinity; done")
+        assert run.deliver(device).outcome is Outcome.DELIVERED
+    listed = shell(lab_host, "grep vfio-msi /proc/interrupts")
+    address = re.search(r"vfio-msi\[0\]\((0000:\S+)\)", listed)[1]
+    shell(lab_host, f"echo 1 >/sys/bus/pci/devices/{address}/reset")
+    verdict = run.deliver(device)
+    assert verdict.outcome is Outcome.S1_FAULT
+    assert "IOVA 0x8000040" in verdict.reason
+    run.prepare(device)
+    assert run.deliver(device).outcome is Outcome.DELIVERED
+    run.stop()
+    backend.close()
+
+
+def test_what_the_kernel_has_no_interface_for_is_refused_by_name(load, run, link):
+    release = link.call("hello")["release"]
+    scenario = load(*one_vector(pair("own")))
+    results = run(scenario, "direct", "coerced", "multi-its", doorbells=Doorbells.ITS)
+    for result, missing in zip(
+        results, ("doorbell-map", "guest-binding-v15", "doorbell-map"), strict=True
+    ):
+        assert outcomes(result) == {A: "refused", B: "refused"}
+        reason = result.verdicts[0].reason
+        assert release in reason
+        assert f"lacks {missing}" in reason
+        assert "--doorbells witness" in reason
+
+
+def test_direct_meets_the_window_where_the_rules_are_iommufds(load, run):
+    (result,) = run(load(pair("own")), "direct:profile=linux-7.2")
+    assert outcomes(result) == {A: "refused", B: "refused"}
+    assert result.verdicts[0].errno == 22
+    sample = Sample(pair("own").devices, vits_bases={0: 0x0A08_0000, 1: 0x0A0A_0000})
+    (result,) = run(load(sample), "direct:profile=linux-7.2")
+    assert outcomes(result) == {A: "delivered", B: "delivered"}
+
+
+def test_many_vectors_arrive_each_with_its_own_event(load, run):
+    sample = Sample((Device(A, vectors=40), Device(B, its=1, vectors=7)))
+    (result,) = run(load(sample), "multi-its")
+    assert outcomes(result) == {A: "delivered", B: "delivered"}
+    assert [verdict.trace[-1].values["data"] for verdict in result.verdicts] == [39, 6]
+
+
+def test_two_smmus_and_a_group_of_two(load, run):
+    devices = (
+        Device("0000:01:00.0", smmu=0, group=7),
+        Device("0000:01:00.1", smmu=0, group=7),
+        Device("0000:02:00.0", smmu=1, its=1, stage1="s1b"),
+    )
+    for result in run(load(Sample(devices)), "multi-its", "identity"):
+        assert set(outcomes(result).values()) == {"delivered"}, result.verdicts
+        assert result.costs.s2_domains == 2
+
+
+@pytest.mark.parametrize("granule", ["4K", "16K", "64K"])
+def test_stage_1_tables_of_every_granule(granule, load, run):
+    sample = Sample(
+        (Device(A, giova=0xFFFF_0000),), s1_granule=granule, vits_bases={0: 0x0908_0000}
+    )
+    for result in run(load(sample), "direct", "identity"):
+        assert outcomes(result) == {A: "delivered"}
+
+
+def test_a_stage_2_fault_is_told_by_the_kernels_log(load, opener):
+    scenario = load(pair("own"))
+    backend = opener(Doorbells.WITNESS)(scenario, profile_named("series-v15"))
+    device = PciAddress.parse(A)
+    s2 = backend.alloc_s2(0, msi_cookie=False)
+    backend.attach(device, s2)
+    backend.program_msi(device, Iova(0xFFFF_F000))
+    verdict = backend.deliver(device)
+    assert verdict.outcome is Outcome.S2_FAULT
+    assert "F_TRANSLATION (stage 2)" in verdict.reason
+    backend.map_doorbell(s2, Ipa(0x0809_0000), 0)
+    assert backend.deliver(device).outcome is Outcome.DELIVERED
+    backend.unmap_doorbell(s2, Ipa(0x0809_0000))
+    assert backend.deliver(device).outcome is Outcome.S2_FAULT
+    with pytest.raises(BackendError, match="EBUSY"):
+        backend.free_s2(s2)
+    backend.close()
+
+
+def test_a_detach_gives_back_the_state(load, opener):
+    scenario = load(pair("own", pits=2))
+    choice = Choice.parse("multi-its")
+    addresses = [device.host for device in scenario.guest.devices]
+    backend = opener(Doorbells.WITNESS)(scenario, profile_named("series-v15"))
+    before = backend.snapshot()
+    run = GuestRun(
+        PluginHost.load(),
+        scenario.host,
+        scenario.guest,
+        backend,
+        dict.fromkeys(addresses, choice),
+        "first-in-group",
+    )
+    for _ in range(3):
+        run.attach_all()
+        assert backend.snapshot() != before
+        run.stop()
+        assert backend.snapshot() == before
+    backend.close()
+
+
+def test_a_device_that_another_driver_has_is_refused(load, link):
+    scenario = load(pair("own"))
+    port = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
+    own = PciAddress.parse(port["address"])
+    stand_ins = {**cast.stand_ins(scenario, link.call("devices")), PciAddress.parse(A): own}
+    with pytest.raises(BackendError, match="the driver pcieport has it") as error:
+        RemoteBackend(
+            link,
+            scenario.host,
+            scenario.guest,
+            Doorbells.ITS,
+            profile_named("linux-7.2"),
+            stand_ins,
+        )
+    assert error.value.errno == 16
+
+
+def test_scenarios_that_the_emulated_host_cannot_play(load, link):
+    for sample, words in (
+        (pair("own", pits=2), "it has one ITS"),
+        (pair("own"), "vectors = 1 would work"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            cast.check(load(sample), own_its=True)
+    with pytest.raises(UsageError, match="16K is not built"):
+        cast.check(load(Sample((Device(A),), granule="16K")), own_its=False)
+    crowd = Sample(tuple(Device(f"0000:{bus:02x}:00.0") for bus in range(1, 30)))
+    with pytest.raises(LabError, match="--devices N"):
+        cast.stand_ins(load(crowd), link.call("devices"))
+
+
+GUEST = """\
+<domain type='kvm'>
+  <name>guest</name>
+  <memory unit='KiB'>1048576</memory>
+  <os firmware='efi'><type arch='aarch64' machine='virt'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <hostdev mode='subsystem' type='pci' managed='yes'>
+      <source><address domain='0x0000' bus='0x{bus:02x}' slot='0x00' function='0x0'/></source>
+    </hostdev>
+  </devices>
+</domain>
+"""
+
+
+def test_the_command_on_the_host_itself(link):
+    """What a user of real Arm hardware runs, with the host's own tables and devices."""
+    device = next(d for d in link.call("devices") if d["vendor"] == 0x1234)
+    bus = PciAddress.parse(device["address"]).bus
+    words = ["--backend", "iommufd", "--host", "/sys/firmware/acpi/tables", "--format", "json"]
+    told = link.call(
+        "command",
+        argv=["compare", "--guest", "guest.xml", *words],
+        files={"guest.xml": GUEST.format(bus=bus)},
+        timeout_s=120,
+    )
+    assert told["status"] == 0, told["stderr"]
+    results = json.loads(told["stdout"])["results"]
+    found = {result["strategy"]: by_device(result) for result in results}
+    assert found["identity"] == {device["address"]: "delivered"}
+    assert found["host-cookie"] == {device["address"]: "s1-fault"}
+    assert found["direct"] == {device["address"]: "refused"}
+
+
+def test_requests_that_make_no_sense_leave_the_agent_at_work(link):
+    for do, given in (
+        ("open", {}),
+        ("open", {"host": 3, "guest": [], "doorbells": "its", "profile": "linux-7.2"}),
+        ("call", {"method": "free_s2", "arguments": [1]}),
+        ("call", {"method": "close", "arguments": []}),
+        ("conform", {"devices": [], "scenarios": [{"steps": 3}]}),
+        ("command", {"argv": [3]}),
+        ("nothing", {}),
+    ):
+        with pytest.raises((LabError, RefusedError)):
+            link.call(do, **given)
+    assert link.call("hello")["version"] == 1
