@@ -1,0 +1,160 @@
+"""``vmm-msi lab conform``: hold the model against the real kernel."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_format, print_json
+from vmm_msi.cli.lab import Subcommand
+from vmm_msi.cli.lab_host import add_shape, shape_of
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.iommu.steps import Scenario
+    from vmm_msi.lab.conform import Report
+    from vmm_msi.lab.progress import Progress
+
+#: Exit code where model and kernel do not agree.
+MISMATCH = 1
+
+_COUNT = 200
+_SEED = 1
+_MOST = 10_000
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=_COUNT,
+        metavar="N",
+        help="how many scenarios to draw (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--seed",
+        type=int,
+        default=_SEED,
+        metavar="S",
+        help="what to draw them from; the same number draws the same ones (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--replay",
+        type=Path,
+        metavar="FILE",
+        help="run the scenario in FILE, as --save writes it, in place of drawn ones",
+    )
+    parser.add_argument(
+        "--save",
+        type=Path,
+        metavar="DIR",
+        help="write a scenario for each mismatch to DIR, shrunk, for --replay",
+    )
+    add_shape(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Compare, and return 1 where there is a mismatch."""
+    from vmm_msi.errors import UsageError
+    from vmm_msi.lab.progress import Progress
+
+    if not 1 <= args.count <= _MOST:
+        raise UsageError(f"lab conform: --count {args.count}; valid is 1 to {_MOST}")
+    replayed = None if args.replay is None else _read(args.replay)
+    progress = Progress(sys.stderr, "lab conform")
+    report = _compare(args, replayed, progress)
+    if args.save is not None:
+        _save(report, args.save)
+    _print(args, report, None if replayed else args.seed)
+    return MISMATCH if report.mismatches else 0
+
+
+def _read(path: Path) -> Scenario:
+    from vmm_msi.errors import ScenarioError
+    from vmm_msi.iommu.stepfile import scenario_from_json
+
+    try:
+        document = json.loads(path.read_bytes())
+    except OSError as error:
+        raise ScenarioError(f"reading {path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise ScenarioError(f"reading {path}: no JSON: {error}") from error
+    try:
+        return scenario_from_json(document)
+    except ScenarioError as error:
+        raise ScenarioError(f"{path}: {error}") from error
+
+
+def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Progress) -> Report:
+    from vmm_msi.iommu.sim.machine import SimMachine
+    from vmm_msi.lab import conform
+    from vmm_msi.lab.host import lab_for
+    from vmm_msi.lab.link import AgentLink
+    from vmm_msi.lab.scenarios import scenarios
+
+    begun = time.monotonic()
+    with (
+        lab_for(shape_of(args), suite=args.suite, cache=args.cache, progress=progress) as lab,
+        AgentLink(lab.agent_socket) as link,
+    ):
+        link.call("hello")
+        ready = time.monotonic()
+        host = conform.conform_host(lab.board.topology, link.call("devices"))
+        model = SimMachine(host, output_bits=conform.OUTPUT_BITS)
+        drawn = [replayed] if replayed else scenarios(model, args.count, args.seed)
+        side = conform.KernelSide(link, [device.address for device in host.devices])
+        progress.stage(f"comparing the model with Linux: {len(drawn)} scenarios")
+        report = conform.compare(
+            model, side, drawn, lambda done, total: progress.count(done, total, f"{done}/{total}")
+        )
+        progress.clear()
+    report.seconds = {"start": ready - begun, **report.seconds}
+    report.seconds["total"] = time.monotonic() - begun
+    return report
+
+
+def _save(report: Report, folder: Path) -> None:
+    from vmm_msi.errors import OutputError
+    from vmm_msi.iommu.stepfile import scenario_to_json
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for mismatch in report.mismatches:
+            path = folder / f"mismatch-{mismatch.number}.json"
+            document = json.dumps(scenario_to_json(mismatch.scenario), indent=1)
+            path.write_text(document + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"writing {error.filename or folder}: {error.strerror}") from error
+
+
+def _print(args: argparse.Namespace, report: Report, seed: int | None) -> None:
+    from vmm_msi.iommu.stepfile import scenario_to_json
+    from vmm_msi.lab.conform import lines, to_json
+
+    if args.format == "json":
+        print_json(to_json(report, seed))
+        return
+    facts: dict[str, object] = {
+        "scenarios": report.scenarios,
+        "steps": report.steps,
+        "mismatches": len(report.mismatches),
+    }
+    if seed is not None:
+        facts["seed"] = seed
+    facts |= {f"{name} (s)": f"{value:.1f}" for name, value in report.seconds.items()}
+    for name, value in facts.items():
+        print(f"{name:<16}{value}")
+    for mismatch in report.mismatches:
+        print(f"\nscenario {mismatch.number}:")
+        for line in lines(mismatch):
+            print(f"  {line}")
+        print(f"  to replay: {json.dumps(scenario_to_json(mismatch.scenario))}")
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {"conform": Subcommand(configure, run)}
