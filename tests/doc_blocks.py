@@ -158,7 +158,27 @@ def releases_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def kernel_options() -> str:
+    """Return the emulated host's kernel options, each group under its reason, as Markdown."""
+    fragment = (ROOT / "vmm_msi" / "lab" / "kernel.config").read_text(encoding="utf-8")
+    lines = ["| options | why |", "|---|---|"]
+    for group in fragment.split("\n\n")[1:]:
+        why: list[str] = []
+        options: list[str] = []
+        for line in group.splitlines():
+            if not line.startswith("#"):
+                options.append(f"`{line.removeprefix('CONFIG_').removesuffix('=y')}`")
+                continue
+            if options:
+                lines.append(f"| {' '.join(options)} | {' '.join(why)} |")
+                why, options = [], []
+            why.append(line.removeprefix("# "))
+        lines.append(f"| {' '.join(options)} | {' '.join(why)} |")
+    return "\n".join(lines) + "\n"
+
+
 REGIONS = {
+    (DOCS / "lab.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "truth table"): truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,
 }

@@ -352,7 +352,7 @@ def test_every_strategy_that_ships_has_a_section_with_its_options():
     plugins = PluginHost.load()
     shipped = [r for r in plugins.records() if r.info and r.origin.startswith("vmm-msi ")]
     strategies = [r.info for r in shipped if r.info.kind is PluginKind.STRATEGY]
-    assert len(strategies) == 5
+    assert len(strategies) == 6
     for info in strategies:
         section = re.search(rf"^## {info.name}\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
         assert section, info.name
