@@ -41,6 +41,16 @@ def compare(vmm_msi):
     return run
 
 
+def test_a_machine_without_the_devices_is_told_what_is_missing(vmm_msi):
+    """Without iommufd that comes first; with it, the devices of the sample are not there."""
+    for doorbells in ("its", "witness"):
+        words = ("--backend", "iommufd", "--doorbells", doorbells, "--scenario", TWO_ITS)
+        code, out, err = vmm_msi("compare", *words)
+        assert (code, out) == (5, "")
+        assert "opening /dev/iommu: " in err or "the host has no such PCI device" in err
+        assert err.count("\n") == 1
+
+
 def hexadecimal(value):
     return value is None or (isinstance(value, str) and f"{int(value, 16):#x}" == value)
 

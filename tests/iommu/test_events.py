@@ -68,6 +68,13 @@ def test_configuration_error(name, number):
     assert str(event) == f"{name} (configuration) StreamID 0x1100, IOVA 0x0"
 
 
+def test_a_fault_at_another_address_is_somebody_elses():
+    fault = decode(record(0x10))
+    assert fault.may_be_of(IOVA)
+    assert not fault.may_be_of(IOVA + 4)
+    assert decode([4 | STREAM << 32, 0, 0, 0]).may_be_of(IOVA)
+
+
 def test_streams_have_32_bits():
     assert decode([0x10 | 0xFFFF_FFFF << 32, 0, 0, 0]).stream_id == 0xFFFF_FFFF
 

@@ -181,7 +181,7 @@ def test_call_without_a_backend(link):
 
 def test_refusal_of_the_kernel_keeps_its_errno(link):
     with pytest.raises(BackendError, match=r"ffff:ff:1f\.7: the host has no such PCI") as refusal:
-        link.call("conform", devices=[NO_DEVICE], scenarios=[])
+        link.call("conform", devices=[NO_DEVICE], scenarios=[], expected=[])
     assert refusal.value.errno == errno.ENODEV
 
 
@@ -196,8 +196,9 @@ def test_refusal_of_the_kernel_keeps_its_errno(link):
         ("command", {"argv": 7}, "TypeError"),
         ("open", {}, "LabError|ValidationError"),
         ("open", {"host": [], "stand_ins": []}, "Expected `object`"),
-        ("conform", {"devices": "all", "scenarios": []}, "Expected `array`"),
-        ("conform", {"devices": [], "scenarios": 7}, "'scenarios'|/dev/kmsg"),
+        ("conform", {"devices": "all", "scenarios": [], "expected": []}, "Expected `array`"),
+        ("conform", {"devices": [], "scenarios": 7, "expected": []}, "'scenarios'"),
+        ("conform", {"devices": [], "scenarios": []}, "'expected'"),
     ],
 )
 def test_what_makes_no_sense_is_refused(link, do, arguments, message):

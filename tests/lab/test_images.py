@@ -381,6 +381,27 @@ def test_layer_has_the_package_its_plugins_and_init(layer, lab_root):
 
 
 @pytest.mark.lab_root
+def test_layer_is_the_same_however_python_was_started(layer, lab_root, tmp_path):
+    """setuptools leaves an egg-info beside the source, which is found first from there."""
+    (tmp_path / "vmm_msi.egg-info").mkdir()
+    (tmp_path / "vmm_msi.egg-info/PKG-INFO").write_text("Name: vmm-msi\nVersion: 0.0.1\n")
+    program = (
+        "import sys; from pathlib import Path\n"
+        "from vmm_msi.lab.package_layer import package_layer\n"
+        "from vmm_msi.lab.root import ensure_root\n"
+        "print(package_layer(ensure_root(), Path(sys.argv[1])))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-P", "-c", program, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert Path(found.stdout.strip()) == layer
+
+
+@pytest.mark.lab_root
 def test_layer_is_compiled_for_the_roots_python(layer, lab_root):
     asked = "import importlib.util, sys; sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER)"
     python = next((lab_root.path / "usr/bin").glob("python3.*"))

@@ -281,6 +281,84 @@ def test_a_device_that_another_driver_has_is_refused(load, link):
     assert error.value.errno == 16
 
 
+def driver_of(lab_host, address):
+    """Return what the shell finds as a device's driver and its driver_override."""
+    here = f"/sys/bus/pci/devices/{address}"
+    words = f"$(basename $(readlink {here}/driver))+$(cat {here}/driver_override)"
+    said = shell(lab_host, f"echo +{words}+")
+    return tuple(said.rsplit("+", 3)[-3:-1])
+
+
+@pytest.fixture
+def bare(link, lab_host):
+    """A test device that no driver has, with a driver_override that somebody wrote."""
+    address = next(d["address"] for d in link.call("devices") if d["vendor"] == 0x1234)
+    if driver_of(lab_host, address)[0]:
+        shell(lab_host, f"echo {address} >/sys/bus/pci/drivers/vfio-pci/unbind")
+    shell(lab_host, f"echo somebodys >/sys/bus/pci/devices/{address}/driver_override")
+    assert driver_of(lab_host, address) == ("", "somebodys")
+    yield address
+    shell(lab_host, f"echo >/sys/bus/pci/devices/{address}/driver_override")
+    assert driver_of(lab_host, address) == ("", "(null)")
+
+
+def test_a_device_without_driver_has_none_again_after(load, link, lab_host, bare):
+    scenario = load(Sample((Device(A, vectors=1),)))
+    stand_ins = {PciAddress.parse(A): PciAddress.parse(bare)}
+    backend = RemoteBackend(
+        link,
+        scenario.host,
+        scenario.guest,
+        Doorbells.ITS,
+        profile_named("linux-7.2"),
+        stand_ins,
+    )
+    assert driver_of(lab_host, bare) == ("vfio-pci", "vfio-pci")
+    backend.attach(PciAddress.parse(A), backend.alloc_s2(0))
+    backend.prepare_msi(PciAddress.parse(A))
+    backend.close()
+    assert driver_of(lab_host, bare) == ("", "somebodys")
+
+
+def test_no_device_is_touched_where_another_driver_has_one(load, link, lab_host, bare):
+    scenario = load(pair("own"))
+    told = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
+    port = PciAddress.parse(told["address"])
+    stand_ins = {PciAddress.parse(A): PciAddress.parse(bare), PciAddress.parse(B): port}
+    with pytest.raises(BackendError, match="the driver pcieport has it"):
+        RemoteBackend(
+            link,
+            scenario.host,
+            scenario.guest,
+            Doorbells.ITS,
+            profile_named("linux-7.2"),
+            stand_ins,
+        )
+    assert driver_of(lab_host, bare) == ("", "somebodys")
+
+
+def test_events_that_are_not_known_are_left_aside(load, opener, lab_host):
+    scenario = load(Sample((Device(A, vectors=1),)))
+    backend = opener(Doorbells.ITS)(scenario, profile_named("linux-7.2"))
+    backend.attach(PciAddress.parse(A), backend.alloc_s2(0))
+    backend.prepare_msi(PciAddress.parse(A))
+    smmu = "arm-smmu-v3 arm-smmu-v3.0.auto:"
+    words = " ".join(["0x00000000000000e0", *["0x0000000000000000"] * 3])
+    shell(lab_host, f"echo '{smmu} event 0xe0 received:' >/dev/kmsg")
+    shell(lab_host, f"for w in {words}; do printf '{smmu} \\t%s\\n' $w >/dev/kmsg; done")
+    assert backend.deliver(PciAddress.parse(A)).outcome is Outcome.S1_FAULT
+    backend.close()
+
+
+def test_with_the_real_its_a_verdict_is_of_the_one_msi_that_was_sent(load, opener):
+    scenario = load(Sample((Device(A, vectors=4),)))
+    backend = opener(Doorbells.ITS)(scenario, profile_named("linux-7.2"))
+    backend.attach(PciAddress.parse(A), backend.alloc_s2(0))
+    backend.prepare_msi(PciAddress.parse(A))
+    assert backend.deliver(PciAddress.parse(A)).count == 1
+    backend.close()
+
+
 def test_scenarios_that_the_emulated_host_cannot_play(load, link):
     for sample, words in (
         (pair("own", pits=2), "it has one ITS"),
@@ -310,9 +388,9 @@ GUEST = """\
 """
 
 
-def test_the_command_on_the_host_itself(link):
+def test_the_command_on_the_host_itself(link, lab_host, bare):
     """What a user of real Arm hardware runs, with the host's own tables and devices."""
-    device = next(d for d in link.call("devices") if d["vendor"] == 0x1234)
+    device = next(d for d in link.call("devices") if d["address"] == bare)
     bus = PciAddress.parse(device["address"]).bus
     words = ["--backend", "iommufd", "--host", "/sys/firmware/acpi/tables", "--format", "json"]
     told = link.call(
@@ -327,6 +405,23 @@ def test_the_command_on_the_host_itself(link):
     assert found["identity"] == {device["address"]: "delivered"}
     assert found["host-cookie"] == {device["address"]: "s1-fault"}
     assert found["direct"] == {device["address"]: "refused"}
+    assert driver_of(lab_host, bare) == ("", "somebodys")
+
+
+def test_the_command_refuses_a_device_that_it_cannot_make_send_an_msi(link):
+    port = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
+    bus = PciAddress.parse(port["address"]).bus
+    slot = port["address"][8:10]
+    words = ["--backend", "iommufd", "--host", "/sys/firmware/acpi/tables"]
+    told = link.call(
+        "command",
+        argv=["compare", "--guest", "guest.xml", *words],
+        files={"guest.xml": GUEST.format(bus=bus).replace("slot='0x00'", f"slot='0x{slot}'")},
+        timeout_s=120,
+    )
+    assert told["status"] == 5
+    assert "EOPNOTSUPP: " in told["stderr"]
+    assert "send an MSI is not known; one of 1234:11e8 would work" in told["stderr"]
 
 
 def test_requests_that_make_no_sense_leave_the_agent_at_work(link):

@@ -122,10 +122,20 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
         with lab_backends(scenario, Doorbells(args.doorbells or "witness")) as open_backend:
             yield open_backend
         return
+    from vmm_msi.iommu.linux.calls import IommuFd
+    from vmm_msi.iommu.linux.raising import trigger_of
+    from vmm_msi.iommu.linux.vfio import taken
+
     doorbells = Doorbells(args.doorbells or "its")
-    yield lambda scenario, profile: IommufdBackend(
-        scenario.host, scenario.guest, doorbells, profile
-    )
+    addresses = [device.host for device in scenario.guest.devices]
+    # What is missing altogether is said before any device is touched.
+    IommuFd().close()
+    for address in addresses:
+        trigger_of(address)
+    with taken(addresses):
+        yield lambda scenario, profile: IommufdBackend(
+            scenario.host, scenario.guest, doorbells, profile
+        )
 
 
 def _scenario(args: argparse.Namespace) -> Scenario:
@@ -167,12 +177,15 @@ def _with_progress(results: Iterable[Result], names: list[str]) -> Iterator[Resu
     """Pass results on; where standard error is a terminal, say what is being worked on."""
     shown = sys.stderr.isatty()
     iterator = iter(results)
-    for number, name in enumerate(names, 1):
+    try:
+        for number, name in enumerate(names, 1):
+            if shown:
+                line = f"\r\033[K[{number}/{len(names)}] {name}"
+                print(line, end="", file=sys.stderr, flush=True)
+            yield next(iterator)
+    finally:
         if shown:
-            print(f"\r\033[K[{number}/{len(names)}] {name}", end="", file=sys.stderr, flush=True)
-        yield next(iterator)
-    if shown:
-        print("\r\033[K", end="", file=sys.stderr, flush=True)
+            print("\r\033[K", end="", file=sys.stderr, flush=True)
 
 
 @contextmanager

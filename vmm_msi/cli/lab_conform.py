@@ -94,7 +94,7 @@ def _read(path: Path) -> Scenario:
 def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Progress) -> Report:
     from vmm_msi.iommu.sim.machine import SimMachine
     from vmm_msi.lab import conform
-    from vmm_msi.lab.host import lab_for
+    from vmm_msi.lab.host import keep_logs, lab_for, logs_folder
     from vmm_msi.lab.link import AgentLink
     from vmm_msi.lab.scenarios import scenarios
 
@@ -114,6 +114,9 @@ def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Prog
             model, side, drawn, lambda done, total: progress.count(done, total, f"{done}/{total}")
         )
         progress.clear()
+        logs = logs_folder(args.cache)
+        if report.mismatches and keep_logs(lab.serial_log.parent, logs):
+            progress.stage(f"the logs of the emulated host are in {logs}")
     report.seconds = {"start": ready - begun, **report.seconds}
     report.seconds["total"] = time.monotonic() - begun
     return report

@@ -57,6 +57,13 @@ class SmmuEvent:
     ipa: Ipa | None = None
     table_walk: bool = False
 
+    def may_be_of(self, address: int) -> bool:
+        """Tell whether a write to ``address`` may have caused it.
+
+        A configuration error does not tell its address.
+        """
+        return not self.stage or self.iova == address
+
     def __str__(self) -> str:
         where = f"stage {self.stage}" if self.stage else "configuration"
         ipa = "" if self.ipa is None else f", IPA {self.ipa}"

@@ -12,6 +12,7 @@ import mmap
 import os
 from collections import Counter
 from contextlib import ExitStack
+from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -26,7 +27,7 @@ from vmm_msi.iommu.linux.memory import Memory
 from vmm_msi.iommu.linux.raising import Arrival, Witnesses, watch
 from vmm_msi.iommu.linux.stage1 import Stage1Table, TableArena
 from vmm_msi.iommu.linux.stage2 import Bound, Stage2
-from vmm_msi.iommu.linux.vfio import VfioDevice
+from vmm_msi.iommu.linux.vfio import VfioDevice, is_free
 from vmm_msi.model import SW_MSI_WINDOW, Costs, Iova, Outcome, TraceStep, Verdict
 
 if TYPE_CHECKING:
@@ -76,6 +77,8 @@ class IommufdBackend:
     :param stand_ins: the device of this machine that plays the part of each of ``guest``'s; a
         device that is not named plays its own.
     :raise BackendError: when /dev/iommu or a device cannot be opened; nothing stays open.
+
+    A device without driver is bound to vfio-pci until the backend is closed.
     """
 
     def __init__(
@@ -94,13 +97,15 @@ class IommufdBackend:
         self._stage2: dict[S2Handle, Stage2] = {}
         self._of: dict[PciAddress, Stage2] = {}
         self._programmed: dict[PciAddress, Iova] = {}
-        #: What the kernel programmed when it enabled the MSI of a device.
-        self._picked: dict[PciAddress, Iova] = {}
+        #: Devices whose MSI is enabled.
+        self._enabled: set[PciAddress] = set()
         with ExitStack() as opened:
-            self._log = KernelLog()
-            opened.callback(self._log.close)
             self._ram = Memory(RAM_BYTES)
+            opened.callback(self._ram.close)
             self._scratch = Memory(self.page_size)
+            opened.callback(self._scratch.close)
+            self._witnesses = Witnesses(len(host.itses), self.page_size)
+            opened.callback(self._witnesses.close)
             ram_base = guest.memory[0].base if guest.memory else 0
             self._check_witness_room(guest)
             arena = TableArena(self._ram, ram_base)
@@ -108,24 +113,32 @@ class IommufdBackend:
                 guest,
                 lambda stage1, asid: Stage1Table(arena, stage1.granule, asid, self._place),
             )
-            self._witnesses = Witnesses(len(host.itses), self.page_size)
             self.fd = opened.enter_context(IommuFd())
+            playing = {d.host: (stand_ins or {}).get(d.host, d.host) for d in guest.devices}
+            for player in playing.values():
+                # All of them, before any is bound to another driver.
+                is_free(player)
+            self._log = KernelLog()
+            opened.callback(self._log.close)
             self._devices: dict[PciAddress, VfioDevice] = {}
             self._ids: dict[PciAddress, int] = {}
-            for guest_device in guest.devices:
-                address = guest_device.host
-                device = VfioDevice((stand_ins or {}).get(address, address))
+            for address, player in playing.items():
+                device = self._devices[address] = VfioDevice(player)
+                opened.callback(device.release)
                 device.open()
-                opened.callback(device.close)
                 self._ids[address] = device.bind(self.fd)
-                self._devices[address] = device
+                if self.fd.hw_info(self._ids[address]) is None:
+                    raise BackendError(
+                        errno.EOPNOTSUPP, f"{player}: is behind an IOMMU that is no SMMUv3"
+                    )
+            self._can_write = all(device.can_write_msi for device in self._devices.values())
             self._opened = opened.pop_all()
 
     @property
     def info(self) -> BackendInfo:
         """What the running kernel offers, in the chosen way of watching doorbells."""
         kernel = f"Linux {os.uname().release}"
-        can_write = all(device.can_write_msi for device in self._devices.values())
+        can_write = self._can_write
         rewriting = frozenset({Capability.MSI_ADDRESS_WRITE} if can_write else ())
         if self._doorbells is Doorbells.WITNESS:
             capabilities = self._profile.capabilities
@@ -256,9 +269,10 @@ class IommufdBackend:
     def detach(self, device: PciAddress) -> None:
         """Detach a device: its interrupts, then its translation, then the guest's mapping."""
         stage2 = self._attached(device)
-        if self._programmed.pop(device, None) is not None:
+        self._programmed.pop(device, None)
+        if device in self._enabled:
             self._devices[device].disable_msi()
-            del self._picked[device]
+            self._enabled.remove(device)
         host_device = self._host.device_by_address[device]
         stage2.detach(self._devices[device], host_device, self._mates(host_device))
         del self._of[device]
@@ -330,8 +344,6 @@ class IommufdBackend:
             return self._program(device, page)
         picked = self._enable(device)
         stage2.kernel_slots.add(picked & -self.page_size)
-        # Undoes what program_msi may have written: VFIO leaves an enabled MSI as it is.
-        self._devices[device].set_msi_address(picked)
         self._programmed[device] = picked
         return picked
 
@@ -351,9 +363,8 @@ class IommufdBackend:
         """Enable the MSI and return the address that the kernel gave it."""
         self._devices[device].enable_bus_master()
         self._devices[device].enable_msi()
-        if device not in self._picked:
-            self._picked[device] = Iova(self._devices[device].msi_address())
-        return self._picked[device]
+        self._enabled.add(device)
+        return Iova(self._devices[device].msi_address())
 
     def _program(self, device: PciAddress, page: Iova) -> Iova:
         """Enable the MSI at a witness page."""
@@ -378,8 +389,9 @@ class IommufdBackend:
     def deliver(self, device: PciAddress) -> Verdict:
         """Make the device send its MSIs and see where they come out.
 
-        With the host's own ITS there is one. With witness pages the data, which is the EventID,
-        is set before each, and an MSI counts as delivered when its own data arrives.
+        With the host's own ITS it is the first of them, and the verdict is of that one alone. With
+        witness pages the data, which is the EventID, is set before each, and an MSI counts as
+        delivered when its own data arrives.
 
         :raise BackendError: EINVAL when they are not enabled; EOPNOTSUPP for a device that
             nothing is known to make send one.
@@ -389,7 +401,8 @@ class IommufdBackend:
         if programmed is None:
             raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
         if self._doorbells is Doorbells.ITS:
-            return self._verdict(host_device, programmed, self._watch(device))
+            verdict = self._verdict(host_device, programmed, self._watch(device))
+            return replace(verdict, count=1)
         for vector in range(host_device.vectors):
             self._devices[device].set_msi_address(programmed, vector)
             verdict = self._verdict(host_device, programmed, self._watch(device), vector)
@@ -425,6 +438,8 @@ class IommufdBackend:
                 reason = f"EventID {vector} was sent and {data} came out"
             else:
                 outcome = Outcome.DELIVERED
+        elif not arrival.sent:
+            reason = "MSIs are off in the device: something switched them off behind VFIO"
         else:
             reason = "no doorbell was written to and no fault was reported"
         return Verdict(
@@ -460,14 +475,17 @@ class IommufdBackend:
         )
 
     def close(self) -> None:
-        """Close every device and the file descriptor; the kernel takes everything down."""
-        for device in list(self._of):
-            self.detach(device)
-        for handle in list(self._stage2):
-            self.free_s2(handle)
-        self._opened.close()
-        for memory in (self._ram, self._scratch, self._witnesses):
-            memory.close()
+        """Close every device and the file descriptor; the kernel takes everything down.
+
+        A device that had no driver before has none after.
+
+        :raise BackendError: what the kernel refuses, after everything was tried.
+        """
+        with self._opened as last:
+            for handle in self._stage2:
+                last.callback(self.free_s2, handle)
+            for device in self._of:
+                last.callback(self.detach, device)
 
 
 def _fault(event: SmmuEvent) -> tuple[Outcome, str]:

@@ -308,20 +308,26 @@ class LabHost:
         """
         if self._crash_logs is None or not isinstance(error, (LabError, HypervisorError)):
             return
-        # What went wrong counts, not that there is no room to keep its logs.
-        with contextlib.suppress(OSError, shutil.Error):
-            shutil.copytree(self.daemon.log, self._crash_logs, dirs_exist_ok=True)
-            _forget_old_logs(self._crash_logs.parent)
+        if keep_logs(self.daemon.log, self._crash_logs):
             raise LabError(f"{error}; its logs are in {self._crash_logs}") from error
 
     def _forget(self) -> None:
         self._daemon = self._connection = self._board = self._layer = None
 
 
-def _forget_old_logs(folder: Path) -> None:
-    """Remove all but the newest logs; their names are times."""
-    for old in sorted(folder.iterdir())[:-_LOGS_KEPT]:
-        shutil.rmtree(old)
+def keep_logs(logs: Path, place: Path) -> bool:
+    """Copy the logs of a host to a place of :func:`logs_folder`, and remove the oldest there.
+
+    What went wrong counts, not that there is no room to keep its logs.
+
+    :return: whether they are kept.
+    """
+    with contextlib.suppress(OSError, shutil.Error):
+        shutil.copytree(logs, place, dirs_exist_ok=True)
+        for old in sorted(place.parent.iterdir())[:-_LOGS_KEPT]:
+            shutil.rmtree(old)
+        return True
+    return False
 
 
 def logs_folder(cache: Path | None = None) -> Path:

@@ -71,12 +71,25 @@ def _files() -> Iterator[tuple[str, bytes]]:
             for path in sorted(folder.rglob("*")):
                 if path.is_file() and path.suffix != ".pyc":
                     yield f"{below}/{path.relative_to(folder)}", path.read_bytes()
-    installed = importlib.metadata.distribution(_DISTRIBUTION)
+    installed = _installed()
     metadata = f"vmm_msi-{installed.version}.dist-info"
     for name in _METADATA:
         text = installed.read_text(name)
         if text is not None:
             yield f"{metadata}/{name}", text.encode()
+
+
+def _installed() -> importlib.metadata.Distribution:
+    """Return the installed distribution, however the process that asks was started.
+
+    What setuptools leaves beside the source is found too, before it or after it, and is another.
+
+    :raise LabError: when there is none.
+    """
+    for found in importlib.metadata.distributions(name=_DISTRIBUTION):
+        if found.read_text(_METADATA[0]) is not None:
+            return found
+    raise LabError(f"{_PACKING}: it is not installed; pip install . would do")
 
 
 def _locations(package: str) -> list[Path]:

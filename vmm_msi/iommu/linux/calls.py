@@ -35,7 +35,10 @@ def ioctl(fd: int, number: int, name: str, argument: ctypes.Structure | bytearra
     try:
         fcntl.ioctl(fd, number, argument)
     except OSError as error:
-        raise BackendError(error.errno or errno.EIO, name) from error
+        # iommufd_fops_ioctl; IOMMU_VEVENTQ_ALLOC is the newest of them.
+        unknown = error.errno == errno.ENOTTY and number >= uapi.IOMMU_DESTROY
+        advice = ": this kernel has no such call; Linux 6.15 or later would work" if unknown else ""
+        raise BackendError(error.errno or errno.EIO, f"{name}{advice}") from error
 
 
 class IommuFd:
@@ -47,8 +50,8 @@ class IommuFd:
         except OSError as error:
             raise BackendError(
                 error.errno or errno.EIO,
-                f"opening {IOMMU_NODE}: {error.strerror}; a kernel with CONFIG_IOMMUFD and the "
-                "right to read and write that node would work",
+                f"opening {IOMMU_NODE}: {error.strerror}; a kernel with CONFIG_IOMMUFD (modprobe "
+                "iommufd) and the right to read and write that node would work",
             ) from error
 
     def __enter__(self) -> Self:

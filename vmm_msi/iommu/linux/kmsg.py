@@ -12,13 +12,20 @@ import os
 import re
 import time
 from collections import deque
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.events import SmmuEvent, decode
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 _NODE = "/dev/kmsg"
 _BURST = 10
+#: DEFAULT_RATELIMIT_INTERVAL is 5 s; and a bit for the clocks.
 _INTERVAL_S = 5.2
+#: Longest record in bytes (``PRINTK_MESSAGE_MAX`` is 2048).
 _RECORD = 8192
 _WORDS = 4
 
@@ -68,10 +75,12 @@ class KernelLog:
                 "reading it takes root (CAP_SYSLOG)",
             ) from error
         self._reader = EventReader()
-        #: When the last events were logged, by CLOCK_MONOTONIC.
+        #: When the last events were logged or read, by CLOCK_MONOTONIC.
         self._seen: deque[float] = deque(maxlen=_BURST)
-        # Those that were logged before count for the limit too.
-        self.events()
+        # Those that were logged before count for the limit too. Their time is by another clock,
+        # which goes apart from this one slowly.
+        for logged, _words in self._read():
+            self._seen.append(min(logged, time.monotonic()))
         self._reader.clear()
 
     def fileno(self) -> int:
@@ -88,18 +97,26 @@ class KernelLog:
             time.sleep(max(0.0, self._seen[0] + _INTERVAL_S - time.monotonic()))
 
     def events(self) -> list[SmmuEvent]:
-        """Return the events that were logged since the last call."""
+        """Return the events that were logged since the last call, of the kinds that are known."""
         found: list[SmmuEvent] = []
+        for _logged, words in self._read():
+            self._seen.append(time.monotonic())
+            # ValueError: an event of the SMMU's maker, or of a later architecture.
+            with suppress(ValueError):
+                found.append(decode(words))
+        return found
+
+    def _read(self) -> Iterator[tuple[float, list[int]]]:
+        """Yield when each event was logged, by the log's clock in seconds, and its words."""
         while True:
             try:
                 record = os.read(self._fd, _RECORD)
             except BlockingIOError:
-                return found
+                return
             except BrokenPipeError:
                 # Records were overwritten before they were read; go on with the oldest there is.
                 self._reader.clear()
                 continue
             words = self._reader.feed(record)
             if words is not None:
-                self._seen.append(int(record.split(b",", 3)[2]) / 1e6)
-                found.append(decode(words))
+                yield int(record.split(b",", 3)[2]) / 1e6, words

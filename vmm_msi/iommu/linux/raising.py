@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.events import SmmuEvent, decode
-from vmm_msi.iommu.linux import uapi
+from vmm_msi.iommu.linux import sysfs, uapi
 from vmm_msi.iommu.linux.memory import Memory
 
 if TYPE_CHECKING:
@@ -21,9 +21,10 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.linux.calls import IommuFd
     from vmm_msi.iommu.linux.kmsg import KernelLog
     from vmm_msi.iommu.linux.vfio import VfioDevice
+    from vmm_msi.model import PciAddress
 
 #: How long to wait for something that tells where an MSI went, in seconds.
-PATIENCE_S = 0.2
+PATIENCE_S = 1.0
 
 #: What a witness page is filled with; MSI data has 16 bits, so what was written differs.
 UNTOUCHED = b"\xff"
@@ -43,21 +44,20 @@ def _raise_edu(device: VfioDevice) -> None:
 TRIGGERS: Mapping[tuple[int, int], Callable[[VfioDevice], None]] = {_EDU: _raise_edu}
 
 
-def trigger(device: VfioDevice) -> None:
-    """Make a device send its MSI.
+def trigger_of(device: PciAddress) -> Callable[[VfioDevice], None]:
+    """Return what makes a device send its MSI.
 
     :raise BackendError: EOPNOTSUPP for a kind of device that is not in :data:`TRIGGERS`.
     """
-    raiser = TRIGGERS.get(device.ids)
-    if raiser is None:
-        vendor, number = device.ids
+    ids = vendor, number = sysfs.ids_of(device)
+    if ids not in TRIGGERS:
         known = ", ".join(f"{v:04x}:{d:04x}" for v, d in TRIGGERS)
         raise BackendError(
             errno.EOPNOTSUPP,
-            f"{device.address}: how to make a {vendor:04x}:{number:04x} send an MSI is not known; "
-            f"one of {known} would work",
+            f"{device}: how to make a {vendor:04x}:{number:04x} send an MSI is not known; one of "
+            f"{known} would work, or a line in TRIGGERS of vmm_msi/iommu/linux/raising.py",
         )
-    raiser(device)
+    return TRIGGERS[ids]
 
 
 class EventQueue:
@@ -147,12 +147,14 @@ class Arrival:
     :param written: page, offset and data of the witness page that was written.
     :param event: the SMMU's event.
     :param logged: the event was in the kernel's log, so that its StreamID is the physical one.
+    :param sent: MSIs are on in the device; one that is not sent arrives nowhere.
     """
 
     interrupt: bool = False
     written: tuple[int, int, int] | None = None
     event: SmmuEvent | None = None
     logged: bool = False
+    sent: bool = True
 
 
 def watch(
@@ -163,18 +165,25 @@ def watch(
 ) -> Arrival:
     """Make ``device`` send its MSI and return where it came out.
 
+    Faults at addresses other than the one in the device are those of others, as a host has them
+    in its log at any time.
+
     :raise BackendError: EOPNOTSUPP where the device cannot be made to send one.
     """
+    send = trigger_of(device.address)
+    log.events()
+    log.wait_for_room()
+    # What arrived while waiting is not from this MSI either.
     witnesses.wipe()
     device.take_interrupts()
     for queue in queues:
         queue.events()
     log.events()
-    log.wait_for_room()
     device.enable_bus_master()
-    trigger(device)
+    send(device)
     if not device.sends_msi:
-        return Arrival()
+        return Arrival(sent=False)
+    address = device.msi_address()
     poll = select.poll()
     for source in (*(queue.fileno() for queue in queues), log.fileno(), device.event_fd):
         if source is not None:
@@ -189,9 +198,11 @@ def watch(
             return Arrival(interrupt=True)
         for queue in queues:
             for event in queue.events():
-                return Arrival(event=event)
+                if event.may_be_of(address):
+                    return Arrival(event=event)
         for event in log.events():
-            return Arrival(event=event, logged=True)
+            if event.may_be_of(address):
+                return Arrival(event=event, logged=True)
         left = deadline - time.monotonic()
         if left <= 0:
             return Arrival()

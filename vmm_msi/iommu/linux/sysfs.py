@@ -1,16 +1,41 @@
-"""What sysfs tells of a device's IOMMU group."""
+"""What sysfs tells of a device and its IOMMU group."""
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi.errors import BackendError
 from vmm_msi.model import SW_MSI_WINDOW, ReservedKind, ReservedRegion
 
 if TYPE_CHECKING:
     from vmm_msi.model import PciAddress
 
 _DEVICES = Path("/sys/bus/pci/devices")
+
+
+def folder_of(device: PciAddress) -> Path:
+    """Return the folder of a device.
+
+    :raise BackendError: ENODEV when there is no such device.
+    """
+    folder = _DEVICES / str(device)
+    if not folder.is_dir():
+        raise BackendError(errno.ENODEV, f"{device}: the host has no such PCI device")
+    return folder
+
+
+def ids_of(device: PciAddress) -> tuple[int, int]:
+    """Return a device's vendor and device id.
+
+    :raise BackendError: ENODEV when there is no such device.
+    """
+    folder = folder_of(device)
+    vendor, number = (
+        int((folder / name).read_text(encoding="ascii"), 16) for name in ("vendor", "device")
+    )
+    return vendor, number
 
 
 def reserved_regions(device: PciAddress) -> list[ReservedRegion]:

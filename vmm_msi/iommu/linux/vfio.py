@@ -10,19 +10,24 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.linux import uapi
+from vmm_msi.iommu.linux import sysfs, uapi
 from vmm_msi.iommu.linux.calls import ioctl
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
     from vmm_msi.iommu.linux.calls import IommuFd
     from vmm_msi.model import PciAddress
 
-SYSFS_DEVICES = Path("/sys/bus/pci/devices")
+_BUS = Path("/sys/bus/pci")
 _DRIVER = "vfio-pci"
+# What driver_override reads where there is none (``driver_override_show``).
+_NO_OVERRIDE = "(null)"
 
 _PCI_COMMAND = 0x04
 _PCI_COMMAND_MEMORY_AND_MASTER = 0x06
@@ -33,8 +38,41 @@ _PCI_MSI_FLAGS_64BIT = 0x80
 _CONFIG_BYTES = 256
 
 
+@contextmanager
+def _telling(what: str, advice: str = "") -> Iterator[None]:
+    """Raise what the system refuses as the kernel's refusal of ``what``."""
+    try:
+        yield
+    except OSError as error:
+        raise BackendError(
+            error.errno or errno.EIO, f"{what}: {error.strerror or error}{advice and f'; {advice}'}"
+        ) from error
+
+
+def is_free(address: PciAddress) -> bool:
+    """Tell whether a device has no driver; False where it has one of VFIO's.
+
+    VFIO's drivers are vfio-pci and its variants, which vendors write: they alone give a device a
+    ``vfio-dev``.
+
+    :raise BackendError: ENODEV when there is no such device, EBUSY when another driver has it.
+    """
+    folder = sysfs.folder_of(address)
+    driver = folder / "driver"
+    if not driver.is_symlink():
+        return True
+    name = driver.readlink().name
+    if name != _DRIVER and not (folder / "vfio-dev").is_dir():
+        raise BackendError(
+            errno.EBUSY,
+            f"{address}: the driver {name} has it; unbind it first, for example with "
+            f"virsh nodedev-detach pci_{str(address).translate(_UNDERSCORES)}",
+        )
+    return False
+
+
 class VfioDevice:
-    """One PCI function, bound to vfio-pci.
+    """One PCI function, bound to vfio-pci; one that has no driver is bound here.
 
     :param address: where it is.
     :raise BackendError: ENODEV when there is no such device, EBUSY when another driver has it,
@@ -43,46 +81,56 @@ class VfioDevice:
 
     def __init__(self, address: PciAddress) -> None:
         self.address = address
-        self._sysfs = SYSFS_DEVICES / str(address)
+        self._sysfs = sysfs.folder_of(address)
         self._fd = -1
         self._regions: dict[int, int] = {}
         self._event = -1
         self._config = -1
         self._msi_offset: int | None = None
-        self._bind_driver()
+        #: What driver_override was before it was written here; None when it was not.
+        self._override: str | None = None
+        if is_free(address):
+            try:
+                self._bind_driver()
+            except BaseException:
+                self._unbind_driver()
+                raise
 
     def _bind_driver(self) -> None:
-        """Let vfio-pci take the device, unless another driver has it."""
-        if not self._sysfs.is_dir():
-            raise BackendError(errno.ENODEV, f"{self.address}: the host has no such PCI device")
-        driver = self._sysfs / "driver"
-        if driver.is_symlink():
-            name = driver.readlink().name
-            if name != _DRIVER:
-                raise BackendError(
-                    errno.EBUSY,
-                    f"{self.address}: the driver {name} has it; unbind it first, for example with "
-                    f"virsh nodedev-detach pci_{str(self.address).translate(_UNDERSCORES)}",
-                )
-            return
-        try:
-            (self._sysfs / "driver_override").write_text(_DRIVER, encoding="ascii")
-            Path("/sys/bus/pci/drivers_probe").write_text(str(self.address), encoding="ascii")
-        except OSError as error:
+        """Let vfio-pci take a device that has no driver."""
+        advice = "it takes root and vfio-pci in the kernel (modprobe vfio-pci)"
+        override = self._sysfs / "driver_override"
+        with _telling(f"{self.address}: binding {_DRIVER}", advice):
+            before = override.read_text(encoding="utf-8").strip()
+            override.write_text(_DRIVER, encoding="utf-8")
+            self._override = before
+            (_BUS / "drivers_probe").write_text(str(self.address), encoding="ascii")
+        # Where there is no such driver, drivers_probe does nothing and says nothing.
+        if is_free(self.address):
             raise BackendError(
-                error.errno or errno.EIO,
-                f"{self.address}: binding {_DRIVER}: {error.strerror}; it takes root and a kernel "
-                "with CONFIG_VFIO_PCI",
-            ) from error
+                errno.ENODEV, f"{self.address}: {_DRIVER} does not take it; {advice}"
+            )
 
-    @property
-    def ids(self) -> tuple[int, int]:
-        """Vendor and device id."""
-        vendor, device = (
-            int((self._sysfs / name).read_text(encoding="ascii"), 16)
-            for name in ("vendor", "device")
-        )
-        return vendor, device
+    def _unbind_driver(self) -> None:
+        """Undo what :meth:`_bind_driver` did: no driver, and the driver_override there was."""
+        before, self._override = self._override, None
+        if before is None:
+            return
+        with _telling(f"{self.address}: giving it back"):
+            if (self._sysfs / "driver").is_symlink():
+                unbind = self._sysfs / "driver" / "unbind"
+                unbind.write_text(str(self.address), encoding="ascii")
+            # A line break alone clears it (``__device_set_driver_override``).
+            kept = "" if before == _NO_OVERRIDE else before
+            (self._sysfs / "driver_override").write_text(f"{kept}\n", encoding="utf-8")
+
+    def release(self) -> None:
+        """Close it and, where it had no driver before, leave it without one again.
+
+        :raise BackendError: when that fails.
+        """
+        self.close()
+        self._unbind_driver()
 
     @property
     def is_open(self) -> bool:
@@ -92,19 +140,13 @@ class VfioDevice:
     def open(self) -> None:
         """Open the character device.
 
-        :raise BackendError: ENODEV without one: the kernel lacks CONFIG_VFIO_DEVICE_CDEV or
-            vfio-pci refused the device.
+        :raise BackendError: ENOENT without one: the kernel lacks CONFIG_VFIO_DEVICE_CDEV.
         """
-        try:
-            node = next((self._sysfs / "vfio-dev").iterdir()).name
+        what = f"{self.address}: opening its VFIO character device"
+        advice = "it takes root and a kernel with CONFIG_VFIO_DEVICE_CDEV"
+        with _telling(what, advice):
+            node = next((self._sysfs / "vfio-dev").iterdir(), self._sysfs).name
             self._fd = os.open(f"/dev/vfio/devices/{node}", os.O_RDWR | os.O_CLOEXEC)
-        except (OSError, StopIteration) as error:
-            number = error.errno if isinstance(error, OSError) and error.errno else errno.ENODEV
-            raise BackendError(
-                number,
-                f"{self.address}: opening its VFIO character device: {error}; it takes a kernel "
-                "with CONFIG_VFIO_DEVICE_CDEV and the device bound to vfio-pci",
-            ) from error
 
     def close(self) -> None:
         """Close the character device: interrupts, attachment and binding end with it."""
@@ -118,7 +160,17 @@ class VfioDevice:
         """VFIO_DEVICE_BIND_IOMMUFD; return the device's id in the file descriptor."""
         argument = uapi.DeviceBindIommufd(ctypes.sizeof(uapi.DeviceBindIommufd), iommufd=iommufd.fd)
         name = f"VFIO_DEVICE_BIND_IOMMUFD of {self.address}"
-        ioctl(self._fd, uapi.VFIO_DEVICE_BIND_IOMMUFD, name, argument)
+        try:
+            ioctl(self._fd, uapi.VFIO_DEVICE_BIND_IOMMUFD, name, argument)
+        except BackendError as error:
+            if error.errno != errno.EPERM:
+                raise
+            # iommu_device_claim_dma_owner
+            reason = (
+                f"{error.reason}: a driver of the host or another process may have a device of its "
+                "IOMMU group; a group of devices without driver, or with vfio-pci, would work"
+            )
+            raise BackendError(error.errno, reason) from error
         return int(argument.out_devid)
 
     def attach(self, number: int) -> None:
@@ -146,24 +198,32 @@ class VfioDevice:
 
     def write32(self, bar: int, offset: int, value: int) -> None:
         """Write 32 bits into a memory BAR."""
-        os.pwrite(self._fd, value.to_bytes(4, "little"), self._region(bar) + offset)
+        with _telling(f"{self.address}: writing to {offset:#x} of BAR {bar}"):
+            os.pwrite(self._fd, value.to_bytes(4, "little"), self._region(bar) + offset)
 
     @property
     def sends_msi(self) -> bool:
         """Tell whether MSIs are enabled in the device itself."""
-        at = self._msi()
-        return bool(os.pread(self._config, 1, at + 2)[0] & _PCI_MSI_FLAGS_ENABLE)
+        return bool(self._read(self._msi() + 2, 1) & _PCI_MSI_FLAGS_ENABLE)
 
     def enable_bus_master(self) -> None:
         """Let the device decode memory and send writes, MSIs among them."""
         at = self._region(uapi.VFIO_PCI_CONFIG_REGION_INDEX) + _PCI_COMMAND
-        command = int.from_bytes(os.pread(self._fd, 2, at), "little")
-        wanted = command | _PCI_COMMAND_MEMORY_AND_MASTER
-        if wanted != command:
-            os.pwrite(self._fd, wanted.to_bytes(2, "little"), at)
+        with _telling(f"{self.address}: enabling bus mastering"):
+            command = int.from_bytes(os.pread(self._fd, 2, at), "little")
+            wanted = command | _PCI_COMMAND_MEMORY_AND_MASTER
+            if wanted != command:
+                os.pwrite(self._fd, wanted.to_bytes(2, "little"), at)
 
     def enable_msi(self) -> int:
-        """VFIO_DEVICE_SET_IRQS of one MSI with an eventfd; return the eventfd, non-blocking."""
+        """VFIO_DEVICE_SET_IRQS of one MSI with an eventfd; return the eventfd, non-blocking.
+
+        Where it is enabled already, the kernel writes its own address again: VFIO exchanges the
+        eventfd by free_irq and request_irq, and ``msi_domain_activate`` writes the message.
+
+        :raise BackendError: EOPNOTSUPP for a device without MSI, else the kernel's refusal.
+        """
+        self._msi()
         if self._event < 0:
             self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         head = uapi.IrqSet(
@@ -208,17 +268,25 @@ class VfioDevice:
         :raise BackendError: EOPNOTSUPP for a device without one.
         """
         if self._config < 0:
-            try:
+            with _telling(f"{self.address}: opening its configuration space", "it takes root"):
                 self._config = os.open(self._sysfs / "config", os.O_RDWR | os.O_CLOEXEC)
-            except OSError as error:
-                raise BackendError(
-                    error.errno or errno.EIO,
-                    f"{self.address}: opening its configuration space for writing: "
-                    f"{error.strerror}; it takes root",
-                ) from error
         if self._msi_offset is None:
-            self._msi_offset = self._find_msi(os.pread(self._config, _CONFIG_BYTES, 0))
+            with _telling(f"{self.address}: reading its configuration space"):
+                config = os.pread(self._config, _CONFIG_BYTES, 0)
+            self._msi_offset = self._find_msi(config)
         return self._msi_offset
+
+    def _read(self, at: int, size: int) -> int:
+        """Return ``size`` bytes of the real configuration space."""
+        with _telling(f"{self.address}: reading its configuration space"):
+            return int.from_bytes(os.pread(self._config, size, at), "little")
+
+    def _write(self, at: int, value: int, size: int) -> None:
+        """Write ``size`` bytes of the real configuration space."""
+        what = f"{self.address}: writing to its configuration space"
+        # pci_write_config
+        with _telling(what, "a locked-down kernel, as after Secure Boot, refuses it even to root"):
+            os.pwrite(self._config, value.to_bytes(size, "little"), at)
 
     def _find_msi(self, config: bytes) -> int:
         at, seen = config[_PCI_CAPABILITY_LIST] & ~3, set[int]()
@@ -234,29 +302,45 @@ class VfioDevice:
 
     @property
     def can_write_msi(self) -> bool:
-        """Tell whether the real MSI capability can be written."""
+        """Tell whether the real MSI capability can be written, by writing what is there."""
         try:
-            self._msi()
+            at = self._msi() + 4
+            self._write(at, self._read(at, 4), 4)
         except BackendError:
             return False
         return True
 
     def msi_address(self) -> int:
         """Return the address in the device's MSI capability."""
-        at = self._msi()
-        return int.from_bytes(os.pread(self._config, 8, at + 4), "little")
+        return self._read(self._msi() + 4, 8)
 
     def set_msi_address(self, address: int, data: int | None = None) -> None:
         """Write address and, where given, data into the device's MSI capability.
 
-        The kernel does not know of it. It writes its own again when it enables the MSI, when it
-        restores the device after a reset or a sleep (``pci_restore_msi_state``), but not when the
-        affinity of the interrupt changes (``its_set_affinity`` moves the LPI instead).
+        The kernel does not know of it. It writes its own again when it enables the MSI or is given
+        another eventfd for it, when it restores the device after a reset or a sleep
+        (``pci_restore_msi_state``), but not when the affinity of the interrupt changes
+        (``its_set_affinity`` moves the LPI instead).
         """
         at = self._msi()
-        os.pwrite(self._config, address.to_bytes(8, "little"), at + 4)
+        self._write(at + 4, address, 8)
         if data is not None:
-            os.pwrite(self._config, data.to_bytes(2, "little"), at + 12)
+            self._write(at + 12, data, 2)
+
+
+@contextmanager
+def taken(addresses: Iterable[PciAddress]) -> Iterator[None]:
+    """Have devices bound to vfio-pci meanwhile; those without driver before have none after.
+
+    :raise BackendError: as :class:`VfioDevice` does; before any is touched where a driver has one.
+    """
+    addresses = list(addresses)
+    for address in addresses:
+        is_free(address)
+    with ExitStack() as stack:
+        for address in addresses:
+            stack.callback(VfioDevice(address).release)
+        yield
 
 
 _UNDERSCORES = str.maketrans(":.", "__")
