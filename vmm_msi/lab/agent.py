@@ -200,16 +200,21 @@ class Agent:
         with tempfile.TemporaryDirectory() as folder:
             for name, text in files.items():
                 Path(folder, Path(name).name).write_text(text, encoding="utf-8")
-            done = subprocess.run(
-                [sys.executable, "-m", "vmm_msi", *argv],
-                capture_output=True,
-                text=True,
-                errors="replace",
-                check=False,
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                timeout=_COMMAND_LIMIT_S,
-            )
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "vmm_msi", *argv],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    check=False,
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    timeout=_COMMAND_LIMIT_S,
+                )
+            except subprocess.TimeoutExpired:
+                raise ValueError(
+                    f"vmm-msi {' '.join(argv)}: not done after {_COMMAND_LIMIT_S} s, and ended"
+                ) from None
         return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
 
     def _kernel_log(self, _tell: Tell) -> str:

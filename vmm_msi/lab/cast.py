@@ -6,6 +6,7 @@ from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 from vmm_msi.errors import LabError, UsageError
+from vmm_msi.iommu.linux.raising import EDU
 from vmm_msi.lab.shape import GRANULES, Shape
 from vmm_msi.model import PciAddress
 
@@ -13,9 +14,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_msi.model import HostDevice, Scenario
-
-#: Vendor and device id of QEMU's ``edu``.
-TEST_DEVICE = (0x1234, 0x11E8)
 
 #: Test devices of one IOMMU group, at most.
 _MOST_IN_GROUP = 2
@@ -116,7 +114,7 @@ def _test_devices(told: Sequence[Any]) -> _Troupe:
     """Return the test devices by SMMU and IOMMU group."""
     groups: dict[tuple[str, int], list[PciAddress]] = defaultdict(list)
     for device in told:
-        if (device["vendor"], device["device"]) == TEST_DEVICE:
+        if (device["vendor"], device["device"]) == EDU:
             address = PciAddress.parse(device["address"])
             groups[str(device["smmu"]), int(device["group"])].append(address)
     smmus = sorted({smmu for smmu, _group in groups})

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm_msi.errors import LabError, errno_name
 from vmm_msi.iommu import stepfile, steps
+from vmm_msi.iommu.linux.raising import EDU
 from vmm_msi.lab.codec import to_wire
 from vmm_msi.lab.shrink import shrink, without
 from vmm_msi.model import PciAddress
@@ -31,9 +32,6 @@ if TYPE_CHECKING:
 
 #: Width of the output addresses of QEMU's SMMUv3 (``hw/arm/smmuv3.c``, IDR5.OAS).
 OUTPUT_BITS = 44
-
-#: QEMU's edu device, which can be made to send an MSI.
-_TEST_DEVICE = (0x1234, 0x11E8)
 
 _CHUNK = 25
 #: Mismatches that are shrunk; it takes seconds each, and the first few tell most.
@@ -233,7 +231,7 @@ def conform_host(topology: HostTopology, told: Sequence[dict[str, Any]]) -> Host
     devices = tuple(
         _device(topology, PciAddress.parse(str(each["address"])), int(each["group"]))
         for each in told
-        if (each["vendor"], each["device"]) == _TEST_DEVICE
+        if (each["vendor"], each["device"]) == EDU
     )
     return replace(topology, devices=devices)
 

@@ -46,14 +46,18 @@ class LinuxMachine:
     """
 
     def __init__(self, addresses: Sequence[PciAddress]) -> None:
-        self._devices = [VfioDevice(address) for address in addresses]
+        self._log = KernelLog()
+        try:
+            self._devices = [VfioDevice(address) for address in addresses]
+        except BaseException:
+            self._log.close()
+            raise
         self._fds: list[IommuFd] = []
         self._queues: dict[tuple[int, int], EventQueue] = {}
         self._ram = Memory(RAM_SIZE)
         self._arena = TableArena(self._ram, RAM_BASE)
         self._witnesses = Witnesses(WITNESSES, mmap.PAGESIZE)
         self._tables: list[Stage1Table] = []
-        self._log = KernelLog()
 
     @property
     def devices(self) -> int:
@@ -213,7 +217,9 @@ class LinuxMachine:
 
     def shut(self) -> None:
         """Give everything back; the machine is not used any more."""
-        self.reset()
-        self._log.close()
-        self._ram.close()
-        self._witnesses.close()
+        try:
+            self.reset()
+        finally:
+            self._log.close()
+            self._ram.close()
+            self._witnesses.close()

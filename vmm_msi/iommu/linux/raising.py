@@ -29,7 +29,8 @@ PATIENCE_S = 1.0
 #: What a witness page is filled with; MSI data has 16 bits, so what was written differs.
 UNTOUCHED = b"\xff"
 
-_EDU = (0x1234, 0x11E8)
+#: QEMU's test device.
+EDU = (0x1234, 0x11E8)
 _EDU_RAISE = 0x60
 _EDU_ACKNOWLEDGE = 0x64
 
@@ -41,7 +42,7 @@ def _raise_edu(device: VfioDevice) -> None:
 
 
 #: How to make a device send its first MSI, by vendor and device id.
-TRIGGERS: Mapping[tuple[int, int], Callable[[VfioDevice], None]] = {_EDU: _raise_edu}
+TRIGGERS: Mapping[tuple[int, int], Callable[[VfioDevice], None]] = {EDU: _raise_edu}
 
 
 def trigger_of(device: PciAddress) -> Callable[[VfioDevice], None]:
