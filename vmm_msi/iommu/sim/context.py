@@ -216,7 +216,7 @@ class Iommufd:
                 f"{address}: has {device.host.streams} StreamIDs, a vDEVICE has one",
             )
         vdevice = self._add(Vdevice(self._next, viommu, device, virt_id))
-        device.vdevice = viommu.vdevices[virt_id] = vdevice
+        device.vdevice = viommu.vdevices[virt_id] = viommu.of_device[address] = vdevice
         viommu.users += 1
         return vdevice.id
 
@@ -442,6 +442,7 @@ class Iommufd:
             case Vdevice():
                 found.device.vdevice = None
                 del found.viommu.vdevices[found.virt_id]
+                del found.viommu.of_device[found.device.host.address]
                 found.viommu.users -= 1
             case NestedHwpt():
                 found.viommu.users -= 1

@@ -143,10 +143,9 @@ class IommuCore:
 
     @staticmethod
     def _vmaster(domain: NestedHwpt, host: HostDevice) -> tuple[Viommu, int] | None:
-        viommu = domain.viommu
-        for virt_id, vdevice in viommu.vdevices.items():
-            if vdevice.device.host is host:
-                return viommu, virt_id
+        vdevice = domain.viommu.of_device.get(host.address)
+        if vdevice is not None:
+            return domain.viommu, vdevice.virt_id
         if domain.config is SteConfig.TRANSLATE:
             raise BackendError(
                 errno.ENOENT,

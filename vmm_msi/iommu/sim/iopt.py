@@ -7,6 +7,7 @@ makes, in their order.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -50,7 +51,9 @@ class IoPageTable:
         self.page_size = page_size
         #: What is mapped, by IOVA.
         self.areas: dict[int, Area] = {}
-        self._reserved: list[tuple[int, int, Hashable]] = []
+        #: First and last address of what is reserved, by owner; most have the same.
+        self._reserved: dict[Hashable, list[tuple[int, int]]] = {}
+        self._ranges: Counter[tuple[int, int]] = Counter()
         self._tables: list[Filled] = []
 
     @property
@@ -71,8 +74,7 @@ class IoPageTable:
 
     def _reserved_in(self, base: int, size: int) -> tuple[int, int] | None:
         """Return first and last address of what is reserved in ``size`` bytes from ``base``."""
-        found = ((s, e) for s, e, _owner in self._reserved if s < base + size and base <= e)
-        return next(found, None)
+        return next(((s, e) for s, e in self._ranges if s < base + size and base <= e), None)
 
     def map(self, iova: int, size: int, output: int) -> None:
         """``iopt_map_user_pages`` with a fixed IOVA.
@@ -169,12 +171,15 @@ class IoPageTable:
                 f"reserving {start:#x}-{last:#x}: reserved region is mapped already in the guest's "
                 "address space",
             )
-        self._reserved.append((start, last, owner))
+        self._reserved.setdefault(owner, []).append((start, last))
+        self._ranges[start, last] += 1
 
     def release(self, owner: Hashable) -> None:
         """``iopt_remove_reserved_iova``: all that was reserved for ``owner``."""
-        if self._reserved:
-            self._reserved = [each for each in self._reserved if each[2] != owner]
+        for found in self._reserved.pop(owner, ()):
+            self._ranges[found] -= 1
+            if not self._ranges[found]:
+                del self._ranges[found]
 
     def fill(self, filled: Filled) -> None:
         """``iopt_table_add_domain``: fill a table and keep it filled.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.sim.iopt import Filled, IoPageTable
     from vmm_msi.iommu.sim.pagetable import PageTable
     from vmm_msi.iommu.sim.smmu import Stage1Config
-    from vmm_msi.model import HostDevice, Iova, Pa
+    from vmm_msi.model import HostDevice, Iova, Pa, PciAddress
 
 
 @dataclass(eq=False)
@@ -68,10 +68,14 @@ class PagingHwpt(Object):
 
 @dataclass(eq=False)
 class Viommu(Object):
-    """A virtual SMMU, on the stage 2 of a physical one."""
+    """A virtual SMMU, on the stage 2 of a physical one.
+
+    :param vdevices: its devices, by virtual StreamID.
+    """
 
     hwpt: PagingHwpt
     vdevices: dict[int, Vdevice] = field(default_factory=dict)
+    of_device: dict[PciAddress, Vdevice] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
