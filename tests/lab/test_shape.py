@@ -56,6 +56,9 @@ def test_devices_and_pairs_are_dealt_out_in_turn():
         (Shape(granule=Granule.K64), Shape(), False),
         (Shape(memory=512), Shape(), False),
         (Shape(), Shape(vcpus=1), True),
+        (Shape(nvmes=2), Shape(), True),
+        (Shape(), Shape(nvmes=1), False),
+        (Shape(nvmes=2), Shape(nvmes=1), True),
     ],
 )
 def test_which_host_will_do_for_another(has, wants, enough):
@@ -93,6 +96,18 @@ def test_xml_has_what_the_shape_says():
     assert sorted(address.bus for address in ports.values()) == [1, 1, 1, 2, 2, 3]
 
 
+def test_nvme_controllers_come_behind_ports_of_their_own():
+    shape = Shape(smmus=2, devices=1, pairs=0, nvmes=3)
+    assert [port.driver for port in shape.behind(1)] == ["nvme"]
+    assert str(shape) == "2 SMMUs, 1 device, 0 pairs, 3 NVMe controllers, 4K pages"
+    arguments = host_xml(shape, FILES).root.find(f"{QEMU}commandline")
+    devices = [json.loads(arg.get("value")) for arg in arguments[3::2]]
+    nvmes = [device for device in devices if device["driver"] == "nvme"]
+    assert len({device["bus"] for device in nvmes}) == 3
+    assert len({device["serial"] for device in nvmes}) == 3
+    assert not any("drive" in device for device in nvmes)
+
+
 def test_the_same_shape_gives_the_same_xml():
     assert str(host_xml(Shape(), FILES)) == str(host_xml(Shape(), FILES))
 
@@ -101,7 +116,9 @@ LARGEST = Shape(smmus=8, devices=32, pairs=16, memory=512, vcpus=8)
 
 
 @pytest.mark.lab_root
-@pytest.mark.parametrize("shape", [Shape(), Shape(1, 1, 0), LARGEST], ids=str)
+@pytest.mark.parametrize(
+    "shape", [Shape(), Shape(1, 1, 0), Shape(1, 1, 0, nvmes=2), LARGEST], ids=str
+)
 def test_libvirt_takes_the_xml_and_keeps_all_of_it(lab_daemon, shape):
     wanted = host_xml(shape, FILES)
     with libvirt_driver.connect(lab_daemon.uri) as connection:

@@ -29,6 +29,7 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
         "smmus": "SMMUs",
         "devices": "test devices, each in an IOMMU group of its own",
         "pairs": "test devices with two functions, which share an IOMMU group",
+        "nvmes": "NVMe controllers without a namespace, each in an IOMMU group of its own",
     }
     default = Shape()
     for name, text in what.items():
@@ -69,6 +70,7 @@ def shape_of(args: argparse.Namespace) -> Shape:
         smmus=args.smmus,
         devices=args.devices,
         pairs=args.pairs,
+        nvmes=args.nvmes,
         granule=Granule.parse(args.granule),
     )
 
@@ -102,7 +104,7 @@ def _run_status(args: argparse.Namespace) -> int:
         return 0
     shape = facts.pop("shape", None)
     if shape is not None:
-        facts |= {name: shape[name] for name in ("smmus", "devices", "pairs", "granule")}
+        facts |= {name: shape[name] for name in ("smmus", "devices", "pairs", "nvmes", "granule")}
     for name, value in facts.items():
         print(f"{name.replace('_', ' '):<16}{value}")
     return 0

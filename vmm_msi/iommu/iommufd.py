@@ -24,18 +24,20 @@ from vmm_msi.iommu.linux import sysfs
 from vmm_msi.iommu.linux.calls import IommuFd
 from vmm_msi.iommu.linux.kmsg import KernelLog
 from vmm_msi.iommu.linux.memory import Memory
-from vmm_msi.iommu.linux.raising import Arrival, Witnesses, watch
+from vmm_msi.iommu.linux.raising import Arrival, Witnesses, trigger_of, watch
 from vmm_msi.iommu.linux.stage1 import Stage1Table, TableArena
 from vmm_msi.iommu.linux.stage2 import Bound, Stage2
+from vmm_msi.iommu.linux.trigger import DmaPages, DmaPool, Trigger
+from vmm_msi.iommu.linux.verdict import verdict_of
 from vmm_msi.iommu.linux.vfio import VfioDevice, is_free
-from vmm_msi.model import SW_MSI_WINDOW, Costs, Iova, Outcome, TraceStep, Verdict
+from vmm_msi.model import SW_MSI_WINDOW, Costs, Iova, Outcome, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Mapping
 
-    from vmm_msi.iommu.events import SmmuEvent
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.model import (
+        GuestDevice,
         GuestDomain,
         HostDevice,
         HostTopology,
@@ -99,6 +101,9 @@ class IommufdBackend:
         self._programmed: dict[PciAddress, Iova] = {}
         #: Devices whose MSI is enabled.
         self._enabled: set[PciAddress] = set()
+        #: What makes attached devices send their MSI, and the memory that some take for it.
+        self._triggers: dict[PciAddress, Trigger] = {}
+        self._dma: dict[PciAddress, DmaPages] = {}
         with ExitStack() as opened:
             self._ram = Memory(RAM_BYTES)
             opened.callback(self._ram.close)
@@ -120,6 +125,7 @@ class IommufdBackend:
                 is_free(player)
             self._log = KernelLog()
             opened.callback(self._log.close)
+            self._pool = DmaPool(self._ram, arena, guest, self._stage1.tables)
             self._devices: dict[PciAddress, VfioDevice] = {}
             self._ids: dict[PciAddress, int] = {}
             for address, player in playing.items():
@@ -253,6 +259,7 @@ class IommufdBackend:
         stage2.msi_domains_check(host_device)
         self._stage1.map_doorbell(guest_device)
         try:
+            self._map_dma(guest_device)
             stage2.attach(
                 self._devices[device],
                 host_device,
@@ -262,21 +269,37 @@ class IommufdBackend:
                 self._stage1.tables[guest_device.stage1].ste,
             )
         except VmmMsiError:
-            self._unmap_guest_doorbell(device)
+            self._unmap_guest_pages(device)
             raise
         self._of[device] = stage2
+
+    def _map_dma(self, device: GuestDevice) -> None:
+        """Map memory for a device that takes some to be made to send its MSI."""
+        try:
+            needs_dma = trigger_of(self._devices[device.host].address).needs_dma
+        except BackendError:
+            # Said when it is to send one.
+            return
+        if needs_dma:
+            self._dma[device.host] = self._pool.give(device)
 
     def detach(self, device: PciAddress) -> None:
         """Detach a device: its interrupts, then its translation, then the guest's mapping."""
         stage2 = self._attached(device)
         self._programmed.pop(device, None)
+        with ExitStack() as last:
+            last.callback(self._take_down, device, stage2)
+            if device in self._triggers:
+                self._triggers.pop(device).stop()
+
+    def _take_down(self, device: PciAddress, stage2: Stage2) -> None:
         if device in self._enabled:
             self._devices[device].disable_msi()
             self._enabled.remove(device)
         host_device = self._host.device_by_address[device]
         stage2.detach(self._devices[device], host_device, self._mates(host_device))
         del self._of[device]
-        self._unmap_guest_doorbell(device)
+        self._unmap_guest_pages(device)
 
     def _mates(self, device: HostDevice) -> dict[PciAddress, Bound]:
         """Return the assigned devices of an IOMMU group, as they are bound here."""
@@ -287,9 +310,13 @@ class IommufdBackend:
             if by_address[address].iommu_group == device.iommu_group
         }
 
-    def _unmap_guest_doorbell(self, device: PciAddress) -> None:
+    def _unmap_guest_pages(self, device: PciAddress) -> None:
+        """Unmap what a device's stage 1 has for it, and invalidate as the guest would."""
         guest_device = self._guest.device_by_address[device]
-        if self._stage1.unmap_doorbell(guest_device):
+        pages = self._dma.pop(device, None)
+        if pages is not None:
+            self._pool.take_back(guest_device, pages)
+        if self._stage1.unmap_doorbell(guest_device) or pages is not None:
             asid = self._stage1.tables[guest_device.stage1].asid
             for stage2 in self._stage2.values():
                 stage2.invalidate(_TLBI_NH_ASID | asid << _ASID_SHIFT)
@@ -401,58 +428,29 @@ class IommufdBackend:
         if programmed is None:
             raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
         if self._doorbells is Doorbells.ITS:
-            verdict = self._verdict(host_device, programmed, self._watch(device))
+            verdict = self._verdict(device, self._watch(device))
             return replace(verdict, count=1)
         for vector in range(host_device.vectors):
             self._devices[device].set_msi_address(programmed, vector)
-            verdict = self._verdict(host_device, programmed, self._watch(device), vector)
+            verdict = self._verdict(device, self._watch(device), vector)
             if verdict.outcome is not Outcome.DELIVERED:
                 break
         return verdict
 
     def _watch(self, device: PciAddress) -> Arrival:
         queues = [s.queue for s in self._stage2.values() if s.queue is not None]
-        return watch(self._devices[device], self._witnesses, queues, self._log)
+        return watch(self._trigger(device), self._witnesses, queues, self._log)
 
-    def _verdict(
-        self, device: HostDevice, programmed: Iova, arrival: Arrival, vector: int = 0
-    ) -> Verdict:
-        steps = [TraceStep("programmed", {"iova": str(programmed)})]
-        outcome, reached, reason = Outcome.MISROUTED, None, ""
-        if arrival.event is not None:
-            outcome, reason = _fault(arrival.event)
-            steps.append(_fault_step(arrival.event, programmed))
-        elif arrival.interrupt:
-            outcome, reached = Outcome.DELIVERED, device.its
-            steps.append(TraceStep("its", {"its": reached, "interrupt": "eventfd"}))
-        elif arrival.written is not None:
-            page, offset, data = arrival.written
-            its = self._host.itses[page]
-            reached = its.id
-            steps.append(TraceStep("doorbell", {"its": reached, "data": data}))
-            if offset != its.doorbell & (self.page_size - 1):
-                reason = f"it was written at {offset:#x} of the page, where no doorbell is"
-            elif reached != device.its:
-                reason = f"ITS {reached} does not know DeviceID {device.device_id}"
-            elif data != vector:
-                reason = f"EventID {vector} was sent and {data} came out"
-            else:
-                outcome = Outcome.DELIVERED
-        elif not arrival.sent:
-            reason = "MSIs are off in the device: something switched them off behind VFIO"
-        else:
-            reason = "no doorbell was written to and no fault was reported"
-        return Verdict(
-            device.address,
-            0,
-            device.vectors,
-            outcome,
-            reached,
-            device.its,
-            programmed,
-            reason=reason,
-            trace=tuple(steps),
-        )
+    def _trigger(self, device: PciAddress) -> Trigger:
+        if device not in self._triggers:
+            make = trigger_of(self._devices[device].address)
+            self._triggers[device] = make(self._devices[device], self._dma.get(device))
+        return self._triggers[device]
+
+    def _verdict(self, device: PciAddress, arrival: Arrival, vector: int = 0) -> Verdict:
+        host_device = self._host.device_by_address[device]
+        programmed = self._programmed[device]
+        return verdict_of(self._host, host_device, programmed, arrival, self.page_size, vector)
 
     def costs(self) -> Costs:
         """Return what is in use now; with the host's own ITS, slots as far as they were seen."""
@@ -486,15 +484,3 @@ class IommufdBackend:
                 last.callback(self.free_s2, handle)
             for device in self._of:
                 last.callback(self.detach, device)
-
-
-def _fault(event: SmmuEvent) -> tuple[Outcome, str]:
-    outcome = Outcome.S2_FAULT if event.stage == 2 else Outcome.S1_FAULT
-    return outcome, str(event)
-
-
-def _fault_step(event: SmmuEvent, programmed: Iova) -> TraceStep:
-    values: dict[str, str | int | None] = {"iova": str(programmed)}
-    if event.ipa is not None:
-        values["ipa"] = str(event.ipa)
-    return TraceStep("s2" if event.stage == 2 else "s1", {**values, "fault": event.kind.name})

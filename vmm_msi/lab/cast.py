@@ -78,6 +78,7 @@ def shape_for(scenario: Scenario, least: Shape | None = None) -> Shape:
         granule=scenario.host.granule,
         memory=least.memory,
         vcpus=least.vcpus,
+        nvmes=least.nvmes,
     )
 
 

@@ -1,9 +1,9 @@
 """The emulated host as libvirt domain XML: a template that is filled for a shape.
 
-Each SMMU serves a PCI expander bus with a root port for every test device. The test device is
-QEMU's ``edu`` (QEMU ``docs/specs/edu.rst``). libvirt has no element for it, so it comes by way of
-``qemu:commandline`` (https://libvirt.org/drvqemu.html), behind root ports that libvirt names
-``pci.<index>``.
+Each SMMU serves a PCI expander bus with a root port for every device. The test device is QEMU's
+``edu`` (QEMU ``docs/specs/edu.rst``); an NVMe controller has no namespace, hence no drive. libvirt
+has no element for either, so they come by way of ``qemu:commandline``
+(https://libvirt.org/drvqemu.html), behind root ports that libvirt names ``pci.<index>``.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 from vmm_msi.domxml import edit
 from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT, DomainXml
 from vmm_msi.errors import LabError
+from vmm_msi.lab.shape import NVME
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.lab.shape import Shape
+    from vmm_msi.lab.shape import Port, Shape
 
 TEMPLATE = "lab-host.xml"
 NAME = "lab-host"
@@ -76,7 +77,7 @@ def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
             port += 1
             _add(devices, "controller", _root_port(port, pxb, slot))
             for function in range(place.functions):
-                _add_edu(commandline, port, function, several=place.functions > 1)
+                _add_device(commandline, port, place, function)
         driver = edit.build("driver", {"pciBus": str(pxb)})
         _add(devices, "memballoon", edit.build("iommu", {"model": "smmuv3"}, driver))
     return domain
@@ -107,11 +108,17 @@ def _add(devices: Element, after: str, new: Element) -> None:
     edit.put_after(devices, alike[-1], new)
 
 
-def _add_edu(commandline: Element, port: int, function: int, *, several: bool) -> None:
+def _add_device(commandline: Element, port: int, place: Port, function: int) -> None:
     # As JSON: QEMU makes other devices before those that libvirt gives as JSON, the root ports
     # (``system/vl.c`` qemu_create_cli_devices).
-    device: dict[str, object] = {"driver": "edu", "bus": f"pci.{port}", "addr": f"0.{function}"}
-    if several:
+    device: dict[str, object] = {
+        "driver": place.driver,
+        "bus": f"pci.{port}",
+        "addr": f"0.{function}",
+    }
+    if place.driver == NVME:
+        device["serial"] = f"lab-{port}"
+    if place.functions > 1:
         device["multifunction"] = True
     for value in ("-device", json.dumps(device)):
         edit.put_after(commandline, commandline[-1], edit.build(f"{_QEMU}arg", {"value": value}))

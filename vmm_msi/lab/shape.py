@@ -1,4 +1,4 @@
-"""What the emulated host has: how many SMMUs, and which test devices behind each."""
+"""What the emulated host has: how many SMMUs, and which devices behind each."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vmm_msi.errors import UsageError
 from vmm_msi.model import Granule
 
-#: Test devices that one SMMU can have in front of it, a pair counting once: bus numbers go to the
+#: Devices that one SMMU can have in front of it, a pair counting once: bus numbers go to the
 #: SMMUs in steps of 16, one of which is the expander bus's own.
 PORTS_PER_SMMU = 15
 
@@ -19,6 +19,7 @@ RANGES = {
     "smmus": (1, 8),
     "devices": (1, 32),
     "pairs": (0, 16),
+    "nvmes": (0, 16),
     "memory": (512, 16384),
     "vcpus": (1, 8),
 }
@@ -27,15 +28,21 @@ RANGES = {
 GRANULES = (Granule.K4, Granule.K64)
 
 
+#: QEMU's names of the test device and of an NVMe controller.
+EDU, NVME = "edu", "nvme"
+
+
 class Port(NamedTuple):
     """One root port and what is behind it.
 
     :ivar smmu: index of the SMMU, from 0.
     :ivar functions: functions of the device: 1, or 2 for a pair.
+    :ivar driver: QEMU's name of it.
     """
 
     smmu: int
     functions: int
+    driver: str = EDU
 
 
 @dataclass(frozen=True)
@@ -49,6 +56,7 @@ class Shape:
     :ivar granule: page size of its kernel.
     :ivar memory: RAM in MiB.
     :ivar vcpus: processors.
+    :ivar nvmes: NVMe controllers without a namespace, dealt out likewise.
     :raise UsageError: when a number is out of its range.
     """
 
@@ -58,6 +66,7 @@ class Shape:
     granule: Granule = Granule.K4
     memory: int = 1024
     vcpus: int = 2
+    nvmes: int = 0
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -77,10 +86,11 @@ class Shape:
 
     @cached_property
     def ports(self) -> tuple[Port, ...]:
-        """The root ports: first those of single devices, then those of pairs."""
+        """The root ports: those of single devices, those of pairs, those of NVMe controllers."""
         singles = [Port(index % self.smmus, 1) for index in range(self.devices)]
         pairs = [Port(index % self.smmus, 2) for index in range(self.pairs)]
-        return (*singles, *pairs)
+        nvmes = [Port(index % self.smmus, 1, NVME) for index in range(self.nvmes)]
+        return (*singles, *pairs, *nvmes)
 
     def behind(self, smmu: int) -> tuple[Port, ...]:
         """Return the root ports of one SMMU, in the order of their slots."""
@@ -89,22 +99,17 @@ class Shape:
     def covers(self, wanted: Shape) -> bool:
         """Tell whether whatever works on a host of shape ``wanted`` works on this one.
 
-        Every SMMU of ``wanted`` has at least its devices and pairs here, under the same page size.
+        Every SMMU of ``wanted`` has at least its devices here, under the same page size.
         """
         if self.granule is not wanted.granule or self.smmus < wanted.smmus:
             return False
         if self.memory < wanted.memory or self.vcpus < wanted.vcpus:
             return False
-        return all(
-            self._count(smmu, functions) >= wanted._count(smmu, functions)
-            for smmu in range(wanted.smmus)
-            for functions in (1, 2)
-        )
-
-    def _count(self, smmu: int, functions: int) -> int:
-        return self.ports.count(Port(smmu, functions))
+        return all(self.ports.count(port) >= wanted.ports.count(port) for port in wanted.ports)
 
     def __str__(self) -> str:
-        counts = ((self.smmus, "SMMU"), (self.devices, "device"), (self.pairs, "pair"))
+        counts = [(self.smmus, "SMMU"), (self.devices, "device"), (self.pairs, "pair")]
+        if self.nvmes:
+            counts.append((self.nvmes, "NVMe controller"))
         parts = [f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts]
         return ", ".join([*parts, f"{self.granule} pages"])

@@ -10,7 +10,7 @@ from vmm_msi.errors import BackendError
 from vmm_msi.iommu.linux.calls import IommuFd
 from vmm_msi.iommu.linux.kmsg import KernelLog
 from vmm_msi.iommu.linux.memory import Memory
-from vmm_msi.iommu.linux.raising import EventQueue, Witnesses, watch
+from vmm_msi.iommu.linux.raising import EventQueue, Witnesses, trigger_of, watch
 from vmm_msi.iommu.linux.stage1 import (
     STE_CONFIG_ABORT,
     STE_CONFIG_BYPASS,
@@ -202,7 +202,8 @@ class LinuxMachine:
         """Let the device send MSI 0."""
         found = self._open_device(device)
         try:
-            arrival = watch(found, self._witnesses, list(self._queues.values()), self._log)
+            trigger = trigger_of(found.address)(found)
+            arrival = watch(trigger, self._witnesses, list(self._queues.values()), self._log)
         except OSError as error:
             reason = f"{found.address}: {error.strerror}"
             raise BackendError(error.errno or errno.EIO, reason) from error

@@ -14,51 +14,48 @@ from vmm_msi.errors import BackendError
 from vmm_msi.iommu.events import SmmuEvent, decode
 from vmm_msi.iommu.linux import sysfs, uapi
 from vmm_msi.iommu.linux.memory import Memory
+from vmm_msi.iommu.linux.nvme import NVME_CLASS, NvmeTrigger
+from vmm_msi.iommu.linux.trigger import EduTrigger, Trigger
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vmm_msi.iommu.linux.calls import IommuFd
     from vmm_msi.iommu.linux.kmsg import KernelLog
-    from vmm_msi.iommu.linux.vfio import VfioDevice
     from vmm_msi.model import PciAddress
 
 #: How long to wait for something that tells where an MSI went, in seconds.
 PATIENCE_S = 1.0
+_STEP_S = 0.01
 
 #: What a witness page is filled with; MSI data has 16 bits, so what was written differs.
 UNTOUCHED = b"\xff"
 
 #: QEMU's test device.
 EDU = (0x1234, 0x11E8)
-_EDU_RAISE = 0x60
-_EDU_ACKNOWLEDGE = 0x64
+
+#: How to make a device send its first MSI, by vendor and device id, and by class.
+TRIGGERS: Mapping[tuple[int, int], type[Trigger]] = {EDU: EduTrigger}
+CLASS_TRIGGERS: Mapping[int, type[Trigger]] = {NVME_CLASS: NvmeTrigger}
 
 
-def _raise_edu(device: VfioDevice) -> None:
-    """QEMU ``hw/misc/edu.c``: a write to 0x60 raises an interrupt, to 0x64 takes it back."""
-    device.write32(uapi.VFIO_PCI_BAR0_REGION_INDEX, _EDU_RAISE, 1)
-    device.write32(uapi.VFIO_PCI_BAR0_REGION_INDEX, _EDU_ACKNOWLEDGE, 1)
-
-
-#: How to make a device send its first MSI, by vendor and device id.
-TRIGGERS: Mapping[tuple[int, int], Callable[[VfioDevice], None]] = {EDU: _raise_edu}
-
-
-def trigger_of(device: PciAddress) -> Callable[[VfioDevice], None]:
+def trigger_of(device: PciAddress) -> type[Trigger]:
     """Return what makes a device send its MSI.
 
-    :raise BackendError: EOPNOTSUPP for a kind of device that is not in :data:`TRIGGERS`.
+    :raise BackendError: EOPNOTSUPP for a kind of device that is neither in :data:`TRIGGERS` nor in
+        :data:`CLASS_TRIGGERS`.
     """
     ids = vendor, number = sysfs.ids_of(device)
-    if ids not in TRIGGERS:
+    found = TRIGGERS.get(ids) or CLASS_TRIGGERS.get(sysfs.class_of(device))
+    if found is None:
         known = ", ".join(f"{v:04x}:{d:04x}" for v, d in TRIGGERS)
         raise BackendError(
             errno.EOPNOTSUPP,
             f"{device}: how to make a {vendor:04x}:{number:04x} send an MSI is not known; one of "
-            f"{known} would work, or a line in TRIGGERS of vmm_msi/iommu/linux/raising.py",
+            f"{known} would work, or an NVMe controller, or a line in TRIGGERS of "
+            "vmm_msi/iommu/linux/raising.py",
         )
-    return TRIGGERS[ids]
+    return found
 
 
 class EventQueue:
@@ -159,19 +156,19 @@ class Arrival:
 
 
 def watch(
-    device: VfioDevice,
+    trigger: Trigger,
     witnesses: Witnesses,
     queues: Sequence[EventQueue],
     log: KernelLog,
 ) -> Arrival:
-    """Make ``device`` send its MSI and return where it came out.
+    """Make a device send its MSI and return where it came out.
 
     Faults at addresses other than the one in the device are those of others, as a host has them
     in its log at any time.
 
-    :raise BackendError: EOPNOTSUPP where the device cannot be made to send one.
+    :raise BackendError: when the device does not do what it takes.
     """
-    send = trigger_of(device.address)
+    device = trigger.device
     log.events()
     log.wait_for_room()
     # What arrived while waiting is not from this MSI either.
@@ -181,7 +178,7 @@ def watch(
         queue.events()
     log.events()
     device.enable_bus_master()
-    send(device)
+    trigger.send()
     if not device.sends_msi:
         return Arrival(sent=False)
     address = device.msi_address()
@@ -191,7 +188,7 @@ def watch(
             poll.register(source, select.POLLIN)
     deadline = time.monotonic() + PATIENCE_S
     while True:
-        # A page is written before the write to the device returns; the rest takes its time.
+        # Nothing tells of a page that is written, so it is looked at again and again.
         written = witnesses.written()
         if written is not None:
             return Arrival(written=written)
@@ -207,4 +204,4 @@ def watch(
         left = deadline - time.monotonic()
         if left <= 0:
             return Arrival()
-        poll.poll(left * 1000)
+        poll.poll(min(left, _STEP_S) * 1000)

@@ -38,6 +38,14 @@ def ids_of(device: PciAddress) -> tuple[int, int]:
     return vendor, number
 
 
+def class_of(device: PciAddress) -> int:
+    """Return a device's class code, 24 bits.
+
+    :raise BackendError: ENODEV when there is no such device.
+    """
+    return int((folder_of(device) / "class").read_text(encoding="ascii"), 16)
+
+
 def reserved_regions(device: PciAddress) -> list[ReservedRegion]:
     """Return the reserved regions of a device's IOMMU group, none where it is in none.
 

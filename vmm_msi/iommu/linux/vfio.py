@@ -1,14 +1,14 @@
-"""A PCI device in the hands of vfio-pci: its character device, its interrupts, its MSI entry.
+"""A PCI device in the hands of vfio-pci: its character device, its interrupts, its registers.
 
-Linux ``include/uapi/linux/vfio.h``, ``Documentation/driver-api/vfio.rst``. VFIO shows user space
-a virtual MSI capability; the real one, which holds what the kernel programmed, is read and
-written through the ``config`` file of sysfs.
+Linux ``include/uapi/linux/vfio.h``, ``Documentation/driver-api/vfio.rst``. Where its MSI goes is
+in :mod:`vmm_msi.iommu.linux.msi`.
 """
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import mmap
 import os
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.linux import sysfs, uapi
 from vmm_msi.iommu.linux.calls import ioctl
+from vmm_msi.iommu.linux.msi import MsiEntry, RealConfig, find_entry, telling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -30,23 +31,8 @@ _DRIVER = "vfio-pci"
 _NO_OVERRIDE = "(null)"
 
 _PCI_COMMAND = 0x04
-_PCI_COMMAND_MEMORY_AND_MASTER = 0x06
-_PCI_CAPABILITY_LIST = 0x34
-_PCI_CAP_ID_MSI = 0x05
-_PCI_MSI_FLAGS_ENABLE = 0x01
-_PCI_MSI_FLAGS_64BIT = 0x80
-_CONFIG_BYTES = 256
-
-
-@contextmanager
-def _telling(what: str, advice: str = "") -> Iterator[None]:
-    """Raise what the system refuses as the kernel's refusal of ``what``."""
-    try:
-        yield
-    except OSError as error:
-        raise BackendError(
-            error.errno or errno.EIO, f"{what}: {error.strerror or error}{advice and f'; {advice}'}"
-        ) from error
+_PCI_COMMAND_MEMORY = 0x02
+_PCI_COMMAND_MASTER = 0x04
 
 
 def is_free(address: PciAddress) -> bool:
@@ -85,8 +71,8 @@ class VfioDevice:
         self._fd = -1
         self._regions: dict[int, int] = {}
         self._event = -1
-        self._config = -1
-        self._msi_offset: int | None = None
+        self._config: RealConfig | None = None
+        self._entry: MsiEntry | None = None
         #: What driver_override was before it was written here; None when it was not.
         self._override: str | None = None
         if is_free(address):
@@ -100,7 +86,7 @@ class VfioDevice:
         """Let vfio-pci take a device that has no driver."""
         advice = "it takes root and vfio-pci in the kernel (modprobe vfio-pci)"
         override = self._sysfs / "driver_override"
-        with _telling(f"{self.address}: binding {_DRIVER}", advice):
+        with telling(f"{self.address}: binding {_DRIVER}", advice):
             before = override.read_text(encoding="utf-8").strip()
             override.write_text(_DRIVER, encoding="utf-8")
             self._override = before
@@ -116,7 +102,7 @@ class VfioDevice:
         before, self._override = self._override, None
         if before is None:
             return
-        with _telling(f"{self.address}: giving it back"):
+        with telling(f"{self.address}: giving it back"):
             if (self._sysfs / "driver").is_symlink():
                 unbind = self._sysfs / "driver" / "unbind"
                 unbind.write_text(str(self.address), encoding="ascii")
@@ -144,16 +130,21 @@ class VfioDevice:
         """
         what = f"{self.address}: opening its VFIO character device"
         advice = "it takes root and a kernel with CONFIG_VFIO_DEVICE_CDEV"
-        with _telling(what, advice):
+        with telling(what, advice):
             node = next((self._sysfs / "vfio-dev").iterdir(), self._sysfs).name
             self._fd = os.open(f"/dev/vfio/devices/{node}", os.O_RDWR | os.O_CLOEXEC)
 
     def close(self) -> None:
         """Close the character device: interrupts, attachment and binding end with it."""
-        for fd in (self._fd, self._event, self._config):
+        if self._entry is not None:
+            self._entry.close()
+        if self._config is not None:
+            self._config.close()
+        self._entry = self._config = None
+        for fd in (self._fd, self._event):
             if fd >= 0:
                 os.close(fd)
-        self._fd = self._event = self._config = -1
+        self._fd = self._event = -1
         self._regions.clear()
 
     def bind(self, iommufd: IommuFd) -> int:
@@ -196,22 +187,42 @@ class VfioDevice:
             self._regions[index] = int(argument.offset)
         return self._regions[index]
 
+    def _map_page(self, bar: int, offset: int) -> tuple[mmap.mmap, int]:
+        """Map the page of a BAR that has ``offset``; return it and the offset in it.
+
+        :raise BackendError: when the kernel refuses.
+        """
+        self._set_command(_PCI_COMMAND_MEMORY)
+        page = offset & -mmap.PAGESIZE
+        with telling(f"{self.address}: mapping {page:#x} of BAR {bar}"):
+            region = self._region(bar)
+            found = mmap.mmap(self._fd, mmap.PAGESIZE, mmap.MAP_SHARED, offset=region + page)
+        return found, offset - page
+
+    def read32(self, bar: int, offset: int) -> int:
+        """Return 32 bits of a memory BAR."""
+        with telling(f"{self.address}: reading {offset:#x} of BAR {bar}"):
+            return int.from_bytes(os.pread(self._fd, 4, self._region(bar) + offset), "little")
+
     def write32(self, bar: int, offset: int, value: int) -> None:
         """Write 32 bits into a memory BAR."""
-        with _telling(f"{self.address}: writing to {offset:#x} of BAR {bar}"):
+        with telling(f"{self.address}: writing to {offset:#x} of BAR {bar}"):
             os.pwrite(self._fd, value.to_bytes(4, "little"), self._region(bar) + offset)
 
     @property
     def sends_msi(self) -> bool:
         """Tell whether MSIs are enabled in the device itself."""
-        return bool(self._read(self._msi() + 2, 1) & _PCI_MSI_FLAGS_ENABLE)
+        return self._msi().enabled
 
     def enable_bus_master(self) -> None:
         """Let the device decode memory and send writes, MSIs among them."""
+        self._set_command(_PCI_COMMAND_MEMORY | _PCI_COMMAND_MASTER)
+
+    def _set_command(self, bits: int) -> None:
         at = self._region(uapi.VFIO_PCI_CONFIG_REGION_INDEX) + _PCI_COMMAND
-        with _telling(f"{self.address}: enabling bus mastering"):
+        with telling(f"{self.address}: enabling memory and bus mastering"):
             command = int.from_bytes(os.pread(self._fd, 2, at), "little")
-            wanted = command | _PCI_COMMAND_MEMORY_AND_MASTER
+            wanted = command | bits
             if wanted != command:
                 os.pwrite(self._fd, wanted.to_bytes(2, "little"), at)
 
@@ -223,13 +234,13 @@ class VfioDevice:
 
         :raise BackendError: EOPNOTSUPP for a device without MSI, else the kernel's refusal.
         """
-        self._msi()
+        index = self._msi().irq_index
         if self._event < 0:
             self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         head = uapi.IrqSet(
             ctypes.sizeof(uapi.IrqSet) + 4,
             uapi.VFIO_IRQ_SET_DATA_EVENTFD | uapi.VFIO_IRQ_SET_ACTION_TRIGGER,
-            uapi.VFIO_PCI_MSI_IRQ_INDEX,
+            index,
             0,
             1,
         )
@@ -243,7 +254,7 @@ class VfioDevice:
         argument = uapi.IrqSet(
             ctypes.sizeof(uapi.IrqSet),
             uapi.VFIO_IRQ_SET_DATA_NONE | uapi.VFIO_IRQ_SET_ACTION_TRIGGER,
-            uapi.VFIO_PCI_MSI_IRQ_INDEX,
+            self._msi().irq_index,
             0,
             0,
         )
@@ -262,70 +273,39 @@ class VfioDevice:
         except BlockingIOError:
             return 0
 
-    def _msi(self) -> int:
-        """Return where the MSI capability lies in the real configuration space.
+    def _msi(self) -> MsiEntry:
+        """Return where the device's MSI is.
 
         :raise BackendError: EOPNOTSUPP for a device without one.
         """
-        if self._config < 0:
-            with _telling(f"{self.address}: opening its configuration space", "it takes root"):
-                self._config = os.open(self._sysfs / "config", os.O_RDWR | os.O_CLOEXEC)
-        if self._msi_offset is None:
-            with _telling(f"{self.address}: reading its configuration space"):
-                config = os.pread(self._config, _CONFIG_BYTES, 0)
-            self._msi_offset = self._find_msi(config)
-        return self._msi_offset
-
-    def _read(self, at: int, size: int) -> int:
-        """Return ``size`` bytes of the real configuration space."""
-        with _telling(f"{self.address}: reading its configuration space"):
-            return int.from_bytes(os.pread(self._config, size, at), "little")
-
-    def _write(self, at: int, value: int, size: int) -> None:
-        """Write ``size`` bytes of the real configuration space."""
-        what = f"{self.address}: writing to its configuration space"
-        # pci_write_config
-        with _telling(what, "a locked-down kernel, as after Secure Boot, refuses it even to root"):
-            os.pwrite(self._config, value.to_bytes(size, "little"), at)
-
-    def _find_msi(self, config: bytes) -> int:
-        at, seen = config[_PCI_CAPABILITY_LIST] & ~3, set[int]()
-        while at and at not in seen and at + 2 <= len(config):
-            if config[at] == _PCI_CAP_ID_MSI and config[at + 2] & _PCI_MSI_FLAGS_64BIT:
-                return at
-            seen.add(at)
-            at = config[at + 1] & ~3
-        raise BackendError(
-            errno.EOPNOTSUPP,
-            f"{self.address}: has no MSI capability with a 64-bit address; one that has would work",
-        )
+        if self._config is None:
+            self._config = RealConfig(self.address)
+        if self._entry is None:
+            self._entry = find_entry(self._config, self._map_page)
+        return self._entry
 
     @property
     def can_write_msi(self) -> bool:
-        """Tell whether the real MSI capability can be written, by writing what is there."""
+        """Tell whether the real MSI can be written, by writing what is there."""
         try:
-            at = self._msi() + 4
-            self._write(at, self._read(at, 4), 4)
+            self._msi().probe()
         except BackendError:
             return False
         return True
 
     def msi_address(self) -> int:
-        """Return the address in the device's MSI capability."""
-        return self._read(self._msi() + 4, 8)
+        """Return the address that the device sends its MSI to."""
+        return self._msi().read_address()
 
     def set_msi_address(self, address: int, data: int | None = None) -> None:
-        """Write address and, where given, data into the device's MSI capability.
+        """Write address and, where given, data of the device's MSI.
 
         The kernel does not know of it. It writes its own again when it enables the MSI or is given
         another eventfd for it, when it restores the device after a reset or a sleep
         (``pci_restore_msi_state``), but not when the affinity of the interrupt changes
         (``its_set_affinity`` moves the LPI instead).
         """
-        at = self._msi()
-        self._write(at + 4, address, 8)
-        if data is not None:
-            self._write(at + 12, data, 2)
+        self._msi().write(address, data)
 
 
 @contextmanager
