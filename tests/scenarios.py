@@ -97,3 +97,15 @@ def pair(
         giova=GIOVA_B if mode == "own" else GIOVA_A,
     )
     return Sample((a, b), order=order, **more)  # type: ignore[arg-type]
+
+
+def guest_run(scenario, backend, strategy: str):
+    """Return a run of the scenario's guest, with one strategy for all of its devices."""
+    from vmm_msi.config import Choice
+    from vmm_msi.host import PluginHost
+    from vmm_msi.run import GuestRun
+
+    choices = {device.host: Choice.parse(strategy) for device in scenario.guest.devices}
+    return GuestRun(
+        PluginHost.load(), scenario.host, scenario.guest, backend, choices, "first-in-group"
+    )

@@ -17,6 +17,7 @@ from vmm_msi.hookspecs import (
 )
 from vmm_msi.iommu.backend import Backend, BackendInfo, Capability, S2Handle
 from vmm_msi.model import (
+    ITS_TRANSLATER_PAGE_OFFSET,
     SW_MSI_WINDOW,
     DeviceId,
     Granule,
@@ -41,6 +42,7 @@ from vmm_msi.model import (
 from vmm_msi.strategy import DoorbellMaps, S2Pool, guest_doorbell, smmu_of
 
 __all__ = [
+    "ITS_TRANSLATER_PAGE_OFFSET",
     "SW_MSI_WINDOW",
     "Action",
     "Backend",

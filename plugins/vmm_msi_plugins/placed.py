@@ -9,6 +9,7 @@ is wrong: it is overwritten with the gIOVA. docs/strategies.md tells what that r
 from __future__ import annotations
 
 from vmm_msi.api import (
+    ITS_TRANSLATER_PAGE_OFFSET,
     Capability,
     Iova,
     Ipa,
@@ -18,22 +19,19 @@ from vmm_msi.api import (
     PluginInfo,
     PluginKind,
     RefusedError,
-    S2Pool,
     Session,
     guest_doorbell,
     hookimpl,
-    smmu_of,
 )
 from vmm_msi_plugins.common import (
+    vmm_msi_attach_device,
     vmm_msi_detach_device,
 )
 
 __all__ = [
+    "vmm_msi_attach_device",
     "vmm_msi_detach_device",
 ]
-
-#: From the base of a virtual ITS to its doorbell page (IHI 0069, 12.18).
-_TRANSLATER_PAGE = 0x10000
 
 
 def _needs(_options: Options) -> Needs:
@@ -60,13 +58,6 @@ def vmm_msi_describe() -> PluginInfo:
 
 
 @hookimpl
-def vmm_msi_attach_device(session: Session, device: PciAddress) -> bool:
-    """Attach to the one stage 2 of the device's SMMU."""
-    session.state(S2Pool).attach(session, device, smmu_of(session, device))
-    return True
-
-
-@hookimpl
 def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
     """Let the kernel pick a slot, and write the guest's gIOVA over it.
 
@@ -86,13 +77,13 @@ def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
 
 def _advice(session: Session, device: PciAddress, slot: Ipa) -> str:
     """Return what would work: a virtual ITS takes 128 KiB, and begins at a multiple of 64 KiB."""
-    base = slot.offset(-_TRANSLATER_PAGE)
+    base = slot.offset(-ITS_TRANSLATER_PAGE_OFFSET)
     own = session.guest_device(device).vits
     clashes = any(
-        abs(vits.base - base) < 2 * _TRANSLATER_PAGE
+        abs(vits.base - base) < 2 * ITS_TRANSLATER_PAGE_OFFSET
         for vits in session.guest.vits
         if vits.id != own
     )
-    if base % _TRANSLATER_PAGE or clashes:
+    if base % ITS_TRANSLATER_PAGE_OFFSET or clashes:
         return "no virtual ITS has room there: devices of one host ITS alone would work"
     return f"a virtual ITS at {base} would work"

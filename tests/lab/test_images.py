@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import unavailable
+from waiting import wait_until
 
 from vmm_msi.cli import main
 from vmm_msi.errors import LabError, UsageError
@@ -334,15 +335,6 @@ def sleeping(seconds):
                 return True
         except OSError:
             continue
-    return False
-
-
-def wait_until(condition, seconds=30):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.05)
     return False
 
 

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+from waiting import wait_until
 
 from vmm_msi import libvirt_driver
 from vmm_msi.cli import main
@@ -51,15 +52,6 @@ def status():
     done = lab("status", "--format", "json")
     assert done.returncode == 0
     return json.loads(done.stdout)
-
-
-def wait_until(condition, seconds=20):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def pid_namespace(pid):

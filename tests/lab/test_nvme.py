@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 from host_shell import GUEST, driver_of, shell
-from scenarios import A, Device, Sample
+from scenarios import A, Device, Sample, guest_run
 from test_truth_table import by_device
 
-from vmm_msi.config import Choice
 from vmm_msi.errors import BackendError
-from vmm_msi.host import PluginHost
 from vmm_msi.iommu.iommufd import Doorbells
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.lab.host import LabHost
@@ -20,7 +18,6 @@ from vmm_msi.lab.link import AgentLink
 from vmm_msi.lab.remote import RemoteBackend
 from vmm_msi.lab.shape import Shape
 from vmm_msi.model import Outcome, PciAddress
-from vmm_msi.run import GuestRun
 from vmm_msi.topology.scenario import load_scenario
 
 pytestmark = pytest.mark.lab_root
@@ -127,14 +124,7 @@ def test_more_vectors_than_the_queue_has_entries(granule, open_backend):
     )
     scenario, backend = open_backend(sample, Doorbells.WITNESS, "series-v15")
     device, before = PciAddress.parse(A), backend.snapshot()
-    run = GuestRun(
-        PluginHost.load(),
-        scenario.host,
-        scenario.guest,
-        backend,
-        {device: Choice.parse("direct")},
-        "first-in-group",
-    )
+    run = guest_run(scenario, backend, "direct")
     for _ in range(2):
         run.attach_all()
         verdict = run.deliver(device)
@@ -149,14 +139,7 @@ def test_two_controllers_on_one_stage_1(open_backend):
     sample = Sample((Device("0000:01:00.0", vectors=1), Device("0000:02:00.0", vectors=1)))
     scenario, backend = open_backend(sample, Doorbells.ITS, "linux-7.2")
     addresses = [device.host for device in scenario.guest.devices]
-    run = GuestRun(
-        PluginHost.load(),
-        scenario.host,
-        scenario.guest,
-        backend,
-        dict.fromkeys(addresses, Choice.parse("identity")),
-        "first-in-group",
-    )
+    run = guest_run(scenario, backend, "identity")
     run.attach_all()
     for address in addresses * 20:
         verdict = run.deliver(address)

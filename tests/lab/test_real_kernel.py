@@ -7,7 +7,7 @@ import re
 
 import pytest
 from host_shell import GUEST, driver_of, shell
-from scenarios import A, B, Device, Sample, pair
+from scenarios import A, B, Device, Sample, guest_run, pair
 from test_truth_table import STRATEGIES, TABLE, by_device
 
 from vmm_msi import compare as comparing
@@ -20,7 +20,6 @@ from vmm_msi.lab import cast
 from vmm_msi.lab.link import AgentLink
 from vmm_msi.lab.remote import RemoteBackend
 from vmm_msi.model import Iova, Ipa, Outcome, PciAddress
-from vmm_msi.run import GuestRun
 from vmm_msi.topology.scenario import load_scenario
 
 pytestmark = pytest.mark.lab_root
@@ -50,9 +49,12 @@ def load(tmp_path):
 def opener(link):
     """Opens backends for scenarios, in a way of watching doorbells."""
 
-    def opener(doorbells):
+    def opener(doorbells, others=()):
+        """``others`` has addresses of devices to play the first of the guest's instead."""
+
         def open_backend(scenario, profile):
             stand_ins = cast.stand_ins(scenario, link.call("devices"))
+            stand_ins |= zip(stand_ins, map(PciAddress.parse, others), strict=False)
             return RemoteBackend(link, scenario.host, scenario.guest, doorbells, profile, stand_ins)
 
         return open_backend
@@ -135,14 +137,7 @@ def test_what_becomes_of_a_placed_address(load, opener, lab_host):
     scenario = load(sample)
     backend = opener(Doorbells.ITS)(scenario, profile_named("linux-7.2"))
     device = PciAddress.parse(A)
-    run = GuestRun(
-        PluginHost.load(),
-        scenario.host,
-        scenario.guest,
-        backend,
-        {device: Choice.parse("placed")},
-        "first-in-group",
-    )
+    run = guest_run(scenario, backend, "placed")
     run.attach_all()
     assert run.deliver(device).outcome is Outcome.DELIVERED
     interrupts = "grep vfio-msi /proc/interrupts | cut -d: -f1"
@@ -232,18 +227,9 @@ def test_a_stage_2_fault_is_told_by_the_kernels_log(load, opener):
 
 def test_a_detach_gives_back_the_state(load, opener):
     scenario = load(pair("own", pits=2))
-    choice = Choice.parse("multi-its")
-    addresses = [device.host for device in scenario.guest.devices]
     backend = opener(Doorbells.WITNESS)(scenario, profile_named("series-v15"))
     before = backend.snapshot()
-    run = GuestRun(
-        PluginHost.load(),
-        scenario.host,
-        scenario.guest,
-        backend,
-        dict.fromkeys(addresses, choice),
-        "first-in-group",
-    )
+    run = guest_run(scenario, backend, "multi-its")
     for _ in range(3):
         run.attach_all()
         assert backend.snapshot() != before
@@ -252,20 +238,12 @@ def test_a_detach_gives_back_the_state(load, opener):
     backend.close()
 
 
-def test_a_device_that_another_driver_has_is_refused(load, link):
+def test_a_device_that_another_driver_has_is_refused(load, link, opener):
     scenario = load(pair("own"))
     port = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
-    own = PciAddress.parse(port["address"])
-    stand_ins = {**cast.stand_ins(scenario, link.call("devices")), PciAddress.parse(A): own}
+    opened = opener(Doorbells.ITS, [port["address"]])
     with pytest.raises(BackendError, match="the driver pcieport has it") as error:
-        RemoteBackend(
-            link,
-            scenario.host,
-            scenario.guest,
-            Doorbells.ITS,
-            profile_named("linux-7.2"),
-            stand_ins,
-        )
+        opened(scenario, profile_named("linux-7.2"))
     assert error.value.errno == 16
 
 
@@ -282,17 +260,9 @@ def bare(link, lab_host):
     assert driver_of(lab_host, address) == ("", "(null)")
 
 
-def test_a_device_without_driver_has_none_again_after(load, link, lab_host, bare):
+def test_a_device_without_driver_has_none_again_after(load, opener, lab_host, bare):
     scenario = load(Sample((Device(A, vectors=1),)))
-    stand_ins = {PciAddress.parse(A): PciAddress.parse(bare)}
-    backend = RemoteBackend(
-        link,
-        scenario.host,
-        scenario.guest,
-        Doorbells.ITS,
-        profile_named("linux-7.2"),
-        stand_ins,
-    )
+    backend = opener(Doorbells.ITS, [bare])(scenario, profile_named("linux-7.2"))
     assert driver_of(lab_host, bare) == ("vfio-pci", "vfio-pci")
     backend.attach(PciAddress.parse(A), backend.alloc_s2(0))
     backend.prepare_msi(PciAddress.parse(A))
@@ -300,20 +270,12 @@ def test_a_device_without_driver_has_none_again_after(load, link, lab_host, bare
     assert driver_of(lab_host, bare) == ("", "somebodys")
 
 
-def test_no_device_is_touched_where_another_driver_has_one(load, link, lab_host, bare):
+def test_no_device_is_touched_where_another_driver_has_one(load, link, opener, lab_host, bare):
     scenario = load(pair("own"))
     told = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
-    port = PciAddress.parse(told["address"])
-    stand_ins = {PciAddress.parse(A): PciAddress.parse(bare), PciAddress.parse(B): port}
+    opened = opener(Doorbells.ITS, [bare, told["address"]])
     with pytest.raises(BackendError, match="the driver pcieport has it"):
-        RemoteBackend(
-            link,
-            scenario.host,
-            scenario.guest,
-            Doorbells.ITS,
-            profile_named("linux-7.2"),
-            stand_ins,
-        )
+        opened(scenario, profile_named("linux-7.2"))
     assert driver_of(lab_host, bare) == ("", "somebodys")
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 import libvirt  # noqa: TID251 - the caller's own, against the root's daemon
 import libvirt_qemu  # noqa: TID251
 import pytest
+from waiting import wait_until
 
 from vmm_msi.cli import main
 from vmm_msi.errors import LabError
@@ -47,15 +48,6 @@ def contained_by(unshare):
 def processes_in(pid_namespace):
     listed = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
     return [pid for pid in listed if namespace(pid, "pid") == pid_namespace]
-
-
-def wait_until(condition, seconds=10):
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        if condition():
-            return True
-        time.sleep(0.02)
-    return False
 
 
 def snapshot(tree):

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
-from vmm_msi.model import Iova, Ipa, Pa
+from vmm_msi.model import SW_MSI_WINDOW, Iova, Ipa, Pa
 
 if TYPE_CHECKING:
     from vmm_msi.model import HostDevice, PciAddress
@@ -176,6 +176,14 @@ def _find(entries: _Entries, giova: Iova) -> _Binding | None:
     found = [entries.by_giova[page] for page in pages if page in entries.by_giova]
     hits = [binding for binding in found if giova.align_down(binding.size) == binding.giova]
     return max(hits, key=lambda binding: binding.serial, default=None)
+
+
+def cookie_for(table: Stage2, revision: int) -> MsiCookie | GuestBindings:
+    """Return the allocator of a kernel before iommufd for a new stage 2.
+
+    :param revision: of the series; 0 for the kernel without it.
+    """
+    return GuestBindings(table, revision) if revision else MsiCookie(table, SW_MSI_WINDOW.base)
 
 
 class SwMsiSlots:

@@ -213,7 +213,7 @@ class IommufdBackend:
             stage2.close()
             raise
         if self._doorbells is Doorbells.WITNESS:
-            pages = {
+            pages: dict[int, int] = {
                 its.doorbell.align_down(self.page_size): self._witnesses.address(number)
                 for number, its in enumerate(self._host.itses)
             }

@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 
 _PORTS = Path("/sys/class/virtio-ports")
 _TABLES = Path("/sys/firmware/acpi/tables")
-_DEVICES = Path("/sys/bus/pci/devices")
 _CHUNK = 1 << 16
 # Without a client the port reports that it hung up; look again after this long.
 _IDLE_S = 0.02
@@ -144,17 +143,23 @@ class Agent:
 
     def _devices(self, _tell: Tell) -> list[dict[str, object]]:
         """Return the PCI devices that are behind an SMMU."""
-        return [
-            {
-                "address": device.name,
-                "vendor": int((device / "vendor").read_text(), 16),
-                "device": int((device / "device").read_text(), 16),
-                "group": int((device / "iommu_group").readlink().name),
-                "smmu": (device / "iommu").readlink().name,
-            }
-            for device in sorted(_DEVICES.iterdir())
-            if (device / "iommu_group").is_symlink() and (device / "iommu").is_symlink()
-        ]
+        from vmm_msi.iommu.linux import sysfs
+        from vmm_msi.model import PciAddress
+
+        found: list[dict[str, object]] = []
+        for device in sorted(sysfs.DEVICES.iterdir()):
+            if (device / "iommu_group").is_symlink() and (device / "iommu").is_symlink():
+                vendor, number = sysfs.ids_of(PciAddress.parse(device.name))
+                found.append(
+                    {
+                        "address": device.name,
+                        "vendor": vendor,
+                        "device": number,
+                        "group": int((device / "iommu_group").readlink().name),
+                        "smmu": (device / "iommu").readlink().name,
+                    }
+                )
+        return found
 
     def _open(self, _tell: Tell, **given: object) -> object:
         """Open a backend; the one before is closed."""

@@ -24,8 +24,6 @@ IOMMU_NODE = "/dev/iommu"
 #: Events the kernel keeps for a vEVENTQ before it drops some and says so.
 EVENT_QUEUE_DEPTH = 64
 
-_MAX_RANGES = 64
-
 
 def ioctl(fd: int, number: int, name: str, argument: ctypes.Structure | bytearray) -> None:
     """Make one ioctl; ``argument`` holds what the kernel wrote.
@@ -76,18 +74,6 @@ class IommuFd:
         argument = uapi.IoasAlloc(ctypes.sizeof(uapi.IoasAlloc))
         ioctl(self.fd, uapi.IOMMU_IOAS_ALLOC, "IOMMU_IOAS_ALLOC", argument)
         return int(argument.out_ioas_id)
-
-    def ioas_iova_ranges(self, ioas: int) -> list[tuple[int, int]]:
-        """IOMMU_IOAS_IOVA_RANGES; return (first, last) of what may be mapped."""
-        ranges = (uapi.IovaRange * _MAX_RANGES)()
-        argument = uapi.IoasIovaRanges(
-            ctypes.sizeof(uapi.IoasIovaRanges),
-            ioas,
-            _MAX_RANGES,
-            allowed_iovas=ctypes.addressof(ranges),
-        )
-        ioctl(self.fd, uapi.IOMMU_IOAS_IOVA_RANGES, f"IOVA ranges of IOAS {ioas}", argument)
-        return [(int(r.start), int(r.last)) for r in ranges[: argument.num_iovas]]
 
     def ioas_map(self, ioas: int, iova: int, size: int, address: int) -> None:
         """IOMMU_IOAS_MAP of memory at the virtual ``address``, at a fixed IOVA, for read and write.

@@ -8,9 +8,8 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, MsiDomains
+from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, MsiDomains, cookie_for
 from vmm_msi.iommu.linux.raising import EventQueue
-from vmm_msi.model import SW_MSI_WINDOW
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Hashable, Mapping, Sequence
@@ -58,7 +57,7 @@ class Stage2:
         self.kernel_slots: set[int] = set()
         self._fd = iommufd
         self._place = place
-        self._witnesses: Mapping[Pa, int] | None = None
+        self._witnesses: Mapping[int, int] | None = None
         self._cookie: MsiCookie | GuestBindings | None = None
         self._msi_domains: MsiDomains | None = None
         self._viommu: int | None = None
@@ -77,7 +76,7 @@ class Stage2:
         self._fd.ioas_map(self._ioas, ipa, size, address)
 
     def use_witnesses(
-        self, pages: Mapping[Pa, int], profile: Profile, *, with_cookie: bool
+        self, pages: Mapping[int, int], profile: Profile, *, with_cookie: bool
     ) -> None:
         """Let pages of memory stand for doorbells.
 
@@ -88,11 +87,8 @@ class Stage2:
         self._witnesses = pages
         if not with_cookie or profile.iommufd:
             return
-        if profile.revision:
-            self._cookie = GuestBindings(self, profile.revision)
-            self._msi_domains = MsiDomains() if profile.revision >= 8 else None
-        else:
-            self._cookie = MsiCookie(self, SW_MSI_WINDOW.base)
+        self._cookie = cookie_for(self, profile.revision)
+        self._msi_domains = MsiDomains() if profile.revision >= 8 else None
 
     def map(self, address: int, output: int, size: int) -> None:
         """Map the page that stands for the doorbell page ``output`` at the IPA ``address``.
@@ -109,7 +105,7 @@ class Stage2:
                 f"mapping doorbell {output:#x} at {address:#x}: user space cannot map an ITS; a "
                 "page of memory in its place would work (--doorbells witness)",
             )
-        virtual = next(v for page, v in self._witnesses.items() if page == output)
+        virtual = self._witnesses[output]
         try:
             self._fd.ioas_map(self._ioas, place, size, virtual)
         except BackendError as error:

@@ -12,7 +12,7 @@ from vmm_msi.model import SW_MSI_WINDOW, ReservedKind, ReservedRegion
 if TYPE_CHECKING:
     from vmm_msi.model import PciAddress
 
-_DEVICES = Path("/sys/bus/pci/devices")
+DEVICES = Path("/sys/bus/pci/devices")
 
 
 def folder_of(device: PciAddress) -> Path:
@@ -20,7 +20,7 @@ def folder_of(device: PciAddress) -> Path:
 
     :raise BackendError: ENODEV when there is no such device.
     """
-    folder = _DEVICES / str(device)
+    folder = DEVICES / str(device)
     if not folder.is_dir():
         raise BackendError(errno.ENODEV, f"{device}: the host has no such PCI device")
     return folder
@@ -52,7 +52,7 @@ def reserved_regions(device: PciAddress) -> list[ReservedRegion]:
     Both kinds of MSI window are printed as ``msi``; what is not at the place where Linux's SMMU
     driver puts its software window is taken for a hardware one.
     """
-    listing = _DEVICES / str(device) / "iommu_group" / "reserved_regions"
+    listing = DEVICES / str(device) / "iommu_group" / "reserved_regions"
     if not listing.exists():
         return []
     found = []

@@ -20,7 +20,6 @@ def _io(number: int) -> int:
 
 IOMMU_DESTROY = _io(0x80)
 IOMMU_IOAS_ALLOC = _io(0x81)
-IOMMU_IOAS_IOVA_RANGES = _io(0x84)
 IOMMU_IOAS_MAP = _io(0x85)
 IOMMU_IOAS_UNMAP = _io(0x86)
 IOMMU_HWPT_ALLOC = _io(0x89)
@@ -30,7 +29,6 @@ IOMMU_VIOMMU_ALLOC = _io(0x90)
 IOMMU_VDEVICE_ALLOC = _io(0x91)
 IOMMU_VEVENTQ_ALLOC = _io(0x93)
 
-VFIO_DEVICE_GET_INFO = _io(_VFIO_BASE + 7)
 VFIO_DEVICE_GET_REGION_INFO = _io(_VFIO_BASE + 8)
 VFIO_DEVICE_SET_IRQS = _io(_VFIO_BASE + 10)
 VFIO_DEVICE_BIND_IOMMUFD = _io(_VFIO_BASE + 18)
@@ -42,7 +40,6 @@ IOMMU_IOAS_MAP_WRITEABLE = 1 << 1
 IOMMU_IOAS_MAP_READABLE = 1 << 2
 
 IOMMU_HWPT_ALLOC_NEST_PARENT = 1 << 0
-IOMMU_HWPT_DATA_NONE = 0
 IOMMU_HWPT_DATA_ARM_SMMUV3 = 2
 IOMMU_VIOMMU_TYPE_ARM_SMMUV3 = 1
 IOMMU_VIOMMU_INVALIDATE_DATA_ARM_SMMUV3 = 1
@@ -78,27 +75,6 @@ class IoasAlloc(_Struct):
 
     c_name = "iommu_ioas_alloc"
     _fields_ = [("size", c_uint32), ("flags", c_uint32), ("out_ioas_id", c_uint32)]
-
-
-class IovaRange(_Struct):
-    """A range of addresses, both ends included."""
-
-    c_name = "iommu_iova_range"
-    _fields_ = [("start", c_uint64), ("last", c_uint64)]
-
-
-class IoasIovaRanges(_Struct):
-    """Argument of IOMMU_IOAS_IOVA_RANGES."""
-
-    c_name = "iommu_ioas_iova_ranges"
-    _fields_ = [
-        ("size", c_uint32),
-        ("ioas_id", c_uint32),
-        ("num_iovas", c_uint32),
-        ("__reserved", c_uint32),
-        ("allowed_iovas", c_uint64),
-        ("out_iova_alignment", c_uint64),
-    ]
 
 
 class IoasMap(_Struct):
@@ -257,20 +233,6 @@ class VeventArmSmmuv3(_Struct):
 
     c_name = "iommu_vevent_arm_smmuv3"
     _fields_ = [("evt", c_uint64 * 4)]
-
-
-class DeviceInfo(_Struct):
-    """Argument of VFIO_DEVICE_GET_INFO."""
-
-    c_name = "vfio_device_info"
-    _fields_ = [
-        ("argsz", c_uint32),
-        ("flags", c_uint32),
-        ("num_regions", c_uint32),
-        ("num_irqs", c_uint32),
-        ("cap_offset", c_uint32),
-        ("pad", c_uint32),
-    ]
 
 
 class RegionInfo(_Struct):

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import S2Handle
-from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, MsiDomains
+from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, MsiDomains, cookie_for
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.pagetable import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
-from vmm_msi.model import SW_MSI_WINDOW
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.profiles import Profile
@@ -56,10 +55,8 @@ class SeriesKernel(Kernel):
         handle = S2Handle(self._next)
         self._next += 1
         domain = S2Domain(handle, smmu, Stage2Config(vmid=handle, table=table))
-        if msi_cookie and self.profile.revision:
-            domain.cookie = GuestBindings(table, self.profile.revision)
-        elif msi_cookie:
-            domain.cookie = MsiCookie(table, SW_MSI_WINDOW.base)
+        if msi_cookie:
+            domain.cookie = cookie_for(table, self.profile.revision)
         self.domains[handle] = domain
         self._msi_domains[handle] = MsiDomains()
         return handle
