@@ -149,8 +149,14 @@ def test_up_is_used_and_goes_down(stale):
     assert other.returncode == UsageError.exit_code
     assert "runs, not with 3 SMMUs" in other.stderr
     assert "end it with vmm-msi lab down first" in other.stderr
+    patched = lab("up", "--patches", "patches")
+    assert patched.returncode == UsageError.exit_code
+    assert f"has no patches, and one with the patches of {Path('patches').absolute()}" in (
+        patched.stderr
+    )
 
     found = running()
+    assert found.patches is None
     assert found.shape == Shape()
     check_devices(found)
     check_tables(found)

@@ -78,15 +78,13 @@ def run(args: argparse.Namespace) -> int:
 def _read(path: Path) -> Scenario:
     from vmm_msi.errors import ScenarioError
     from vmm_msi.iommu.stepfile import scenario_from_json
+    from vmm_msi.tomlfile import read_text
 
+    text = read_text(path, ScenarioError)
     try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise ScenarioError(f"reading {path}: {error.strerror}") from error
+        return scenario_from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"reading {path}: no JSON: {error}") from error
-    try:
-        return scenario_from_json(document)
+        raise ScenarioError(f"{path}: no JSON: {error}") from error
     except ScenarioError as error:
         raise ScenarioError(f"{path}: {error}") from error
 

@@ -75,11 +75,23 @@ def shape_of(args: argparse.Namespace) -> Shape:
     )
 
 
+def _configure_up(parser: argparse.ArgumentParser) -> None:
+    add_shape(parser)
+    parser.add_argument(
+        "--patches",
+        type=Path,
+        metavar="DIR",
+        help="run the kernel that vmm-msi lab build --patches DIR builds",
+    )
+
+
 def _run_up(args: argparse.Namespace) -> int:
     from vmm_msi.lab.keeper import up
     from vmm_msi.lab.progress import Progress
 
-    lab, started = up(shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"))
+    lab, started = up(
+        shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"), args.patches
+    )
     how = f"runs, ready after {lab.boot_s:.1f} s" if started else f"runs already, since {lab.since}"
     print(f"the lab {how}: Linux {lab.release}, {lab.shape}")
     return 0
@@ -106,7 +118,7 @@ def _run_status(args: argparse.Namespace) -> int:
     if shape is not None:
         facts |= {name: shape[name] for name in ("smmus", "devices", "pairs", "nvmes", "granule")}
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<16}{value}")
+        print(f"{name.replace('_', ' '):<16}{'none' if value is None else value}")
     return 0
 
 
@@ -165,7 +177,7 @@ def _run_console(args: argparse.Namespace) -> int:
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {
-    "up": Subcommand(add_shape, _run_up),
+    "up": Subcommand(_configure_up, _run_up),
     "down": Subcommand(_configure_nothing, _run_down),
     "status": Subcommand(add_format, _run_status),
     "console": Subcommand(_configure_console, _run_console),

@@ -87,14 +87,16 @@ def ensure_parts(
     suite: str = DEFAULT_SUITE,
     cache: Path | None = None,
     progress: Progress | None = None,
+    patches: Path | None = None,
 ) -> Parts:
     """Return what a host is made from, building what the cache does not have.
 
+    :param patches: a folder of patches for the kernel.
     :raise LabError: when something cannot be built.
     """
     hosttools.require_root("running the emulated host (libvirtd with chroot and mounts of its own)")
     root = ensure_root(suite, cache, progress)
-    images = ensure_images(suite, shape.granule, cache, progress)
+    images = ensure_images(suite, shape.granule, cache, progress, patches)
     return Parts(root, images, package_layer(root, cache))
 
 
@@ -108,6 +110,7 @@ class LabHost:
     :param keep_logs: a folder that the logs of the serial console, QEMU and libvirtd are copied to
         at the end, however the block is left.
     :param crash_logs: the same, only when the host did not start or went off by itself.
+    :param patches: a folder of patches for its kernel.
     """
 
     def __init__(
@@ -119,6 +122,7 @@ class LabHost:
         progress: Progress | None = None,
         keep_logs: Path | None = None,
         crash_logs: Path | None = None,
+        patches: Path | None = None,
     ) -> None:
         self.shape = shape
         #: Seconds that each part of the start took.
@@ -130,6 +134,7 @@ class LabHost:
         self._progress = progress or Progress(None)
         self._keep_logs = keep_logs
         self._crash_logs = crash_logs
+        self._patches = patches
         self._stack = ExitStack()
         self._daemon: LabDaemon | None = None
         self._connection: libvirt_driver.Connection | None = None
@@ -172,7 +177,7 @@ class LabHost:
         return self.timings["firmware"] + self.timings["kernel"]
 
     def __enter__(self) -> Self:
-        parts = ensure_parts(self.shape, self._suite, self._cache, self._progress)
+        parts = ensure_parts(self.shape, self._suite, self._cache, self._progress, self._patches)
         with ExitStack() as stack:
             stack.callback(self._forget)
             begun = time.monotonic()

@@ -61,28 +61,31 @@ def up(
     suite: str = DEFAULT_SUITE,
     cache: Path | None = None,
     progress: Progress | None = None,
+    patches: Path | None = None,
 ) -> tuple[RunningLab, bool]:
     """Have an emulated host run in the background.
 
+    :param patches: a folder of patches for its kernel.
     :return: the host, and whether it was started now.
     :raise UsageError: when one of another shape or suite runs.
     :raise LabError: when it cannot be started; nothing is left then.
     """
     progress = progress or Progress(None)
+    patches = None if patches is None else patches.absolute()
     prepared = False
     while True:
         found = running()
         if found is not None:
-            _check_same(found, shape, suite)
+            _check_same(found, shape, suite, patches)
             return found, False
         if keeper_pid() is not None:
             progress.step("another lab is being started or ended")
             time.sleep(_POLL_S)
         elif not prepared:
             # Here and not in the background: this may take minutes, and Ctrl-C ends it.
-            ensure_parts(shape, suite, cache, progress)
+            ensure_parts(shape, suite, cache, progress, patches)
             prepared = True
-        elif _start(shape, suite, cache):
+        elif _start(shape, suite, cache, patches):
             ready = running()
             if ready is None:
                 raise LabError(f"starting the lab: it went off at once; see {_log()}")
@@ -120,20 +123,30 @@ def down(progress: Progress | None = None) -> bool:
     raise LabError(f"ending the lab: process {pid} does not end; see {_log()}")
 
 
-def _check_same(found: RunningLab, shape: Shape, suite: str) -> None:
+def _check_same(found: RunningLab, shape: Shape, suite: str, patches: Path | None) -> None:
     if (found.shape, found.suite) != (shape, suite):
         raise UsageError(
             f"lab up: a lab with {found.shape} from {found.suite} runs, not with {shape} from "
             f"{suite}; end it with vmm-msi lab down first"
         )
+    if found.patches != patches:
+        has, wanted = (
+            "no patches" if folder is None else f"the patches of {folder}"
+            for folder in (found.patches, patches)
+        )
+        raise UsageError(
+            f"lab up: a lab runs whose kernel has {has}, and one with {wanted} is asked for; "
+            "end it with vmm-msi lab down first"
+        )
 
 
-def _start(shape: Shape, suite: str, cache: Path | None) -> bool:
+def _start(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -> bool:
     """Start a keeper and wait until its host is ready; tell whether nobody else was faster."""
     told = {
         "shape": {**asdict(shape), "granule": str(shape.granule)},
         "suite": suite,
         "cache": None if cache is None else str(cache.absolute()),
+        "patches": None if patches is None else str(patches),
     }
     answer, writer = os.pipe()
     try:
@@ -233,12 +246,14 @@ def main() -> int:
     told = json.loads(sys.argv[1])
     given = told["shape"]
     shape = Shape(**{**given, "granule": Granule.parse(given["granule"])})
-    cache = None if told["cache"] is None else Path(told["cache"])
+    cache, patches = (
+        None if told[name] is None else Path(told[name]) for name in ("cache", "patches")
+    )
     try:
         if not take_lock():
             _answer(taken=True)
             return 0
-        return _keep(shape, told["suite"], cache)
+        return _keep(shape, told["suite"], cache, patches)
     except _Asked:
         return 0
     except VmmMsiError as error:
@@ -253,7 +268,7 @@ def _ask(_number: int, _frame: FrameType | None) -> NoReturn:
     raise _Asked
 
 
-def _keep(shape: Shape, suite: str, cache: Path | None) -> int:
+def _keep(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -> int:
     """Run the host until it ends or is to end; the lock is held."""
     logs = logs_folder(cache)
     write_state("starting")
@@ -262,10 +277,15 @@ def _keep(shape: Shape, suite: str, cache: Path | None) -> int:
         with (
             os.fdopen(_PROGRESS, "w", encoding="utf-8", errors="replace") as shown,
             LabHost(
-                shape, suite=suite, cache=cache, progress=Progress(shown, "lab up"), crash_logs=logs
+                shape,
+                suite=suite,
+                cache=cache,
+                progress=Progress(shown, "lab up"),
+                crash_logs=logs,
+                patches=patches,
             ) as lab,
         ):
-            write_state("running", **_facts(lab, suite))
+            write_state("running", **_facts(lab, suite, patches))
             ready = True
             _answer(ready=True)
             _detach()
@@ -290,10 +310,11 @@ def _detach() -> None:
         os.dup2(2, descriptor)
 
 
-def _facts(lab: LabHost, suite: str) -> dict[str, Any]:
+def _facts(lab: LabHost, suite: str, patches: Path | None) -> dict[str, Any]:
     known = RunningLab(
         shape=lab.shape,
         suite=suite,
+        patches=patches,
         agent_socket=lab.agent_socket,
         console_socket=lab.console_socket,
         serial_log=lab.serial_log,

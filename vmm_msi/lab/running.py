@@ -41,6 +41,7 @@ _FLOCK = struct.Struct("@hhqqi4x")
 class RunningLab:
     """An emulated host that somebody else keeps.
 
+    :ivar patches: the folder of the patches in its kernel, None where there are none.
     :ivar agent_socket: the socket for :class:`vmm_msi.lab.link.AgentLink`.
     :ivar console_socket: the socket of the serial console; it serves one client at a time.
     :ivar serial_log: all that the serial console printed so far.
@@ -55,6 +56,7 @@ class RunningLab:
 
     shape: Shape
     suite: str
+    patches: Path | None
     agent_socket: Path
     console_socket: Path
     serial_log: Path
@@ -168,6 +170,7 @@ def _from_state(state: Mapping[str, Any]) -> RunningLab:
     return RunningLab(
         shape=shape,
         suite=str(state["suite"]),
+        patches=None if state["patches"] is None else Path(state["patches"]),
         agent_socket=Path(state["agent_socket"]),
         console_socket=Path(state["console_socket"]),
         serial_log=Path(state["serial_log"]),
