@@ -32,11 +32,11 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Config
     from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.domxml.support import Support, XmlLayout
+    from vmm_msi.domxml.support import Support, Versions, XmlLayout
     from vmm_msi.hookspecs import Needs
     from vmm_msi.host import PluginHost
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.libvirt_driver import Connection, Versions
+    from vmm_msi.libvirt_driver import Connection
     from vmm_msi.model import GuestPlan, HostTopology, PciAddress, Verdict, VsmmuPlan
 
 

@@ -191,11 +191,12 @@ def test_no_connection(uri, words, capfd):
 
 
 def test_odd_node_device(connection):
+    from vmm_msi.domxml.nodedev import read_node_device
     from vmm_msi.domxml.parse import parse
     from vmm_msi.errors import InputError
 
     root = parse("<device><driver><name>x</name></driver></device>", "here")
-    assert libvirt_driver._node_device(root, A).driver == "x"
+    assert read_node_device(root, A).driver == "x"
     root = parse("<device><capability type='pci'><numa node='x'/></capability></device>", "here")
     with pytest.raises(InputError, match=r"reading host device 0000:01:00\.0"):
-        libvirt_driver._node_device(root, A)
+        read_node_device(root, A)

@@ -161,3 +161,22 @@ class Support:
         if needs.qemu is not None and self.qemu is not None and self.qemu < needs.qemu:
             return Gap(feature, f"QEMU {needs.qemu}", f"QEMU {self.qemu}")
         return None
+
+
+@dataclass(frozen=True, slots=True)
+class Versions:
+    """Who answers on a connection.
+
+    :param driver: libvirt's name of the driver: ``QEMU``, ``TEST``.
+    :param libvirt: release of the daemon, not of the library here.
+    :param hypervisor: release of QEMU; None for other drivers.
+    """
+
+    driver: str
+    libvirt: Version
+    hypervisor: Version | None
+
+    @property
+    def support(self) -> Support:
+        """What the connection can carry."""
+        return Support(self.libvirt, self.hypervisor)

@@ -1,0 +1,63 @@
+"""A PCI device of the host, as libvirt's node device driver describes it.
+
+https://libvirt.org/formatnode.html
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import InputError
+from vmm_msi.model import PciAddress
+
+if TYPE_CHECKING:
+    from lxml.etree import _Element as Element
+
+
+@dataclass(frozen=True, slots=True)
+class NodeDevice:
+    """A PCI device of the host as libvirt's node device driver sees it.
+
+    https://libvirt.org/formatnode.html
+
+    :param iommu_group: number of its IOMMU group; None where the host has no IOMMU.
+    :param members: all devices of that group.
+    :param numa_node: host NUMA node; None where the host does not say.
+    :param driver: kernel driver that is bound to it.
+    """
+
+    address: PciAddress
+    iommu_group: int | None = None
+    members: tuple[PciAddress, ...] = ()
+    numa_node: int | None = None
+    driver: str | None = None
+
+
+def read_node_device(root: Element, host: PciAddress) -> NodeDevice:
+    """Return what the XML of the device at ``host`` says.
+
+    :raise InputError: when a number in it is none.
+    """
+    capability = root.find("capability[@type='pci']")
+    if capability is None:
+        return NodeDevice(host, driver=root.findtext("driver/name"))
+    group = capability.find("iommuGroup")
+    numa = capability.find("numa")
+    try:
+        return NodeDevice(
+            address=host,
+            iommu_group=None if group is None else int(group.get("number", "")),
+            members=() if group is None else tuple(map(_address, group.iterfind("address"))),
+            numa_node=None if numa is None else int(numa.get("node", "")),
+            driver=root.findtext("driver/name"),
+        )
+    except ValueError as error:
+        raise InputError(
+            f"reading host device {host}: {error}; valid is libvirt's node device XML"
+        ) from None
+
+
+def _address(element: Element) -> PciAddress:
+    names = ("domain", "bus", "slot", "function")
+    return PciAddress(*(int(element.get(name, "0"), 0) for name in names))
