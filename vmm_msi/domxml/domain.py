@@ -196,6 +196,12 @@ class DomainXml:
         element = self.root.find("iommufd")
         return None if element is None else element.get("enabled") == "yes"
 
+    @property
+    def iommufd_fdgroup(self) -> str | None:
+        """The group of file descriptors that ``<iommufd>`` takes /dev/iommu from."""
+        element = self.root.find("iommufd")
+        return None if element is None else element.get("fdgroup")
+
     def controllers(self) -> tuple[PciController, ...]:
         """Return the PCI controllers in document order."""
         return tuple(
