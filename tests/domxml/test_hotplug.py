@@ -111,7 +111,7 @@ def test_what_cannot_be_plugged(with_spare, assignments):
     with pytest.raises(RefusedError) as caught:
         editor.plug(with_spare, behind(1, B), LAYOUT, assignments)
     assert "has no vSMMU for SMMU 1, and QEMU cannot plug one" in str(caught.value)
-    assert "attach with --config, then restart the guest" in str(caught.value)
+    assert "attach with --scope config, then restart the guest" in str(caught.value)
     assert str(with_spare) == before
 
 
@@ -123,4 +123,4 @@ def test_a_port_that_something_else_took_is_not_free(with_spare, assignments):
     with pytest.raises(RefusedError) as caught:
         editor.plug(with_spare, behind(0, A, B), LAYOUT, assignments)
     assert "0 free root ports are behind its vSMMU on expander bus" in str(caught.value)
-    assert "attach with --config --spare-ports 1, then restart the guest" in str(caught.value)
+    assert "attach with --scope config --spare-ports 1, then restart the guest" in str(caught.value)

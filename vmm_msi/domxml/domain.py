@@ -142,6 +142,11 @@ class DomainXml:
         return self._type("machine")
 
     @property
+    def emulator(self) -> str | None:
+        """Path of the emulator; None where libvirt chooses."""
+        return self.root.findtext("devices/emulator")
+
+    @property
     def acpi(self) -> bool:
         """Whether the guest gets ACPI tables."""
         return self.root.find("features/acpi") is not None

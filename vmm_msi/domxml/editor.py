@@ -145,14 +145,15 @@ def plug(
             kept = "" if vsmmu.its is None else f" and ITS {vsmmu.its}"
             raise RefusedError(
                 f"{whose}: it has no vSMMU for SMMU {vsmmu.smmu}{kept}, and QEMU cannot plug one "
-                "into a running guest; attach with --config, then restart the guest"
+                "into a running guest; attach with --scope config, then restart the guest"
             )
         ports = [port for port in found.spare_ports if next(edited.on_bus(port), None) is None]
         if len(ports) < len(new):
             raise RefusedError(
                 f"{whose}: {len(ports)} free root ports are behind its vSMMU on expander bus "
                 f"{found.pxb}, {len(new)} are needed, and libvirt cannot plug one into a running "
-                f"guest; attach with --config --spare-ports {len(new)}, then restart the guest"
+                f"guest; attach with --scope config --spare-ports {len(new)}, then restart the "
+                "guest"
             )
         for host, port in zip(new, ports, strict=False):
             _add_hostdev(edited, host, port, layout, iommufd=iommufd)
@@ -171,7 +172,7 @@ def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
     """
     edited = running.copy()
     record = read_record(edited) or DomainRecord()
-    device = _recorded(edited, record, host)
+    device = recorded(edited, record, host)
     for hostdev in edited.hostdevs():
         if hostdev.host == host:
             edit.take_out(hostdev.element)
@@ -193,7 +194,7 @@ def remove(domain: DomainXml, host: PciAddress) -> DomainXml:
     """
     edited = domain.copy()
     record = read_record(edited) or DomainRecord()
-    device = _recorded(edited, record, host)
+    device = recorded(edited, record, host)
     for hostdev in edited.hostdevs():
         if hostdev.host == host:
             edit.take_out(hostdev.element)
@@ -239,7 +240,11 @@ def record_bindings(
     return edited
 
 
-def _recorded(domain: DomainXml, record: DomainRecord, host: PciAddress) -> DeviceRecord:
+def recorded(domain: DomainXml, record: DomainRecord, host: PciAddress) -> DeviceRecord:
+    """Return the record of a device that is to be taken out.
+
+    :raise DomainXmlError: when vmm-msi did not add it.
+    """
     device = record.device(host)
     if device is None:
         known = ", ".join(str(each.host) for each in record.devices) or "no device"

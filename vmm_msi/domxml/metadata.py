@@ -162,6 +162,15 @@ def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
         edit.put_after(metadata, previous, new)
 
 
+def bare_record(record: DomainRecord) -> str:
+    """Return the record as virDomainSetMetadata takes it: libvirt adds the namespace itself."""
+    element = _element(record)
+    for each in element.iter():
+        each.tag = etree.QName(each).localname
+    etree.cleanup_namespaces(element)
+    return etree.tostring(element, encoding="unicode")
+
+
 def _find(domain: DomainXml) -> Element | None:
     found = None
     for child in domain.root.iterfind("metadata/*"):

@@ -83,6 +83,17 @@ REQUIREMENTS: Mapping[Feature, Requirement] = {
 }
 
 
+#: What can be said of a vSMMU in its ``<driver>``: the values libvirt and QEMU 11.1 take (QEMU
+#: ``hw/arm/smmuv3.c`` smmuv3_properties). Left out, QEMU takes what the physical SMMU has.
+DRIVER_VALUES: Mapping[str, tuple[Feature, tuple[str, ...]]] = {
+    "ats": (Feature.ATS, ("on", "off")),
+    "ril": (Feature.RIL, ("on", "off")),
+    "ssidsize": (Feature.SSIDSIZE, tuple(map(str, range(21)))),
+    "oas": (Feature.OAS, ("44", "48")),
+    "cmdqv": (Feature.CMDQV, ("on", "off")),
+}
+
+
 class Gap(NamedTuple):
     """A feature that is missing.
 
