@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.metadata import NAMESPACE, PREFIX, DomainRecord, bare_record, read_record
+from vmm_msi.domxml.metadata import NAMESPACE, PREFIX, bare_record, read_record
 from vmm_msi.errors import HypervisorError
 from vmm_msi.provision.turns import turn
 
@@ -150,5 +150,5 @@ def _has(connection: Connection, name: str, device: PciAddress) -> bool:
 
 def _write_record(connection: Connection, xml: DomainXml) -> None:
     record = read_record(xml)
-    text = None if record in {None, DomainRecord()} or record is None else bare_record(record)
+    text = None if record is None else bare_record(record)
     connection.set_live_metadata(str(xml.uuid), NAMESPACE, PREFIX, text)
