@@ -13,7 +13,8 @@
     ├── RefusedError            a strategy, a policy or a capability says no; nothing was changed
     │   └── BackendError        the kernel (real or modelled) says no, with an errno
     ├── HypervisorError         libvirt says no
-    │   └── NoHostDeviceError   libvirt knows no such device of the host
+    │   ├── NoHostDeviceError   libvirt knows no such device of the host
+    │   └── UndoError           a change failed, and not all of it could be undone
     ├── LabError                the emulated host or its root cannot be built or run
     └── OutputError             a result cannot be written where it was asked to go
 
@@ -102,6 +103,10 @@ class HypervisorError(VmmMsiError):
 
 class NoHostDeviceError(HypervisorError):
     """libvirt knows no such device of the host, or knows of no devices at all."""
+
+
+class UndoError(HypervisorError):
+    """A change failed and what was done of it is there still, or may be; the message says what."""
 
 
 class LabError(VmmMsiError):

@@ -4,7 +4,7 @@
 translates what libvirt raises.
 """
 
-from vmm_msi.libvirt_driver.change import redefine, verify_defined
+from vmm_msi.libvirt_driver.change import redefine, undo_error, verify_defined
 from vmm_msi.libvirt_driver.connection import Connection, connect
 
-__all__ = ["Connection", "connect", "redefine", "verify_defined"]
+__all__ = ["Connection", "connect", "redefine", "undo_error", "verify_defined"]

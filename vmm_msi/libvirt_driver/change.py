@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import owned
-from vmm_msi.errors import HypervisorError
+from vmm_msi.errors import HypervisorError, UndoError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.libvirt_driver.connection import Connection
 
@@ -27,14 +29,22 @@ def verify_defined(wanted: DomainXml, got: DomainXml) -> None:
         )
 
 
-def redefine(connection: Connection, name: str, old: DomainXml, new: DomainXml) -> DomainXml:
+def redefine(
+    connection: Connection,
+    name: str,
+    old: DomainXml,
+    new: DomainXml,
+    then: Callable[[], None] | None = None,
+) -> DomainXml:
     """Replace a guest's definition, or leave it as it was.
 
     :param old: the definition as :meth:`Connection.domain_xml` returned it, secrets included.
     :param new: the one that is wanted; name and UUID are those of ``old``.
+    :param then: what else belongs to the change; it undoes what it did itself when it fails.
     :return: what libvirt made of ``new``.
-    :raise HypervisorError: when libvirt refuses ``new`` or drops a part of it. ``old`` is defined
-        again first; where even that fails, the message says so.
+    :raise HypervisorError: when libvirt refuses ``new`` or drops a part of it, or ``then`` fails.
+        ``old`` is defined again first.
+    :raise UndoError: when even that fails.
     """
     if (new.name, new.uuid) != (old.name, old.uuid):
         raise HypervisorError(
@@ -45,12 +55,34 @@ def redefine(connection: Connection, name: str, old: DomainXml, new: DomainXml) 
         got = connection.define(new)
         if got is not new:
             verify_defined(new, got)
+        if then is not None:
+            then()
     except BaseException as failure:
         try:
             connection.define(old, validate=False)
         except HypervisorError as again:
-            raise HypervisorError(
-                f"{failure}; and putting the old definition back failed too: {again}"
-            ) from failure
+            problem = f"putting the old definition back failed too: {again}"
+            raise undo_error(connection, name, failure, problem) from failure
         raise
     return got
+
+
+def undo_error(
+    connection: Connection, name: str, failure: BaseException, problem: str
+) -> UndoError:
+    """Return what is to be raised when ``failure`` could not be undone.
+
+    Where the connection is lost nobody can tell what libvirt made of the last call. A definition is
+    whole in any case: libvirt writes the file anew and renames it (``src/util/virfile.c``
+    virFileRewrite).
+    """
+    what = str(failure) or type(failure).__name__
+    if connection.alive():
+        return UndoError(f"{what}; and {problem}")
+    if isinstance(failure, UndoError):
+        return UndoError(what)
+    return UndoError(
+        f"{what}; the connection is lost, and nothing can be undone or asked over it: the "
+        f"definition of {name} is wholly the old or wholly the new one, and vmm-msi status says "
+        "which as soon as libvirt answers again"
+    )

@@ -128,6 +128,13 @@ class Connection:
                 self._hostname = str(self._raw.getHostname())
         return self._hostname
 
+    def alive(self) -> bool:
+        """Tell whether the connection is open; one that broke is noticed by the call that fails."""
+        try:
+            return bool(self._raw.isAlive())
+        except libvirt.libvirtError:
+            return False
+
     def assigned(self) -> list[tuple[PciAddress, str]]:
         """Return the host devices that guests have, and which guest.
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import time
-from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
+from vmm_msi.domxml import editor
 from vmm_msi.domxml.metadata import NAMESPACE, PREFIX, bare_record, read_record
-from vmm_msi.errors import HypervisorError
+from vmm_msi.errors import HypervisorError, VmmMsiError
 from vmm_msi.provision.turns import turn
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.host import PluginHost
     from vmm_msi.libvirt_driver import Connection
@@ -31,6 +30,7 @@ def carry_out(connection: Connection, change: Change, plugins: PluginHost | None
     :param plugins: whose observers learn of it, None for nobody.
     :raise HypervisorError: when the guest was changed meanwhile, when libvirt refuses or drops a
         part, or when a running guest does not give a device back; everything is as it was.
+    :raise UndoError: when something is not, or when the connection was lost and nobody can tell.
     """
     with turn(connection.hostname()):
         state = connection.state(change.old.name)
@@ -53,12 +53,11 @@ def carry_out_in_turn(
     First the definition, which can be put back at once, then device by device what runs.
 
     :raise HypervisorError: see :func:`carry_out`.
+    :raise UndoError: see :func:`carry_out`.
     """
     error = ""
     try:
-        with _defined(connection, change):
-            if change.live is not None:
-                _make_live(connection, change.live)
+        _carry_out(connection, change)
     except BaseException as failure:
         error = str(failure) or type(failure).__name__
         raise
@@ -68,53 +67,68 @@ def carry_out_in_turn(
                 plugins.tell(replace(event, error=error))
 
 
-@contextmanager
-def _defined(connection: Connection, change: Change) -> Iterator[None]:
-    """Define the new XML; put the old one back where what follows fails."""
-    if change.new is change.old:
-        yield
-        return
+def _carry_out(connection: Connection, change: Change) -> None:
     # Late, so that planning an edit of a file needs no libvirt.
     from vmm_msi.libvirt_driver import redefine
 
-    redefine(connection, change.old.name, change.old, change.new)
-    try:
-        yield
-    except BaseException as failure:
-        try:
-            connection.define(change.old, validate=False)
-        except HypervisorError as again:
-            raise HypervisorError(
-                f"{failure}; and putting the old definition back failed too: {again}"
-            ) from failure
-        raise
+    live = change.live
+    make_live = None if live is None else partial(_make_live, connection, live)
+    if change.new is not change.old:
+        redefine(connection, change.old.name, change.old, change.new, make_live)
+    elif make_live is not None:
+        make_live()
 
 
 def _make_live(connection: Connection, live: LiveChange) -> None:
-    """Plug or unplug every device and record it, or none."""
+    """Plug or unplug every device and record it, or none.
+
+    What is plugged in is recorded at any moment, so that whatever ends this, it can be taken out.
+    """
     done: list[tuple[PciAddress, str]] = []
     try:
+        if live.plugging:
+            _write_record(connection, live.new)
         for device, xml in live.devices:
             # Before the call: one that fails halfway is looked at, too.
             done.append((device, xml))
             _move(connection, live, device, xml, into=live.plugging)
-        _write_record(connection, live.new)
+        if not live.plugging:
+            _write_record(connection, live.new)
     except BaseException as failure:
-        problems = []
-        for device, xml in reversed(done):
-            try:
-                _move(connection, live, device, xml, into=not live.plugging)
-            except HypervisorError as again:
-                problems.append(str(again))
-        try:
-            _write_record(connection, live.old)
-        except HypervisorError as again:
-            problems.append(str(again))
+        problems = _undo_live(connection, live, done)
         if problems:
-            raise HypervisorError(
-                f"{failure}; and undoing it in the running guest failed too: {'; '.join(problems)}"
-            ) from failure
+            from vmm_msi.libvirt_driver import undo_error
+
+            problem = f"undoing it in the running guest failed too: {'; '.join(problems)}"
+            raise undo_error(connection, live.old.name, failure, problem) from failure
         raise
+
+
+def _undo_live(
+    connection: Connection, live: LiveChange, done: list[tuple[PciAddress, str]]
+) -> list[str]:
+    """Move the devices back and record that; return what failed of it.
+
+    A device that stays plugged is recorded, so that detaching it from what runs can be tried again.
+    """
+    problems = []
+    stuck = set()
+    for device, xml in reversed(done):
+        try:
+            _move(connection, live, device, xml, into=not live.plugging)
+        except VmmMsiError as again:
+            problems.append(f"{device} may be {'in it' if live.plugging else 'out of it'}: {again}")
+            stuck.add(device)
+    left = live.old
+    if live.plugging and stuck:
+        left = live.new
+        for device, _xml in live.devices:
+            left = left if device in stuck else editor.unplug(left, device)
+    try:
+        _write_record(connection, left)
+    except VmmMsiError as again:
+        problems.append(str(again))
+    return problems
 
 
 def _move(
