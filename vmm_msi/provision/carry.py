@@ -25,7 +25,8 @@ _POLL_S = 0.05
 def carry_out(connection: Connection, change: Change, plugins: PluginHost | None = None) -> None:
     """Carry out a change that was planned before; undo all of it on any failure.
 
-    It waits for its turn, and looks whether the guest is still what the change was planned from.
+    It waits for its turn, and looks whether the guest is still what the change was planned from,
+    and whether no other guest got one of the devices meanwhile.
 
     :param plugins: whose observers learn of it, None for nobody.
     :raise HypervisorError: when the guest was changed meanwhile, when libvirt refuses or drops a
@@ -42,6 +43,13 @@ def carry_out(connection: Connection, change: Change, plugins: PluginHost | None
                 f"changing {change.old.name}: somebody else changed it since this was planned; "
                 "nothing was done, plan it again"
             )
+        added = _hosts(change.after) - _hosts(change.before)
+        for device, holder in connection.assigned() if added else ():
+            if device in added and holder != change.old.name:
+                raise HypervisorError(
+                    f"changing {change.old.name}: domain {holder} got {device} since this was "
+                    "planned; nothing was done, plan it again"
+                )
         carry_out_in_turn(connection, change, plugins)
 
 
@@ -158,8 +166,11 @@ def _move(
 
 
 def _has(connection: Connection, name: str, device: PciAddress) -> bool:
-    running = connection.domain_xml(name, inactive=False)
-    return any(hostdev.host == device for hostdev in running.hostdevs())
+    return device in _hosts(connection.domain_xml(name, inactive=False))
+
+
+def _hosts(xml: DomainXml) -> set[PciAddress]:
+    return {hostdev.host for hostdev in xml.hostdevs()}
 
 
 def _write_record(connection: Connection, xml: DomainXml) -> None:

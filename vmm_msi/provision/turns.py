@@ -43,17 +43,41 @@ def turn(host: str, patience_s: float = PATIENCE_S) -> Iterator[None]:
     digest = hashlib.sha256(host.encode()).hexdigest()[:16]
     path = FOLDER / f"vmm-msi-{digest}.lock"
     doing = f"waiting for the turn to change guests on {host}"
+    deadline = time.monotonic() + patience_s
     try:
-        descriptor = _open(path)
+        while (descriptor := _try(path)) is None:
+            if time.monotonic() > deadline:
+                raise HypervisorError(
+                    f"{doing}: somebody else has {path} locked for more than {patience_s:.0f} s; "
+                    f"fuser {path} tells who"
+                )
+            time.sleep(_POLL_S)
     except OSError as error:
         raise HypervisorError(
             f"{doing}: {path}: {error.strerror}; valid is a plain file that everybody may lock"
         ) from error
     try:
-        _wait(descriptor, path, doing, patience_s)
         yield
     finally:
+        # By closing it would end only when those close it who were forked meanwhile.
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _try(path: Path) -> int | None:
+    """Return the file that was locked; None when somebody else has it, or removed it just now."""
+    descriptor = _open(path)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.path.samestat(os.fstat(descriptor), path.lstat()):
+            return descriptor
+    except (BlockingIOError, FileNotFoundError):
+        pass
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _open(path: Path) -> int:
@@ -66,22 +90,8 @@ def _open(path: Path) -> int:
             os.close(descriptor)
             raise OSError(0, "it is no plain file")
         with contextlib.suppress(FileExistsError):
-            # Whoever is first makes it; a lock needs no more than the right to read.
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | flags, 0o444))
+            # Whoever is first makes it, whatever the umask; to lock it takes the right to read.
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | flags, 0o444)
+            os.fchmod(descriptor, 0o444)
+            os.close(descriptor)
     return os.open(path, flags)
-
-
-def _wait(descriptor: int, path: Path, doing: str, patience_s: float) -> None:
-    deadline = time.monotonic() + patience_s
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise HypervisorError(
-                    f"{doing}: somebody else has {path} locked for more than {patience_s:.0f} s; "
-                    f"fuser {path} tells who"
-                ) from None
-            time.sleep(_POLL_S)
-        else:
-            return
