@@ -1,0 +1,94 @@
+"""A process that attaches and detaches devices while others do; it knows which are its own."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from provision.helpers import HOST, HOST_FILE, PLUGINS
+
+from vmm_msi import provision
+from vmm_msi.config import Config
+from vmm_msi.errors import RefusedError
+from vmm_msi.libvirt_driver import connect
+from vmm_msi.model import PciAddress
+from vmm_msi.provision import AttachRequest, Carrier, DetachRequest
+
+GUESTS = ("together0", "together1", "together2")
+DEVICES = tuple(PciAddress(segment, 1, 0, 0) for segment in range(6))
+
+
+def by_command(uri, command, guest, device):
+    """Run the command; return whether it was done, or refused in one line."""
+    words = [command, "--connect", uri, guest, str(device)]
+    if command == "attach":
+        words += ["--host", str(HOST_FILE), "--backend", "sim"]
+    environment = {key: text for key, text in os.environ.items() if key != "VMM_MSI_CONFIG"}
+    done = subprocess.run(
+        [sys.executable, "-m", "vmm_msi", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment,
+    )
+    if done.returncode == 0:
+        return True
+    if done.returncode != RefusedError.exit_code or done.stderr.count("\n") != 1 or done.stdout:
+        raise AssertionError(f"{words}: {done.returncode}: {done.stdout}{done.stderr}")
+    return False
+
+
+def by_call(connection, command, guest, device):
+    """Do the same in this process."""
+    if command == "detach":
+        provision.detach(connection, DetachRequest(guest, (device,)), PLUGINS)
+        return True
+    request = AttachRequest(guest, (device,), carrier=Carrier.SIM)
+    try:
+        provision.attach(connection, PLUGINS, Config(), HOST, request)
+    except RefusedError:
+        return False
+    return True
+
+
+def work(number, uri, folder, rounds, commands):
+    """Attach and detach at random, ``rounds`` times.
+
+    :param commands: by the command, a process each time; else over one connection.
+    :return: what is attached by it at the end, and how often it was refused.
+    """
+    rng = random.Random(number)  # noqa: S311
+    mine, refused = {}, 0
+    Path(folder, str(number)).touch()
+    while not Path(folder, "go").exists():
+        time.sleep(0.01)
+    with connect(uri) as connection:
+
+        def change(command, guest, device):
+            if commands:
+                return by_command(uri, command, guest, device)
+            return by_call(connection, command, guest, device)
+
+        for _round in range(rounds):
+            if mine and rng.random() < 0.5:
+                device = rng.choice(sorted(mine))
+                if not change("detach", mine.pop(device), device):
+                    raise AssertionError(f"{number}: {device} could not be detached")
+            else:
+                guest, device = rng.choice(GUESTS), rng.choice(DEVICES)
+                if change("attach", guest, device):
+                    if device in mine:
+                        raise AssertionError(f"{number}: was given {device} twice")
+                    mine[device] = guest
+                else:
+                    refused += 1
+            # Nobody but this process takes its devices out or moves them.
+            held = connection.assigned()
+            for device, guest in mine.items():
+                if [holder for held_device, holder in held if held_device == device] != [guest]:
+                    raise AssertionError(f"{number}: {device} is not in {guest} alone: {held}")
+    return mine, refused
