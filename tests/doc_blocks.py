@@ -51,7 +51,10 @@ def blocks(page: Path, text: str | None = None) -> list[Block]:
 
 
 def run_example(block: Block) -> str:
-    """Run the commands of a console block, each a line that starts with ``$ ``; return it anew."""
+    """Run the commands of a console block, each a line that starts with ``$ ``; return it anew.
+
+    ``< FILE`` at the end of a line is its standard input.
+    """
     out = []
     environment = {
         name: value
@@ -69,11 +72,16 @@ def run_example(block: Block) -> str:
             if not line.startswith("$ "):
                 continue
             words = [word.replace("$PWD", folder) for word in shlex.split(line[2:])]
+            given = ""
+            if words[-2] == "<":
+                given = (place / words[-1]).read_text()
+                del words[-2:]
             code = "import sys; from vmm_msi.cli import main; sys.exit(main())"
             done = subprocess.run(
                 [sys.executable, "-c", code, *words[1:]],
                 cwd=place,
                 env=environment,
+                input=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

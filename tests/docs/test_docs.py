@@ -387,6 +387,14 @@ def test_every_field_of_the_record_is_described():
     assert f"`{metadata.NAMESPACE}`" in text
 
 
+def test_every_annotation_of_the_kubevirt_hook_is_described():
+    script = (ROOT / "vmm_msi/samples/kubevirt/onDefineDomain").read_text()
+    names = re.search(r"OPTIONS = \((.*)\)", script)[1].replace('"', "").split(", ")
+    text = (DOCS / "render.md").read_text()
+    for name in ("devices", *names):
+        assert f"`vmm-msi.org/{name}`" in text
+
+
 # --- links -------------------------------------------------------------------------------------
 
 

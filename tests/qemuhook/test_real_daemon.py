@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from lab_commands import ENVIRONMENT, inside_of
 from qemuhook.helpers import A, B
 
 from vmm_msi.domxml import editor
@@ -52,13 +53,12 @@ class Inside:
             path.write_bytes(content)
 
     def run(self, *words, code=0):
-        enter = ["nsenter", f"--target={self._daemon.pid}", "--mount"]
         done = subprocess.run(
-            [*enter, "chroot", self._daemon.run / "root", *words],
+            inside_of(self._daemon, *words),
             capture_output=True,
             text=True,
             check=False,
-            env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"},
+            env=ENVIRONMENT,
         )
         assert (done.returncode, done.stderr) == (code, "")
         return done.stdout
