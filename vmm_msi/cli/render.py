@@ -6,6 +6,7 @@ import re
 import sys
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli.attach import add_attach_options, request_of
 from vmm_msi.cli.common import (
     add_config,
     add_format,
@@ -15,6 +16,7 @@ from vmm_msi.cli.common import (
     load_host,
     load_plugins,
 )
+from vmm_msi.cli.detach import ALL
 from vmm_msi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.support import Support, Version
     from vmm_msi.provision import Change
 
-_ALL = "all"
 _RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?", re.ASCII)
 
 
@@ -36,7 +37,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="ADDRESS",
         help="host PCI address, such as 0000:01:00.0; may be repeated; with --remove also "
-        f"{_ALL}, for every device that was attached",
+        f"{ALL}, for every device that was attached",
     )
     parser.add_argument(
         "--remove", action="store_true", help="take the devices out again, as detach does"
@@ -47,25 +48,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="also attach devices that the XML assigns already: what assigns one is put behind "
         "its vSMMU, and --remove takes it out with that",
     )
-    parser.add_argument(
-        "--strategy",
-        metavar="NAME[:key=value,…]",
-        help="strategy for these devices; default: the configuration's, else identity",
-    )
     add_host(parser, "the host the guest will run on, by default this machine")
     add_granule(parser)
-    parser.add_argument(
-        "--backend",
-        choices=("qemu", "sim"),
-        default="qemu",
-        help="who binds the doorbells: qemu (QEMU and the kernel, the default) or sim (the "
-        "model; real XML, modelled binding)",
-    )
-    parser.add_argument(
-        "--allow-faults",
-        action="store_true",
-        help="attach also where the model says that MSIs will not arrive",
-    )
+    add_attach_options(parser)
     for name, what in (("libvirt", "libvirt"), ("qemu", "QEMU")):
         parser.add_argument(
             f"--{name}",
@@ -97,11 +82,11 @@ def run(args: argparse.Namespace) -> int:
         what = "this is what would be"
         print_record(args, definition.name, change.record, change.notes, what)
         return 0
-    text = str(change.new)
+    text = str(change.after)
     if args.print_diff:
         from vmm_msi.domxml.diff import unified
 
-        text = unified(str(change.old), text, definition.name)
+        text = unified(str(change.before), text, definition.name)
     # XML is UTF-8 whatever the terminal is.
     sys.stdout.buffer.write(text.encode())
     for note in change.notes:
@@ -111,20 +96,13 @@ def run(args: argparse.Namespace) -> int:
 
 def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support) -> Change:
     from vmm_msi.config import Choice
-    from vmm_msi.model import PciAddress
-    from vmm_msi.provision import AttachRequest, Carrier, files
+    from vmm_msi.provision import files
     from vmm_msi.topology.live import load_live
 
     named = Choice.parse(args.strategy) if args.strategy is not None else None
+    request = request_of(args, definition.name, named, "config")
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
-    request = AttachRequest(
-        domain=definition.name,
-        devices=tuple(map(PciAddress.parse, args.device)),
-        named=named,
-        carrier=Carrier(args.backend),
-        allow_faults=args.allow_faults,
-    )
     host = load_live() if args.host is None else load_host(args)
     return files.attaching(
         definition, support, plugins, settings, host, request, take_over=args.take_over
@@ -132,11 +110,12 @@ def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support
 
 
 def _removing(args: argparse.Namespace, definition: DomainXml) -> Change:
+    from vmm_msi.domxml.state import GuestState
     from vmm_msi.model import PciAddress
-    from vmm_msi.provision import planning
+    from vmm_msi.provision import DetachRequest, planning
 
-    devices = () if args.device == [_ALL] else tuple(map(PciAddress.parse, args.device))
-    return planning.detaching(definition, devices)
+    devices = () if args.device == [ALL] else tuple(map(PciAddress.parse, args.device))
+    return planning.detaching(GuestState(definition), DetachRequest(definition.name, devices))
 
 
 def _support(args: argparse.Namespace) -> Support:

@@ -2,8 +2,8 @@
 
 ``surroundings`` asks libvirt, ``planning`` makes the new XML of the answers without changing
 anything (``checks`` says what is refused, ``modelled`` what the model is run with), ``carry``
-carries a plan out or leaves everything as it was. Who carries the doorbell binding out is said by
-:class:`Carrier`.
+carries a plan out or leaves everything as it was, ``turns`` keeps others from changing guests
+meanwhile. Who carries the doorbell binding out is said by :class:`Carrier`.
 """
 
 from __future__ import annotations
@@ -11,24 +11,35 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.provision import planning
-from vmm_msi.provision.carry import carry_out
-from vmm_msi.provision.request import AttachRequest, Carrier, Change
+from vmm_msi.provision.carry import carry_out, carry_out_in_turn
+from vmm_msi.provision.request import (
+    AttachRequest,
+    Carrier,
+    Change,
+    DetachRequest,
+    LiveChange,
+    Scope,
+)
 from vmm_msi.provision.surroundings import Surroundings, gather
+from vmm_msi.provision.turns import turn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from vmm_msi.config import Config
     from vmm_msi.host import PluginHost
     from vmm_msi.libvirt_driver import Connection
-    from vmm_msi.model import HostTopology, PciAddress
+    from vmm_msi.model import HostTopology
 
 __all__ = [
     "AttachRequest",
     "Carrier",
     "Change",
+    "DetachRequest",
+    "LiveChange",
+    "Scope",
     "Surroundings",
+    "attach",
     "carry_out",
+    "detach",
     "gather",
     "plan_attach",
     "plan_detach",
@@ -45,19 +56,50 @@ def plan_attach(
     """Ask libvirt and plan to attach devices; nothing is changed.
 
     :raise RefusedError: when the strategy, the model, the libvirt or the guest cannot do it.
+    :raise UsageError: when something is asked for that does not exist.
     :raise TopologyError: when the host description lacks a device.
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
-    around = gather(connection, request.domain, request.devices)
+    around = gather(connection, request)
     return planning.attaching(around, plugins, settings, host, request)
 
 
-def plan_detach(connection: Connection, domain: str, devices: Sequence[PciAddress]) -> Change:
-    """Ask libvirt and plan to take devices out; all that vmm-msi attached when none is named.
+def plan_detach(connection: Connection, request: DetachRequest) -> Change:
+    """Ask libvirt and plan to take devices out; nothing is changed.
 
     :raise DomainXmlError: when one was not attached by vmm-msi.
+    :raise RefusedError: when what is to be changed is not there.
     :raise UsageError: when there is nothing to take out.
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
-    definition = connection.domain_xml(domain)
-    return planning.detaching(definition, devices, active=connection.is_active(definition.name))
+    return planning.detaching(connection.state(request.domain), request)
+
+
+def attach(
+    connection: Connection,
+    plugins: PluginHost,
+    settings: Config,
+    host: HostTopology,
+    request: AttachRequest,
+) -> Change:
+    """Attach devices, all or none, while no other change of a guest on that host is under way.
+
+    :raise VmmMsiError: as :func:`plan_attach` and :func:`carry_out`; everything is as it was.
+    """
+    with turn(connection.hostname()):
+        change = plan_attach(connection, plugins, settings, host, request)
+        carry_out_in_turn(connection, change, plugins)
+    return change
+
+
+def detach(
+    connection: Connection, request: DetachRequest, plugins: PluginHost | None = None
+) -> Change:
+    """Take devices out, all or none, while no other change of a guest on that host is under way.
+
+    :raise VmmMsiError: as :func:`plan_detach` and :func:`carry_out`; everything is as it was.
+    """
+    with turn(connection.hostname()):
+        change = plan_detach(connection, request)
+        carry_out_in_turn(connection, change, plugins)
+    return change

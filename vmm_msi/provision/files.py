@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import edit
 from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.state import GuestState
 from vmm_msi.domxml.support import REQUIREMENTS, Support
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.provision import planning
@@ -80,7 +81,7 @@ def attaching(
     around = Surroundings(
         driver=None,
         support=support,
-        definition=start,
+        guest=GuestState(start),
         holders=[(hostdev.host, start.name) for hostdev in start.hostdevs()],
     )
     change = planning.attaching(around, plugins, settings, host, request)

@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import NoHostDeviceError
+from vmm_msi.provision.request import Carrier
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.nodedev import NodeDevice
+    from vmm_msi.domxml.state import GuestState
     from vmm_msi.domxml.support import Support
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.model import PciAddress
+    from vmm_msi.provision.request import AttachRequest
 
 
 @dataclass(frozen=True)
@@ -28,30 +31,32 @@ class Surroundings:
 
     :param driver: libvirt's name of the driver; None where there is no libvirt.
     :param support: what it can carry.
-    :param definition: the persistent definition of the guest.
-    :param active: whether the guest runs.
-    :param holders: which guest's XML assigns which device.
+    :param caps: what it can do for this guest; None where it was not asked.
+    :param holders: which guest has which device, by its definition or as it runs.
     :param nodes: the devices that the node device driver knows.
     """
 
     driver: str | None
     support: Support
-    definition: DomainXml
-    active: bool = False
+    guest: GuestState
+    caps: DomainCaps | None = None
     holders: Sequence[tuple[PciAddress, str]] = ()
     nodes: Mapping[PciAddress, NodeDevice] = field(default_factory=dict)
 
 
-def gather(connection: Connection, domain: str, devices: Iterable[PciAddress]) -> Surroundings:
-    """Ask libvirt for all that a change of ``domain`` with ``devices`` is planned from.
+def gather(connection: Connection, request: AttachRequest) -> Surroundings:
+    """Ask libvirt for all that attaching is planned from.
 
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
     versions = connection.versions()
-    definition = connection.domain_xml(domain)
-    record = read_record(definition) or DomainRecord()
+    guest = connection.state(request.domain)
+    qemu = request.carrier_on(versions.driver) is Carrier.QEMU and versions.driver == "QEMU"
+    devices = list(request.devices)
+    for xml in filter(None, (guest.definition, guest.running)):
+        devices += [device.host for device in (read_record(xml) or DomainRecord()).devices]
     nodes = {}
-    for device in dict.fromkeys([*(each.host for each in record.devices), *devices]):
+    for device in dict.fromkeys(devices):
         try:
             nodes[device] = connection.node_device(device)
         except NoHostDeviceError:
@@ -59,8 +64,8 @@ def gather(connection: Connection, domain: str, devices: Iterable[PciAddress]) -
     return Surroundings(
         driver=versions.driver,
         support=versions.support,
-        definition=definition,
-        active=connection.is_active(definition.name),
+        guest=guest,
+        caps=connection.capabilities_for(guest.definition) if qemu else None,
         holders=connection.assigned(),
         nodes=nodes,
     )
