@@ -92,6 +92,17 @@ def test_there_and_back(strategy):
     assert render(out, "--remove", "--device", "all") == (GUEST, "")
 
 
+@pytest.mark.parametrize("gic", ["", "<gic/>"])
+def test_a_guest_that_libvirt_has_not_filled_in(gic):
+    text = GUEST.replace("<gic version='3'/>", gic)
+    assert text != GUEST
+    out, err = render(text, "--device", A)
+    assert err == "note: it says no GIC version; <gic version='3'/> was put in and stays in\n"
+    assert "<gic version='3'/>" in out
+    back, _ = render(out, "--remove", "--device", A)
+    assert DomainXml.parse(back, "back").gic_version == "3"
+
+
 def test_notes_are_on_standard_error():
     _, err = render(GUEST, "--device", A, "--backend", "sim")
     assert err == (

@@ -87,7 +87,7 @@ def _install(args: argparse.Namespace) -> None:
             "reload or is restarted, for instance by systemctl reload libvirtd (or virtqemud); "
             "guests that run are left alone"
         )
-    theirs = script.untrusted()
+    theirs = script.untrusted(args.hooks_dir)
     if theirs is not None:
         notes.append(
             f"libvirt runs hooks as root, and somebody other than root may write to {theirs}"

@@ -74,10 +74,10 @@ def attaching(
     :raise RefusedError: when the strategy, the model, those releases or the guest cannot do it.
     :raise TopologyError: when the host description lacks a device.
     """
+    start, notes = _with_gic(definition)
     theirs: dict[PciAddress, Element] = {}
-    start = definition
     if take_over:
-        start, theirs = _without(definition, request.devices)
+        start, theirs = _without(start, request.devices)
     around = Surroundings(
         driver=None,
         support=support,
@@ -85,7 +85,27 @@ def attaching(
         holders=[(hostdev.host, start.name) for hostdev in start.hostdevs()],
     )
     change = planning.attaching(around, plugins, settings, host, request)
-    return replace(change, old=definition, new=_with(change.new, theirs))
+    new = _with(change.new, theirs)
+    return replace(change, old=definition, new=new, notes=(*notes, *change.notes))
+
+
+def _with_gic(definition: DomainXml) -> tuple[DomainXml, list[str]]:
+    """Return the definition with the GIC that an ITS needs, where it says nothing of one.
+
+    libvirt fills in a version when a guest is defined: with KVM the newest of the host, emulated
+    the 2 (``src/qemu/qemu_domain.c`` qemuDomainDefEnableDefaultFeatures).
+    """
+    edited = definition.copy()
+    features = edited.root.find("features")
+    if features is None or edited.gic_version is not None or edited.arch != "aarch64":
+        return definition, []
+    gic = features.find("gic")
+    if gic is None:
+        last = features[-1] if len(features) else None
+        edit.put_after(features, last, edit.build("gic", {"version": "3"}))
+    else:
+        gic.set("version", "3")
+    return edited, ["it says no GIC version; <gic version='3'/> was put in and stays in"]
 
 
 def _without(

@@ -186,13 +186,16 @@ def has_others(hooks: Path) -> bool:
     return any(path.is_file() and os.access(path, os.X_OK) for path in found if path.name != _NAME)
 
 
-def untrusted() -> str | None:
-    """Return which part of this installation somebody else than root may write to, if any.
+def untrusted(hooks: Path) -> str | None:
+    """Return what of the hook and this installation somebody else than root may write to, if any.
 
     libvirt runs hooks as root.
     """
-    ends = (Path(sys.executable), Path(sys.executable).resolve(), Path(vmm_msi.__file__))
+    python = Path(sys.executable)
+    ends = (place(hooks).absolute(), python, python.resolve(), Path(vmm_msi.__file__))
     for path in dict.fromkeys(path for end in ends for path in (end, *end.parents)):
+        if not path.exists():
+            continue
         found = path.lstat()
         writable = not stat.S_ISLNK(found.st_mode) and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
         if found.st_uid != 0 or (writable and not found.st_mode & stat.S_ISVTX):
