@@ -51,12 +51,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_host(parser, "the host the guest will run on, by default this machine")
     add_granule(parser)
     add_attach_options(parser)
-    for name, what in (("libvirt", "libvirt"), ("qemu", "QEMU")):
+    for name, what, example in (("libvirt", "libvirt", "12.8"), ("qemu", "QEMU", "11.1")):
         parser.add_argument(
             f"--{name}",
             metavar="RELEASE",
-            help=f"the {what} that is to take the XML, such as 12.8; default: one that has all "
-            "that vmm-msi knows of",
+            help=f"the {what} that is to take the XML, such as {example}; default: one that has "
+            "all that vmm-msi knows of",
         )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
