@@ -80,7 +80,7 @@ def attaching(
         start, theirs = _without(start, request.devices)
     around = Surroundings(
         driver=None,
-        support=support,
+        support=replace(support, guest=start.kind),
         guest=GuestState(start),
         holders=[(hostdev.host, start.name) for hostdev in start.hostdevs()],
     )
