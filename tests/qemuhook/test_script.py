@@ -12,7 +12,7 @@ import pytest
 
 from vmm_msi.cli import main
 from vmm_msi.errors import RefusedError
-from vmm_msi.qemuhook import script
+from vmm_msi.qemuhook import journal, script
 
 
 @pytest.fixture
@@ -141,6 +141,15 @@ def test_what_is_out_of_step_is_said(hook, place):
     place.chmod(0o644)
     assert json.loads(hook("status", "--format", "json")[1])["installed"]["in_step"] is False
     assert hook("install")[1].startswith(f"{place}: installed\n")
+
+
+def test_what_it_saw_is_for_root_alone(hook, tmp_path, monkeypatch):
+    folder = tmp_path / "file"
+    folder.touch()
+    monkeypatch.setattr(journal, "JOURNALS", folder)
+    code, out, err = hook("status")
+    assert (code, err) == (0, "")
+    assert out.endswith(f"note: what it saw is in {folder}: Not a directory; root can read it\n")
 
 
 def test_what_libvirt_could_not_run_is_refused(tmp_path, monkeypatch):

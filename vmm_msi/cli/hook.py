@@ -137,8 +137,12 @@ def _status(args: argparse.Namespace) -> None:
     from vmm_msi.qemuhook import journal, script
 
     installed = script.inspect(args.hooks_dir)
-    journals = journal.read_all()
     notes = [] if installed is None else _notes(installed)
+    journals = []
+    try:
+        journals = journal.read_all(journal.JOURNALS)
+    except OSError as error:
+        notes.append(f"what it saw is in {journal.JOURNALS}: {error.strerror}; root can read it")
     if args.format == "json":
         _print_status(installed, journals, notes)
         return

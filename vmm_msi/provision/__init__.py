@@ -3,7 +3,8 @@
 ``surroundings`` asks libvirt, ``planning`` makes the new XML of the answers without changing
 anything (``checks`` says what is refused, ``modelled`` what the model is run with), ``carry``
 carries a plan out or leaves everything as it was, ``turns`` keeps others from changing guests
-meanwhile. Who carries the doorbell binding out is said by :class:`Carrier`.
+meanwhile. ``files`` plans for XML that no libvirt has yet. Who carries the doorbell binding out is
+said by :class:`Carrier`.
 """
 
 from __future__ import annotations

@@ -93,8 +93,15 @@ def note(uuid: str, guest: str, step: Step, folder: Path = JOURNALS) -> None:
 
 
 def read_all(folder: Path = JOURNALS) -> list[Journal]:
-    """Return every journal that can be read, by the guest's name."""
-    found = map(_read, folder.glob("*.json"))
+    """Return every journal, by the guest's name; what is none is passed over.
+
+    :raise OSError: when there is a folder that may not be read.
+    """
+    try:
+        paths = [each for each in folder.iterdir() if each.suffix == ".json"]
+    except FileNotFoundError:
+        return []
+    found = map(_read, paths)
     return sorted((each for each in found if each is not None), key=lambda each: each.guest)
 
 
