@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -179,7 +180,9 @@ def hook(tmp_path_factory):
     hooks = tmp_path_factory.mktemp("hooks")
     script.install(hooks, "check")
     yield script.place(hooks)
-    (JOURNALS / f"{UUID}.json").unlink(missing_ok=True)
+    # Only root may write there.
+    with contextlib.suppress(PermissionError):
+        (JOURNALS / f"{UUID}.json").unlink(missing_ok=True)
 
 
 def execute(hook, data, *words, **options):

@@ -16,8 +16,12 @@ from vmm_msi.qemuhook import journal, script
 
 
 @pytest.fixture
-def hook(tmp_path, capfd):
-    """Run ``vmm-msi hook``; return exit code, standard output and error."""
+def hook(tmp_path, tmp_path_factory, monkeypatch, capfd):
+    """Run ``vmm-msi hook``; return exit code, standard output and error.
+
+    What a hook of this machine saw is left out.
+    """
+    monkeypatch.setattr(journal, "JOURNALS", tmp_path_factory.mktemp("journals"))
 
     def run(word, *words):
         code = main(["hook", word, "--hooks-dir", str(tmp_path), *words])
