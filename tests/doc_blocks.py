@@ -51,7 +51,10 @@ def blocks(page: Path, text: str | None = None) -> list[Block]:
 
 
 def run_example(block: Block) -> str:
-    """Run the commands of a console block, each a line that starts with ``$ ``; return it anew."""
+    """Run the commands of a console block, each a line that starts with ``$ ``; return it anew.
+
+    ``< FILE`` at the end of a line is its standard input.
+    """
     out = []
     environment = {
         name: value
@@ -69,11 +72,16 @@ def run_example(block: Block) -> str:
             if not line.startswith("$ "):
                 continue
             words = [word.replace("$PWD", folder) for word in shlex.split(line[2:])]
+            given = ""
+            if words[-2] == "<":
+                given = (place / words[-1]).read_text()
+                del words[-2:]
             code = "import sys; from vmm_msi.cli import main; sys.exit(main())"
             done = subprocess.run(
                 [sys.executable, "-c", code, *words[1:]],
                 cwd=place,
                 env=environment,
+                input=given,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
@@ -148,13 +156,24 @@ def _cells(pits: int, mode: str, vits: int, order: str) -> list[str]:
 
 
 def releases_table() -> str:
-    """Return which release has which XML, as Markdown."""
-    from vmm_msi.domxml.support import REQUIREMENTS
+    """Return which libvirt, QEMU, guest and host has which XML, as Markdown."""
+    from vmm_msi.domxml.support import ARCH, MACHINE, REQUIREMENTS
 
-    lines = ["| XML | purpose | libvirt | QEMU |", "|---|---|---|---|"]
+    lines = ["| XML | purpose | libvirt | QEMU | guest | host |", "|---|---|---|---|---|---|"]
     for needs in REQUIREMENTS.values():
         qemu = "any" if needs.qemu is None else str(needs.qemu)
-        lines.append(f"| `{needs.xml}` | {needs.purpose} | {needs.libvirt} | {qemu} |")
+        guest = [f"`{ARCH}`", f"`{MACHINE}`"] if needs.virt else []
+        guest += ["not emulated"] if needs.kvm else []
+        host = "any" if needs.caps is None else f"`{needs.caps}`"
+        row = (
+            f"`{needs.xml}`",
+            needs.purpose,
+            needs.libvirt,
+            qemu,
+            ", ".join(guest) or "any",
+            host,
+        )
+        lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attach": ("attach", "assign host devices to a libvirt domain behind nested vSMMUs"),
     "detach": ("detach", "take devices and everything that was added for them out again"),
     "status": ("status", "show the devices and doorbell bindings of a libvirt domain"),
+    "render": ("render", "edit a domain XML from standard input as attach does, without libvirt"),
+    "hook": ("hook", "have libvirt look at guests of ours before it starts them"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
     "plugins": ("plugins", "list plugins"),
     "config": ("config", "check the configuration file"),

@@ -26,15 +26,19 @@ if TYPE_CHECKING:
 VERSION = 1
 
 #: libvirt with its QEMU and test drivers, QEMU for aarch64 and its UEFI; a Python that compiles
-#: for the one in the emulated host, which is of the same suite.
+#: for the one in the emulated host, which is of the same suite, with what libvirt's hook and the
+#: command that installs it need; virt-install, whose XML is edited.
 PACKAGES = (
     "libpython3-stdlib",
     "libvirt-clients",
     "libvirt-daemon",
     "libvirt-daemon-driver-qemu",
+    "python3-lxml",
     "python3-minimal",
+    "python3-msgspec",
     "qemu-efi-aarch64",
     "qemu-system-arm",
+    "virtinst",
 )
 
 #: What the machine needs to build it.

@@ -68,16 +68,24 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
 
 
 class Connection:
-    """A connection; made by :func:`connect`.
+    """A connection; made by :func:`connect`, or around one that the caller has open.
 
     Guests are named by name or UUID. Every method raises :class:`HypervisorError` when libvirt
-    refuses or the guest does not exist.
+    refuses or the guest does not exist. It may be used by several threads, as libvirt's own may
+    (https://libvirt.org/threads.html).
+
+    :param raw: a ``libvirt.virConnect``; the caller closes it.
+    :param uri: how messages name it; libvirt's own name for it where it is None.
+    :param readonly: it was opened by ``openReadOnly``.
     """
 
-    def __init__(self, raw: Any, uri: str, *, readonly: bool) -> None:  # noqa: ANN401
+    def __init__(self, raw: Any, uri: str | None = None, *, readonly: bool = False) -> None:  # noqa: ANN401
         self._raw = raw
-        self.uri = uri
         self.readonly = readonly
+        if uri is None:
+            with translated("asking a libvirt connection for its URI"):
+                uri = str(raw.getURI())
+        self.uri = uri
         self._hostname: str | None = None
 
     def versions(self) -> Versions:

@@ -3,15 +3,20 @@
 ``surroundings`` asks libvirt, ``planning`` makes the new XML of the answers without changing
 anything (``checks`` says what is refused, ``modelled`` what the model is run with), ``carry``
 carries a plan out or leaves everything as it was, ``turns`` keeps others from changing guests
-meanwhile. Who carries the doorbell binding out is said by :class:`Carrier`.
+meanwhile. ``files`` plans for XML that no libvirt has yet. Who carries the doorbell binding out is
+said by :class:`Carrier`.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi.domxml import owned
+from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.errors import RefusedError
 from vmm_msi.provision import planning
 from vmm_msi.provision.carry import carry_out, carry_out_in_turn
+from vmm_msi.provision.handover import hand_over, open_iommufd
 from vmm_msi.provision.request import (
     AttachRequest,
     Carrier,
@@ -19,6 +24,7 @@ from vmm_msi.provision.request import (
     DetachRequest,
     LiveChange,
     Scope,
+    Status,
 )
 from vmm_msi.provision.surroundings import Surroundings, gather
 from vmm_msi.provision.turns import turn
@@ -36,13 +42,17 @@ __all__ = [
     "DetachRequest",
     "LiveChange",
     "Scope",
+    "Status",
     "Surroundings",
     "attach",
     "carry_out",
     "detach",
     "gather",
+    "hand_over",
+    "open_iommufd",
     "plan_attach",
     "plan_detach",
+    "status",
 ]
 
 
@@ -103,3 +113,21 @@ def detach(
         change = plan_detach(connection, request)
         carry_out_in_turn(connection, change, plugins)
     return change
+
+
+def status(connection: Connection, domain: str, scope: Scope = Scope.CONFIG) -> Status:
+    """Return what vmm-msi added to a guest, and what of it is gone.
+
+    :param scope: whether of its definition or of what runs.
+    :raise RefusedError: for what runs, when it does not.
+    :raise DomainXmlError: when the record cannot be read.
+    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    """
+    state = connection.state(domain)
+    xml = state.running if scope.live else state.definition
+    if xml is None:
+        raise RefusedError(
+            f"looking at the running guest {state.definition.name}: it does not run; --scope "
+            "config shows its definition"
+        )
+    return Status(xml.name, read_record(xml) or DomainRecord(), tuple(owned.gone(xml)))

@@ -148,3 +148,15 @@ class Change:
     def record(self) -> DomainRecord:
         """What vmm-msi records of the domain after the change."""
         return read_record(self.after) or DomainRecord()
+
+
+@dataclass(frozen=True)
+class Status:
+    """What vmm-msi added to a guest.
+
+    :param gone: what of it somebody took out since, a few words for each.
+    """
+
+    name: str
+    record: DomainRecord
+    gone: tuple[str, ...] = ()

@@ -1,0 +1,283 @@
+"""render in processes of its own: XML in, XML out, nothing else on standard output, no libvirt."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from vmm_msi import samples
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.metadata import read_record
+from vmm_msi.domxml.parse import MAX_BYTES
+from vmm_msi.domxml.template import nested_guest
+
+HOST = samples.path("eight-its-server.dtb")
+A, B = "0000:01:00.0", "0001:01:00.0"
+HOOK = samples.path("two-its.toml").parent / "kubevirt" / "onDefineDomain"
+GUEST = str(nested_guest("g", memory=1 << 30))
+ASSIGNED = GUEST.replace(
+    "    <serial",
+    """    <hostdev mode='subsystem' type='pci' managed='no'>
+      <driver name='vfio'/>
+      <source>
+        <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
+      </source>
+      <alias name='ua-nic'/>
+      <address type='pci' domain='0x0000' bus='0x07' slot='0x00' function='0x0'/>
+    </hostdev>
+    <interface type='hostdev' managed='yes'>
+      <source>
+        <address type='pci' domain='0x0001' bus='0x01' slot='0x00' function='0x0'/>
+      </source>
+      <mac address='52:54:00:00:00:01'/>
+    </interface>
+    <serial""",
+)
+
+
+def execute(command, text, code=0, **environment):
+    """Run a command; ``code`` is its exit code, None any but 0."""
+    done = subprocess.run(
+        command,
+        input=text if isinstance(text, bytes) else text.encode(),
+        capture_output=True,
+        check=False,
+        env={**os.environ, **environment},
+    )
+    assert done.returncode == code or (code is None and done.returncode), done.stderr
+    return done.stdout.decode(), done.stderr.decode()
+
+
+def render(text, *words, code=0, host=HOST, **environment):
+    """Run ``vmm-msi render``; return standard output and error."""
+    command = [sys.executable, "-m", "vmm_msi", "render", *words]
+    if "--remove" not in words and host is not None:
+        command += ["--host", str(host)]
+    return execute(command, text, code, **environment)
+
+
+def refused(text, *words, code, **options):
+    """Return the one line that says why nothing was printed."""
+    out, err = render(text, *words, code=code, **options)
+    assert out == ""
+    assert err.startswith("vmm-msi render: ")
+    assert err.count("\n") == 1
+    return err.removeprefix("vmm-msi render: ").removesuffix("\n")
+
+
+def test_xml_in_xml_out():
+    out, err = render(GUEST, "--device", A, "--device", B)
+    assert err == ""
+    domain = DomainXml.parse(out, "out")
+    assert [str(hostdev.host) for hostdev in domain.hostdevs()] == [A, B]
+    assert [iommu.driver for iommu in domain.iommus()] == [{"pciBus": "1", "accel": "on"}]
+    assert domain.iommufd is True
+    record = read_record(domain)
+    assert {device.backend for device in record.devices} == {"qemu"}
+    before = GUEST.splitlines()
+    kept = [line for line in out.splitlines() if line in before]
+    assert kept == before
+
+
+@pytest.mark.parametrize("strategy", ["identity", "multi-its:mode=vsmmu"])
+def test_there_and_back(strategy):
+    out, _ = render(GUEST, "--device", A, "--device", B, "--strategy", strategy)
+    one, _ = render(out, "--remove", "--device", B)
+    assert [str(hostdev.host) for hostdev in DomainXml.parse(one, "one").hostdevs()] == [A]
+    assert render(one, "--remove", "--device", A) == (GUEST, "")
+    assert render(out, "--remove", "--device", "all") == (GUEST, "")
+
+
+@pytest.mark.parametrize("gic", ["", "<gic/>"])
+def test_a_guest_that_libvirt_has_not_filled_in(gic):
+    text = GUEST.replace("<gic version='3'/>", gic)
+    assert text != GUEST
+    out, err = render(text, "--device", A)
+    assert err == "note: it says no GIC version; <gic version='3'/> was put in and stays in\n"
+    assert "<gic version='3'/>" in out
+    back, _ = render(out, "--remove", "--device", A)
+    assert DomainXml.parse(back, "back").gic_version == "3"
+
+
+def test_notes_are_on_standard_error():
+    _, err = render(GUEST, "--device", A, "--backend", "sim")
+    assert err == (
+        "note: the XML is real, the doorbell binding is modelled (linux-7.2): nothing carries it "
+        "out when the guest runs\n"
+    )
+
+
+def test_print_diff_and_dry_run():
+    out, _ = render(GUEST, "--device", A, "--print-diff")
+    assert out.startswith("--- g (before)\n+++ g (after)\n")
+    assert not [line for line in out.splitlines()[2:] if line.startswith("-")]
+    out, _ = render(GUEST, "--device", A, "--dry-run")
+    assert out.startswith("g: this is what would be\ndevice ")
+    document = json.loads(render(GUEST, "--device", A, "--dry-run", "--format", "json")[0])
+    assert [device["device"] for device in document["devices"]] == [A]
+
+
+def test_an_older_libvirt():
+    out, _ = render(GUEST, "--device", A, "--backend", "sim", "--libvirt", "9.0.0")
+    domain = DomainXml.parse(out, "out")
+    assert [iommu.driver for iommu in domain.iommus()] == [{}]
+    assert domain.iommufd is None
+    words = refused(GUEST, "--device", A, "--libvirt", "12.8", "--qemu", "10.2", code=5)
+    assert "QEMU 10.2.0 cannot write <driver accel> (a nested vSMMU): needs QEMU 11.0.0" in words
+    words = refused(GUEST, "--device", A, "--libvirt", "new", code=2)
+    assert words == "--libvirt 'new': not a release; valid is for instance 12.8 or 11.0.1"
+
+
+def test_a_device_that_is_assigned_already():
+    words = refused(ASSIGNED, "--device", A, code=5)
+    assert words == (
+        f"attaching {A} to g: it has a <hostdev> for it already; take it out there first"
+    )
+    out, _ = render(GUEST, "--device", A)
+    words = refused(out, "--device", A, "--take-over", code=5)
+    assert words == f"attaching {A} to g: it is attached already; detach it first"
+
+
+def test_take_over():
+    out, err = render(
+        ASSIGNED, "--device", A, "--device", B, "--take-over", "--libvirt", "12.1", "--backend",
+        "sim",
+    )  # fmt: skip
+    assert "modelled" in err
+    domain = DomainXml.parse(out, "out")
+    device, interface = domain.hostdevs()
+    assert (str(device.host), device.guest.bus, device.managed) == (A, 2, False)
+    assert device.iommufd is True
+    assert device.element.find("driver").get("name") == "vfio"
+    assert device.element.find("alias").get("name") == "ua-nic"
+    assert (str(interface.host), interface.guest.bus, interface.managed) == (B, 3, True)
+    assert interface.element.tag == "interface"
+    assert interface.element.find("mac") is not None
+    assert interface.iommufd is True
+    ports = {each.index: each.address.bus for each in domain.controllers() if each.address}
+    assert ports == {2: 1, 3: 1}
+    assert render(out, "--remove", "--device", "all") == (GUEST, "")
+    assert "ua-nic" in render(ASSIGNED, "--device", A, "--take-over", "--print-diff")[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "code", "words"),
+    [
+        ("", 3, "reading XML from standard input: line 1: Document is empty"),
+        ("<domain>", 3, "reading XML from standard input: line 1: "),
+        ("<network/>", 3, "the root element is <network>; valid is <domain>"),
+        (b"\xff", 3, "byte 0 is not UTF-8"),
+        ("<a>" + "x" * MAX_BYTES, 3, "too many bytes"),
+        ("<!DOCTYPE a [<!ENTITY b 'c'>]>" + GUEST.partition("-->")[2], 3, "document type"),
+        (GUEST.replace("aarch64", "x86_64"), 5, "arch is 'x86_64'; SMMUv3 needs 'aarch64'"),
+        (GUEST.replace("kvm", "qemu"), 5, "domain type is 'qemu'; an accelerated vSMMU needs"),
+        (GUEST + GUEST.partition("-->")[2], 3, "there are 2 domains; valid is one"),
+    ],
+)
+def test_what_is_refused(text, code, words):
+    assert words in refused(text, "--device", A, code=code)
+
+
+def test_bad_devices():
+    assert "is named twice" in refused(GUEST, "--device", A, "--device", A, code=2)
+    assert "0099:01:00.0" in refused(GUEST, "--device", "0099:01:00.0", code=3)
+    assert "not of the form" in refused(GUEST, "--device", "all", code=3)
+    assert "attached nothing to it" in refused(GUEST, "--remove", "--device", "all", code=2)
+    assert "did not add it" in refused(GUEST, "--remove", "--device", A, code=3)
+
+
+def test_xml_is_utf8_in_any_locale():
+    text = GUEST.replace("<name>g", "<name>gäst").replace("template", "žluť")
+    out, _ = render(text, "--device", A, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    assert "<name>gäst</name>" in out
+
+
+def test_a_closed_standard_input():
+    command = [sys.executable, "-m", "vmm_msi", "render", "--remove", "--device", "all"]
+    shell = ["/bin/sh", "-c", 'exec "$0" "$@" <&-', *command]
+    done = subprocess.run(shell, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == ("vmm-msi render: standard input is closed; give it a domain XML\n")
+
+
+def test_no_libvirt_is_imported():
+    """The modules of libvirt's bindings are made to fail, and the edit is made all the same."""
+    code = (
+        "import sys\n"
+        "for name in ('libvirt', 'libvirtmod', 'libvirt_qemu', 'vmm_msi.libvirt_driver'):\n"
+        "    sys.modules[name] = None\n"
+        "from vmm_msi.cli import main\n"
+        "sys.exit(main())\n"
+    )
+    words = ["render", "--host", str(HOST), "--device", A]
+    out, err = execute([sys.executable, "-c", code, *words], GUEST)
+    assert (out, err) == render(GUEST, "--device", A)
+    assert execute([sys.executable, "-c", code, "render", "--remove", "--device", A], out) == (
+        GUEST,
+        "",
+    )
+
+
+# KubeVirt's hook.
+
+
+@pytest.fixture
+def on_define_domain(tmp_path):
+    """Run the hook as the sidecar-shim does; ``vmm-msi`` is in $PATH as in its image."""
+    command = tmp_path / "vmm-msi"
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vmm_msi "$@"\n')
+    command.chmod(0o755)
+
+    def run(annotations, domain, code=0):
+        vmi = json.dumps({"metadata": {"name": "g", "annotations": annotations}})
+        environment = {"VMM_MSI_HOST": str(HOST), "PATH": f"{tmp_path}:{os.environ['PATH']}"}
+        words = [str(HOOK), "--vmi", vmi, "--domain", domain]
+        return execute(words, "", code, **environment)
+
+    return run
+
+
+# As KubeVirt prints it: tabs, no white space at the end, its own metadata.
+KUBEVIRT = GUEST.partition("-->\n")[2].strip().replace("  ", "\t").replace(
+    "\t<memory", '\t<metadata>\n\t\t<kubevirt xmlns="http://kubevirt.io">\n\t\t\t<uid>1</uid>\n'
+    "\t\t</kubevirt>\n\t</metadata>\n\t<memory",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("annotations", [None, {}, {"a": "b"}, {"vmm-msi.org/devices": " , "}])
+def test_a_vmi_that_asks_for_nothing(on_define_domain, annotations):
+    assert on_define_domain(annotations, KUBEVIRT) == (KUBEVIRT, "")
+
+
+def test_a_vmi_with_devices(on_define_domain):
+    hostdev = ASSIGNED[ASSIGNED.index("    <hostdev") : ASSIGNED.index("    <interface")]
+    domain = KUBEVIRT.replace("\t\t<serial", f"{hostdev.replace('  ', chr(9))}\t\t<serial")
+    asked = {"vmm-msi.org/devices": f"{A}, {B}", "vmm-msi.org/strategy": "multi-its:mode=vsmmu"}
+    out, err = on_define_domain(asked, domain)
+    assert err == ""
+    new = DomainXml.parse(out, "out")
+    assert [(str(each.host), each.managed) for each in new.hostdevs()] == [(A, False), (B, True)]
+    assert [device.strategy for device in read_record(new).devices] == ["multi-its"] * 2
+    assert len(new.iommus()) == 2
+    assert '<kubevirt xmlns="http://kubevirt.io">\n\t\t\t<uid>1</uid>' in out
+    # A second time, as for new credentials.
+    assert on_define_domain(asked, out) == (out, "")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"vmm-msi.org/devices": "--remove"},
+        {"vmm-msi.org/devices": "nonsense"},
+        {"vmm-msi.org/devices": A, "vmm-msi.org/strategy": "direct"},
+        {"vmm-msi.org/devices": A, "vmm-msi.org/libvirt": "--dry-run"},
+    ],
+)
+def test_a_vmi_that_cannot_be(on_define_domain, asked):
+    out, err = on_define_domain(asked, KUBEVIRT, code=None)
+    assert out == ""
+    assert err.startswith("vmm-msi render: ")

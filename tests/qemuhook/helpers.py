@@ -1,0 +1,61 @@
+"""Guests of ours and PCI devices in a folder, for the tests of the hook."""
+
+from __future__ import annotations
+
+import os
+
+from vmm_msi.domxml import editor
+from vmm_msi.domxml.support import XmlLayout
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+
+A, B = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(2))
+UUID = "5b6d4f0a-2a5e-4b0e-9d53-0f6d3a7f1e00"
+
+
+def plain(name="g", kind="kvm"):
+    """Return a guest that nothing was attached to."""
+    domain = nested_guest(name, memory=1 << 30, kind=kind)
+    element = domain.root.makeelement("uuid")
+    element.text = UUID
+    domain.root.find("name").addnext(element)
+    return domain
+
+
+def ours(name="g", kind="kvm", backend="qemu"):
+    """Return a guest with A and B, each behind an accelerated vSMMU of its own."""
+    plan = GuestPlan((VsmmuPlan(0, (A,)), VsmmuPlan(1, (B,))), iommufd=True)
+    assignments = {device: editor.Assignment("identity", backend) for device in (A, B)}
+    return editor.apply(plain(name, kind), plan, XmlLayout(), assignments)
+
+
+class Host:
+    """The PCI devices of a host as the kernel shows them, below a folder."""
+
+    def __init__(self, folder):
+        self.folder = folder / "devices"
+        self.folder.mkdir()
+        self._drivers = folder / "drivers"
+        self._groups = folder / "groups"
+
+    def device(self, name, group=None, driver=None, kind="0x010802"):
+        device = self.folder / str(name)
+        device.mkdir()
+        (device / "class").write_text(f"{kind}\n")
+        if driver is not None:
+            target = self._drivers / driver
+            target.mkdir(parents=True, exist_ok=True)
+            (device / "driver").symlink_to(target)
+        if group is not None:
+            members = self._groups / str(group) / "devices"
+            members.mkdir(parents=True, exist_ok=True)
+            (device / "iommu_group").symlink_to(members.parent)
+            (members / device.name).symlink_to(device)
+
+
+def descriptor(data):
+    """Return a descriptor that reads ``data`` from a file in memory."""
+    number = os.memfd_create("xml")
+    os.write(number, data)
+    os.lseek(number, 0, os.SEEK_SET)
+    return number

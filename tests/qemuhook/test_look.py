@@ -1,0 +1,111 @@
+import pytest
+from qemuhook.helpers import A, B, ours
+
+from vmm_msi.domxml.metadata import read_record
+from vmm_msi.qemuhook.look import problems
+
+C = "0002:01:00.0"
+
+
+def seen(host, domain):
+    return problems(domain, read_record(domain), host.folder)
+
+
+def test_a_guest_in_order(host):
+    assert seen(host, ours()) == []
+
+
+def test_a_part_that_is_gone(host):
+    domain = ours()
+    domain.devices.remove(domain.iommus()[0].element)
+    (words,) = seen(host, domain)
+    assert words == (
+        "the <iommu model='smmuv3'> of the pcie-expander-bus with index 1 is gone from the "
+        "definition"
+    )
+
+
+def test_a_guest_that_cannot_be_nested(host):
+    domain = ours()
+    domain.root.set("type", "qemu")
+    domain.root.find("features/gic").set("version", "2")
+    assert seen(host, domain) == [
+        "<gic version> is '2'; an ITS needs '3'",
+        "domain type is 'qemu'; an accelerated vSMMU needs 'kvm'",
+    ]
+
+
+def test_a_modelled_binding_needs_no_kvm(host):
+    assert seen(host, ours(kind="qemu", backend="sim")) == []
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ({}, "ats, ril, ssidsize"),
+        ({"ats": "auto", "ril": "on", "ssidsize": "0"}, "ats"),
+        ({"ats": "off", "ril": "on", "ssidsize": "0"}, None),
+    ],
+    ids=["defaults", "one", "none"],
+)
+def test_an_accelerated_vsmmu_without_a_device(host, driver, words):
+    """QEMU: accel=on with 'auto' properties requires at least one cold-plugged VFIO device."""
+    domain = ours()
+    domain.devices.remove(domain.hostdevs()[0].element)
+    for name, value in driver.items():
+        domain.iommus()[0].element.find("driver").set(name, value)
+    found = [f"the <hostdev> of {A} is gone from the definition"]
+    if words is not None:
+        found.append(
+            "no assigned device is behind the accelerated vSMMU of controller 1, and QEMU would "
+            f"have to take {words} from one"
+        )
+    assert seen(host, domain) == found
+
+
+def test_controllers_that_are_plugged_into_each_other(host):
+    """libvirt refuses them; what looks at them must end all the same."""
+    domain = ours()
+    for controller in domain.controllers()[1:3]:
+        address = controller.element.find("address")
+        if address is None:
+            address = controller.element.makeelement("address", {"type": "pci"})
+            controller.element.append(address)
+        address.set("bus", "2" if controller.index == 1 else "1")
+    assert seen(host, domain) == []
+
+
+def test_a_device_that_the_host_lacks(empty_host):
+    empty_host.device(A, group=1)
+    assert seen(empty_host, ours()) == [f"the host has no PCI device {B}"]
+
+
+def test_a_device_without_a_group(empty_host):
+    empty_host.device(A, group=1)
+    empty_host.device(B)
+    assert seen(empty_host, ours()) == [f"{B} is in no IOMMU group: no IOMMU translates its DMA"]
+
+
+@pytest.mark.parametrize(
+    ("driver", "kind", "bad"),
+    [
+        ("nvme", "0x010802", True),
+        ("e1000e", "0x020000", True),
+        (None, "0x010802", False),
+        ("vfio-pci", "0x010802", False),
+        ("mlx5_vfio_pci", "0x020000", False),
+        ("pci-stub", "0x010802", False),
+        ("pcieport", "0x060400", False),
+        ("shpchp", "0x060400", False),
+    ],
+)
+def test_what_shares_the_group(host, driver, kind, bad):
+    host.device(C, group=1, driver=driver, kind=kind)
+    words = f"{C} shares the IOMMU group of {A} and is in use by the host's driver {driver}"
+    assert seen(host, ours()) == ([words] if bad else [])
+
+
+def test_what_shares_the_group_and_is_assigned_too(empty_host):
+    empty_host.device(A, group=1, driver="nvme")
+    empty_host.device(B, group=1, driver="nvme")
+    assert seen(empty_host, ours()) == []

@@ -1,0 +1,146 @@
+"""``vmm-msi render``: the edit of ``attach`` or ``detach`` on XML from standard input."""
+
+from __future__ import annotations
+
+import re
+import sys
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.attach import add_attach_options, request_of
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    add_granule,
+    add_host,
+    load_config,
+    load_host,
+    load_plugins,
+)
+from vmm_msi.cli.detach import ALL
+from vmm_msi.errors import UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.support import Support, Version
+    from vmm_msi.provision import Change
+
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?", re.ASCII)
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "--device",
+        action="append",
+        required=True,
+        metavar="ADDRESS",
+        help="host PCI address, such as 0000:01:00.0; may be repeated; with --remove also "
+        f"{ALL}, for every device that was attached",
+    )
+    parser.add_argument(
+        "--remove", action="store_true", help="take the devices out again, as detach does"
+    )
+    parser.add_argument(
+        "--take-over",
+        action="store_true",
+        help="also attach devices that the XML assigns already: what assigns one is put behind "
+        "its vSMMU, and --remove takes it out with that",
+    )
+    add_host(parser, "the host the guest will run on, by default this machine")
+    add_granule(parser)
+    add_attach_options(parser)
+    for name, what, example in (("libvirt", "libvirt", "12.8"), ("qemu", "QEMU", "11.1")):
+        parser.add_argument(
+            f"--{name}",
+            metavar="RELEASE",
+            help=f"the {what} that is to take the XML, such as {example}; default: one that has "
+            "all that vmm-msi knows of",
+        )
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument(
+        "--dry-run", action="store_true", help="say what would be done; print no XML"
+    )
+    group.add_argument(
+        "--print-diff", action="store_true", help="print the XML diff in the place of the XML"
+    )
+    add_format(parser)
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Read a domain XML, edit it and print it; libvirt is not asked."""
+    from vmm_msi.provision import files
+
+    support = _support(args)
+    definition = files.read(_standard_input(), "standard input")
+    change = _removing(args, definition) if args.remove else _attaching(args, definition, support)
+    if args.dry_run:
+        from vmm_msi.cli.guest import print_record
+
+        what = "this is what would be"
+        print_record(args, definition.name, change.record, change.notes, what)
+        return 0
+    text = str(change.after)
+    if args.print_diff:
+        from vmm_msi.domxml.diff import unified
+
+        text = unified(str(change.before), text, definition.name)
+    # XML is UTF-8 whatever the terminal is.
+    sys.stdout.buffer.write(text.encode())
+    for note in change.notes:
+        print(f"note: {note}", file=sys.stderr)
+    return 0
+
+
+def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support) -> Change:
+    from vmm_msi.config import Choice
+    from vmm_msi.provision import files
+    from vmm_msi.topology.live import load_live
+
+    named = Choice.parse(args.strategy) if args.strategy is not None else None
+    request = request_of(args, definition.name, named, "config")
+    settings = load_config(args)
+    plugins = load_plugins(args, settings, [named] if named is not None else [])
+    host = load_live() if args.host is None else load_host(args)
+    return files.attaching(
+        definition, support, plugins, settings, host, request, take_over=args.take_over
+    )
+
+
+def _removing(args: argparse.Namespace, definition: DomainXml) -> Change:
+    from vmm_msi.domxml.state import GuestState
+    from vmm_msi.model import PciAddress
+    from vmm_msi.provision import DetachRequest, planning
+
+    devices = () if args.device == [ALL] else tuple(map(PciAddress.parse, args.device))
+    return planning.detaching(GuestState(definition), DetachRequest(definition.name, devices))
+
+
+def _support(args: argparse.Namespace) -> Support:
+    from vmm_msi.domxml.support import Support
+    from vmm_msi.provision import files
+
+    known = files.newest()
+    return Support(
+        known.libvirt if args.libvirt is None else _release("--libvirt", args.libvirt),
+        known.qemu if args.qemu is None else _release("--qemu", args.qemu),
+    )
+
+
+def _release(option: str, text: str) -> Version:
+    from vmm_msi.domxml.support import Version
+
+    found = _RELEASE.fullmatch(text)
+    if found is None:
+        raise UsageError(f"{option} {text!r}: not a release; valid is for instance 12.8 or 11.0.1")
+    return Version(*(int(part or 0) for part in found.groups()))
+
+
+def _standard_input() -> bytes:
+    from vmm_msi.domxml.parse import MAX_BYTES
+
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; give it a domain XML")
+    return sys.stdin.buffer.read(MAX_BYTES + 1)

@@ -1,0 +1,110 @@
+"""What would keep a guest of ours from working on this host, before QEMU is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml import checks, owned
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.metadata import DomainRecord
+    from vmm_msi.model import PciAddress
+
+#: Where the kernel lists the PCI devices of the host.
+DEVICES = Path("/sys/bus/pci/devices")
+
+# QEMU takes from the first assigned device what is "auto", which is the default of each, and ends
+# when there is none: hw/arm/smmuv3-accel.c smmuv3_accel_machine_done.
+_AUTO = ("ats", "ril", "ssidsize")
+
+# Drivers that leave the DMA of a device alone (driver_managed_dma in the kernel): the VFIO drivers
+# all have vfio in their name, for instance mlx5_vfio_pci.
+_HARMLESS = ("pci-stub", "pcieport")
+
+_BRIDGE = "0x06"  # the base class of bridges, PCI Code and ID Assignment 1.7
+
+
+def problems(domain: DomainXml, record: DomainRecord, devices: Path = DEVICES) -> list[str]:
+    """Return what is wrong with a guest of ours that is about to start, in a few words each.
+
+    :param record: what was added to it.
+    :param devices: the folder with the host's PCI devices.
+    :raise DomainXmlError: when it cannot be read.
+    """
+    found = [f"{part} is gone from the definition" for part in owned.gone(domain)]
+    if any(device.backend == "qemu" for device in record.devices):
+        found += map(str, checks.problems(domain))
+    found += _empty_vsmmus(domain)
+    assigned = {hostdev.host for hostdev in domain.hostdevs()}
+    for device in record.devices:
+        found += _on_host(device.host, assigned, devices)
+    return found
+
+
+def _empty_vsmmus(domain: DomainXml) -> Iterator[str]:
+    """Yield the accelerated vSMMUs that QEMU would end for."""
+    above = {
+        controller.index: controller.address.bus
+        for controller in domain.controllers()
+        if controller.index is not None and controller.address is not None
+    }
+    used: set[int] = set()
+    for hostdev in domain.hostdevs():
+        bus = None if hostdev.guest is None else hostdev.guest.bus
+        while bus is not None and bus not in used:
+            used.add(bus)
+            bus = above.get(bus)
+    for iommu in domain.iommus():
+        pxb = iommu.pci_bus
+        if iommu.model != "smmuv3" or iommu.driver.get("accel") != "on" or pxb is None:
+            continue
+        auto = [name for name in _AUTO if iommu.driver.get(name, "auto") == "auto"]
+        if auto and pxb not in map(str, used):
+            yield (
+                f"no assigned device is behind the accelerated vSMMU of controller {pxb}, and QEMU "
+                f"would have to take {', '.join(auto)} from one"
+            )
+
+
+def _on_host(host: PciAddress, assigned: Collection[PciAddress], devices: Path) -> Iterator[str]:
+    """Yield what is wrong with a device on the host.
+
+    The drivers of the devices that are assigned do not matter: libvirt may yet have to take them
+    from the host.
+    """
+    folder = devices / str(host)
+    if not folder.is_dir():
+        yield f"the host has no PCI device {host}"
+        return
+    members = folder / "iommu_group" / "devices"
+    if not members.is_dir():
+        yield f"{host} is in no IOMMU group: no IOMMU translates its DMA"
+        return
+    mine = {str(each) for each in assigned} | {str(host)}
+    for member in sorted(members.iterdir()):
+        driver = _driver(member)
+        if member.name not in mine and driver is not None and not _is_bridge(member):
+            yield (
+                f"{member.name} shares the IOMMU group of {host} and is in use by the host's "
+                f"driver {driver}"
+            )
+
+
+def _driver(device: Path) -> str | None:
+    """Return the driver that the host uses a device with; None where it uses none."""
+    link = device / "driver"
+    if not link.exists():
+        return None
+    name = link.resolve().name
+    return None if name in _HARMLESS or "vfio" in name else name
+
+
+def _is_bridge(device: Path) -> bool:
+    try:
+        return (device / "class").read_text(encoding="ascii").startswith(_BRIDGE)
+    except OSError:
+        return False
