@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import parse as _parse
+from vmm_msi.domxml.original import Original
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.model import PciAddress
 
@@ -89,10 +90,11 @@ class DomainXml:
 
     :param root: its ``<domain>`` element, kept and edited, never regenerated.
     :param source: where it came from, for messages.
+    :param original: what ``root`` was read from; what is not edited is printed as it is there.
     :raise DomainXmlError: when the root is another element or the domain has no name.
     """
 
-    def __init__(self, root: Element, source: str) -> None:
+    def __init__(self, root: Element, source: str, original: Original | None = None) -> None:
         if root.tag != "domain":
             raise DomainXmlError(
                 f"reading domain XML from {source}: the root element is <{root.tag!s}>; "
@@ -105,6 +107,7 @@ class DomainXml:
             raise DomainXmlError(
                 f"reading domain XML from {source}: it has no <name>; libvirt asks for one"
             )
+        self._original = original
 
     @classmethod
     def parse(cls, text: str | bytes, source: str) -> DomainXml:
@@ -112,14 +115,22 @@ class DomainXml:
 
         :raise DomainXmlError: see :func:`vmm_msi.domxml.parse.parse`.
         """
-        return cls(_parse.parse(text, source), source)
+        root = _parse.parse(text, source)
+        decoded = text if isinstance(text, str) else text.decode()
+        return cls(root, source, Original.of(decoded, root))
 
     def copy(self) -> DomainXml:
         """Return a copy that shares nothing with this one."""
-        return DomainXml(copy.deepcopy(self.root.getroottree()).getroot(), self.source)
+        root = copy.deepcopy(self.root.getroottree()).getroot()
+        original = self._original
+        if original is not None:
+            original = original.follow(self.root, root)
+        return DomainXml(root, self.source, original)
 
     def __str__(self) -> str:
-        return _parse.serialise(self.root)
+        if self._original is None:
+            return _parse.serialise(self.root)
+        return self._original.print(self.root)
 
     @property
     def uuid(self) -> str | None:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from lxml.etree import _Element as Element
 
+# White space of XML (1.0, production 3); Python's own is more.
+_WHITE = " \t\r\n"
+
 
 def build(tag: str, attributes: Mapping[str, str], *children: Element) -> Element:
     """Return a new element.
@@ -61,7 +64,7 @@ def take_out(element: Element) -> None:
     tail = element.tail
     previous = element.getprevious()
     before = parent.text if previous is None else previous.tail
-    if before is not None and before.strip():
+    if before is not None and before.strip(_WHITE):
         tail = before + (tail or "")
     element.tail = None
     parent.remove(element)
@@ -98,7 +101,7 @@ def _unit(parent: Element, line: str) -> str:
 
 def _last_line(text: str | None) -> str | None:
     """Return the last line break of ``text`` and what follows, where that is white space."""
-    if text is None or text.strip() or "\n" not in text:
+    if text is None or text.strip(_WHITE) or "\n" not in text:
         return None
     return text[text.rindex("\n") :]
 
