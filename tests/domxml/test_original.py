@@ -26,7 +26,7 @@ WRITINGS = {
     "declaration": f'<?xml version="1.0" encoding="UTF-8"?>\n{HEAD}{TAIL}\n',
     "byte order mark": f"\ufeff{HEAD}{TAIL}",
     "characters": f"{HEAD}<title>Gast \u00e4\u20ac\U0001f600\u00a0</title>{TAIL}",
-    "namespaces": f"<domain xmlns:q='u' q:a='1'><name>g</name><q:x xmlns='d'><y/></q:x>{TAIL}",
+    "namespaces": f"<domain xmlns:q='urn:q' q:a='1'><name>g</name><q:x xmlns='urn:d'/>{TAIL}",
     "empty devices": f"{HEAD}<devices></devices></domain>",
     "text around devices": f"{HEAD}<devices>a &gt; b<disk/>c<disk/>d</devices></domain>",
     "white space that is none": f"{HEAD}<devices>\u00a0<disk/>\n \u2003<disk/></devices></domain>",
