@@ -57,7 +57,7 @@ class Machine:
         machine = f" machine='{self.machine}'" if self.machine else ""
         os_type = f"<type arch='{self.arch}'{machine}>hvm</type>"
         own = {
-            "memory": "<memory unit='KiB'>1048576</memory>",
+            "memory": "<memory unit='KiB'>4194304</memory>",
             "vcpu": "<vcpu placement='static'>2</vcpu>",
             "os": f"<os>{os_type}</os>",
         }
@@ -75,3 +75,8 @@ class Machine:
 
 PIECES = (*SECTIONS, *DEVICES)
 TEST_MACHINES = (Machine("test", "aarch64", "virt"), Machine("test", "x86_64"))
+QEMU_MACHINES = (
+    Machine("qemu", "aarch64", "virt"),
+    Machine("qemu", "x86_64", "q35"),
+    Machine("qemu", "x86_64", "pc"),
+)

@@ -183,7 +183,7 @@ class DomainXml:
         unit = element.get("unit", "KiB").lower()
         if unit not in _UNITS:
             raise self._bad(element, "unit", element.get("unit", ""), "KiB, MiB, GiB")
-        size = self._number(element, "its text", element.text or "") * _UNITS[unit]
+        size = self._number(element, "its text", element.text or "", base=10) * _UNITS[unit]
         if not size:
             raise self._bad(element, "its text", element.text or "", "more than 0")
         return size
@@ -275,10 +275,10 @@ class DomainXml:
         bus_nr = None if target is None else target.get("busNr")
         index = element.get("index")
         return PciController(
-            index=None if index is None else self._number(element, "index", index),
+            index=None if index is None else self._number(element, "index", index, base=10),
             model=element.get("model", ""),
             bus_nr=None if bus_nr is None else self._number(element, "busNr", bus_nr),
-            node=None if node is None else self._number(node, "its text", node.text or ""),
+            node=None if node is None else self._number(node, "its text", node.text or "", base=10),
             address=self.guest_address(element),
             element=element,
         )
@@ -287,9 +287,14 @@ class DomainXml:
         element = self.root.find("os/type")
         return None if element is None else element.get(attribute)
 
-    def _number(self, element: Element, name: str, text: str) -> int:
+    def _number(self, element: Element, name: str, text: str, base: int = 0) -> int:
+        """Read a number as strtoul(3) does.
+
+        :param base: 0 takes 0x10 and 010 for 16 and 8, as libvirt does in most places.
+        """
         digits = text.strip().lower()
-        base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+        if not base:
+            base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
         try:
             value = int(digits, base)
         except ValueError:
