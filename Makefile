@@ -39,9 +39,10 @@ lab: setup-test ## the strategies and the model against the real kernel of an em
 	@$(BIN)/pytest -q tests/lab/test_real_kernel.py
 	@$(BIN)/python tests/bench/lab.py
 
-bench: setup-test ## time the commands and the model
+bench: setup-test ## time the commands, the model and the editing of domain XML
 	$(lab_images)
 	@$(BIN)/python tests/bench/bench.py
+	@$(BIN)/python tests/bench/domxml.py
 
 demo: setup ## show what the strategies do
 	@scripts/demo

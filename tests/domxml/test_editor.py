@@ -147,6 +147,25 @@ def test_bus_numbers_run_out(read):
     assert [v.bus_nr for v in read_record(new).vsmmus] == [*range(16, 256, 16)]
 
 
+@pytest.mark.parametrize(
+    ("device", "fits"),
+    [
+        ("<disk><target dev='sda' bus='scsi'/></disk>", True),
+        ("<hostdev type='usb'/>", True),
+        ("<disk><target dev='vda' bus='virtio'/></disk>", False),
+        ("<rng model='virtio'/>", False),
+    ],
+)
+def test_what_takes_no_pci_bus_is_not_counted(device, fits, read):
+    many = edited(read("plain"), "<memballoon", f"{device * 300}<memballoon")
+    if fits:
+        new = editor.apply(many, plan(((0, None), [A])), FULL, assign(A))
+        assert [v.bus_nr for v in read_record(new).vsmmus] == [16]
+    else:
+        with pytest.raises(DomainXmlError, match="are not free among 256"):
+            editor.apply(many, plan(((0, None), [A])), FULL, assign(A))
+
+
 def test_a_vsmmu_cannot_grow_into_the_next(read):
     hosts = [PciAddress(7, bus, 0, 0) for bus in range(16)]
     old = editor.apply(

@@ -17,7 +17,7 @@ from lxml import etree
 from vmm_msi.domxml import parse as _parse
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from lxml.etree import _Element as Element
 
@@ -141,38 +141,35 @@ class _Printer:
     def _gap(
         self, parent: Element, value: str | None, left: Element | None, right: Element | None
     ) -> None:
-        """Print the text between two children, which was before the one or behind the other."""
+        """Print the text between two children, which was before the one or behind the other.
+
+        None stands for the start and the end of ``parent``.
+        """
         if not value:
             return
-        for was, raw in self._gaps(parent, left, right):
-            if was == value:
-                self._out.append(raw)
-                return
-        self._out.append(_escaped(value, _ESCAPES))
-
-    def _gaps(
-        self, parent: Element, left: Element | None, right: Element | None
-    ) -> Iterator[tuple[str | None, str]]:
-        """Yield the texts before ``right`` and behind ``left``, as they were read.
-
-        None stands for the end and the start of ``parent``.
-        """
         after = None if right is None else self._read.get(right)
         if right is None or after is not None:
             before = after.getprevious() if after is not None else _child(parent, -1)
-            yield self._between(parent, before, after)
+            if self._between(parent, before, after, value):
+                return
         before = None if left is None else self._read.get(left)
         if left is None or before is not None:
             after = before.getnext() if before is not None else _child(parent, 0)
-            yield self._between(parent, before, after)
+            if self._between(parent, before, after, value):
+                return
+        self._out.append(_escaped(value, _ESCAPES))
 
     def _between(
-        self, parent: Element, before: Element | None, after: Element | None
-    ) -> tuple[str | None, str]:
+        self, parent: Element, before: Element | None, after: Element | None, value: str
+    ) -> bool:
+        """Print the text that was read between two nodes, if it is ``value``."""
+        if (parent.text if before is None else before.tail) != value:
+            return False
         _start, inside, close, _end = self._spans[parent]
         start = inside if before is None else self._spans[before][3]
         end = close if after is None else self._spans[after][0]
-        return parent.text if before is None else before.tail, self._text[start:end]
+        self._out.append(self._text[start:end])
+        return True
 
 
 def _pieces(root: Element) -> list[Element]:
