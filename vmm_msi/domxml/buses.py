@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lxml import etree
+
 from vmm_msi.domxml.domain import EXPANDER_BUS, PCI_ROOT
 from vmm_msi.errors import DomainXmlError
 
@@ -39,6 +41,11 @@ _PLUGGED = {
 _ELSEWHERE = {"sata", "ide", "scsi", "usb", "fdc", "sd"}
 
 
+# Found by libxml2, since a guest may have thousands of other devices.
+_addressed = etree.XPath("*[address/@type = 'pci']")
+_placeless = etree.XPath("*[not(address)]")
+
+
 class GuestBuses:
     """Which indexes, slots and bus numbers of one domain are taken.
 
@@ -52,15 +59,12 @@ class GuestBuses:
         controllers = domain.controllers()
         self._indexes = {controller.index for controller in controllers}
         self._slots: dict[int, set[int]] = {}
-        placeless = 0
-        for element in domain.devices.iterchildren("*"):
-            if element.find("address") is None:
-                placeless += _is_plugged(element)
-                continue
+        for element in _addressed(domain.devices):
             address = domain.guest_address(element)
             if address is not None:
                 self._indexes.add(address.bus)
                 self._slots.setdefault(address.bus, set()).add(address.device)
+        placeless = sum(map(_is_plugged, _placeless(domain.devices)))
         # First and last bus number + 1 that each root bus needs; None is pcie.0, behind which
         # libvirt will put what has no address yet.
         self._ranges: dict[int | None, tuple[int, int]] = {
