@@ -1,5 +1,109 @@
-"""Strategies for the MSI doorbells of assigned PCI devices behind a nested Arm SMMU."""
+"""Strategies for the MSI doorbells of assigned PCI devices behind a nested Arm SMMU.
+
+What is in ``__all__`` is the library: the operations of the command line for a program that has a
+libvirt connection of its own. docs/api.md has examples. Everything is passed in, nothing is global:
+several connections, hosts and threads do not know of each other. Names are imported when they are
+first used. Plugins import :mod:`vmm_msi.api`.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vmm_msi.config import Choice, Config, load_config
+    from vmm_msi.domxml.metadata import DomainRecord
+    from vmm_msi.errors import VmmMsiError
+    from vmm_msi.host import PluginHost
+    from vmm_msi.libvirt_driver import Connection
+    from vmm_msi.model import HostTopology, PciAddress, Verdict
+    from vmm_msi.provision import (
+        AttachRequest,
+        Carrier,
+        Change,
+        DetachRequest,
+        Scope,
+        Status,
+        attach,
+        carry_out,
+        detach,
+        hand_over,
+        open_iommufd,
+        plan_attach,
+        plan_detach,
+        status,
+    )
+    from vmm_msi.topology import load_host
+    from vmm_msi.topology.live import load_live
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "AttachRequest",
+    "Carrier",
+    "Change",
+    "Choice",
+    "Config",
+    "Connection",
+    "DetachRequest",
+    "DomainRecord",
+    "HostTopology",
+    "PciAddress",
+    "PluginHost",
+    "Scope",
+    "Status",
+    "Verdict",
+    "VmmMsiError",
+    "__version__",
+    "attach",
+    "carry_out",
+    "detach",
+    "hand_over",
+    "load_config",
+    "load_host",
+    "load_live",
+    "open_iommufd",
+    "plan_attach",
+    "plan_detach",
+    "status",
+]
+
+# Where each name is, for the first use of it.
+_MODULES = {
+    "config": ("Choice", "Config", "load_config"),
+    "domxml.metadata": ("DomainRecord",),
+    "errors": ("VmmMsiError",),
+    "host": ("PluginHost",),
+    "libvirt_driver": ("Connection",),
+    "model": ("HostTopology", "PciAddress", "Verdict"),
+    "provision": (
+        "AttachRequest",
+        "Carrier",
+        "Change",
+        "DetachRequest",
+        "Scope",
+        "Status",
+        "attach",
+        "carry_out",
+        "detach",
+        "hand_over",
+        "open_iommufd",
+        "plan_attach",
+        "plan_detach",
+        "status",
+    ),
+    "topology": ("load_host",),
+    "topology.live": ("load_live",),
+}
+
+
+def __getattr__(name: str) -> object:
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"vmm_msi.{module}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -152,7 +152,7 @@ def search_path() -> list[Path]:
     return [Path(FILE_NAME), home / "vmm-msi" / FILE_NAME, Path("/etc/vmm-msi") / FILE_NAME]
 
 
-def load(path: Path | None = None) -> Config:
+def load_config(path: Path | None = None) -> Config:
     """Read the configuration.
 
     :param path: the file the user names; else the search path.

@@ -172,7 +172,7 @@ def test_the_search_path_is_described(monkeypatch, tmp_path):
 def test_configuration_examples_load(block, tmp_path):
     path = tmp_path / "vmm-msi.toml"
     path.write_text(block.text)
-    settings = config.load(path)
+    settings = config.load_config(path)
     plugins = PluginHost.load()
     strategies, selectors = settings.names()
     for name in strategies:
@@ -183,7 +183,7 @@ def test_configuration_examples_load(block, tmp_path):
 def test_the_configuration_example_means_what_the_page_says(tmp_path):
     path = tmp_path / "vmm-msi.toml"
     path.write_text(marked("config", page=DOCS / "config.md")[0].text)
-    settings = config.load(path)
+    settings = config.load_config(path)
     device, other = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:02:00.0")
     assert str(settings.choice("storage", device)) == "multi-its:mode=vsmmu"
     assert str(settings.choice("bench", device)) == "coerced:revision=v8"
@@ -206,7 +206,7 @@ def test_what_is_shown_as_an_error_is_one(block, tmp_path):
         with pytest.raises(ScenarioError):
             load_scenario(path)
         return
-    settings = config.load(path)
+    settings = config.load_config(path)
     (name,) = settings.table.strategies
     with pytest.raises(VmmMsiError):
         PluginHost.load().options(name, settings.table.strategies[name].items())

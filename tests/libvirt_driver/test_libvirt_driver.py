@@ -35,7 +35,7 @@ def test_sample(connection):
     assert versions.hypervisor is None
     assert connection.assigned() == []
     assert not connection.is_active("guest0")
-    devices = connection.node_devices([A, B, C])
+    devices = {host: connection.node_device(host) for host in (A, B, C)}
     assert [device.iommu_group for device in devices.values()] == [10, 11, 12]
     assert [device.members for device in devices.values()] == [(A,), (B,), (C,)]
     assert [device.numa_node for device in devices.values()] == [0, 0, 1]

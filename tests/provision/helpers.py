@@ -10,7 +10,7 @@ from vmm_msi.config import Choice, Config
 from vmm_msi.host import PluginHost
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.model import PciAddress
-from vmm_msi.provision import AttachRequest
+from vmm_msi.provision import AttachRequest, DetachRequest
 from vmm_msi.topology import load_host
 
 #: One device per PCI segment of the sample host: A and B are behind SMMU 0, C behind SMMU 1, each
@@ -51,7 +51,7 @@ def attach(connection, *devices, plugins=PLUGINS, **options):
 
 
 def detach(connection, *devices, guest="guest0", plugins=PLUGINS):
-    change = provision.plan_detach(connection, guest, devices)
+    change = provision.plan_detach(connection, DetachRequest(guest, devices))
     provision.carry_out(connection, change, plugins)
     return change
 

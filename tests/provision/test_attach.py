@@ -55,7 +55,7 @@ def with_hostdev(domain, host):
 def settings_of(tmp_path, text):
     path = tmp_path / "vmm-msi.toml"
     path.write_text(text, encoding="utf-8")
-    return config.load(path)
+    return config.load_config(path)
 
 
 def several_vsmmus(connection):

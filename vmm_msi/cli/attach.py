@@ -16,6 +16,7 @@ from vmm_msi.cli.common import (
 from vmm_msi.cli.guest import (
     add_connection,
     add_preview,
+    add_scope,
     add_target,
     is_preview,
     preview,
@@ -29,19 +30,29 @@ if TYPE_CHECKING:
     import argparse
 
     from vmm_msi.model import HostTopology
+    from vmm_msi.provision import AttachRequest
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_target(parser, devices="+", what="host PCI address, such as 0000:01:00.0")
     add_connection(parser)
+    add_scope(parser)
+    add_host(parser, "the host, by default this machine")
+    add_granule(parser)
+    add_attach_options(parser)
+    add_preview(parser)
+    add_format(parser)
+    add_config(parser)
+
+
+def add_attach_options(parser: argparse.ArgumentParser) -> None:
+    """Add what is asked for besides the guest and the devices."""
     parser.add_argument(
         "--strategy",
         metavar="NAME[:key=value,…]",
         help="strategy for these devices; default: the configuration's, else identity",
     )
-    add_host(parser, "the host, by default this machine")
-    add_granule(parser)
     parser.add_argument(
         "--backend",
         choices=("qemu", "sim"),
@@ -53,35 +64,83 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="attach also where the model says that MSIs will not arrive",
     )
-    add_preview(parser)
-    add_format(parser)
-    add_config(parser)
+    parser.add_argument(
+        "--unmanaged",
+        action="store_true",
+        help="the devices are bound to vfio-pci already and stay so; libvirt does not rebind them",
+    )
+    parser.add_argument(
+        "--vsmmu",
+        metavar="KEY=VALUE[,…]",
+        default="",
+        help="properties of new vSMMUs: ats, ril, cmdqv (on, off), ssidsize (0 to 20), oas (44, "
+        "48); what is left out is as the physical SMMU has it",
+    )
+    parser.add_argument(
+        "--spare-ports",
+        type=int,
+        default=0,
+        metavar="N",
+        help="have N free root ports behind each vSMMU, for devices that are plugged in while the "
+        "guest runs; default: 0",
+    )
+    parser.add_argument(
+        "--fdgroup",
+        metavar="NAME",
+        help="the program that starts the guest opens /dev/iommu itself and hands it over as the "
+        "group NAME",
+    )
+
+
+def request_of(
+    args: argparse.Namespace, domain: str, named: Choice | None, scope: str
+) -> AttachRequest:
+    """Return the request that the arguments make, for the devices in ``args.device``.
+
+    :raise InputError: for a device that is no PCI address.
+    :raise UsageError: for a property of a vSMMU that is not KEY=VALUE.
+    """
+    from vmm_msi.provision import AttachRequest, Carrier, Scope
+
+    return AttachRequest(
+        domain=domain,
+        devices=tuple(PciAddress.parse(text) for text in args.device),
+        named=named,
+        carrier=None if args.backend is None else Carrier(args.backend),
+        allow_faults=args.allow_faults,
+        scope=Scope(scope),
+        managed=not args.unmanaged,
+        driver=_properties(args.vsmmu),
+        spare_ports=args.spare_ports,
+        fdgroup=args.fdgroup,
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Attach."""
-    devices = tuple(PciAddress.parse(text) for text in args.device)
     named = Choice.parse(args.strategy) if args.strategy is not None else None
+    request = request_of(args, args.domain, named, args.scope)
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
     host = _host(args)
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
-    request = provision.AttachRequest(
-        domain=args.domain,
-        devices=devices,
-        named=named,
-        carrier=None if args.backend is None else provision.Carrier(args.backend),
-        allow_faults=args.allow_faults,
-    )
     with connect(args.connect, readonly=is_preview(args)) as connection:
-        change = provision.plan_attach(connection, plugins, settings, host, request)
-        if preview(args, change):
+        if is_preview(args):
+            preview(args, provision.plan_attach(connection, plugins, settings, host, request))
             return 0
-        provision.carry_out(connection, change, plugins)
-    print_change(args, change, f"attached {', '.join(map(str, devices))}")
+        change = provision.attach(connection, plugins, settings, host, request)
+    print_change(args, change, f"attached {', '.join(map(str, request.devices))}")
     return 0
+
+
+def _properties(text: str) -> dict[str, str]:
+    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
+    found = {key: value for key, equals, value in pairs if key and equals}
+    if len(found) != len(pairs):
+        raise UsageError(f"--vsmmu {text}: not of the form KEY=VALUE[,…] with each key once")
+    return found
 
 
 def _host(args: argparse.Namespace) -> HostTopology:

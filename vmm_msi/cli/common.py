@@ -84,7 +84,7 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the configuration that the arguments name."""
     from vmm_msi import config
 
-    return config.load(args.config)
+    return config.load_config(args.config)
 
 
 def load_plugins(

@@ -8,6 +8,7 @@ from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
 from vmm_msi.cli.guest import (
     add_connection,
     add_preview,
+    add_scope,
     add_target,
     is_preview,
     preview,
@@ -29,6 +30,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser, devices="+", what=f"host PCI address, or {ALL} for every device that was attached"
     )
     add_connection(parser)
+    add_scope(parser)
+    parser.add_argument(
+        "--release-timeout",
+        type=float,
+        metavar="SECONDS",
+        default=10.0,
+        help="how long a running guest may take to give a device back; default: 10",
+    )
     add_preview(parser)
     add_format(parser)
     add_config(parser)
@@ -41,11 +50,14 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
+    request = provision.DetachRequest(
+        args.domain, devices, provision.Scope(args.scope), args.release_timeout
+    )
     with connect(args.connect, readonly=is_preview(args)) as connection:
-        change = provision.plan_detach(connection, args.domain, devices)
-        if preview(args, change):
+        if is_preview(args):
+            preview(args, provision.plan_detach(connection, request))
             return 0
-        provision.carry_out(connection, change, plugins)
+        change = provision.detach(connection, request, plugins)
     what = ", ".join(map(str, devices)) or "everything"
     print_change(args, change, f"detached {what}")
     return 0

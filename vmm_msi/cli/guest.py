@@ -35,6 +35,17 @@ def add_connection(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_scope(parser: argparse.ArgumentParser) -> None:
+    """Add ``--scope``."""
+    parser.add_argument(
+        "--scope",
+        choices=("config", "live", "both"),
+        default="config",
+        help="what is changed, as virsh calls it: config (what the next start uses, the default), "
+        "live (what runs now) or both",
+    )
+
+
 def add_preview(parser: argparse.ArgumentParser) -> None:
     """Add the three ways to look without changing anything."""
     group = parser.add_mutually_exclusive_group()
@@ -57,20 +68,17 @@ def is_preview(args: argparse.Namespace) -> bool:
     return bool(args.dry_run or args.print_diff or args.print_xml)
 
 
-def preview(args: argparse.Namespace, change: Change) -> bool:
-    """Print what the user wants to see instead of a change; tell whether that was it."""
-    if not is_preview(args):
-        return False
+def preview(args: argparse.Namespace, change: Change) -> None:
+    """Print what the user wants to see instead of a change."""
     if args.print_xml:
-        sys.stdout.write(str(change.new))
+        sys.stdout.write(str(change.after))
     elif args.print_diff:
         from vmm_msi.domxml.diff import unified
 
-        sys.stdout.write(unified(str(change.old), str(change.new), change.old.name))
+        sys.stdout.write(unified(str(change.before), str(change.after), change.old.name))
         _print_notes(change.notes, sys.stderr)
     else:
         print_change(args, change, "nothing was changed; this is what would be")
-    return True
 
 
 def print_change(args: argparse.Namespace, change: Change, what: str) -> None:

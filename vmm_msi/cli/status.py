@@ -15,22 +15,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_target(parser)
     add_connection(parser)
+    parser.add_argument(
+        "--scope",
+        choices=("config", "live"),
+        default="config",
+        help="what is looked at, as virsh calls it: config (what the next start uses, the "
+        "default) or live (what runs now)",
+    )
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what vmm-msi recorded, and what of it is gone from the definition."""
-    from vmm_msi.domxml import owned
-    from vmm_msi.domxml.metadata import DomainRecord, read_record
+    """Show what vmm-msi recorded, and what of it is gone."""
+    from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
+    scope = provision.Scope(args.scope)
     with connect(args.connect, readonly=True) as connection:
-        xml = connection.domain_xml(args.domain)
-    record = read_record(xml) or DomainRecord()
+        found = provision.status(connection, args.domain, scope)
+    where = "what runs" if scope.live else "the definition"
     notes = [
-        f"{part} is gone from the definition: somebody took it out; detach the device and attach "
-        "it again"
-        for part in owned.gone(xml)
+        f"{part} is gone from {where}: somebody took it out; detach the device and attach it again"
+        for part in found.gone
     ]
-    print_record(args, xml.name, record, notes)
+    print_record(args, found.name, found.record, notes)
     return 0

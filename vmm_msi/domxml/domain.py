@@ -153,6 +153,11 @@ class DomainXml:
         return self._type("machine")
 
     @property
+    def emulator(self) -> str | None:
+        """Path of the emulator; None where libvirt chooses."""
+        return self.root.findtext("devices/emulator")
+
+    @property
     def acpi(self) -> bool:
         """Whether the guest gets ACPI tables."""
         return self.root.find("features/acpi") is not None
@@ -206,6 +211,12 @@ class DomainXml:
         """Whether ``<iommufd>`` turns iommufd on for all devices; None where it is absent."""
         element = self.root.find("iommufd")
         return None if element is None else element.get("enabled") == "yes"
+
+    @property
+    def iommufd_fdgroup(self) -> str | None:
+        """The group of file descriptors that ``<iommufd>`` takes /dev/iommu from."""
+        element = self.root.find("iommufd")
+        return None if element is None else element.get("fdgroup")
 
     def controllers(self) -> tuple[PciController, ...]:
         """Return the PCI controllers in document order."""

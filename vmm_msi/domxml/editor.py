@@ -25,11 +25,11 @@ from vmm_msi.domxml.metadata import (
     write_record,
 )
 from vmm_msi.domxml.support import IommufdForm
-from vmm_msi.errors import DomainXmlError
+from vmm_msi.errors import DomainXmlError, RefusedError
 from vmm_msi.model import PciAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from lxml.etree import _Element as Element
 
@@ -98,29 +98,88 @@ def apply(
         found = record.vsmmu(vsmmu.smmu, vsmmu.its)
         if found is None:
             node = assignments[new[0]].node
-            record, found = _add_vsmmu(edited, buses, record, vsmmu, layout, len(new), node)
+            ports = len(new) + layout.spare_ports
+            record, found = _add_vsmmu(edited, buses, record, vsmmu, layout, ports, node)
+        spare = list(found.spare_ports)
         for host in new:
-            assignment = assignments[host]
-            port = _add_root_port(edited, buses, found.pxb)
-            wanted = plan.iommufd and layout.iommufd is IommufdForm.HOSTDEV
-            _add_hostdev(edited, host, port, iommufd=wanted)
-            device = DeviceRecord(
-                host=host,
-                strategy=assignment.strategy,
-                backend=assignment.backend,
-                pxb=found.pxb,
-                root_port=port,
-                smmu=vsmmu.smmu,
-                its=vsmmu.its if assignment.its is None else assignment.its,
-                options=dict(assignment.options),
-                binding=assignment.binding,
-            )
+            port = spare.pop(0) if spare else _add_root_port(edited, buses, found.pxb)
+            iommufd = plan.iommufd and layout.iommufd is IommufdForm.HOSTDEV
+            _add_hostdev(edited, host, port, layout, iommufd=iommufd)
+            device = _device_record(host, vsmmu, found.pxb, port, assignments[host])
             record = replace(record, devices=(*record.devices, device))
+        while len(spare) < layout.spare_ports:
+            spare.append(_add_root_port(edited, buses, found.pxb))
+        record = _with_spare(record, found.pxb, spare)
     if not record.devices:
         return edited
     if plan.iommufd and layout.iommufd is IommufdForm.DOMAIN:
-        record = _add_iommufd(edited, record)
+        record = _add_iommufd(edited, record, layout.fdgroup)
     write_record(edited, record)
+    return edited
+
+
+def plug(
+    running: DomainXml,
+    plan: GuestPlan,
+    layout: XmlLayout,
+    assignments: Mapping[PciAddress, Assignment],
+) -> DomainXml:
+    """Return the XML of a running guest with the new devices of ``plan`` in free root ports.
+
+    QEMU hot-plugs neither an arm-smmuv3 nor, behind libvirt, a root port (libvirt
+    ``src/qemu/qemu_hotplug.c`` qemuDomainAttachDeviceLive): both must be there already.
+
+    :raise RefusedError: when they are not; it says what to do.
+    :raise DomainXmlError: when a device is assigned already or planned elsewhere.
+    """
+    edited = running.copy()
+    record = read_record(edited) or DomainRecord()
+    iommufd = plan.iommufd and layout.iommufd is not IommufdForm.NONE and not edited.iommufd
+    for vsmmu in plan.vsmmus:
+        new = _new_devices(edited, record, vsmmu, assignments)
+        if not new:
+            continue
+        found = record.vsmmu(vsmmu.smmu, vsmmu.its)
+        whose = f"plugging {', '.join(map(str, new))} into the running {running.name}"
+        if found is None:
+            kept = "" if vsmmu.its is None else f" and ITS {vsmmu.its}"
+            raise RefusedError(
+                f"{whose}: it has no vSMMU for SMMU {vsmmu.smmu}{kept}, and QEMU cannot plug one "
+                "into a running guest; attach with --scope config, then restart the guest"
+            )
+        ports = [port for port in found.spare_ports if next(edited.on_bus(port), None) is None]
+        if len(ports) < len(new):
+            raise RefusedError(
+                f"{whose}: {len(ports)} free root ports are behind its vSMMU on expander bus "
+                f"{found.pxb}, {len(new)} are needed, and libvirt cannot plug one into a running "
+                f"guest; attach with --scope config --spare-ports {len(new)}, then restart the "
+                "guest"
+            )
+        for host, port in zip(new, ports, strict=False):
+            _add_hostdev(edited, host, port, layout, iommufd=iommufd)
+            device = _device_record(host, vsmmu, found.pxb, port, assignments[host])
+            record = replace(record, devices=(*record.devices, device))
+        left = [port for port in found.spare_ports if port not in ports[: len(new)]]
+        record = _with_spare(record, found.pxb, left)
+    write_record(edited, record)
+    return edited
+
+
+def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
+    """Return the XML of a running guest without the device at ``host``; its root port is free then.
+
+    :raise DomainXmlError: when the record does not know the device.
+    """
+    edited = running.copy()
+    record = read_record(edited) or DomainRecord()
+    device = recorded(edited, record, host)
+    for hostdev in edited.hostdevs():
+        if hostdev.host == host:
+            edit.take_out(hostdev.element)
+    record = replace(record, devices=tuple(d for d in record.devices if d is not device))
+    vsmmu = next(each for each in record.vsmmus if each.pxb == device.pxb)
+    spare = sorted({*vsmmu.spare_ports, device.root_port})
+    write_record(edited, _with_spare(record, device.pxb, spare))
     return edited
 
 
@@ -135,12 +194,7 @@ def remove(domain: DomainXml, host: PciAddress) -> DomainXml:
     """
     edited = domain.copy()
     record = read_record(edited) or DomainRecord()
-    device = record.device(host)
-    if device is None:
-        known = ", ".join(str(each.host) for each in record.devices) or "no device"
-        raise DomainXmlError(
-            f"taking {host} out of {domain.name}: vmm-msi did not add it; it added {known}"
-        )
+    device = recorded(edited, record, host)
     for hostdev in edited.hostdevs():
         if hostdev.host == host:
             edit.take_out(hostdev.element)
@@ -184,6 +238,44 @@ def record_bindings(
     if devices:
         write_record(edited, replace(record, devices=devices))
     return edited
+
+
+def recorded(domain: DomainXml, record: DomainRecord, host: PciAddress) -> DeviceRecord:
+    """Return the record of a device that is to be taken out.
+
+    :raise DomainXmlError: when vmm-msi did not add it.
+    """
+    device = record.device(host)
+    if device is None:
+        known = ", ".join(str(each.host) for each in record.devices) or "no device"
+        raise DomainXmlError(
+            f"taking {host} out of {domain.name}: vmm-msi did not add it; it added {known}"
+        )
+    return device
+
+
+def _device_record(
+    host: PciAddress, plan: VsmmuPlan, pxb: int, port: int, assignment: Assignment
+) -> DeviceRecord:
+    return DeviceRecord(
+        host=host,
+        strategy=assignment.strategy,
+        backend=assignment.backend,
+        pxb=pxb,
+        root_port=port,
+        smmu=plan.smmu,
+        its=plan.its if assignment.its is None else assignment.its,
+        options=dict(assignment.options),
+        binding=assignment.binding,
+    )
+
+
+def _with_spare(record: DomainRecord, pxb: int, spare: Iterable[int]) -> DomainRecord:
+    ports = tuple(spare)
+    vsmmus = (
+        replace(vsmmu, spare_ports=ports) if vsmmu.pxb == pxb else vsmmu for vsmmu in record.vsmmus
+    )
+    return replace(record, vsmmus=tuple(vsmmus))
 
 
 def _new_devices(
@@ -300,8 +392,11 @@ def _add_iommu(domain: DomainXml, driver: Mapping[str, str]) -> None:
     edit.put_after(domain.devices, previous, edit.build("iommu", {"model": "smmuv3"}, *children))
 
 
-def _add_hostdev(domain: DomainXml, host: PciAddress, port: int, *, iommufd: bool) -> None:
-    attributes = {"mode": "subsystem", "type": "pci", "managed": "yes"}
+def _add_hostdev(
+    domain: DomainXml, host: PciAddress, port: int, layout: XmlLayout, *, iommufd: bool
+) -> None:
+    managed = "yes" if layout.managed else "no"
+    attributes = {"mode": "subsystem", "type": "pci", "managed": managed}
     source = edit.build("source", {}, edit.build("address", _address(host)))
     children = [source, _guest_address(PciAddress(0, port, 0, 0))]
     if iommufd:
@@ -311,16 +406,23 @@ def _add_hostdev(domain: DomainXml, host: PciAddress, port: int, *, iommufd: boo
     edit.put_after(domain.devices, previous, edit.build("hostdev", attributes, *children))
 
 
-def _add_iommufd(domain: DomainXml, record: DomainRecord) -> DomainRecord:
+def _add_iommufd(domain: DomainXml, record: DomainRecord, fdgroup: str | None) -> DomainRecord:
     if domain.iommufd is False:
         raise DomainXmlError(
             f"asking for iommufd in {domain.name}: it says <iommufd enabled='no'/>; nested "
             "devices need enabled='yes'"
         )
     if domain.iommufd:
+        if fdgroup not in {None, domain.iommufd_fdgroup}:
+            raise DomainXmlError(
+                f"asking for the file descriptors {fdgroup} in {domain.name}: it has an <iommufd> "
+                f"with fdgroup {domain.iommufd_fdgroup!r}; take that out (or detach what was "
+                "attached with it) first"
+            )
         return record
     before = list(domain.root.iterchildren(*_BEFORE_IOMMUFD))
-    edit.put_after(domain.root, before[-1], edit.build("iommufd", {"enabled": "yes"}))
+    attributes = {"enabled": "yes"} if fdgroup is None else {"enabled": "yes", "fdgroup": fdgroup}
+    edit.put_after(domain.root, before[-1], edit.build("iommufd", attributes))
     return replace(record, iommufd_added=True)
 
 
@@ -329,6 +431,8 @@ def _remove_vsmmu(domain: DomainXml, record: DomainRecord, pxb: int) -> DomainRe
     for iommu in domain.iommus():
         if vsmmu.pci_bus and iommu.pci_bus == str(pxb):
             edit.take_out(iommu.element)
+    for port in vsmmu.spare_ports:
+        _take_controller(domain, port, ROOT_PORT)
     _take_controller(domain, pxb, EXPANDER_BUS)
     return replace(record, vsmmus=tuple(each for each in record.vsmmus if each is not vsmmu))
 

@@ -50,7 +50,14 @@ def close_gaps(domain: DomainXml) -> DomainXml:
         edited,
         replace(
             record,
-            vsmmus=tuple(replace(v, pxb=moves.get(v.pxb, v.pxb)) for v in record.vsmmus),
+            vsmmus=tuple(
+                replace(
+                    vsmmu,
+                    pxb=moves.get(vsmmu.pxb, vsmmu.pxb),
+                    spare_ports=tuple(moves.get(port, port) for port in vsmmu.spare_ports),
+                )
+                for vsmmu in record.vsmmus
+            ),
             devices=tuple(
                 replace(
                     device,
@@ -67,6 +74,7 @@ def close_gaps(domain: DomainXml) -> DomainXml:
 def _moves(domain: DomainXml, record: DomainRecord) -> dict[int, int]:
     """Return the new index for each of vmm-msi's controllers that has a lower one to go to."""
     bus_of = {vsmmu.pxb: 0 for vsmmu in record.vsmmus}
+    bus_of |= {port: vsmmu.pxb for vsmmu in record.vsmmus for port in vsmmu.spare_ports}
     bus_of |= {device.root_port: device.pxb for device in record.devices}
     taken = {controller.index for controller in domain.controllers()}
     for element in domain.devices.iterchildren("*"):

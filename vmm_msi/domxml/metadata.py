@@ -60,6 +60,7 @@ class VsmmuRecord:
     :param its: id of the physical ITS it is kept for, None where ITSes are not kept apart.
     :param pci_bus: it is an ``<iommu>`` of its own; else the machine's one serves it.
     :param accelerated: its ``<driver>`` says accel='on'.
+    :param spare_ports: indexes of its root ports that no device is plugged into.
     """
 
     pxb: int
@@ -68,6 +69,7 @@ class VsmmuRecord:
     its: int | None = None
     pci_bus: bool = True
     accelerated: bool = True
+    spare_ports: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,6 +162,15 @@ def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
         edit.put_after(metadata, previous, new)
 
 
+def bare_record(record: DomainRecord) -> str:
+    """Return the record as virDomainSetMetadata takes it: libvirt adds the namespace itself."""
+    element = _element(record)
+    for each in element.iter():
+        each.tag = etree.QName(each).localname
+    etree.cleanup_namespaces(element)
+    return etree.tostring(element, encoding="unicode")
+
+
 def _find(domain: DomainXml) -> Element | None:
     found = None
     for child in domain.root.iterfind("metadata/*"):
@@ -195,9 +206,14 @@ def _child(name: str, record: VsmmuRecord | DeviceRecord | BindingRecord) -> Ele
     attributes = {}
     for item in dataclasses.fields(record):
         value = getattr(record, item.name)
-        if value is None or item.name in {"options", "binding"}:
+        if value is None or value == () or item.name in {"options", "binding"}:
             continue
-        text = ("yes" if value else "no") if isinstance(value, bool) else str(value)
+        if isinstance(value, bool):
+            text = "yes" if value else "no"
+        elif isinstance(value, tuple):
+            text = " ".join(map(str, value))
+        else:
+            text = str(value)
         attributes[item.name.replace("_", "-")] = text
     return edit.build(_tag(name), attributes)
 
@@ -230,7 +246,7 @@ class _Reader:
 
     def _vsmmu(self, element: Element) -> VsmmuRecord:
         needed = {"pxb", "bus-nr", "smmu", "pci-bus", "accelerated"}
-        self._expect(element, "vsmmu", needed, {"its"})
+        self._expect(element, "vsmmu", needed, {"its", "spare-ports"})
         return VsmmuRecord(
             pxb=self._number(element, "pxb"),
             bus_nr=self._number(element, "bus-nr"),
@@ -238,6 +254,7 @@ class _Reader:
             its=self._number(element, "its") if "its" in element.attrib else None,
             pci_bus=element.get("pci-bus") == "yes",
             accelerated=element.get("accelerated") == "yes",
+            spare_ports=self._numbers(element, "spare-ports"),
         )
 
     def _device(self, element: Element) -> DeviceRecord:
@@ -290,7 +307,12 @@ class _Reader:
             raise self._error(f"<{name}> has unknown attributes: {', '.join(unknown)}")
 
     def _number(self, element: Element, name: str) -> int:
-        text = element.get(name, "")
+        return self._decimal(element.get(name, ""), name)
+
+    def _numbers(self, element: Element, name: str) -> tuple[int, ...]:
+        return tuple(self._decimal(word, name) for word in element.get(name, "").split())
+
+    def _decimal(self, text: str, name: str) -> int:
         if not (text.isascii() and text.isdigit()):
             raise self._error(f"{name} is {text!r}, not a number")
         return int(text)

@@ -12,6 +12,8 @@ from vmm_msi.errors import InputError
 from vmm_msi.model import PciAddress
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lxml.etree import _Element as Element
 
 
@@ -25,6 +27,8 @@ class NodeDevice:
     :param members: all devices of that group.
     :param numa_node: host NUMA node; None where the host does not say.
     :param driver: kernel driver that is bound to it.
+    :param physical_function: the device it is an SR-IOV virtual function of.
+    :param virtual_functions: the virtual functions that it has now.
     """
 
     address: PciAddress
@@ -32,6 +36,13 @@ class NodeDevice:
     members: tuple[PciAddress, ...] = ()
     numa_node: int | None = None
     driver: str | None = None
+    physical_function: PciAddress | None = None
+    virtual_functions: tuple[PciAddress, ...] = ()
+
+
+def node_name(host: PciAddress) -> str:
+    """Return libvirt's name of the device at ``host``."""
+    return f"pci_{host.segment:04x}_{host.bus:02x}_{host.device:02x}_{host.function}"
 
 
 def read_node_device(root: Element, host: PciAddress) -> NodeDevice:
@@ -51,11 +62,17 @@ def read_node_device(root: Element, host: PciAddress) -> NodeDevice:
             members=() if group is None else tuple(map(_address, group.iterfind("address"))),
             numa_node=None if numa is None else int(numa.get("node", "")),
             driver=root.findtext("driver/name"),
+            physical_function=next(_functions(capability, "phys_function"), None),
+            virtual_functions=tuple(_functions(capability, "virt_functions")),
         )
     except ValueError as error:
         raise InputError(
             f"reading host device {host}: {error}; valid is libvirt's node device XML"
         ) from None
+
+
+def _functions(capability: Element, kind: str) -> Iterator[PciAddress]:
+    return map(_address, capability.iterfind(f"capability[@type='{kind}']/address"))
 
 
 def _address(element: Element) -> PciAddress:

@@ -92,6 +92,16 @@ def _vsmmu(vsmmu: VsmmuRecord, controllers: dict[int | None, PciController]) -> 
         yield f"the {EXPANDER_BUS} with index {vsmmu.pxb}"
     elif controller.bus_nr != vsmmu.bus_nr:
         yield f"busNr {vsmmu.bus_nr} of the {EXPANDER_BUS} with index {vsmmu.pxb}"
+    for port in vsmmu.spare_ports:
+        yield from _port(port, vsmmu.pxb, controllers)
+
+
+def _port(index: int, pxb: int, controllers: dict[int | None, PciController]) -> Iterator[str]:
+    port = controllers.get(index)
+    if port is None or port.model != ROOT_PORT:
+        yield f"the {ROOT_PORT} with index {index}"
+    elif port.address is None or port.address.bus != pxb:
+        yield f"the address of the {ROOT_PORT} with index {index}"
 
 
 def _device(
@@ -100,11 +110,7 @@ def _device(
     hostdevs: dict[PciAddress, PciHostdev],
     controllers: dict[int | None, PciController],
 ) -> Iterator[str]:
-    port = controllers.get(device.root_port)
-    if port is None or port.model != ROOT_PORT:
-        yield f"the {ROOT_PORT} with index {device.root_port}"
-    elif port.address is None or port.address.bus != device.pxb:
-        yield f"the address of the {ROOT_PORT} with index {device.root_port}"
+    yield from _port(device.root_port, device.pxb, controllers)
     hostdev = hostdevs.get(device.host)
     if hostdev is None:
         yield f"the <hostdev> of {device.host}"

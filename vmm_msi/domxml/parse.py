@@ -6,6 +6,7 @@ expand and nothing to fetch; size and depth are bounded.
 
 from __future__ import annotations
 
+import copy
 import re
 from typing import TYPE_CHECKING
 
@@ -113,6 +114,14 @@ def serialise(root: Element) -> str:
     if not end:
         metadata, tail = "", rest
     return "".join((_single_quoted(head), start, metadata, end, _single_quoted(tail), "\n"))
+
+
+def fragment(element: Element) -> str:
+    """Return one element as a document of its own, without the namespaces of what is around it."""
+    alone = copy.deepcopy(element)
+    alone.tail = None
+    etree.cleanup_namespaces(alone)
+    return _single_quoted(etree.tostring(alone, encoding="unicode"))
 
 
 def _single_quoted(text: str) -> str:

@@ -42,6 +42,7 @@ class Feature(StrEnum):
     CMDQV = "cmdqv"
     HOSTDEV_IOMMUFD = "hostdev-iommufd"
     DOMAIN_IOMMUFD = "domain-iommufd"
+    FDGROUP = "fdgroup"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,11 +74,23 @@ REQUIREMENTS: Mapping[Feature, Requirement] = {
     Feature.RIL: Requirement("<driver ril>", "range invalidation", _TRIED, Version(11, 0)),
     Feature.SSIDSIZE: Requirement("<driver ssidsize>", "PASIDs", _TRIED, Version(11, 0)),
     Feature.OAS: Requirement("<driver oas>", "an output address size", _TRIED, Version(11, 0)),
-    Feature.CMDQV: Requirement("<driver cmdqv>", "command queues", _TRIED, Version(11, 0)),
+    Feature.CMDQV: Requirement("<driver cmdqv>", "command queues", _TRIED, Version(11, 1)),
     Feature.HOSTDEV_IOMMUFD: Requirement(
         "<hostdev><driver iommufd>", "iommufd for a device", Version(12, 1)
     ),
     Feature.DOMAIN_IOMMUFD: Requirement("<iommufd>", "iommufd for all devices", Version(12, 2)),
+    Feature.FDGROUP: Requirement("<iommufd fdgroup>", "/dev/iommu from the caller", _TRIED),
+}
+
+
+#: What can be said of a vSMMU in its ``<driver>``: the values libvirt and QEMU 11.1 take (QEMU
+#: ``hw/arm/smmuv3.c`` smmuv3_properties). Left out, QEMU takes what the physical SMMU has.
+DRIVER_VALUES: Mapping[str, tuple[Feature, tuple[str, ...]]] = {
+    "ats": (Feature.ATS, ("on", "off")),
+    "ril": (Feature.RIL, ("on", "off")),
+    "ssidsize": (Feature.SSIDSIZE, tuple(map(str, range(21)))),
+    "oas": (Feature.OAS, ("44", "48")),
+    "cmdqv": (Feature.CMDQV, ("on", "off")),
 }
 
 
@@ -115,12 +128,18 @@ class XmlLayout:
     :param accel: write accel='on' for vSMMUs that are planned as accelerated.
     :param iommufd: where iommufd is asked for when the plan wants it.
     :param driver: further attributes of each ``<driver>``, for instance ``{"oas": "48"}``.
+    :param fdgroup: name of the group of file descriptors that /dev/iommu is handed over in.
+    :param managed: libvirt binds the devices to vfio-pci and back by itself.
+    :param spare_ports: free root ports that each vSMMU with a new device is to have at least.
     """
 
     pci_bus: bool = True
     accel: bool = True
     iommufd: IommufdForm = IommufdForm.DOMAIN
     driver: Mapping[str, str] = field(default_factory=dict)
+    fdgroup: str | None = None
+    managed: bool = True
+    spare_ports: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,14 +15,16 @@ from urllib.parse import unquote, urlsplit
 import libvirt
 
 from vmm_msi.domxml.domain import DomainXml
-from vmm_msi.domxml.nodedev import NodeDevice, read_node_device
+from vmm_msi.domxml.domcaps import DomainCaps, read_domain_caps
+from vmm_msi.domxml.nodedev import NodeDevice, node_name, read_node_device
 from vmm_msi.domxml.parse import parse
+from vmm_msi.domxml.state import GuestState
 from vmm_msi.domxml.support import Version, Versions
 from vmm_msi.errors import HypervisorError, NoHostDeviceError
 from vmm_msi.libvirt_driver.errors import ignore, translate, translated
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vmm_msi.model import PciAddress
 
@@ -32,6 +34,8 @@ _NAMES = 8
 # No such device of the host, and no node device driver to ask.
 _NO_DEVICE = (libvirt.VIR_ERR_NO_NODE_DEVICE, libvirt.VIR_ERR_NO_SUPPORT)
 
+# The first tag of a guest that runs.
+_RUNS = re.compile(r"<domain [^>]*\bid=['\"]")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -64,16 +68,25 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
 
 
 class Connection:
-    """A connection; made by :func:`connect`.
+    """A connection; made by :func:`connect`, or around one that the caller has open.
 
     Guests are named by name or UUID. Every method raises :class:`HypervisorError` when libvirt
-    refuses or the guest does not exist.
+    refuses or the guest does not exist. It may be used by several threads, as libvirt's own may
+    (https://libvirt.org/threads.html).
+
+    :param raw: a ``libvirt.virConnect``; the caller closes it.
+    :param uri: how messages name it; libvirt's own name for it where it is None.
+    :param readonly: it was opened by ``openReadOnly``.
     """
 
-    def __init__(self, raw: Any, uri: str, *, readonly: bool) -> None:  # noqa: ANN401
+    def __init__(self, raw: Any, uri: str | None = None, *, readonly: bool = False) -> None:  # noqa: ANN401
         self._raw = raw
-        self.uri = uri
         self.readonly = readonly
+        if uri is None:
+            with translated("asking a libvirt connection for its URI"):
+                uri = str(raw.getURI())
+        self.uri = uri
+        self._hostname: str | None = None
 
     def versions(self) -> Versions:
         """Return the releases of the daemon and of the hypervisor."""
@@ -96,20 +109,52 @@ class Connection:
             text = domain.XMLDesc(flags)
         return DomainXml.parse(text, f"guest {name} at {self.uri}")
 
+    def state(self, name: str) -> GuestState:
+        """Return what libvirt says of a guest as a whole."""
+        domain = self._lookup(name)
+        doing = f"asking {self.uri} about guest {name}"
+        secure = 0 if self.readonly else libvirt.VIR_DOMAIN_XML_SECURE
+        with translated(doing):
+            text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | secure)
+            live = domain.XMLDesc(secure) if domain.isActive() else None
+            persistent = bool(domain.isPersistent())
+            saved = self._unless_unsupported(lambda: domain.hasManagedSaveImage(0), 0)
+            snapshots = self._unless_unsupported(lambda: domain.snapshotNum(0), 0)
+        source = f"guest {name} at {self.uri}"
+        return GuestState(
+            definition=DomainXml.parse(text, source),
+            running=None if live is None else DomainXml.parse(live, source),
+            persistent=persistent,
+            saved=bool(saved),
+            snapshots=snapshots,
+        )
+
+    def hostname(self) -> str:
+        """Return the name of the machine that the daemon runs on."""
+        if self._hostname is None:
+            with translated(f"asking {self.uri} for its machine"):
+                self._hostname = str(self._raw.getHostname())
+        return self._hostname
+
     def assigned(self) -> list[tuple[PciAddress, str]]:
-        """Return the host devices that the definitions of all guests assign, and to which guest."""
-        found = []
+        """Return the host devices that guests have, and which guest.
+
+        What a guest has is what its definition assigns and what it runs with.
+        """
+        found = set()
+        every, active = 0, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         with translated(f"listing the guests at {self.uri}"):
-            for domain in self._raw.listAllDomains(0):
-                try:
-                    text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-                except libvirt.libvirtError as error:
-                    if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                        continue  # it went away since the list was made
-                    raise
-                if "hostdev" in text:
-                    guest = DomainXml.parse(text, f"guest {domain.name()} at {self.uri}")
-                    found += [(hostdev.host, guest.name) for hostdev in guest.hostdevs()]
+            for which, flags in ((every, libvirt.VIR_DOMAIN_XML_INACTIVE), (active, 0)):
+                for domain in self._raw.listAllDomains(which):
+                    try:
+                        text = domain.XMLDesc(flags)
+                    except libvirt.libvirtError as error:
+                        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                            continue  # it went away since the list was made
+                        raise
+                    if "hostdev" in text:
+                        guest = DomainXml.parse(text, f"guest {domain.name()} at {self.uri}")
+                        found |= {(hostdev.host, guest.name) for hostdev in guest.hostdevs()}
         return sorted(found)
 
     def define(self, xml: DomainXml, *, validate: bool = True) -> DomainXml:
@@ -140,6 +185,48 @@ class Connection:
         with translated(f"asking whether guest {name} at {self.uri} runs"):
             return bool(domain.isActive())
 
+    def capabilities_for(self, xml: DomainXml) -> DomainCaps:
+        """Return what the hypervisor can do for a guest of that emulator, machine and type.
+
+        https://libvirt.org/html/libvirt-libvirt-domain.html#virConnectGetDomainCapabilities
+        """
+        with translated(f"asking {self.uri} what it can do for guest {xml.name}"):
+            text = self._raw.getDomainCapabilities(
+                xml.emulator, xml.arch, xml.machine, xml.type or None, 0
+            )
+        return read_domain_caps(parse(text, f"domain capabilities of {self.uri}"))
+
+    def plug(self, name: str, device: str) -> None:
+        """Plug a device into a running guest; its definition stays.
+
+        :param device: the device's XML, with the address it is to have.
+        """
+        domain = self._lookup(name)
+        with translated(f"plugging a device into the running guest {name} at {self.uri}"):
+            domain.attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def unplug(self, name: str, device: str) -> None:
+        """Ask a running guest to give a device back; its definition stays.
+
+        The guest may take its time or refuse: the device is out when it is out of the live XML.
+        """
+        domain = self._lookup(name)
+        with translated(f"unplugging a device from the running guest {name} at {self.uri}"):
+            domain.detachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+
+    def pass_fds(self, name: str, group: str, fds: Sequence[int]) -> None:
+        """Hand open files over that the XML of a guest names as a group.
+
+        They are the guest's until it stops or this connection is closed, whatever is first:
+        https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainFDAssociate. libvirt has
+        copies; the caller may close its own.
+
+        :param group: the ``fdgroup`` in the XML.
+        """
+        domain = self._lookup(name)
+        with translated(f"handing {group} over to guest {name} at {self.uri}"):
+            domain.FDAssociate(group, list(fds), 0)
+
     def start(self, name: str) -> None:
         """Start a guest."""
         domain = self._lookup(name)
@@ -157,7 +244,7 @@ class Connection:
 
         :raise NoHostDeviceError: when it knows none there, or has no node device driver.
         """
-        name = f"pci_{host.segment:04x}_{host.bus:02x}_{host.device:02x}_{host.function}"
+        name = node_name(host)
         doing = f"looking for host device {host} at {self.uri}"
         try:
             with translated(doing):
@@ -168,10 +255,6 @@ class Connection:
                 raise NoHostDeviceError(str(error)) from cause
             raise
         return read_node_device(parse(text, f"host device {host} at {self.uri}"), host)
-
-    def node_devices(self, hosts: Iterable[PciAddress]) -> dict[PciAddress, NodeDevice]:
-        """Return what libvirt knows of each of the devices at ``hosts``."""
-        return {host: self.node_device(host) for host in hosts}
 
     def monitor(
         self, name: str, command: str, arguments: Mapping[str, object] | None = None
@@ -194,6 +277,16 @@ class Connection:
             )
         return reply.get("return")
 
+    @staticmethod
+    def _unless_unsupported(ask: Callable[[], int], otherwise: int) -> int:
+        """Return what ``ask`` returns, ``otherwise`` where the driver has no such call."""
+        try:
+            return int(ask())
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                raise
+        return otherwise
+
     def _lookup(self, name: str) -> Any:  # noqa: ANN401
         try:
             return self._raw.lookupByName(name)
@@ -215,3 +308,43 @@ class Connection:
             names = sorted(str(domain.name()) for domain in self._raw.listAllDomains(0))
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
         return (", ".join(names[:_NAMES]) or "none, no guest is defined there") + more
+
+    # What runs now, by UUID: guests come and go between two calls, which is no error here.
+
+    def live_text(self, uuid: str) -> str | None:
+        """Return the XML of a guest as it runs, without its secrets; None when it does not run."""
+        try:
+            domain = self._raw.lookupByUUIDString(uuid)
+            text = str(domain.XMLDesc(0))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise translate(f"reading the XML of guest {uuid} at {self.uri}", error) from error
+        # For one that is shut off libvirt returns its definition, which has no id.
+        return text if _RUNS.match(text) else None
+
+    def set_live_metadata(self, uuid: str, namespace: str, prefix: str, xml: str | None) -> bool:
+        """Put an element into the metadata of a guest's run, in the place of the one there.
+
+        https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainSetMetadata
+
+        :param prefix: the prefix that libvirt gives ``namespace``.
+        :param xml: the element without a namespace; None takes out the one that is there.
+        :return: whether it runs: the element of a guest that stopped is gone with its run.
+        """
+        doing = f"writing the live metadata of guest {uuid} at {self.uri}"
+        kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+        try:
+            domain = self._raw.lookupByUUIDString(uuid)
+            domain.setMetadata(kind, xml, prefix, namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            code = error.get_error_code()
+            if code == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            if code == libvirt.VIR_ERR_OPERATION_INVALID and not self._runs(uuid):
+                return False
+            raise translate(doing, error) from error
+        return True
+
+    def _runs(self, uuid: str) -> bool:
+        return self.live_text(uuid) is not None

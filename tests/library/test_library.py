@@ -1,0 +1,168 @@
+"""The library as its page shows it: the caller's own connection and threads, nothing global."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import doc_blocks
+import libvirt  # noqa: TID251 - the caller's own connection is what is tested
+import pytest
+from provision.helpers import DEVICES, HOST, HOST_FILE, A, node_file, texts
+
+import vmm_msi
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.errors import HypervisorError, RefusedError
+
+EXAMPLES = [block.text for block in doc_blocks.blocks(doc_blocks.DOCS / "api.md")]
+
+
+def test_every_name_is_there_documented_and_loaded_late():
+    for name in vmm_msi.__all__:
+        found = getattr(vmm_msi, name)
+        assert name == "__version__" or inspect.getdoc(found)
+    page = (doc_blocks.DOCS / "api.md").read_text()
+    assert [name for name in vmm_msi.__all__ if name not in page] == ["__version__"]
+    code = "import sys, vmm_msi; print(*(m for m in sys.modules if m.startswith('vmm_msi.')))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
+    with pytest.raises(AttributeError, match="module 'vmm_msi' has no attribute 'nothing'"):
+        vmm_msi.nothing  # noqa: B018
+    assert dir(vmm_msi) == vmm_msi.__all__
+
+
+def test_the_first_example(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    uri = f"test://{node_file(tmp_path)}"
+    names = {"URI": uri, "HOST": HOST_FILE}
+    exec(EXAMPLES[0], names)  # noqa: S102
+    out = capsys.readouterr().out.splitlines()
+    assert out == ["0000:01:00.0 delivered 0x8000040", f"[{A!r}] ()"]
+    # The connection is still the caller's.
+    assert names["raw"].isAlive()
+    assert vmm_msi.Connection(names["raw"]).uri == uri
+    names["raw"].close()
+
+
+@contextlib.contextmanager
+def own(uri):
+    raw = libvirt.open(uri)
+    try:
+        yield vmm_msi.Connection(raw)
+    finally:
+        raw.close()
+
+
+@pytest.mark.lab_root
+def test_threads_with_connections_of_their_own(lab_daemon):
+    """Each thread takes its device in and out of its guest; plugins and host are shared."""
+    plugins, settings = vmm_msi.PluginHost.load(), vmm_msi.Config()
+    failures = []
+
+    def work(number, device):
+        try:
+            with own(lab_daemon.test_uri) as mine:
+                name = f"guest{number}"
+                before = str(mine.domain_xml(name))
+                for _ in range(5):
+                    request = vmm_msi.AttachRequest(name, (device,))
+                    vmm_msi.attach(mine, plugins, settings, HOST, request)
+                    record = vmm_msi.status(mine, name).record
+                    assert [each.host for each in record.devices] == [device]
+                    vmm_msi.detach(mine, vmm_msi.DetachRequest(name))
+                assert str(mine.domain_xml(name)) == before
+        except BaseException as failure:
+            failures.append(failure)
+            raise
+
+    with own(lab_daemon.test_uri) as connection:
+        for number in range(len(DEVICES)):
+            connection.define(nested_guest(f"guest{number}", memory=1 << 30, kind="test"))
+        threads = [
+            threading.Thread(target=work, args=(number, device))
+            for number, device in enumerate(DEVICES)
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert failures == []
+        assert connection.assigned() == []
+        for number in range(len(DEVICES)):
+            connection.undefine(f"guest{number}")
+
+
+def test_two_connections_do_not_know_of_each_other(tmp_path):
+    """The test driver gives each its own guests: what one changes the other does not see."""
+    uri = f"test://{node_file(tmp_path)}"
+    plugins, settings = vmm_msi.PluginHost.load(), vmm_msi.Config()
+    with own(uri) as one, own(uri) as other:
+        before = texts(other)
+        vmm_msi.attach(one, plugins, settings, HOST, vmm_msi.AttachRequest("guest0", (A,)))
+        assert texts(other) == before != texts(one)
+
+
+# Handing /dev/iommu over.
+
+
+@pytest.fixture
+def qemu(lab_daemon):
+    """The daemon's QEMU driver with a guest that names a group of files."""
+    text = str(nested_guest("guest0", memory=256 << 20, kind="qemu"))
+    with own(lab_daemon.uri) as connection:
+        xml = text.replace("<os ", "<iommufd enabled='yes' fdgroup='iommu'/><os ")
+        connection._raw.defineXML(xml)
+        yield connection
+        if connection.is_active("guest0"):
+            connection.destroy("guest0")
+        connection.undefine("guest0")
+
+
+def open_in_qemu(uuid):
+    """Return what the QEMU process of a guest has open."""
+    for process in Path("/proc").iterdir():
+        with contextlib.suppress(OSError):
+            if process.name.isdigit() and uuid.encode() in (process / "cmdline").read_bytes():
+                found = [str(link.readlink()) for link in (process / "fd").iterdir()]
+                if b"qemu-system" in (process / "cmdline").read_bytes().split(b"\0")[0]:
+                    return found
+    pytest.fail("there is no QEMU with that UUID")
+
+
+@pytest.mark.lab_root
+def test_qemu_gets_the_very_file_that_was_handed_over(qemu):
+    """A file in memory stands for /dev/iommu, which this machine need not have."""
+    with pytest.raises(HypervisorError, match="file descriptor group 'iommu' was not associated"):
+        qemu.start("guest0")
+    fd = os.memfd_create("handed-over")
+    vmm_msi.hand_over(qemu, "guest0", fd)
+    os.close(fd)
+    qemu.start("guest0")
+    assert any("memfd:handed-over" in name for name in open_in_qemu(qemu.domain_xml("guest0").uuid))
+    with pytest.raises(RefusedError, match="it runs already; shut it down first"):
+        vmm_msi.hand_over(qemu, "guest0", 0)
+
+
+def test_what_cannot_be_handed_over(tmp_path):
+    words = "no <iommufd fdgroup>; attach its devices with --fdgroup NAME"
+    with (
+        own(f"test://{node_file(tmp_path)}") as connection,
+        pytest.raises(RefusedError, match=words),
+    ):
+        vmm_msi.hand_over(connection, "guest0", 0)
+
+
+def test_an_iommufd_that_is_not_there(tmp_path):
+    from vmm_msi.provision.handover import open_iommufd
+
+    with pytest.raises(HypervisorError, match="No such file or directory; it needs a kernel with"):
+        open_iommufd(tmp_path / "iommu")
+    (tmp_path / "iommu").touch()
+    fd = open_iommufd(tmp_path / "iommu")
+    assert not os.get_inheritable(fd)
+    os.close(fd)

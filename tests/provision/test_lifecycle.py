@@ -1,0 +1,313 @@
+"""What a guest, a device or a libvirt says of itself, and what is made of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from provision.helpers import HOST, PLUGINS, A, B, C
+
+from vmm_msi.config import Choice, Config
+from vmm_msi.domxml.domain import EXPANDER_BUS, DomainXml
+from vmm_msi.domxml.domcaps import DomainCaps
+from vmm_msi.domxml.metadata import read_record
+from vmm_msi.domxml.nodedev import NodeDevice
+from vmm_msi.domxml.state import GuestState
+from vmm_msi.domxml.support import Support, Version
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.errors import DomainXmlError, RefusedError, UsageError
+from vmm_msi.model import PciAddress
+from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, Surroundings, planning
+
+NEWEST = Support(Version(12, 8), Version(11, 1))
+GUEST = nested_guest("guest0", memory=4 << 30, vcpus=4)
+VF = PciAddress(0, 1, 0, 1)
+NODES = {device: NodeDevice(device, number) for number, device in enumerate((A, B, C, VF), 10)}
+
+
+def around(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, guest=GUEST, **state):
+    return Surroundings(
+        driver=driver,
+        support=support,
+        guest=GuestState(guest, **state),
+        caps=caps,
+        holders=holders,
+        nodes=nodes,
+    )
+
+
+def plan(surroundings, *devices, strategy=None, **request):
+    named = None if strategy is None else Choice.parse(strategy)
+    wanted = AttachRequest("guest0", devices, named, **request)
+    return planning.attaching(surroundings, PLUGINS, Config(), HOST, wanted)
+
+
+def with_cells(*pairs, memory=None):
+    """Return the guest with NUMA cells, each bound to a set of host nodes."""
+    cells = "".join(f"<cell id='{cell}' cpus='{cell}' memory='1048576'/>" for cell, _ in pairs)
+    nodes = "".join(
+        f"<memnode cellid='{cell}' mode='strict' nodeset='{nodeset}'/>"
+        for cell, nodeset in pairs
+        if nodeset is not None
+    )
+    if memory is not None:
+        nodes = f"<memory mode='strict' nodeset='{memory}'/>{nodes}"
+    text = str(GUEST).replace(
+        "<cpu mode='host-passthrough'/>",
+        f"<cpu mode='host-passthrough'><numa>{cells}</numa></cpu><numatune>{nodes}</numatune>",
+    )
+    return DomainXml.parse(text, "the test")
+
+
+def cells_of_buses(change):
+    return [c.node for c in change.new.controllers() if c.model == EXPANDER_BUS]
+
+
+def on_nodes(**numbers):
+    devices = {"a": A, "b": B, "c": C}
+    return NODES | {
+        devices[name]: replace(NODES[devices[name]], numa_node=node)
+        for name, node in numbers.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("pairs", "nodes", "devices", "cells"),
+    [
+        ([(0, "0"), (1, "1")], {"a": 1, "b": 1, "c": 0}, (A, B, C), [1, 0]),
+        ([(0, "0"), (1, "1")], {"a": 1}, (A,), [1]),
+        ([(0, "0-1,^0"), (1, "0")], {"a": 1}, (A,), [0]),
+        ([(0, "0"), (1, "1")], {"a": 1, "b": 0}, (A, B), [None]),
+        ([(0, "0"), (1, "1")], {"a": 1}, (A, B), [None]),
+        ([(0, "0-1")], {"a": 1}, (A,), [None]),
+        ([], {"a": 1}, (A,), [None]),
+    ],
+)
+def test_a_bus_is_on_the_cell_of_its_devices(pairs, nodes, devices, cells):
+    change = plan(around(guest=with_cells(*pairs), nodes=on_nodes(**nodes)), *devices)
+    assert cells_of_buses(change) == cells
+
+
+def test_memory_of_all_cells_counts_for_those_without_a_node_of_their_own():
+    guest = with_cells((0, "0"), (1, None), memory="3")
+    change = plan(around(guest=guest, nodes=on_nodes(a=3)), A)
+    assert cells_of_buses(change) == [1]
+
+
+def test_no_cell_on_that_node_is_told():
+    change = plan(around(guest=with_cells((0, "0")), nodes=on_nodes(a=1)), A)
+    assert (
+        "0000:01:00.0: on NUMA node 1 of the host, and no cell of the guest has its memory there "
+        "alone: the bus gets no <node>"
+    ) in change.notes
+
+
+@pytest.mark.parametrize("nodeset", ["", "a", "1-", "3-1", "^1-2", "99999", "-1", "0x1"])
+def test_a_node_set_that_is_none(nodeset):
+    guest = with_cells((0, nodeset))
+    with pytest.raises(DomainXmlError, match=r"reading the NUMA cells of guest0: .* such as 0-3,"):
+        plan(around(guest=guest, nodes=on_nodes(a=1)), A)
+
+
+# Virtual functions.
+
+
+def functions():
+    return NODES | {
+        A: replace(NODES[A], virtual_functions=(VF,)),
+        VF: replace(NODES[VF], physical_function=A),
+    }
+
+
+def test_a_virtual_function_is_attached_as_a_device_of_its_own():
+    change = plan(around(nodes=functions()), VF)
+    assert [hostdev.host for hostdev in change.new.hostdevs()] == [VF]
+    assert {verdict.outcome for verdict in change.verdicts} == {"delivered"}
+
+
+@pytest.mark.parametrize(
+    ("device", "held", "words"),
+    [
+        (A, VF, "domain other has its virtual function 0000:01:00.1"),
+        (VF, A, "domain other has its physical function 0000:01:00.0"),
+    ],
+)
+def test_a_function_whose_other_half_a_guest_has(device, held, words):
+    with pytest.raises(RefusedError, match=words):
+        plan(around(nodes=functions(), holders=[(held, "other")]), device)
+
+
+# Unmanaged devices.
+
+
+@pytest.mark.parametrize("driver", ["vfio-pci", "mlx5-vfio-pci", "nvgrace-gpu-vfio-pci"])
+def test_unmanaged_devices_stay_as_they_are(driver):
+    nodes = {A: replace(NODES[A], driver=driver)}
+    change = plan(around(nodes=nodes), A, managed=False)
+    assert [hostdev.managed for hostdev in change.new.hostdevs()] == [False]
+
+
+@pytest.mark.parametrize("driver", [None, "nvme"])
+def test_an_unmanaged_device_that_is_not_ready(driver):
+    nodes = {A: replace(NODES[A], driver=driver)}
+    has = "no driver" if driver is None else "the driver nvme"
+    with pytest.raises(RefusedError) as caught:
+        plan(around(nodes=nodes), A, managed=False)
+    assert str(caught.value) == (
+        f"attaching 0000:01:00.0 to guest0 unmanaged: it has {has}, not vfio-pci; bind it with "
+        "virsh nodedev-detach pci_0000_01_00_0, or attach it managed"
+    )
+    assert plan(around(nodes=nodes), A).new.hostdevs()[0].managed
+
+
+def test_a_device_that_libvirt_does_not_know():
+    with pytest.raises(RefusedError, match="libvirt knows no such device of the host; valid is"):
+        plan(around(nodes={}), A)
+    assert plan(around(nodes={}), A, carrier=Carrier.SIM).new.hostdevs()
+    assert plan(around(nodes={}, driver=None), A).new.hostdevs()
+
+
+# What libvirt says of the guest and of itself.
+
+
+@pytest.mark.parametrize(
+    ("state", "scope", "words"),
+    [
+        ({}, Scope.LIVE, "it does not run; --scope config changes its definition"),
+        ({}, Scope.BOTH, "it does not run; --scope config changes its definition"),
+        ({"persistent": False}, Scope.CONFIG, "it has none, it is gone when it stops; --scope liv"),
+        ({"saved": True}, Scope.CONFIG, "virsh managedsave-remove guest0"),
+    ],
+)
+def test_a_guest_that_cannot_be_changed_so(state, scope, words):
+    with pytest.raises(RefusedError, match=words):
+        plan(around(**state), A, scope=scope)
+    with pytest.raises(RefusedError, match=words):
+        planning.detaching(GuestState(GUEST, **state), DetachRequest("guest0", (A,), scope))
+
+
+def test_snapshots_are_told():
+    change = plan(around(snapshots=2), A)
+    assert any(note.startswith("the guest has 2 snapshots: going back") for note in change.notes)
+    assert not any("snapshots" in note for note in plan(around(), A).notes)
+
+
+@pytest.mark.parametrize(
+    ("caps", "words"),
+    [
+        (DomainCaps(iommufd=False), "through iommufd"),
+        (DomainCaps(pci_hostdev=False), "cannot assign PCI devices"),
+        (DomainCaps(gic3=False, efi=False), "a GICv3 nor give the guest a UEFI firmware"),
+    ],
+)
+def test_what_domain_capabilities_exclude(caps, words):
+    with pytest.raises(RefusedError, match=words):
+        plan(around(caps=caps), A)
+
+
+def test_capabilities_that_say_nothing_exclude_nothing():
+    assert plan(around(caps=DomainCaps()), A).new.hostdevs()
+
+
+# Properties of vSMMUs, free ports, file descriptors.
+
+
+def test_properties_are_those_of_each_new_vsmmu():
+    change = plan(around(), A, C, driver={"oas": "48", "ats": "on"})
+    assert [iommu.driver for iommu in change.new.iommus()] == [
+        {"pciBus": "1", "accel": "on", "oas": "48", "ats": "on"},
+        {"pciBus": "3", "accel": "on", "oas": "48", "ats": "on"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ({"ssidSize": "1"}, "vSMMU property 'ssidSize': unknown; valid: ats, ril, ssidsize, oas"),
+        ({"ssidsize": "21"}, "vSMMU property ssidsize=21: valid: 0 to 20"),
+        ({"oas": "52"}, "vSMMU property oas=52: valid: 44 and 48"),
+        ({"accel": "off"}, "vSMMU property 'accel': unknown"),
+    ],
+)
+def test_properties_that_a_vsmmu_does_not_have(driver, words):
+    with pytest.raises(UsageError, match=words):
+        plan(around(), A, driver=driver)
+
+
+def test_properties_that_this_libvirt_does_not_have():
+    older = Support(Version(11, 10), Version(11, 1))
+    with pytest.raises(RefusedError, match=r"libvirt 11\.10\.0 cannot write <driver oas>"):
+        plan(around(support=older), A, carrier=Carrier.SIM, driver={"oas": "48"})
+
+
+def test_free_ports_are_there_for_later():
+    change = plan(around(), A, spare_ports=3)
+    (vsmmu,) = read_record(change.new).vsmmus
+    assert len(vsmmu.spare_ports) == 3
+    undone = planning.detaching(GuestState(change.new), DetachRequest("guest0"))
+    assert str(undone.new) == str(GUEST)
+    with pytest.raises(UsageError, match="spare ports: -1; valid is 0 or more"):
+        plan(around(), A, spare_ports=-1)
+
+
+def test_a_group_of_file_descriptors_is_named():
+    change = plan(around(), A, fdgroup="iommu")
+    assert change.new.iommufd_fdgroup == "iommu"
+    undone = planning.detaching(GuestState(change.new), DetachRequest("guest0"))
+    assert str(undone.new) == str(GUEST)
+    older = Support(Version(12, 2), Version(11, 1))
+    with pytest.raises(RefusedError, match="cannot write <iommufd fdgroup>"):
+        plan(around(support=older), A, fdgroup="iommu", carrier=Carrier.SIM)
+
+
+# What runs.
+
+
+def running(change):
+    """Return the definition of a change as what runs."""
+    return {"running": change.new, "guest": change.new}
+
+
+def test_the_definition_and_what_runs_get_the_device_in_one_place():
+    first = plan(around(), A, spare_ports=1)
+    change = plan(around(**running(first)), B, scope=Scope.BOTH)
+    assert str(change.new) == str(change.live.new)
+    ((device, xml),) = change.live.devices
+    assert device == B
+    assert xml == (
+        "<hostdev mode='subsystem' type='pci' managed='yes'>\n      <source>\n        "
+        "<address domain='0x0001' bus='0x01' slot='0x00' function='0x0'/>\n      </source>\n      "
+        "<address type='pci' domain='0x0000' bus='0x03' slot='0x00' function='0x0'/>\n    "
+        "</hostdev>"
+    )
+    assert not any("next start" in note for note in change.notes)
+
+
+def test_what_runs_alone():
+    first = plan(around(), A, spare_ports=1)
+    change = plan(around(**running(first)), B, scope=Scope.LIVE)
+    assert change.new is change.old
+    assert [device.host for device in change.record.devices] == [A, B]
+    assert "the next start is without it" in " ".join(change.notes)
+    out = planning.detaching(
+        GuestState(first.new, change.live.new), DetachRequest("guest0", (), Scope.LIVE)
+    )
+    assert [device for device, _xml in out.live.devices] == [A, B]
+    assert len(read_record(out.live.new).vsmmus[0].spare_ports) == 2
+
+
+def test_one_that_the_definition_has_can_be_plugged():
+    first = plan(around(), A, spare_ports=1)
+    later = plan(around(guest=first.new), B)
+    state = {"guest": later.new, "running": first.new, "holders": [(A, "guest0"), (B, "guest0")]}
+    change = plan(around(**state), B, scope=Scope.LIVE)
+    assert [device for device, _xml in change.live.devices] == [B]
+    with pytest.raises(RefusedError, match="it is attached already; detach it first"):
+        plan(around(**state), B, scope=Scope.BOTH)
+
+
+@pytest.mark.parametrize("asked", [{"spare_ports": 1}, {"driver": {"oas": "48"}}, {"fdgroup": "x"}])
+def test_what_cannot_be_asked_of_what_runs(asked):
+    first = plan(around(), A, spare_ports=1)
+    with pytest.raises(UsageError, match="attaching with --scope live: spare ports, vSMMU prop"):
+        plan(around(**running(first)), B, scope=Scope.LIVE, **asked)

@@ -1,0 +1,205 @@
+"""Changing what runs, on a real daemon: its test driver plugs devices in, QEMU runs guests.
+
+The test driver has no call to take a device out again, so what comes out is held on its refusal.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from provision.helpers import A2, HOST, PLUGINS, A, B, C
+from provision.test_real_daemon import GUEST, vmm_msi, without_hostdevs
+
+from vmm_msi import provision
+from vmm_msi.config import Config
+from vmm_msi.domxml import editor
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.metadata import read_record
+from vmm_msi.domxml.support import IommufdForm
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.errors import HypervisorError, RefusedError
+from vmm_msi.libvirt_driver import connect
+from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.provision import AttachRequest, DetachRequest, Scope
+
+pytestmark = pytest.mark.lab_root
+
+#: Behind SMMU 0, like A and B.
+A3 = PciAddress(0, 3, 0, 0)
+
+
+@pytest.fixture
+def guest(lab_daemon):
+    """The daemon's test driver with a guest that runs, with A and two free ports."""
+    with connect(lab_daemon.test_uri) as connection:
+        connection.define(nested_guest(GUEST, memory=1 << 30, kind="test"))
+        attach(connection, A, spare_ports=2)
+        connection.start(GUEST)
+        yield connection
+        if connection.is_active(GUEST):
+            connection.destroy(GUEST)
+        connection.undefine(GUEST)
+
+
+@pytest.fixture
+def qemu(lab_daemon):
+    """The daemon's QEMU driver with a guest that is emulated."""
+    with connect(lab_daemon.uri) as connection:
+        connection.define(nested_guest(GUEST, memory=256 << 20, kind="qemu"))
+        yield connection
+        if connection.is_active(GUEST):
+            connection.destroy(GUEST)
+        connection.undefine(GUEST)
+
+
+def attach(connection, *devices, **request):
+    wanted = AttachRequest(GUEST, devices, carrier=provision.Carrier.SIM, **request)
+    return provision.attach(connection, PLUGINS, Config(), HOST, wanted)
+
+
+def state(connection):
+    found = connection.state(GUEST)
+    return str(found.definition), None if found.running is None else str(found.running)
+
+
+def devices_of(xml):
+    return [device.host for device in read_record(xml).devices]
+
+
+def test_what_runs_and_the_definition_get_a_device(guest):
+    before, _running = state(guest)
+    attach(guest, B, scope=Scope.BOTH)
+    found = guest.state(GUEST)
+    assert devices_of(found.definition) == devices_of(found.running) == [A, B]
+    places = [
+        {hostdev.host: hostdev.guest for hostdev in xml.hostdevs()}
+        for xml in (found.definition, found.running)
+    ]
+    assert places[0] == places[1]
+    assert len(places[0]) == 2
+    assert guest.assigned() == [(A, GUEST), (B, GUEST)]
+    provision.detach(guest, DetachRequest(GUEST, (B,)))
+    undone, _running = state(guest)
+    (vsmmu,) = read_record(DomainXml.parse(undone, "it")).vsmmus
+    assert len(vsmmu.spare_ports) == 1
+    assert before != undone
+
+
+def test_what_runs_alone_gets_devices_in_two_steps(guest):
+    before, _running = state(guest)
+    attach(guest, B, scope=Scope.LIVE)
+    attach(guest, A2, scope=Scope.LIVE)
+    found = guest.state(GUEST)
+    assert str(found.definition) == before
+    assert devices_of(found.running) == [A, B, A2]
+    assert read_record(found.running).vsmmus[0].spare_ports == ()
+    full = state(guest)
+    with pytest.raises(RefusedError, match="0 free root ports are behind its vSMMU on expander"):
+        attach(guest, A3, scope=Scope.LIVE)
+    assert state(guest) == full
+
+
+def test_what_cannot_be_plugged_is_refused_before_the_call(guest):
+    before = state(guest)
+    with pytest.raises(RefusedError, match="has no vSMMU for SMMU 1, and QEMU cannot plug one"):
+        attach(guest, C, scope=Scope.BOTH)
+    assert state(guest) == before
+
+
+def test_the_definition_is_put_back_when_the_guest_keeps_a_device(guest):
+    before = state(guest)
+    with pytest.raises(HypervisorError) as caught:
+        provision.detach(guest, DetachRequest(GUEST, (A,), Scope.BOTH))
+    assert "unplugging a device from the running guest" in str(caught.value)
+    assert "this driver of libvirt cannot do that" in str(caught.value)
+    assert "failed too" not in str(caught.value)
+    assert state(guest) == before
+
+
+def test_a_device_that_cannot_be_undone_is_named(guest):
+    """The second device is refused, and this driver does not take the first one out again."""
+    before, _running = state(guest)
+    request = AttachRequest(GUEST, (B, A2), carrier=provision.Carrier.SIM, scope=Scope.BOTH)
+    change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
+    first, (device, _xml) = change.live.devices
+    broken = replace(change.live, devices=(first, (device, "<hostdev/>")))
+    with pytest.raises(HypervisorError) as caught:
+        provision.carry_out(guest, replace(change, live=broken))
+    assert "plugging a device into the running guest nested" in str(caught.value)
+    assert "undoing it in the running guest failed too: unplugging" in str(caught.value)
+    found = guest.state(GUEST)
+    assert str(found.definition) == before
+    assert devices_of(found.running) == [A]
+
+
+def test_a_plan_that_is_out_of_date(guest):
+    request = AttachRequest(GUEST, (B,), carrier=provision.Carrier.SIM, scope=Scope.BOTH)
+    change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
+    attach(guest, A2, scope=Scope.LIVE)
+    before = state(guest)
+    with pytest.raises(HypervisorError, match="somebody else changed it since this was planned"):
+        provision.carry_out(guest, change)
+    assert state(guest) == before
+
+
+def test_a_guest_without_a_definition(lab_daemon):
+    """Only what runs can be changed; the record is in its live metadata."""
+    with connect(lab_daemon.test_uri) as connection:
+        connection.define(nested_guest(GUEST, memory=1 << 30, kind="test"))
+        attach(connection, A, spare_ports=1)
+        connection.start(GUEST)
+        connection.undefine(GUEST)
+        assert not connection.state(GUEST).persistent
+        with pytest.raises(RefusedError, match="--scope live changes what runs"):
+            attach(connection, B)
+        attach(connection, B, scope=Scope.LIVE)
+        assert devices_of(connection.state(GUEST).running) == [A, B]
+        connection.destroy(GUEST)
+
+
+def test_the_command_says_what_was_changed(guest):
+    out = vmm_msi(guest, "attach", B, "--scope", "live")
+    assert out.startswith(f"{GUEST}: attached {B}\n")
+    assert "note: what runs was changed, not the definition: the next start is without it" in out
+    xml = DomainXml.parse(vmm_msi(guest, "attach", A2, "--scope", "live", "--print-xml"), "it")
+    assert [hostdev.host for hostdev in xml.hostdevs()] == [A, B, A2]
+    assert xml.root.get("id") is not None
+
+
+# QEMU.
+
+
+def test_qemu_refuses_a_device_and_all_is_as_before(qemu):
+    """This machine has no VFIO: libvirt's refusal of the plug undoes the definition, too."""
+    layout = replace(
+        qemu.versions().support.layout(), accel=False, iommufd=IommufdForm.NONE, spare_ports=1
+    )
+    plan = GuestPlan((VsmmuPlan(0, (A,), accelerated=False),))
+    new = editor.apply(
+        qemu.domain_xml(GUEST), plan, layout, {A: editor.Assignment("identity", "sim")}
+    )
+    qemu.define(without_hostdevs(new))
+    qemu.start(GUEST)
+    before = state(qemu)
+    with pytest.raises(HypervisorError, match="VFIO PCI device assignment is not supported by th"):
+        attach(qemu, B, scope=Scope.BOTH)
+    assert state(qemu) == before
+
+
+def test_qemu_saved_state(qemu):
+    qemu.start(GUEST)
+    qemu._raw.lookupByName(GUEST).managedSave(0)
+    before = state(qemu)
+    words = vmm_msi(qemu, "attach", A, "--backend", "sim", code=5)
+    assert "libvirt saved its state, and its next start takes that up" in words
+    assert state(qemu) == before
+    qemu._raw.lookupByName(GUEST).managedSaveRemove(0)
+    attach(qemu, A)
+    provision.detach(qemu, DetachRequest(GUEST))
+    assert state(qemu) == before
+
+
+def test_qemu_says_that_this_host_has_no_iommufd(qemu):
+    caps = qemu.capabilities_for(qemu.domain_xml(GUEST))
+    assert (caps.pci_hostdev, caps.iommufd, caps.gic3, caps.efi) == (True, False, True, True)

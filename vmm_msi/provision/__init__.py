@@ -1,0 +1,132 @@
+"""Attach devices to a libvirt domain and detach them: plan first, change once, undo on failure.
+
+``surroundings`` asks libvirt, ``planning`` makes the new XML of the answers without changing
+anything (``checks`` says what is refused, ``modelled`` what the model is run with), ``carry``
+carries a plan out or leaves everything as it was, ``turns`` keeps others from changing guests
+meanwhile. Who carries the doorbell binding out is said by :class:`Carrier`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml import owned
+from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.errors import RefusedError
+from vmm_msi.provision import planning
+from vmm_msi.provision.carry import carry_out, carry_out_in_turn
+from vmm_msi.provision.handover import hand_over, open_iommufd
+from vmm_msi.provision.request import (
+    AttachRequest,
+    Carrier,
+    Change,
+    DetachRequest,
+    LiveChange,
+    Scope,
+    Status,
+)
+from vmm_msi.provision.surroundings import Surroundings, gather
+from vmm_msi.provision.turns import turn
+
+if TYPE_CHECKING:
+    from vmm_msi.config import Config
+    from vmm_msi.host import PluginHost
+    from vmm_msi.libvirt_driver import Connection
+    from vmm_msi.model import HostTopology
+
+__all__ = [
+    "AttachRequest",
+    "Carrier",
+    "Change",
+    "DetachRequest",
+    "LiveChange",
+    "Scope",
+    "Status",
+    "Surroundings",
+    "attach",
+    "carry_out",
+    "detach",
+    "gather",
+    "hand_over",
+    "open_iommufd",
+    "plan_attach",
+    "plan_detach",
+    "status",
+]
+
+
+def plan_attach(
+    connection: Connection,
+    plugins: PluginHost,
+    settings: Config,
+    host: HostTopology,
+    request: AttachRequest,
+) -> Change:
+    """Ask libvirt and plan to attach devices; nothing is changed.
+
+    :raise RefusedError: when the strategy, the model, the libvirt or the guest cannot do it.
+    :raise UsageError: when something is asked for that does not exist.
+    :raise TopologyError: when the host description lacks a device.
+    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    """
+    around = gather(connection, request)
+    return planning.attaching(around, plugins, settings, host, request)
+
+
+def plan_detach(connection: Connection, request: DetachRequest) -> Change:
+    """Ask libvirt and plan to take devices out; nothing is changed.
+
+    :raise DomainXmlError: when one was not attached by vmm-msi.
+    :raise RefusedError: when what is to be changed is not there.
+    :raise UsageError: when there is nothing to take out.
+    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    """
+    return planning.detaching(connection.state(request.domain), request)
+
+
+def attach(
+    connection: Connection,
+    plugins: PluginHost,
+    settings: Config,
+    host: HostTopology,
+    request: AttachRequest,
+) -> Change:
+    """Attach devices, all or none, while no other change of a guest on that host is under way.
+
+    :raise VmmMsiError: as :func:`plan_attach` and :func:`carry_out`; everything is as it was.
+    """
+    with turn(connection.hostname()):
+        change = plan_attach(connection, plugins, settings, host, request)
+        carry_out_in_turn(connection, change, plugins)
+    return change
+
+
+def detach(
+    connection: Connection, request: DetachRequest, plugins: PluginHost | None = None
+) -> Change:
+    """Take devices out, all or none, while no other change of a guest on that host is under way.
+
+    :raise VmmMsiError: as :func:`plan_detach` and :func:`carry_out`; everything is as it was.
+    """
+    with turn(connection.hostname()):
+        change = plan_detach(connection, request)
+        carry_out_in_turn(connection, change, plugins)
+    return change
+
+
+def status(connection: Connection, domain: str, scope: Scope = Scope.CONFIG) -> Status:
+    """Return what vmm-msi added to a guest, and what of it is gone.
+
+    :param scope: whether of its definition or of what runs.
+    :raise RefusedError: for what runs, when it does not.
+    :raise DomainXmlError: when the record cannot be read.
+    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    """
+    state = connection.state(domain)
+    xml = state.running if scope.live else state.definition
+    if xml is None:
+        raise RefusedError(
+            f"looking at the running guest {state.definition.name}: it does not run; --scope "
+            "config shows its definition"
+        )
+    return Status(xml.name, read_record(xml) or DomainRecord(), tuple(owned.gone(xml)))

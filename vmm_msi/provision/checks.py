@@ -1,0 +1,271 @@
+"""What is refused before anything is changed, and what would work instead."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml import checks
+from vmm_msi.domxml.checks import Check
+from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.nodedev import node_name
+from vmm_msi.domxml.support import DRIVER_VALUES, Feature
+from vmm_msi.errors import RefusedError, UsageError
+from vmm_msi.model import Outcome
+from vmm_msi.provision.request import Carrier, Scope
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from vmm_msi.config import Choice
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.state import GuestState
+    from vmm_msi.domxml.support import Support
+    from vmm_msi.hookspecs import Needs
+    from vmm_msi.host import PluginHost
+    from vmm_msi.model import GuestPlan, PciAddress, Verdict
+    from vmm_msi.provision.request import AttachRequest
+    from vmm_msi.provision.surroundings import Surroundings
+
+
+def check_once(devices: Iterable[PciAddress]) -> None:
+    """Refuse a device that is named twice."""
+    seen: set[PciAddress] = set()
+    for device in devices:
+        if device in seen:
+            raise UsageError(f"{device}: is named twice")
+        seen.add(device)
+
+
+def check_request(request: AttachRequest) -> None:
+    """Refuse what no guest and no libvirt could be asked for.
+
+    :raise UsageError: for a device that is there twice, or a property that a vSMMU does not have.
+    """
+    check_once(request.devices)
+    for name, value in request.driver.items():
+        if name not in DRIVER_VALUES:
+            raise UsageError(f"vSMMU property {name!r}: unknown; valid: {', '.join(DRIVER_VALUES)}")
+        _feature, values = DRIVER_VALUES[name]
+        if value not in values:
+            shown = f"{values[0]} to {values[-1]}" if len(values) > 2 else " and ".join(values)
+            raise UsageError(f"vSMMU property {name}={value}: valid: {shown}")
+    if request.spare_ports < 0:
+        raise UsageError(f"spare ports: {request.spare_ports}; valid is 0 or more")
+    if request.scope is Scope.LIVE and (
+        request.spare_ports or request.driver or request.fdgroup is not None
+    ):
+        raise UsageError(
+            "attaching with --scope live: spare ports, vSMMU properties and file descriptor "
+            "groups are of the definition; use --scope config or --scope both"
+        )
+
+
+def check_state(guest: GuestState, scope: Scope) -> None:
+    """Refuse to change what is not there, or what libvirt would not look at.
+
+    :raise RefusedError: when it is so.
+    """
+    name = guest.definition.name
+    if scope.live and guest.running is None:
+        raise RefusedError(
+            f"changing the running guest {name}: it does not run; --scope config changes its "
+            "definition"
+        )
+    if scope.config and not guest.persistent:
+        raise RefusedError(
+            f"changing the definition of {name}: it has none, it is gone when it stops; --scope "
+            "live changes what runs"
+        )
+    if scope.config and guest.saved:
+        raise RefusedError(
+            f"changing the definition of {name}: libvirt saved its state, and its next start takes "
+            "that up with the XML of then; start it and shut it down, or throw the state away with "
+            f"virsh managedsave-remove {name}"
+        )
+
+
+def check_free(around: Surroundings, request: AttachRequest) -> None:
+    """Refuse devices that this guest or another one of this libvirt has already.
+
+    A virtual function goes away with the host's driver of its physical function, so the two are
+    one as far as other guests go.
+    """
+    name = around.guest.definition.name
+    mine = [
+        (request.scope.config, around.guest.definition),
+        (request.scope.live, around.guest.running),
+    ]
+    for wanted, xml in mine:
+        if not wanted or xml is None:
+            continue
+        record = read_record(xml) or DomainRecord()
+        present = {hostdev.host for hostdev in xml.hostdevs()}
+        for device in request.devices:
+            if record.device(device) is not None:
+                raise RefusedError(
+                    f"attaching {device} to {name}: it is attached already; detach it first"
+                )
+            if device in present:
+                raise RefusedError(
+                    f"attaching {device} to {name}: it has a <hostdev> for it already; take it "
+                    "out there first"
+                )
+    holder_of: dict[PciAddress, str] = {}
+    for device, holder in around.holders:
+        if holder != name or device not in holder_of:
+            holder_of[device] = holder
+    for device in request.devices:
+        holder = holder_of.get(device, name)
+        if holder != name:
+            raise RefusedError(
+                f"attaching {device} to {name}: domain {holder} holds a <hostdev> for it already; "
+                "take it out there first"
+            )
+        node = around.nodes.get(device)
+        for other in () if node is None else (node.physical_function, *node.virtual_functions):
+            if other in holder_of:
+                kind = (
+                    "physical"
+                    if node is not None and other == node.physical_function
+                    else ("virtual")
+                )
+                raise RefusedError(
+                    f"attaching {device} to {name}: domain {holder_of[other]} has its {kind} "
+                    f"function {other}, and both cannot be in use; take that out there first"
+                )
+
+
+def check_carrier(
+    plugins: PluginHost, carrier: Carrier, driver: str | None, needs: Mapping[Choice, Needs]
+) -> None:
+    """Refuse strategies that nobody would carry out."""
+    if carrier is Carrier.SIM:
+        return
+    if driver not in {None, "QEMU"}:
+        raise RefusedError(
+            f"--backend qemu: this libvirt connection is {driver}; --backend sim works"
+        )
+    for choice, need in needs.items():
+        if not need.qemu:
+            able = [str(c) for c in plugins.choices() if needs_of(plugins, c).qemu]
+            raise RefusedError(
+                f"strategy {choice}: QEMU and the kernel bind doorbells by identity and cannot "
+                f"carry it out; {' or '.join(able)} would work here, or --backend sim, which "
+                "writes the XML and only models the binding"
+            )
+
+
+def needs_of(plugins: PluginHost, choice: Choice) -> Needs:
+    """Return what a strategy needs with the options that were chosen."""
+    return plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
+
+
+def check_guest(old: DomainXml, carrier: Carrier, needs: Iterable[Needs]) -> None:
+    """Refuse a guest that cannot have nested vSMMUs, or not with these strategies."""
+    fatal = {Check.ARCH, Check.MACHINE, Check.GIC}
+    if any(need.rmr for need in needs):
+        fatal |= {Check.ACPI, Check.FIRMWARE}
+    if carrier is Carrier.QEMU:
+        fatal.add(Check.KVM)
+    found = [problem for problem in checks.problems(old) if problem.check in fatal]
+    if found:
+        raise RefusedError(f"guest {old.name}: {'; '.join(map(str, found))}")
+
+
+def check_devices(around: Surroundings, carrier: Carrier, request: AttachRequest) -> None:
+    """Refuse devices that the libvirt that is to hand them over does not know or does not have.
+
+    The vfio-pci family is told by name: variant drivers end in it, too (Linux
+    ``drivers/vfio/pci``: mlx5-vfio-pci, nvgrace-gpu-vfio-pci).
+    """
+    if carrier is not Carrier.QEMU or around.driver is None:
+        return
+    name = around.guest.definition.name
+    unknown = [str(device) for device in request.devices if device not in around.nodes]
+    if unknown:
+        raise RefusedError(
+            f"attaching {', '.join(unknown)} to {name}: libvirt knows no such device of the host; "
+            "valid is what virsh nodedev-list --cap pci shows"
+        )
+    for device in request.devices:
+        driver = around.nodes[device].driver
+        if request.managed or (driver or "").replace("_", "-").endswith("vfio-pci"):
+            continue
+        has = "no driver" if driver is None else f"the driver {driver}"
+        raise RefusedError(
+            f"attaching {device} to {name} unmanaged: it has {has}, not vfio-pci; bind it with "
+            f"virsh nodedev-detach {node_name(device)}, or attach it managed"
+        )
+
+
+def check_caps(around: Surroundings) -> None:
+    """Refuse what this libvirt says that it cannot do on its host."""
+    caps = around.caps
+    if caps is None:
+        return
+    lacks = {
+        "assign PCI devices": caps.pci_hostdev,
+        "assign them through iommufd (a kernel with IOMMUFD, and /dev/iommu)": caps.iommufd,
+        "give the guest a GICv3": caps.gic3,
+        "give the guest a UEFI firmware": caps.efi,
+    }
+    missing = [what for what, able in lacks.items() if able is False]
+    if missing:
+        raise RefusedError(
+            f"guest {around.guest.definition.name}: libvirt's domain capabilities say that this "
+            f"host cannot {' nor '.join(missing)}. Would work here: --backend sim, which writes "
+            "the XML and models the binding"
+        )
+
+
+def check_support(
+    support: Support, plan: GuestPlan, carrier: Carrier, request: AttachRequest
+) -> None:
+    """Check that libvirt and QEMU can express the plan, and say what would work if not."""
+    gaps = support.missing(_features(plan, carrier, request))
+    if gaps:
+        raise RefusedError(
+            f"guest {request.domain} would need {len(plan.vsmmus)} vSMMUs: "
+            f"{'; '.join(map(str, gaps))}. {_what_works(support, plan, carrier)}"
+        )
+
+
+def _features(plan: GuestPlan, carrier: Carrier, request: AttachRequest) -> list[Feature]:
+    features = [Feature.SMMUV3, *(DRIVER_VALUES[name][0] for name in request.driver)]
+    if request.fdgroup is not None:
+        features += [Feature.DOMAIN_IOMMUFD, Feature.FDGROUP]
+    if len(plan.vsmmus) > 1 or carrier is Carrier.QEMU:
+        features.append(Feature.PCI_BUS)
+    if carrier is Carrier.QEMU:
+        features += [Feature.ACCEL, Feature.HOSTDEV_IOMMUFD]
+    return features
+
+
+def _what_works(support: Support, plan: GuestPlan, carrier: Carrier) -> str:
+    """Say what this libvirt could do instead of ``plan``."""
+    if not support.has(Feature.SMMUV3):
+        return "Nothing works with this libvirt"
+    if carrier is Carrier.QEMU:
+        return "Would work here: --backend sim, which writes the XML and models the binding"
+    if len({vsmmu.smmu for vsmmu in plan.vsmmus}) == 1:
+        return "Would work here: multi-its:mode=s2, which needs one vSMMU for these devices"
+    return (
+        "Would work here: devices that are behind one physical SMMU, with any strategy but "
+        "multi-its:mode=vsmmu"
+    )
+
+
+def check_verdicts(verdicts: Iterable[Verdict], record: DomainRecord) -> None:
+    """Refuse MSIs that would not arrive, but for devices that were attached knowing that."""
+    known = {
+        device.host
+        for device in record.devices
+        if device.binding is not None and device.binding.outcome not in {None, Outcome.DELIVERED}
+    }
+    for verdict in verdicts:
+        if verdict.outcome is not Outcome.DELIVERED and verdict.device not in known:
+            raise RefusedError(
+                f"{verdict.device}: its MSIs would not arrive: {verdict.outcome}: "
+                f"{verdict.reason}; use another strategy, or --allow-faults to attach it all the "
+                "same"
+            )

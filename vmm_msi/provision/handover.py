@@ -1,0 +1,58 @@
+"""Hand /dev/iommu over to a guest that libvirt starts, instead of letting libvirt open it.
+
+A program that keeps the iommufd can then map doorbells in it itself, or look at what the guest's
+devices do. The definition names the open file as a group (``attach --fdgroup NAME``), and libvirt
+takes it from the connection that starts the guest: https://libvirt.org/formatdomain.html#iommufd
+and https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainFDAssociate.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import HypervisorError, RefusedError
+
+if TYPE_CHECKING:
+    from vmm_msi.libvirt_driver import Connection
+
+DEV_IOMMU = Path("/dev/iommu")
+
+
+def open_iommufd(path: Path = DEV_IOMMU) -> int:
+    """Open the kernel's iommufd (Linux ``Documentation/userspace-api/iommufd.rst``).
+
+    :return: a file descriptor that the caller closes; programs that it starts do not inherit it.
+    :raise HypervisorError: when there is none, or this user may not open it.
+    """
+    try:
+        return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise HypervisorError(
+            f"opening {path}: {error.strerror}; it needs a kernel with CONFIG_IOMMUFD and the "
+            "right to read and write it"
+        ) from error
+
+
+def hand_over(connection: Connection, domain: str, fd: int) -> None:
+    """Give an open /dev/iommu to a guest that is off; start it on the same connection next.
+
+    libvirt keeps a copy for as long as this connection is open, and QEMU one for as long as it
+    runs; the caller may use and close its own. Only connections over a Unix socket carry files.
+
+    :param fd: what :func:`open_iommufd` returned.
+    :raise RefusedError: when the definition names no group for it, or the guest runs.
+    :raise HypervisorError: when libvirt refuses.
+    """
+    doing = f"handing /dev/iommu over to {domain}"
+    state = connection.state(domain)
+    group = state.definition.iommufd_fdgroup
+    if group is None:
+        raise RefusedError(
+            f"{doing}: its definition has no <iommufd fdgroup>; attach its devices with --fdgroup "
+            "NAME"
+        )
+    if state.running is not None:
+        raise RefusedError(f"{doing}: it runs already; shut it down first")
+    connection.pass_fds(state.definition.name, group, [fd])

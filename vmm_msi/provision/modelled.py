@@ -1,0 +1,87 @@
+"""A libvirt guest on the model: which devices, which kernel, which strategies."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmm_msi import topology
+from vmm_msi.domxml.guest import guest_from_xml
+from vmm_msi.errors import RefusedError
+from vmm_msi.iommu.profiles import newest_profile, profile_named
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm_msi.config import Choice
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.hookspecs import Needs
+    from vmm_msi.iommu.profiles import Profile
+    from vmm_msi.model import GuestDomain, HostTopology, PciAddress
+    from vmm_msi.provision.surroundings import Surroundings
+
+
+def with_groups(
+    host: HostTopology, devices: Sequence[PciAddress], around: Surroundings
+) -> tuple[HostTopology, list[str]]:
+    """List the devices in the topology, with libvirt's IOMMU groups where it knows them.
+
+    What neither the description nor libvirt has a group for gets one of its own.
+    """
+    notes = []
+    groups = {device.address: device.iommu_group for device in host.devices}
+    unknown = []
+    host = topology.with_devices(host, devices)
+    for device in devices:
+        node = around.nodes.get(device)
+        if node is None:
+            if around.driver is not None:
+                notes.append(
+                    f"libvirt knows no host device {device}; the host description is believed"
+                )
+            unknown.append(device)
+            continue
+        if node.iommu_group is None:
+            unknown.append(device)
+            continue
+        groups.setdefault(device, node.iommu_group)
+        others = [str(member) for member in node.members if member not in devices]
+        if others:
+            notes.append(
+                f"IOMMU group {node.iommu_group} of {device} has {', '.join(others)} too: no "
+                "driver of the host may use what shares a group with an assigned device"
+            )
+    own = max(groups.values(), default=0)
+    for number, device in enumerate(unknown, 1):
+        groups.setdefault(device, own + number)
+    placed = tuple(replace(device, iommu_group=groups[device.address]) for device in host.devices)
+    return replace(host, devices=placed), notes
+
+
+def guest_of(old: DomainXml, choices: Mapping[PciAddress, Choice]) -> GuestDomain:
+    """Return the guest with the devices that vmm-msi is responsible for."""
+    guest = guest_from_xml(old, also=choices)
+    devices = tuple(device for device in guest.devices if device.host in choices)
+    return replace(guest, devices=devices)
+
+
+def profile_for(needs: Mapping[Choice, Needs]) -> Profile:
+    """Return one kernel profile on which all the strategies can run together.
+
+    :raise RefusedError: when there is none.
+    """
+    named = {choice.profile: choice for choice in needs if choice.profile is not None}
+    if len(named) > 1:
+        raise RefusedError(f"strategies {', '.join(map(str, named.values()))}: name two kernels")
+    if named:
+        return profile_named(str(next(iter(named))))
+    wanted = {need.interface for need in needs.values()}
+    wanted.update(*(need.capabilities for need in needs.values()))
+    profile = newest_profile(wanted)
+    if profile is None:
+        names = ", ".join(sorted({str(choice) for choice in needs}))
+        raise RefusedError(
+            f"strategies {names}: no modelled kernel can carry all of them out at once; use one "
+            "strategy for the whole guest"
+        )
+    return profile

@@ -1,0 +1,71 @@
+"""What a change is planned from, beside the host description: what libvirt says.
+
+Planning itself asks nothing of libvirt (:mod:`vmm_msi.provision.planning`), so that the same edit
+is made of a definition that comes from a file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.errors import NoHostDeviceError
+from vmm_msi.provision.request import Carrier
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm_msi.domxml.domcaps import DomainCaps
+    from vmm_msi.domxml.nodedev import NodeDevice
+    from vmm_msi.domxml.state import GuestState
+    from vmm_msi.domxml.support import Support
+    from vmm_msi.libvirt_driver import Connection
+    from vmm_msi.model import PciAddress
+    from vmm_msi.provision.request import AttachRequest
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What libvirt says of a guest, of the devices that are to be attached and of itself.
+
+    :param driver: libvirt's name of the driver; None where there is no libvirt.
+    :param support: what it can carry.
+    :param caps: what it can do for this guest; None where it was not asked.
+    :param holders: which guest has which device, by its definition or as it runs.
+    :param nodes: the devices that the node device driver knows.
+    """
+
+    driver: str | None
+    support: Support
+    guest: GuestState
+    caps: DomainCaps | None = None
+    holders: Sequence[tuple[PciAddress, str]] = ()
+    nodes: Mapping[PciAddress, NodeDevice] = field(default_factory=dict)
+
+
+def gather(connection: Connection, request: AttachRequest) -> Surroundings:
+    """Ask libvirt for all that attaching is planned from.
+
+    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    """
+    versions = connection.versions()
+    guest = connection.state(request.domain)
+    qemu = request.carrier_on(versions.driver) is Carrier.QEMU and versions.driver == "QEMU"
+    devices = list(request.devices)
+    for xml in filter(None, (guest.definition, guest.running)):
+        devices += [device.host for device in (read_record(xml) or DomainRecord()).devices]
+    nodes = {}
+    for device in dict.fromkeys(devices):
+        try:
+            nodes[device] = connection.node_device(device)
+        except NoHostDeviceError:
+            continue
+    return Surroundings(
+        driver=versions.driver,
+        support=versions.support,
+        guest=guest,
+        caps=connection.capabilities_for(guest.definition) if qemu else None,
+        holders=connection.assigned(),
+        nodes=nodes,
+    )
