@@ -28,6 +28,8 @@ FLAT = (
 )
 EMPTY_DEVICES = "<domain type='kvm'>\n\t<name>tab</name>\n\t<metadata/>\n\t<devices/>\n</domain>\n"
 
+NO_DEVICES = "<domain type='kvm'>\n  <name>bare</name>\n  <memory>1048576</memory>\n</domain>\n"
+
 
 def plan(*groups, iommufd=True):
     """Make a plan with a vSMMU for each (smmu, its) and the devices behind it."""
@@ -69,14 +71,14 @@ def steps(draw):
 @given(
     steps(),
     st.sampled_from(LAYOUTS),
-    st.sampled_from(["plain", "busy", "flat", "empty"]),
+    st.sampled_from(["plain", "busy", "flat", "empty", "none"]),
     st.booleans(),
 )
 def test_detach_undoes_attach(scenario, layout, name, iommufd):
     from pathlib import Path
 
     keys, batches, go = scenario
-    texts = {"flat": FLAT, "empty": EMPTY_DEVICES}
+    texts = {"flat": FLAT, "empty": EMPTY_DEVICES, "none": NO_DEVICES}
     path = Path(__file__).parent / "golden" / f"{name}.in.xml"
     text = texts.get(name) or path.read_text(encoding="utf-8")
     original = DomainXml.parse(text, name)
@@ -268,6 +270,16 @@ def test_remove_passes_over_what_is_gone(read):
     new = editor.remove(old, A)
     assert read_record(new) is None
     assert len(new.controllers()) == 1
+
+
+def test_a_guest_without_devices():
+    old = DomainXml.parse(NO_DEVICES, "bare")
+    assert str(editor.apply(old, plan(), FULL, {})) == NO_DEVICES
+    new = editor.apply(old, plan(((0, None), [A])), FULL, assign(A))
+    assert [hostdev.host for hostdev in new.hostdevs()] == [A]
+    assert str(editor.remove(new, A)) == NO_DEVICES
+    used = edited(new, "  </devices>", "    <hub type='usb'/>\n  </devices>")
+    assert len(editor.remove(used, A).devices) == 1
 
 
 def test_numa_node(read):

@@ -74,7 +74,6 @@ def test_numbers_are_read_as_libvirt_reads_them(decimal, other):
         ("<domain><name>g</name><memory unit='W'>1</memory></domain>", "unit is 'W'"),
         ("<domain><name>g</name><memory>-1</memory></domain>", "its text is '-1'"),
         ("<domain><name>g</name><memory>1_0</memory></domain>", "its text is '1_0'"),
-        ("<domain><name>g</name><memory>1</memory></domain>", "no <devices>"),
     ],
 )
 def test_unreadable(text, words):
@@ -87,6 +86,14 @@ def guest_from_xml_checked(text):
     domain = DomainXml.parse(text, "here")
     assert domain.memory
     return guest_from_xml(domain)
+
+
+def test_a_guest_without_devices():
+    domain = DomainXml.parse("<domain><name>g</name><memory>1</memory></domain>", "here")
+    assert (domain.controllers(), domain.iommus(), domain.hostdevs()) == ((), (), ())
+    assert guest_from_xml(domain).devices == ()
+    with pytest.raises(DomainXmlError, match="it has no <devices>"):
+        _ = domain.devices
 
 
 def test_files(tmp_path):

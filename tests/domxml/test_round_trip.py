@@ -31,7 +31,7 @@ ASSIGNED = {host: Assignment("identity", "qemu") for host in HOSTS}
 LAYOUTS = (
     XmlLayout(),
     XmlLayout(pci_bus=False, accel=False, iommufd=IommufdForm.NONE),
-    XmlLayout(iommufd=IommufdForm.HOSTDEV),
+    XmlLayout(iommufd=IommufdForm.HOSTDEV, spare_ports=2),
 )
 
 #: What the editor says no to, by words of its message.

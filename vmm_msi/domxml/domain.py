@@ -222,14 +222,14 @@ class DomainXml:
         """Return the PCI controllers in document order."""
         return tuple(
             self._controller(element)
-            for element in self.devices.iterfind("controller")
+            for element in self.root.iterfind("devices/controller")
             if element.get("type") == "pci"
         )
 
     def iommus(self) -> tuple[IommuDevice, ...]:
         """Return the IOMMU devices in document order."""
         found = []
-        for element in self.devices.iterfind("iommu"):
+        for element in self.root.iterfind("devices/iommu"):
             driver = element.find("driver")
             attributes = {} if driver is None else {str(k): str(v) for k, v in driver.items()}
             found.append(IommuDevice(element.get("model", ""), attributes, element))
@@ -238,7 +238,8 @@ class DomainXml:
     def hostdevs(self) -> tuple[PciHostdev, ...]:
         """Return the assigned PCI devices in document order."""
         found = []
-        for element in self.devices.iterchildren("hostdev", "interface"):
+        devices = self.root.find("devices")
+        for element in () if devices is None else devices.iterchildren("hostdev", "interface"):
             source = element.find("source/address")
             if source is None or not _is_assigned_pci(element, source):
                 continue

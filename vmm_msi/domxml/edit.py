@@ -77,7 +77,7 @@ def take_out(element: Element) -> None:
 def _line_of_children(parent: Element) -> str | None:
     """Return the line break and indentation in front of a child of ``parent``."""
     if len(parent) == 0:
-        own = _line_of(parent)
+        own = line_of(parent)
         outer = parent.getparent()
         if own is None or outer is None:
             return None
@@ -85,7 +85,8 @@ def _line_of_children(parent: Element) -> str | None:
     return _last_line(parent.text)
 
 
-def _line_of(element: Element) -> str | None:
+def line_of(element: Element) -> str | None:
+    """Return the line break and indentation in front of an element, None where there are none."""
     outer = element.getparent()
     if outer is None:
         return "\n"
@@ -95,7 +96,7 @@ def _line_of(element: Element) -> str | None:
 
 def _unit(parent: Element, line: str) -> str:
     """Return by how much ``parent``'s children are indented further than ``parent``."""
-    own = _line_of(parent)
+    own = line_of(parent)
     return line[len(own) :] if own is not None and line.startswith(own) else ""
 
 
