@@ -2,7 +2,7 @@
 
 Both parse the text, put in a pcie-expander-bus, a pcie-root-port on it and a ``<hostdev>`` behind
 that, and print the text. Ours chooses bus numbers and slots, and adds the ``<iommu>`` and its
-record too. virtinst is not on PyPI: it is taken from Debian with all it needs, a Python and libvirt
+record too. virtinst is taken from Debian with all that it needs, a Python and libvirt
 included, unpacked in the cache and run from there, in a process of its own.
 """
 
@@ -24,6 +24,7 @@ from lxml import etree
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.support import XmlLayout
+from vmm_msi.errors import LabError
 from vmm_msi.lab import DEFAULT_SUITE, hosttools
 from vmm_msi.lab import cache as caches
 from vmm_msi.lab.aptget import PrivateApt
@@ -170,7 +171,10 @@ def untouched(old: str, new: str) -> str:
 
 
 def main() -> None:
-    tree = ensure_virtinst()
+    try:
+        tree = ensure_virtinst()
+    except LabError as error:
+        raise SystemExit(f"editing against virtinst: {error}") from None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = folder / "edited.xml"
