@@ -148,13 +148,24 @@ def _cells(pits: int, mode: str, vits: int, order: str) -> list[str]:
 
 
 def releases_table() -> str:
-    """Return which release has which XML, as Markdown."""
-    from vmm_msi.domxml.support import REQUIREMENTS
+    """Return which libvirt, QEMU, guest and host has which XML, as Markdown."""
+    from vmm_msi.domxml.support import ARCH, MACHINE, REQUIREMENTS
 
-    lines = ["| XML | purpose | libvirt | QEMU |", "|---|---|---|---|"]
+    lines = ["| XML | purpose | libvirt | QEMU | guest | host |", "|---|---|---|---|---|---|"]
     for needs in REQUIREMENTS.values():
         qemu = "any" if needs.qemu is None else str(needs.qemu)
-        lines.append(f"| `{needs.xml}` | {needs.purpose} | {needs.libvirt} | {qemu} |")
+        guest = [f"`{ARCH}`", f"`{MACHINE}`"] if needs.virt else []
+        guest += ["not emulated"] if needs.kvm else []
+        host = "any" if needs.caps is None else f"`{needs.caps}`"
+        row = (
+            f"`{needs.xml}`",
+            needs.purpose,
+            needs.libvirt,
+            qemu,
+            ", ".join(guest) or "any",
+            host,
+        )
+        lines.append(f"| {' | '.join(map(str, row))} |")
     return "\n".join(lines) + "\n"
 
 

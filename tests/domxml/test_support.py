@@ -1,8 +1,11 @@
 import pytest
 
+from vmm_msi.domxml.domcaps import DomainCaps, read_domain_caps
+from vmm_msi.domxml.parse import parse
 from vmm_msi.domxml.support import (
     REQUIREMENTS,
     Feature,
+    GuestKind,
     IommufdForm,
     Support,
     Version,
@@ -44,3 +47,79 @@ def test_qemu_counts_where_there_is_one():
 def test_layout(libvirt, qemu, layout):
     support = Support(Version(*libvirt), None if qemu is None else Version(*qemu))
     assert support.layout() == layout
+
+
+NEWEST = (Version(12, 8), Version(11, 1))
+
+
+@pytest.mark.parametrize("kind", ["kvm", "test", None])
+def test_every_guest_but_an_emulated_one_has_all(kind):
+    guest = GuestKind(kind, "aarch64", "virt-11.1")
+    assert Support(*NEWEST, guest).missing(Feature) == []
+    assert Support(*NEWEST, guest).layout() == XmlLayout()
+
+
+def test_what_an_emulated_guest_cannot_have():
+    support = Support(*NEWEST, GuestKind("qemu", "aarch64", "virt"))
+    assert [gap.feature for gap in support.missing(Feature)] == [
+        Feature.ACCEL, Feature.HOSTDEV_IOMMUFD, Feature.DOMAIN_IOMMUFD, Feature.FDGROUP,
+    ]  # fmt: skip
+    (gap,) = support.missing([Feature.ACCEL])
+    assert str(gap) == (
+        "a guest of type 'qemu' cannot write <driver accel> (a nested vSMMU): needs type 'kvm'"
+    )
+    assert support.layout() == XmlLayout(accel=False, iommufd=IommufdForm.NONE)
+
+
+@pytest.mark.parametrize(
+    ("guest", "words"),
+    [
+        (GuestKind("kvm", "x86_64", "q35"), "a guest with arch 'x86_64' cannot write <iommu"),
+        (GuestKind("kvm", "aarch64", "sbsa-ref"), "a guest with machine 'sbsa-ref' cannot write"),
+    ],
+)
+def test_guests_without_an_smmuv3(guest, words):
+    (gap,) = Support(*NEWEST, guest).missing([Feature.SMMUV3])
+    assert str(gap).startswith(words)
+
+
+def test_what_the_host_says_it_has_not():
+    support = Support(*NEWEST, caps=DomainCaps(iommufd=False))
+    assert support.layout().iommufd is IommufdForm.NONE
+    (gap,) = support.missing([Feature.DOMAIN_IOMMUFD])
+    assert (gap.has, gap.needs) == ("libvirt on this host", "iommufd in its domain capabilities")
+    assert Support(*NEWEST, caps=DomainCaps(iommufd=True)).missing(Feature) == []
+
+
+HOSTDEV = (
+    "<devices><hostdev supported='yes'><enum name='subsysType'>{}</enum>"
+    "<enum name='iommufd'>{}</enum></hostdev></devices>"
+)
+REST = (
+    "<os><enum name='firmware'><value>efi</value></enum></os>"
+    "<features><gic supported='yes'><enum name='version'><value>2</value></enum></gic></features>"
+)
+
+
+def capabilities(text):
+    return read_domain_caps(parse(f"<domainCapabilities>{text}</domainCapabilities>", "the test"))
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", DomainCaps()),
+        ("<devices><hostdev supported='no'/></devices>", DomainCaps(pci_hostdev=False)),
+        (
+            HOSTDEV.format("<value>usb</value>", ""),
+            DomainCaps(pci_hostdev=False, iommufd=False),
+        ),
+        (
+            HOSTDEV.format("<value>pci</value>", "<value>no</value><value>yes</value>") + REST,
+            DomainCaps(pci_hostdev=True, iommufd=True, gic3=False, efi=True),
+        ),
+        ("<features><gic supported='no'/></features>", DomainCaps(gic3=False)),
+    ],
+)
+def test_domain_capabilities(text, expected):
+    assert capabilities(text) == expected

@@ -60,7 +60,7 @@ def test_template_is_valid(kind, connection):
 
 def test_attach_and_detach(connection, capfd):
     old = connection.domain_xml("guest0")
-    layout = connection.versions().support.layout()
+    layout = connection.versions().support().layout()
     got = redefine(connection, "guest0", old, attached(old, layout))
     assert connection.assigned() == [(A, "guest0"), (B, "guest0")]
     for host in (B, A):
@@ -81,7 +81,7 @@ def test_schema_error_puts_the_old_definition_back(connection):
 
 
 def test_dropped_driver_is_noticed_and_undone(connection, monkeypatch):
-    if connection.versions().support.has(Feature.PCI_BUS):
+    if connection.versions().support().has(Feature.PCI_BUS):
         pytest.skip("this libvirt knows <driver pciBus> and keeps it")
     old = connection.domain_xml("guest0")
     new = attached(old, XmlLayout())

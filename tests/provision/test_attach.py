@@ -59,7 +59,7 @@ def settings_of(tmp_path, text):
 
 
 def several_vsmmus(connection):
-    return connection.versions().support.has(Feature.PCI_BUS)
+    return connection.versions().support().has(Feature.PCI_BUS)
 
 
 @pytest.mark.parametrize("devices", [(A,), (A, B), (B, A)], ids=names)

@@ -28,9 +28,8 @@ NODES = {device: NodeDevice(device, number) for number, device in enumerate((A, 
 def around(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, guest=GUEST, **state):
     return Surroundings(
         driver=driver,
-        support=support,
+        support=replace(support, guest=guest.kind, caps=caps or DomainCaps()),
         guest=GuestState(guest, **state),
-        caps=caps,
         holders=holders,
         nodes=nodes,
     )
@@ -195,7 +194,7 @@ def test_snapshots_are_told():
 @pytest.mark.parametrize(
     ("caps", "words"),
     [
-        (DomainCaps(iommufd=False), "through iommufd"),
+        (DomainCaps(iommufd=False), "needs iommufd in its domain capabilities"),
         (DomainCaps(pci_hostdev=False), "cannot assign PCI devices"),
         (DomainCaps(gic3=False, efi=False), "a GICv3 nor give the guest a UEFI firmware"),
     ],

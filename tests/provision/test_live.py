@@ -173,7 +173,7 @@ def test_the_command_says_what_was_changed(guest):
 def test_qemu_refuses_a_device_and_all_is_as_before(qemu):
     """This machine has no VFIO: libvirt's refusal of the plug undoes the definition, too."""
     layout = replace(
-        qemu.versions().support.layout(), accel=False, iommufd=IommufdForm.NONE, spare_ports=1
+        qemu.versions().support().layout(), accel=False, iommufd=IommufdForm.NONE, spare_ports=1
     )
     plan = GuestPlan((VsmmuPlan(0, (A,), accelerated=False),))
     new = editor.apply(

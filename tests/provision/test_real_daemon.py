@@ -206,7 +206,7 @@ def without_hostdevs(xml):
 def test_two_vsmmus_that_were_written_run_in_qemu(qemu):
     old = qemu.domain_xml(GUEST)
     vsmmus = (VsmmuPlan(0, (A, B), accelerated=False), VsmmuPlan(1, (C,), accelerated=False))
-    layout = qemu.versions().support.layout()
+    layout = qemu.versions().support().layout()
     assert (layout.pci_bus, layout.iommufd) == (True, IommufdForm.DOMAIN)
     assignments = {device: editor.Assignment("identity", "sim") for device in DEVICES}
     new = editor.apply(old, GuestPlan(vsmmus, iommufd=False), layout, assignments)

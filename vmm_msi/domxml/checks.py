@@ -5,6 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_msi.domxml.support import ARCH, MACHINE
+
 if TYPE_CHECKING:
     from vmm_msi.domxml.domain import DomainXml
 
@@ -38,11 +40,11 @@ def problems(domain: DomainXml) -> tuple[Problem, ...]:
     accelerates a vSMMU under KVM only.
     """
     found = []
-    if domain.arch != "aarch64":
-        found.append(Problem(Check.ARCH, f"arch is {domain.arch!r}; SMMUv3 needs 'aarch64'"))
-    machine = domain.machine or ""
-    if machine != "virt" and not machine.startswith("virt-"):
-        found.append(Problem(Check.MACHINE, f"machine is {machine!r}; SMMUv3 needs 'virt'"))
+    if domain.arch != ARCH:
+        found.append(Problem(Check.ARCH, f"arch is {domain.arch!r}; SMMUv3 needs {ARCH!r}"))
+    if not domain.kind.is_virt:
+        machine = domain.machine or ""
+        found.append(Problem(Check.MACHINE, f"machine is {machine!r}; SMMUv3 needs {MACHINE!r}"))
     if domain.gic_version != "3":
         given = "not given" if domain.gic_version is None else repr(domain.gic_version)
         found.append(Problem(Check.GIC, f"<gic version> is {given}; an ITS needs '3'"))

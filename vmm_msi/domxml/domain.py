@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import parse as _parse
 from vmm_msi.domxml.original import Original
+from vmm_msi.domxml.support import GuestKind
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.model import PciAddress
 
@@ -151,6 +152,11 @@ class DomainXml:
     def machine(self) -> str | None:
         """The machine type, for instance ``virt`` or ``virt-10.2``."""
         return self._type("machine")
+
+    @property
+    def kind(self) -> GuestKind:
+        """Type, architecture and machine together."""
+        return GuestKind(self.type or None, self.arch, self.machine)
 
     @property
     def emulator(self) -> str | None:

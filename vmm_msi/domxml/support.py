@@ -1,10 +1,12 @@
-"""Which libvirt and QEMU can carry which XML: the one table, and the questions asked of it."""
+"""Which libvirt, QEMU, host and guest can have which XML: the one table, and questions to it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_msi.domxml.domcaps import DomainCaps
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -45,41 +47,86 @@ class Feature(StrEnum):
     FDGROUP = "fdgroup"
 
 
+#: The only architecture and machine type with an SMMUv3 (QEMU ``hw/arm/virt.c``, ``virt-9.2`` and
+#: the like are versions of it).
+ARCH = "aarch64"
+MACHINE = "virt"
+
+
+class GuestKind(NamedTuple):
+    """What kind of guest it is for, as its definition says; None where that is not known.
+
+    :param type: libvirt's domain type: ``kvm``, ``qemu`` (emulated), ``test``.
+    """
+
+    type: str | None = None
+    arch: str | None = None
+    machine: str | None = None
+
+    @property
+    def is_virt(self) -> bool:
+        """Whether its machine type is QEMU's ``virt``, of whatever version."""
+        return self.machine is not None and self.machine.partition("-")[0] == MACHINE
+
+
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """The first releases that have a feature.
+    """What must be there for a feature.
 
     :param xml: how the feature is written.
     :param purpose: what it is for.
-    :param qemu: None where no release of QEMU matters.
+    :param libvirt: the first release that has it.
+    :param qemu: the first release that has it; None where no release of QEMU matters.
+    :param virt: the guest must be of :data:`ARCH` and :data:`MACHINE`.
+    :param kvm: the guest cannot be one whose CPU is emulated.
+    :param caps: the answer of the domain capabilities that excludes it when it is no.
     """
 
     xml: str
     purpose: str
     libvirt: Version
     qemu: Version | None = None
+    virt: bool = False
+    kvm: bool = False
+    caps: str | None = None
 
 
 # libvirt's documentation names no release for accel and what came with it, so the entry is the
 # first release that was tried; an earlier one that has it too is refused rather than trusted.
 _TRIED = Version(12, 8)
 
+_QEMU_ACCEL = Version(11, 0)
+
 REQUIREMENTS: Mapping[Feature, Requirement] = {
-    Feature.SMMUV3: Requirement("<iommu model='smmuv3'>", "a vSMMU", Version(5, 5)),
+    Feature.SMMUV3: Requirement("<iommu model='smmuv3'>", "a vSMMU", Version(5, 5), virt=True),
     Feature.PCI_BUS: Requirement(
-        "<driver pciBus>", "several vSMMUs", Version(11, 10), Version(10, 2)
+        "<driver pciBus>", "several vSMMUs", Version(11, 10), Version(10, 2), virt=True
     ),
-    Feature.ACCEL: Requirement("<driver accel>", "a nested vSMMU", _TRIED, Version(11, 0)),
-    Feature.ATS: Requirement("<driver ats>", "ATS in a vSMMU", _TRIED, Version(11, 0)),
-    Feature.RIL: Requirement("<driver ril>", "range invalidation", _TRIED, Version(11, 0)),
-    Feature.SSIDSIZE: Requirement("<driver ssidsize>", "PASIDs", _TRIED, Version(11, 0)),
-    Feature.OAS: Requirement("<driver oas>", "an output address size", _TRIED, Version(11, 0)),
-    Feature.CMDQV: Requirement("<driver cmdqv>", "command queues", _TRIED, Version(11, 1)),
+    Feature.ACCEL: Requirement(
+        "<driver accel>", "a nested vSMMU", _TRIED, _QEMU_ACCEL, virt=True, kvm=True
+    ),
+    Feature.ATS: Requirement("<driver ats>", "ATS in a vSMMU", _TRIED, _QEMU_ACCEL, virt=True),
+    Feature.RIL: Requirement("<driver ril>", "range invalidation", _TRIED, _QEMU_ACCEL, virt=True),
+    Feature.SSIDSIZE: Requirement("<driver ssidsize>", "PASIDs", _TRIED, _QEMU_ACCEL, virt=True),
+    Feature.OAS: Requirement(
+        "<driver oas>", "an output address size", _TRIED, _QEMU_ACCEL, virt=True
+    ),
+    Feature.CMDQV: Requirement(
+        "<driver cmdqv>", "command queues", _TRIED, Version(11, 1), virt=True
+    ),
     Feature.HOSTDEV_IOMMUFD: Requirement(
-        "<hostdev><driver iommufd>", "iommufd for a device", Version(12, 1)
+        "<hostdev><driver iommufd>",
+        "iommufd for a device",
+        Version(12, 1),
+        kvm=True,
+        caps="iommufd",
     ),
-    Feature.DOMAIN_IOMMUFD: Requirement("<iommufd>", "iommufd for all devices", Version(12, 2)),
-    Feature.FDGROUP: Requirement("<iommufd fdgroup>", "/dev/iommu from the caller", _TRIED),
+    Feature.DOMAIN_IOMMUFD: Requirement(
+        "<iommufd>", "iommufd for all devices", Version(12, 2), kvm=True, caps="iommufd"
+    ),
+    Feature.FDGROUP: Requirement(
+        "<iommufd fdgroup>", "/dev/iommu from the caller", _TRIED, kvm=True
+    ),
 }
 
 
@@ -142,16 +189,24 @@ class XmlLayout:
     spare_ports: int = 0
 
 
+_ANY = GuestKind()
+_SILENT = DomainCaps()
+
+
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What one connection can carry.
+    """What one connection can carry, for one guest.
 
     :param libvirt: release of the daemon.
     :param qemu: release of the hypervisor; None where there is none (the test driver).
+    :param guest: what kind of guest it is for.
+    :param caps: what libvirt says of its host, for a guest of that kind.
     """
 
     libvirt: Version
     qemu: Version | None = None
+    guest: GuestKind = _ANY
+    caps: DomainCaps = _SILENT
 
     def has(self, feature: Feature) -> bool:
         """Tell whether ``feature`` can be written and carried out."""
@@ -174,11 +229,21 @@ class Support:
         )
 
     def _gap(self, feature: Feature) -> Gap | None:
+        """Return the first thing that is missing, in the order of the table's columns."""
         needs = REQUIREMENTS[feature]
+        guest = self.guest
         if self.libvirt < needs.libvirt:
             return Gap(feature, f"libvirt {needs.libvirt}", f"libvirt {self.libvirt}")
         if needs.qemu is not None and self.qemu is not None and self.qemu < needs.qemu:
             return Gap(feature, f"QEMU {needs.qemu}", f"QEMU {self.qemu}")
+        if needs.virt and guest.arch not in {None, ARCH}:
+            return Gap(feature, f"arch {ARCH!r}", f"a guest with arch {guest.arch!r}")
+        if needs.virt and guest.machine is not None and not guest.is_virt:
+            return Gap(feature, f"machine {MACHINE!r}", f"a guest with machine {guest.machine!r}")
+        if needs.kvm and guest.type == "qemu":
+            return Gap(feature, "type 'kvm'", "a guest of type 'qemu'")
+        if needs.caps is not None and getattr(self.caps, needs.caps) is False:
+            return Gap(feature, f"{needs.caps} in its domain capabilities", "libvirt on this host")
         return None
 
 
@@ -195,7 +260,6 @@ class Versions:
     libvirt: Version
     hypervisor: Version | None
 
-    @property
-    def support(self) -> Support:
-        """What the connection can carry."""
-        return Support(self.libvirt, self.hypervisor)
+    def support(self, guest: GuestKind = _ANY, caps: DomainCaps = _SILENT) -> Support:
+        """Return what the connection can carry for a guest."""
+        return Support(self.libvirt, self.hypervisor, guest, caps)

@@ -198,23 +198,20 @@ def check_devices(around: Surroundings, carrier: Carrier, request: AttachRequest
         )
 
 
-def check_caps(around: Surroundings) -> None:
-    """Refuse what this libvirt says that it cannot do on its host."""
-    caps = around.caps
-    if caps is None:
-        return
+def check_caps(support: Support, name: str) -> None:
+    """Refuse what this libvirt says that its host does not have, beside what XML needs."""
+    caps = support.caps
     lacks = {
         "assign PCI devices": caps.pci_hostdev,
-        "assign them through iommufd (a kernel with IOMMUFD, and /dev/iommu)": caps.iommufd,
         "give the guest a GICv3": caps.gic3,
         "give the guest a UEFI firmware": caps.efi,
     }
     missing = [what for what, able in lacks.items() if able is False]
     if missing:
         raise RefusedError(
-            f"guest {around.guest.definition.name}: libvirt's domain capabilities say that this "
-            f"host cannot {' nor '.join(missing)}. Would work here: --backend sim, which writes "
-            "the XML and models the binding"
+            f"guest {name}: libvirt's domain capabilities say that this host cannot "
+            f"{' nor '.join(missing)}. Would work here: --backend sim, which writes the XML and "
+            "models the binding"
         )
 
 

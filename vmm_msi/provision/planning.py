@@ -14,7 +14,6 @@ from vmm_msi.domxml import editor, numa
 from vmm_msi.domxml.gaps import close_gaps
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.parse import fragment
-from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.errors import UsageError
 from vmm_msi.hookspecs import Action, Event
 from vmm_msi.iommu.sim import SimBackend
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.domxml.metadata import DeviceRecord
     from vmm_msi.domxml.state import GuestState
-    from vmm_msi.domxml.support import Support, XmlLayout
     from vmm_msi.host import PluginHost
     from vmm_msi.model import GuestDomain, GuestPlan, HostTopology, PciAddress, Verdict, VsmmuPlan
     from vmm_msi.provision.request import AttachRequest, DetachRequest, Scope
@@ -122,9 +120,15 @@ def _edited(
     backend = SimBackend(host, guest, profile)
     run = GuestRun(plugins, host, guest, backend, choices, selector, rehearsal=True)
     plan = _merged(run.plan())
-    layout = _layout(around.support, old, carrier, request)
+    layout = replace(
+        around.support.layout(),
+        driver=dict(request.driver),
+        managed=request.managed,
+        spare_ports=request.spare_ports,
+        fdgroup=request.fdgroup,
+    )
     checks.check_support(around.support, plan, carrier, request)
-    checks.check_caps(around)
+    checks.check_caps(around.support, old.name)
     run.attach_all()
     verdicts = tuple(run.deliver(device.host) for device in guest.devices)
     if not request.allow_faults:
@@ -273,22 +277,6 @@ def _merged(plan: GuestPlan) -> GuestPlan:
                 accelerated=first.accelerated and vsmmu.accelerated,
             )
     return replace(plan, vsmmus=tuple(merged.values()))
-
-
-def _layout(
-    support: Support, old: DomainXml, carrier: Carrier, request: AttachRequest
-) -> XmlLayout:
-    """Return the fullest XML for this guest: what needs KVM is left out where there is none."""
-    layout = replace(
-        support.layout(),
-        driver=dict(request.driver),
-        managed=request.managed,
-        spare_ports=request.spare_ports,
-        fdgroup=request.fdgroup,
-    )
-    if carrier is Carrier.SIM and old.type == "qemu":
-        return replace(layout, accel=False, iommufd=IommufdForm.NONE)
-    return layout
 
 
 def _assignment(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmm_msi.domxml.domcaps import DomainCaps
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import NoHostDeviceError
 from vmm_msi.provision.request import Carrier
@@ -16,7 +17,6 @@ from vmm_msi.provision.request import Carrier
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.nodedev import NodeDevice
     from vmm_msi.domxml.state import GuestState
     from vmm_msi.domxml.support import Support
@@ -30,8 +30,7 @@ class Surroundings:
     """What libvirt says of a guest, of the devices that are to be attached and of itself.
 
     :param driver: libvirt's name of the driver; None where there is no libvirt.
-    :param support: what it can carry.
-    :param caps: what it can do for this guest; None where it was not asked.
+    :param support: what it can carry for this guest.
     :param holders: which guest has which device, by its definition or as it runs.
     :param nodes: the devices that the node device driver knows.
     """
@@ -39,7 +38,6 @@ class Surroundings:
     driver: str | None
     support: Support
     guest: GuestState
-    caps: DomainCaps | None = None
     holders: Sequence[tuple[PciAddress, str]] = ()
     nodes: Mapping[PciAddress, NodeDevice] = field(default_factory=dict)
 
@@ -61,11 +59,11 @@ def gather(connection: Connection, request: AttachRequest) -> Surroundings:
             nodes[device] = connection.node_device(device)
         except NoHostDeviceError:
             continue
+    caps = connection.capabilities_for(guest.definition) if qemu else DomainCaps()
     return Surroundings(
         driver=versions.driver,
-        support=versions.support,
+        support=versions.support(guest.definition.kind, caps),
         guest=guest,
-        caps=connection.capabilities_for(guest.definition) if qemu else None,
         holders=connection.assigned(),
         nodes=nodes,
     )
