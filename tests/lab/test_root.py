@@ -17,6 +17,7 @@ from pathlib import Path
 import libvirt  # noqa: TID251 - the caller's own, against the root's daemon
 import libvirt_qemu  # noqa: TID251
 import pytest
+from conftest import SUITES, root_of
 from waiting import wait_until
 
 from vmm_msi.cli import main
@@ -190,6 +191,13 @@ def test_upstream_version(version, upstream):
     assert recipe.upstream_version(version) == upstream
 
 
+def test_other_suites_have_the_emulator_of_the_machine_too():
+    assert recipe.packages("forky", "amd64") == sorted(recipe.PACKAGES)
+    more = set(recipe.packages("bookworm", "amd64")) - set(recipe.PACKAGES)
+    assert more == {"qemu-system-x86"}
+    assert recipe.packages("bookworm", "arm64") == sorted(recipe.PACKAGES)
+
+
 # The real root and its libvirtd.
 
 
@@ -229,6 +237,24 @@ def test_daemon_comes_and_goes_without_a_trace(lab_root, layer, tmp_path):
     assert snapshot(lab_root.path) == before
     assert "12.8" in (tmp_path / "logs/libvirtd.log").read_text(encoding="utf-8")
     assert "arm-smmuv3" in (tmp_path / "logs/qemu/two-vsmmus.log").read_text(encoding="utf-8")
+
+
+@pytest.mark.lab_root
+@pytest.mark.parametrize("layer", ["overlay", "tmpfs"])
+@pytest.mark.parametrize(("release", "qemu"), [("9.0", (7, 2)), ("11.3", (10, 0))])
+def test_roots_of_older_releases_run(release, qemu, layer):
+    root = root_of(SUITES[release])
+    assert numbers(root.libvirt)[:2] == numbers(release)
+    with LabDaemon(root, layer=layer) as daemon:
+        assert daemon.layer == layer
+        for uri in (daemon.test_uri, daemon.uri):
+            connection = libvirt.open(uri)
+            version = connection.getLibVersion()
+            assert (version // 1_000_000, version // 1000 % 1000) == numbers(release)
+            if uri == daemon.uri:
+                version = connection.getVersion()
+                assert (version // 1_000_000, version // 1000 % 1000) == qemu
+            connection.close()
 
 
 @pytest.mark.lab_root

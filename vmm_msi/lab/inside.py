@@ -41,6 +41,15 @@ _WRITABLE = ("etc/libvirt", "tmp", "var/cache", "var/lib/libvirt", "var/log")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 _STOP_TIMEOUT_S = 5.0
 
+# libvirt looks up the user and group that it was built to run QEMU as before it reads which ones it
+# shall use (src/qemu/qemu_conf.c virQEMUDriverConfigNew). Debian's older releases make them in a
+# package that the root does without; the number is theirs.
+_QEMU_USER = "libvirt-qemu"
+_ACCOUNTS = {
+    "passwd": f"{_QEMU_USER}:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n",
+    "group": f"{_QEMU_USER}:x:64055:\n",
+}
+
 # What libvirt found out about QEMU (src/qemu/qemu_capabilities.c virQEMUCapsInitialize). It is kept
 # beside the cached root, since finding out takes longer than starting a guest; libvirt itself tells
 # whether it still holds, by the times and versions it was made with, and passes over half a file.
@@ -155,6 +164,18 @@ def write_configuration(root: Path) -> None:
     (folder / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="utf-8")
 
 
+def provide_accounts(run: Path) -> None:
+    """Give libvirt the user and group that it looks for, where the root has none."""
+    for name, line in _ACCOUNTS.items():
+        listed = run / "root/etc" / name
+        text = listed.read_text(encoding="utf-8")
+        if f"\n{_QEMU_USER}:" in text:
+            continue
+        longer = run / "scratch" / name
+        longer.write_text(text + line, encoding="utf-8")
+        mount(str(longer), listed)
+
+
 def bring_capabilities(tree: Path, root: Path) -> None:
     """Give libvirt what an earlier daemon of the same root found out about QEMU."""
     with contextlib.suppress(OSError, shutil.Error):
@@ -257,6 +278,7 @@ def serve(tree: Path, run: Path, layer: str) -> None:
     mount_system(run)
     root = run / "root"
     write_configuration(root)
+    provide_accounts(run)
     bring_capabilities(tree, root)
     daemons = {}
     for program in ("/usr/sbin/virtlogd", "/usr/sbin/libvirtd"):
