@@ -2,7 +2,6 @@ from importlib import resources
 
 import pytest
 
-from vmm_msi import libvirt_driver
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.guest import guest_from_xml
