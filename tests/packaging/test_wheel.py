@@ -74,6 +74,7 @@ def test_the_wheel_has_what_is_not_code(wheel):
         "vmm_msi/samples/three-devices.xml",
         "vmm_msi/samples/test-driver.xml",
         "vmm_msi/samples/two-its.toml",
+        "vmm_msi/watch/vmm-msi-watch.service",
     } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests") for name in names)

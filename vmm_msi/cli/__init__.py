@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attach": ("attach", "assign host devices to a libvirt domain behind nested vSMMUs"),
     "detach": ("detach", "take devices and everything that was added for them out again"),
     "status": ("status", "show the devices and doorbell bindings of a libvirt domain"),
+    "watch": ("watch", "keep the doorbells of the guests that run bound, as a service"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
     "plugins": ("plugins", "list plugins"),
     "config": ("config", "check the configuration file"),

@@ -32,6 +32,8 @@ _NAMES = 8
 # No such device of the host, and no node device driver to ask.
 _NO_DEVICE = (libvirt.VIR_ERR_NO_NODE_DEVICE, libvirt.VIR_ERR_NO_SUPPORT)
 
+# The first tag of a guest that runs.
+_RUNS = re.compile(r"<domain [^>]*\bid=['\"]")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
@@ -215,3 +217,56 @@ class Connection:
             names = sorted(str(domain.name()) for domain in self._raw.listAllDomains(0))
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
         return (", ".join(names[:_NAMES]) or "none, no guest is defined there") + more
+
+    # What runs now, by UUID: guests come and go between two calls, which is no error here.
+
+    def is_alive(self) -> bool:
+        """Tell whether the connection still stands."""
+        try:
+            return bool(self._raw.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def running(self) -> list[str]:
+        """Return the UUIDs of the guests that run."""
+        with translated(f"listing the guests at {self.uri}"):
+            active = self._raw.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            return [str(domain.UUIDString()) for domain in active]
+
+    def live_text(self, uuid: str) -> str | None:
+        """Return the XML of a guest as it runs, without its secrets; None when it does not run."""
+        try:
+            domain = self._raw.lookupByUUIDString(uuid)
+            text = str(domain.XMLDesc(0))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise translate(f"reading the XML of guest {uuid} at {self.uri}", error) from error
+        # For one that is shut off libvirt returns its definition, which has no id.
+        return text if _RUNS.match(text) else None
+
+    def set_live_metadata(self, uuid: str, namespace: str, prefix: str, xml: str | None) -> bool:
+        """Put an element into the metadata of a guest's run, in the place of the one there.
+
+        https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainSetMetadata
+
+        :param prefix: the prefix that libvirt gives ``namespace``.
+        :param xml: the element without a namespace; None takes out the one that is there.
+        :return: whether it runs: the element of a guest that stopped is gone with its run.
+        """
+        doing = f"writing the live metadata of guest {uuid} at {self.uri}"
+        kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
+        try:
+            domain = self._raw.lookupByUUIDString(uuid)
+            domain.setMetadata(kind, xml, prefix, namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        except libvirt.libvirtError as error:
+            code = error.get_error_code()
+            if code == libvirt.VIR_ERR_NO_DOMAIN:
+                return False
+            if code == libvirt.VIR_ERR_OPERATION_INVALID and not self._runs(uuid):
+                return False
+            raise translate(doing, error) from error
+        return True
+
+    def _runs(self, uuid: str) -> bool:
+        return self.live_text(uuid) is not None
