@@ -222,6 +222,29 @@ def test_a_veto_is_an_outcome(file):
         watched.reconcile(connection, binder(audit))
         assert audit.take() == []
         assert watched.failure is None
+        connection.destroy("guest0")
+        watched.reconcile(connection, binder(audit))
+        assert audit.take() == [*downs(A), DOMAIN_DOWN]
+        numbers = watched._statistics.numbers()
+        assert (numbers.binds, numbers.unbinds) == (1, 1)
+
+
+def test_two_strategies_in_one_guest(file, audit):
+    with running(file) as connection:
+        connection.destroy("guest0")
+        attach(connection, A)
+        attach(connection, B, strategy="host-cookie", allow_faults=True)
+        connection.start("guest0")
+        watched = guests()
+        watched.reconcile(connection, binder(audit))
+        assert audit.take() == [DOMAIN_UP, *ups(A), DOMAIN_UP, *ups(B)]
+        found = bound(connection).devices
+        assert [device.strategy for device in found] == ["identity", "host-cookie"]
+        assert outcomes(connection) == BOTH
+        write_live_record(connection, record_without(connection, B))
+        guests().reconcile(connection, binder(audit))
+        assert audit.take() == [*downs(B), DOMAIN_DOWN]
+        connection.destroy("guest0")
 
 
 def test_another_selector_binds_again(file, audit):

@@ -13,6 +13,7 @@ from vmm_msi.domxml.metadata import read_record
 from vmm_msi.errors import NoHostDeviceError, RefusedError, VmmMsiError
 from vmm_msi.iommu.profiles import newest_profile, profile_named
 from vmm_msi.iommu.sim import SimBackend
+from vmm_msi.model import Outcome
 from vmm_msi.run import GuestRun
 
 if TYPE_CHECKING:
@@ -129,7 +130,11 @@ class Binder:
         known: Sequence[BoundDevice],
         new: Sequence[BoundDevice],
     ) -> GuestRun:
-        """Return the guest's run with these devices, in this order."""
+        """Return the guest's run with these devices, in this order.
+
+        :param known: what was refused before is left out: it is not up.
+        """
+        known = [device for device in known if device.outcome is not Outcome.REFUSED]
         choices = {device.host: Choice.parse(device.strategy) for device in (*known, *new)}
         guest = replace(guest, devices=tuple(guest.device_by_address[host] for host in choices))
         host = _with_groups(connection, self.host, choices)

@@ -193,7 +193,7 @@ class Guests:
             raise
         bound = replace(stay, devices=(*stay.devices, *done))
         self._keep(state, bound)
-        self._statistics.changed(binds=len(done))
+        self._statistics.changed(binds=sum(d.outcome is not Outcome.REFUSED for d in done))
         for device in done:
             delivered = device.outcome is Outcome.DELIVERED
             tell(
@@ -223,7 +223,10 @@ class Guests:
         kept: Sequence[BoundDevice],
         gone: Sequence[BoundDevice],
     ) -> None:
-        """Unbind; what a strategy cannot undo is logged, and counts as gone."""
+        """Unbind what was up; what a strategy cannot undo is logged, and counts as gone."""
+        gone = [device for device in gone if device.outcome is not Outcome.REFUSED]
+        if not gone:
+            return
         selector = entry.bound.selector
         try:
             binder.unbind(connection, entry.guest, selector, kept, gone)
