@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -12,7 +15,7 @@ import pytest
 from provision.helpers import HOST, PLUGINS, attach
 from waiting import wait_until
 from watch.helpers import bound
-from watch.process import Watch, once
+from watch.process import Watch, command, environment, once
 
 from vmm_msi.domxml.bound import NAMESPACE
 from vmm_msi.domxml.template import nested_guest
@@ -23,7 +26,7 @@ from vmm_msi.model import Outcome, PciAddress
 pytestmark = pytest.mark.lab_root
 
 KILLS = 25
-LIFECYCLES = 200
+LIFECYCLES = 100
 
 
 def guest_name(number):
@@ -129,6 +132,33 @@ def test_killed_while_guests_come_and_go(connection):
     assert problems(connection) == []
     log, _ = once("-c", connection.uri)
     assert [line["event"] for line in log] == ["reconciled"]
+
+
+def test_killed_at_each_call(connection):
+    """A process that is killed before its n-th call of libvirt, and a guest that just started."""
+    script = Path(__file__).with_name("killed_at.py")
+    words = [sys.executable, script, None, *command("-c", connection.uri, "--once")[3:]]
+    path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
+    for at in range(1, 60):
+        connection.start(guest_name(2))
+        words[2] = str(at)
+        done = subprocess.run(
+            list(map(str, words)),
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment(PYTHONPATH=path),
+        )
+        killed = done.returncode == -signal.SIGKILL
+        assert killed or done.returncode == 0, done.stderr
+        if killed:
+            once("-c", connection.uri)
+        assert problems(connection) == [], at
+        connection.destroy(guest_name(2))
+        if not killed:
+            assert at > 10
+            return
+    pytest.fail("there is no end of calls")
 
 
 def test_alive_while_guests_come_and_go(connection):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import libvirt  # noqa: TID251 - stands between the real calls, to end the process at one of them
+import libvirt  # noqa: TID251 - an error of its own is put in, around the real calls
 import pytest
 from lxml import etree
 from watch.helpers import (
@@ -10,6 +10,7 @@ from watch.helpers import (
     A,
     Audit,
     B,
+    Striking,
     attach,
     binder,
     bound,
@@ -311,34 +312,11 @@ class KilledError(BaseException):
     """Nothing of ours catches it."""
 
 
-class Killing:
-    """A libvirt object that ends the process at its call number ``at``."""
+def raising(error):
+    def strike():
+        raise error
 
-    def __init__(self, real, at, after, error, calls=None):
-        self._real, self._at, self._after, self._error = real, at, after, error
-        self.calls = [] if calls is None else calls
-
-    def __getattr__(self, name):
-        method = getattr(self._real, name)
-
-        def call(*arguments):
-            self.calls.append(name)
-            chosen = len(self.calls) == self._at
-            if chosen and not self._after:
-                raise self._error
-            result = method(*arguments)
-            if chosen:
-                raise self._error
-            if isinstance(result, list):
-                return [self._wrapped(item) for item in result]
-            return self._wrapped(result)
-
-        return call
-
-    def _wrapped(self, result):
-        if isinstance(result, libvirt.virDomain | libvirt.virNodeDevice):
-            return Killing(result, self._at, self._after, self._error, self.calls)
-        return result
+    return strike
 
 
 def balanced(events):
@@ -380,7 +358,7 @@ def test_killed_at_each_call(file, change, after):
         audit = Audit()
         with running(file, A, B) as connection:
             watched = begin(connection, audit, change)
-            raw = Killing(connection._raw, at, after, KilledError())
+            raw = Striking(connection._raw, at, raising(KilledError()), after=after)
             killing = Connection(raw, connection.uri, readonly=False)
             killed = True
             try:
@@ -415,7 +393,7 @@ def test_refused_at_each_call(file, after):
             try:
                 connection._raw.lookupByUUIDString("no UUID")
             except libvirt.libvirtError as error:
-                raw = Killing(connection._raw, at, after, error)
+                raw = Striking(connection._raw, at, raising(error), after=after)
             watched = guests()
             failing = Connection(raw, connection.uri, readonly=False)
             again = []

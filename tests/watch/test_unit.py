@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 from conftest import unavailable
 
 from vmm_msi.cli import main
+from vmm_msi.model import Granule
 from vmm_msi.watch import unit
 
 ACPI = [Path("/sys/firmware/acpi/tables", name) for name in ("IORT", "APIC")]
@@ -77,8 +79,18 @@ def test_the_command_prints_it_for_its_own_arguments(capsys, tmp_path, monkeypat
     )
 
 
+def test_what_cannot_work_is_refused(capsys):
+    assert main(["watch", "--print-unit", "-c", "qemu+ssh://host/system"]) == 2
+    assert "name a description of it with --host" in capsys.readouterr().err
+    assert main(["watch", "--print-unit", "--metrics", "9177"]) == 2
+    assert main(["watch", "--once", "--metrics", ":9177"]) == 2
+    assert capsys.readouterr().out == ""
+
+
 def test_the_program_can_be_read_by_systemd(capsys):
     assert main(["watch", "--print-unit"]) == 0
     text = capsys.readouterr().out
     assert line_of(text, "Type") == "notify"
+    granule = Granule(os.sysconf("SC_PAGE_SIZE"))
+    assert f" --granule {granule} --host %d" in line_of(text, "ExecStart")
     assert Path(line_of(text, "ExecStart").split()[0]).is_file()

@@ -16,6 +16,7 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.cli.guest import DEFAULT_URI
 from vmm_msi.errors import UsageError
+from vmm_msi.model import Granule
 
 if TYPE_CHECKING:
     import argparse
@@ -63,23 +64,28 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch."""
+    from vmm_msi.watch.metrics import Address
+
     uris = _uris(args)
+    metrics = None if args.metrics is None else Address.parse(args.metrics)
+    if metrics is not None and args.once:
+        raise UsageError(
+            f"--metrics {metrics}: with --once nothing stays to be asked; leave it out"
+        )
     if args.print_unit:
         _print_unit(args, uris)
         return 0
     from vmm_msi.watch import service
     from vmm_msi.watch.binder import Binder
     from vmm_msi.watch.journal import logging_to
-    from vmm_msi.watch.metrics import Address
     from vmm_msi.watch.notify import Notifier
 
-    host = _host(args, uris)
+    host = _host(args)
 
     def load() -> Binder:
         settings = load_config(args)
         return Binder(load_plugins(args, settings), settings, host)
 
-    metrics = None if args.metrics is None else Address.parse(args.metrics)
     plan = service.Plan(uris, load, metrics)
     stream = sys.stdout if args.once else sys.stderr
     as_json = args.log_format == "json" or (args.log_format is None and not stream.isatty())
@@ -92,19 +98,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _uris(args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the connections, each once.
+
+    :raise UsageError: when one is another machine and no host is described.
+    """
     named = args.connect or [os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI]
+    for uri in named if args.host is None else ():
+        if "://" in uri and not uri.split("://", 1)[1].startswith("/"):
+            raise UsageError(f"{uri} is another machine: name a description of it with --host")
     return tuple(dict.fromkeys(named))
 
 
-def _host(args: argparse.Namespace, uris: tuple[str, ...]) -> HostTopology:
+def _host(args: argparse.Namespace) -> HostTopology:
     from vmm_msi.topology.live import load_live
 
-    if args.host is not None:
-        return load_host(args)
-    for uri in uris:
-        if "://" in uri and not uri.split("://", 1)[1].startswith("/"):
-            raise UsageError(f"{uri} is another machine: name a description of it with --host")
-    return load_live()
+    return load_live() if args.host is None else load_host(args)
 
 
 def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
@@ -113,10 +121,14 @@ def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
     words = [*_program(), "watch"]
     for uri in uris:
         words += ["-c", uri]
-    for option in ("granule", "metrics", "log_format"):
-        value = getattr(args, option)
+    granule = args.granule
+    if granule is None and args.host is None:
+        # The tables that are handed over do not tell.
+        granule = str(Granule(os.sysconf("SC_PAGE_SIZE")))
+    named = {"granule": granule, "metrics": args.metrics, "log-format": args.log_format}
+    for option, value in named.items():
         if value is not None:
-            words += [f"--{option.replace('_', '-')}", value]
+            words += [f"--{option}", value]
     for name in args.disable_plugin:
         words += ["--disable-plugin", name]
     for option in ("config", "host"):
