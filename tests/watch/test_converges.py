@@ -125,7 +125,7 @@ def test_killed_while_guests_come_and_go(connection):
                 watch.signal(signal.SIGKILL)
                 assert watch.process.wait(30) == -signal.SIGKILL
                 killed += 1
-            assert not watch.found("failed")
+            assert [line["error"] for line in watch.found("failed")] == []
     assert (killed, churn.toggles > KILLS) == (KILLS, True)
     # What it left is put right once, and then there is nothing to do.
     once("-c", connection.uri)
@@ -167,7 +167,7 @@ def test_alive_while_guests_come_and_go(connection):
         with Churn(connection.uri, 6):
             time.sleep(2)
         assert wait_until(lambda: problems(connection) == []), problems(connection)
-        assert not watch.found("failed")
+        assert [line["error"] for line in watch.found("failed")] == []
 
 
 def memory(process):

@@ -130,6 +130,23 @@ def test_a_guest_that_stopped_and_started_unseen_is_bound_again(file, audit):
         assert outcomes(connection) == [(A, "delivered")]
 
 
+@pytest.mark.parametrize(("write", "told"), [(1, False), (2, True)])
+def test_a_guest_that_stops_while_it_is_bound(file, audit, write, told):
+    with running(file, A) as connection:
+        watched = guests()
+        counted = Striking(connection._raw, 0, None)
+        watched.look(Connection(counted, connection.uri, readonly=False), binder(), UUID)
+        calls = [n for n, name in enumerate(counted.calls, 1) if name == "setMetadata"]
+        connection.destroy("guest0")
+        watched.reconcile(connection, binder())
+        connection.start("guest0")
+        raw = Striking(connection._raw, calls[write - 1], lambda: connection.destroy("guest0"))
+        watched.look(Connection(raw, connection.uri, readonly=False), binder(audit), UUID)
+        assert audit.take() == told * [DOMAIN_UP, *ups(A), *downs(A), DOMAIN_DOWN]
+        assert (watched.entries, watched.failure) == ({}, None)
+        assert not connection.is_active("guest0")
+
+
 @pytest.mark.parametrize("fresh", [False, True], ids=["same", "restarted"])
 def test_a_reboot_binds_again(file, audit, fresh):
     with running(file, A, B) as connection:

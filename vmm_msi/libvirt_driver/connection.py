@@ -32,6 +32,7 @@ _NAMES = 8
 # No such device of the host, and no node device driver to ask.
 _NO_DEVICE = (libvirt.VIR_ERR_NO_NODE_DEVICE, libvirt.VIR_ERR_NO_SUPPORT)
 
+_NOT_RUNNING = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 # The first tag of a guest that runs.
 _RUNS = re.compile(r"<domain [^>]*\bid=['\"]")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -260,13 +261,8 @@ class Connection:
             domain = self._raw.lookupByUUIDString(uuid)
             domain.setMetadata(kind, xml, prefix, namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            code = error.get_error_code()
-            if code == libvirt.VIR_ERR_NO_DOMAIN:
-                return False
-            if code == libvirt.VIR_ERR_OPERATION_INVALID and not self._runs(uuid):
+            # The second: it does not run (virDomainObjUpdateModificationImpact in libvirt).
+            if error.get_error_code() in _NOT_RUNNING:
                 return False
             raise translate(doing, error) from error
         return True
-
-    def _runs(self, uuid: str) -> bool:
-        return self.live_text(uuid) is not None

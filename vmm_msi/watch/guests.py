@@ -207,7 +207,8 @@ class Guests:
                 programmed=device.programmed,
                 outcome=device.outcome,
             )
-        self._write(connection, state, bound)
+        if not self._write(connection, state, bound):
+            self._end(connection, binder, state.uuid, self.entries[state.uuid])
 
     def _end(self, connection: Connection, binder: Binder, uuid: str, entry: Entry) -> None:
         """Unbind all of a run that is over; its metadata went with it."""
