@@ -60,7 +60,8 @@ class Watch:
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.bind(path)
             more = {**more, "NOTIFY_SOCKET": path}
-            threading.Thread(target=self._hear, args=(self._socket,), daemon=True).start()
+            self._hearer = threading.Thread(target=self._hear, args=(self._socket,), daemon=True)
+            self._hearer.start()
         self.process = subprocess.Popen(
             command(*self._words),
             stderr=subprocess.PIPE,
@@ -84,7 +85,9 @@ class Watch:
             self._reader.join(10)
             self.process.stderr.close()
             if self._socket is not None:
+                # What was sent before is still heard.
                 self._socket.shutdown(socket.SHUT_RDWR)
+                self._hearer.join(10)
                 self._socket.close()
         if kind is None:
             assert self.process.returncode in {0, -signal.SIGKILL}, self.log

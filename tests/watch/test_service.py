@@ -252,6 +252,7 @@ def libvirtd_of(daemon):
 
 def test_a_libvirtd_that_hangs_is_not_called_alive(daemon, tmp_path):
     with Watch("-c", daemon.test_uri, folder=tmp_path, WATCHDOG_USEC="1000000") as watch:
+        watch.wait_for("service-ready")
         assert wait_until(lambda: "WATCHDOG=1" in watch.told)
         libvirtd = libvirtd_of(daemon)
         os.kill(libvirtd, signal.SIGSTOP)
