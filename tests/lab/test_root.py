@@ -274,6 +274,26 @@ def test_daemon_ends_with_an_error_in_the_block(lab_root):
     assert processes_in(inside) == []
     with pytest.raises(LabError, match="does not run"):
         _ = daemon.uri
+    with pytest.raises(LabError, match="restarting a lab daemon: it does not run"):
+        daemon.restart()
+
+
+def pids_in(pid_namespace, name):
+    found = processes_in(pid_namespace)
+    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+
+
+@pytest.mark.lab_root
+def test_libvirtd_alone_is_restarted(lab_root):
+    with LabDaemon(lab_root) as daemon:
+        inside = contained_by(daemon.pid)
+        before = {name: pids_in(inside, name) for name in ("virtlogd", "libvirtd")}
+        daemon.restart()
+        libvirt.open(daemon.test_uri).close()
+        after = {name: pids_in(inside, name) for name in before}
+        assert after["virtlogd"] == before["virtlogd"]
+        assert [len(before["libvirtd"]), len(after["libvirtd"])] == [1, 1]
+        assert after["libvirtd"] != before["libvirtd"]
 
 
 CALLER = """

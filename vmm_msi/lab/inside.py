@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 #: The caller's farewell: it removes the run folder itself.
 FAREWELL = b"end\n"
+#: The caller's wish that libvirtd be started again; what it runs goes on meanwhile.
+RESTART = b"restart\n"
 
+_LIBVIRTD = "/usr/sbin/libvirtd"
 _NODES = ("null", "zero", "full", "random", "urandom", "tty", "kvm")
 _WRITABLE = ("etc/libvirt", "tmp", "var/cache", "var/lib/libvirt", "var/log")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
@@ -255,6 +258,17 @@ class Keeper:
                     self.ended = f"{name} ended with {os.waitstatus_to_exitcode(child[1])}"
         return lifeline in ready
 
+    def end(self, name: str) -> None:
+        """End one daemon in order."""
+        (number,) = (pid for pid, each in self.running.items() if each == name)
+        os.kill(number, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while number in self.running and time.monotonic() < deadline:
+            self.wait(None, 1.0)
+        if number in self.running:
+            raise LabError(f"ending {name}: it did not in {_STOP_TIMEOUT_S:.0f} s")
+        self.ended = None
+
     def stop(self) -> None:
         """Ask the daemons to end, then kill whatever is left in the namespace."""
         for pid in self.running:
@@ -281,17 +295,24 @@ def serve(tree: Path, run: Path, layer: str) -> None:
     provide_accounts(run)
     bring_capabilities(tree, root)
     daemons = {}
-    for program in ("/usr/sbin/virtlogd", "/usr/sbin/libvirtd"):
+    for program in ("/usr/sbin/virtlogd", _LIBVIRTD):
         if (root / program.lstrip("/")).exists():
             name = Path(program).name
             daemons[start(root, program, run / "log" / f"{name}.out")] = name
     lifeline = sys.stdin.fileno()
     keeper = Keeper(daemons)
     _tell({"started": sorted(daemons.values()), "layer": used})
-    while keeper.ended is None and not keeper.wait(lifeline):
-        pass
+    said = RESTART
+    while keeper.ended is None and said == RESTART:
+        if keeper.wait(lifeline):
+            said = os.read(lifeline, len(RESTART))
+            if said == RESTART:
+                name = Path(_LIBVIRTD).name
+                keeper.end(name)
+                keeper.running[start(root, _LIBVIRTD, run / "log" / f"{name}.out")] = name
+                _tell({"restarted": name})
     crash = keeper.ended
-    farewell = b"" if crash else os.read(lifeline, len(FAREWELL))
+    farewell = b"" if crash else said
     keeper.stop()
     keep_capabilities(tree, root)
     if crash:
