@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import Counter
+from contextlib import ExitStack
+from functools import cache
 
 import hypothesis
 import pytest
 
 from vmm_msi.errors import LabError
+from vmm_msi.lab import DEFAULT_SUITE
 from vmm_msi.lab.daemon import LabDaemon
 from vmm_msi.lab.progress import Progress
 from vmm_msi.lab.root import ensure_root
@@ -25,15 +29,45 @@ def unavailable(reason):
     pytest.skip(reason)
 
 
+#: The Debian suites whose libvirt is run, by its release.
+SUITES = {"9.0": "bookworm", "11.3": "trixie", "12.8": DEFAULT_SUITE}
+
+_COUNTS = pytest.StashKey[Counter[str]]()
+
+
+def pytest_configure(config):
+    config.stash[_COUNTS] = Counter()
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """Print what the tests counted: how much was tried, and what was not tried where it should."""
+    counts = config.stash[_COUNTS]
+    if counts:
+        terminalreporter.section("counted")
+    for words, number in sorted(counts.items()):
+        terminalreporter.write_line(f"{number:6} {words}")
+
+
 @pytest.fixture(scope="session")
-def lab_root():
-    """The cached root with a current libvirt and QEMU, built when there is none."""
+def counts(pytestconfig):
+    """Numbers that are printed at the end of the run."""
+    return pytestconfig.stash[_COUNTS]
+
+
+def root_of(suite):
+    """Return the cached root of a suite, built when there is none."""
     if os.geteuid() != 0:
         unavailable("the lab's root runs under chroot: not root")
     try:
-        return ensure_root(progress=Progress(sys.stderr, "lab root"))
+        return ensure_root(suite, progress=Progress(sys.stderr, "lab root"))
     except LabError as error:
-        unavailable(f"no lab root: {error}")
+        unavailable(f"no lab root of {suite}: {error}")
+
+
+@pytest.fixture(scope="session")
+def lab_root():
+    """The cached root with a current libvirt and QEMU, built when there is none."""
+    return root_of(DEFAULT_SUITE)
 
 
 @pytest.fixture(scope="session")
@@ -41,3 +75,10 @@ def lab_daemon(lab_root):
     """A libvirtd of the lab's root that runs for the whole session."""
     with LabDaemon(lab_root) as daemon:
         yield daemon
+
+
+@pytest.fixture(scope="session")
+def daemon_of():
+    """Return a libvirtd by its release, started once and running for the rest of the session."""
+    with ExitStack() as stack:
+        yield cache(lambda release: stack.enter_context(LabDaemon(root_of(SUITES[release]))))

@@ -19,7 +19,7 @@ LAYERS = (
     {"strategy", "host", "lab"},
     {"api", "run"},
     {"compare", "provision"},
-    {"report"},
+    {"report", "watch"},
     {"cli"},
     {"__main__"},
 )

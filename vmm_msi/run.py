@@ -16,7 +16,7 @@ from vmm_msi.hookspecs import Action, Event, PluginKind, Session
 from vmm_msi.model import GuestPlan, Order, Outcome, Verdict, VsmmuPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice
     from vmm_msi.hookspecs import Needs, Options
@@ -68,6 +68,8 @@ class GuestRun:
     :param choice_of: the strategy chosen for each device of ``guest``.
     :param selector: name of the ITS selector.
     :param rehearsal: observers may object, but are not told: nothing really happens.
+    :param known: devices that are up already: bringing them up here follows what happened, so
+        observers are neither asked nor told of it. Taking them down is news.
     :raise RefusedError: when the backend cannot do what a strategy needs.
     :raise UsageError: for an unknown strategy, option or selector.
     """
@@ -82,6 +84,7 @@ class GuestRun:
         selector: str,
         *,
         rehearsal: bool = False,
+        known: Collection[PciAddress] = (),
     ) -> None:
         plugins.info(selector, PluginKind.ITS_SELECTOR)
         self.backend = backend
@@ -91,6 +94,7 @@ class GuestRun:
         self._selector = selector
         self._observed = plugins.has_observers
         self._rehearsal = rehearsal
+        self._known = frozenset(known)
         self._its: dict[PciAddress, int] = {}
         self._parts: dict[tuple[str, Options], _Part] = {}
         self._part_of: dict[PciAddress, _Part] = {}
@@ -102,6 +106,7 @@ class GuestRun:
             if key not in self._parts:
                 self._parts[key] = self._part(*key)
             self._part_of[address] = self._parts[key]
+        self._known_parts = {id(self._part_of[address]) for address in self._known}
 
     def _part(self, strategy: str, options: Options) -> _Part:
         needs = self._plugins.needs(strategy, options)
@@ -248,6 +253,15 @@ class GuestRun:
         steps += [partial(self._end, part) for part in self._parts.values() if part.started]
         self._finish(steps)
 
+    def end_unused(self) -> None:
+        """End the strategies that have no device any more.
+
+        :raise VmmMsiError: the first failure, after everything was tried.
+        """
+        used = {id(self._part_of[device]) for device in self._undo}
+        parts = [part for part in self._parts.values() if part.started and id(part) not in used]
+        self._finish(partial(self._end, part) for part in parts)
+
     def _end(self, part: _Part) -> None:
         part.started = False
         with self._step(Action.DETACH_DOMAIN, part):
@@ -336,7 +350,7 @@ class GuestRun:
         """Ask the observers, do it, tell the observers; name the plugin that breaks."""
         name = part.session.strategy
         event = None
-        if self._observed:
+        if self._observed and (action in _UNDOING or not self._is_known(part, device)):
             event = Event(action, self.guest.name, name, device, {} if values is None else values)
         try:
             if event is not None and action not in _UNDOING:
@@ -352,6 +366,10 @@ class GuestRun:
                 f"{type(error).__name__}: {error}"
             ) from error
         self._tell(event)
+
+    def _is_known(self, part: _Part, device: PciAddress | None) -> bool:
+        """Tell whether a device, or the guest where it is None, was brought up before."""
+        return id(part) in self._known_parts if device is None else device in self._known
 
     def _tell(self, event: Event | None, error: str = "") -> None:
         if event is not None and not self._rehearsal:

@@ -281,3 +281,16 @@ def test_a_vmi_that_cannot_be(on_define_domain, asked):
     out, err = on_define_domain(asked, KUBEVIRT, code=None)
     assert out == ""
     assert err.startswith("vmm-msi render: ")
+
+
+def test_what_is_not_edited_stays_as_it_was_written():
+    """Double quotes, entities, CDATA and odd spaces of another tool's XML come back."""
+    text = GUEST.replace("'", '"').replace(
+        "  <memory",
+        "  <description ><![CDATA[a < b]]> &apos;c&apos;&#233;</description >\n  <memory",
+    )
+    out, _err = render(text, "--device", A, "--device", B)
+    kept = out.splitlines()
+    assert [line for line in text.splitlines() if line not in kept] == []
+    undone, _err = render(out, "--remove", "--device", A, "--device", B)
+    assert undone == text

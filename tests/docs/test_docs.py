@@ -8,6 +8,7 @@ import importlib.util
 import inspect
 import re
 import typing
+from collections import Counter
 from importlib.machinery import SourceFileLoader
 
 import doc_blocks
@@ -19,7 +20,8 @@ from vmm_msi import config, errors, hookspecs, tomlfile
 from vmm_msi.cli import COMMANDS, build_parser
 from vmm_msi.compare import compare
 from vmm_msi.config import Choice, ConfigTable
-from vmm_msi.domxml import metadata
+from vmm_msi.domxml import bound, metadata
+from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.errors import ConfigError, ScenarioError, VmmMsiError
 from vmm_msi.hookspecs import PluginKind
 from vmm_msi.host import PluginHost
@@ -52,6 +54,9 @@ from vmm_msi.model import (
 from vmm_msi.samples import path as sample
 from vmm_msi.topology.scenario import load_scenario, parse_scenario
 from vmm_msi.topology.scenario_tables import ScenarioFile
+from vmm_msi.watch.journal import LogEvent
+from vmm_msi.watch.metrics import Exposition
+from vmm_msi.watch.statistics import Statistics
 
 ALL_BLOCKS = [block for page in PAGES for block in doc_blocks.blocks(page)]
 
@@ -393,6 +398,47 @@ def test_every_annotation_of_the_kubevirt_hook_is_described():
     text = (DOCS / "render.md").read_text()
     for name in ("devices", *names):
         assert f"`vmm-msi.org/{name}`" in text
+
+
+def rows(page, name):
+    """Return the cells of a table that stands between two comments, by its first column."""
+    text = (DOCS / page).read_text()
+    table = re.search(rf"<!-- {name} -->(.*?)<!-- end of {name} -->", text, re.DOTALL)[1]
+    found = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:] for row in found}
+
+
+def test_every_log_event_is_described_and_no_other():
+    assert set(rows("watch.md", "log events")) == set(LogEvent)
+
+
+def test_every_metric_is_described_with_its_labels_and_no_other():
+    described = {
+        name: tuple(re.findall(r"`(\w+)`", cells[0]))
+        for name, cells in rows("watch.md", "metrics").items()
+    }
+    statistics = Statistics()
+    statistics.event("started")
+    statistics.failure("guest")
+    statistics.guest("a", Counter(delivered=1))
+    made = {}
+    for family in Exposition({"u": statistics.numbers}).collect():
+        name = family.name + ("_total" if family.type == "counter" else "")
+        made[name] = tuple(family.samples[0].labels.keys() - {"le"})
+    assert {name: set(labels) for name, labels in described.items()} == {
+        name: set(labels) for name, labels in made.items()
+    }
+
+
+def test_what_is_bound_is_described():
+    text = (DOCS / "watch.md").read_text()
+    (block,) = marked("bound")
+    page = f"<domain id='2'><name>g</name><metadata>{block.text}</metadata></domain>"
+    found = bound.read_bound(DomainXml.parse(page, "the page"))
+    assert [str(device.outcome) for device in found.devices] == ["delivered", "delivered"]
+    for element in DomainXml.parse(page, "the page").root.iterfind("metadata//"):
+        for name in element.attrib:
+            assert f"| `{name}` |" in text
 
 
 # --- links -------------------------------------------------------------------------------------

@@ -14,8 +14,10 @@ A, B, C, D = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(4))
 
 LEVELS = {
     "libvirt-9.0": Support(Version(9, 0)),
+    "libvirt-11.3": Support(Version(11, 3), Version(10, 0)),
     "libvirt-11.10": Support(Version(11, 10), Version(10, 2)),
     "libvirt-12.1": Support(Version(12, 1), Version(11, 0)),
+    "libvirt-12.2": Support(Version(12, 2), Version(11, 0)),
     "libvirt-12.8": Support(Version(12, 8), Version(11, 1)),
 }
 

@@ -45,6 +45,7 @@ records = st.builds(
     st.booleans(),
     st.booleans(),
     st.booleans(),
+    st.booleans(),
 )
 
 EMPTY = "<domain type='kvm'>\n  <name>g</name>\n  <devices/>\n</domain>\n"

@@ -7,6 +7,7 @@ from vmm_msi.domxml.guest import FIRST_GIOVA, guest_from_xml
 from vmm_msi.domxml.parse import read as read_file
 from vmm_msi.domxml.template import DirectBoot, nested_guest
 from vmm_msi.errors import DomainXmlError
+from vmm_msi.libvirt_driver import connect
 from vmm_msi.model import Ipa, MemoryRange, PciAddress
 
 
@@ -39,6 +40,31 @@ def test_memory(memory, size):
     assert domain.memory == size
 
 
+NUMBERS = """<domain type='test'><name>g</name><memory unit='MiB'>{0}</memory><vcpu>9</vcpu><os>
+<type arch='aarch64' machine='virt'>hvm</type></os><cpu><numa><cell id='0' cpus='0-7'
+memory='1' unit='GiB'/>{cells}</numa></cpu><devices><controller type='pci' index='0'
+model='pcie-root'/><controller type='pci' index='{0}' model='pcie-expander-bus'><target busNr='{1}'>
+<node>{0}</node></target></controller><hostdev mode='subsystem' type='pci'><source><address
+domain='{1}' bus='{1}' slot='{1}' function='1'/></source></hostdev></devices></domain>"""
+
+
+@pytest.mark.parametrize("decimal", ["8", "08", "010", "+8"])
+@pytest.mark.parametrize("other", ["16", "020", "0x10", "+16", " 16"])
+def test_numbers_are_read_as_libvirt_reads_them(decimal, other):
+    cells = "".join(f"<cell id='{number}' memory='1' unit='GiB'/>" for number in range(1, 11))
+    ours = DomainXml.parse(NUMBERS.format(decimal, other, cells=cells), "here")
+    with connect("test:///default") as connection:
+        theirs = connection.define(ours, validate=False)
+    facts = [
+        (domain.controllers()[-1].node, domain.controllers()[-1].bus_nr, domain.hostdevs()[0].host)
+        for domain in (ours, theirs)
+    ]
+    assert facts[0] == facts[1]
+    assert ours.controllers()[-1].index == theirs.controllers()[-1].index
+    plain = f"<domain type='test'><name>g</name><memory>{decimal}</memory></domain>"
+    assert DomainXml.parse(plain, "here").memory == int(decimal) * 1024
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -48,7 +74,6 @@ def test_memory(memory, size):
         ("<domain><name>g</name><memory unit='W'>1</memory></domain>", "unit is 'W'"),
         ("<domain><name>g</name><memory>-1</memory></domain>", "its text is '-1'"),
         ("<domain><name>g</name><memory>1_0</memory></domain>", "its text is '1_0'"),
-        ("<domain><name>g</name><memory>1</memory></domain>", "no <devices>"),
     ],
 )
 def test_unreadable(text, words):
@@ -61,6 +86,14 @@ def guest_from_xml_checked(text):
     domain = DomainXml.parse(text, "here")
     assert domain.memory
     return guest_from_xml(domain)
+
+
+def test_a_guest_without_devices():
+    domain = DomainXml.parse("<domain><name>g</name><memory>1</memory></domain>", "here")
+    assert (domain.controllers(), domain.iommus(), domain.hostdevs()) == ((), (), ())
+    assert guest_from_xml(domain).devices == ()
+    with pytest.raises(DomainXmlError, match="it has no <devices>"):
+        _ = domain.devices
 
 
 def test_files(tmp_path):

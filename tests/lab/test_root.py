@@ -17,6 +17,7 @@ from pathlib import Path
 import libvirt  # noqa: TID251 - the caller's own, against the root's daemon
 import libvirt_qemu  # noqa: TID251
 import pytest
+from conftest import SUITES, root_of
 from waiting import wait_until
 
 from vmm_msi.cli import main
@@ -190,6 +191,13 @@ def test_upstream_version(version, upstream):
     assert recipe.upstream_version(version) == upstream
 
 
+def test_other_suites_have_the_emulator_of_the_machine_too():
+    assert recipe.packages("forky", "amd64") == sorted(recipe.PACKAGES)
+    more = set(recipe.packages("bookworm", "amd64")) - set(recipe.PACKAGES)
+    assert more == {"qemu-system-x86"}
+    assert recipe.packages("bookworm", "arm64") == sorted(recipe.PACKAGES)
+
+
 # The real root and its libvirtd.
 
 
@@ -232,6 +240,24 @@ def test_daemon_comes_and_goes_without_a_trace(lab_root, layer, tmp_path):
 
 
 @pytest.mark.lab_root
+@pytest.mark.parametrize("layer", ["overlay", "tmpfs"])
+@pytest.mark.parametrize(("release", "qemu"), [("9.0", (7, 2)), ("11.3", (10, 0))])
+def test_roots_of_older_releases_run(release, qemu, layer):
+    root = root_of(SUITES[release])
+    assert numbers(root.libvirt)[:2] == numbers(release)
+    with LabDaemon(root, layer=layer) as daemon:
+        assert daemon.layer == layer
+        for uri in (daemon.test_uri, daemon.uri):
+            connection = libvirt.open(uri)
+            version = connection.getLibVersion()
+            assert (version // 1_000_000, version // 1000 % 1000) == numbers(release)
+            if uri == daemon.uri:
+                version = connection.getVersion()
+                assert (version // 1_000_000, version // 1000 % 1000) == qemu
+            connection.close()
+
+
+@pytest.mark.lab_root
 def test_daemon_ends_with_an_error_in_the_block(lab_root):
     daemon = LabDaemon(lab_root)
     seen = []
@@ -248,6 +274,26 @@ def test_daemon_ends_with_an_error_in_the_block(lab_root):
     assert processes_in(inside) == []
     with pytest.raises(LabError, match="does not run"):
         _ = daemon.uri
+    with pytest.raises(LabError, match="restarting a lab daemon: it does not run"):
+        daemon.restart()
+
+
+def pids_in(pid_namespace, name):
+    found = processes_in(pid_namespace)
+    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+
+
+@pytest.mark.lab_root
+def test_libvirtd_alone_is_restarted(lab_root):
+    with LabDaemon(lab_root) as daemon:
+        inside = contained_by(daemon.pid)
+        before = {name: pids_in(inside, name) for name in ("virtlogd", "libvirtd")}
+        daemon.restart()
+        libvirt.open(daemon.test_uri).close()
+        after = {name: pids_in(inside, name) for name in before}
+        assert after["virtlogd"] == before["virtlogd"]
+        assert [len(before["libvirtd"]), len(after["libvirtd"])] == [1, 1]
+        assert after["libvirtd"] != before["libvirtd"]
 
 
 CALLER = """

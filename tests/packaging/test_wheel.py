@@ -76,6 +76,7 @@ def test_the_wheel_has_what_is_not_code(wheel):
         "vmm_msi/samples/two-its.toml",
         "vmm_msi/samples/kubevirt/onDefineDomain",
         "vmm_msi/samples/kubevirt/vmi.yaml",
+        "vmm_msi/watch/vmm-msi-watch.service",
     } <= names
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not any(name.startswith("tests") for name in names)

@@ -24,6 +24,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "status": ("status", "show the devices and doorbell bindings of a libvirt domain"),
     "render": ("render", "edit a domain XML from standard input as attach does, without libvirt"),
     "hook": ("hook", "have libvirt look at guests of ours before it starts them"),
+    "watch": ("watch", "keep the doorbells of the guests that run bound, as a service"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
     "plugins": ("plugins", "list plugins"),
     "config": ("config", "check the configuration file"),

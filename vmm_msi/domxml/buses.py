@@ -10,10 +10,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from lxml import etree
+
 from vmm_msi.domxml.domain import EXPANDER_BUS, PCI_ROOT
 from vmm_msi.errors import DomainXmlError
 
 if TYPE_CHECKING:
+    from lxml.etree import _Element as Element
+
     from vmm_msi.domxml.domain import DomainXml, PciController
 
 #: Bus numbers of one PCI segment.
@@ -27,11 +31,19 @@ LAST_INDEX = 255
 #: Slots of an expander bus.
 SLOTS = 32
 
-# Devices that libvirt gives a root port of their own when they have no address yet.
-_PLUGGED = (
-    "disk", "controller", "filesystem", "interface", "sound", "video", "hostdev", "memballoon",
-    "rng", "watchdog", "shmem", "vsock", "crypto",
-)  # fmt: skip
+# Devices that libvirt may give a root port of their own when they have no address yet, beside
+# some disks, controllers and assigned devices.
+_PLUGGED = {
+    "filesystem", "interface", "sound", "video", "memballoon", "rng", "watchdog", "shmem", "vsock",
+    "crypto",
+}  # fmt: skip
+# Buses of disks that are not plugged into PCI themselves.
+_ELSEWHERE = {"sata", "ide", "scsi", "usb", "fdc", "sd"}
+
+
+# Found by libxml2, since a guest may have thousands of other devices.
+_addressed = etree.XPath("*[address/@type = 'pci']")
+_placeless = etree.XPath("*[not(address)]")
 
 
 class GuestBuses:
@@ -47,14 +59,16 @@ class GuestBuses:
         controllers = domain.controllers()
         self._indexes = {controller.index for controller in controllers}
         self._slots: dict[int, set[int]] = {}
-        for element in domain.devices.iterchildren("*"):
+        for element in _addressed(domain.devices):
             address = domain.guest_address(element)
             if address is not None:
                 self._indexes.add(address.bus)
                 self._slots.setdefault(address.bus, set()).add(address.device)
-        # First and last bus number + 1 that each root bus needs; None is pcie.0.
+        placeless = sum(map(_is_plugged, _placeless(domain.devices)))
+        # First and last bus number + 1 that each root bus needs; None is pcie.0, behind which
+        # libvirt will put what has no address yet.
         self._ranges: dict[int | None, tuple[int, int]] = {
-            None: (0, _needs(domain, controllers, None))
+            None: (0, _needs(controllers, None) + placeless)
         }
         for controller in controllers:
             if controller.model != EXPANDER_BUS:
@@ -65,7 +79,7 @@ class GuestBuses:
                     f"{controller.element.sourceline} has no index or busNr yet; define the "
                     "domain once, libvirt fills them in"
                 )
-            needs = _needs(domain, controllers, controller.index)
+            needs = _needs(controllers, controller.index)
             self._ranges[controller.index] = (controller.bus_nr, controller.bus_nr + needs)
 
     def take_index(self, above: int) -> int:
@@ -142,10 +156,10 @@ class GuestBuses:
         self._ranges[pxb] = (start, end + 1)
 
 
-def _needs(domain: DomainXml, controllers: tuple[PciController, ...], root: int | None) -> int:
+def _needs(controllers: tuple[PciController, ...], root: int | None) -> int:
     """Count the bus numbers of an expander bus, or of pcie.0 for None.
 
-    What has no address yet will be put behind pcie.0 by libvirt.
+    A controller without an address will be put behind pcie.0 by libvirt.
     """
     roots = {c.index for c in controllers if c.model == EXPANDER_BUS}
     parents = {c.index: c.address.bus for c in controllers if c.address is not None}
@@ -159,10 +173,18 @@ def _needs(domain: DomainXml, controllers: tuple[PciController, ...], root: int 
                 break
             above = parents.get(above)
         count += above == root
-    if root is None:
-        count += sum(
-            element.find("address") is None
-            for element in domain.devices.iterchildren(*_PLUGGED)
-            if element.tag != "controller" or element.get("type") != "pci"
-        )
     return count
+
+
+def _is_plugged(element: Element) -> bool:
+    """Tell whether a device goes into PCI; PCI controllers are counted by themselves."""
+    match element.tag:
+        case "controller":
+            return element.get("type") != "pci"
+        case "hostdev":
+            return element.get("type") not in {"usb", "scsi"}
+        case "disk":
+            target = element.find("target")
+            return target is None or target.get("bus") not in _ELSEWHERE
+        case tag:
+            return tag in _PLUGGED

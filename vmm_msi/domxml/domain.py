@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import parse as _parse
+from vmm_msi.domxml.original import Original
 from vmm_msi.domxml.support import GuestKind
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.model import PciAddress
@@ -90,10 +91,11 @@ class DomainXml:
 
     :param root: its ``<domain>`` element, kept and edited, never regenerated.
     :param source: where it came from, for messages.
+    :param original: what ``root`` was read from; what is not edited is printed as it is there.
     :raise DomainXmlError: when the root is another element or the domain has no name.
     """
 
-    def __init__(self, root: Element, source: str) -> None:
+    def __init__(self, root: Element, source: str, original: Original | None = None) -> None:
         if root.tag != "domain":
             raise DomainXmlError(
                 f"reading domain XML from {source}: the root element is <{root.tag!s}>; "
@@ -106,6 +108,7 @@ class DomainXml:
             raise DomainXmlError(
                 f"reading domain XML from {source}: it has no <name>; libvirt asks for one"
             )
+        self._original = original
 
     @classmethod
     def parse(cls, text: str | bytes, source: str) -> DomainXml:
@@ -113,14 +116,22 @@ class DomainXml:
 
         :raise DomainXmlError: see :func:`vmm_msi.domxml.parse.parse`.
         """
-        return cls(_parse.parse(text, source), source)
+        root = _parse.parse(text, source)
+        decoded = text if isinstance(text, str) else text.decode()
+        return cls(root, source, Original.of(decoded, root))
 
     def copy(self) -> DomainXml:
         """Return a copy that shares nothing with this one."""
-        return DomainXml(copy.deepcopy(self.root.getroottree()).getroot(), self.source)
+        root = copy.deepcopy(self.root.getroottree()).getroot()
+        original = self._original
+        if original is not None:
+            original = original.follow(self.root, root)
+        return DomainXml(root, self.source, original)
 
     def __str__(self) -> str:
-        return _parse.serialise(self.root)
+        if self._original is None:
+            return _parse.serialise(self.root)
+        return self._original.print(self.root)
 
     @property
     def uuid(self) -> str | None:
@@ -183,7 +194,7 @@ class DomainXml:
         unit = element.get("unit", "KiB").lower()
         if unit not in _UNITS:
             raise self._bad(element, "unit", element.get("unit", ""), "KiB, MiB, GiB")
-        size = self._number(element, "its text", element.text or "") * _UNITS[unit]
+        size = self._number(element, "its text", element.text or "", base=10) * _UNITS[unit]
         if not size:
             raise self._bad(element, "its text", element.text or "", "more than 0")
         return size
@@ -217,14 +228,14 @@ class DomainXml:
         """Return the PCI controllers in document order."""
         return tuple(
             self._controller(element)
-            for element in self.devices.iterfind("controller")
+            for element in self.root.iterfind("devices/controller")
             if element.get("type") == "pci"
         )
 
     def iommus(self) -> tuple[IommuDevice, ...]:
         """Return the IOMMU devices in document order."""
         found = []
-        for element in self.devices.iterfind("iommu"):
+        for element in self.root.iterfind("devices/iommu"):
             driver = element.find("driver")
             attributes = {} if driver is None else {str(k): str(v) for k, v in driver.items()}
             found.append(IommuDevice(element.get("model", ""), attributes, element))
@@ -233,7 +244,8 @@ class DomainXml:
     def hostdevs(self) -> tuple[PciHostdev, ...]:
         """Return the assigned PCI devices in document order."""
         found = []
-        for element in self.devices.iterchildren("hostdev", "interface"):
+        devices = self.root.find("devices")
+        for element in () if devices is None else devices.iterchildren("hostdev", "interface"):
             source = element.find("source/address")
             if source is None or not _is_assigned_pci(element, source):
                 continue
@@ -281,10 +293,10 @@ class DomainXml:
         bus_nr = None if target is None else target.get("busNr")
         index = element.get("index")
         return PciController(
-            index=None if index is None else self._number(element, "index", index),
+            index=None if index is None else self._number(element, "index", index, base=10),
             model=element.get("model", ""),
             bus_nr=None if bus_nr is None else self._number(element, "busNr", bus_nr),
-            node=None if node is None else self._number(node, "its text", node.text or ""),
+            node=None if node is None else self._number(node, "its text", node.text or "", base=10),
             address=self.guest_address(element),
             element=element,
         )
@@ -293,9 +305,14 @@ class DomainXml:
         element = self.root.find("os/type")
         return None if element is None else element.get(attribute)
 
-    def _number(self, element: Element, name: str, text: str) -> int:
+    def _number(self, element: Element, name: str, text: str, base: int = 0) -> int:
+        """Read a number as strtoul(3) does.
+
+        :param base: 0 takes 0x10 and 010 for 16 and 8, as libvirt does in most places.
+        """
         digits = text.strip().lower()
-        base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+        if not base:
+            base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
         try:
             value = int(digits, base)
         except ValueError:

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from lxml.etree import _Element as Element
 
+# White space of XML (1.0, production 3); Python's own is more.
+_WHITE = " \t\r\n"
+
 
 def build(tag: str, attributes: Mapping[str, str], *children: Element) -> Element:
     """Return a new element.
@@ -61,7 +64,7 @@ def take_out(element: Element) -> None:
     tail = element.tail
     previous = element.getprevious()
     before = parent.text if previous is None else previous.tail
-    if before is not None and before.strip():
+    if before is not None and before.strip(_WHITE):
         tail = before + (tail or "")
     element.tail = None
     parent.remove(element)
@@ -74,7 +77,7 @@ def take_out(element: Element) -> None:
 def _line_of_children(parent: Element) -> str | None:
     """Return the line break and indentation in front of a child of ``parent``."""
     if len(parent) == 0:
-        own = _line_of(parent)
+        own = line_of(parent)
         outer = parent.getparent()
         if own is None or outer is None:
             return None
@@ -82,7 +85,8 @@ def _line_of_children(parent: Element) -> str | None:
     return _last_line(parent.text)
 
 
-def _line_of(element: Element) -> str | None:
+def line_of(element: Element) -> str | None:
+    """Return the line break and indentation in front of an element, None where there are none."""
     outer = element.getparent()
     if outer is None:
         return "\n"
@@ -92,13 +96,13 @@ def _line_of(element: Element) -> str | None:
 
 def _unit(parent: Element, line: str) -> str:
     """Return by how much ``parent``'s children are indented further than ``parent``."""
-    own = _line_of(parent)
+    own = line_of(parent)
     return line[len(own) :] if own is not None and line.startswith(own) else ""
 
 
 def _last_line(text: str | None) -> str | None:
     """Return the last line break of ``text`` and what follows, where that is white space."""
-    if text is None or text.strip() or "\n" not in text:
+    if text is None or text.strip(_WHITE) or "\n" not in text:
         return None
     return text[text.rindex("\n") :]
 

@@ -88,8 +88,13 @@ def apply(
     """
     edited = domain.copy()
     record = read_record(edited) or DomainRecord(
-        metadata_added=edited.root.find("metadata") is None
+        metadata_added=edited.root.find("metadata") is None,
+        devices_added=edited.root.find("devices") is None,
     )
+    if edited.root.find("devices") is None:
+        devices = edit.build("devices", {})
+        edit.put_after(edited.root, edited.root[-1], devices)
+        devices.text = edit.line_of(devices)
     buses = GuestBuses(edited)
     for vsmmu in plan.vsmmus:
         new = _new_devices(edited, record, vsmmu, assignments)
@@ -111,7 +116,7 @@ def apply(
             spare.append(_add_root_port(edited, buses, found.pxb))
         record = _with_spare(record, found.pxb, spare)
     if not record.devices:
-        return edited
+        return domain.copy()
     if plan.iommufd and layout.iommufd is IommufdForm.DOMAIN:
         record = _add_iommufd(edited, record, layout.fdgroup)
     write_record(edited, record)
@@ -212,6 +217,8 @@ def remove(domain: DomainXml, host: PciAddress) -> DomainXml:
     if record.iommufd_added:
         for element in edited.root.findall("iommufd"):
             edit.take_out(element)
+    if record.devices_added and len(edited.devices) == 0:
+        edit.take_out(edited.devices)
     write_record(edited, None)
     return edited
 

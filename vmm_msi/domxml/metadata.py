@@ -33,6 +33,9 @@ AddressT = TypeVar("AddressT", bound=Address)
 # What libvirt writes in front of <metadata> (virDomainDefFormatInternalSetRootName).
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 
+# Elements of which the record says that they were added.
+_ADDED = ("iommufd", "iommu", "metadata", "devices")
+
 
 @dataclass(frozen=True, slots=True)
 class BindingRecord:
@@ -104,6 +107,7 @@ class DomainRecord:
     :param iommufd_added: ``<iommufd>`` was not there before.
     :param iommu_added: the machine-wide ``<iommu>`` was not there before.
     :param metadata_added: ``<metadata>`` was not there before.
+    :param devices_added: ``<devices>`` was not there before.
     """
 
     vsmmus: tuple[VsmmuRecord, ...] = ()
@@ -111,6 +115,7 @@ class DomainRecord:
     iommufd_added: bool = False
     iommu_added: bool = False
     metadata_added: bool = False
+    devices_added: bool = False
 
     def device(self, host: PciAddress) -> DeviceRecord | None:
         """Return the record of the device at ``host``."""
@@ -187,7 +192,7 @@ def _find(domain: DomainXml) -> Element | None:
 
 def _element(record: DomainRecord) -> Element:
     root: Element = etree.Element(_tag("domain"), nsmap={PREFIX: NAMESPACE})
-    for name in ("iommufd", "iommu", "metadata"):
+    for name in _ADDED:
         if getattr(record, f"{name}_added"):
             root.set(name, "added")
     for vsmmu in record.vsmmus:
@@ -229,7 +234,7 @@ class _Reader:
         self._name = name
 
     def domain(self, element: Element) -> DomainRecord:
-        self._expect(element, "domain", set(), {"iommufd", "iommu", "metadata"})
+        self._expect(element, "domain", set(), {*_ADDED})
         vsmmus = []
         devices = []
         for child in element.iterchildren("*"):

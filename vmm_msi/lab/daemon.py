@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import vmm_msi
 from vmm_msi.errors import LabError
 from vmm_msi.lab import hosttools
-from vmm_msi.lab.inside import FAREWELL
+from vmm_msi.lab.inside import FAREWELL, RESTART
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -135,6 +135,23 @@ class LabDaemon:
             raise
         return self
 
+    def restart(self) -> None:
+        """End libvirtd in order and start it again, as an upgrade of its package does.
+
+        Guests of the QEMU driver run on; those of the test driver are gone with its memory.
+
+        :raise LabError: when it does not run, or does not come back.
+        """
+        process = self._process
+        if process is None or process.stdin is None or process.stdout is None:
+            raise LabError("restarting a lab daemon: it does not run; use it inside its with block")
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(RESTART)
+            process.stdin.flush()
+        self._answer(process, deadline)
+        self._wait_for_socket(process, deadline)
+
     def __exit__(
         self,
         kind: type[BaseException] | None,
@@ -176,18 +193,22 @@ class LabDaemon:
 
     def _hear(self, process: subprocess.Popen[bytes], deadline: float) -> str:
         """Return the layer that the first process reports once it started the daemons."""
+        return str(self._answer(process, deadline)["layer"])
+
+    def _answer(self, process: subprocess.Popen[bytes], deadline: float) -> dict[str, object]:
+        """Return what the first process reports next."""
         line = b""
         if process.stdout is not None:
             wait = max(0.0, deadline - time.monotonic())
             if select.select([process.stdout], [], [], wait)[0]:
                 line = process.stdout.readline()
         try:
-            told = json.loads(line)
+            told: dict[str, object] = json.loads(line)
         except ValueError:
             raise LabError(f"{_STARTING}: {self._last_words()}") from None
         if "error" in told:
             raise LabError(f"{_STARTING}: {told['error']}")
-        return str(told["layer"])
+        return told
 
     def _wait_for_socket(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         while process.poll() is None and time.monotonic() < deadline:

@@ -35,11 +35,23 @@ if TYPE_CHECKING:
 
 #: The caller's farewell: it removes the run folder itself.
 FAREWELL = b"end\n"
+#: The caller's wish that libvirtd be started again; what it runs goes on meanwhile.
+RESTART = b"restart\n"
 
+_LIBVIRTD = "/usr/sbin/libvirtd"
 _NODES = ("null", "zero", "full", "random", "urandom", "tty", "kvm")
 _WRITABLE = ("etc/libvirt", "tmp", "var/cache", "var/lib/libvirt", "var/log")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 _STOP_TIMEOUT_S = 5.0
+
+# libvirt looks up the user and group that it was built to run QEMU as before it reads which ones it
+# shall use (src/qemu/qemu_conf.c virQEMUDriverConfigNew). Debian's older releases make them in a
+# package that the root does without; the number is theirs.
+_QEMU_USER = "libvirt-qemu"
+_ACCOUNTS = {
+    "passwd": f"{_QEMU_USER}:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n",
+    "group": f"{_QEMU_USER}:x:64055:\n",
+}
 
 # What libvirt found out about QEMU (src/qemu/qemu_capabilities.c virQEMUCapsInitialize). It is kept
 # beside the cached root, since finding out takes longer than starting a guest; libvirt itself tells
@@ -155,6 +167,18 @@ def write_configuration(root: Path) -> None:
     (folder / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="utf-8")
 
 
+def provide_accounts(run: Path) -> None:
+    """Give libvirt the user and group that it looks for, where the root has none."""
+    for name, line in _ACCOUNTS.items():
+        listed = run / "root/etc" / name
+        text = listed.read_text(encoding="utf-8")
+        if f"\n{_QEMU_USER}:" in text:
+            continue
+        longer = run / "scratch" / name
+        longer.write_text(text + line, encoding="utf-8")
+        mount(str(longer), listed)
+
+
 def bring_capabilities(tree: Path, root: Path) -> None:
     """Give libvirt what an earlier daemon of the same root found out about QEMU."""
     with contextlib.suppress(OSError, shutil.Error):
@@ -234,6 +258,17 @@ class Keeper:
                     self.ended = f"{name} ended with {os.waitstatus_to_exitcode(child[1])}"
         return lifeline in ready
 
+    def end(self, name: str) -> None:
+        """End one daemon in order."""
+        (number,) = (pid for pid, each in self.running.items() if each == name)
+        os.kill(number, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while number in self.running and time.monotonic() < deadline:
+            self.wait(None, 1.0)
+        if number in self.running:
+            raise LabError(f"ending {name}: it did not in {_STOP_TIMEOUT_S:.0f} s")
+        self.ended = None
+
     def stop(self) -> None:
         """Ask the daemons to end, then kill whatever is left in the namespace."""
         for pid in self.running:
@@ -257,19 +292,27 @@ def serve(tree: Path, run: Path, layer: str) -> None:
     mount_system(run)
     root = run / "root"
     write_configuration(root)
+    provide_accounts(run)
     bring_capabilities(tree, root)
     daemons = {}
-    for program in ("/usr/sbin/virtlogd", "/usr/sbin/libvirtd"):
+    for program in ("/usr/sbin/virtlogd", _LIBVIRTD):
         if (root / program.lstrip("/")).exists():
             name = Path(program).name
             daemons[start(root, program, run / "log" / f"{name}.out")] = name
     lifeline = sys.stdin.fileno()
     keeper = Keeper(daemons)
     _tell({"started": sorted(daemons.values()), "layer": used})
-    while keeper.ended is None and not keeper.wait(lifeline):
-        pass
+    said = RESTART
+    while keeper.ended is None and said == RESTART:
+        if keeper.wait(lifeline):
+            said = os.read(lifeline, len(RESTART))
+            if said == RESTART:
+                name = Path(_LIBVIRTD).name
+                keeper.end(name)
+                keeper.running[start(root, _LIBVIRTD, run / "log" / f"{name}.out")] = name
+                _tell({"restarted": name})
     crash = keeper.ended
-    farewell = b"" if crash else os.read(lifeline, len(FAREWELL))
+    farewell = b"" if crash else said
     keeper.stop()
     keep_capabilities(tree, root)
     if crash:

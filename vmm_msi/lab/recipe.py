@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import LabError
-from vmm_msi.lab import hosttools
+from vmm_msi.lab import DEFAULT_SUITE, hosttools
 from vmm_msi.lab.command import PATH, contained, run_logged
 
 if TYPE_CHECKING:
@@ -40,6 +40,10 @@ PACKAGES = (
     "qemu-system-arm",
     "virtinst",
 )
+
+#: The emulator of the machine itself, by Debian's name of the architecture. libvirt 9.0 gives the
+#: version of no other (``src/qemu/qemu_driver.c`` qemuConnectGetVersion).
+_OWN_EMULATORS = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
 
 #: What the machine needs to build it.
 TOOLS = ("chroot", "debootstrap", "mount", "setpriv", "unshare")
@@ -80,6 +84,17 @@ class Order:
     log: Path
 
 
+def packages(suite: str, architecture: str) -> list[str]:
+    """Return what is installed in a root of ``suite``, sorted.
+
+    The default suite has what the lab needs; others are there to try older releases with, and have
+    the emulator of the machine itself too.
+    """
+    own = _OWN_EMULATORS.get(architecture)
+    more = {own} if own is not None and suite != DEFAULT_SUITE else set()
+    return sorted({*PACKAGES, *more})
+
+
 def build_tree(order: Order, progress: Progress) -> dict[str, str]:
     """Fill the order's tree and return the version of every package in it.
 
@@ -102,10 +117,11 @@ def build_tree(order: Order, progress: Progress) -> dict[str, str]:
     ]
     _run([*contained(), *bootstrap], environment, order, progress)
 
-    progress.stage(f"installing {' '.join(PACKAGES)}")
+    wanted = packages(order.suite, order.architecture)
+    progress.stage(f"installing {' '.join(wanted)}")
     apt = ["apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", *hosttools.apt_options()]
     apt += _prepare(order)
-    install = [*apt, "--no-install-recommends", "install", *PACKAGES]
+    install = [*apt, "--no-install-recommends", "install", *wanted]
     _run([*inside, *install], environment, order, progress)
 
     progress.stage("tidying up")
@@ -149,13 +165,15 @@ def _prepare(order: Order) -> list[str]:
 
 
 def _tidy(tree: Path) -> None:
-    """Take out what belongs to this machine or is of no use any more."""
+    """Take out what is of this machine or of no use any more, add a folder that libvirt needs."""
     (tree / "etc/hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")
     (tree / "etc/hostname").write_text("lab\n", encoding="utf-8")
     (tree / "etc/resolv.conf").unlink(missing_ok=True)
     (tree / "tmp/ca.crt").unlink(missing_ok=True)
     shutil.rmtree(tree / "var/lib/apt/lists")
     (tree / "var/lib/apt/lists").mkdir()
+    # The packages of libvirt 9.0 that are installed do not bring it.
+    (tree / "var/lib/libvirt").mkdir(exist_ok=True)
 
 
 def _run(

@@ -81,7 +81,7 @@ def ensure_root(
     made_from = {
         "suite": suite,
         "architecture": architecture,
-        "packages": sorted(recipe.PACKAGES),
+        "packages": recipe.packages(suite, architecture),
         "recipe": recipe.VERSION,
     }
     place = caches.entry(cache, "root", "the lab's root", (suite, architecture), made_from)

@@ -1,7 +1,7 @@
 """libvirt, behind a few typed calls: the only package that imports it.
 
-``connection`` has the calls, ``change`` replaces a definition or leaves it as it was, ``errors``
-translates what libvirt raises.
+``connection`` has the calls, ``change`` replaces a definition or leaves it as it was, ``events``
+tells what happens to guests, ``errors`` translates what libvirt raises.
 """
 
 from vmm_msi.libvirt_driver.change import redefine, undo_error, verify_defined

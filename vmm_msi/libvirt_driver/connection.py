@@ -34,6 +34,7 @@ _NAMES = 8
 # No such device of the host, and no node device driver to ask.
 _NO_DEVICE = (libvirt.VIR_ERR_NO_NODE_DEVICE, libvirt.VIR_ERR_NO_SUPPORT)
 
+_NOT_RUNNING = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 # The first tag of a guest that runs.
 _RUNS = re.compile(r"<domain [^>]*\bid=['\"]")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
@@ -318,6 +319,19 @@ class Connection:
 
     # What runs now, by UUID: guests come and go between two calls, which is no error here.
 
+    def is_alive(self) -> bool:
+        """Tell whether the connection still stands."""
+        try:
+            return bool(self._raw.isAlive())
+        except libvirt.libvirtError:
+            return False
+
+    def running(self) -> list[str]:
+        """Return the UUIDs of the guests that run."""
+        with translated(f"listing the guests at {self.uri}"):
+            active = self._raw.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
+            return [str(domain.UUIDString()) for domain in active]
+
     def live_text(self, uuid: str) -> str | None:
         """Return the XML of a guest as it runs, without its secrets; None when it does not run."""
         try:
@@ -345,13 +359,8 @@ class Connection:
             domain = self._raw.lookupByUUIDString(uuid)
             domain.setMetadata(kind, xml, prefix, namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            code = error.get_error_code()
-            if code == libvirt.VIR_ERR_NO_DOMAIN:
-                return False
-            if code == libvirt.VIR_ERR_OPERATION_INVALID and not self._runs(uuid):
+            # The second: it does not run (virDomainObjUpdateModificationImpact in libvirt).
+            if error.get_error_code() in _NOT_RUNNING:
                 return False
             raise translate(doing, error) from error
         return True
-
-    def _runs(self, uuid: str) -> bool:
-        return self.live_text(uuid) is not None

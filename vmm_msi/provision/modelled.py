@@ -11,51 +11,58 @@ from vmm_msi.errors import RefusedError
 from vmm_msi.iommu.profiles import newest_profile, profile_named
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice
     from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.nodedev import NodeDevice
     from vmm_msi.hookspecs import Needs
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.model import GuestDomain, HostTopology, PciAddress
-    from vmm_msi.provision.surroundings import Surroundings
 
 
 def with_groups(
-    host: HostTopology, devices: Sequence[PciAddress], around: Surroundings
-) -> tuple[HostTopology, list[str]]:
+    host: HostTopology, devices: Iterable[PciAddress], nodes: Mapping[PciAddress, NodeDevice]
+) -> HostTopology:
     """List the devices in the topology, with libvirt's IOMMU groups where it knows them.
 
     What neither the description nor libvirt has a group for gets one of its own.
+
+    :param nodes: what libvirt knows of the devices.
+    :raise TopologyError: when the description has no place for a device.
     """
-    notes = []
+    devices = list(devices)
     groups = {device.address: device.iommu_group for device in host.devices}
     unknown = []
-    host = topology.with_devices(host, devices)
     for device in devices:
-        node = around.nodes.get(device)
-        if node is None:
-            if around.driver is not None:
-                notes.append(
-                    f"libvirt knows no host device {device}; the host description is believed"
-                )
+        node = nodes.get(device)
+        if node is None or node.iommu_group is None:
             unknown.append(device)
-            continue
-        if node.iommu_group is None:
-            unknown.append(device)
-            continue
-        groups.setdefault(device, node.iommu_group)
-        others = [str(member) for member in node.members if member not in devices]
-        if others:
-            notes.append(
-                f"IOMMU group {node.iommu_group} of {device} has {', '.join(others)} too: no "
-                "driver of the host may use what shares a group with an assigned device"
-            )
+        else:
+            groups.setdefault(device, node.iommu_group)
+    host = topology.with_devices(host, devices)
     own = max(groups.values(), default=0)
     for number, device in enumerate(unknown, 1):
         groups.setdefault(device, own + number)
     placed = tuple(replace(device, iommu_group=groups[device.address]) for device in host.devices)
-    return replace(host, devices=placed), notes
+    return replace(host, devices=placed)
+
+
+def group_notes(
+    devices: Collection[PciAddress], nodes: Mapping[PciAddress, NodeDevice]
+) -> Iterator[str]:
+    """Say which devices libvirt does not know, and what else is in the groups of the others."""
+    for device in devices:
+        node = nodes.get(device)
+        if node is None:
+            yield f"libvirt knows no host device {device}; the host description is believed"
+            continue
+        others = [str(member) for member in node.members if member not in devices]
+        if others:
+            yield (
+                f"IOMMU group {node.iommu_group} of {device} has {', '.join(others)} too: no "
+                "driver of the host may use what shares a group with an assigned device"
+            )
 
 
 def guest_of(old: DomainXml, choices: Mapping[PciAddress, Choice]) -> GuestDomain:

@@ -18,7 +18,7 @@ from vmm_msi.errors import UsageError
 from vmm_msi.hookspecs import Action, Event
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.provision import checks
-from vmm_msi.provision.modelled import guest_of, profile_for, with_groups
+from vmm_msi.provision.modelled import group_notes, guest_of, profile_for, with_groups
 from vmm_msi.provision.request import Carrier, Change, LiveChange
 from vmm_msi.run import GuestRun
 
@@ -114,7 +114,8 @@ def _edited(
     checks.check_carrier(plugins, carrier, around.driver, needs)
     checks.check_guest(old, carrier, needs.values())
     checks.check_devices(around, carrier, request)
-    host, notes = with_groups(host, list(choices), around)
+    host = with_groups(host, choices, around.nodes)
+    notes = [] if around.driver is None else list(group_notes(choices, around.nodes))
     guest = guest_of(old, choices)
     profile = profile_for(needs)
     backend = SimBackend(host, guest, profile)

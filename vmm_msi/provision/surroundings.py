@@ -6,6 +6,7 @@ is made of a definition that comes from a file.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ from vmm_msi.errors import NoHostDeviceError
 from vmm_msi.provision.request import Carrier
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from vmm_msi.domxml.nodedev import NodeDevice
     from vmm_msi.domxml.state import GuestState
@@ -42,6 +43,17 @@ class Surroundings:
     nodes: Mapping[PciAddress, NodeDevice] = field(default_factory=dict)
 
 
+def known_nodes(
+    connection: Connection, devices: Iterable[PciAddress]
+) -> dict[PciAddress, NodeDevice]:
+    """Return what libvirt knows of the host's devices; those it does not know are left out."""
+    nodes = {}
+    for device in dict.fromkeys(devices):
+        with suppress(NoHostDeviceError):
+            nodes[device] = connection.node_device(device)
+    return nodes
+
+
 def gather(connection: Connection, request: AttachRequest) -> Surroundings:
     """Ask libvirt for all that attaching is planned from.
 
@@ -53,17 +65,11 @@ def gather(connection: Connection, request: AttachRequest) -> Surroundings:
     devices = list(request.devices)
     for xml in filter(None, (guest.definition, guest.running)):
         devices += [device.host for device in (read_record(xml) or DomainRecord()).devices]
-    nodes = {}
-    for device in dict.fromkeys(devices):
-        try:
-            nodes[device] = connection.node_device(device)
-        except NoHostDeviceError:
-            continue
     caps = connection.capabilities_for(guest.definition) if qemu else DomainCaps()
     return Surroundings(
         driver=versions.driver,
         support=versions.support(guest.definition.kind, caps),
         guest=guest,
         holders=connection.assigned(),
-        nodes=nodes,
+        nodes=known_nodes(connection, devices),
     )

@@ -1,0 +1,131 @@
+"""What the tests of watch share: an observer that remembers, and a guest that runs."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import libvirt  # noqa: TID251 - stands between the real calls, to stop at one of them
+from provision.helpers import HOST, HOST_FILE, A, B, attach, node, node_file
+
+from vmm_msi.api import PluginInfo, PluginKind, hookimpl
+from vmm_msi.config import Config
+from vmm_msi.domxml.bound import read_bound
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.metadata import NAMESPACE, PREFIX
+from vmm_msi.host import PluginHost
+from vmm_msi.watch.binder import Binder
+from vmm_msi.watch.guests import Guests
+from vmm_msi.watch.statistics import Statistics
+
+__all__ = ["HOST", "HOST_FILE", "A", "Audit", "B", "attach", "node", "node_file", "running"]
+
+UP = ["attach-device", "bind-doorbell", "prepare-msi"]
+DOWN = ["unbind-doorbell", "detach-device"]
+
+
+class Audit:
+    """An observer that remembers, and objects to the devices in ``vetoed``."""
+
+    def __init__(self, *vetoed):
+        self.events = []
+        self.vetoed = set(vetoed)
+
+    @hookimpl
+    def vmm_msi_describe(self):
+        return PluginInfo(name="audit", kind=PluginKind.OBSERVER, summary="remembers")
+
+    @hookimpl
+    def vmm_msi_veto(self, event):
+        return "not this one" if event.device in self.vetoed else None
+
+    @hookimpl
+    def vmm_msi_observe(self, event):
+        self.events.append(event)
+
+    def take(self):
+        """Return what came since the last time: action and device."""
+        events, self.events = self.events, []
+        return [(str(event.action), event.device) for event in events]
+
+
+def binder(*observers, settings=None):
+    plugins = PluginHost.load()
+    for observer in observers:
+        plugins.register(observer)
+    return Binder(plugins, settings or Config(), HOST)
+
+
+def guests(uri="test"):
+    return Guests(uri, Statistics())
+
+
+def ups(*devices):
+    return [(action, device) for device in devices for action in UP]
+
+
+def downs(*devices):
+    return [(action, device) for device in devices for action in DOWN]
+
+
+class Striking:
+    """A libvirt object whose calls, and those of what they return, are made and counted.
+
+    At the call numbered ``at``, before it is made or after, ``strike`` is called.
+    """
+
+    def __init__(self, real, at, strike, *, after=False, calls=None):
+        self._real, self._at, self._strike, self._after = real, at, strike, after
+        self.calls = [] if calls is None else calls
+
+    def __getattr__(self, name):
+        method = getattr(self._real, name)
+
+        def call(*arguments):
+            self.calls.append(name)
+            chosen = len(self.calls) == self._at
+            if chosen and not self._after:
+                self._strike()
+            result = method(*arguments)
+            if chosen and self._after:
+                self._strike()
+            if isinstance(result, list):
+                return [self._wrapped(item) for item in result]
+            return self._wrapped(result)
+
+        return call
+
+    def _wrapped(self, result):
+        if isinstance(result, libvirt.virDomain | libvirt.virNodeDevice):
+            return Striking(result, self._at, self._strike, after=self._after, calls=self.calls)
+        return result
+
+
+UUID = "5b6d4f0a-2a5e-4b0e-9d53-0f6d3a7f1e00"
+
+
+def live(connection, uuid=UUID):
+    return DomainXml.parse(connection.live_text(uuid), "it")
+
+
+def bound(connection, uuid=UUID):
+    return read_bound(live(connection, uuid))
+
+
+def outcomes(connection, uuid=UUID):
+    found = bound(connection, uuid)
+    return None if found is None else [(d.host, str(d.outcome)) for d in found.devices]
+
+
+def write_live_record(connection, record_xml, uuid=UUID):
+    """Replace the record in the live metadata, as a live change would."""
+    connection.set_live_metadata(uuid, NAMESPACE, PREFIX, record_xml)
+
+
+@contextmanager
+def running(file, *devices):
+    """Give a connection to the sample node with guest0, which runs with ``devices``."""
+    with node(file) as connection:
+        if devices:
+            attach(connection, *devices)
+        connection.start("guest0")
+        yield connection

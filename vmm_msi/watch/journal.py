@@ -1,0 +1,107 @@
+"""What the service writes to its log: one line for each thing that happened, as JSON or as text.
+
+The names in :class:`LogEvent` are for programs and do not change; docs/watch.md says what each
+means and which fields it has. Domain XML and secrets are never logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+log = logging.getLogger("vmm_msi.watch")
+
+# Exactly these: an address is an int too.
+_NUMBERS = (int, float)
+
+
+class LogEvent(StrEnum):
+    """What happened."""
+
+    SERVICE_STARTED = "service-started"
+    SERVICE_READY = "service-ready"
+    SERVICE_STOPPING = "service-stopping"
+    SERVICE_STUCK = "service-stuck"
+    CONFIG_RELOADED = "config-reloaded"
+    CONFIG_INVALID = "config-invalid"
+    CONNECTED = "connected"
+    CONNECT_FAILED = "connect-failed"
+    CONNECTION_LOST = "connection-lost"
+    EVENTS_OVERFLOWED = "events-overflowed"
+    RECONCILED = "reconciled"
+    GUEST_REBOOTED = "guest-rebooted"
+    BOUND = "bound"
+    NOT_DELIVERED = "not-delivered"
+    UNBOUND = "unbound"
+    FAILED = "failed"
+    #: A line of another part of the program, such as an observer that failed.
+    MESSAGE = "message"
+
+
+def tell(event: LogEvent, level: int = logging.INFO, **fields: object) -> None:
+    """Log ``event`` with its fields; those that are None are left out.
+
+    :param fields: numbers stay numbers; addresses and all else become text.
+    """
+    known = {
+        name: value if type(value) in _NUMBERS else str(value)
+        for name, value in fields.items()
+        if value is not None
+    }
+    log.log(level, "%s", event.value, extra={"event": event.value, "fields": known})
+
+
+class _Formatter(logging.Formatter):
+    """One line for each record; its time is in UTC, as RFC 3339 writes it."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        super().__init__()
+        self._as_json = as_json
+
+    def format(self, record: logging.LogRecord) -> str:
+        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        line: dict[str, object] = {
+            "time": when.replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+        }
+        event = getattr(record, "event", None)
+        if event is None:
+            line |= {"event": LogEvent.MESSAGE.value, "message": record.getMessage()}
+        else:
+            line |= {"event": event, **getattr(record, "fields", {})}
+        if self._as_json:
+            return json.dumps(line)
+        words = [str(line.pop(name)) for name in ("time", "level", "event")]
+        return " ".join([*words, *(f"{name}={_word(value)}" for name, value in line.items())])
+
+
+def _word(value: object) -> str:
+    """Return a value as text of one line, quoted where it is not one word."""
+    text = str(value)
+    plain = text.isprintable() and text and not any(c in text for c in " \"'=")
+    return text if plain else json.dumps(text)
+
+
+@contextmanager
+def logging_to(stream: TextIO, *, as_json: bool) -> Iterator[None]:
+    """Write what the package logs to ``stream``, during the ``with`` block."""
+    handler = logging.StreamHandler(stream)
+    handler.setFormatter(_Formatter(as_json=as_json))
+    root = logging.getLogger("vmm_msi")
+    before = root.level, root.propagate
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    root.propagate = False
+    try:
+        yield
+    finally:
+        root.removeHandler(handler)
+        root.setLevel(before[0])
+        root.propagate = before[1]

@@ -1,0 +1,75 @@
+"""Tell systemd how the service does.
+
+The protocol of sd_notify(3): a datagram of ``NAME=value`` lines to the socket in $NOTIFY_SOCKET,
+a path or, with ``@`` in front, an abstract name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import time
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Notifier:
+    """Sends to the service manager; to nobody where there is none.
+
+    :param environment: what the service manager gave this process.
+    """
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        address = environment.get("NOTIFY_SOCKET", "")
+        self._address = "\0" + address[1:] if address.startswith("@") else address
+        self._status = ""
+        #: Seconds within which a sign of life is expected; None where none is.
+        self.watchdog = _watchdog(environment)
+
+    def send(self, **values: str) -> None:
+        """Send values by name; a service manager that does not listen is no failure of ours."""
+        if not self._address:
+            return
+        message = "\n".join(f"{name}={value}" for name, value in values.items())
+        with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, _DATAGRAM) as sender:
+            sender.settimeout(_SEND_S)
+            sender.sendto(message.encode(), self._address)
+
+    def ready(self) -> None:
+        """Tell that the service does its work."""
+        self.send(READY="1")
+
+    def reloading(self) -> None:
+        """Tell that the configuration is being read again; :meth:`ready` ends it."""
+        self.send(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
+
+    def stopping(self) -> None:
+        """Tell that the service ends."""
+        self.send(STOPPING="1")
+
+    def alive(self) -> None:
+        """Give a sign of life."""
+        self.send(WATCHDOG="1")
+
+    def status(self, text: str) -> None:
+        """Set the line that ``systemctl status`` shows."""
+        if text != self._status:
+            self._status = text
+            self.send(STATUS=text)
+
+
+_SEND_S = 1.0
+_DATAGRAM = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
+
+
+def _watchdog(environment: Mapping[str, str]) -> float | None:
+    """Return the seconds of sd_watchdog_enabled(3); None where it is for another process."""
+    if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    text = environment.get("WATCHDOG_USEC", "")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text)):
+        return None
+    return int(text) / 1e6
