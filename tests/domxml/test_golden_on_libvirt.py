@@ -81,11 +81,11 @@ def test_what_is_defined_is_undone(
     old = settled(connection, made_for(read(name), driver))
     try:
         new = editor.apply(old, PLANS[plan_name], layout, assignments)
-        now = redefine(connection, name, old, new)
+        redefine(connection, name, old, new)
         for vsmmu in PLANS[plan_name].vsmmus:
             for host in vsmmu.devices:
-                without = close_gaps(editor.remove(now, host))
-                now = redefine(connection, name, now, without)
+                now = connection.domain_xml(name)
+                redefine(connection, name, now, close_gaps(editor.remove(now, host)))
         assert str(connection.domain_xml(name)) == str(old)
     finally:
         connection.undefine(name)

@@ -7,8 +7,9 @@ from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.guest import guest_from_xml
 from vmm_msi.domxml.support import Feature, Version, XmlLayout
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.errors import HypervisorError, NoHostDeviceError
+from vmm_msi.errors import HypervisorError, NoHostDeviceError, UndoError
 from vmm_msi.libvirt_driver import connect, redefine, verify_defined
+from vmm_msi.libvirt_driver.change import only_added
 from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
 
 A, B, C = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(3))
@@ -61,11 +62,12 @@ def test_template_is_valid(kind, connection):
 def test_attach_and_detach(connection, capfd):
     old = connection.domain_xml("guest0")
     layout = connection.versions().support().layout()
-    got = redefine(connection, "guest0", old, attached(old, layout))
+    redefine(connection, "guest0", old, attached(old, layout))
     assert connection.assigned() == [(A, "guest0"), (B, "guest0")]
     for host in (B, A):
-        got = redefine(connection, "guest0", got, editor.remove(got, host))
-    assert str(got) == str(old)
+        now = connection.domain_xml("guest0")
+        redefine(connection, "guest0", now, editor.remove(now, host))
+    assert str(connection.domain_xml("guest0")) == str(old)
     assert capfd.readouterr() == ("", "")
 
 
@@ -85,8 +87,10 @@ def test_dropped_driver_is_noticed_and_undone(connection, monkeypatch):
         pytest.skip("this libvirt knows <driver pciBus> and keeps it")
     old = connection.domain_xml("guest0")
     new = attached(old, XmlLayout())
-    define = connection.define
-    monkeypatch.setattr(connection, "define", lambda xml, **_flags: define(xml, validate=False))
+    define = connection.define_text
+    monkeypatch.setattr(
+        connection, "define_text", lambda *what, **_flags: define(*what, validate=False)
+    )
     with pytest.raises(HypervisorError) as caught:
         redefine(connection, "guest0", old, new)
     assert "dropped <iommufd enabled='yes'/>" in str(caught.value)
@@ -118,16 +122,18 @@ def test_verify_names_what_is_missing(path, words, connection):
     with pytest.raises(HypervisorError) as caught:
         verify_defined(wanted, got)
     assert words in str(caught.value)
+    # The quick look is not content with less either.
+    assert not only_added(str(wanted), str(got))
 
 
 def test_failed_restore_is_told(connection, monkeypatch):
     old = connection.domain_xml("guest0")
 
-    def fail(_xml, **_flags):
+    def fail(*_what, **_flags):
         raise HypervisorError("it is gone")
 
-    monkeypatch.setattr(connection, "define", fail)
-    with pytest.raises(HypervisorError, match="putting the old definition back failed too"):
+    monkeypatch.setattr(connection, "define_text", fail)
+    with pytest.raises(UndoError, match="putting the old definition back failed too"):
         redefine(connection, "guest0", old, old)
 
 

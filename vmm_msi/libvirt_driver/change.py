@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import owned
+from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.errors import HypervisorError, UndoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.libvirt_driver.connection import Connection
 
 
@@ -29,19 +29,24 @@ def verify_defined(wanted: DomainXml, got: DomainXml) -> None:
         )
 
 
+def only_added(wanted: str, got: str) -> bool:
+    """Tell whether all lines of ``wanted`` are in ``got``, in order: libvirt added some at most."""
+    lines = iter(got.splitlines())
+    return all(line in lines for line in wanted.splitlines())
+
+
 def redefine(
     connection: Connection,
     name: str,
     old: DomainXml,
     new: DomainXml,
     then: Callable[[], None] | None = None,
-) -> DomainXml:
+) -> None:
     """Replace a guest's definition, or leave it as it was.
 
     :param old: the definition as :meth:`Connection.domain_xml` returned it, secrets included.
     :param new: the one that is wanted; name and UUID are those of ``old``.
     :param then: what else belongs to the change; it undoes what it did itself when it fails.
-    :return: what libvirt made of ``new``.
     :raise HypervisorError: when libvirt refuses ``new`` or drops a part of it, or ``then`` fails.
         ``old`` is defined again first.
     :raise UndoError: when even that fails.
@@ -52,19 +57,19 @@ def redefine(
             f"{new.name} {new.uuid}; valid is a definition of the same guest"
         )
     try:
-        got = connection.define(new)
-        if got is not new:
-            verify_defined(new, got)
+        text = str(new)
+        echo = connection.define_text(name, text)
+        if not only_added(text, echo):
+            verify_defined(new, DomainXml.parse(echo, f"guest {name} at {connection.uri}"))
         if then is not None:
             then()
     except BaseException as failure:
         try:
-            connection.define(old, validate=False)
+            connection.define_text(name, str(old), validate=False)
         except HypervisorError as again:
             problem = f"putting the old definition back failed too: {again}"
             raise undo_error(connection, name, failure, problem) from failure
         raise
-    return got
 
 
 def undo_error(

@@ -150,16 +150,18 @@ class Connection:
         What a guest has is what its definition assigns and what it runs with.
         """
         found = set()
-        every, active = 0, libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE
         with translated(f"listing the guests at {self.uri}"):
-            for which, flags in ((every, libvirt.VIR_DOMAIN_XML_INACTIVE), (active, 0)):
-                for domain in self._raw.listAllDomains(which):
-                    try:
-                        text = domain.XMLDesc(flags)
-                    except libvirt.libvirtError as error:
-                        if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                            continue  # it went away since the list was made
-                        raise
+            for domain in self._raw.listAllDomains(0):
+                # The id came with the list; one that does not run has none.
+                runs = domain.ID() != -1
+                try:
+                    texts = [domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)]
+                    texts += [domain.XMLDesc(0)] if runs else []
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                        continue  # it went away since the list was made
+                    raise
+                for text in texts:
                     if "hostdev" in text:
                         guest = DomainXml.parse(text, f"guest {domain.name()} at {self.uri}")
                         found |= {(hostdev.host, guest.name) for hostdev in guest.hostdevs()}
@@ -169,16 +171,24 @@ class Connection:
         """Define a guest, or replace its definition, and return what libvirt made of it.
 
         :return: ``xml`` itself where libvirt gives back the same text.
+        :param validate: see :meth:`define_text`.
+        """
+        text = str(xml)
+        echo = self.define_text(xml.name, text, validate=validate)
+        return xml if echo == text else DomainXml.parse(echo, f"guest {xml.name} at {self.uri}")
+
+    def define_text(self, name: str, text: str, *, validate: bool = True) -> str:
+        """Define the guest called ``name``, and return the text that libvirt made of ``text``.
+
         :param validate: check it against libvirt's schema first. Without, libvirt drops what it
             does not know and says nothing.
         """
         flags = libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
-        text = str(xml)
-        with translated(f"defining guest {xml.name} at {self.uri}"):
+        with translated(f"defining guest {name} at {self.uri}"):
             defined = self._raw.defineXMLFlags(text, flags)
-        with translated(f"reading the XML of guest {xml.name} at {self.uri}"):
-            echo = defined.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-        return xml if echo == text else DomainXml.parse(echo, f"guest {xml.name} at {self.uri}")
+        flags = libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE
+        with translated(f"reading the XML of guest {name} at {self.uri}"):
+            return str(defined.XMLDesc(flags))
 
     def undefine(self, name: str) -> None:
         """Remove the definition of a guest, and on QEMU the file of its UEFI variables."""
