@@ -67,6 +67,7 @@ class PluginHost:
         self._manager.add_hookspecs(hookspecs)
         self._records: dict[str, PluginRecord] = {}
         self._hooks: dict[str, StrategyHooks] = {}
+        self._selectors: dict[str, pluggy.HookCaller] = {}
         self._observers: dict[str, Observer] = {}
 
     @classmethod
@@ -160,6 +161,7 @@ class PluginHost:
             raise PluginError(f"plugin {info.name!r} ({origin}): {text}") from error
         self._records[info.name] = PluginRecord(info.name, origin, info)
         self._hooks.clear()
+        self._selectors.clear()
         self._observers = {
             observer: Observer(
                 self._manager.subset_hook_caller("vmm_msi_veto", self._others(observer)),
@@ -249,8 +251,11 @@ class PluginHost:
         :raise RefusedError: when it names one that the device cannot use.
         """
         self.info(selector, PluginKind.ITS_SELECTOR)
-        caller = self._manager.subset_hook_caller("vmm_msi_select_its", self._others(selector))
-        its = cast("int | None", caller(device=device, host=host))
+        if selector not in self._selectors:
+            self._selectors[selector] = self._manager.subset_hook_caller(
+                "vmm_msi_select_its", self._others(selector)
+            )
+        its = cast("int | None", self._selectors[selector](device=device, host=host))
         if its is None:
             return device.its
         if its not in device.its_group:

@@ -7,6 +7,8 @@ Follows https://libvirt.org/formatdomain.html; numbers and addresses are read as
 from __future__ import annotations
 
 import copy
+import functools
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,6 +32,11 @@ _UNITS = {"b": 1, "bytes": 1}
 for _power, _letter in enumerate("kmgtpe", 1):
     _UNITS[_letter] = _UNITS[f"{_letter}ib"] = 1024**_power
     _UNITS[f"{_letter}b"] = 1000**_power
+
+
+# An address as libvirt writes it, and more characters than it has.
+_SHORT = 24
+_LIBVIRTS = re.compile("0x([0-9a-f]{4}):0x([0-9a-f]{2}):0x([01][0-9a-f]):0x([0-7])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +132,7 @@ class DomainXml:
         root = copy.deepcopy(self.root.getroottree()).getroot()
         original = self._original
         if original is not None:
-            original = original.follow(self.root, root)
+            original = None if original.plain(root) else original.follow(self.root, root)
         return DomainXml(root, self.source, original)
 
     def __str__(self) -> str:
@@ -278,6 +285,11 @@ class DomainXml:
 
         :raise DomainXmlError: when one is not a number or too large for a PCI address.
         """
+        get = element.get
+        texts = (get("domain", "0"), get("bus", "0"), get("slot", "0"), get("function", "0"))
+        known = _known_address(*texts) if sum(map(len, texts)) < _SHORT else None
+        if known is not None:
+            return known
         limits = {"domain": 0xFFFF, "bus": 0xFF, "slot": 0x1F, "function": 7}
         part = {}
         for name, limit in limits.items():
@@ -326,6 +338,16 @@ class DomainXml:
             f"reading {self.name}: line {element.sourceline}: <{element.tag!s}>: {name} is "
             f"{text!r}; valid is {valid}"
         )
+
+
+@functools.lru_cache(1024)
+def _known_address(domain: str, bus: str, slot: str, function: str) -> PciAddress | None:
+    """Return the address that libvirt writes so (``%.4x``, ``%.2x``); None for any other text.
+
+    The same few are read again and again.
+    """
+    found = _LIBVIRTS.fullmatch(f"{domain}:{bus}:{slot}:{function}")
+    return None if found is None else PciAddress(*(int(part, 16) for part in found.groups()))
 
 
 def _is_assigned_pci(element: Element, source: Element) -> bool:

@@ -27,15 +27,14 @@ def build(tag: str, attributes: Mapping[str, str], *children: Element) -> Elemen
 
     :raise DomainXmlError: when a value has characters that XML cannot hold.
     """
-    element = etree.Element(tag)
-    for name, value in attributes.items():
-        try:
-            element.set(name, value)
-        except ValueError:
-            raise DomainXmlError(
-                f"writing <{tag} {name}>: {value!r} has characters that XML cannot hold; "
-                "valid is printable text"
-            ) from None
+    try:
+        element = etree.Element(tag, dict(attributes))
+    except ValueError:
+        words = ", ".join(f"{name}={value!r}" for name, value in attributes.items())
+        raise DomainXmlError(
+            f"writing <{tag}> with {words}: a value has characters that XML cannot hold; "
+            "valid is printable text"
+        ) from None
     element.extend(children)
     return element
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.domain import DomainXml, PciController
     from vmm_msi.domxml.support import XmlLayout
     from vmm_msi.model import GuestPlan, VsmmuPlan
 
@@ -188,25 +188,27 @@ def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
     return edited
 
 
-def remove(domain: DomainXml, host: PciAddress) -> DomainXml:
-    """Return ``domain`` without the device at ``host`` and what was added for it alone.
+def remove(domain: DomainXml, *hosts: PciAddress) -> DomainXml:
+    """Return ``domain`` without the devices at ``hosts`` and what was added for them alone.
 
     The last device of a vSMMU takes the vSMMU with it, the last of all the rest. Parts that are
     gone already are passed over.
 
-    :raise DomainXmlError: when the record does not know the device, or something of the user's is
+    :raise DomainXmlError: when the record does not know a device, or something of the user's is
         plugged into what would be taken out.
     """
     edited = domain.copy()
     record = read_record(edited) or DomainRecord()
-    device = recorded(edited, record, host)
     for hostdev in edited.hostdevs():
-        if hostdev.host == host:
+        if hostdev.host in hosts:
             edit.take_out(hostdev.element)
-    _take_controller(edited, device.root_port, ROOT_PORT)
-    record = replace(record, devices=tuple(d for d in record.devices if d is not device))
-    if not record.behind(device.pxb):
-        record = _remove_vsmmu(edited, record, device.pxb)
+    controllers = {controller.index: controller for controller in edited.controllers()}
+    for host in hosts:
+        device = recorded(edited, record, host)
+        _take_controller(edited, controllers.get(device.root_port), ROOT_PORT)
+        record = replace(record, devices=tuple(d for d in record.devices if d is not device))
+        if not record.behind(device.pxb):
+            record = _remove_vsmmu(edited, controllers, record, device.pxb)
     if record.devices:
         write_record(edited, record)
         return edited
@@ -433,28 +435,32 @@ def _add_iommufd(domain: DomainXml, record: DomainRecord, fdgroup: str | None) -
     return replace(record, iommufd_added=True)
 
 
-def _remove_vsmmu(domain: DomainXml, record: DomainRecord, pxb: int) -> DomainRecord:
+def _remove_vsmmu(
+    domain: DomainXml,
+    controllers: Mapping[int | None, PciController],
+    record: DomainRecord,
+    pxb: int,
+) -> DomainRecord:
     vsmmu = next(each for each in record.vsmmus if each.pxb == pxb)
     for iommu in domain.iommus():
         if vsmmu.pci_bus and iommu.pci_bus == str(pxb):
             edit.take_out(iommu.element)
     for port in vsmmu.spare_ports:
-        _take_controller(domain, port, ROOT_PORT)
-    _take_controller(domain, pxb, EXPANDER_BUS)
+        _take_controller(domain, controllers.get(port), ROOT_PORT)
+    _take_controller(domain, controllers.get(pxb), EXPANDER_BUS)
     return replace(record, vsmmus=tuple(each for each in record.vsmmus if each is not vsmmu))
 
 
-def _take_controller(domain: DomainXml, index: int, model: str) -> None:
-    for controller in domain.controllers():
-        if controller.index != index or controller.model != model:
-            continue
-        other = next(domain.on_bus(index), None)
-        if other is not None:
-            raise DomainXmlError(
-                f"taking the {model} {index} out of {domain.name}: the <{other.tag!s}> on line "
-                f"{other.sourceline} is plugged into it; give that another address first"
-            )
-        edit.take_out(controller.element)
+def _take_controller(domain: DomainXml, controller: PciController | None, model: str) -> None:
+    if controller is None or controller.index is None or controller.model != model:
+        return
+    other = next(domain.on_bus(controller.index), None)
+    if other is not None:
+        raise DomainXmlError(
+            f"taking the {model} {controller.index} out of {domain.name}: the <{other.tag!s}> on "
+            f"line {other.sourceline} is plugged into it; give that another address first"
+        )
+    edit.take_out(controller.element)
 
 
 def _before(domain: DomainXml, following: tuple[str, ...]) -> Element | None:

@@ -35,6 +35,7 @@ _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 
 # Elements of which the record says that they were added.
 _ADDED = ("iommufd", "iommu", "metadata", "devices")
+_ADDED_FIELDS = {name: f"{name}_added" for name in _ADDED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,8 +193,8 @@ def _find(domain: DomainXml) -> Element | None:
 
 def _element(record: DomainRecord) -> Element:
     root: Element = etree.Element(_tag("domain"), nsmap={PREFIX: NAMESPACE})
-    for name in _ADDED:
-        if getattr(record, f"{name}_added"):
+    for name, field_name in _ADDED_FIELDS.items():
+        if getattr(record, field_name):
             root.set(name, "added")
     for vsmmu in record.vsmmus:
         root.append(_child("vsmmu", vsmmu))
@@ -207,11 +208,22 @@ def _element(record: DomainRecord) -> Element:
     return root
 
 
+# Of each kind of record the fields that are attributes, and their names there.
+_ATTRIBUTES = {
+    kind: [
+        (field.name, field.name.replace("_", "-"))
+        for field in dataclasses.fields(kind)
+        if field.name not in {"options", "binding"}
+    ]
+    for kind in (VsmmuRecord, DeviceRecord, BindingRecord)
+}
+
+
 def _child(name: str, record: VsmmuRecord | DeviceRecord | BindingRecord) -> Element:
     attributes = {}
-    for item in dataclasses.fields(record):
-        value = getattr(record, item.name)
-        if value is None or value == () or item.name in {"options", "binding"}:
+    for field_name, attribute in _ATTRIBUTES[type(record)]:
+        value = getattr(record, field_name)
+        if value is None or value == ():
             continue
         if isinstance(value, bool):
             text = "yes" if value else "no"
@@ -219,7 +231,7 @@ def _child(name: str, record: VsmmuRecord | DeviceRecord | BindingRecord) -> Ele
             text = " ".join(map(str, value))
         else:
             text = str(value)
-        attributes[item.name.replace("_", "-")] = text
+        attributes[attribute] = text
     return edit.build(_tag(name), attributes)
 
 

@@ -62,6 +62,13 @@ class Original:
         """Return that of a tree which was just parsed and not edited yet."""
         return cls(text, _pieces(root))
 
+    def plain(self, root: Element) -> bool:
+        """Tell whether the tree at ``root`` prints as it was read by being written anew.
+
+        It does where libvirt wrote the text. What is edited then need not be told from the rest.
+        """
+        return _parse.serialise(root) == self._text
+
     def follow(self, old: Element, new: Element) -> Original:
         """Return the same for the tree at ``new``, a copy of the one at ``old``."""
         copies = dict(zip(_pieces(old), _pieces(new), strict=True))

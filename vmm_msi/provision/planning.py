@@ -205,10 +205,9 @@ def detaching(guest: GuestState, request: DetachRequest) -> Change:
     if request.scope.config:
         devices = _to_detach(old, request)
         for device in devices:
-            new = editor.remove(new, device.host)
             events[device.host] = _detached(old, device)
             carriers.add(device.backend)
-        new = close_gaps(new)
+        new = close_gaps(editor.remove(old, *events))
         stay = {
             each.host: each.binding and replace(each.binding, programmed=None, outcome=None)
             for each in (read_record(new) or DomainRecord()).devices
