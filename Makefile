@@ -49,6 +49,7 @@ lab: setup-test ## the strategies and the model against the real kernel of an em
 bench: setup-test ## time the commands, the model and the editing of domain XML
 	$(lab_images)
 	@$(BIN)/python tests/bench/bench.py
+	@$(BIN)/python tests/bench/cycles.py
 	@$(BIN)/python tests/bench/domxml.py
 
 demo: setup ## show what the strategies do
