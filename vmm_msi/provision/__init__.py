@@ -94,7 +94,8 @@ def attach(
 ) -> Change:
     """Attach devices, all or none, while no other change of a guest on that host is under way.
 
-    :raise VmmMsiError: as :func:`plan_attach` and :func:`carry_out`; everything is as it was.
+    :raise VmmMsiError: as :func:`plan_attach` and :func:`carry_out`; everything is as it was,
+        but for an :class:`~vmm_msi.errors.UndoError`.
     """
     with turn(connection.hostname()):
         change = plan_attach(connection, plugins, settings, host, request)
@@ -107,7 +108,8 @@ def detach(
 ) -> Change:
     """Take devices out, all or none, while no other change of a guest on that host is under way.
 
-    :raise VmmMsiError: as :func:`plan_detach` and :func:`carry_out`; everything is as it was.
+    :raise VmmMsiError: as :func:`plan_detach` and :func:`carry_out`; everything is as it was,
+        but for an :class:`~vmm_msi.errors.UndoError`.
     """
     with turn(connection.hostname()):
         change = plan_detach(connection, request)
