@@ -188,17 +188,18 @@ def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
     return edited
 
 
-def remove(domain: DomainXml, *hosts: PciAddress) -> DomainXml:
+def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = None) -> DomainXml:
     """Return ``domain`` without the devices at ``hosts`` and what was added for them alone.
 
     The last device of a vSMMU takes the vSMMU with it, the last of all the rest. Parts that are
     gone already are passed over.
 
+    :param record: the record in ``domain``, where it was read already.
     :raise DomainXmlError: when the record does not know a device, or something of the user's is
         plugged into what would be taken out.
     """
     edited = domain.copy()
-    record = read_record(edited) or DomainRecord()
+    record = record or read_record(edited) or DomainRecord()
     for hostdev in edited.hostdevs():
         if hostdev.host in hosts:
             edit.take_out(hostdev.element)

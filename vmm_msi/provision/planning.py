@@ -203,11 +203,11 @@ def detaching(guest: GuestState, request: DetachRequest) -> Change:
     carriers = set()
     notes = []
     if request.scope.config:
-        devices = _to_detach(old, request)
-        for device in devices:
+        record = read_record(old) or DomainRecord()
+        for device in _to_detach(old, record, request):
             events[device.host] = _detached(old, device)
             carriers.add(device.backend)
-        new = close_gaps(editor.remove(old, *events))
+        new = close_gaps(editor.remove(old, *events, record=record))
         stay = {
             each.host: each.binding and replace(each.binding, programmed=None, outcome=None)
             for each in (read_record(new) or DomainRecord()).devices
@@ -220,7 +220,7 @@ def detaching(guest: GuestState, request: DetachRequest) -> Change:
             )
     if request.scope.live and guest.running is not None:
         running = guest.running
-        devices = _to_detach(running, request)
+        devices = _to_detach(running, read_record(running) or DomainRecord(), request)
         parts = {hostdev.host: fragment(hostdev.element) for hostdev in running.hostdevs()}
         left = running
         for device in devices:
@@ -239,8 +239,7 @@ def detaching(guest: GuestState, request: DetachRequest) -> Change:
     )
 
 
-def _to_detach(xml: DomainXml, request: DetachRequest) -> list[DeviceRecord]:
-    record = read_record(xml) or DomainRecord()
+def _to_detach(xml: DomainXml, record: DomainRecord, request: DetachRequest) -> list[DeviceRecord]:
     if not record.devices and not request.devices:
         raise UsageError(f"detaching from {xml.name}: vmm-msi has attached nothing to it")
     return [editor.recorded(xml, record, device) for device in request.devices] or [*record.devices]
