@@ -82,7 +82,7 @@ def undo_error(
     virFileRewrite).
     """
     what = str(failure) or type(failure).__name__
-    if connection.alive():
+    if connection.is_alive():
         return UndoError(f"{what}; and {problem}")
     if isinstance(failure, UndoError):
         return UndoError(what)

@@ -137,13 +137,6 @@ class Connection:
                 self._hostname = str(self._raw.getHostname())
         return self._hostname
 
-    def alive(self) -> bool:
-        """Tell whether the connection is open; one that broke is noticed by the call that fails."""
-        try:
-            return bool(self._raw.isAlive())
-        except libvirt.libvirtError:
-            return False
-
     def assigned(self) -> list[tuple[PciAddress, str]]:
         """Return the host devices that guests have, and which guest.
 
@@ -330,7 +323,7 @@ class Connection:
     # What runs now, by UUID: guests come and go between two calls, which is no error here.
 
     def is_alive(self) -> bool:
-        """Tell whether the connection still stands."""
+        """Tell whether the connection stands; one that broke is noticed by the call that fails."""
         try:
             return bool(self._raw.isAlive())
         except libvirt.libvirtError:
