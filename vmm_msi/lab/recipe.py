@@ -25,19 +25,23 @@ if TYPE_CHECKING:
 #: Raise it when the same suite and packages shall give another tree.
 VERSION = 1
 
-#: libvirt with its QEMU and test drivers, QEMU for aarch64 and its UEFI; a Python that compiles
-#: for the one in the emulated host, which is of the same suite, with what libvirt's hook and the
-#: command that installs it need; virt-install, whose XML is edited.
+#: libvirt with its QEMU and test drivers, QEMU for aarch64 and its UEFI.
 PACKAGES = (
-    "libpython3-stdlib",
     "libvirt-clients",
     "libvirt-daemon",
     "libvirt-daemon-driver-qemu",
+    "qemu-efi-aarch64",
+    "qemu-system-arm",
+)
+
+#: What the default suite's root has besides: a Python that compiles for the one in the emulated
+#: host, which is of the same suite, with what libvirt's hook and the command that installs it need;
+#: virt-install, whose XML is edited. Older suites do not have all of it.
+TOOLKIT = (
+    "libpython3-stdlib",
     "python3-lxml",
     "python3-minimal",
     "python3-msgspec",
-    "qemu-efi-aarch64",
-    "qemu-system-arm",
     "virtinst",
 )
 
@@ -90,9 +94,10 @@ def packages(suite: str, architecture: str) -> list[str]:
     The default suite has what the lab needs; others are there to try older releases with, and have
     the emulator of the machine itself too.
     """
+    if suite == DEFAULT_SUITE:
+        return sorted({*PACKAGES, *TOOLKIT})
     own = _OWN_EMULATORS.get(architecture)
-    more = {own} if own is not None and suite != DEFAULT_SUITE else set()
-    return sorted({*PACKAGES, *more})
+    return sorted({*PACKAGES, *([] if own is None else [own])})
 
 
 def build_tree(order: Order, progress: Progress) -> dict[str, str]:
