@@ -249,6 +249,55 @@ def test_free_ports_are_there_for_later():
         plan(around(), A, spare_ports=-1)
 
 
+RESERVE = """
+  <qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+    <qemu:arg value='-global'/>
+    <qemu:arg value='pcie-root-port.pref64-reserve=67108864'/>
+  </qemu:commandline>
+</domain>"""
+OVERRIDE = """
+  <qemu:override xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>
+    <qemu:device alias='pci.3'>
+      <qemu:frontend>
+        <qemu:property name='pref64-reserve' type='unsigned' value='67108864'/>
+      </qemu:frontend>
+    </qemu:device>
+  </qemu:override>
+</domain>"""
+
+
+def with_cmdline(words):
+    text = str(GUEST).replace("</os>", f"<kernel>/k</kernel><cmdline>{words}</cmdline></os>")
+    return DomainXml.parse(text, "the test")
+
+
+def bars(change):
+    return [note for note in change.notes if "takes the BARs" in note]
+
+
+def test_memory_for_what_is_plugged_in_later():
+    assert len(bars(plan(around(), A, spare_ports=1))) == 1
+    assert bars(plan(around(), A)) == []
+    assert bars(plan(around(), A, spare_ports=1, carrier=Carrier.SIM)) == []
+    for part in (RESERVE, OVERRIDE):
+        reserved = DomainXml.parse(str(GUEST).replace("</domain>", part), "the test")
+        assert bars(plan(around(guest=reserved), A, spare_ports=1)) == []
+    told = with_cmdline("quiet pci=hpiosize=0,hpmmioprefsize=0")
+    assert bars(plan(around(guest=told), A, spare_ports=1)) == []
+    assert len(bars(plan(around(guest=with_cmdline("quiet")), A, spare_ports=1))) == 1
+
+
+def test_memory_for_what_is_plugged_in_now():
+    first = plan(around(), A, spare_ports=2)
+    assert len(bars(plan(around(**running(first)), B, scope=Scope.LIVE))) == 1
+    reserved = DomainXml.parse(str(first.new).replace("</domain>", RESERVE), "the test")
+    # What counts is what QEMU was started with.
+    mended = around(guest=reserved, running=first.new)
+    assert len(bars(plan(mended, B, scope=Scope.LIVE))) == 1
+    assert bars(plan(mended, B)) == []
+    assert bars(plan(around(guest=reserved, running=reserved), B, scope=Scope.BOTH)) == []
+
+
 def test_a_group_of_file_descriptors_is_named():
     change = plan(around(), A, fdgroup="iommu")
     assert change.new.iommufd_fdgroup == "iommu"

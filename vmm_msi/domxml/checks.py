@@ -59,3 +59,24 @@ def problems(domain: DomainXml) -> tuple[Problem, ...]:
             Problem(Check.KVM, f"domain type is {domain.type!r}; an accelerated vSMMU needs 'kvm'")
         )
     return tuple(found)
+
+
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+
+
+def keeps_bars(domain: DomainXml) -> bool:
+    """Tell whether the XML shows that Linux keeps the BARs it gave out when a device is plugged in.
+
+    Behind an expander bus there is the memory that the firmware gave to the ports, and no more
+    (QEMU ``hw/pci-host/gpex-acpi.c``). Linux wants a prefetchable window for a port that a device
+    is plugged into, and where there is no room it takes what it gave to the others behind that bus
+    away (``drivers/pci/setup-bus.c`` pci_assign_unassigned_bridge_resources). QEMU's pcie-root-port
+    can have the firmware reserve one (``pref64-reserve``), or the guest can be told to want none.
+    """
+    told = domain.root.findtext("os/cmdline") or ""
+    values = [
+        value
+        for element in domain.root.iterdescendants(f"{_QEMU}arg", f"{_QEMU}property")
+        for value in map(str, element.attrib.values())
+    ]
+    return "hpmmioprefsize=0" in told or any("pref64-reserve" in value for value in values)

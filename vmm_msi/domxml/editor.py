@@ -131,8 +131,8 @@ def plug(
 ) -> DomainXml:
     """Return the XML of a running guest with the new devices of ``plan`` in free root ports.
 
-    QEMU hot-plugs neither an arm-smmuv3 nor, behind libvirt, a root port (libvirt
-    ``src/qemu/qemu_hotplug.c`` qemuDomainAttachDeviceLive): both must be there already.
+    QEMU hot-plugs neither an arm-smmuv3 nor a root port behind an expander bus, nor does libvirt
+    (``src/qemu/qemu_hotplug.c`` qemuDomainAttachDeviceLive): both must be there already.
 
     :raise RefusedError: when they are not; it says what to do.
     :raise DomainXmlError: when a device is assigned already or planned elsewhere.
@@ -156,7 +156,7 @@ def plug(
         if len(ports) < len(new):
             raise RefusedError(
                 f"{whose}: {len(ports)} free root ports are behind its vSMMU on expander bus "
-                f"{found.pxb}, {len(new)} are needed, and libvirt cannot plug one into a running "
+                f"{found.pxb}, {len(new)} are needed, and QEMU cannot plug one into a running "
                 f"guest; attach with --scope config --spare-ports {len(new)}, then restart the "
                 "guest"
             )

@@ -156,11 +156,17 @@ def _move(
     deadline = time.monotonic() + live.release_s
     while _has(connection, name, device) != into:
         if time.monotonic() > deadline:
-            what = "is not in it" if into else "the guest does not give it back"
+            if into:
+                raise HypervisorError(
+                    f"plugging {device} into the running {name}: libvirt took the call, and after "
+                    f"{live.release_s:g} s it is not in it"
+                )
+            # QEMU has no way to take the request back.
             raise HypervisorError(
-                f"{'plugging' if into else 'unplugging'} {device} of the running {name}: libvirt "
-                f"took the call, and after {live.release_s:g} s {what}; is its operating system "
-                "up, and not using the device?"
+                f"unplugging {device} of the running {name}: libvirt took the call, and after "
+                f"{live.release_s:g} s the guest does not give it back; is its operating system "
+                "up, and not using the device? It may still give it back: status --scope live "
+                "tells, and then detach it again"
             )
         time.sleep(_POLL_S)
 

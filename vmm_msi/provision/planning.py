@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.config import Choice
 from vmm_msi.domxml import editor, numa
+from vmm_msi.domxml.checks import keeps_bars
 from vmm_msi.domxml.gaps import close_gaps
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.parse import fragment
@@ -87,9 +88,25 @@ def attaching(
         carrier=carrier,
         live=None if live is None else _plugging(guest, live.xml, request.devices),
         verdicts=edits[-1].verdicts,
-        notes=(*notes, *_notes(guest, request.scope)),
+        notes=(*notes, *_memory_notes(guest, request, carrier), *_notes(guest, request.scope)),
         events=events,
     )
+
+
+def _memory_notes(guest: GuestState, request: AttachRequest, carrier: Carrier) -> list[str]:
+    """Say what plugging a device in needs that this guest does not show."""
+    plugged = [guest.running] if request.scope.live else []
+    if request.spare_ports:
+        plugged.append(guest.definition)
+    if carrier is not Carrier.QEMU or all(keeps_bars(xml) for xml in plugged if xml is not None):
+        return []
+    note = (
+        "a Linux guest takes the BARs of the devices behind the same bus away when one is plugged "
+        "in, unless QEMU reserves memory for the ports (-global "
+        "pcie-root-port.pref64-reserve=67108864 in <qemu:commandline>) or its kernel has "
+        "pci=hpiosize=0,hpmmioprefsize=0"
+    )
+    return [note]
 
 
 def _edited(
