@@ -19,6 +19,8 @@ A, B, C = DEVICES = tuple(PciAddress(segment, 1, 0, 0) for segment in range(3))
 #: Behind SMMU 0 and on A's ITS; unknown to the sample node.
 A2 = PciAddress(0, 2, 0, 0)
 GUESTS = ("guest0", "guest1")
+#: The guest of a real daemon.
+GUEST = "nested"
 
 HOST_FILE = samples.path("eight-its-server.dtb")
 HOST = load_host(HOST_FILE)

@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from provision.helpers import A2, HOST, PLUGINS, A, B, C
-from provision.test_real_daemon import GUEST, vmm_msi, without_hostdevs
+from provision.helpers import A2, GUEST, HOST, PLUGINS, A, B, C
+from provision.test_real_daemon import vmm_msi, without_hostdevs
 
 from vmm_msi import provision
 from vmm_msi.config import Config
@@ -36,17 +36,6 @@ def guest(lab_daemon):
         connection.define(nested_guest(GUEST, memory=1 << 30, kind="test"))
         attach(connection, A, spare_ports=2)
         connection.start(GUEST)
-        yield connection
-        if connection.is_active(GUEST):
-            connection.destroy(GUEST)
-        connection.undefine(GUEST)
-
-
-@pytest.fixture
-def qemu(lab_daemon):
-    """The daemon's QEMU driver with a guest that is emulated."""
-    with connect(lab_daemon.uri) as connection:
-        connection.define(nested_guest(GUEST, memory=256 << 20, kind="qemu"))
         yield connection
         if connection.is_active(GUEST):
             connection.destroy(GUEST)

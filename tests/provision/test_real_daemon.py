@@ -8,7 +8,7 @@ import subprocess
 import sys
 
 import pytest
-from provision.helpers import DEVICES, HOST_FILE, A, B, C, texts
+from provision.helpers import DEVICES, GUEST, HOST_FILE, A, B, C, texts
 
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.domain import EXPANDER_BUS, DomainXml
@@ -20,7 +20,6 @@ from vmm_msi.model import GuestPlan, VsmmuPlan
 
 pytestmark = pytest.mark.lab_root
 
-GUEST = "nested"
 NAMES = [str(device) for device in DEVICES]
 
 
@@ -59,17 +58,6 @@ def test_driver(lab_daemon):
     with connect(lab_daemon.test_uri) as connection:
         connection.define(nested_guest(GUEST, memory=1 << 30, kind="test"))
         yield connection
-        connection.undefine(GUEST)
-
-
-@pytest.fixture
-def qemu(lab_daemon):
-    """The daemon's QEMU driver with a guest that is emulated: there is no KVM for aarch64."""
-    with connect(lab_daemon.uri) as connection:
-        connection.define(nested_guest(GUEST, memory=256 << 20, kind="qemu"))
-        yield connection
-        if connection.is_active(GUEST):
-            connection.destroy(GUEST)
         connection.undefine(GUEST)
 
 

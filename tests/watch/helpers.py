@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 
-import libvirt  # noqa: TID251 - stands between the real calls, to stop at one of them
 from provision.helpers import HOST, HOST_FILE, A, B, attach, node, node_file
 
 from vmm_msi.api import PluginInfo, PluginKind, hookimpl
@@ -65,39 +64,6 @@ def ups(*devices):
 
 def downs(*devices):
     return [(action, device) for device in devices for action in DOWN]
-
-
-class Striking:
-    """A libvirt object whose calls, and those of what they return, are made and counted.
-
-    At the call numbered ``at``, before it is made or after, ``strike`` is called.
-    """
-
-    def __init__(self, real, at, strike, *, after=False, calls=None):
-        self._real, self._at, self._strike, self._after = real, at, strike, after
-        self.calls = [] if calls is None else calls
-
-    def __getattr__(self, name):
-        method = getattr(self._real, name)
-
-        def call(*arguments):
-            self.calls.append(name)
-            chosen = len(self.calls) == self._at
-            if chosen and not self._after:
-                self._strike()
-            result = method(*arguments)
-            if chosen and self._after:
-                self._strike()
-            if isinstance(result, list):
-                return [self._wrapped(item) for item in result]
-            return self._wrapped(result)
-
-        return call
-
-    def _wrapped(self, result):
-        if isinstance(result, libvirt.virDomain | libvirt.virNodeDevice):
-            return Striking(result, self._at, self._strike, after=self._after, calls=self.calls)
-        return result
 
 
 UUID = "5b6d4f0a-2a5e-4b0e-9d53-0f6d3a7f1e00"

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 
-from watch.helpers import Striking
+from provision.failing import Failing
 
 from vmm_msi.cli import main
 from vmm_msi.libvirt_driver import Connection
@@ -19,7 +19,7 @@ real = Connection.__init__
 
 def begin(self, raw, uri, *, readonly):
     at = int(sys.argv[1])
-    killing = Striking(raw, at, lambda: os.kill(os.getpid(), signal.SIGKILL))
+    killing = Failing(raw, at, False, lambda: os.kill(os.getpid(), signal.SIGKILL))
     real(self, killing, uri, readonly=readonly)
 
 

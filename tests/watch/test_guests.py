@@ -5,12 +5,12 @@ from __future__ import annotations
 import libvirt  # noqa: TID251 - an error of its own is put in, around the real calls
 import pytest
 from lxml import etree
+from provision.failing import Failing
 from watch.helpers import (
     UUID,
     A,
     Audit,
     B,
-    Striking,
     attach,
     binder,
     bound,
@@ -134,13 +134,15 @@ def test_a_guest_that_stopped_and_started_unseen_is_bound_again(file, audit):
 def test_a_guest_that_stops_while_it_is_bound(file, audit, write, told):
     with running(file, A) as connection:
         watched = guests()
-        counted = Striking(connection._raw, 0, None)
+        counted = Failing(connection._raw, 0, False, None)
         watched.look(Connection(counted, connection.uri, readonly=False), binder(), UUID)
         calls = [n for n, name in enumerate(counted.calls, 1) if name == "setMetadata"]
         connection.destroy("guest0")
         watched.reconcile(connection, binder())
         connection.start("guest0")
-        raw = Striking(connection._raw, calls[write - 1], lambda: connection.destroy("guest0"))
+        raw = Failing(
+            connection._raw, calls[write - 1], False, lambda: connection.destroy("guest0")
+        )
         watched.look(Connection(raw, connection.uri, readonly=False), binder(audit), UUID)
         assert audit.take() == told * [DOMAIN_UP, *ups(A), *downs(A), DOMAIN_DOWN]
         assert (watched.entries, watched.failure) == ({}, None)
@@ -375,7 +377,7 @@ def test_killed_at_each_call(file, change, after):
         audit = Audit()
         with running(file, A, B) as connection:
             watched = begin(connection, audit, change)
-            raw = Striking(connection._raw, at, raising(KilledError()), after=after)
+            raw = Failing(connection._raw, at, after, raising(KilledError()))
             killing = Connection(raw, connection.uri, readonly=False)
             killed = True
             try:
@@ -410,7 +412,7 @@ def test_refused_at_each_call(file, after):
             try:
                 connection._raw.lookupByUUIDString("no UUID")
             except libvirt.libvirtError as error:
-                raw = Striking(connection._raw, at, raising(error), after=after)
+                raw = Failing(connection._raw, at, after, raising(error))
             watched = guests()
             failing = Connection(raw, connection.uri, readonly=False)
             again = []
