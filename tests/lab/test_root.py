@@ -279,8 +279,14 @@ def test_daemon_ends_with_an_error_in_the_block(lab_root):
 
 
 def pids_in(pid_namespace, name):
-    found = processes_in(pid_namespace)
-    return [pid for pid in found if Path(f"/proc/{pid}/comm").read_text().strip() == name]
+    """Return the processes of that name, but for children that one of them forks for a moment."""
+    names, parents = {}, {}
+    for pid in processes_in(pid_namespace):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+            # proc_pid_stat(5): pid (comm) state ppid …
+            comm, rest = Path(f"/proc/{pid}/stat").read_text().split("(", 1)[1].rsplit(")", 1)
+            names[pid], parents[pid] = comm, int(rest.split()[1])
+    return [pid for pid, comm in names.items() if comm == name and names.get(parents[pid]) != name]
 
 
 @pytest.mark.lab_root
