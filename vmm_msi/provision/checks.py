@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import checks
@@ -49,6 +51,8 @@ def check_request(request: AttachRequest) -> None:
         if value not in values:
             shown = f"{values[0]} to {values[-1]}" if len(values) > 2 else " and ".join(values)
             raise UsageError(f"vSMMU property {name}={value}: valid: {shown}")
+    if request.fdgroup == "":
+        raise UsageError("file descriptor group: it has no name; valid is any other text")
     if request.spare_ports < 0:
         raise UsageError(f"spare ports: {request.spare_ports}; valid is 0 or more")
     if request.scope is Scope.LIVE and (
@@ -58,6 +62,12 @@ def check_request(request: AttachRequest) -> None:
             "attaching with --scope live: spare ports, vSMMU properties and file descriptor "
             "groups are of the definition; use --scope config or --scope both"
         )
+
+
+def check_release(seconds: float) -> None:
+    """Refuse a time that nobody can wait for."""
+    if not 0 <= seconds < math.inf:
+        raise UsageError(f"release timeout: {seconds:g} s; valid is 0 or more")
 
 
 def check_state(guest: GuestState, scope: Scope) -> None:
@@ -223,7 +233,7 @@ def check_support(
     if gaps:
         raise RefusedError(
             f"guest {request.domain} would need {len(plan.vsmmus)} vSMMUs: "
-            f"{'; '.join(map(str, gaps))}. {_what_works(support, plan, carrier)}"
+            f"{'; '.join(map(str, gaps))}. {_what_works(support, plan, carrier, request)}"
         )
 
 
@@ -238,10 +248,15 @@ def _features(plan: GuestPlan, carrier: Carrier, request: AttachRequest) -> list
     return features
 
 
-def _what_works(support: Support, plan: GuestPlan, carrier: Carrier) -> str:
+def _what_works(support: Support, plan: GuestPlan, carrier: Carrier, request: AttachRequest) -> str:
     """Say what this libvirt could do instead of ``plan``."""
     if not support.has(Feature.SMMUV3):
         return "Nothing works with this libvirt"
+    plain = replace(request, driver={}, fdgroup=None)
+    if not support.missing(_features(plan, carrier, plain)):
+        asked = ["--vsmmu"] if request.driver else []
+        asked += ["--fdgroup"] if request.fdgroup is not None else []
+        return f"Would work here: the same without {' and '.join(asked)}"
     if carrier is Carrier.QEMU:
         return "Would work here: --backend sim, which writes the XML and models the binding"
     if len({vsmmu.smmu for vsmmu in plan.vsmmus}) == 1:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from vmm_msi.model import HostTopology, PciAddress
     from vmm_msi.provision.request import AttachRequest, Change
 
-_END = re.compile(rb"</domain\s*>")
+# Where one document ends and another begins.
+_NEXT = re.compile(rb"</domain\s*>\s*(?:<\?xml[^>]*>\s*)?<domain[\s>]")
 
 
 def newest() -> Support:
@@ -47,7 +48,7 @@ def read(data: bytes, source: str) -> DomainXml:
     try:
         return DomainXml.parse(data, source)
     except DomainXmlError:
-        number = len(_END.findall(data))
+        number = len(_NEXT.findall(data)) + 1
         if number < 2:
             raise
         raise DomainXmlError(

@@ -213,6 +213,7 @@ def detaching(guest: GuestState, request: DetachRequest) -> Change:
     :raise UsageError: when there is nothing to take out.
     """
     checks.check_once(request.devices)
+    checks.check_release(request.release_s)
     checks.check_state(guest, request.scope)
     old = guest.definition
     new, live = old, None
