@@ -278,20 +278,56 @@ def bars(change):
     return [note for note in change.notes if "takes the BARs" in note]
 
 
-def test_memory_for_what_is_plugged_in_later():
-    assert len(bars(plan(around(), A, spare_ports=1))) == 1
+def reserved_by_us(change):
+    """Return the root ports that an override reserves memory for, and how much."""
+    devices = change.new.root.iter("{http://libvirt.org/schemas/domain/qemu/1.0}device")
+    return {device.get("alias"): int(device[0][0].get("value")) for device in devices}
+
+
+def test_memory_is_reserved_for_what_is_plugged_in_later():
+    change = plan(around(), A, spare_ports=1)
+    assert reserved_by_us(change) == {"pci.2": 64 << 20, "pci.3": 64 << 20}
+    assert bars(change) == []
+    more = plan(around(guest=change.new), B, C, spare_ports=2, spare_memory=1024)
+    assert reserved_by_us(more) == reserved_by_us(change) | {
+        f"pci.{port}": 1024 << 20 for port in (4, 5, 7, 8, 9)
+    }
+    undone = planning.detaching(GuestState(more.new), DetachRequest("guest0", (A, B)))
+    assert set(reserved_by_us(undone)) == {
+        f"pci.{port}"
+        for vsmmu in undone.record.vsmmus
+        for port in (*vsmmu.spare_ports, undone.record.device(C).root_port)
+    }
+    undone = planning.detaching(GuestState(undone.new), DetachRequest("guest0"))
+    assert str(undone.new) == str(GUEST)
+
+
+def test_memory_is_not_reserved_without_a_need():
+    assert reserved_by_us(plan(around(), A)) == {}
+    assert reserved_by_us(plan(around(), A, spare_ports=1, carrier=Carrier.SIM)) == {}
+    reserved = DomainXml.parse(str(GUEST).replace("</domain>", RESERVE), "the test")
+    for guest in (reserved, with_cmdline("quiet pci=hpiosize=0,hpmmioprefsize=0")):
+        change = plan(around(guest=guest), A, spare_ports=1)
+        assert (reserved_by_us(change), bars(change)) == ({}, [])
+        assert str(planning.detaching(GuestState(change.new), DetachRequest("g")).new) == str(guest)
+
+
+def test_an_override_of_the_users_stays():
+    mine = DomainXml.parse(str(GUEST).replace("</domain>", OVERRIDE), "the test")
+    change = plan(around(guest=mine), A, spare_ports=2)
+    assert reserved_by_us(change) == {"pci.3": 67108864, "pci.2": 64 << 20, "pci.4": 64 << 20}
+
+
+def test_a_note_where_nothing_is_reserved():
+    assert len(bars(plan(around(), A, spare_ports=1, spare_memory=0))) == 1
     assert bars(plan(around(), A)) == []
-    assert bars(plan(around(), A, spare_ports=1, carrier=Carrier.SIM)) == []
-    for part in (RESERVE, OVERRIDE):
-        reserved = DomainXml.parse(str(GUEST).replace("</domain>", part), "the test")
-        assert bars(plan(around(guest=reserved), A, spare_ports=1)) == []
-    told = with_cmdline("quiet pci=hpiosize=0,hpmmioprefsize=0")
-    assert bars(plan(around(guest=told), A, spare_ports=1)) == []
-    assert len(bars(plan(around(guest=with_cmdline("quiet")), A, spare_ports=1))) == 1
+    for memory in (-1, 1 << 20):
+        with pytest.raises(UsageError, match=r"spare memory: .* MiB; valid is 0 to 524288"):
+            plan(around(), A, spare_ports=1, spare_memory=memory)
 
 
 def test_memory_for_what_is_plugged_in_now():
-    first = plan(around(), A, spare_ports=2)
+    first = plan(around(), A, spare_ports=2, spare_memory=0)
     assert len(bars(plan(around(**running(first)), B, scope=Scope.LIVE))) == 1
     reserved = DomainXml.parse(str(first.new).replace("</domain>", RESERVE), "the test")
     # What counts is what QEMU was started with.

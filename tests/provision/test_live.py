@@ -14,7 +14,7 @@ from provision.test_real_daemon import vmm_msi, without_hostdevs
 from vmm_msi import provision
 from vmm_msi.config import Config
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.domain import ROOT_PORT, DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.domxml.template import nested_guest
@@ -196,3 +196,32 @@ def test_qemu_saved_state(qemu):
 def test_qemu_says_that_this_host_has_no_iommufd(qemu):
     caps = qemu.capabilities_for(qemu.domain_xml(GUEST))
     assert (caps.pci_hostdev, caps.iommufd, caps.gic3, caps.efi) == (True, False, True, True)
+
+
+def test_qemu_reserves_memory_for_the_ports(qemu):
+    """What the override says is what QEMU has, and nothing of it is left when all is taken out."""
+    before = qemu.domain_xml(GUEST)
+    layout = replace(
+        qemu.versions().support().layout(),
+        accel=False,
+        iommufd=IommufdForm.NONE,
+        spare_ports=1,
+        reserve=64 << 20,
+    )
+    plan = GuestPlan((VsmmuPlan(0, (A,), accelerated=False),))
+    new = editor.apply(before, plan, layout, {A: editor.Assignment("identity", "sim")})
+    got = qemu.define(without_hostdevs(new))
+    qemu.start(GUEST)
+    ports = [f"pci.{c.index}" for c in got.controllers() if c.model == ROOT_PORT]
+    reserved = [
+        qemu.monitor(
+            GUEST, "qom-get", {"path": f"/machine/peripheral/{port}", "property": "pref64-reserve"}
+        )
+        for port in ports
+    ]
+    (vsmmu,) = read_record(got).vsmmus
+    ours = {f"pci.{port}" for port in (*vsmmu.spare_ports, read_record(got).devices[0].root_port)}
+    assert {port for port, size in zip(ports, reserved, strict=True) if size == 64 << 20} == ours
+    qemu.destroy(GUEST)
+    provision.detach(qemu, DetachRequest(GUEST))
+    assert str(qemu.domain_xml(GUEST)) == str(before)

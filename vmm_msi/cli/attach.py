@@ -85,6 +85,14 @@ def add_attach_options(parser: argparse.ArgumentParser) -> None:
         "guest runs; default: 0",
     )
     parser.add_argument(
+        "--spare-memory",
+        type=int,
+        default=64,
+        metavar="MIB",
+        help="with --spare-ports: prefetchable memory that QEMU reserves for each port, as much as "
+        "the largest such BAR that is ever to be plugged in; default: 64",
+    )
+    parser.add_argument(
         "--fdgroup",
         metavar="NAME",
         help="the program that starts the guest opens /dev/iommu itself and hands it over as the "
@@ -112,6 +120,7 @@ def request_of(
         managed=not args.unmanaged,
         driver=_properties(args.vsmmu),
         spare_ports=args.spare_ports,
+        spare_memory=args.spare_memory,
         fdgroup=args.fdgroup,
     )
 

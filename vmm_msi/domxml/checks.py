@@ -5,6 +5,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_msi.domxml.reserve import PROPERTY, QEMU
 from vmm_msi.domxml.support import ARCH, MACHINE
 
 if TYPE_CHECKING:
@@ -61,22 +62,20 @@ def problems(domain: DomainXml) -> tuple[Problem, ...]:
     return tuple(found)
 
 
-_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
-
-
-def keeps_bars(domain: DomainXml) -> bool:
+def keeps_bars(domain: DomainXml, *, for_each_port: bool = True) -> bool:
     """Tell whether the XML shows that Linux keeps the BARs it gave out when a device is plugged in.
 
     Behind an expander bus there is the memory that the firmware gave to the ports, and no more
     (QEMU ``hw/pci-host/gpex-acpi.c``). Linux wants a prefetchable window for a port that a device
     is plugged into, and where there is no room it takes what it gave to the others behind that bus
     away (``drivers/pci/setup-bus.c`` pci_assign_unassigned_bridge_resources). QEMU's pcie-root-port
-    can have the firmware reserve one (``pref64-reserve``), or the guest can be told to want none.
+    can have the firmware reserve one, or the guest can be told to want none.
+
+    :param for_each_port: also where memory is reserved port by port, not for all there will be.
     """
     told = domain.root.findtext("os/cmdline") or ""
-    values = [
-        value
-        for element in domain.root.iterdescendants(f"{_QEMU}arg", f"{_QEMU}property")
-        for value in map(str, element.attrib.values())
-    ]
-    return "hpmmioprefsize=0" in told or any("pref64-reserve" in value for value in values)
+    arguments = [each.get("value", "") for each in domain.root.iterdescendants(f"{QEMU}arg")]
+    if "hpmmioprefsize=0" in told or any(f"pcie-root-port.{PROPERTY}" in a for a in arguments):
+        return True
+    properties = domain.root.iterdescendants(f"{QEMU}property") if for_each_port else ()
+    return any(each.get("name") == PROPERTY for each in properties)

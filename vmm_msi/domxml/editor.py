@@ -24,6 +24,7 @@ from vmm_msi.domxml.metadata import (
     read_record,
     write_record,
 )
+from vmm_msi.domxml.reserve import forget, reserve
 from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.errors import DomainXmlError, RefusedError
 from vmm_msi.model import PciAddress
@@ -115,6 +116,9 @@ def apply(
         while len(spare) < layout.spare_ports:
             spare.append(_add_root_port(edited, buses, found.pxb))
         record = _with_spare(record, found.pxb, spare)
+        if layout.reserve and spare:
+            ports_behind = [each.root_port for each in record.behind(found.pxb)]
+            reserve(edited, [*ports_behind, *spare], layout.reserve)
     if not record.devices:
         return domain.copy()
     if plan.iommufd and layout.iommufd is IommufdForm.DOMAIN:
@@ -207,6 +211,7 @@ def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = 
     for host in hosts:
         device = recorded(edited, record, host)
         _take_controller(edited, controllers.get(device.root_port), ROOT_PORT)
+        forget(edited, [device.root_port])
         record = replace(record, devices=tuple(d for d in record.devices if d is not device))
         if not record.behind(device.pxb):
             record = _remove_vsmmu(edited, controllers, record, device.pxb)
@@ -448,6 +453,7 @@ def _remove_vsmmu(
             edit.take_out(iommu.element)
     for port in vsmmu.spare_ports:
         _take_controller(domain, controllers.get(port), ROOT_PORT)
+    forget(domain, vsmmu.spare_ports)
     _take_controller(domain, controllers.get(pxb), EXPANDER_BUS)
     return replace(record, vsmmus=tuple(each for each in record.vsmmus if each is not vsmmu))
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import read_record, write_record
+from vmm_msi.domxml.reserve import move
 
 if TYPE_CHECKING:
     from vmm_msi.domxml.domain import DomainXml
@@ -46,6 +47,7 @@ def close_gaps(domain: DomainXml) -> DomainXml:
         bus = iommu.pci_bus
         if driver is not None and bus is not None and bus.isdigit() and int(bus) in moves:
             driver.set("pciBus", str(moves[int(bus)]))
+    move(edited, moves)
     write_record(
         edited,
         replace(

@@ -45,6 +45,7 @@ class Feature(StrEnum):
     HOSTDEV_IOMMUFD = "hostdev-iommufd"
     DOMAIN_IOMMUFD = "domain-iommufd"
     FDGROUP = "fdgroup"
+    OVERRIDE = "override"
 
 
 #: The only architecture and machine type with an SMMUv3 (QEMU ``hw/arm/virt.c``, ``virt-9.2`` and
@@ -127,6 +128,9 @@ REQUIREMENTS: Mapping[Feature, Requirement] = {
     Feature.FDGROUP: Requirement(
         "<iommufd fdgroup>", "/dev/iommu from the caller", _TRIED, kvm=True
     ),
+    Feature.OVERRIDE: Requirement(
+        "<qemu:override>", "memory for what is plugged in", Version(8, 2), Version(6, 2)
+    ),
 }
 
 
@@ -178,6 +182,8 @@ class XmlLayout:
     :param fdgroup: name of the group of file descriptors that /dev/iommu is handed over in.
     :param managed: libvirt binds the devices to vfio-pci and back by itself.
     :param spare_ports: free root ports that each vSMMU with a new device is to have at least.
+    :param reserve: bytes of prefetchable memory for each root port of a vSMMU with free ones; 0
+        for what the firmware gives.
     """
 
     pci_bus: bool = True
@@ -187,6 +193,7 @@ class XmlLayout:
     fdgroup: str | None = None
     managed: bool = True
     spare_ports: int = 0
+    reserve: int = 0
 
 
 _ANY = GuestKind()

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
     from vmm_msi.provision.surroundings import Surroundings
 
 
+#: MiB that a window can have: the guest has 40 bits of addresses for such (QEMU hw/arm/virt.c
+#: extended_memmap, VIRT_HIGH_PCIE_MMIO: 512 GiB).
+_MOST_MEMORY_MIB = 512 << 10
+
+
 def check_once(devices: Iterable[PciAddress]) -> None:
     """Refuse a device that is named twice."""
     seen: set[PciAddress] = set()
@@ -55,6 +60,10 @@ def check_request(request: AttachRequest) -> None:
         raise UsageError("file descriptor group: it has no name; valid is any other text")
     if request.spare_ports < 0:
         raise UsageError(f"spare ports: {request.spare_ports}; valid is 0 or more")
+    if not 0 <= request.spare_memory <= _MOST_MEMORY_MIB:
+        raise UsageError(
+            f"spare memory: {request.spare_memory} MiB; valid is 0 to {_MOST_MEMORY_MIB}"
+        )
     if request.scope is Scope.LIVE and (
         request.spare_ports or request.driver or request.fdgroup is not None
     ):

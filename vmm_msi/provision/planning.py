@@ -15,6 +15,7 @@ from vmm_msi.domxml.checks import keeps_bars
 from vmm_msi.domxml.gaps import close_gaps
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.parse import fragment
+from vmm_msi.domxml.support import Feature
 from vmm_msi.errors import UsageError
 from vmm_msi.hookspecs import Action, Event
 from vmm_msi.iommu.sim import SimBackend
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.domxml.metadata import DeviceRecord
     from vmm_msi.domxml.state import GuestState
+    from vmm_msi.domxml.support import Support
     from vmm_msi.host import PluginHost
     from vmm_msi.model import GuestDomain, GuestPlan, HostTopology, PciAddress, Verdict, VsmmuPlan
     from vmm_msi.provision.request import AttachRequest, DetachRequest, Scope
@@ -88,23 +90,35 @@ def attaching(
         carrier=carrier,
         live=None if live is None else _plugging(guest, live.xml, request.devices),
         verdicts=edits[-1].verdicts,
-        notes=(*notes, *_memory_notes(guest, request, carrier), *_notes(guest, request.scope)),
+        notes=(
+            *notes,
+            *_memory_notes(guest.running, config, request, carrier),
+            *_notes(guest, request.scope),
+        ),
         events=events,
     )
 
 
-def _memory_notes(guest: GuestState, request: AttachRequest, carrier: Carrier) -> list[str]:
+def _reserve(support: Support, old: DomainXml, carrier: Carrier, request: AttachRequest) -> int:
+    """Return the bytes to reserve for each port; 0 for a guest that does it for all by itself."""
+    able = carrier is Carrier.QEMU and support.has(Feature.OVERRIDE)
+    needed = request.spare_ports and not keeps_bars(old, for_each_port=False)
+    return request.spare_memory << 20 if able and needed else 0
+
+
+def _memory_notes(
+    running: DomainXml | None, config: _Edited | None, request: AttachRequest, carrier: Carrier
+) -> list[str]:
     """Say what plugging a device in needs that this guest does not show."""
-    plugged = [guest.running] if request.scope.live else []
-    if request.spare_ports:
-        plugged.append(guest.definition)
+    plugged = [running] if request.scope.live else []
+    if request.spare_ports and config is not None:
+        plugged.append(config.xml)
     if carrier is not Carrier.QEMU or all(keeps_bars(xml) for xml in plugged if xml is not None):
         return []
     note = (
         "a Linux guest takes the BARs of the devices behind the same bus away when one is plugged "
-        "in, unless QEMU reserves memory for the ports (-global "
-        "pcie-root-port.pref64-reserve=67108864 in <qemu:commandline>) or its kernel has "
-        "pci=hpiosize=0,hpmmioprefsize=0"
+        "in, unless QEMU reserves memory for the ports from the start (--spare-ports with "
+        "--spare-memory) or its kernel has pci=hpiosize=0,hpmmioprefsize=0"
     )
     return [note]
 
@@ -144,6 +158,7 @@ def _edited(
         managed=request.managed,
         spare_ports=request.spare_ports,
         fdgroup=request.fdgroup,
+        reserve=_reserve(around.support, old, carrier, request),
     )
     checks.check_support(around.support, plan, carrier, request)
     checks.check_caps(around.support, old.name)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 RELEASE_S = 10.0
 
 
+#: MiB of prefetchable memory for each port: what the BARs of network and NVMe controllers need.
+SPARE_MEMORY_MIB = 64
+
+
 class Carrier(StrEnum):
     """Who binds the doorbells of a guest that runs."""
 
@@ -61,6 +65,8 @@ class AttachRequest:
     :param driver: properties of new vSMMUs, such as ``{"oas": "48"}``
         (:data:`vmm_msi.domxml.support.DRIVER_VALUES`); what is left out is QEMU's choice.
     :param spare_ports: free root ports that each vSMMU with a new device is to have at least.
+    :param spare_memory: MiB of prefetchable memory that is reserved for each root port of a vSMMU
+        with free ones, where QEMU is to bind.
     :param fdgroup: name of the group of file descriptors that /dev/iommu will be handed over in.
     """
 
@@ -73,6 +79,7 @@ class AttachRequest:
     managed: bool = True
     driver: Mapping[str, str] = field(default_factory=dict)
     spare_ports: int = 0
+    spare_memory: int = SPARE_MEMORY_MIB
     fdgroup: str | None = None
 
     def carrier_on(self, driver: str | None) -> Carrier:
