@@ -54,7 +54,8 @@ def turn(host: str, patience_s: float = PATIENCE_S) -> Iterator[None]:
             time.sleep(_POLL_S)
     except OSError as error:
         raise HypervisorError(
-            f"{doing}: {path}: {error.strerror}; valid is a plain file that everybody may lock"
+            f"{doing}: {path}: {error.strerror}; valid is a plain file that everybody may lock, in "
+            f"a folder {FOLDER} that is there"
         ) from error
     try:
         yield
