@@ -13,8 +13,10 @@ import pytest
 from lxml import etree
 
 from vmm_msi import samples
+from vmm_msi.cli import build_parser
 from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
+from vmm_msi.provision import AttachRequest, DetachRequest
 
 BOARD = samples.path("eight-its-server.dtb")
 A, B = "0000:01:00.0", "0001:01:00.0"
@@ -211,3 +213,17 @@ def test_detach_of_what_is_half_gone(run, attached):
     assert read_record(xml) is None
     assert len(xml.controllers()) == 3
     assert xml.hostdevs() == xml.iommus() == ()
+
+
+def test_defaults_are_those_of_the_library():
+    """They are written twice, so that --help imports nothing."""
+    parser = build_parser(["attach", "detach"])
+    given = parser.parse_args(["attach", "g", "0000:01:00.0"])
+    wanted = AttachRequest("g", ())
+    assert (given.spare_ports, given.spare_memory) == (wanted.spare_ports, wanted.spare_memory)
+    assert (given.fdgroup, given.scope) == (wanted.fdgroup, wanted.scope)
+    given = parser.parse_args(["detach", "g", "all"])
+    assert (given.release_timeout, given.scope) == (
+        DetachRequest("g").release_s,
+        DetachRequest("g").scope,
+    )

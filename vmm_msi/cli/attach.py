@@ -9,8 +9,9 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     add_host,
+    check_uris,
+    host_or_live,
     load_config,
-    load_host,
     load_plugins,
 )
 from vmm_msi.cli.guest import (
@@ -29,7 +30,6 @@ from vmm_msi.model import PciAddress
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.model import HostTopology
     from vmm_msi.provision import AttachRequest
 
 
@@ -131,7 +131,8 @@ def run(args: argparse.Namespace) -> int:
     request = request_of(args, args.domain, named, args.scope)
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
-    host = _host(args)
+    check_uris(args, [args.connect])
+    host = host_or_live(args)
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
@@ -150,13 +151,3 @@ def _properties(text: str) -> dict[str, str]:
     if len(found) != len(pairs):
         raise UsageError(f"--vsmmu {text}: not of the form KEY=VALUE[,…] with each key once")
     return found
-
-
-def _host(args: argparse.Namespace) -> HostTopology:
-    from vmm_msi.topology.live import load_live
-
-    if args.host is not None:
-        return load_host(args)
-    if "://" in args.connect and not args.connect.split("://", 1)[1].startswith("/"):
-        raise UsageError(f"{args.connect} is another machine: name a description of it with --host")
-    return load_live()

@@ -80,6 +80,23 @@ def load_host(args: argparse.Namespace) -> HostTopology:
     return topology.load_host(args.host, Granule.parse(args.granule or "4K"))
 
 
+def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:
+    """Refuse connections to another machine when no description of that is named.
+
+    :raise UsageError: for the first one.
+    """
+    for uri in uris if args.host is None else ():
+        if "://" in uri and not uri.split("://", 1)[1].startswith("/"):
+            raise UsageError(f"{uri} is another machine: name a description of it with --host")
+
+
+def host_or_live(args: argparse.Namespace) -> HostTopology:
+    """Read the host that the arguments name, else this machine."""
+    from vmm_msi.topology.live import load_live
+
+    return load_live() if args.host is None else load_host(args)
+
+
 def load_config(args: argparse.Namespace) -> Config:
     """Read the configuration that the arguments name."""
     from vmm_msi import config

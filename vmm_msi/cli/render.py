@@ -12,8 +12,8 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     add_host,
+    host_or_live,
     load_config,
-    load_host,
     load_plugins,
 )
 from vmm_msi.cli.detach import ALL
@@ -97,13 +97,12 @@ def run(args: argparse.Namespace) -> int:
 def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support) -> Change:
     from vmm_msi.config import Choice
     from vmm_msi.provision import files
-    from vmm_msi.topology.live import load_live
 
     named = Choice.parse(args.strategy) if args.strategy is not None else None
     request = request_of(args, definition.name, named, "config")
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
-    host = load_live() if args.host is None else load_host(args)
+    host = host_or_live(args)
     return files.attaching(
         definition, support, plugins, settings, host, request, take_over=args.take_over
     )

@@ -10,8 +10,9 @@ from vmm_msi.cli.common import (
     add_config,
     add_granule,
     add_host,
+    check_uris,
+    host_or_live,
     load_config,
-    load_host,
     load_plugins,
 )
 from vmm_msi.cli.guest import DEFAULT_URI
@@ -21,8 +22,6 @@ from vmm_msi.model import Granule
 if TYPE_CHECKING:
     import argparse
     from pathlib import Path
-
-    from vmm_msi.model import HostTopology
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -80,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.watch.journal import logging_to
     from vmm_msi.watch.notify import Notifier
 
-    host = _host(args)
+    host = host_or_live(args)
 
     def load() -> Binder:
         settings = load_config(args)
@@ -103,16 +102,8 @@ def _uris(args: argparse.Namespace) -> tuple[str, ...]:
     :raise UsageError: when one is another machine and no host is described.
     """
     named = args.connect or [os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI]
-    for uri in named if args.host is None else ():
-        if "://" in uri and not uri.split("://", 1)[1].startswith("/"):
-            raise UsageError(f"{uri} is another machine: name a description of it with --host")
+    check_uris(args, named)
     return tuple(dict.fromkeys(named))
-
-
-def _host(args: argparse.Namespace) -> HostTopology:
-    from vmm_msi.topology.live import load_live
-
-    return load_live() if args.host is None else load_host(args)
 
 
 def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:

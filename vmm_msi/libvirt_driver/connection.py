@@ -228,9 +228,9 @@ class Connection:
     def pass_fds(self, name: str, group: str, fds: Sequence[int]) -> None:
         """Hand open files over that the XML of a guest names as a group.
 
-        They are the guest's until it stops or this connection is closed, whatever is first:
-        https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainFDAssociate. libvirt has
-        copies; the caller may close its own.
+        libvirt keeps copies for as long as this connection is open, and the hypervisor for as long
+        as it needs them; the caller may close its own:
+        https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainFDAssociate.
 
         :param group: the ``fdgroup`` in the XML.
         """
