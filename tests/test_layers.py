@@ -13,12 +13,13 @@ MAX_LINES = 500
 #: Layers from the bottom up: a unit imports from lower ones and from itself.
 LAYERS = (
     {"errors"},
-    {"model", "tomlfile", "samples", "templates"},
+    {"model", "tomlfile", "samples", "templates", "hosttree"},
     {"iommu", "domxml", "topology", "config"},
     {"hookspecs", "libvirt_driver", "qemuhook"},
     {"strategy", "host", "lab"},
     {"api", "run"},
     {"compare", "provision"},
+    {"doctor"},
     {"report", "watch"},
     {"cli"},
     {"__main__"},

@@ -11,18 +11,17 @@ from vmm_msi.config import Choice, Config
 from vmm_msi.domxml.domain import EXPANDER_BUS, DomainXml
 from vmm_msi.domxml.domcaps import DomainCaps
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.domxml.nodedev import NodeDevice
 from vmm_msi.domxml.state import GuestState
 from vmm_msi.domxml.support import Support, Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, RefusedError, UsageError
-from vmm_msi.model import PciAddress
+from vmm_msi.model import PciAddress, PciFunction
 from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, Surroundings, planning
 
 NEWEST = Support(Version(12, 8), Version(11, 1))
 GUEST = nested_guest("guest0", memory=4 << 30, vcpus=4)
 VF = PciAddress(0, 1, 0, 1)
-NODES = {device: NodeDevice(device, number) for number, device in enumerate((A, B, C, VF), 10)}
+NODES = {device: PciFunction(device, number) for number, device in enumerate((A, B, C, VF), 10)}
 
 
 def around(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, guest=GUEST, **state):

@@ -5,11 +5,10 @@ https://libvirt.org/formatnode.html
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
-from vmm_msi.model import PciAddress
+from vmm_msi.model import PciAddress, PciFunction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,46 +16,23 @@ if TYPE_CHECKING:
     from lxml.etree import _Element as Element
 
 
-@dataclass(frozen=True, slots=True)
-class NodeDevice:
-    """A PCI device of the host as libvirt's node device driver sees it.
-
-    https://libvirt.org/formatnode.html
-
-    :param iommu_group: number of its IOMMU group; None where the host has no IOMMU.
-    :param members: all devices of that group.
-    :param numa_node: host NUMA node; None where the host does not say.
-    :param driver: kernel driver that is bound to it.
-    :param physical_function: the device it is an SR-IOV virtual function of.
-    :param virtual_functions: the virtual functions that it has now.
-    """
-
-    address: PciAddress
-    iommu_group: int | None = None
-    members: tuple[PciAddress, ...] = ()
-    numa_node: int | None = None
-    driver: str | None = None
-    physical_function: PciAddress | None = None
-    virtual_functions: tuple[PciAddress, ...] = ()
-
-
 def node_name(host: PciAddress) -> str:
     """Return libvirt's name of the device at ``host``."""
     return f"pci_{host.segment:04x}_{host.bus:02x}_{host.device:02x}_{host.function}"
 
 
-def read_node_device(root: Element, host: PciAddress) -> NodeDevice:
+def read_node_device(root: Element, host: PciAddress) -> PciFunction:
     """Return what the XML of the device at ``host`` says.
 
     :raise InputError: when a number in it is none.
     """
     capability = root.find("capability[@type='pci']")
     if capability is None:
-        return NodeDevice(host, driver=root.findtext("driver/name"))
+        return PciFunction(host, driver=root.findtext("driver/name"))
     group = capability.find("iommuGroup")
     numa = capability.find("numa")
     try:
-        return NodeDevice(
+        return PciFunction(
             address=host,
             iommu_group=None if group is None else int(group.get("number", "")),
             members=() if group is None else tuple(map(_address, group.iterfind("address"))),

@@ -16,7 +16,7 @@ import libvirt
 
 from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.domcaps import DomainCaps, read_domain_caps
-from vmm_msi.domxml.nodedev import NodeDevice, node_name, read_node_device
+from vmm_msi.domxml.nodedev import node_name, read_node_device
 from vmm_msi.domxml.parse import parse
 from vmm_msi.domxml.state import GuestState
 from vmm_msi.domxml.support import Version, Versions
@@ -26,7 +26,7 @@ from vmm_msi.libvirt_driver.errors import ignore, translate, translated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vmm_msi.model import PciAddress
+    from vmm_msi.model import PciAddress, PciFunction
 
 #: How many names an error message lists at most.
 _NAMES = 8
@@ -250,7 +250,7 @@ class Connection:
         with translated(f"stopping guest {name} at {self.uri}"):
             domain.destroy()
 
-    def node_device(self, host: PciAddress) -> NodeDevice:
+    def node_device(self, host: PciAddress) -> PciFunction:
         """Return what libvirt knows of the host's device at ``host``.
 
         :raise NoHostDeviceError: when it knows none there, or has no node device driver.

@@ -34,8 +34,11 @@ from vmm_msi.model.host import (
     HostTopology,
     Its,
     PciRoute,
+    PciSegment,
+    ReservedMemory,
     Smmu,
 )
+from vmm_msi.model.pci import PciFunction
 from vmm_msi.model.verdict import (
     Costs,
     GuestPlan,
@@ -66,8 +69,11 @@ __all__ = [
     "Outcome",
     "Pa",
     "PciAddress",
+    "PciFunction",
     "PciRoute",
+    "PciSegment",
     "ReservedKind",
+    "ReservedMemory",
     "ReservedRegion",
     "Scenario",
     "Smmu",

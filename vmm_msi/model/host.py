@@ -20,6 +20,8 @@ from vmm_msi.model.address import (
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmm_msi.model.pci import PciFunction
+
 #: Offset of GITS_TRANSLATER from the base of an ITS: the translation register frame follows the
 #: 64 KiB control frame (Arm GICv3 architecture specification, IHI 0069, 12.18 and 12.19).
 ITS_TRANSLATER_OFFSET = 0x10040
@@ -28,33 +30,54 @@ ITS_TRANSLATER_PAGE_OFFSET = 0x10000
 
 @dataclass(frozen=True, slots=True)
 class Its:
-    """A physical GICv3 Interrupt Translation Service."""
+    """A physical Interrupt Translation Service.
+
+    :param translate_frame: where the frame with the doorbell is; None for a GICv3 ITS, whose frame
+        follows its control frame.
+    :param pre_its: address of the window of a pre-ITS, which turns a write into it into a DeviceID
+        and passes it on: the doorbell of each device is another address (Linux
+        ``drivers/irqchip/irq-gic-v3-its.c`` its_enable_quirk_socionext_synquacer).
+    """
 
     id: int
     base: Pa
+    translate_frame: Pa | None = None
+    pre_its: Pa | None = None
+
+    @property
+    def is_gicv5(self) -> bool:
+        """It is the ITS of a GICv5."""
+        return self.translate_frame is not None
 
     @property
     def doorbell(self) -> Pa:
-        """The physical address of GITS_TRANSLATER (hDB)."""
+        """The physical address that MSIs are written to (hDB).
+
+        GITS_TRANSLATER; of a GICv5 ITS_TRANSLATER, the first register of the translate frame.
+        """
+        if self.translate_frame is not None:
+            return self.translate_frame
         return self.base.offset(ITS_TRANSLATER_OFFSET)
 
     @property
     def doorbell_page(self) -> Pa:
-        """The 64 KiB page that holds GITS_TRANSLATER."""
-        return self.base.offset(ITS_TRANSLATER_PAGE_OFFSET)
+        """The 64 KiB page that holds the doorbell."""
+        return self.doorbell.align_down(0x10000)
 
 
 @dataclass(frozen=True, slots=True)
 class Smmu:
-    """A physical SMMUv3.
+    """A physical SMMU.
 
     :param base: address of its registers; None where the source does not tell.
     :param nested: it has both stages.
+    :param version: of the architecture: 3 for an SMMUv3, 2 for an SMMUv1 or v2.
     """
 
     id: int
     base: Pa | None = None
     nested: bool = True
+    version: int = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +153,37 @@ class PciRoute:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class PciSegment:
+    """What firmware promises for the PCI hosts of one segment; None where it does not say.
+
+    :param ats: ATS works.
+    :param canwbs: stage 2 alone can make their accesses write-back cacheable and shareable.
+    """
+
+    number: int
+    ats: bool | None = None
+    canwbs: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedMemory:
+    """Memory that firmware wants mapped 1:1 for StreamIDs: an RMR of the IORT.
+
+    :param smmu: id of the SMMU.
+    :param first_stream: first StreamID that needs it.
+    :param last_stream: last one.
+    :param relaxable: the mapping may go when the operating system takes the device over.
+    """
+
+    base: int
+    size: int
+    smmu: int
+    first_stream: int
+    last_stream: int
+    relaxable: bool = False
+
+
 @dataclass(frozen=True)
 class HostTopology:
     """What is known of a host: SMMUs, ITSes, devices and the way from the ones to the others.
@@ -138,6 +192,9 @@ class HostTopology:
     :param granule: page size of stage 2, the host kernel's PAGE_SIZE.
     :param devices: devices the source lists by address.
     :param routes: ranges in which any device can be resolved, disjoint per segment.
+    :param functions: PCI functions that the host's operating system lists.
+    :param segments: what firmware says of the PCI hosts.
+    :param reserved_memory: what firmware wants mapped 1:1.
     """
 
     source: str
@@ -146,6 +203,9 @@ class HostTopology:
     itses: tuple[Its, ...]
     devices: tuple[HostDevice, ...] = ()
     routes: tuple[PciRoute, ...] = ()
+    functions: tuple[PciFunction, ...] = ()
+    segments: tuple[PciSegment, ...] = ()
+    reserved_memory: tuple[ReservedMemory, ...] = ()
 
     @cached_property
     def its_by_id(self) -> Mapping[int, Its]:
@@ -161,3 +221,8 @@ class HostTopology:
     def device_by_address(self) -> Mapping[PciAddress, HostDevice]:
         """The listed devices by address."""
         return {device.address: device for device in self.devices}
+
+    @cached_property
+    def function_by_address(self) -> Mapping[PciAddress, PciFunction]:
+        """The functions by address."""
+        return {function.address: function for function in self.functions}

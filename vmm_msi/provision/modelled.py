@@ -15,14 +15,13 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice
     from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.domxml.nodedev import NodeDevice
     from vmm_msi.hookspecs import Needs
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.model import GuestDomain, HostTopology, PciAddress
+    from vmm_msi.model import GuestDomain, HostTopology, PciAddress, PciFunction
 
 
 def with_groups(
-    host: HostTopology, devices: Iterable[PciAddress], nodes: Mapping[PciAddress, NodeDevice]
+    host: HostTopology, devices: Iterable[PciAddress], nodes: Mapping[PciAddress, PciFunction]
 ) -> HostTopology:
     """List the devices in the topology, with libvirt's IOMMU groups where it knows them.
 
@@ -49,7 +48,7 @@ def with_groups(
 
 
 def group_notes(
-    devices: Collection[PciAddress], nodes: Mapping[PciAddress, NodeDevice]
+    devices: Collection[PciAddress], nodes: Mapping[PciAddress, PciFunction]
 ) -> Iterator[str]:
     """Say which devices libvirt does not know, and what else is in the groups of the others."""
     for device in devices:

@@ -18,11 +18,10 @@ from vmm_msi.provision.request import Carrier
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vmm_msi.domxml.nodedev import NodeDevice
     from vmm_msi.domxml.state import GuestState
     from vmm_msi.domxml.support import Support
     from vmm_msi.libvirt_driver import Connection
-    from vmm_msi.model import PciAddress
+    from vmm_msi.model import PciAddress, PciFunction
     from vmm_msi.provision.request import AttachRequest
 
 
@@ -40,12 +39,12 @@ class Surroundings:
     support: Support
     guest: GuestState
     holders: Sequence[tuple[PciAddress, str]] = ()
-    nodes: Mapping[PciAddress, NodeDevice] = field(default_factory=dict)
+    nodes: Mapping[PciAddress, PciFunction] = field(default_factory=dict)
 
 
 def known_nodes(
     connection: Connection, devices: Iterable[PciAddress]
-) -> dict[PciAddress, NodeDevice]:
+) -> dict[PciAddress, PciFunction]:
     """Return what libvirt knows of the host's devices; those it does not know are left out."""
     nodes = {}
     for device in dict.fromkeys(devices):

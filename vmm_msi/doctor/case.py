@@ -1,0 +1,101 @@
+"""What the doctor looks at: a host, and what is to run on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm_msi.config import Choice
+    from vmm_msi.doctor.finding import Evidence
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.domcaps import DomainCaps
+    from vmm_msi.domxml.support import Version
+    from vmm_msi.hosttree import HostTree
+    from vmm_msi.model import HostTopology, PciAddress
+
+
+@dataclass(frozen=True, slots=True)
+class SmmuHardware:
+    """What an SMMU's driver said of it in the kernel's log, or its ID registers through iommufd.
+
+    None where nothing was said.
+    """
+
+    stage1: bool | None = None
+    stage2: bool | None = None
+    s2fwb: bool | None = None
+    evidence: tuple[Evidence, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Kernel:
+    """What is known of the host's kernel.
+
+    :param release: as ``uname -r`` has it.
+    :param options: its configuration, without ``CONFIG_``: ``y``, ``m`` or a value; what is off is
+        not there. None where the configuration could not be read.
+    :param options_from: where the configuration is from.
+    :param parameters: parameters of modules, by ``module.parameter``.
+    :param log: lines of its log about SMMUs, ITSes, IOMMU groups and VFIO.
+    :param smmus: what the log says of each SMMU, by the id it has in the topology.
+    """
+
+    release: str | None = None
+    options: Mapping[str, str] | None = None
+    options_from: str = ""
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    log: Sequence[str] = ()
+    smmus: Mapping[int, SmmuHardware] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Software:
+    """Which libvirt and QEMU are there; None where that is not known.
+
+    :param said_by: where the releases are from.
+    :param daemon_locked_memory: bytes that the daemon that starts guests may lock.
+    """
+
+    libvirt: Version | None = None
+    qemu: Version | None = None
+    driver: str | None = None
+    caps: DomainCaps | None = None
+    said_by: str = ""
+    daemon_locked_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class Guest:
+    """The guest that is to run.
+
+    :param xml: its definition.
+    :param written: the definition as it was given, where it did not come from libvirt: what libvirt
+        would drop from it without a word is only there.
+    :param holders: which other guest has which device.
+    """
+
+    xml: DomainXml
+    written: DomainXml | None = None
+    holders: Sequence[tuple[PciAddress, str]] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that is looked at; rules read it and nothing else.
+
+    :param tree: the host's files; None where there is only a description of it.
+    :param devices: the host's devices that are meant: those of the guest, else all that could be
+        assigned.
+    :param choice: the strategy that is to be used; None for the configuration's.
+    """
+
+    host: HostTopology
+    tree: HostTree | None = None
+    kernel: Kernel = field(default_factory=Kernel)
+    software: Software = field(default_factory=Software)
+    guest: Guest | None = None
+    devices: tuple[PciAddress, ...] = ()
+    choice: Choice | None = None
