@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import errno
 import json
@@ -154,8 +155,22 @@ def test_command(link):
     assert (told["status"], told["stderr"]) == (0, "")
     assert __version__ in told["stdout"]
     assert link.call("command", argv=["no-such-command"])["status"] == 2
-    with pytest.raises(LabError, match="argv is a list of strings"):
+    with pytest.raises(LabError, match="argv and fetch are lists of strings"):
         link.call("command", argv=[1])
+
+
+def test_command_leaves_files(link):
+    made = link.call("command", argv=["completion", "bash"], fetch=["none"])
+    assert (made["status"], made["files"]) == (0, {})
+    scenario = '[host]\ngranule = "4K"\n'
+    told = link.call(
+        "command",
+        argv=["topology", "show", "host.toml"],
+        files={"host.toml": scenario},
+        fetch=["host.toml", "../host.toml"],
+    )
+    content = base64.b64encode(scenario.encode()).decode()
+    assert told["files"] == {"host.toml": content, "../host.toml": content}
 
 
 def test_kernel_log(link):

@@ -24,7 +24,7 @@ from vmm_msi.errors import BackendError, RefusedError, VmmMsiError
 from vmm_msi.lab import protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from vmm_msi.lab.bench import Bench
 
@@ -192,15 +192,21 @@ class Agent:
         return conform(given, tell)
 
     def _command(
-        self, _tell: Tell, argv: list[str], files: dict[str, str] | None = None
+        self,
+        _tell: Tell,
+        argv: list[str],
+        files: dict[str, str] | None = None,
+        fetch: Sequence[str] = (),
     ) -> dict[str, object]:
         """Run ``vmm-msi`` with these arguments, as a user of this host would.
 
         :param files: text by name, for the folder that the command is run in.
+        :param fetch: names of files that it leaves there, to be returned in base64; one that it
+            did not make is left out.
         """
         files = files or {}
-        if not all(isinstance(word, str) for word in (*argv, *files, *files.values())):
-            raise ValueError("argv is a list of strings, files has strings by name")
+        if not all(isinstance(word, str) for word in (*argv, *files, *files.values(), *fetch)):
+            raise ValueError("argv and fetch are lists of strings, files has strings by name")
         self._close_bench()
         with tempfile.TemporaryDirectory() as folder:
             for name, text in files.items():
@@ -220,7 +226,18 @@ class Agent:
                 raise ValueError(
                     f"vmm-msi {' '.join(argv)}: not done after {_COMMAND_LIMIT_S} s, and ended"
                 ) from None
-        return {"status": done.returncode, "stdout": done.stdout, "stderr": done.stderr}
+            made = {name: Path(folder, Path(name).name) for name in fetch}
+            fetched = {
+                name: base64.b64encode(path.read_bytes()).decode()
+                for name, path in made.items()
+                if path.is_file()
+            }
+        return {
+            "status": done.returncode,
+            "stdout": done.stdout,
+            "stderr": done.stderr,
+            "files": fetched,
+        }
 
     def _kernel_log(self, _tell: Tell) -> str:
         """Return the kernel's log, its end where it is long."""

@@ -111,6 +111,8 @@ class LabHost:
         at the end, however the block is left.
     :param crash_logs: the same, only when the host did not start or went off by itself.
     :param patches: a folder of patches for its kernel.
+    :param canwbs: give its kernel the tables that promise CANWBS (:mod:`vmm_msi.lab.board`); else
+        QEMU's own, with which it gives no vIOMMU.
     """
 
     def __init__(
@@ -123,6 +125,7 @@ class LabHost:
         keep_logs: Path | None = None,
         crash_logs: Path | None = None,
         patches: Path | None = None,
+        canwbs: bool = True,
     ) -> None:
         self.shape = shape
         #: Seconds that each part of the start took.
@@ -135,6 +138,7 @@ class LabHost:
         self._keep_logs = keep_logs
         self._crash_logs = crash_logs
         self._patches = patches
+        self._canwbs = canwbs
         self._stack = ExitStack()
         self._daemon: LabDaemon | None = None
         self._connection: libvirt_driver.Connection | None = None
@@ -251,7 +255,7 @@ class LabHost:
         granule = self.shape.granule
         self._board = ensure_board(xml, parts.root, granule, capture, self._cache)
         self._progress.stage(f"{_STARTING}: {self.shape}")
-        self._start(connection, parts, files, self._board.override)
+        self._start(connection, parts, files, self._board.override if self._canwbs else b"")
         self._progress.clear()
 
     def _start(
