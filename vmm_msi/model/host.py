@@ -30,8 +30,9 @@ ITS_TRANSLATER_PAGE_OFFSET = 0x10000
 
 @dataclass(frozen=True, slots=True)
 class Its:
-    """A physical Interrupt Translation Service.
+    """A physical Interrupt Translation Service; of a GICv5 one of its translate frames.
 
+    :param base: address of its control frame; of a GICv5 of its configuration frame.
     :param translate_frame: where the frame with the doorbell is; None for a GICv3 ITS, whose frame
         follows its control frame.
     :param pre_its: address of the window of a pre-ITS, which turns a write into it into a DeviceID
@@ -53,7 +54,8 @@ class Its:
     def doorbell(self) -> Pa:
         """The physical address that MSIs are written to (hDB).
 
-        GITS_TRANSLATER; of a GICv5 ITS_TRANSLATER, the first register of the translate frame.
+        GITS_TRANSLATER; of a GICv5 ITS_TRANSLATER, the first register of the translate frame: Linux
+        ``drivers/irqchip/irq-gic-v5-its.c`` gicv5_its_compose_msi_msg.
         """
         if self.translate_frame is not None:
             return self.translate_frame

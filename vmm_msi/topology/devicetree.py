@@ -205,7 +205,7 @@ class _Reader:
                 low = at + piece.first - masked
                 if first < low:
                     yield _Span(first, low - 1, None, first)
-                base, target, out, _size = entries[piece.index]
+                base, target, out, _size = entries[piece.number]
                 first = at + piece.last - masked + 1
                 yield _Span(low, first - 1, target, out + piece.first - base)
             at = end + 1

@@ -191,7 +191,7 @@ class DeviceTree:
         piece = next(overlapping(pieces, address, address), None)
         if piece is None:
             node.fail(f"address {address:#x} is in none of the ranges of {bus.path}")
-        child, parent, _size = entries[piece.index]
+        child, parent, _size = entries[piece.number]
         return parent + address - child
 
     def _parsed_ranges(self, bus: DtNode) -> tuple[tuple[Piece, ...], list[tuple[int, int, int]]]:

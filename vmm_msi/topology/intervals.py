@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_right
-from dataclasses import dataclass
+from bisect import bisect_left
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.model import PciRoute
 
@@ -18,13 +17,12 @@ if TYPE_CHECKING:
 MAX_PIECES = 4 * 65536
 
 
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """The IDs ``first`` to ``last``, which all belong to range number ``index``."""
+class Piece(NamedTuple):
+    """The IDs ``first`` to ``last``, which all belong to the range with that number."""
 
     first: int
     last: int
-    index: int
+    number: int
 
 
 def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Piece, ...]:
@@ -33,6 +31,11 @@ def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Piece, ...]:
     An ID belongs to the range that comes first in ``ranges``; empty ranges (last below first) are
     left out. Needs n log n steps.
     """
+    plain = sorted(
+        Piece(first, last, index) for index, (first, last) in enumerate(ranges) if first <= last
+    )
+    if all(low.last < high.first for low, high in pairwise(plain)):
+        return tuple(plain)
     starts = sorted((first, index) for index, (first, last) in enumerate(ranges) if first <= last)
     cuts = sorted({first for first, _ in starts} | {ranges[index][1] + 1 for _, index in starts})
     active: list[int] = []
@@ -47,7 +50,7 @@ def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Piece, ...]:
         if not active:
             continue
         index = active[0]
-        if pieces and pieces[-1].index == index and pieces[-1].last == cut - 1:
+        if pieces and pieces[-1].number == index and pieces[-1].last == cut - 1:
             pieces[-1] = Piece(pieces[-1].first, following - 1, index)
         else:
             pieces.append(Piece(cut, following - 1, index))
@@ -56,11 +59,11 @@ def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Piece, ...]:
 
 def overlapping(pieces: Sequence[Piece], first: int, last: int) -> Iterator[Piece]:
     """Yield the parts of sorted, disjoint ``pieces`` that lie from ``first`` to ``last``."""
-    position = max(bisect_right(pieces, first, key=lambda piece: piece.first) - 1, 0)
+    position = max(bisect_left(pieces, Piece(first + 1, 0, 0)) - 1, 0)
     while position < len(pieces) and pieces[position].first <= last:
         piece = pieces[position]
         if piece.last >= first:
-            yield Piece(max(piece.first, first), min(piece.last, last), piece.index)
+            yield Piece(max(piece.first, first), min(piece.last, last), piece.number)
         position += 1
 
 
