@@ -73,8 +73,10 @@ def test_json_of_routes(capsys):
         "last": "0007:ff:1f.7",
         "smmu": 3,
         "stream_id": "0x10000",
+        "one_stream_id": False,
         "its_group": [7],
         "device_id": "0x70000",
+        "one_device_id": False,
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -121,8 +120,10 @@ def to_json(host: HostTopology, found: Sequence[Disagreement] = ()) -> dict[str,
                 "last": str(PciAddress.from_rid(route.segment, route.last)),
                 "smmu": route.smmu,
                 "stream_id": None if route.smmu is None else f"{route.stream_base:#x}",
+                "one_stream_id": route.one_stream,
                 "its_group": list(route.its_group),
                 "device_id": f"{route.device_base:#x}" if route.its_group else None,
+                "one_device_id": route.one_device,
             }
             for route in host.routes
         ],
@@ -196,43 +197,23 @@ def to_lines(host: HostTopology) -> Iterator[str]:
 
 
 def _route_rows(routes: Sequence[PciRoute]) -> Iterator[tuple[str, ...]]:
-    """Yield one row per route; neighbours that share all their IDs share a row."""
-    for run in _constant_runs(routes):
-        low, high = run[0], run[-1]
+    for route in routes:
+        stream = _ids(route.stream_base, route.stream_of(route.last), route.one_stream)
+        device = _ids(route.device_base, route.device_of(route.last), route.one_device)
         yield (
-            str(PciAddress.from_rid(low.segment, low.first)),
-            str(PciAddress.from_rid(high.segment, high.last)),
-            "-" if low.smmu is None else str(low.smmu),
-            "-" if low.smmu is None else _ids(low.stream_base, run),
-            _group(low.its_group),
-            _ids(low.device_base, run) if low.its_group else "-",
+            str(PciAddress.from_rid(route.segment, route.first)),
+            str(PciAddress.from_rid(route.segment, route.last)),
+            "-" if route.smmu is None else str(route.smmu),
+            "-" if route.smmu is None else stream,
+            _group(route.its_group),
+            device if route.its_group else "-",
         )
 
 
-def _constant_runs(routes: Sequence[PciRoute]) -> Iterator[list[PciRoute]]:
-    """Group the routes of single RequesterIDs that follow each other and have equal IDs."""
-
-    def key(item: tuple[int, PciRoute]) -> tuple[object, ...]:
-        index, route = item
-        single = route.first == route.last
-        return (
-            route.segment,
-            route.first - index if single else -1 - index,
-            route.smmu,
-            route.stream_base,
-            route.its_group,
-            route.device_base,
-        )
-
-    for _key, items in groupby(enumerate(routes), key):
-        yield [route for _index, route in items]
-
-
-def _ids(base: int, run: Sequence[PciRoute]) -> str:
-    if len(run) > 1:
-        return f"{base:#x} (all)"
-    last = base + run[0].last - run[0].first
-    return f"{base:#x}-{last:#x}" if last > base else f"{base:#x}"
+def _ids(first: int, last: int, one: bool) -> str:
+    if one:
+        return f"{first:#x} (all)"
+    return f"{first:#x}-{last:#x}" if last > first else f"{first:#x}"
 
 
 def _group(ids: Iterable[int]) -> str:

@@ -131,7 +131,9 @@ class HostDevice:
 
 @dataclass(frozen=True, slots=True)
 class PciRoute:
-    """A range of RequesterIDs that one SMMU and one ITS group serve, linearly.
+    """A range of RequesterIDs that one SMMU and one ITS group serve.
+
+    IDs count up with the RequesterID, or are one for all of the range.
 
     :param segment: PCI segment.
     :param first: first RequesterID of the range.
@@ -140,6 +142,8 @@ class PciRoute:
     :param stream_base: StreamID of ``first``.
     :param its_group: ITS ids in the order of the table; empty where there is none.
     :param device_base: DeviceID of ``first``.
+    :param one_stream: all have the StreamID of ``first``.
+    :param one_device: all have the DeviceID of ``first``.
     """
 
     segment: int
@@ -149,16 +153,25 @@ class PciRoute:
     stream_base: int
     its_group: tuple[int, ...]
     device_base: int
+    one_stream: bool = False
+    one_device: bool = False
+
+    def stream_of(self, rid: int) -> StreamId:
+        """Return the StreamID of a RequesterID of the range."""
+        return StreamId(self.stream_base + (0 if self.one_stream else rid - self.first))
+
+    def device_of(self, rid: int) -> DeviceId:
+        """Return the DeviceID of a RequesterID of the range."""
+        return DeviceId(self.device_base + (0 if self.one_device else rid - self.first))
 
     def device(self, address: PciAddress, iommu_group: int, vectors: int = 1) -> HostDevice:
         """Return the device at ``address``, which lies in this range."""
-        distance = address.rid - self.first
         return HostDevice(
             address=address,
             smmu=self.smmu,
-            stream_id=StreamId(self.stream_base + distance),
+            stream_id=self.stream_of(address.rid),
             its_group=self.its_group,
-            device_id=DeviceId(self.device_base + distance),
+            device_id=self.device_of(address.rid),
             iommu_group=iommu_group,
             vectors=vectors,
         )

@@ -68,35 +68,58 @@ def overlapping(pieces: Sequence[Piece], first: int, last: int) -> Iterator[Piec
 
 
 def merge(routes: Iterable[PciRoute]) -> tuple[PciRoute, ...]:
-    """Sort disjoint routes and join those that continue each other linearly."""
+    """Sort disjoint routes and join those that continue each other."""
     merged: list[PciRoute] = []
     for route in sorted(routes, key=lambda one: (one.segment, one.first)):
-        if merged and _continues(merged[-1], route):
-            merged[-1] = _extended(merged[-1], route.last)
+        joined = _joined(merged[-1], route) if merged else None
+        if joined is not None:
+            merged[-1] = joined
         else:
             merged.append(route)
     return tuple(merged)
 
 
-def _continues(low: PciRoute, high: PciRoute) -> bool:
+def _joined(low: PciRoute, high: PciRoute) -> PciRoute | None:
+    if (
+        low.segment != high.segment
+        or low.last + 1 != high.first
+        or low.smmu != high.smmu
+        or low.its_group != high.its_group
+    ):
+        return None
     distance = high.first - low.first
-    return (
-        low.segment == high.segment
-        and low.last + 1 == high.first
-        and low.smmu == high.smmu
-        and low.its_group == high.its_group
-        and low.stream_base + distance == high.stream_base
-        and low.device_base + distance == high.device_base
+    alone = low.first == low.last, high.first == high.last
+    one_stream = _one(
+        high.stream_base - low.stream_base, distance, (low.one_stream, high.one_stream), alone
     )
-
-
-def _extended(route: PciRoute, last: int) -> PciRoute:
+    one_device = _one(
+        high.device_base - low.device_base, distance, (low.one_device, high.one_device), alone
+    )
+    if one_stream is None or one_device is None:
+        return None
     return PciRoute(
-        segment=route.segment,
-        first=route.first,
-        last=last,
-        smmu=route.smmu,
-        stream_base=route.stream_base,
-        its_group=route.its_group,
-        device_base=route.device_base,
+        segment=low.segment,
+        first=low.first,
+        last=high.last,
+        smmu=low.smmu,
+        stream_base=low.stream_base,
+        its_group=low.its_group,
+        device_base=low.device_base,
+        one_stream=one_stream,
+        one_device=one_device,
     )
+
+
+def _one(step: int, distance: int, one: tuple[bool, bool], alone: tuple[bool, bool]) -> bool | None:
+    """Tell whether two ranges of IDs together are one ID or count up; None where neither.
+
+    :param step: by how much the first ID of the one differs from that of the other.
+    :param one: whether each is one ID, which one that stands ``alone`` is in any case.
+    """
+    if step == distance and all(
+        not each or single for each, single in zip(one, alone, strict=True)
+    ):
+        return False
+    if not step and all(each or single for each, single in zip(one, alone, strict=True)):
+        return True
+    return None

@@ -54,7 +54,7 @@ class _Walk(NamedTuple):
 
 
 def routes(iort: Iort) -> tuple[PciRoute, ...]:
-    """Return the way of every RequesterID that has one, as sorted, disjoint, linear ranges.
+    """Return the way of every RequesterID that has one, as sorted, disjoint ranges.
 
     As in Linux (iort_match_node_callback), the first root complex of a segment stands for it.
 
@@ -125,21 +125,20 @@ class _Composer:
         return self.pieces[node.offset]
 
     def _finish(self, segment: int, walk: _Walk, its_group: tuple[int, ...]) -> Iterator[PciRoute]:
-        """Yield the route of ``walk``; one per RequesterID where IDs do not count up with it."""
         smmu = None if walk.smmu is None else self.number[walk.smmu.offset]
-        size = 1 if walk.constant or walk.stream_constant else walk.last - walk.first + 1
-        for first in range(walk.first, walk.last + 1, size):
-            self._count()
-            part = walk.part(first, first + size - 1)
-            yield PciRoute(
-                segment=segment,
-                first=first,
-                last=part.last,
-                smmu=smmu,
-                stream_base=part.stream if smmu is not None else first,
-                its_group=its_group,
-                device_base=part.id if its_group else first,
-            )
+        several = walk.first < walk.last
+        self._count()
+        yield PciRoute(
+            segment=segment,
+            first=walk.first,
+            last=walk.last,
+            smmu=smmu,
+            stream_base=walk.first if smmu is None else walk.stream,
+            its_group=its_group,
+            device_base=walk.id if its_group else walk.first,
+            one_stream=several and smmu is not None and walk.stream_constant,
+            one_device=several and bool(its_group) and walk.constant,
+        )
 
     def _count(self) -> None:
         self.steps += 1
