@@ -45,6 +45,16 @@ class HostTree(Protocol):
         """
         ...
 
+    def read_part(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return ``size`` bytes from ``offset`` on, less where the file ends before that.
+
+        For a device's configuration space, of which not all should be read.
+
+        :return: None where there is no such file.
+        :raise UnreadableError: when it cannot be read.
+        """
+        ...
+
     def names(self, path: str) -> tuple[str, ...]:
         """Return what is in a folder, sorted; nothing where there is no such folder.
 
