@@ -73,7 +73,9 @@ def _smmus(first: HostTopology, second: HostTopology) -> Iterator[Disagreement]:
         return
     for base in sorted({*known[0], *known[1]}):
         said = [
-            "there is none" if base not in one else f"an SMMUv{3 if one[base] == 3 else 2}"
+            "there is none"
+            if base not in one
+            else ("an SMMUv3" if one[base] == 3 else "an SMMUv1 or v2")
             for one in known
         ]
         if said[0] != said[1]:
