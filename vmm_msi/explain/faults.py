@@ -94,6 +94,8 @@ def explain_event(
         )
     iova = at_iova(event.iova, device, situation)
     ipa = None if event.ipa is None else at_ipa(event.ipa, device, situation)
+    if ipa is not None and ipa.place is Place.GDB and iova.place is Place.UNKNOWN:
+        iova = At(Place.GIOVA, "gIOVA, what the guest's stage 1 maps to its doorbell", msi=True)
     cause = _cause(event, iova, ipa, device, situation)
     mends = [Mend(each.format(**names)) for each in cause.mends]
     if cause.strategies and strategies is not None:

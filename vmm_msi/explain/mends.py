@@ -115,10 +115,15 @@ class Strategies:
                 what = "it is what the guest has, and delivers on the model"
             elif recorded is not None:
                 what = f"vmm-msi detach {guest} {device}, then {what}"
+            elif device is not None and self._situation.is_accelerated(device):
+                what = "the definition has an accelerated vSMMU for it already"
+            elif self._situation.xml is not None and device is not None:
+                what = f"take its <hostdev> out of the definition, then {what}"
         else:
             what = (
                 f"{self._plugins.info(found.choice.strategy, PluginKind.STRATEGY).summary}; not by "
-                f"QEMU, but by a VMM that holds the iommufd itself, on a kernel like {found.kernel}"
+                "QEMU, but by a VMM that holds the iommufd itself, on a kernel like "
+                f"{found.kernel} (docs/kernels.md)"
             )
         return Mend(what, name, change)
 

@@ -81,6 +81,18 @@ class Situation:
                     found[guest] = hostdev.host
         return found
 
+    def is_accelerated(self, address: PciAddress) -> bool:
+        """Tell whether the definition has a device behind an accelerated vSMMU."""
+        if self.xml is None:
+            return False
+        buses = {f"{each.index}": each.address for each in self.xml.controllers()}
+        served = {each.pci_bus for each in self.xml.iommus() if each.driver.get("accel") == "on"}
+        for hostdev in self.xml.hostdevs():
+            if hostdev.host == address and hostdev.guest is not None:
+                port = buses.get(f"{hostdev.guest.bus}")
+                return port is not None and f"{port.bus}" in served
+        return False
+
     def by_stream(self, stream: StreamId, smmu: str) -> tuple[Subject, ...]:
         """Return the devices that an SMMU may know as ``stream``.
 
