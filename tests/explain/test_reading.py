@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 from vmm_msi.errors import InputError
 from vmm_msi.explain import printf, reading
-from vmm_msi.explain.run import explain
+from vmm_msi.explain.run import MAX_FOUND, explain
 from vmm_msi.explain.situation import Situation
 from vmm_msi.explain.tables import forms
 from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.model import Iova, StreamId
+from vmm_msi.model import Granule, HostTopology, Iova, Its, Pa, PciRoute, Smmu, StreamId
 
 MIB = 1 << 20
 SECONDS = 20
@@ -34,6 +34,13 @@ def test_what_is_not_utf_8_is_read_all_the_same():
 
 def test_lines_end_in_all_ways_and_empty_ones_do_not_count():
     assert [line.number for line in reading.lines("a\r\n\n  \nb")] == [1, 4]
+
+
+def test_what_a_terminal_would_obey_is_not_kept():
+    text = "\x1b[32m[   12.3] \x1b[0m\x1b[31mgroup 7 is not viable\x1b[0m \x1b]0;title\x07 \u202e"
+    (line,) = reading.lines(text)
+    assert line.text == "group 7 is not viable ?]0;title? ?"
+    assert explain(text, Situation()).found[0].text == line.text
 
 
 @pytest.mark.parametrize("form", forms(), ids=lambda form: form.key[:30])
@@ -80,6 +87,19 @@ def test_all_forms_in_one_long_log():
     started = time.process_time()
     assert explain(text, Situation()).unknown >= 10_000
     assert time.process_time() - started < SECONDS
+
+
+def test_many_different_events_on_a_host_with_many_routes():
+    """Of those that are not shown, none is looked up."""
+    routes = tuple(PciRoute(n, 0, 0xFF, 0, n << 8, (0,), n << 8) for n in range(10_000))
+    host = HostTopology("x", Granule.K4, (Smmu(0),), (Its(0, Pa(0x808_0000)),), routes=routes)
+    kind = EventKind.F_TRANSLATION
+    events = [SmmuEvent(kind, 1, StreamId(n), Iova(n << 12)) for n in range(10_000)]
+    text = "\n".join(line for event in events for line in raw(event))
+    started = time.process_time()
+    report = explain(text, Situation(host))
+    assert time.process_time() - started < SECONDS
+    assert (len(report.found), report.left_out) == (MAX_FOUND, 10_000 - MAX_FOUND)
 
 
 def test_memory_does_not_grow_with_what_is_repeated():

@@ -75,6 +75,14 @@ def test_a_function_that_is_not_there_is_left_out_unless_none_would_be_left():
     assert found(0x1008, host=there) == ["0000:00:01.0"]
 
 
+def test_what_is_behind_a_bridge_has_the_stream_of_the_bridge():
+    bridge, one, two = (address(f"0001:01:{slot:02x}.0") for slot in (0, 1, 2))
+    behind = tuple(PciFunction(each, dma_rids=(each.rid, bridge.rid)) for each in (one, two))
+    there = replace(HOST, functions=(PciFunction(bridge, dma_rids=(bridge.rid,)), *behind))
+    assert found(0x1100, (1,), host=there) == [str(bridge), str(one), str(two)]
+    assert found(0x1108, (1,), host=there) == [str(one)]
+
+
 @pytest.mark.parametrize(
     ("name", "ids"),
     [

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.explain.configuration import MEANINGS
@@ -57,7 +57,6 @@ class Logged:
     smmu: str = ""
     client: PciAddress | None = None
     access: str = ""
-    name: str = field(default="")
 
 
 def explain_event(

@@ -34,6 +34,11 @@ _PREFIXES = tuple(
     )
 )
 
+#: Colours of a terminal, as ``dmesg --color=always`` has them.
+_COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
+#: What would do something to the terminal that the line is shown on.
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+
 
 @dataclass(frozen=True, slots=True)
 class Line:
@@ -64,8 +69,11 @@ def lines(text: str) -> Iterator[Line]:
     """Yield the lines that have something in them, without what the log wrote before them."""
     for number, raw in enumerate(text.split("\n"), 1):
         short = raw[:MAX_LINE].rstrip("\r ")
-        if short.strip():
-            yield Line(number, message(short))
+        if not short.strip():
+            continue
+        if not short.isprintable():
+            short = _CONTROL.sub("?", _COLOUR.sub("", short))
+        yield Line(number, message(short))
 
 
 def message(text: str) -> str:

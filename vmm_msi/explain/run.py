@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
@@ -15,15 +16,19 @@ from vmm_msi.explain.places import at_iova
 from vmm_msi.model import Iova, PciAddress, StreamId
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Sequence
 
+    from vmm_msi.explain.eventtext import Pending
+    from vmm_msi.explain.faults import Logged
     from vmm_msi.explain.mends import Strategies
     from vmm_msi.explain.reading import Line
     from vmm_msi.explain.situation import Situation
-    from vmm_msi.explain.text import Form, Text
+    from vmm_msi.explain.text import Text
 
 #: Different explanations that are kept.
 MAX_FOUND = 200
+#: Different events and lines that are looked at for them.
+_MAX_KNOWN = 5 * MAX_FOUND
 #: Characters of a line that are shown.
 _SHOWN = 300
 
@@ -52,64 +57,89 @@ def explain(
     :param notes: what is known to be missing already.
     """
     events = EventText()
-    collected = _Collected()
-    forms = [form for form in tables.forms() if form.key in text]
-    unknown = 0
+    meanings = _Meanings(text, situation, strategies)
     for line in reading.lines(text):
-        if events.line(line):
-            for pending in events.take():
-                collected.add(pending.line, explain_event(pending.logged, situation, strategies))
+        if not events.line(line):
+            meanings.line(line)
             continue
-        said = _say(line, forms, situation, strategies)
-        if said is None:
-            unknown += 1
-        else:
-            collected.add(line, said)
+        for pending in events.take():
+            meanings.event(pending)
     for pending in events.end():
-        collected.add(pending.line, explain_event(pending.logged, situation, strategies))
+        meanings.event(pending)
+    told = strategies.note if strategies is not None else ""
     return Report(
-        found=collected.sorted(),
-        unknown=unknown,
-        left_out=collected.left_out,
+        found=meanings.sorted(),
+        unknown=meanings.unknown,
+        left_out=meanings.left_out,
         suppressed=events.suppressed,
-        notes=(*notes, *([strategies.note] if strategies is not None and strategies.note else [])),
+        notes=(*notes, *([told] if told else [])),
     )
 
 
-class _Collected:
-    """Explanations, each once, with where it was first and how often."""
+class _Meanings:
+    """Explanations, each once, with where it was first and how often.
 
-    def __init__(self) -> None:
+    What was explained is not looked at again, and of too many different events and lines no more
+    is looked at than is shown.
+
+    :ivar unknown: lines in which nothing was recognised.
+    :ivar left_out: what is not shown.
+    """
+
+    def __init__(self, text: str, situation: Situation, strategies: Strategies | None) -> None:
+        self._forms = [form for form in tables.forms() if form.key in text]
+        self._situation = situation
+        self._strategies = strategies
+        self._known: dict[Logged | str, Explanation] = {}
         self._found: dict[Explanation, Found] = {}
+        self.unknown = 0
         self.left_out = 0
 
-    def add(self, line: Line, explanation: Explanation) -> None:
-        before = self._found.get(explanation)
-        if before is None and len(self._found) == MAX_FOUND:
-            self.left_out += 1
-        elif before is None:
-            text = " ".join(line.text.split())[:_SHOWN]
-            self._found[explanation] = Found(explanation, line.number, text)
-        else:
-            self._found[explanation] = Found(
-                explanation, min(before.line, line.number), before.text, before.count + 1
+    def event(self, pending: Pending) -> None:
+        """Take an event."""
+        logged = pending.logged
+        if logged not in self._known and not self._is_full():
+            self._known[logged] = explain_event(logged, self._situation, self._strategies)
+        self._add(pending.line, self._known.get(logged))
+
+    def line(self, line: Line) -> None:
+        """Take a line that is of no event."""
+        found = self._look(line.text)
+        if found is None:
+            self.unknown += 1
+            return
+        text, match = found
+        if line.text not in self._known and not self._is_full():
+            self._known[line.text] = _of_text(
+                text, match, line.text, self._situation, self._strategies
             )
+        self._add(line, self._known.get(line.text))
 
     def sorted(self) -> tuple[Found, ...]:
+        """Return what was found, in the order of the lines."""
         return tuple(sorted(self._found.values(), key=lambda found: found.line))
 
+    def _is_full(self) -> bool:
+        return len(self._known) >= _MAX_KNOWN or len(self._found) >= MAX_FOUND
 
-def _say(
-    line: Line, forms: Iterable[Form], situation: Situation, strategies: Strategies | None
-) -> Explanation | None:
-    """Return what a line means by the tables, None where it is in none."""
-    for form in forms:
-        if form.key not in line.text:
-            continue
-        found = form.pattern.search(line.text)
-        if found is not None:
-            return _of_text(form.text, found, line.text, situation, strategies)
-    return None
+    def _look(self, line: str) -> tuple[Text, re.Match[str]] | None:
+        for form in self._forms:
+            found = form.pattern.search(line) if form.key in line else None
+            if found is not None:
+                return form.text, found
+        return None
+
+    def _add(self, line: Line, explanation: Explanation | None) -> None:
+        if explanation is None:
+            self.left_out += 1
+            return
+        before = self._found.get(explanation)
+        if before is None:
+            text = " ".join(line.text.split())[:_SHOWN]
+            self._found[explanation] = Found(explanation, line.number, text)
+            return
+        first = min(before.line, line.number)
+        self._found[explanation] = replace(before, line=first, count=before.count + 1)
 
 
 def _of_text(
@@ -121,7 +151,9 @@ def _of_text(
 ) -> Explanation:
     values = [value.strip() for value in found.groups("")]
     iova = None if text.iova is None else Iova(int(values[text.iova], 16))
-    stream = None if text.stream is None else StreamId(int(values[text.stream], 16) & 0xFFFF)
+    stream = (
+        None if text.stream is None else StreamId(int(values[text.stream], 16) & text.stream_mask)
+    )
     subjects = _named(line, situation)
     if stream is not None and not subjects:
         subjects = situation.by_stream(stream, "")

@@ -33,7 +33,7 @@ class Text:
     :param mends: what would mend it.
     :param strategies: strategies that deliver on the model are named, too.
     :param iova: which conversion is an IOVA.
-    :param stream: which conversion is a StreamID.
+    :param stream: which conversion is a StreamID, in the bits of ``stream_mask``.
     :param findings: ids of the doctor's findings about the same thing.
     """
 
@@ -50,6 +50,7 @@ class Text:
     strategies: bool = False
     iova: int | None = None
     stream: int | None = None
+    stream_mask: int = 0xFFFF_FFFF
     findings: tuple[str, ...] = ()
 
     @cached_property

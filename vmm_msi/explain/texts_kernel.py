@@ -133,6 +133,7 @@ TEXTS: tuple[Text, ...] = (
         mends=(_VERSION_2,),
         iova=1,
         stream=3,
+        stream_mask=0xFFFF,
     ),
     Text(
         "smmuv2-unknown-stream",

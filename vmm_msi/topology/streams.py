@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.model import PciAddress
@@ -64,8 +65,20 @@ def _candidates(
         distance = stream - route.stream_base
         if is_meant(route.smmu) and 0 <= distance <= route.last - route.first:
             address = PciAddress.from_rid(route.segment, route.first + distance)
-            if address not in listed:
-                yield route.device(address, iommu_group=0)
+            device = route.device(address, iommu_group=0)
+            for behind in _behind(host, address):
+                if behind not in listed:
+                    yield replace(device, address=behind)
+
+
+def _behind(host: HostTopology, address: PciAddress) -> tuple[PciAddress, ...]:
+    """Return the functions whose DMA arrives with a RequesterID: that of a bridge has several."""
+    found = tuple(
+        function.address
+        for function in host.functions
+        if function.address.segment == address.segment and address.rid in function.dma_rids
+    )
+    return found or (address,)
 
 
 def _is_there(host: HostTopology, address: PciAddress) -> bool:
