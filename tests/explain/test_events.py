@@ -261,6 +261,14 @@ def test_slots_are_counted_in_the_pages_of_the_host():
     assert stage1(0x8100040).iova_is.startswith("nothing that is known to be a doorbell")
 
 
+def test_with_64k_pages_the_tenth_slot_is_the_guests_doorbell_page():
+    known = replace(situation(), host=replace(HOST, granule=Granule.K64))
+    assert stage1(0x8090040, known).iova_is.startswith(
+        "gDB, the doorbell of the guest's virtual ITS at 0x8080000; also page 9 of the SW MSI"
+    )
+    assert stage1(0x8090040).iova_is == "gDB, the doorbell of the guest's virtual ITS at 0x8080000"
+
+
 def test_permission_and_size():
     said = stage2(0x8090040, kind=EventKind.F_PERMISSION)
     assert said.missing == (

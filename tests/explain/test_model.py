@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
@@ -90,6 +91,25 @@ def test_the_truth_table(row, honours_rmr, plugins, counts):
     number = check(plugins, scenario, counts)
     assert number >= 2
     counts["faults of the truth table that were explained"] += number
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
+def test_refusals_of_the_series_as_the_kernel_words_them(row, plugins, counts):
+    pits, mode, vits, order = row[:4]
+    sample = pair(mode, pits=pits, vits=vits, order=order)
+    scenario = parse_scenario(sample.toml(), "x")
+    situation = Situation(scenario.host, scenario.guest)
+    strategies = Strategies(plugins, situation, SELECTOR)
+    for revision in ("v2", "v3", "v8", "v15"):
+        for verdict in run(plugins, scenario, Choice.parse(f"coerced:revision={revision}")):
+            found = explain(f"vfio-pci {verdict.device}: {verdict.reason}", situation, strategies)
+            if verdict.outcome is Outcome.REFUSED and verdict.errno != errno.EEXIST:
+                said = found.found[0].explanation
+                assert said.id in {"no-guest-binding", "doorbells-of-two-itses"}
+                assert [each.address for each in said.devices] == [verdict.device]
+                assert f"coerced:revision={revision}" not in [m.strategy for m in said.mends]
+                check_mends(plugins, scenario, said, counts)
+                counts["refusals of the series that were explained"] += 1
 
 
 @settings(max_examples=30)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from conftest import unavailable
+from conftest import SUITES, root_of, unavailable
 
 from vmm_msi.explain.explanation import Program
 from vmm_msi.explain.tables import forms
@@ -43,6 +43,12 @@ def test_texts_of_libvirt(lab_root):
     (driver,) = lab_root.path.glob("usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so")
     library = driver.parent.parent.parent / "libvirt.so.0"
     assert missing(Program.LIBVIRT, driver, library) == []
+
+
+@pytest.mark.lab_root
+def test_a_text_of_an_older_libvirt():
+    (library,) = root_of(SUITES["11.3"]).path.glob("usr/lib/*/libvirt.so.0")
+    assert b"only a single IOMMU device is supported" in library.read_bytes()
 
 
 def test_texts_of_the_kernel():

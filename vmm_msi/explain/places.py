@@ -92,7 +92,12 @@ def vitses(situation: Situation) -> tuple[Vits, ...]:
 def _known(address: int, device: HostDevice | None, situation: Situation) -> At | None:
     for vits in vitses(situation):
         if vits.gdb <= address < vits.gdb + _FRAME:
-            return At(Place.GDB, f"gDB, the doorbell of the guest's virtual ITS at {vits.base}")
+            words = f"gDB, the doorbell of the guest's virtual ITS at {vits.base}"
+            slot = _slot(address, device, situation)
+            if slot is not None and situation.granule is Granule.K64:
+                # The tenth page of the window is QEMU's gDB page.
+                words += f"; also {slot.words}"
+            return At(Place.GDB, words)
     if situation.host is not None:
         for its in situation.host.itses:
             if its.doorbell_page <= address < its.doorbell_page + _FRAME:
