@@ -39,7 +39,7 @@ def given(monkeypatch):
 
 def test_a_log_on_standard_input(vmm_msi, given):
     given(LOG)
-    code, out, err = vmm_msi("explain", "--host", DTB, "--guest", GUEST)
+    code, out, err = vmm_msi("explain", "--host", DTB, "--granule", "4K", "--guest", GUEST)
     assert (code, err) == (0, "")
     assert (
         out

@@ -21,7 +21,7 @@ from vmm_msi.samples import path as sample
 from vmm_msi.topology import load_host
 
 A, B = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0")
-HOST = load_host(sample("eight-its-server.dtb"))
+HOST = load_host(sample("eight-its-server.dtb"), Granule.K4)
 #: What Linux calls the first SMMU of that host, whose StreamID 0x100 others have as well.
 FIRST = "30000000.iommu"
 FAULT = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))

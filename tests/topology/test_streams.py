@@ -83,6 +83,15 @@ def test_what_is_behind_a_bridge_has_the_stream_of_the_bridge():
     assert found(0x1108, (1,), host=there) == [str(one)]
 
 
+def test_a_route_that_has_one_stream_for_all():
+    route = PciRoute(3, 0x100, 0x1FF, 0, 0x30, (0,), 0, one_stream=True)
+    one = replace(HOST, routes=(route,))
+    assert found(0x30, host=one) == ["0003:01:00.0"]
+    assert found(0x31, host=one) == []
+    there = tuple(PciFunction(address(f"0003:01:{slot:02x}.0")) for slot in (1, 2))
+    assert found(0x30, host=replace(one, functions=there)) == ["0003:01:01.0", "0003:01:02.0"]
+
+
 @pytest.mark.parametrize(
     ("name", "ids"),
     [

@@ -163,8 +163,9 @@ class Situation:
 
     @property
     def granule(self) -> Granule | None:
-        """The page size of the host's kernel."""
-        return None if self.host is None else self.host.granule
+        """The page size of the host's kernel; None where that is not known."""
+        host = self.host
+        return host.granule if host is not None and host.granule_known else None
 
     def window(self, device: HostDevice | None) -> ReservedRegion:
         """Return the SW MSI window that the kernel uses for a device."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from vmm_msi.model import PciAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
-    from vmm_msi.model import HostDevice, HostTopology, StreamId
+    from vmm_msi.model import HostDevice, HostTopology, PciRoute, StreamId
 
 #: A device-tree platform device is named after its address and its node: ``fd800000.iommu``
 #: (Linux ``drivers/of/device.c`` of_device_make_bus_id).
@@ -62,13 +62,33 @@ def _candidates(
             yield device
     listed = host.device_by_address
     for route in host.routes:
-        distance = stream - route.stream_base
-        if is_meant(route.smmu) and 0 <= distance <= route.last - route.first:
-            address = PciAddress.from_rid(route.segment, route.first + distance)
+        if not is_meant(route.smmu):
+            continue
+        for rid in _rids(host, route, stream):
+            address = PciAddress.from_rid(route.segment, rid)
             device = route.device(address, iommu_group=0)
             for behind in _behind(host, address):
                 if behind not in listed:
                     yield replace(device, address=behind)
+
+
+def _rids(host: HostTopology, route: PciRoute, stream: StreamId) -> Iterable[int]:
+    """Return the RequesterIDs of a route that have a StreamID; of many the first alone.
+
+    Where all of a route have one, the functions that are there are taken.
+    """
+    distance = stream - route.stream_base
+    if not route.one_stream:
+        return [route.first + distance] if 0 <= distance <= route.last - route.first else ()
+    if distance:
+        return ()
+    there = [
+        function.address.rid
+        for function in host.functions
+        if function.address.segment == route.segment
+        and route.first <= function.address.rid <= route.last
+    ]
+    return there or [route.first]
 
 
 def _behind(host: HostTopology, address: PciAddress) -> tuple[PciAddress, ...]:
