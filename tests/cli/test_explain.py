@@ -63,6 +63,7 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
   mend     multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
            vSMMU for each; not by QEMU, but by a VMM that holds the iommufd itself, on a kernel like
            series-v15 (docs/kernels.md)
+  see      vmm-msi doctor --explain no-acpi; also acpi-without-uefi, no-accel
   source   Arm IHI 0070, 7.3; Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_dump_event
 
 1 line was not recognised

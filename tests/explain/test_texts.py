@@ -6,8 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from doc_blocks import DOCS
 
-from vmm_msi.explain import printf
+from vmm_msi.explain import findings, printf
 from vmm_msi.explain.run import explain
 from vmm_msi.explain.situation import Situation
 from vmm_msi.explain.tables import forms, texts
@@ -66,6 +67,18 @@ def test_ids_are_unique_and_texts_complete():
         assert text.source
         for sentence in (text.what, text.why, text.missing, *text.mends, *text.cases.values()):
             assert not sentence.endswith(".")
+
+
+def test_findings_are_those_of_texts_that_exist_and_have_a_page():
+    assert findings.OF_TEXT.keys() <= {text.id for text in texts()}
+    named = {id_ for ids in findings.OF_TEXT.values() for id_ in ids}
+    named |= {*findings.WINDOW, *findings.BEYOND, *findings.NO_WINDOW}
+    pages = {page.stem for page in (DOCS / "findings").glob("*.md")}
+    assert named <= (pages or named)
+    assert only("vfio: IOMMU_VDEVICE_ALLOC failed").findings == (
+        "vsmmu-spans-smmus",
+        "many-streams",
+    )
 
 
 def test_no_form_is_hidden_by_another():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_msi.explain import findings
 from vmm_msi.explain.configuration import MEANINGS
 from vmm_msi.explain.explanation import Explanation, Mend, Program, Subject
 from vmm_msi.explain.places import At, Place, at_iova, at_ipa, vitses
@@ -32,6 +33,7 @@ class Cause:
 
     :param strategies: strategies can mend it.
     :param ignores_rmr: it shows that the guest does not map the window.
+    :param findings: ids of the doctor's findings about the same thing.
     """
 
     why: str
@@ -39,6 +41,7 @@ class Cause:
     mends: tuple[str, ...] = ()
     strategies: bool = False
     ignores_rmr: bool = False
+    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +120,7 @@ def explain_event(
         missing=cause.missing,
         why=cause.why,
         mends=tuple(mends),
+        findings=cause.findings,
         source=_SOURCE,
     )
 
@@ -165,6 +169,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
             f"S1: {page} -> {page}, of the window {window.base:#x}-{window.last:#x}",
             strategies=True,
             ignores_rmr=True,
+            findings=findings.WINDOW,
         )
     if at.place is Place.BEYOND:
         return Cause(
@@ -178,6 +183,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
                 ),
                 "a host kernel with 4K pages",
             ),
+            findings=findings.BEYOND,
         )
     if at.place is Place.OTHER_GIOVA:
         return Cause(
@@ -271,6 +277,7 @@ def _bare_doorbell(missing: str) -> Cause:
         "the device has no SW MSI window: /sys/kernel/iommu_groups/*/reserved_regions",
         missing,
         mends=("a device of another host: nested translation needs a SW MSI window",),
+        findings=findings.NO_WINDOW,
     )
 
 

@@ -12,6 +12,7 @@ from vmm_msi.explain import reading, tables
 from vmm_msi.explain.eventtext import EventText
 from vmm_msi.explain.explanation import Explanation, Found, Mend, Report, Subject
 from vmm_msi.explain.faults import explain_event
+from vmm_msi.explain.findings import OF_TEXT
 from vmm_msi.explain.places import at_iova
 from vmm_msi.model import Iova, PciAddress, StreamId
 
@@ -182,7 +183,7 @@ def _of_text(
         missing=text.missing,
         why=why,
         mends=tuple(mends),
-        findings=text.findings,
+        findings=OF_TEXT.get(text.id, ()),
         source=text.source,
     )
 

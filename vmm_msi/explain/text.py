@@ -34,7 +34,6 @@ class Text:
     :param strategies: strategies that deliver on the model are named, too.
     :param iova: which conversion is an IOVA.
     :param stream: which conversion is a StreamID, in the bits of ``stream_mask``.
-    :param findings: ids of the doctor's findings about the same thing.
     """
 
     id: str
@@ -51,7 +50,6 @@ class Text:
     iova: int | None = None
     stream: int | None = None
     stream_mask: int = 0xFFFF_FFFF
-    findings: tuple[str, ...] = ()
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:

@@ -52,8 +52,10 @@ def _paragraph(found: Found) -> Iterator[str]:
     yield from _row("why", said.why)
     for mend in said.mends:
         yield from _row("mend", _mend(mend))
-    for finding in said.findings:
-        yield from _row("see", f"vmm-msi doctor --explain {finding}")
+    if said.findings:
+        first, *others = said.findings
+        also = f"; also {', '.join(others)}" if others else ""
+        yield from _row("see", f"vmm-msi doctor --explain {first}{also}")
     yield from _row("source", said.source)
 
 
