@@ -24,7 +24,7 @@ def raw(event, smmu=SMMU):
 
 
 def decoded(event, client, smmu=SMMU):
-    """Return the lines that arm_smmu_dump_event adds since Linux 6.15."""
+    """Return the lines that arm_smmu_dump_event adds, those of older kernels do not."""
     _first, second, iova, ipa = words(event)
     head = f"event: {event.kind.name} client: {client} sid: {event.stream_id:#x} ssid: 0x0"
     lines = [head]

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 from conftest import SUITES, root_of, unavailable
 
 from vmm_msi.explain.explanation import Program
+from vmm_msi.explain.run import explain
+from vmm_msi.explain.situation import Situation
 from vmm_msi.explain.tables import forms
 from vmm_msi.lab import images
 
@@ -36,6 +40,32 @@ def missing(program, *paths):
 @pytest.mark.lab_root
 def test_texts_of_qemu(lab_root):
     assert missing(Program.QEMU, lab_root.path / "usr/bin/qemu-system-aarch64") == []
+
+
+BUS = ("-device", "pxb-pcie,id=p,bus_nr=16")
+SMMU = "arm-smmuv3,primary-bus=p,id=s"
+#: Arguments that QEMU refuses on any machine, and what is to be said of its words.
+REFUSED = [
+    ((*BUS, "-device", f"{SMMU},accel=on"), "qemu-accel-machine"),
+    ((*BUS, "-device", f"{SMMU},ats=on"), "qemu-accel-property"),
+    ((*BUS, "-device", f"{SMMU},ssidsize=8"), "qemu-accel-property"),
+    ((*BUS, "-device", f"{SMMU},oas=48"), "qemu-accel-property"),
+    (("-device", "arm-smmuv3,id=s"), "qemu-smmu-place"),
+    (("-device", "vfio-pci,host=0000:ff:1f.7"), "qemu-no-device"),
+]
+
+
+@pytest.mark.lab_root
+@pytest.mark.parametrize(("arguments", "id_"), REFUSED, ids=lambda value: "".join(value[-1:]))
+def test_what_qemu_says_when_it_is_run(arguments, id_, lab_root):
+    words = lab_root.outside("usr/bin/qemu-system-aarch64")
+    words += ["-M", "virt", "-nodefaults", "-nic", "none", "-display", "none", "-S", *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode
+    (found,) = explain(done.stderr, Situation()).found
+    assert found.explanation.id == id_
+    if "vfio-pci" in arguments[-1]:
+        assert str(found.explanation.devices[0].address) == "0000:ff:1f.7"
 
 
 @pytest.mark.lab_root

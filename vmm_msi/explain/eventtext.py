@@ -1,7 +1,7 @@
 """Events of SMMUv3s in a log: the words that were dumped, and the lines that say what is in them.
 
-Linux 7.2 ``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c`` arm_smmu_dump_event prints both; kernels
-before 6.15 the words alone; and who looks for one line with grep has that alone.
+Linux 7.2 ``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c`` arm_smmu_dump_event prints both; older
+kernels the words alone; and who looks for one line with grep has that alone.
 """
 
 from __future__ import annotations

@@ -42,6 +42,8 @@ OF_TEXT: dict[str, tuple[str, ...]] = {
     "qemu-cold-plug": ("empty-vsmmu",),
     "qemu-accel-machine": ("guest-kvm", "no-acpi"),
     "qemu-migration": ("no-migration",),
+    "qemu-no-device": ("device-missing",),
+    "qemu-no-group": ("no-iommu-group", "no-smmu"),
     "qemu-group-busy": ("held-by-domain",),
     "qemu-group-viable": ("group-host-driver",),
     "qemu-container": ("unsafe-interrupts-needed", "memlock"),

@@ -323,6 +323,25 @@ TEXTS: tuple[Text, ...] = (
         mends=(_ANOTHER,),
     ),
     Text(
+        "qemu-no-device",
+        Program.QEMU,
+        ("no such host device",),
+        "the host has no device at that address",
+        "hw/vfio/pci.c",
+        why="it is at another address now, or its driver or its virtual functions are not there",
+        mends=("lspci -D for its address",),
+    ),
+    Text(
+        "qemu-no-group",
+        Program.QEMU,
+        ("no iommu_group found",),
+        "the device is in no IOMMU group: no SMMU translates what it does",
+        "hw/vfio/container-legacy.c",
+        why="the SMMU is turned off in the firmware or missing from the kernel, or the firmware's "
+        "tables lead the device past it",
+        mends=("vmm-msi topology show has which SMMU each device is behind",),
+    ),
+    Text(
         "qemu-group-busy",
         Program.QEMU,
         ("error getting device from group %d",),
