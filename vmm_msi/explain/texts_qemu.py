@@ -437,6 +437,17 @@ TEXTS: tuple[Text, ...] = (
         mends=("dmesg | vmm-msi explain, for the kernel's own word on it",),
     ),
     Text(
+        "qemu-two-iommus",
+        Program.QEMU,
+        (
+            "virt machine already has %s set. Doesn't support incompatible iommus",
+            "virt machine does not support multiple IOMMUs",
+        ),
+        "a vSMMU for the whole machine and one for an expander bus do not go together",
+        "hw/arm/virt.c",
+        mends=("give each <iommu> a <driver pciBus='N'/>, as vmm-msi attach does, or have one",),
+    ),
+    Text(
         "qemu-smmu-place",
         Program.QEMU,
         (
