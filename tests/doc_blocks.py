@@ -196,7 +196,32 @@ def kernel_options() -> str:
     return "\n".join(lines) + "\n"
 
 
+def explained_texts() -> str:
+    """Return every text that ``explain`` knows, as Markdown."""
+    from vmm_msi.explain.tables import texts
+
+    lines = ["| id | of | text | says |", "|---|---|---|---|"]
+    for text in texts():
+        first = text.formats[0].strip().replace("|", "\\|")
+        more = len(text.formats) - 1
+        shown = f"`{first}`" + (f" and {more} more" if more else "")
+        lines.append(f"| `{text.id}` | {text.program} | {shown} | {text.what} |")
+    return "\n".join(lines) + "\n"
+
+
+def explained_events() -> str:
+    """Return what ``explain`` says of the events that are about no address, as Markdown."""
+    from vmm_msi.explain.configuration import MEANINGS
+
+    lines = ["| event | says | how it comes about |", "|---|---|---|"]
+    for kind, meaning in MEANINGS.items():
+        lines.append(f"| `{kind.name}` | {meaning.what} | {meaning.why} |")
+    return "\n".join(lines) + "\n"
+
+
 REGIONS = {
+    (DOCS / "explain.md", "texts"): explained_texts,
+    (DOCS / "explain.md", "events"): explained_events,
     (DOCS / "lab.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "truth table"): truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,

@@ -19,7 +19,7 @@ LAYERS = (
     {"strategy", "host", "lab"},
     {"api", "run"},
     {"compare", "provision"},
-    {"doctor"},
+    {"doctor", "explain"},
     {"report", "watch"},
     {"cli"},
     {"__main__"},

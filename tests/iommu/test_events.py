@@ -6,8 +6,8 @@ import itertools
 
 import pytest
 
+from vmm_msi.iommu.eventlog import EventReader
 from vmm_msi.iommu.events import EventKind, SmmuEvent, decode
-from vmm_msi.iommu.linux.kmsg import EventReader
 from vmm_msi.model import Iova, Ipa, StreamId
 
 STREAM, IOVA, IPA = 0x1100, 0xFFFF_8000_0040, 0xF_FEDC_BA98_7000

@@ -13,6 +13,8 @@ from test_truth_table import STRATEGIES, TABLE, by_device
 from vmm_msi import compare as comparing
 from vmm_msi.config import Choice
 from vmm_msi.errors import BackendError, LabError, RefusedError, UsageError
+from vmm_msi.explain.run import explain
+from vmm_msi.explain.situation import Situation
 from vmm_msi.host import PluginHost
 from vmm_msi.iommu.iommufd import Doorbells
 from vmm_msi.iommu.profiles import profile_named
@@ -223,6 +225,29 @@ def test_a_stage_2_fault_is_told_by_the_kernels_log(load, opener):
     with pytest.raises(BackendError, match="EBUSY"):
         backend.free_s2(s2)
     backend.close()
+
+
+def test_the_kernels_own_log_is_explained(load, opener, link, lab_host):
+    """Its words, and the lines after them, as this kernel's driver writes them."""
+    scenario = load(pair("own", vits_bases={0: 0x0908_0000}))
+    backend = opener(Doorbells.WITNESS)(scenario, profile_named("series-v15"))
+    device = PciAddress.parse(A)
+    backend.attach(device, backend.alloc_s2(0, msi_cookie=False))
+    backend.program_msi(device, Iova(0xFFFF_F000))
+    shell(lab_host, "dmesg -c >/dev/null")
+    verdict = backend.deliver(device)
+    backend.close()
+    lines = [line for line in shell(lab_host, "dmesg").splitlines() if "smmu" in line]
+    situation = Situation(scenario.host, scenario.guest)
+    (told,) = explain("\n".join(lines), situation).found
+    (alone,) = explain("\n".join(line for line in lines if "\t" not in line), situation).found
+    for said in (told.explanation, alone.explanation):
+        stand_in = cast.stand_ins(scenario, link.call("devices"))[device]
+        assert [each.address for each in said.devices] == [stand_in]
+        assert (said.id, said.stage) == ("smmu-F_TRANSLATION", 2)
+        assert said.iova == verdict.programmed == 0xFFFF_F040
+        assert said.ipa == 0x0909_0040
+        assert said.missing.startswith("S2: 0x9090000 (gDB) -> ")
 
 
 def test_a_detach_gives_back_the_state(load, opener):

@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "hook": ("hook", "have libvirt look at guests of ours before it starts them"),
     "watch": ("watch", "keep the doorbells of the guests that run bound, as a service"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
+    "explain": ("explain", "say what a fault or an error message means and what mends it"),
     "plugins": ("plugins", "list plugins"),
     "config": ("config", "check the configuration file"),
     "lab": ("lab", "build and run what is needed to try things without Arm hardware"),

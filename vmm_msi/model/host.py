@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+# PciFunction is imported for real: fields are read back from JSON by their types.
 from vmm_msi.model.address import (
     SW_MSI_WINDOW,
     DeviceId,
@@ -16,11 +17,10 @@ from vmm_msi.model.address import (
     ReservedRegion,
     StreamId,
 )
+from vmm_msi.model.pci import PciFunction  # noqa: TC001
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-    from vmm_msi.model.pci import PciFunction
 
 #: Offset of GITS_TRANSLATER from the base of an ITS: the translation register frame follows the
 #: 64 KiB control frame (Arm GICv3 architecture specification, IHI 0069, 12.18 and 12.19).

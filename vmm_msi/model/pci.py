@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from vmm_msi.model.address import Pa, PciAddress, ReservedRegion
+# Imported for real, not for type checkers alone: fields are read back from JSON by their types.
+from vmm_msi.model.address import Pa, PciAddress, ReservedRegion  # noqa: TC001
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu.eventlog import EventReader
 from vmm_msi.iommu.events import SmmuEvent, decode
 
 if TYPE_CHECKING:
@@ -27,39 +27,6 @@ _BURST = 10
 _INTERVAL_S = 5.2
 #: Longest record in bytes (``PRINTK_MESSAGE_MAX`` is 2048).
 _RECORD = 8192
-_WORDS = 4
-
-_EVENT = re.compile(rb"arm-smmu-v3 (\S+): event 0x[0-9a-f]{2} received:$")
-_WORD = re.compile(rb"arm-smmu-v3 (\S+): (?:\t|\\x09)0x([0-9a-f]{16})$")
-
-
-class EventReader:
-    """Puts events together from records of /dev/kmsg.
-
-    ``arm_smmu_dump_raw_event`` prints a line that announces the event and one for each of its
-    words; those of several SMMUs may be mixed. A record is as in Linux
-    ``Documentation/ABI/testing/dev-kmsg``.
-    """
-
-    def __init__(self) -> None:
-        self._words: dict[bytes, list[int]] = {}
-
-    def feed(self, record: bytes) -> list[int] | None:
-        """Take one record and return the words of the event that it completes."""
-        text = record.partition(b";")[2].split(b"\n", 1)[0]
-        if announced := _EVENT.search(text):
-            self._words[announced[1]] = []
-            return None
-        word = _WORD.search(text)
-        if word is None or word[1] not in self._words:
-            return None
-        words = self._words[word[1]]
-        words.append(int(word[2], 16))
-        return self._words.pop(word[1]) if len(words) == _WORDS else None
-
-    def clear(self) -> None:
-        """Forget the events that are not complete."""
-        self._words.clear()
 
 
 class KernelLog:

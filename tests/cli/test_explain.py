@@ -1,0 +1,186 @@
+"""``vmm-msi explain``: what is typed, what is printed, the exit code."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import pytest
+from event_lines import decoded, raw
+
+from vmm_msi.iommu.events import EventKind, SmmuEvent
+from vmm_msi.model import Iova, PciAddress, StreamId
+from vmm_msi.samples import path as sample
+
+DTB = sample("eight-its-server.dtb")
+GUEST = sample("three-devices.xml")
+FAULT = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
+LOG = "\n".join(["something", *raw(FAULT), *decoded(FAULT, PciAddress.parse("0000:01:00.0"))])
+BUSY = "vfio 0000:01:00.0: error getting device from group 12: Device or resource busy"
+
+
+class Input:
+    """What stands in for standard input: a stream of bytes that is no terminal."""
+
+    def __init__(self, data, *, terminal=False):
+        self.buffer = io.BytesIO(data)
+        self._terminal = terminal
+
+    def isatty(self):
+        return self._terminal
+
+
+@pytest.fixture
+def given(monkeypatch):
+    """Put a text on standard input."""
+    return lambda text, **more: monkeypatch.setattr(sys, "stdin", Input(text.encode(), **more))
+
+
+def test_a_log_on_standard_input(vmm_msi, given):
+    given(LOG)
+    code, out, err = vmm_msi("explain", "--host", DTB, "--granule", "4K", "--guest", GUEST)
+    assert (code, err) == (0, "")
+    assert (
+        out
+        == """\
+line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
+  id       smmu-F_TRANSLATION
+  says     event F_TRANSLATION at stage 1: the guest's tables have no translation (unpriv data
+           write)
+  device   0000:01:00.0 (SMMU 0, ITS 0, in three-devices); StreamID 0x100
+  stage    1
+  IOVA     0x8000040: page 0 of the SW MSI window, where the kernel leads MSIs of 0000:01:00.0 to
+           ITS 0 (hDB 0x20010040)
+  missing  S1: 0x8000000 -> 0x8000000, of the window 0x8000000-0x80fffff
+  why      the host's kernel programmed the device with an address of its SW MSI window, and the
+           guest's stage 1 does not map the window 1:1: the guest was not told of it by an RMR, or
+           does not heed it
+  mend     take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
+           --strategy identity
+  mend     take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
+           --strategy multi-its:mode=vsmmu
+  mend     multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
+           vSMMU for each; not by QEMU, but by a VMM that holds the iommufd itself, on a kernel like
+           series-v15 (docs/kernels.md)
+  see      vmm-msi doctor --explain no-acpi; also acpi-without-uefi, no-accel
+  source   Arm IHI 0070, 7.3; Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_dump_event
+
+1 line was not recognised
+"""
+    )
+
+
+def test_the_document(vmm_msi, given):
+    given(LOG)
+    code, out, _err = vmm_msi("explain", "--host", DTB, "--guest", GUEST, "--format", "json")
+    document = json.loads(out)
+    (said,) = document.pop("explanations")
+    assert code == 0
+    assert document == {
+        "schema": 1,
+        "lines_not_recognised": 1,
+        "explanations_left_out": 0,
+        "events_not_logged": 0,
+        "notes": [],
+    }
+    assert {key: said[key] for key in ("id", "line", "count", "stage", "stream_id", "iova")} == {
+        "id": "smmu-F_TRANSLATION",
+        "line": 2,
+        "count": 1,
+        "stage": 1,
+        "stream_id": "0x100",
+        "iova": "0x8000040",
+    }
+    assert said["devices"] == [
+        {
+            "address": "0000:01:00.0",
+            "guest_address": None,
+            "note": "SMMU 0, ITS 0, in three-devices",
+        }
+    ]
+    assert [mend["strategy"] for mend in said["mends"]] == [
+        "identity",
+        "multi-its:mode=vsmmu",
+        "multi-its:mode=s2",
+    ]
+
+
+def test_a_line_on_the_command_line_in_quotes_and_without(vmm_msi):
+    for words in ([BUSY], BUSY.split()):
+        code, out, _err = vmm_msi("explain", *words)
+        assert code == 0
+        assert "id       qemu-group-busy\n" in out
+    code, out, _err = vmm_msi("explain", BUSY, "group 7 is not viable", "nothing")
+    assert [line for line in out.splitlines() if line.startswith("  id")] == [
+        "  id       qemu-group-busy",
+        "  id       qemu-group-viable",
+    ]
+    assert "\n1 line was not recognised\n" in out
+
+
+def test_an_event_by_its_words(vmm_msi):
+    words = ["0x0000110000000010", "0x0000020000000000", "0x0000000008000040", "0x0"]
+    code, out, _err = vmm_msi("explain", "--in-guest", *words)
+    assert code == 0
+    assert "device   0000:11:00.0 in the guest; StreamID 0x1100\n" in out
+
+
+def test_nothing_is_recognised(vmm_msi, given):
+    given("one\n\ntwo\n")
+    assert vmm_msi("explain", "--host", DTB) == (
+        1,
+        "nothing of it was recognised\n2 lines were not recognised\n",
+        "",
+    )
+    given("")
+    assert vmm_msi("explain", "--host", DTB)[:2] == (1, "nothing of it was recognised\n")
+
+
+def test_a_terminal_is_told_that_it_is_read(vmm_msi, given):
+    given(BUSY, terminal=True)
+    code, _out, err = vmm_msi("explain")
+    assert (code, err) == (0, "reading from the terminal; end it with Ctrl-D\n")
+
+
+def test_without_a_host_a_note_says_what_is_missing(vmm_msi):
+    code, out, err = vmm_msi("explain", "0x0000110000000010 0x0 0x8000040 0x0")
+    assert (code, err) == (0, "")
+    assert "\nnote: no host is known: this machine has neither" in out
+    assert "\nnote: no strategy was tried on the model: with --host and --domain or --guest" in out
+
+
+def test_a_domain_of_libvirt(vmm_msi):
+    uri = f"test://{sample('test-driver.xml')}"
+    code, out, _err = vmm_msi(
+        "explain", BUSY, "-c", uri, "--domain", "guest0", "--host", DTB, "--in-guest"
+    )
+    assert code == 0
+    assert "0000:01:00.0 in the guest" in out
+    code, out, err = vmm_msi("explain", BUSY, "-c", uri, "--domain", "nobody", "--host", DTB)
+    assert (code, out) == (6, "")
+    assert err.startswith("vmm-msi explain: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "error"),
+    [
+        (["--guest", "missing.xml"], 3, "missing.xml"),
+        (["--host", "missing.dtb"], 3, "missing.dtb: cannot be read"),
+        (["--guest", "a.xml", "--domain", "b"], 2, "not allowed with argument"),
+        (["--format", "html"], 2, "invalid choice"),
+    ],
+)
+def test_what_cannot_be_used_is_one_clear_line(vmm_msi, words, code, error):
+    found, out, err = vmm_msi("explain", BUSY, *words)
+    assert (found, out) == (code, "")
+    assert error in err
+    assert "Traceback" not in err
+
+
+def test_too_much_text_is_refused(vmm_msi, given):
+    given("x" * ((16 << 20) + 1))
+    code, out, err = vmm_msi("explain")
+    assert (code, out) == (3, "")
+    assert "more than 16 MiB; a part of it would do: tail -c 16M" in err

@@ -1,0 +1,365 @@
+"""Events in logs of all kinds, on a host, in a guest: which device, address, stage, mapping."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from event_lines import decoded, raw, words
+
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.guest import guest_from_xml
+from vmm_msi.explain.configuration import MEANINGS
+from vmm_msi.explain.eventtext import EventText
+from vmm_msi.explain.explanation import Subject
+from vmm_msi.explain.reading import lines
+from vmm_msi.explain.run import MAX_FOUND, explain
+from vmm_msi.explain.situation import Situation
+from vmm_msi.iommu.events import EventKind, SmmuEvent
+from vmm_msi.model import Granule, Iova, Ipa, PciAddress, StreamId
+from vmm_msi.samples import path as sample
+from vmm_msi.topology import load_host
+
+A, B = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0")
+HOST = load_host(sample("eight-its-server.dtb"), Granule.K4)
+#: What Linux calls the first SMMU of that host, whose StreamID 0x100 others have as well.
+FIRST = "30000000.iommu"
+FAULT = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
+WINDOW = "page 0 of the SW MSI window"
+
+#: guest0 as vmm-msi attach leaves it: A by identity, B by multi-its:mode=vsmmu.
+GUEST = """\
+<domain type='kvm'>
+  <name>guest0</name>
+  <metadata>
+    <vmm-msi:domain xmlns:vmm-msi="https://vmm-msi.org/xmlns/libvirt/domain/1" metadata="added">
+      <vmm-msi:vsmmu pxb="3" bus-nr="16" smmu="0" pci-bus="yes" accelerated="yes"/>
+      <vmm-msi:device host="0000:01:00.0" strategy="identity" backend="qemu" pxb="3" root-port="4"
+          smmu="0" its="0">
+        <vmm-msi:binding giova="0xfffff000" gdb="0x8090000" programmed="0x8000040"/>
+      </vmm-msi:device>
+      <vmm-msi:device host="0001:01:00.0" strategy="multi-its" backend="qemu" pxb="3"
+          root-port="5" smmu="0" its="1">
+        <vmm-msi:option name="mode" value="vsmmu"/>
+        <vmm-msi:binding giova="0xffffe000" gdb="0x8090000" programmed="0x8001040"/>
+      </vmm-msi:device>
+    </vmm-msi:domain>
+  </metadata>
+  <memory unit='GiB'>4</memory>
+  <os firmware='efi'><type arch='aarch64' machine='virt'>hvm</type></os>
+  <features><acpi/></features>
+  <devices>
+    <controller type='pci' index='0' model='pcie-root'/>
+    <controller type='pci' index='3' model='pcie-expander-bus'><target busNr='16'/></controller>
+    <controller type='pci' index='4' model='pcie-root-port'>
+      <address type='pci' domain='0x0000' bus='0x03' slot='0x00' function='0x0'/>
+    </controller>
+    <controller type='pci' index='5' model='pcie-root-port'>
+      <address type='pci' domain='0x0000' bus='0x03' slot='0x01' function='0x0'/>
+    </controller>
+    <hostdev mode='subsystem' type='pci' managed='yes'>
+      <source><address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></source>
+      <address type='pci' domain='0x0000' bus='0x04' slot='0x00' function='0x0'/>
+    </hostdev>
+    <hostdev mode='subsystem' type='pci' managed='yes'>
+      <source><address domain='0x0001' bus='0x01' slot='0x00' function='0x0'/></source>
+      <address type='pci' domain='0x0000' bus='0x05' slot='0x00' function='0x0'/>
+    </hostdev>
+    <iommu model='smmuv3'><driver pciBus='3' accel='on'/></iommu>
+  </devices>
+</domain>
+"""
+
+
+def situation(*, host=HOST, in_guest=False, without=""):
+    xml = DomainXml.parse(GUEST.replace(without, ""), "guest0.xml")
+    return Situation(host, guest_from_xml(xml), xml, in_guest)
+
+
+def only(text, known=None):
+    report = explain("\n".join(text) if isinstance(text, list) else text, known or Situation())
+    assert report.unknown == 0
+    (found,) = report.found
+    return found.explanation
+
+
+def prefixed(text, prefix):
+    return [f"{prefix}{line}" for line in text]
+
+
+PREFIXES = [
+    "",
+    "[   12.345678] ",
+    "[   12.345678][ T1234] ",
+    "[Wed Nov 25 00:29:56 2026] ",
+    "<3>[   12.345678] ",
+    "kern  :err   : [   12.345678] ",
+    "kern  :err   : [Wed Nov 25 00:29:56 2026] ",
+    "3,812,12345678,-;",
+    "3,812,12345678,-,caller=T42;",
+    "Nov 25 00:29:56 host kernel: ",
+    "Nov  5 00:29:56 host.example kernel: [   12.345678] ",
+    "2026-11-25T00:29:56.123456+00:00 host kernel: [   12.345678] ",
+    "2026-11-25T00:29:56+0000 host kernel: ",
+]
+
+
+@pytest.mark.parametrize("prefix", PREFIXES)
+def test_one_event_whatever_logged_it(prefix):
+    text = raw(FAULT) + decoded(FAULT, "0000:01:00.0")
+    report = explain("\n".join(prefixed(text, prefix)), Situation())
+    (found,) = report.found
+    assert (found.line, found.count, report.unknown) == (1, 1, 0)
+    assert found.text == "arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:"
+    said = found.explanation
+    assert said.what == (
+        "event F_TRANSLATION at stage 1: the tables (the guest's, if the device is assigned) have "
+        "no translation (unpriv data write)"
+    )
+    assert said.devices == (Subject(A),)
+    assert (said.stream, said.stage, said.iova, said.ipa) == (0x100, 1, 0x800_0040, None)
+    assert said.iova_is == f"{WINDOW} (by 4K pages)"
+    assert said.missing == "S1: 0x8000000 -> 0x8000000, of the window 0x8000000-0x80fffff"
+
+
+S2 = SmmuEvent(EventKind.F_TRANSLATION, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(0x809_0040))
+WALK = SmmuEvent(
+    EventKind.F_TRANSLATION, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(0x4000_1000), True
+)
+
+
+@pytest.mark.parametrize("event", [FAULT, S2, WALK], ids=["s1", "s2", "walk"])
+def test_words_and_what_is_said_of_them_mean_the_same(event):
+    full = only(raw(event) + decoded(event, A))
+    for text in (decoded(event, A), [*raw(event), decoded(event, A)[0]], raw(event)):
+        said = only(text, situation())
+        assert (said.stage, said.iova, said.ipa) == (full.stage, full.iova, full.ipa)
+        assert said.devices == (situation().subject(A),)
+    assert full.stage == event.stage
+
+
+def test_a_line_that_grep_found_alone():
+    said = only(decoded(S2, A)[0])
+    assert (said.stage, said.ipa, said.devices) == (2, 0x809_0000, (Subject(A),))
+
+
+def test_a_vevent_by_its_words():
+    for text in (
+        " ".join(f"{word:#x}" for word in words(FAULT)),
+        " ".join(f"0x{word:016x}" for word in words(FAULT)),
+        ", ".join(f"{word:016x}" for word in words(FAULT)),
+    ):
+        assert (only(text).stage, only(text).iova) == (1, 0x800_0040)
+
+
+def test_a_device_that_the_driver_does_not_know():
+    said = only(decoded(FAULT, "(unassigned sid)", FIRST), Situation(HOST))
+    assert [each.address for each in said.devices] == [A]
+
+
+def test_the_host_tells_device_and_doorbell():
+    said = only(raw(FAULT, FIRST), Situation(HOST))
+    assert said.devices == (Subject(A, None, "SMMU 0, ITS 0"),)
+    assert said.iova_is == (
+        f"{WINDOW}, where the kernel leads MSIs of 0000:01:00.0 to ITS 0 (hDB 0x20010040)"
+    )
+
+
+def test_a_stream_that_several_smmus_have():
+    said = only(raw(FAULT), Situation(HOST))
+    assert [str(each.address) for each in said.devices] == [
+        "0000:01:00.0",
+        "0002:01:00.0",
+        "0004:01:00.0",
+        "0006:01:00.0",
+    ]
+    assert [each.address for each in only(raw(FAULT), situation()).devices] == [A]
+
+
+def test_the_guest_and_the_record_are_named():
+    (subject,) = only(raw(FAULT), situation()).devices
+    assert subject.note == "SMMU 0, ITS 0, in guest0, by identity, vSMMU on pxb 3"
+    other = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x108), Iova(0x1000))
+    said = only(raw(other, FIRST), situation())
+    assert said.devices[0].note == "SMMU 0, ITS 0, not in guest0"
+    assert said.what.startswith("event F_TRANSLATION at stage 1: the host's own tables have")
+    assert said.why.startswith("the device is not in guest0")
+
+
+@pytest.mark.parametrize(
+    ("rid", "host"), [(0x1100, A), (0x1200, B), (0x1300, None)], ids=["port 4", "port 5", "none"]
+)
+def test_in_a_guest_streams_are_its_own(rid, host):
+    known = situation(in_guest=True)
+    said = only(raw(replace(FAULT, stream_id=StreamId(rid))), known)
+    (subject,) = said.devices
+    assert (subject.guest_address, subject.address) == (PciAddress.from_rid(0, rid), host)
+    named = only(decoded(replace(FAULT, stream_id=StreamId(rid)), subject.guest_address), known)
+    assert named.devices == said.devices
+
+
+# --- what is at an address -----------------------------------------------------------------------
+
+
+def stage1(address, known=None):
+    event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(address))
+    return only(raw(event), known or situation())
+
+
+def stage2(address, known=None, kind=EventKind.F_TRANSLATION):
+    event = SmmuEvent(kind, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(address))
+    return only(raw(event), known or situation())
+
+
+@pytest.mark.parametrize(
+    ("address", "is_", "missing"),
+    [
+        (0x8002040, "page 2 of the SW MSI window, where", "S1: 0x8002000 -> 0x8002000, of the"),
+        (0x8090040, "gDB, the doorbell of the guest's virtual ITS at 0x8080000", "S1: 0x8090000"),
+        (0xFFFFF040, "gIOVA, what the guest maps", "S1: 0xfffff000 -> 0x8090000"),
+        (0xFFFFE040, "the gIOVA of 0001:01:00.0", "S1 of the device: 0xffffe000 -> gDB"),
+        (0xFFFFD040, "nothing that is known to be a doorbell, but", "S1 of the device: 0xffffd000"),
+        (0x20010040, "hDB, the doorbell of the host's ITS 0", "S1: 0x20010000 -> 0x20010000"),
+        (
+            0x40000100,
+            "as an IPA it would be RAM of guest0 (0x40000000-",
+            "S1: 0x40000000 -> an IPA",
+        ),
+        (0x7654321000, "nothing that is known to be a doorbell", "S1: 0x7654321000 -> an IPA"),
+    ],
+)
+def test_what_stage_1_was_asked_for(address, is_, missing):
+    said = stage1(address)
+    assert said.iova_is.startswith(is_)
+    assert said.missing.startswith(missing)
+
+
+@pytest.mark.parametrize(
+    ("address", "is_", "missing"),
+    [
+        (0x8090040, "gDB, the doorbell", "S2: 0x8090000 (gDB) -> 0x20010040 (hDB, ITS 0)"),
+        (0x8001040, "page 1 of the SW MSI", "S2: 0x8001000 -> 0x20010040 (hDB, ITS 0)"),
+        (0x50000040, "RAM of guest0", "S2: 0x50000000 -> the guest's memory"),
+        (0x20010040, "hDB, the doorbell of the host's ITS 0", "S2: 0x20010000 -> 0x20010000"),
+        (0x10000040, "neither guest RAM nor a doorbell", "S2: 0x10000000 -> nothing that is known"),
+    ],
+)
+def test_what_stage_2_was_asked_for(address, is_, missing):
+    said = stage2(address)
+    assert said.ipa_is.startswith(is_)
+    assert said.missing == missing
+
+
+def test_slots_are_counted_in_the_pages_of_the_host():
+    """The 17th doorbell with 64K pages lies behind what the RMR covers."""
+    known = replace(situation(), host=replace(HOST, granule=Granule.K64))
+    assert stage1(0x8010040, known).iova_is.startswith("page 1 of the SW MSI window")
+    said = stage1(0x8100040, known)
+    assert "page 16 of the SW MSI window" in said.iova_is
+    assert "behind what the RMR tells the guest" in said.iova_is
+    assert said.mends[0].what.startswith("fewer pITSes in one guest")
+    assert stage1(0x8100040).iova_is.startswith("nothing that is known to be a doorbell")
+
+
+def test_with_64k_pages_the_tenth_slot_is_the_guests_doorbell_page():
+    known = replace(situation(), host=replace(HOST, granule=Granule.K64))
+    assert stage1(0x8090040, known).iova_is.startswith(
+        "gDB, the doorbell of the guest's virtual ITS at 0x8080000; also page 9 of the SW MSI"
+    )
+    assert stage1(0x8090040).iova_is == "gDB, the doorbell of the guest's virtual ITS at 0x8080000"
+
+
+def test_permission_and_size():
+    said = stage2(0x8090040, kind=EventKind.F_PERMISSION)
+    assert said.missing == (
+        "S2: 0x8090000 -> hDB, with write permission (IOMMU_IOAS_MAP_WRITEABLE)"
+    )
+    said = stage2(0xF_0000_0000_0000, kind=EventKind.F_ADDR_SIZE)
+    assert [mend.what for mend in said.mends] == [
+        "vmm-msi attach guest0 0000:01:00.0 --vsmmu oas=44, the size that each pSMMU has"
+    ]
+
+
+def test_a_stage_1_table_that_stage_2_does_not_have():
+    said = only(raw(WALK), situation())
+    assert "read for a stage 1 table" in said.what
+    assert said.missing == "S2: 0x40001000 -> the guest's memory"
+
+
+@pytest.mark.parametrize("kind", list(MEANINGS), ids=lambda kind: kind.name)
+def test_configuration_errors(kind):
+    event = SmmuEvent(kind, 0, StreamId(0x100), Iova(0))
+    said = only(raw(event), situation())
+    assert said.id == f"smmu-{kind.name}"
+    assert said.what.startswith(f"event {kind.name}: ")
+    assert said.stage is None
+    assert [each.address for each in said.devices] == [A]
+    assert all("{" not in mend.what for mend in said.mends)
+
+
+def test_every_event_of_the_architecture_has_a_meaning():
+    addressed = {"F_TRANSLATION", "F_ADDR_SIZE", "F_ACCESS", "F_PERMISSION"}
+    assert {kind.name for kind in EventKind} == {kind.name for kind in MEANINGS} | addressed
+
+
+def test_an_event_of_the_makers():
+    text = [line.replace("0x10 ", "0xe0 ") for line in raw(FAULT)]
+    text[1] = text[1][:-2] + "e0"
+    assert only(text).id == "smmu-event-unknown"
+
+
+def test_a_trace_of_qemu():
+    said = only("smmuv3_propagate_event F_TRANSLATION sid=0x1100")
+    assert (said.id, said.stage, said.stream) == ("smmu-F_TRANSLATION", 1, 0x1100)
+
+
+# --- many lines ----------------------------------------------------------------------------------
+
+
+def test_the_same_again_is_counted():
+    other = replace(FAULT, iova=Iova(0x800_1040))
+    text = [*raw(FAULT), "something else", *raw(other), *raw(FAULT), *raw(FAULT)]
+    report = explain("\n".join(text), Situation())
+    assert [(f.explanation.iova, f.line, f.count) for f in report.found] == [
+        (0x800_0040, 1, 3),
+        (0x800_1040, 7, 1),
+    ]
+    assert report.unknown == 1
+
+
+def test_events_of_two_smmus_that_are_mixed():
+    other = replace(FAULT, iova=Iova(0x800_1040))
+    first = raw(FAULT) + decoded(FAULT, A)
+    second = raw(other, "arm-smmu-v3.1.auto") + decoded(other, B, "arm-smmu-v3.1.auto")
+    mixed = [line for both in zip(first, second, strict=True) for line in both]
+    found = explain("\n".join(mixed), Situation()).found
+    assert [(f.line, f.explanation.devices) for f in found] == [
+        (1, (Subject(A),)),
+        (2, (Subject(B),)),
+    ]
+
+
+def test_events_that_the_kernel_did_not_log():
+    report = explain("[  12.3] arm_smmu_evtq_thread: 37 callbacks suppressed", Situation())
+    assert (report.found, report.suppressed, report.unknown) == ((), 37, 0)
+
+
+def test_too_many_different_ones_are_counted():
+    text = [line for i in range(MAX_FOUND + 7) for line in raw(replace(FAULT, iova=Iova(i << 12)))]
+    report = explain("\n".join(text), Situation())
+    assert (len(report.found), report.left_out) == (MAX_FOUND, 7)
+
+
+def test_an_event_that_is_cut_off_is_not_made_up():
+    report = explain("\n".join(raw(FAULT)[:3]), Situation())
+    assert (report.found, report.unknown) == ((), 0)
+    assert explain("\n".join(raw(FAULT)[2:]), Situation()).unknown == 3
+
+
+def test_what_is_kept_of_an_event_is_given_out_once():
+    events = EventText()
+    for line in lines("\n".join(raw(FAULT) + decoded(FAULT, A))):
+        assert events.line(line)
+    assert events.take() == []
+    assert len(events.end()) == 1
+    assert events.end() == []

@@ -1,0 +1,155 @@
+"""Faults of the model, written as the kernel logs them: what is said of them is what happened."""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import replace
+
+import pytest
+from event_lines import decoded, event_of, raw, words
+from hypothesis import given, settings
+from scenarios import pair
+from strategies import scenarios
+from test_truth_table import TABLE
+
+from vmm_msi.compare import compare
+from vmm_msi.config import Choice
+from vmm_msi.explain.mends import Strategies
+from vmm_msi.explain.run import explain
+from vmm_msi.explain.situation import Situation
+from vmm_msi.host import PluginHost
+from vmm_msi.iommu.events import EventKind, SmmuEvent, decode
+from vmm_msi.model import Iova, Ipa, Outcome, Scenario, StreamId
+from vmm_msi.topology.scenario import parse_scenario
+
+FAULTS = {Outcome.S1_FAULT: 1, Outcome.S2_FAULT: 2}
+SELECTOR = "first-in-group"
+
+
+@pytest.fixture(scope="module")
+def plugins():
+    return PluginHost.load()
+
+
+def run(plugins, scenario, choice):
+    (result,) = compare(plugins, scenario, [choice], SELECTOR)
+    return result.verdicts
+
+
+def explained(plugins, scenario, lines):
+    situation = Situation(scenario.host, scenario.guest)
+    report = explain("\n".join(lines), situation, Strategies(plugins, situation, SELECTOR))
+    assert report.unknown == 0
+    (found,) = report.found
+    return found.explanation
+
+
+def check(plugins, scenario, counts):
+    """Explain every fault of every strategy; return how many there were."""
+    number = 0
+    for choice in plugins.choices():
+        for verdict in run(plugins, scenario, choice):
+            if verdict.outcome not in FAULTS:
+                continue
+            number += 1
+            event = event_of(scenario.host, verdict)
+            assert decode(words(event)) == replace(
+                event, ipa=None if event.stage == 1 else event.ipa or Ipa(0)
+            )
+            lines = raw(event)
+            said = explained(plugins, scenario, lines)
+            assert [each.address for each in said.devices] == [verdict.device]
+            assert said.stage == FAULTS[verdict.outcome]
+            assert said.iova == verdict.programmed
+            if "ipa" in verdict.trace[-1].values:
+                assert str(said.ipa) == verdict.trace[-1].values["ipa"]
+            assert said.id == f"smmu-{verdict.trace[-1].values['fault']}"
+            assert said.missing
+            both = explained(plugins, scenario, lines + decoded(event, verdict.device))
+            assert replace(both, what="") == replace(said, what="")
+            check_mends(plugins, scenario, said, counts)
+    return number
+
+
+def check_mends(plugins, scenario, said, counts):
+    """Every strategy that is named delivers, with the change that is named."""
+    named = [mend for mend in said.mends if mend.strategy]
+    for mend in named:
+        guest = replace(scenario.guest, honours_rmr=bool(mend.change)) if mend.change else None
+        again = Scenario(scenario.host, guest or scenario.guest)
+        verdicts = run(plugins, again, Choice.parse(mend.strategy))
+        assert {verdict.outcome for verdict in verdicts} == {Outcome.DELIVERED}, mend
+        counts["mends that the explainer named, each delivered on the model"] += 1
+
+
+@pytest.mark.parametrize("honours_rmr", [True, False])
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
+def test_the_truth_table(row, honours_rmr, plugins, counts):
+    pits, mode, vits, order = row[:4]
+    sample = pair(mode, pits=pits, vits=vits, order=order, honours_rmr=honours_rmr)
+    scenario = parse_scenario(sample.toml(), "x")
+    number = check(plugins, scenario, counts)
+    assert number >= 2
+    counts["faults of the truth table that were explained"] += number
+
+
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
+def test_refusals_of_the_series_as_the_kernel_words_them(row, plugins, counts):
+    pits, mode, vits, order = row[:4]
+    sample = pair(mode, pits=pits, vits=vits, order=order)
+    scenario = parse_scenario(sample.toml(), "x")
+    situation = Situation(scenario.host, scenario.guest)
+    strategies = Strategies(plugins, situation, SELECTOR)
+    for revision in ("v2", "v3", "v8", "v15"):
+        for verdict in run(plugins, scenario, Choice.parse(f"coerced:revision={revision}")):
+            found = explain(f"vfio-pci {verdict.device}: {verdict.reason}", situation, strategies)
+            if verdict.outcome is Outcome.REFUSED and verdict.errno != errno.EEXIST:
+                said = found.found[0].explanation
+                assert said.id in {"no-guest-binding", "doorbells-of-two-itses"}
+                assert [each.address for each in said.devices] == [verdict.device]
+                assert f"coerced:revision={revision}" not in [m.strategy for m in said.mends]
+                check_mends(plugins, scenario, said, counts)
+                counts["refusals of the series that were explained"] += 1
+
+
+@settings(max_examples=30)
+@given(scenario=scenarios(max_devices=3))
+def test_any_scenario(scenario, plugins, counts):
+    counts["faults of random scenarios that were explained"] += check(plugins, scenario, counts)
+
+
+def test_what_is_named_for_the_baseline(plugins):
+    """One pITS: all deliver but host-cookie, and placed, whose vITS is elsewhere."""
+    scenario = parse_scenario(pair("shared").toml(), "x")
+    event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
+    said = explained(plugins, scenario, raw(event))
+    assert [mend.strategy for mend in said.mends] == [
+        "identity",
+        "multi-its:mode=vsmmu",
+        "coerced:revision=v15",
+        "direct",
+        "multi-its:mode=s2",
+    ]
+    assert [bool(mend.change) for mend in said.mends] == [True, True, False, False, False]
+
+
+def test_a_guest_doorbell_that_stage_2_does_not_lead_on_from(plugins):
+    scenario = parse_scenario(pair("own", pits=2).toml(), "x")
+    event = SmmuEvent(
+        EventKind.F_TRANSLATION, 2, StreamId(0x200), Iova(0xFFFF_E040), Ipa(0x809_0040)
+    )
+    said = explained(plugins, scenario, raw(event))
+    assert said.missing == "S2: 0x8090000 (gDB) -> 0x201010040 (hDB, ITS 1)"
+    assert [mend.strategy for mend in said.mends] == [
+        "identity",
+        "multi-its:mode=vsmmu",
+        "multi-its:mode=s2",
+    ]
+
+
+def test_the_binding_of_another_device(plugins):
+    scenario = parse_scenario(pair("own").toml(), "x")
+    verdicts = run(plugins, scenario, Choice.parse("coerced:revision=v2"))
+    said = explained(plugins, scenario, raw(event_of(scenario.host, verdicts[1])))
+    assert said.iova_is == "the gIOVA of 0000:01:00.0"
+    assert said.missing == "S1 of the device: 0xfffff000 -> gDB"

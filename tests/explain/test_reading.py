@@ -1,0 +1,131 @@
+"""Text is read within bounds of time and memory, and nothing in it is an error."""
+
+from __future__ import annotations
+
+import time
+import tracemalloc
+
+import pytest
+from event_lines import raw
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vmm_msi.errors import InputError
+from vmm_msi.explain import printf, reading
+from vmm_msi.explain.run import MAX_FOUND, explain
+from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.tables import forms
+from vmm_msi.iommu.events import EventKind, SmmuEvent
+from vmm_msi.model import Granule, HostTopology, Iova, Its, Pa, PciRoute, Smmu, StreamId
+
+MIB = 1 << 20
+SECONDS = 20
+
+
+def test_more_than_is_read_is_refused():
+    with pytest.raises(InputError, match=r"reading x: more than 16 MiB; .* tail -c 16M"):
+        reading.decode(b"a" * (reading.MAX_BYTES + 1), "x")
+
+
+def test_what_is_not_utf_8_is_read_all_the_same():
+    text = reading.decode(b"\xff\xfe vfio: \x00 IOMMU_VDEVICE_ALLOC failed", "x")
+    assert explain(text, Situation()).found[0].explanation.id == "qemu-vdevice"
+
+
+def test_lines_end_in_all_ways_and_empty_ones_do_not_count():
+    assert [line.number for line in reading.lines("a\r\n\n  \nb")] == [1, 4]
+
+
+def test_what_a_terminal_would_obey_is_not_kept():
+    text = "\x1b[32m[   12.3] \x1b[0m\x1b[31mgroup 7 is not viable\x1b[0m \x1b]0;title\x07 \u202e"
+    (line,) = reading.lines(text)
+    assert line.text == "group 7 is not viable ?]0;title? ?"
+    assert explain(text, Situation()).found[0].text == line.text
+
+
+@pytest.mark.parametrize("form", forms(), ids=lambda form: form.key[:30])
+def test_no_form_backtracks_without_bound(form):
+    """A line made of beginnings of what is looked for, none of which comes to its end."""
+    begin = printf._CONVERSION.sub(" ", form.format)[:-2] or "x"
+    hostile = [
+        form.key * (reading.MAX_LINE // len(form.key)),
+        (begin + " ") * (reading.MAX_LINE // (len(begin) + 1)),
+        (form.key + "0x1 a ") * (reading.MAX_LINE // (len(form.key) + 6)),
+    ]
+    started = time.process_time()
+    for line in hostile:
+        form.pattern.search(line)
+    assert time.process_time() - started < 0.5
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        "arm-smmu-v3 a: ",
+        "arm-smmu-v3 a: event: F_TRANSLATION client: a sid: 0x1 ssid: 0x1 ",
+        "smmuv3_propagate_event A ",
+        "0x1 0x1 0x1 ",
+        "[ ",
+        "Nov 25 00:29:56 ",
+        "0000:01:00.",
+        "\t",
+        "vfio 0000:01:00.0: IOMMU_VDEVICE_ALLOC failed ",
+    ],
+)
+def test_a_mebibyte_of_anything_takes_seconds_at_most(unit):
+    line = (unit * (reading.MAX_LINE // len(unit) + 1))[: reading.MAX_LINE - 1]
+    text = "\n".join([line] * (MIB // reading.MAX_LINE))
+    started = time.process_time()
+    explain(text, Situation())
+    assert time.process_time() - started < SECONDS
+
+
+def test_all_forms_in_one_long_log():
+    """Each line is compared with what is in the text at all: here that is everything."""
+    text = "\n".join(form.key for form in forms())
+    text += "\nnothing of interest, but a line as long as a line of a kernel's log is" * 10_000
+    started = time.process_time()
+    assert explain(text, Situation()).unknown >= 10_000
+    assert time.process_time() - started < SECONDS
+
+
+def test_many_different_events_on_a_host_with_many_routes():
+    """Of those that are not shown, none is looked up."""
+    routes = tuple(PciRoute(n, 0, 0xFF, 0, n << 8, (0,), n << 8) for n in range(10_000))
+    host = HostTopology("x", Granule.K4, (Smmu(0),), (Its(0, Pa(0x808_0000)),), routes=routes)
+    kind = EventKind.F_TRANSLATION
+    events = [SmmuEvent(kind, 1, StreamId(n), Iova(n << 12)) for n in range(10_000)]
+    text = "\n".join(line for event in events for line in raw(event))
+    started = time.process_time()
+    report = explain(text, Situation(host))
+    assert time.process_time() - started < SECONDS
+    assert (len(report.found), report.left_out) == (MAX_FOUND, 10_000 - MAX_FOUND)
+
+
+def test_memory_does_not_grow_with_what_is_repeated():
+    event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
+    text = "\n".join(raw(event) * 5_000)
+    tracemalloc.start()
+    (found,) = explain(text, Situation()).found
+    _now, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert found.count == 5_000
+    assert peak < 4 * len(text)
+
+
+@given(st.text(max_size=300))
+def test_any_text(text):
+    report = explain(text, Situation())
+    assert report.unknown + len(report.found) <= text.count("\n") + 1
+
+
+PARTS = st.sampled_from(
+    ["arm-smmu-v3 a: ", "event 0x10 received:", "\t", "0x0000000000000010", "event: F_TRANSLATION "]
+    + ["client: 0000:01:00.0 ", "sid: 0x1 ", "ssid: 0x0 ", "iova: 0x0 ipa: 0x0", "\n", "x", "s1"]
+    + [form.key for form in forms()]
+)
+
+
+@given(st.lists(PARTS, max_size=40))
+def test_any_text_of_parts_of_texts(parts):
+    explain("".join(parts), Situation())

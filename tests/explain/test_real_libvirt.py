@@ -1,0 +1,69 @@
+"""What a real libvirt says of guests that would not work is explained."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.errors import HypervisorError
+from vmm_msi.explain.run import explain
+from vmm_msi.explain.situation import Situation
+from vmm_msi.libvirt_driver import connect
+
+pytestmark = pytest.mark.lab_root
+
+GUEST = """\
+<domain type='qemu'>
+  <name>explained</name>
+  <memory unit='MiB'>64</memory>
+  <os><type arch='aarch64' machine='virt'>hvm</type></os>
+  <features>{acpi}</features>
+  <devices>
+    <controller type='pci' index='0' model='pcie-root'/>
+    <controller type='pci' index='1' model='pcie-expander-bus'><target busNr='16'/></controller>
+    <controller type='pci' index='2' model='pcie-expander-bus'><target busNr='32'/></controller>
+    {devices}
+  </devices>
+</domain>
+"""
+HOSTDEV = """\
+<hostdev mode='subsystem' type='pci' managed='yes'>
+  <source><address domain='0x0000' bus='0xff' slot='0x1f' function='0x7'/></source>
+</hostdev>
+"""
+SMMU = "<iommu model='smmuv3'>{}</iommu>"
+
+#: Changes of the guest, and what is to be said of libvirt's words.
+CASES = [
+    ("libvirt-acpi-uefi", {"acpi": "<acpi/>"}),
+    ("libvirt-iommu-acpi", {"devices": "<iommu model='virtio'/>"}),
+    ("qemu-two-iommus", {"devices": SMMU.format("") + SMMU.format("<driver pciBus='1'/>")}),
+    ("libvirt-iommu-attributes", {"devices": SMMU.format("<driver pciBus='1' ats='on'/>")}),
+    ("libvirt-no-vfio", {"devices": HOSTDEV}),
+]
+
+
+def refused(connection, xml):
+    """Define and start a guest and return what libvirt says."""
+    try:
+        connection.define(xml)
+    except HypervisorError as error:
+        return str(error)
+    try:
+        connection.start("explained")
+    except HypervisorError as error:
+        return str(error)
+    finally:
+        connection.undefine("explained")
+    connection.destroy("explained")
+    return ""
+
+
+@pytest.mark.parametrize(("id_", "changes"), CASES, ids=[case[0] for case in CASES])
+def test_what_libvirt_says_of_a_guest(id_, changes, lab_daemon):
+    parts = dict.fromkeys(("acpi", "devices"), "") | changes
+    xml = DomainXml.parse(GUEST.format(**parts), "the test")
+    with connect(lab_daemon.uri) as connection:
+        said = refused(connection, xml)
+    (found,) = explain(f"error: {said}", Situation()).found
+    assert found.explanation.id == id_, said

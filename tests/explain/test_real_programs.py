@@ -1,0 +1,93 @@
+"""The texts of the tables are in the programs themselves, so that one that changes is noticed."""
+
+from __future__ import annotations
+
+import subprocess
+
+import pytest
+from conftest import SUITES, root_of, unavailable
+
+from vmm_msi.explain.explanation import Program
+from vmm_msi.explain.run import explain
+from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.tables import forms
+from vmm_msi.lab import images
+
+#: What is not in the binary as it stands in the table, and why.
+ELSEWHERE = {
+    "Could not open '/dev/iommu'": "QEMU puts the name in",
+    "only a single IOMMU device is supported": "libvirt before 11.10",
+    "No usable S1 MSI mapping found": "the series of 2018-2021",
+    "Nested mode forbids to attach devices using different physical MSI doorbells": "the same",
+}
+#: Not built into the kernel of the emulated host, which has an SMMUv3.
+SMMUV2 = {"smmuv2-context-fault", "smmuv2-unknown-stream"}
+
+
+def missing(program, *paths):
+    data = [path.read_bytes() for path in paths]
+    found = []
+    for form in forms():
+        if form.text.program is not program or form.format in ELSEWHERE:
+            continue
+        if program is Program.KERNEL and form.text.id in SMMUV2:
+            continue
+        if not any(form.format.encode() in each for each in data):
+            found.append(form.format)
+    return found
+
+
+@pytest.mark.lab_root
+def test_texts_of_qemu(lab_root):
+    assert missing(Program.QEMU, lab_root.path / "usr/bin/qemu-system-aarch64") == []
+
+
+BUS = ("-device", "pxb-pcie,id=p,bus_nr=16")
+SMMU = "arm-smmuv3,primary-bus=p,id=s"
+#: Arguments that QEMU refuses on any machine, and what is to be said of its words.
+REFUSED = [
+    ((*BUS, "-device", f"{SMMU},accel=on"), "qemu-accel-machine"),
+    ((*BUS, "-device", f"{SMMU},ats=on"), "qemu-accel-property"),
+    ((*BUS, "-device", f"{SMMU},ssidsize=8"), "qemu-accel-property"),
+    ((*BUS, "-device", f"{SMMU},oas=48"), "qemu-accel-property"),
+    (("-device", "arm-smmuv3,id=s"), "qemu-smmu-place"),
+    (("-device", "vfio-pci,host=0000:ff:1f.7"), "qemu-no-device"),
+]
+
+
+@pytest.mark.lab_root
+@pytest.mark.parametrize(("arguments", "id_"), REFUSED, ids=lambda value: "".join(value[-1:]))
+def test_what_qemu_says_when_it_is_run(arguments, id_, lab_root):
+    words = lab_root.outside("usr/bin/qemu-system-aarch64")
+    words += ["-M", "virt", "-nodefaults", "-nic", "none", "-display", "none", "-S", *arguments]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode
+    (found,) = explain(done.stderr, Situation()).found
+    assert found.explanation.id == id_
+    if "vfio-pci" in arguments[-1]:
+        assert str(found.explanation.devices[0].address) == "0000:ff:1f.7"
+
+
+@pytest.mark.lab_root
+def test_texts_of_libvirt(lab_root):
+    (driver,) = lab_root.path.glob("usr/lib/*/libvirt/connection-driver/libvirt_driver_qemu.so")
+    library = driver.parent.parent.parent / "libvirt.so.0"
+    assert missing(Program.LIBVIRT, driver, library) == []
+
+
+@pytest.mark.lab_root
+def test_a_text_of_an_older_libvirt():
+    (library,) = root_of(SUITES["11.3"]).path.glob("usr/lib/*/libvirt.so.0")
+    assert b"only a single IOMMU device is supported" in library.read_bytes()
+
+
+def test_texts_of_the_kernel():
+    found = images.find_images()
+    if found is None:
+        unavailable("no images of the emulated host: vmm-msi lab build makes them")
+    assert missing(Program.KERNEL, found.kernel) == []
+
+
+def test_a_text_that_changes_is_noticed(tmp_path):
+    (tmp_path / "qemu").write_bytes(b"nothing of it")
+    assert len(missing(Program.QEMU, tmp_path / "qemu")) > 50

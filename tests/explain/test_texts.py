@@ -1,0 +1,126 @@
+"""Every text of the tables is recognised, in whatever it stands, and says what it should."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from doc_blocks import DOCS
+
+from vmm_msi.explain import findings, printf
+from vmm_msi.explain.run import explain
+from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.tables import forms, texts
+
+VALUES = {
+    "d": "7",
+    "i": "7",
+    "u": "7",
+    "x": "1f",
+    "X": "1F",
+    "c": "c",
+    "s": "some thing",
+    "p": "0x8080000",
+    "m": "Invalid argument",
+}
+BEFORE = [
+    "",
+    "[   12.345678] ",
+    "[Wed Nov 25 00:29:56 2026] arm-smmu-v3 arm-smmu-v3.0.auto: ",
+    "Nov 25 00:29:56 host kernel: [   12.345678] vfio-pci 0000:01:00.0: ",
+    "2026-11-25T00:29:56.123456Z qemu-system-aarch64: -device {…}: vfio 0000:01:00.0: ",
+    "error: internal error: process exited while connecting to monitor: ",
+    "2026-11-25 00:29:56.123+0000: 1234: error : virHostdevPreparePCIDevices:716 : ",
+]
+
+
+def printed(form):
+    return printf._CONVERSION.sub(
+        lambda found: "%" if found["kind"] == "%" else VALUES[found["kind"]], form
+    )
+
+
+def only(text, situation=None):
+    report = explain(text, situation or Situation())
+    assert report.unknown == 0
+    (found,) = report.found
+    return found.explanation
+
+
+@pytest.mark.parametrize("form", forms(), ids=lambda form: f"{form.text.id}-{form.key[:20]}")
+def test_every_form_is_recognised_wherever_it_stands(form):
+    for before in BEFORE:
+        said = only(before + printed(form.format))
+        assert said.id == form.text.id
+        assert said.program is form.text.program
+        sentences = [said.what, said.why, said.missing, *(mend.what for mend in said.mends)]
+        assert not re.search(r"[{}]|%[sdux]", "".join(sentences).replace("{…}", ""))
+        assert said.mends or form.text.strategies
+
+
+def test_ids_are_unique_and_texts_complete():
+    ids = [text.id for text in texts()]
+    assert len(ids) == len(set(ids))
+    for text in texts():
+        assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", text.id)
+        assert text.source
+        for sentence in (text.what, text.why, text.missing, *text.mends, *text.cases.values()):
+            assert not sentence.endswith(".")
+
+
+def test_findings_are_those_of_texts_that_exist_and_have_a_page():
+    assert findings.OF_TEXT.keys() <= {text.id for text in texts()}
+    named = {id_ for ids in findings.OF_TEXT.values() for id_ in ids}
+    named |= {*findings.WINDOW, *findings.BEYOND, *findings.NO_WINDOW}
+    pages = {page.stem for page in (DOCS / "findings").glob("*.md")}
+    assert named <= (pages or named)
+    assert only("vfio: IOMMU_VDEVICE_ALLOC failed").findings == (
+        "vsmmu-spans-smmus",
+        "many-streams",
+    )
+
+
+def test_no_form_is_hidden_by_another():
+    """The text that says most of a line is taken, whatever order the tables have."""
+    line = "Unable to alloc vIOMMU: hiodi devid 0x1: IOMMU_VIOMMU_ALLOC failed: Invalid argument"
+    assert only(line).id == "qemu-viommu"
+    line = "failed to setup container for group 7: Failed to set iommu for container"
+    assert only(line).id == "qemu-container"
+
+
+def lines():
+    """Read lines as an operator has them, each with what is to be said of it."""
+    text = (Path(__file__).parent / "lines.txt").read_text(encoding="utf-8")
+    for block in text.strip().split("\n\n"):
+        head, *rest = block.splitlines()
+        parts = dict(line.split(":", 1) for line in rest)
+        yield pytest.param(
+            *(parts[name].strip() for name in ("text", "says", "why", "device")),
+            head.removeprefix("# "),
+            id=head.removeprefix("# "),
+        )
+
+
+@pytest.mark.parametrize(("text", "says", "why", "device", "id_"), [*lines()])
+def test_lines_as_an_operator_has_them(text, says, why, device, id_):
+    said = only(text)
+    assert (said.id, said.what, said.why) == (id_, says, why)
+    assert [str(each.address) for each in said.devices] == ([device] if device else [])
+
+
+def test_a_fault_of_an_smmuv2_has_its_address_and_stream():
+    said = only(
+        "arm-smmu 2b400000.iommu: Unhandled context fault: fsr=0x402, iova=0x08000040, "
+        "fsynr=0x10, cbfrsynra=0x1100, cb=2"
+    )
+    assert (said.id, said.stage, said.iova, said.stream) == (
+        "smmuv2-context-fault", 1, 0x800_0040, 0x1100,
+    )  # fmt: skip
+    assert said.iova_is == "page 0 of the SW MSI window (by 4K pages)"
+
+
+def test_values_are_put_into_what_would_mend_it():
+    said = only("qemu-system-aarch64: Host SMMUv3 SSIDSIZE not compatible (host=0, QEMU=20)")
+    assert said.what == "the vSMMU has 20 bits of SubstreamID, the pSMMU has 0"
+    assert [mend.what for mend in said.mends] == ["vmm-msi attach GUEST DEVICE --vsmmu ssidsize=0"]

@@ -1,0 +1,48 @@
+"""Lines of an SMMUv3's event in a log, as the different programs show them."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmm_msi.iommu.eventlog import EventReader, Piece
+
+SMMU = "arm-smmu-v3.0.auto"
+WORDS = (0x100_0000_0010, 0x200_0000_0000, 0x800_0040, 0)
+
+
+def read(*lines):
+    reader = EventReader()
+    return [reader.line(line) for line in lines]
+
+
+def dumped(tab="\t", head=f"arm-smmu-v3 {SMMU}: "):
+    words = [f"{head}{tab}0x{word:016x}" for word in WORDS]
+    return [f"{head}event 0x10 received:", *words]
+
+
+@pytest.mark.parametrize("tab", ["\t", "\\x09", "#011", "        ", " "])
+@pytest.mark.parametrize(
+    "head",
+    [
+        f"arm-smmu-v3 {SMMU}: ",
+        f"[   12.345678] arm-smmu-v3 {SMMU}: ",
+        f"Nov 25 00:29:56 host kernel: arm-smmu-v3 {SMMU}: ",
+    ],
+)
+def test_all_ways_to_show_a_tab(tab, head):
+    *before, last = read(*dumped(tab, head))
+    assert before == [Piece(SMMU)] * 4
+    assert last == Piece(SMMU, WORDS)
+
+
+def test_lines_that_are_of_no_event():
+    lines = dumped()
+    assert read("", "event 0x10 received:", *lines[1:]) == [None] * 6
+    assert read(lines[0], "something else", *lines[1:])[-1] == Piece(SMMU, WORDS)
+    assert read(*lines, lines[-1])[-1] is None
+
+
+def test_words_are_hexadecimal_and_whole():
+    announced = dumped()[0]
+    for word in ("0x10", "0000010000000010", "0x00000100000000100", "0x000001000000001g"):
+        assert read(announced, f"arm-smmu-v3 {SMMU}: \t{word}") == [Piece(SMMU), None]

@@ -1,0 +1,38 @@
+"""Hosts and guests go to the emulated host as JSON and come back as they were."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from vmm_msi.lab.codec import from_wire, to_wire
+from vmm_msi.model import (
+    SW_MSI_WINDOW,
+    HostTopology,
+    Pa,
+    PciAddress,
+    PciFunction,
+    PciSegment,
+    ReservedMemory,
+    Scenario,
+)
+from vmm_msi.samples import path as sample
+from vmm_msi.topology import load_host
+from vmm_msi.topology.scenario import load_scenario
+
+
+def test_a_host_with_all_that_is_known_of_one():
+    address = PciAddress.parse("0000:01:00.0")
+    host = replace(
+        load_host(sample("eight-its.toml")),
+        functions=(
+            PciFunction(address, 1, (address,), smmu=Pa(0x1000), reserved=(SW_MSI_WINDOW,)),
+        ),
+        segments=(PciSegment(0, ats=True, canwbs=False),),
+        reserved_memory=(ReservedMemory(0x1000, 0x1000, 0, 1, 2),),
+    )
+    assert from_wire(HostTopology, to_wire(host)) == host
+
+
+def test_a_scenario():
+    scenario = load_scenario(sample("two-its.toml"))
+    assert from_wire(Scenario, to_wire(scenario)) == scenario

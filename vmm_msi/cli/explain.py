@@ -1,0 +1,133 @@
+"""``vmm-msi explain``: what a line of a log means."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    add_granule,
+    add_host,
+    check_uris,
+    host_or_live,
+    load_config,
+    load_plugins,
+    print_json,
+)
+from vmm_msi.cli.guest import add_connection
+from vmm_msi.errors import TopologyError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.model import HostTopology
+
+#: Nothing of the text was recognised.
+EXIT_UNKNOWN = 1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "text",
+        metavar="TEXT",
+        nargs="*",
+        help="a line of a log, or an event as four words 0x…; default: standard input",
+    )
+    add_host(parser, "the host that the text is from, by default this machine if it has an SMMU")
+    add_granule(parser)
+    guest = parser.add_mutually_exclusive_group()
+    guest.add_argument(
+        "--domain", metavar="DOMAIN", help="the libvirt domain it is about, by name or UUID"
+    )
+    guest.add_argument(
+        "--guest",
+        type=Path,
+        metavar="GUEST.xml",
+        help="the libvirt domain XML of the guest it is about",
+    )
+    add_connection(parser)
+    parser.add_argument(
+        "--in-guest",
+        action="store_true",
+        help="TEXT is from the guest's own log, or an event that the guest was told of (a vEVENT): "
+        "StreamIDs and PCI addresses in it are the guest's",
+    )
+    add_format(parser)
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Explain."""
+    text = _text(args)
+    settings = load_config(args)
+    plugins = load_plugins(args, settings)
+    notes: list[str] = []
+    host = _host(args, notes)
+    xml = _xml(args)
+    from vmm_msi.domxml.guest import guest_from_xml
+    from vmm_msi.explain.mends import Strategies
+    from vmm_msi.explain.run import explain
+    from vmm_msi.explain.situation import Situation
+    from vmm_msi.report.explain import to_json, to_lines
+
+    guest = None if xml is None else guest_from_xml(xml)
+    situation = Situation(host, guest, xml, args.in_guest)
+    selector = settings.its_selector(situation.guest_name)
+    report = explain(text, situation, Strategies(plugins, situation, selector), notes)
+    if args.format == "json":
+        print_json(to_json(report))
+    else:
+        for line in to_lines(report):
+            print(line)
+    return 0 if report.found or report.suppressed else EXIT_UNKNOWN
+
+
+def _text(args: argparse.Namespace) -> str:
+    from vmm_msi.explain import reading
+
+    if args.text:
+        # Words without quotes are one line, as the four words of an event are.
+        quoted = any(len(text.split()) > 1 for text in args.text)
+        text = ("\n" if quoted else " ").join(args.text)
+        return reading.decode(text.encode("utf-8", "surrogateescape"), "the command line")
+    if sys.stdin is None:
+        raise UsageError("standard input is closed; give TEXT, or a log: dmesg | vmm-msi explain")
+    if sys.stdin.isatty():
+        print("reading from the terminal; end it with Ctrl-D", file=sys.stderr)
+    return reading.decode(sys.stdin.buffer.read(reading.MAX_BYTES + 1), "standard input")
+
+
+def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
+    """Return the host that is named, else this machine where it is one."""
+    if args.host is not None:
+        return host_or_live(args)
+    try:
+        if args.domain is not None:
+            check_uris(args, [args.connect])
+        host = host_or_live(args)
+    except (UsageError, TopologyError) as error:
+        notes.append(f"no host is known: {error}")
+        return None
+    notes.append(f"the text is taken for one of this machine ({host.source}); another one: --host")
+    return host
+
+
+def _xml(args: argparse.Namespace) -> DomainXml | None:
+    from vmm_msi.domxml.domain import DomainXml
+
+    if args.guest is not None:
+        from vmm_msi.domxml.parse import read
+
+        return DomainXml(read(args.guest), str(args.guest))
+    if args.domain is None:
+        return None
+    from vmm_msi.libvirt_driver import connect
+
+    with connect(args.connect, readonly=True) as connection:
+        running = connection.is_active(args.domain)
+        return connection.domain_xml(args.domain, inactive=not running)

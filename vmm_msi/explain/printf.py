@@ -1,0 +1,54 @@
+"""From the text a program prints by to what recognises it.
+
+Programs print by formats, and these are what is in their sources and in their binaries, so the
+tables of this package hold formats. A conversion matches a bounded number of characters, and no two
+that may match the same stand side by side, so that the time per line is bounded.
+"""
+
+from __future__ import annotations
+
+import re
+
+#: A conversion of C's printf, the kernel's ``%p`` extensions and gettext's ``%1$s`` included.
+_CONVERSION = re.compile(
+    r"%(?:\d{1,2}\$)?(?P<flags>[-+ 0#]*)\d*(?:\.\d+)?(?:hh|h|ll|l|z)?"
+    r"(?P<kind>[diuxXscpm%])(?P<extension>(?<=p)[a-zA-Z]\w?)?"
+)
+
+_PATTERNS = {
+    "d": r"(-?\d{1,20})",
+    "i": r"(-?\d{1,20})",
+    "u": r"(\d{1,20})",
+    "x": r"(?:0x)?([0-9a-fA-F]{1,16})",
+    "X": r"(?:0x)?([0-9a-fA-F]{1,16})",
+    "c": r"(.)",
+    "s": r"([^\n]{1,200}?)",
+    "p": r"(\S{1,80}?)",
+    "m": r"([A-Z][\w ,/'-]{1,60})",
+}
+
+
+def pattern(text: str) -> re.Pattern[str]:
+    """Return what matches the output of a printf format; each conversion is a group."""
+    text = text.rstrip()
+    parts = []
+    position = 0
+    for found in _CONVERSION.finditer(text):
+        parts.append(_literal(text[position : found.start()]))
+        position = found.end()
+        kind = found["kind"]
+        part = "%" if kind == "%" else _PATTERNS[kind]
+        # With nothing behind it, it goes as far as it can.
+        parts.append(part.replace("}?)", "})") if position == len(text) else part)
+    return re.compile("".join(parts) + _literal(text[position:]))
+
+
+def key(text: str) -> str:
+    """Return the longest part of a format that is printed as it is."""
+    parts = [part.strip() for part in _CONVERSION.sub("\0", text).split("\0")]
+    return max(parts, key=len)
+
+
+def _literal(text: str) -> str:
+    # Logs and terminals may make one space of several.
+    return re.sub(r"(?:\\ )+", " {1,8}", re.escape(text))
