@@ -6,6 +6,7 @@ and the table of releases into the pages.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -18,7 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted(DOCS.glob("findings/*.md")),
+)
 
 _FENCE = re.compile(
     r"(?:<!-- (?P<mark>[\w ./-]+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$",
@@ -194,6 +200,46 @@ def kernel_options() -> str:
             why.append(line.removeprefix("# "))
         lines.append(f"| {' '.join(options)} | {' '.join(why)} |")
     return "\n".join(lines) + "\n"
+
+
+# --- findings ----------------------------------------------------------------------------------
+
+
+def rule_modules() -> dict[str, ast.Module]:
+    """Return the modules of rules by name, parsed."""
+    folder = ROOT / "vmm_msi" / "doctor"
+    return {
+        f"vmm_msi.doctor.{path.stem}": ast.parse(path.read_text())
+        for path in sorted(folder.glob("rules_*.py"))
+    }
+
+
+def rule_names() -> list[str]:
+    """Return the rules there are: public functions of their modules."""
+    return [
+        f"{module}.{node.name}"
+        for module, tree in rule_modules().items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]
+
+
+def finding_ids() -> dict[str, list[str]]:
+    """Return the severities that each finding can have, by its id, from where it is made."""
+    found: dict[str, set[str]] = {}
+    for tree in rule_modules().values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+                name, severity = node.args[:2]
+                if not isinstance(name, ast.Constant):
+                    raise TypeError(f"line {node.lineno}: the id of a Finding is written out")
+                found.setdefault(name.value, set()).update(
+                    part.attr.lower()
+                    for part in ast.walk(severity)
+                    if isinstance(part, ast.Attribute)
+                )
+    order = ["error", "warning", "note", "unknown"]
+    return {name: sorted(found[name], key=order.index) for name in sorted(found)}
 
 
 REGIONS = {

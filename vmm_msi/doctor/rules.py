@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi.doctor import rules_its
 from vmm_msi.doctor.finding import Severity
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     #: Looks at a case and tells what it found.
     Rule = Callable[[Case], Iterator[Finding]]
 
-RULES: tuple[Rule, ...] = ()
+RULES: tuple[Rule, ...] = (rules_its.no_its,)
 
 
 def examine(case: Case) -> list[Finding]:
