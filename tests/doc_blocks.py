@@ -205,12 +205,13 @@ def kernel_options() -> str:
 # --- findings ----------------------------------------------------------------------------------
 
 
-def rule_modules() -> dict[str, ast.Module]:
-    """Return the modules of rules by name, parsed."""
+def rule_modules(*names: str) -> dict[str, ast.Module]:
+    """Return the modules of rules by name, parsed; all, or those of some names."""
     folder = ROOT / "vmm_msi" / "doctor"
     return {
         f"vmm_msi.doctor.{path.stem}": ast.parse(path.read_text())
         for path in sorted(folder.glob("rules_*.py"))
+        if not names or path.stem.removeprefix("rules_") in names
     }
 
 
@@ -224,10 +225,13 @@ def rule_names() -> list[str]:
     ]
 
 
-def finding_ids() -> dict[str, list[str]]:
-    """Return the severities that each finding can have, by its id, from where it is made."""
+def finding_ids(*modules: str) -> dict[str, list[str]]:
+    """Return the severities that each finding can have, by its id, from where it is made.
+
+    :param modules: names of modules of rules, without ``rules_``; none for all.
+    """
     found: dict[str, set[str]] = {}
-    for tree in rule_modules().values():
+    for tree in rule_modules(*modules).values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
                 name, severity = node.args[:2]
@@ -237,6 +241,7 @@ def finding_ids() -> dict[str, list[str]]:
                     part.attr.lower()
                     for part in ast.walk(severity)
                     if isinstance(part, ast.Attribute)
+                    and getattr(part.value, "id", "") == "Severity"
                 )
     order = ["error", "warning", "note", "unknown"]
     return {name: sorted(found[name], key=order.index) for name in sorted(found)}

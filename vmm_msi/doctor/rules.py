@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor import rules_its
+from vmm_msi.doctor import (
+    rules_groups,
+    rules_interrupts,
+    rules_its,
+    rules_kernel,
+    rules_smmu,
+    rules_streams,
+    rules_window,
+)
 from vmm_msi.doctor.finding import Severity
 
 if TYPE_CHECKING:
@@ -16,7 +24,46 @@ if TYPE_CHECKING:
     #: Looks at a case and tells what it found.
     Rule = Callable[[Case], Iterator[Finding]]
 
-RULES: tuple[Rule, ...] = (rules_its.no_its,)
+RULES: tuple[Rule, ...] = (
+    rules_kernel.no_iommufd,
+    rules_kernel.too_old,
+    rules_kernel.no_nested_smmu,
+    rules_kernel.no_smmu_driver,
+    rules_kernel.no_vfio_cdev,
+    rules_kernel.no_vfio_pci,
+    rules_kernel.no_dev_iommu,
+    rules_smmu.no_smmu,
+    rules_smmu.not_driven,
+    rules_smmu.no_iommu_group,
+    rules_smmu.version_2,
+    rules_smmu.no_stage,
+    rules_smmu.not_nested,
+    rules_smmu.no_s2fwb,
+    rules_smmu.not_coherent,
+    rules_streams.many,
+    rules_streams.shared,
+    rules_its.no_its,
+    rules_its.pre_its,
+    rules_interrupts.unsafe_needed,
+    rules_interrupts.unsafe_on,
+    rules_interrupts.noiommu,
+    rules_window.hw_msi,
+    rules_window.direct,
+    rules_window.window_moved,
+    rules_window.capacity,
+    rules_groups.group_host_driver,
+    rules_groups.mixed_its,
+    rules_kernel.sources_disagree,
+    rules_groups.host_driver,
+    rules_its.several_in_group,
+    rules_its.gicv5,
+    rules_streams.ats_not_promised,
+    rules_smmu.passthrough,
+    rules_kernel.not_root,
+    rules_kernel.config_unknown,
+    rules_smmu.unknown,
+    rules_its.its_unknown,
+)
 
 
 def examine(case: Case) -> list[Finding]:

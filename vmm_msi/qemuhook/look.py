@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import checks, owned
+from vmm_msi.model.pci import leaves_dma_alone
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -20,10 +21,6 @@ DEVICES = Path("/sys/bus/pci/devices")
 # QEMU takes from the first assigned device what is "auto", which is the default of each, and ends
 # when there is none: hw/arm/smmuv3-accel.c smmuv3_accel_machine_done.
 _AUTO = ("ats", "ril", "ssidsize")
-
-# Drivers that leave the DMA of a device alone (driver_managed_dma in the kernel): the VFIO drivers
-# all have vfio in their name, for instance mlx5_vfio_pci.
-_HARMLESS = ("pci-stub", "pcieport")
 
 _BRIDGE = "0x06"  # the base class of bridges, PCI Code and ID Assignment 1.7
 
@@ -100,7 +97,7 @@ def _driver(device: Path) -> str | None:
     if not link.exists():
         return None
     name = link.resolve().name
-    return None if name in _HARMLESS or "vfio" in name else name
+    return None if leaves_dma_alone(name) else name
 
 
 def _is_bridge(device: Path) -> bool:
