@@ -6,13 +6,16 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vmm_msi.hosttree import MAX_FILE, UnreadableError
+from vmm_msi.hosttree import MAX_FILE, THIS_MACHINE, UnreadableError
 from vmm_msi.hosttree.paths import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+# A device or a pipe would block.
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class FolderTree:
@@ -30,23 +33,31 @@ class FolderTree:
     @property
     def source(self) -> str:
         """The folder, or ``this machine``."""
-        return self._root or "this machine"
+        return self._root or THIS_MACHINE
 
     def read(self, path: str, limit: int = MAX_FILE) -> bytes | None:
         """Return what a file has; None where there is none."""
 
         def read() -> bytes:
-            # A device or a pipe would block.
-            descriptor = os.open(
-                self._place(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-            )
-            with os.fdopen(descriptor, "rb") as file:
+            with os.fdopen(os.open(self._place(path), _FLAGS), "rb") as file:
                 return file.read(limit + 1)
 
         data = self._asked(path, read, None)
         if data is not None and len(data) > limit:
             raise UnreadableError(self.source, path, f"it has more than {limit} bytes")
         return data
+
+    def read_part(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return a part of what a file has; None where there is none."""
+
+        def read() -> bytes:
+            descriptor = os.open(self._place(path), _FLAGS)
+            try:
+                return os.pread(descriptor, size, offset)
+            finally:
+                os.close(descriptor)
+
+        return self._asked(path, read, None)
 
     def names(self, path: str) -> tuple[str, ...]:
         """Return what is in a folder, sorted."""
