@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+# A file in /proc/sys refuses to be read by MAX_FILE at once (Linux fs/proc/proc_sysctl.c
+# proc_sys_call_handler).
+_AT_ONCE = 1 << 16
 # A device or a pipe would block.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
@@ -31,6 +34,11 @@ class FolderTree:
         self._root = "" if root == Path("/") else str(root)
 
     @property
+    def is_this_machine(self) -> bool:
+        """Whether they are this machine's own, and not those of a folder."""
+        return not self._root
+
+    @property
     def source(self) -> str:
         """The folder, or ``this machine``."""
         return self._root or THIS_MACHINE
@@ -39,8 +47,11 @@ class FolderTree:
         """Return what a file has; None where there is none."""
 
         def read() -> bytes:
-            with os.fdopen(os.open(self._place(path), _FLAGS), "rb") as file:
-                return file.read(limit + 1)
+            descriptor = os.open(self._place(path), _FLAGS)
+            try:
+                return _read(descriptor, limit + 1)
+            finally:
+                os.close(descriptor)
 
         data = self._asked(path, read, None)
         if data is not None and len(data) > limit:
@@ -98,3 +109,14 @@ class FolderTree:
     def _link_at(self, path: str) -> str | None:
         place = self._root + path
         return os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """Return up to ``size`` bytes."""
+    found = bytearray()
+    while len(found) < size:
+        part = os.read(descriptor, min(_AT_ONCE, size - len(found)))
+        if not part:
+            break
+        found += part
+    return bytes(found)
