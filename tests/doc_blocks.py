@@ -247,7 +247,19 @@ def finding_ids(*modules: str) -> dict[str, list[str]]:
     return {name: sorted(found[name], key=order.index) for name in sorted(found)}
 
 
+def findings_table() -> str:
+    """Return the findings there are: severity and title of each, as Markdown."""
+    from vmm_msi.doctor import pages
+
+    lines = ["| id | severity | title |", "|---|---|---|"]
+    for name, severities in finding_ids().items():
+        words = ", ".join(f"`{severity}`" for severity in severities)
+        lines.append(f"| [{name}](findings/{name}.md) | {words} | {pages.title(name)} |")
+    return "\n".join(lines) + "\n"
+
+
 REGIONS = {
+    (DOCS / "doctor.md", "findings"): findings_table,
     (DOCS / "lab.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "truth table"): truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,

@@ -64,7 +64,7 @@ MOVED = ReservedRegion(0x1000_0000, 0x10_0000, ReservedKind.SW_MSI)
 
 
 #: The modules of the rules that are tried here.
-OF_HOSTS = ("groups", "interrupts", "its", "kernel", "smmu", "streams", "window")
+OF_HOSTS = ("groups", "interrupts", "its", "kernel", "smmu", "sources", "streams", "window")
 
 IDS = doc_blocks.finding_ids(*OF_HOSTS)
 
@@ -139,6 +139,12 @@ BROKEN = {
     "not root": (
         replace(HEALTHY, unreadable=(Evidence("/sys/firmware/fdt", "Permission denied"),)),
         [("not-root", U, "host")],
+    ),
+    "no tables": (
+        with_host(
+            with_host(HEALTHY, devices=(), smmus=(), itses=(), missing=("there is no IORT",)),
+        ),
+        [("no-tables", U, "host")],
     ),
     "disagreement": (
         replace(

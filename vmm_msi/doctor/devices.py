@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from dataclasses import replace
 from typing import TYPE_CHECKING
+
+from vmm_msi.model import PciAddress
+from vmm_msi.topology.resolve import find_route
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm_msi.model import HostDevice, HostTopology, PciAddress, PciRoute
+    from vmm_msi.model import HostDevice, HostTopology
 
 
 def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
@@ -41,13 +43,13 @@ def _by_routes(host: HostTopology, address: PciAddress) -> HostDevice | None:
     function = host.function_by_address.get(address)
     dma = address.rid if function is None or not function.dma_rids else function.dma_rids[0]
     msi = address.rid if function is None or function.msi_rid is None else function.msi_rid
-    way, doorbell = _route(host, address.segment, dma), _route(host, address.segment, msi)
+    way, doorbell = find_route(host, address.segment, dma), find_route(host, address.segment, msi)
     if way is None or doorbell is None:
         return None
     group = -1 if function is None or function.iommu_group is None else function.iommu_group
     vectors = 1 if function is None or function.vectors is None else function.vectors
-    interrupts = doorbell.device(type(address).from_rid(address.segment, msi), group)
-    device = way.device(type(address).from_rid(address.segment, dma), group, vectors)
+    interrupts = doorbell.device(PciAddress.from_rid(address.segment, msi), group)
+    device = way.device(PciAddress.from_rid(address.segment, dma), group, vectors)
     return replace(
         device,
         address=address,
@@ -57,11 +59,19 @@ def _by_routes(host: HostTopology, address: PciAddress) -> HostDevice | None:
     )
 
 
-def _route(host: HostTopology, segment: int, rid: int) -> PciRoute | None:
-    place = bisect_right(
-        host.routes, (segment, rid), key=lambda route: (route.segment, route.first)
-    )
-    route = host.routes[place - 1] if place else None
-    if route is None or route.segment != segment or not route.first <= rid <= route.last:
-        return None
-    return route
+def stand_ins(host: HostTopology) -> tuple[PciAddress, ...]:
+    """Return the first address of each SMMU and ITS group of each PCI segment.
+
+    For a host of which only routes are known. Ranges without an SMMU or an ITS count where a
+    segment has no others: often nothing is there.
+    """
+    found: dict[tuple[object, ...], PciAddress] = {}
+    complete = {
+        route.segment for route in host.routes if route.smmu is not None and route.its_group
+    }
+    for route in host.routes:
+        if route.segment in complete and (route.smmu is None or not route.its_group):
+            continue
+        key = (route.segment, route.smmu, route.its_group)
+        found.setdefault(key, PciAddress.from_rid(route.segment, route.first))
+    return tuple(found.values())

@@ -33,7 +33,7 @@ def unsafe_needed(case: Case) -> Iterator[Finding]:
         return
     for address, device, _function in meant(case):
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
-        if its is None or its.pre_its is None:
+        if its is None or its.isolates_msis:
             continue
         value = case.kernel.parameters.get(_IOMMUFD)
         yield Finding(

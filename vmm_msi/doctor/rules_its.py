@@ -73,7 +73,7 @@ def pre_its(case: Case) -> Iterator[Finding]:
                 f"ITS {its.id}",
                 (Evidence(case.host.source, f"a pre-ITS at {its.pre_its}"),),
                 f"{named(devices)} each have a doorbell of their own at {its.pre_its} plus four "
-                "times their DeviceID: a strategy that leads to the ITS's own page loses their MSIs.",
+                "times their DeviceID: a strategy that leads to the ITS's page loses their MSIs.",
                 "Use the strategy identity, with which the kernel takes the right page, and see "
                 "unsafe-interrupts-needed.",
             )

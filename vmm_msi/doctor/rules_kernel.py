@@ -1,4 +1,4 @@
-"""Rules about the host's kernel, how it was built and what it offers, and about what was read."""
+"""Rules about the host's kernel: how it was built, its release, what it offers."""
 
 from __future__ import annotations
 
@@ -172,32 +172,4 @@ def config_unknown(case: Case) -> Iterator[Finding]:
             "Whether the kernel has iommufd and nests SMMUs is not known.",
             f"Copy the configuration of the kernel that runs to {file}, or look for {_BUILT} in it "
             "yourself.",
-        )
-
-
-def not_root(case: Case) -> Iterator[Finding]:
-    """Yield the files that are there and could not be read."""
-    if case.unreadable:
-        yield Finding(
-            "not-root",
-            Severity.UNKNOWN,
-            "host",
-            case.unreadable,
-            "What these files have was not looked at: what is found is not all that there is.",
-            "Run vmm-msi doctor as root, or capture the host as root and name the capture.",
-        )
-
-
-def sources_disagree(case: Case) -> Iterator[Finding]:
-    """Yield what the sources about the host tell differently."""
-    for each in case.disagreements:
-        yield Finding(
-            "sources-disagree",
-            Severity.WARNING,
-            each.subject,
-            each.told,
-            f"One of the sources about {each.subject} is wrong or not of this host, and what is "
-            "planned from it may be, too.",
-            "Name a HOST of this machine as it runs now; where firmware and kernel disagree, "
-            "believe the kernel and look for a newer firmware.",
         )
