@@ -67,6 +67,19 @@ class TopologyError(InputError):
     """A host description is malformed or lacks what is asked of it."""
 
 
+class UnreadableError(InputError):
+    """A file of a host is there and cannot be read.
+
+    :param path: as on the host.
+    :param reason: what the kernel says, or said when the capture was made.
+    """
+
+    def __init__(self, source: str, path: str, reason: str) -> None:
+        super().__init__(f"reading {path} of {source}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
 class DomainXmlError(InputError):
     """A libvirt domain XML document cannot be used or edited."""
 

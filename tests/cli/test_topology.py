@@ -65,8 +65,10 @@ def test_device_tree(show):
         "last": "0003:ff:1f.7",
         "smmu": 1,
         "stream_id": "0x10000",
+        "one_stream_id": False,
         "its_group": [3],
         "device_id": "0x30000",
+        "one_device_id": False,
     }
     assert document["devices"] == []
 

@@ -7,7 +7,6 @@ from posixpath import relpath
 
 from vmm_msi.hosttree.memory import MemoryTree
 
-PAGE_SIZE = "/vmm-msi/page-size"
 ACPI = "/sys/firmware/acpi/tables"
 WINDOW = "0x0000000008000000 0x00000000080fffff msi\n"
 

@@ -6,13 +6,16 @@ import os
 import time
 
 import pytest
-from topology.host_files import ACPI, PAGE_SIZE, HostFiles, config
+from topology.dt_builder import dtb
+from topology.host_files import ACPI, HostFiles, config
 from topology.hosts import ITSES, NAMES, SMMUS, server, tables
 
 from vmm_msi import samples
 from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.hosttree import UnreadableError
 from vmm_msi.hosttree.folder import FolderTree
+from vmm_msi.hosttree.pack import pack
+from vmm_msi.hosttree.places import MANIFEST, PAGE_SIZE
 from vmm_msi.model import Granule, Pa, PciAddress
 from vmm_msi.topology import crosscheck, live, load_host, load_sources, resolve
 from vmm_msi.topology.dt_tree import DeviceTree
@@ -87,7 +90,7 @@ def test_neither_table():
     files = HostFiles().function("0000:00:01.0", group=0)
     host = read_host(files.tree())
     assert [str(function.address) for function in host.functions] == ["0000:00:01.0"]
-    with pytest.raises(TopologyError, match=r"host.tar.zst has neither .*IORT nor .*fdt, which"):
+    with pytest.raises(TopologyError, match=r"host.tar.zst has neither .*IORT nor a device tree"):
         resolve(host, address("0000:00:01.0"))
 
 
@@ -112,6 +115,10 @@ def test_a_malformed_table_is_refused():
 
 def test_beside_acpi_a_device_tree_may_be_empty():
     """UEFI leaves one that has /chosen alone."""
+    files = as_folder(dtb('/dts-v1/; / { chosen { bootargs = "quiet"; }; };'))
+    files.unreadable["/sys/firmware/fdt"] = "Permission denied"
+    files.tables(**tables())
+    assert len(read_sources(files.tree())) == 2
     files = server().tables(fdt=b"\xd0\x0d\xfe\xed")
     assert len(read_sources(files.tree())) == 2
 
@@ -169,6 +176,17 @@ def test_a_folder_laid_out_like_the_root(tmp_path):
     assert resolve(host, address("0000:01:00.0")).vectors == 129
     # A folder with the tables themselves is one with the tables.
     assert load_host(root / ACPI[1:]).functions == ()
+
+
+def test_a_capture(tmp_path):
+    files = server()
+    files.files |= {PAGE_SIZE: b"65536\n", MANIFEST: b'{"schema": 1}'}
+    path = tmp_path / "host.tar.zst"
+    path.write_bytes(pack(files.files, files.links, files.folders))
+    host = load_host(path)
+    assert (host.source, host.granule) == (str(path), Granule.K64)
+    assert host.functions == read_host(files.tree()).functions
+    assert resolve(host, address("0001:02:03.0")).streams == 2
 
 
 def test_this_machine(monkeypatch, tmp_path):

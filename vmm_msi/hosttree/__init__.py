@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vmm_msi.errors import InputError
+from vmm_msi.errors import UnreadableError
 
 __all__ = ["MAX_FILE", "HostTree", "UnreadableError", "name_of", "number", "place", "text"]
 
@@ -16,19 +16,6 @@ __all__ = ["MAX_FILE", "HostTree", "UnreadableError", "name_of", "number", "plac
 THIS_MACHINE = "this machine"
 #: Bytes that one file may have: a kernel configuration has 300 KiB, an ACPI table less.
 MAX_FILE = 4 << 20
-
-
-class UnreadableError(InputError):
-    """A file is there and cannot be read.
-
-    :param path: as on the host.
-    :param reason: what the kernel says, or said when the capture was made.
-    """
-
-    def __init__(self, source: str, path: str, reason: str) -> None:
-        super().__init__(f"reading {path} of {source}: {reason}")
-        self.path = path
-        self.reason = reason
 
 
 class HostTree(Protocol):

@@ -7,7 +7,6 @@ them, ``resolve`` finds a device.
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError
@@ -59,10 +58,10 @@ def load_sources(path: Path, granule: Granule | None = None) -> tuple[HostTopolo
 
             return (load_host_toml(path),)
         if path.name.endswith(CAPTURE):
+            from vmm_msi.hosttree.archive import open_archive
             from vmm_msi.topology.live import read_sources
 
-            archive = import_module("vmm_msi.hosttree.archive")
-            return read_sources(archive.open_archive(path), granule)
+            return read_sources(open_archive(path), granule)
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as failure:

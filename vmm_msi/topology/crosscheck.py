@@ -134,14 +134,14 @@ def _way(host: HostTopology, function: PciFunction) -> str:
     parts = ["no SMMU"]
     if route.smmu is not None:
         base = host.smmu_by_id[route.smmu].base
-        parts = [f"SMMU {base}, StreamID {route.stream_base + rid - route.first:#x}"]
+        parts = [f"SMMU {base}, StreamID {route.stream_of(rid)}"]
     if arrives is None or not arrives.its_group:
         parts.append("no ITS")
     else:
         its = host.its_by_id.get(arrives.its_group[0])
-        device_id = arrives.device_base + msi_rid - arrives.first
         # An ITS of which the base is not known could be any.
-        parts.append("" if its is None else f"ITS {its.base}, DeviceID {device_id:#x}")
+        device_id = arrives.device_of(msi_rid)
+        parts.append("" if its is None else f"ITS {its.base}, DeviceID {device_id}")
     return ", ".join(filter(None, parts))
 
 

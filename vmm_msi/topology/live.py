@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.hosttree import UnreadableError, number, place
 from vmm_msi.hosttree.folder import FolderTree
+from vmm_msi.hosttree.places import PAGE_SIZE
 from vmm_msi.model import Granule, HostTopology
 from vmm_msi.topology import sysfs
 from vmm_msi.topology.join import join
@@ -21,8 +22,6 @@ ACPI_TABLES = Path("/sys/firmware/acpi/tables")
 DEVICE_TREE = Path("/sys/firmware/fdt")
 #: The device tree as a folder, which everybody can read.
 DEVICE_TREE_FOLDER = "/proc/device-tree"
-#: A file that a capture has beside the host's: the page size of its kernel in bytes.
-PAGE_SIZE = "/vmm-msi/page-size"
 
 
 def load_live() -> HostTopology:
@@ -150,8 +149,9 @@ class _Tables:
         """Say why there are no tables."""
         if not self.unreadable:
             return (
-                f"{self.tree.source} has neither {ACPI_TABLES / 'IORT'} nor {DEVICE_TREE}, which "
-                "tell of the way to SMMUs and ITSes; name a HOST that has, beside this one"
+                f"{self.tree.source} has neither {ACPI_TABLES / 'IORT'} nor a device tree with an "
+                "SMMU or an ITS, which tell of the way to them; name a HOST that has, beside this "
+                "one"
             )
         first = self.unreadable[0]
         return (

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.model import DeviceId, PciAddress, PciFunction, ReservedKind, ReservedRegion
+from vmm_msi.model import PciAddress, PciFunction, ReservedKind, ReservedRegion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -133,7 +133,7 @@ def streams_of(host: HostTopology, function: PciFunction) -> dict[int, None]:
                 f"{PciAddress.from_rid(address.segment, rid)}, which is behind another SMMU; valid "
                 "are devices behind one"
             )
-        found[route.stream_base + rid - route.first] = None
+        found[route.stream_of(rid)] = None
     return found
 
 
@@ -146,8 +146,9 @@ def _device(
     streams = streams_of(host, function)
     if function.msi_rid is not None and function.msi_rid != address.rid:
         arrives = _route(host, address, function.msi_rid)
-        device_id = DeviceId(arrives.device_base + function.msi_rid - arrives.first)
-        device = replace(device, its_group=arrives.its_group, device_id=device_id)
+        device = replace(
+            device, its_group=arrives.its_group, device_id=arrives.device_of(function.msi_rid)
+        )
     reserved = function.reserved
     if reserved is None and route.smmu is not None:
         reserved = (*device.reserved, *reserved_memory(host, route.smmu, streams))
