@@ -17,17 +17,17 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.hookspecs import Needs
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.model import GuestDomain, HostDevice, HostTopology, PciAddress, PciFunction
+    from vmm_msi.model import GuestDomain, HostTopology, PciAddress, PciFunction
 
 
 def with_groups(
     host: HostTopology, devices: Iterable[PciAddress], nodes: Mapping[PciAddress, PciFunction]
 ) -> HostTopology:
-    """List the devices in the topology, with the IOMMU groups and reserved regions that are known.
+    """List the devices in the topology, with libvirt's IOMMU groups where it knows them.
 
     What neither the description nor libvirt has a group for gets one of its own.
 
-    :param nodes: what libvirt, or the host's kernel, knows of the devices.
+    :param nodes: what libvirt knows of the devices.
     :raise TopologyError: when the description has no place for a device.
     """
     devices = list(devices)
@@ -43,14 +43,8 @@ def with_groups(
     own = max(groups.values(), default=0)
     for number, device in enumerate(unknown, 1):
         groups.setdefault(device, own + number)
-    placed = (replace(device, iommu_group=groups[device.address]) for device in host.devices)
-    return replace(host, devices=tuple(_reserving(device, nodes) for device in placed))
-
-
-def _reserving(device: HostDevice, nodes: Mapping[PciAddress, PciFunction]) -> HostDevice:
-    node = nodes.get(device.address)
-    known = None if node is None else node.reserved
-    return device if known is None else replace(device, reserved=known)
+    placed = tuple(replace(device, iommu_group=groups[device.address]) for device in host.devices)
+    return replace(host, devices=placed)
 
 
 def group_notes(
