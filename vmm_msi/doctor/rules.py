@@ -5,13 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor import (
+    rules_assigned,
     rules_groups,
+    rules_guest,
     rules_interrupts,
     rules_its,
     rules_kernel,
     rules_smmu,
+    rules_software,
     rules_sources,
+    rules_strategy,
     rules_streams,
+    rules_vsmmu,
     rules_window,
 )
 from vmm_msi.doctor.finding import Severity
@@ -65,6 +70,31 @@ RULES: tuple[Rule, ...] = (
     rules_kernel.config_unknown,
     rules_smmu.unknown,
     rules_its.its_unknown,
+    rules_software.too_old,
+    rules_guest.guest_kind,
+    rules_guest.part_gone,
+    rules_guest.xml_dropped,
+    rules_vsmmu.misplaced_vsmmu,
+    rules_vsmmu.no_accel,
+    rules_vsmmu.without_iommufd,
+    rules_vsmmu.empty_vsmmu,
+    rules_vsmmu.emulated_behind_vsmmu,
+    rules_vsmmu.vsmmu_spans_smmus,
+    rules_vsmmu.not_behind_vsmmu,
+    rules_vsmmu.iommufd_opener,
+    rules_assigned.device_missing,
+    rules_assigned.held_by_domain,
+    rules_assigned.partial_group,
+    rules_assigned.sriov,
+    rules_guest.ram_in_reserved,
+    rules_guest.memlock,
+    rules_strategy.not_carried,
+    rules_strategy.msi_lost,
+    rules_strategy.rmr_fixed,
+    rules_strategy.window_full,
+    rules_strategy.slot_order,
+    rules_guest.hotplug_bar_loss,
+    rules_guest.no_migration,
 )
 
 
