@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test lint test lab bench demo clean
+.PHONY: help setup setup-test lint test lab bench boards demo clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench: setup-test ## time the commands, the model and the editing of domain XML
 	@$(BIN)/python tests/bench/bench.py
 	@$(BIN)/python tests/bench/cycles.py
 	@$(BIN)/python tests/bench/domxml.py
+
+boards: setup-test ## what the boards have that Debian's arm64 kernel runs on, from its device trees
+	@PYTHONPATH=tests $(BIN)/python -m topology.boards
 
 demo: setup ## show what the strategies do
 	@scripts/demo

@@ -16,9 +16,28 @@ from vmm_msi.model import Granule, Its, Pa, PciAddress, PciRoute
 from vmm_msi.topology import load_host, resolve
 from vmm_msi.topology.madt import parse_madt
 
-GICV5 = b"".join(
+#: Structures without an ITS: GICR, MSI frame of a GICv2m, GICv5 IRS.
+OTHERS = b"".join(
     struct.pack("<BB", kind, size) + bytes(size - 2)
-    for kind, size in ((28, 36), (29, 12), (30, 16))
+    for kind, size in ((14, 16), (13, 24), (28, 32))
+)
+
+
+def v5_its(translator, base):
+    return struct.pack("<BBBBIQ", 29, 16, 0, 0, translator, base)
+
+
+def v5_frame(translator, number, base):
+    return struct.pack("<BBHIIIQ", 30, 24, 0, translator, number, 0, base)
+
+
+#: Two GICv5 ITSes, the first with two translate frames.
+GICV5 = (
+    v5_its(7, 0x2F120000)
+    + v5_frame(7, 1, 0x2F130000)
+    + v5_frame(7, 0, 0x2F140000)
+    + v5_its(9, 0x3F120000)
+    + v5_frame(9, 4, 0x3F130000)
 )
 
 
@@ -31,12 +50,47 @@ def refused(data, text, offset):
 
 
 def test_reads_itses_in_order_and_skips_the_rest():
-    found = parse_madt(madt((3, 0x20000000), (0, 0x80020000000), extra=GICV5), "APIC")
+    found = parse_madt(madt((3, 0x20000000), (0, 0x80020000000), extra=OTHERS), "APIC")
     assert found == (Its(3, Pa(0x20000000)), Its(0, Pa(0x80020000000)))
 
 
 def test_a_madt_without_itses():
-    assert parse_madt(madt(extra=GICV5), "APIC") == ()
+    assert parse_madt(madt(extra=OTHERS), "APIC") == ()
+
+
+def test_the_translate_frames_of_gicv5_itses():
+    """IORT ITS groups name the translate frames; the doorbell is their first register."""
+    found = parse_madt(madt(extra=OTHERS + GICV5), "APIC")
+    assert found == (
+        Its(1, Pa(0x2F120000), translate_frame=Pa(0x2F130000)),
+        Its(0, Pa(0x2F120000), translate_frame=Pa(0x2F140000)),
+        Its(4, Pa(0x3F120000), translate_frame=Pa(0x3F130000)),
+    )
+    assert [str(its.doorbell) for its in found] == ["0x2f130000", "0x2f140000", "0x3f130000"]
+    assert all(its.is_gicv5 for its in found)
+
+
+def test_a_translate_frame_of_no_its_is_left_out():
+    extra = v5_frame(8, 1, 0x2F130000) + v5_its(7, 0x2F120000)
+    assert parse_madt(madt(extra=extra), "APIC") == ()
+
+
+def test_frames_may_come_before_their_its():
+    extra = v5_frame(7, 1, 0x2F130000) + v5_its(7, 0x2F120000)
+    (found,) = parse_madt(madt(extra=extra), "APIC")
+    assert (found.id, found.base) == (1, 0x2F120000)
+
+
+def test_malformed_gicv5_structures():
+    start = len(madt())
+    config, frame = v5_its(7, 0x2F120000), v5_frame(7, 1, 0x2F130000)
+    refused(madt(extra=b"\x1d\x0c" + bytes(10)), "GICv5 ITS structure has 16", start + 1)
+    refused(madt(extra=b"\x1e\x10" + bytes(14)), "translate frame structure has 24", start + 1)
+    refused(madt(extra=config + config), "GICv5 ITS 7 is listed twice", start + 16 + 4)
+    refused(madt(extra=frame + frame), "ITS 1 is listed twice", start + 24 + 8)
+    refused(madt((1, 0x20000000), extra=frame), "ITS 1 is listed twice", start + 20 + 8)
+    refused(madt(extra=v5_its(7, 0x2F121000)), "not a multiple", start + 8)
+    refused(madt(extra=v5_frame(7, 1, 1 << 52)), "not a multiple", start + 16)
 
 
 def test_malformed_structures():
@@ -65,7 +119,7 @@ def test_truncated_at_every_byte():
 @settings(max_examples=80, deadline=None)
 @given(st.data())
 def test_any_change_ends_in_itses_or_a_refusal(data):
-    whole = bytearray(madt((0, 0x20000000), (1, 0x20020000), extra=GICV5))
+    whole = bytearray(madt((10, 0x20000000), (11, 0x20020000), extra=OTHERS + GICV5))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(10, len(whole) - 1))] = data.draw(st.integers(0, 255))
     with suppress(TopologyError):

@@ -13,7 +13,7 @@ from topology.dt_builder import board, dtb, its, node, parse, pci, smmu
 from topology.shared import shared_data
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.model import Its, Pa, PciAddress, PciRoute, Smmu
+from vmm_msi.model import Its, Pa, PciAddress, PciRoute, PciSegment, Smmu
 from vmm_msi.topology import load_host, resolve
 from vmm_msi.topology.devicetree import parse_devicetree
 from vmm_msi.topology.dt_tree import MAX_SIZE
@@ -109,7 +109,8 @@ def test_mask_of_the_function():
             "iommu-map-mask = <0xfff8>; iommu-map = <0x0 &smmu0 0x40 0x100>;",
         ),
     )
-    assert len(host.routes) == 256
+    assert len(host.routes) == 32
+    assert host.routes[2] == PciRoute(0, 0x10, 0x17, 0, 0x50, (0,), 0x10, one_stream=True)
     device = resolve(host, PciAddress.parse("00:02.5"))
     assert (device.stream_id, device.device_id) == (0x50, 0x15)
 
@@ -118,8 +119,8 @@ def test_mask_that_ignores_all():
     host = parse(
         its(0), smmu(0), pci(0, "iommu-map-mask = <0x0>; iommu-map = <0x0 &smmu0 0x9 0x1>;")
     )
-    assert {route.stream_base for route in host.routes} == {9}
-    assert len(host.routes) == 0x10000
+    assert host.routes == (PciRoute(0, 0, 0xFFFF, 0, 9, (), 0, one_stream=True),)
+    assert {host.routes[0].stream_of(rid) for rid in (0, 7, 0xFFFF)} == {9}
 
 
 def test_mask_that_clears_bits_of_an_entry():
@@ -132,7 +133,7 @@ def test_mask_that_clears_bits_of_an_entry():
 
 def test_too_many_pieces():
     hosts = [
-        pci(n, "msi-map-mask = <0xfff8>; msi-map = <0x0 &its0 0x0 0x10000>;") for n in range(12)
+        pci(n, "msi-map-mask = <0xfffd>; msi-map = <0x0 &its0 0x0 0x10000>;") for n in range(12)
     ]
     refused([its(0), *hosts], "msi-map", "pieces")
 
@@ -163,7 +164,7 @@ def test_as_of_map_id_does_it(mask, entries, bus):
         found = None
         if at >= 0 and rid <= host.routes[at].last:
             route = host.routes[at]
-            found = route.its_group, route.device_base + rid - route.first
+            found = route.its_group, route.device_of(rid)
         assert found == expected, hex(rid)
 
 
@@ -195,8 +196,134 @@ def test_nodes_below_a_disabled_bus_are_left_out():
 
 
 def test_no_its():
-    refused([smmu(0)], "no enabled ITS")
-    refused([its(0, extra='status = "disabled";')], "no enabled ITS")
+    """Such hosts are read; it is a device of theirs that is refused."""
+    maps = "iommu-map = <0x0 &smmu0 0x0 0x10000>; msi-map = <0x0 &its0 0x0 0x10000>;"
+    host = parse(its(0, extra='status = "disabled";'), smmu(0), pci(0, maps))
+    assert host.itses == ()
+    assert host.routes == (PciRoute(0, 0, 0xFFFF, 0, 0, (), 0),)
+    with pytest.raises(TopologyError, match="its MSIs go to no ITS; valid are: none"):
+        resolve(host, PciAddress.parse("00:01.0"))
+    without = parse(its(0).replace("msi-controller;", ""), smmu(0), pci(0, maps))
+    assert (without.itses, without.routes) == (host.itses, host.routes)
+
+
+def test_no_smmu_and_nothing_at_all():
+    host = parse(its(0), pci(0, "msi-map = <0x0 &its0 0x0 0x10000>;"))
+    with pytest.raises(TopologyError, match="it passes through no SMMU; valid are: none"):
+        resolve(host, PciAddress.parse("00:01.0"))
+    empty = parse()
+    assert (empty.itses, empty.smmus, empty.routes, empty.segments) == ((), (), (), ())
+    with pytest.raises(TopologyError, match="no route has it; valid are: none"):
+        resolve(empty, PciAddress.parse("00:01.0"))
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "arm,smmu-v1", "arm,smmu-v2", "arm,mmu-400", "arm,mmu-401", "arm,mmu-500",
+        "cavium,smmu-v2", "nvidia,smmu-500", "qcom,smmu-v2",
+    ],
+)  # fmt: skip
+def test_smmus_before_version_3(name):
+    """They are there, and cannot nest; numbers go on over both kinds."""
+    old = smmu(0).replace('"arm,smmu-v3"', f'"vendor,smmu", "{name}"')
+    host = parse(old, smmu(1), pci(0, "iommu-map = <0x0 &smmu0 0x40 0x100>;"))
+    assert host.smmus == (
+        Smmu(0, Pa(0x30000000), nested=False, version=2),
+        Smmu(1, Pa(0x30040000)),
+    )
+    assert host.routes == (PciRoute(0, 0, 0xFF, 0, 0x40, (), 0),)
+
+
+TWO_CELLS = smmu(0).replace("#iommu-cells = <1>", "#iommu-cells = <2>")
+
+
+def test_ids_of_two_cells():
+    """StreamID and mask: the first is the StreamID, for one RequesterID each."""
+    maps = "iommu-map = <0x0 &smmu0 0x7 0x3f 0x1>, <0x8 &smmu0 0x9 0x0 0x1>;"
+    host = parse(TWO_CELLS, pci(0, maps))
+    assert host.routes == (PciRoute(0, 0, 0, 0, 7, (), 0), PciRoute(0, 8, 8, 0, 9, (), 8))
+    ranged = parse(TWO_CELLS, pci(0, "iommu-map = <0x0 &smmu0 0x7 0x3f 0x2>;"))
+    assert ranged.routes == ()
+    refused([TWO_CELLS, pci(0, "iommu-map = <0x0 &smmu0 0x7 0x0 0x1 0x8>;")], "cut off")
+    refused([TWO_CELLS, pci(0, "iommu-map = <0x0 &smmu0 0x7>;")], "has 3 numbers; the entry for")
+
+
+def test_maps_from_before_the_second_cell():
+    """Of one target, each entry of four numbers for one ID: of_check_bad_map."""
+    maps = "iommu-map = <0x0 &smmu0 0x20 0x1>, <0x100 &smmu0 0x30 0x1>;"
+    assert parse(TWO_CELLS, pci(0, maps)).routes == (
+        PciRoute(0, 0, 0, 0, 0x20, (), 0),
+        PciRoute(0, 0x100, 0x100, 0, 0x30, (), 0x100),
+    )
+
+
+def test_a_target_without_cells():
+    """The RequesterID is the DeviceID."""
+    none = its(0).replace("#msi-cells = <1>", "#msi-cells = <0>")
+    host = parse(none, pci(0, "msi-map = <0x100 &its0 0x80>;"))
+    assert host.routes == (PciRoute(0, 0x100, 0x17F, None, 0x100, (0,), 0x100),)
+    many = its(0).replace("#msi-cells = <1>", "#msi-cells = <17>")
+    refused([many, pci(0, "msi-map = <0x100 &its0 0x80>;")], "/its@20000000: #msi-cells is 17")
+
+
+GICV5 = """
+gic: interrupt-controller {{
+    compatible = "arm,gic-v5"; #address-cells = <1>; #size-cells = <1>; ranges = <0 0 0 0xffffffff>;
+    irs@2f1a0000 {{
+        compatible = "arm,gic-v5-irs"; reg = <0x2f1a0000 0x10000>; reg-names = "ns-config";
+        #address-cells = <1>; #size-cells = <1>; ranges;
+        its@2f120000 {{
+            compatible = "arm,gic-v5-its"; #address-cells = <1>; #size-cells = <1>; ranges;
+            reg = <0x2f110000 0x10000>, <0x2f120000 0x10000>; reg-names = "s-config", "ns-config";
+            frame0: msi-controller@2f130000 {{
+                reg = <0x2f130000 0x10000>; reg-names = "ns-translate"; #msi-cells = <1>;
+                msi-controller; {extra}
+            }};
+            frame1: msi-controller@2f150000 {{
+                reg = <0x2f140000 0x10000>, <0x2f150000 0x10000>;
+                reg-names = "s-translate", "ns-translate"; #msi-cells = <1>; msi-controller;
+            }};
+            frame2: msi-controller@2f160000 {{
+                reg = <0x2f160000 0x10000>; reg-names = "s-translate"; msi-controller;
+            }};
+        }};
+    }};
+}};
+"""
+
+
+def test_gicv5():
+    """Each translate frame for the non-secure world is one; maps lead to frames."""
+    maps = "msi-map = <0x0 &frame1 0x100 0x80>, <0x80 &frame0 0x0 0x80>, <0x100 &frame2 0x0 0x80>;"
+    host = parse(GICV5.format(extra=""), pci(0, maps))
+    assert host.itses == (
+        Its(0, Pa(0x2F120000), translate_frame=Pa(0x2F130000)),
+        Its(1, Pa(0x2F120000), translate_frame=Pa(0x2F150000)),
+    )
+    assert [str(one.doorbell) for one in host.itses] == ["0x2f130000", "0x2f150000"]
+    assert host.routes == (
+        PciRoute(0, 0x00, 0x7F, None, 0x00, (1,), 0x100),
+        PciRoute(0, 0x80, 0xFF, None, 0x80, (0,), 0x0),
+    )
+    fewer = parse(GICV5.format(extra='status = "disabled";'), pci(0, maps))
+    assert [str(one.doorbell) for one in fewer.itses] == ["0x2f150000"]
+
+
+def test_a_pre_its():
+    window = "socionext,synquacer-pre-its = <0x58000000 0x200000>;"
+    host = parse(its(0, extra=window), its(1))
+    assert [one.pre_its for one in host.itses] == [Pa(0x58000000), None]
+    refused([its(0, extra="socionext,synquacer-pre-its = <1>;")], "has 1 numbers, not address")
+
+
+def test_ats():
+    host = parse(
+        pci(0, "ats-supported; linux,pci-domain = <4>; bus-range = <0 9>;"),
+        pci(1, "ats-supported; linux,pci-domain = <2>;"),
+        pci(2, "linux,pci-domain = <4>; bus-range = <10 19>;"),
+    )
+    assert host.segments == (PciSegment(2, ats=True), PciSegment(4, ats=False))
 
 
 def test_segments():
@@ -249,7 +376,8 @@ def test_addresses_that_are_no_cpu_addresses():
     refused([its(0).replace("reg =", "other =")], "has no reg")
     refused([its(0).replace("0x0 0x20000>", ">")], "reg has 2 numbers")
     refused([its(0, base=0x20001000)], "not a multiple of 0x10000")
-    refused(["#address-cells = <9>;" + its(0)], "#address-cells is 9")
+    nine = "bus { #address-cells = <9>; #size-cells = <2>; ranges;" + its(0) + "};"
+    refused([nine], "/bus: #address-cells is 9")
 
 
 def test_references_that_lead_nowhere():
@@ -263,10 +391,14 @@ def test_references_that_lead_nowhere():
     )
 
 
-def test_references_in_a_circle():
-    refused([its(0), pci(0, "msi-map = <0x0 &pcie0 0x0 0x100>;")], "leads to /pcie@40000000")
-    refused([its(0), pci(0, "iommu-map = <0x0 &pcie0 0x0 0x100>;")], "leads to /pcie@40000000")
-    refused([its(0), pci(0), pci(1, "msi-parent = <&pcie0>;")], "leads to /pcie@40000000")
+def test_references_to_what_is_neither():
+    """A PCI host may be its own MSI controller, as that of a Raspberry Pi 4 is: no ITS."""
+    assert parse(its(0), pci(0, "msi-parent = <&pcie0>;")).routes == ()
+    assert parse(its(0), pci(0, "msi-map = <0x0 &pcie0 0x0 0x100>;")).routes == ()
+    assert parse(its(0), pci(0, "iommu-map = <0x0 &pcie0 0x0 0x100>;")).routes == ()
+
+
+def test_a_phandle_of_two_nodes():
     twice = its(0, extra="phandle = <1>;") + its(1, extra="phandle = <1>;")
     refused([twice], "/its@20040000: phandle 0x1 is that of /its@20000000 too")
 

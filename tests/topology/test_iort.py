@@ -34,7 +34,8 @@ from vmm_msi.topology.iort import (
     SmmuNode,
     parse_iort,
 )
-from vmm_msi.topology.iort_routes import routes, smmus
+from vmm_msi.topology.iort_host import smmus
+from vmm_msi.topology.iort_routes import routes
 
 
 def full(revision=5):

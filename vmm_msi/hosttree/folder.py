@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vmm_msi.hosttree import MAX_FILE, UnreadableError
+from vmm_msi.hosttree import MAX_FILE, THIS_MACHINE, UnreadableError
 from vmm_msi.hosttree.paths import walk
 
 if TYPE_CHECKING:
@@ -32,6 +32,7 @@ class FolderTree:
 
     def __init__(self, root: Path) -> None:
         self._root = "" if root == Path("/") else str(root)
+        self._links: dict[str, str | None] = {}
 
     @property
     def is_this_machine(self) -> bool:
@@ -41,7 +42,7 @@ class FolderTree:
     @property
     def source(self) -> str:
         """The folder, or ``this machine``."""
-        return self._root or "this machine"
+        return self._root or THIS_MACHINE
 
     def read(self, path: str, limit: int = MAX_FILE) -> bytes | None:
         """Return what a file has; None where there is none."""
@@ -107,8 +108,11 @@ class FolderTree:
         return self._root + walk(self.source, path, self._link_at)
 
     def _link_at(self, path: str) -> str | None:
-        place = self._root + path
-        return os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
+        # Looked up once: the way to a file mostly leads through folders of others before it.
+        if path not in self._links:
+            place = self._root + path
+            self._links[path] = os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
+        return self._links[path]
 
 
 def _read(descriptor: int, size: int) -> bytes:

@@ -30,8 +30,9 @@ ITS_TRANSLATER_PAGE_OFFSET = 0x10000
 
 @dataclass(frozen=True, slots=True)
 class Its:
-    """A physical Interrupt Translation Service.
+    """A physical Interrupt Translation Service; of a GICv5 one of its translate frames.
 
+    :param base: address of its control frame; of a GICv5 of its configuration frame.
     :param translate_frame: where the frame with the doorbell is; None for a GICv3 ITS, whose frame
         follows its control frame.
     :param pre_its: address of the window of a pre-ITS, which turns a write into it into a DeviceID
@@ -50,10 +51,20 @@ class Its:
         return self.translate_frame is not None
 
     @property
+    def isolates_msis(self) -> bool:
+        """A device can raise its own interrupts only.
+
+        IRQ_DOMAIN_FLAG_ISOLATED_MSI in Linux ``drivers/irqchip/irq-gic-v3-its.c`` and
+        ``irq-gic-v5-its.c``: a pre-ITS takes the flag away.
+        """
+        return self.pre_its is None
+
+    @property
     def doorbell(self) -> Pa:
         """The physical address that MSIs are written to (hDB).
 
-        GITS_TRANSLATER; of a GICv5 ITS_TRANSLATER, the first register of the translate frame.
+        GITS_TRANSLATER; of a GICv5 ITS_TRANSLATER, the first register of the translate frame: Linux
+        ``drivers/irqchip/irq-gic-v5-its.c`` gicv5_its_compose_msi_msg.
         """
         if self.translate_frame is not None:
             return self.translate_frame
@@ -120,7 +131,9 @@ class HostDevice:
 
 @dataclass(frozen=True, slots=True)
 class PciRoute:
-    """A range of RequesterIDs that one SMMU and one ITS group serve, linearly.
+    """A range of RequesterIDs that one SMMU and one ITS group serve.
+
+    IDs count up with the RequesterID, or are one for all of the range.
 
     :param segment: PCI segment.
     :param first: first RequesterID of the range.
@@ -129,6 +142,8 @@ class PciRoute:
     :param stream_base: StreamID of ``first``.
     :param its_group: ITS ids in the order of the table; empty where there is none.
     :param device_base: DeviceID of ``first``.
+    :param one_stream: all have the StreamID of ``first``.
+    :param one_device: all have the DeviceID of ``first``.
     """
 
     segment: int
@@ -138,16 +153,25 @@ class PciRoute:
     stream_base: int
     its_group: tuple[int, ...]
     device_base: int
+    one_stream: bool = False
+    one_device: bool = False
+
+    def stream_of(self, rid: int) -> StreamId:
+        """Return the StreamID of a RequesterID of the range."""
+        return StreamId(self.stream_base + (0 if self.one_stream else rid - self.first))
+
+    def device_of(self, rid: int) -> DeviceId:
+        """Return the DeviceID of a RequesterID of the range."""
+        return DeviceId(self.device_base + (0 if self.one_device else rid - self.first))
 
     def device(self, address: PciAddress, iommu_group: int, vectors: int = 1) -> HostDevice:
         """Return the device at ``address``, which lies in this range."""
-        distance = address.rid - self.first
         return HostDevice(
             address=address,
             smmu=self.smmu,
-            stream_id=StreamId(self.stream_base + distance),
+            stream_id=self.stream_of(address.rid),
             its_group=self.its_group,
-            device_id=DeviceId(self.device_base + distance),
+            device_id=self.device_of(address.rid),
             iommu_group=iommu_group,
             vectors=vectors,
         )
@@ -190,11 +214,14 @@ class HostTopology:
 
     :param source: the file or folder it was read from, for messages.
     :param granule: page size of stage 2, the host kernel's PAGE_SIZE.
+    :param granule_known: the source tells ``granule``; else it is assumed.
     :param devices: devices the source lists by address.
     :param routes: ranges in which any device can be resolved, disjoint per segment.
     :param functions: PCI functions that the host's operating system lists.
     :param segments: what firmware says of the PCI hosts.
     :param reserved_memory: what firmware wants mapped 1:1.
+    :param missing: what the source does not have or what could not be read of it, and what would
+        help: for whoever looks for something that is not there.
     """
 
     source: str
@@ -206,6 +233,8 @@ class HostTopology:
     functions: tuple[PciFunction, ...] = ()
     segments: tuple[PciSegment, ...] = ()
     reserved_memory: tuple[ReservedMemory, ...] = ()
+    granule_known: bool = True
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def its_by_id(self) -> Mapping[int, Its]:

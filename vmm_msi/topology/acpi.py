@@ -1,7 +1,4 @@
-"""A host as its ACPI tables describe it: a folder with ``IORT`` and ``APIC``.
-
-The folder is laid out like ``/sys/firmware/acpi/tables``.
-"""
+"""A host as its ACPI tables describe it: ``IORT`` and ``APIC``, the MADT."""
 
 from __future__ import annotations
 
@@ -11,7 +8,8 @@ from vmm_msi.errors import TopologyError
 from vmm_msi.model import Granule, HostTopology
 from vmm_msi.topology.acpi_table import read_table
 from vmm_msi.topology.iort import parse_iort
-from vmm_msi.topology.iort_routes import routes, smmus
+from vmm_msi.topology.iort_host import reserved_memory, segments, smmus
+from vmm_msi.topology.iort_routes import routes
 from vmm_msi.topology.madt import parse_madt
 
 if TYPE_CHECKING:
@@ -19,19 +17,40 @@ if TYPE_CHECKING:
 
 
 def load_acpi(folder: Path, granule: Granule = Granule.K4) -> HostTopology:
-    """Read the tables ``IORT`` and ``APIC`` (MADT) in ``folder``.
-
-    Without APIC the bases of the ITSes are unknown: SMMUs and routes are there, ITSes are not.
+    """Read the tables ``IORT`` and ``APIC`` in ``folder``, laid out like /sys/firmware/acpi/tables.
 
     :param granule: page size of the host's kernel, which the tables do not tell.
-    :raise TopologyError: when there is no IORT, or a table cannot be read or is malformed.
+    :raise TopologyError: as for :func:`parse_acpi`, or when there is no IORT or a table cannot be
+        read.
     """
-    path, madt_path = folder / "IORT", folder / "APIC"
-    data, madt = read_table(path), read_table(madt_path)
-    if data is None:
+    iort, madt = read_table(folder / "IORT"), read_table(folder / "APIC")
+    if iort is None:
         raise TopologyError(
             f"{folder}: IORT is missing; copy /sys/firmware/acpi/tables/IORT and APIC into it"
         )
-    iort = parse_iort(data, str(path))
-    itses = () if madt is None else parse_madt(madt, str(madt_path))
-    return HostTopology(str(folder), granule, smmus(iort), itses, routes=routes(iort))
+    return parse_acpi(iort, madt, str(folder), granule)
+
+
+def parse_acpi(
+    iort: bytes, madt: bytes | None, source: str, granule: Granule = Granule.K4
+) -> HostTopology:
+    """Read the two tables.
+
+    :param iort: the bytes of the table ``IORT``.
+    :param madt: the bytes of the table ``APIC``; without it the bases of the ITSes are unknown:
+        SMMUs and routes are there, ITSes are not.
+    :param source: the folder or the file they are from, for messages.
+    :param granule: page size of the host's kernel, which the tables do not tell.
+    :raise TopologyError: when a table is malformed, or the ID mappings cut the RequesterIDs into
+        too many pieces.
+    """
+    table = parse_iort(iort, f"{source}/IORT")
+    return HostTopology(
+        source,
+        granule,
+        smmus(table),
+        () if madt is None else parse_madt(madt, f"{source}/APIC"),
+        routes=routes(table),
+        segments=segments(table),
+        reserved_memory=reserved_memory(table, granule),
+    )

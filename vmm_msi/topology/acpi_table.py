@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import struct
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+from zlib import adler32
 
 from vmm_msi.errors import TopologyError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 #: Size of the header that all tables share: ACPI 6.5, 5.2.6.
@@ -15,9 +17,9 @@ HEADER_SIZE = 36
 #: Bytes a table may have; the largest known IORT and MADT are below 1 MiB.
 MAX_SIZE = 4 << 20
 
-_U16 = struct.Struct("<H")
 _U32 = struct.Struct("<I")
-_U64 = struct.Struct("<Q")
+#: The most bytes whose sum stays below the modulus of Adler-32, 65521, whatever they are.
+_SUMMED = 256
 
 
 class AcpiTable:
@@ -44,7 +46,7 @@ class AcpiTable:
             self.fail(4, f"length {self.length}, but the file has {len(data)} bytes")
         if self.length < minimum:
             self.fail(4, f"length {self.length}; a {signature} has at least {minimum} bytes")
-        if total := sum(data) & 0xFF:
+        if total := byte_sum(data) & 0xFF:
             self.fail(9, f"wrong checksum: the bytes add up to {total:#x}, not to 0, modulo 256")
         self.revision = data[8]
 
@@ -60,20 +62,20 @@ class AcpiTable:
         self._need(offset, 1)
         return self._data[offset]
 
-    def u16(self, offset: int) -> int:
-        """Return the little-endian 16-bit number at ``offset``."""
-        self._need(offset, 2)
-        return int(_U16.unpack_from(self._data, offset)[0])
-
     def u32(self, offset: int) -> int:
         """Return the little-endian 32-bit number at ``offset``."""
         self._need(offset, 4)
         return int(_U32.unpack_from(self._data, offset)[0])
 
-    def u64(self, offset: int) -> int:
-        """Return the little-endian 64-bit number at ``offset``."""
-        self._need(offset, 8)
-        return int(_U64.unpack_from(self._data, offset)[0])
+    def fields(self, form: struct.Struct, offset: int) -> tuple[Any, ...]:
+        """Return the numbers that ``form``, a little-endian one, describes at ``offset``."""
+        self._need(offset, form.size)
+        return form.unpack_from(self._data, offset)
+
+    def records(self, form: struct.Struct, offset: int, count: int) -> Iterator[tuple[Any, ...]]:
+        """Yield ``count`` times what ``form`` describes, one after the other from ``offset``."""
+        self._need(offset, form.size * count)
+        return form.iter_unpack(self._data[offset : offset + form.size * count])
 
     def string(self, offset: int, end: int) -> str:
         """Return the NUL-terminated ASCII string at ``offset``, which ends before ``end``.
@@ -91,6 +93,16 @@ class AcpiTable:
     def _need(self, offset: int, size: int) -> None:
         if offset < 0 or offset + size > len(self._data):
             self.fail(offset, f"{size} bytes are read here, but the table ends at its length")
+
+
+def byte_sum(data: bytes) -> int:
+    """Return the sum of the bytes.
+
+    The low half of an Adler-32 that starts at 0 (RFC 1950, 8.2) is that, modulo 65521; taken of so
+    few bytes at a time that the modulus changes nothing.
+    """
+    view = memoryview(data)
+    return sum(adler32(view[at : at + _SUMMED], 0) & 0xFFFF for at in range(0, len(data), _SUMMED))
 
 
 def read_table(path: Path) -> bytes | None:

@@ -32,6 +32,10 @@ MAX_NAME = 255
 #: Cells that an address or a size may have: Linux ``drivers/of/address.c`` OF_MAX_ADDR_CELLS.
 _MAX_CELLS = 4
 _HEADER = struct.Struct(">10I")
+_CELL = struct.Struct(">I")
+#: Length of the value, offset of the name.
+_PROPERTY_HEAD = struct.Struct(">II")
+_BEGIN_NODE, _END_NODE, _PROPERTY, _NOP = 1, 2, 3, 4
 
 
 @dataclass(slots=True, eq=False)
@@ -55,10 +59,10 @@ class DtNode:
 
     def settle(self) -> None:
         """Set what follows from the properties, which are all there now, and the parent."""
-        self.is_available = "status" not in self.properties or (
-            self.strings("status")[0] in {"okay", "ok"}
-        )
-        self.is_pci = "pci" in self.strings("device_type")
+        if "status" in self.properties:
+            self.is_available = self.strings("status")[0] in {"okay", "ok"}
+        if "device_type" in self.properties:
+            self.is_pci = "pci" in self.strings("device_type")
         if self.parent is not None:
             self.is_available = self.is_available and self.parent.is_available
             self.below_pci = self.parent.is_pci or self.parent.below_pci
@@ -162,11 +166,12 @@ class DeviceTree:
                 node.fail(f"phandle {value:#x} is that of {other.path} too")
         return found
 
-    def address(self, node: DtNode) -> int:
-        """Return the CPU address of the first entry of the node's ``reg``.
+    def address(self, node: DtNode, index: int = 0) -> int:
+        """Return the CPU address of one entry of the node's ``reg``.
 
         Linux ``drivers/of/address.c`` of_translate_address.
 
+        :param index: which entry.
         :raise TopologyError: when it has none or a bus on the way does not translate it.
         """
         bus = node.parent
@@ -174,9 +179,11 @@ class DeviceTree:
             node.fail("has no reg")
         cells, sizes = bus.count("#address-cells"), bus.count("#size-cells")
         reg = node.cells("reg")
-        if not cells or len(reg) < cells + sizes:
-            node.fail(f"reg has {len(reg)} numbers; an entry has {cells} + {sizes}")
-        address = _join(reg[:cells])
+        first = index * (cells + sizes)
+        if not cells or len(reg) < first + cells + sizes:
+            which = f", and entry {index} is wanted" if index else ""
+            node.fail(f"reg has {len(reg)} numbers; an entry has {cells} + {sizes}{which}")
+        address = _join(reg[first : first + cells])
         while bus.parent is not None:
             address = self._through(bus, address, node)
             bus = bus.parent
@@ -191,7 +198,7 @@ class DeviceTree:
         piece = next(overlapping(pieces, address, address), None)
         if piece is None:
             node.fail(f"address {address:#x} is in none of the ranges of {bus.path}")
-        child, parent, _size = entries[piece.index]
+        child, parent, _size = entries[piece.number]
         return parent + address - child
 
     def _parsed_ranges(self, bus: DtNode) -> tuple[tuple[Piece, ...], list[tuple[int, int, int]]]:
@@ -221,15 +228,18 @@ def _join(cells: tuple[int, ...]) -> int:
     return value
 
 
-def _check_blob(data: bytes, source: str) -> None:
-    """Check what libfdt leaves to its caller, and what keeps reading bounded."""
+def _check_blob(data: bytes, source: str) -> tuple[int, int]:
+    """Check a blob, what libfdt leaves to its caller and what keeps reading bounded too.
+
+    :return: the offsets of its nodes and of the names of properties.
+    """
     if len(data) > MAX_SIZE:
         raise TopologyError(f"{source}: larger than the {MAX_SIZE} bytes Linux takes")
     if len(data) < _HEADER.size:
         raise TopologyError(
             f"{source}: truncated at {len(data)} bytes; a device tree's header has {_HEADER.size}"
         )
-    magic, total, _struct, strings, _rsv, version, _compat, _cpu, size, _size = _HEADER.unpack_from(
+    (magic, total, nodes, strings, _rsv, version, _compat, _cpu, size, _size) = _HEADER.unpack_from(
         data
     )
     if magic != MAGIC:
@@ -242,55 +252,66 @@ def _check_blob(data: bytes, source: str) -> None:
     if version < VERSION:
         raise TopologyError(f"{source}: offset 0x14: version {version}; at least {VERSION} is read")
     start = strings
-    for name in data[strings : strings + size].split(b"\0"):
-        if len(name) > MAX_NAME:
+    for each in data[strings : strings + size].split(b"\0"):
+        if len(each) > MAX_NAME:
             raise TopologyError(
                 f"{source}: offset {start:#x}: a property name of more than {MAX_NAME} characters"
             )
-        start += len(name) + 1
-
-
-def _read_nodes(data: bytes, source: str) -> Iterator[DtNode]:
+        start += len(each) + 1
     import libfdt
 
-    _check_blob(data, source)
     if error := libfdt.fdt_check_full(bytearray(data), len(data)):
         name = str(libfdt.FdtException(error)).rpartition(" ")[2]
         raise TopologyError(f"{source}: not a valid device tree: {name}")
-    try:
-        yield from _walk(libfdt.FdtRo(data), source)
-    except libfdt.FdtException as failure:
-        name = str(failure).rpartition(" ")[2]
-        raise TopologyError(f"{source}: not a valid device tree: {name}") from failure
-    except (SystemError, UnicodeError) as failure:
-        # pylibfdt leaves the UnicodeDecodeError of a name pending, which CPython turns into this.
-        raise TopologyError(
-            f"{source}: not a valid device tree: a node or property name is not UTF-8"
-        ) from failure
+    return nodes, strings
 
 
-def _walk(tree, source: str) -> Iterator[DtNode]:  # type: ignore[no-untyped-def] # noqa: ANN001
-    """Yield the nodes of ``tree``, a libfdt.FdtRo."""
-    import libfdt
+def _read_nodes(data: bytes, source: str) -> Iterator[DtNode]:
+    """Yield the nodes of a blob: Devicetree Specification v0.4, 5.4.
 
-    ends = (libfdt.NOTFOUND,)
+    libfdt has checked that the tokens are well formed and lie, like all names, within the blob.
+    """
+    start, strings = _check_blob(data, source)
+    tokens, offset = data[start:], 0
+    names: dict[int, str] = {}
     path: list[DtNode] = []
-    offset, depth = 0, 0
-    while offset >= 0 and depth >= 0:
-        parent = path[depth - 1] if depth else None
-        node = DtNode(source, tree.get_name(offset), parent, depth)
-        if depth > MAX_DEPTH:
-            node.fail(f"the tree is deeper than {MAX_DEPTH} nodes")
-        del path[depth:]
-        path.append(node)
-        prop = tree.first_property_offset(offset, ends)
-        while prop >= 0:
-            found = tree.get_property_by_offset(prop)
-            node.properties[found.name] = bytes(found)
-            prop = tree.next_property_offset(prop, ends)
-        node.settle()
-        yield node
-        following = tree.next_node(offset, depth, ends)
-        if isinstance(following, int):
+    pending: DtNode | None = None
+    while True:
+        (token,) = _CELL.unpack_from(tokens, offset)
+        offset += 4
+        if token == _PROPERTY:
+            size, at = _PROPERTY_HEAD.unpack_from(tokens, offset)
+            offset += 8
+            name = names.get(at) or names.setdefault(at, _name(data, strings + at, source))
+            if pending is not None:
+                # Where a node has two of one name the first counts: of_find_property.
+                pending.properties.setdefault(name, tokens[offset : offset + size])
+            offset += size + 3 & ~3
+            continue
+        if token == _NOP:
+            continue
+        if pending is not None:
+            pending.settle()
+            yield pending
+            pending = None
+        if token == _BEGIN_NODE:
+            end = tokens.index(b"\0", offset)
+            name = tokens[offset:end].decode("utf-8", "replace")
+            pending = DtNode(source, name, path[-1] if path else None, len(path))
+            if pending.depth > MAX_DEPTH:
+                pending.fail(f"the tree is deeper than {MAX_DEPTH} nodes")
+            path.append(pending)
+            offset = end + 4 & ~3
+        elif token == _END_NODE:
+            path.pop()
+        else:
             return
-        offset, depth = following
+
+
+def _name(data: bytes, offset: int, source: str) -> str:
+    try:
+        return data[offset : data.index(b"\0", offset)].decode()
+    except UnicodeError:
+        raise TopologyError(
+            f"{source}: not a valid device tree: offset {offset:#x}: a property name is not UTF-8"
+        ) from None

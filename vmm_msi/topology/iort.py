@@ -6,20 +6,34 @@ are those of Linux ``include/acpi/actbl2.h``.
 
 from __future__ import annotations
 
+import struct
 from dataclasses import dataclass, field
 from enum import IntEnum
 from functools import cached_property
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from vmm_msi.topology.acpi_table import AcpiTable
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _TABLE_SIZE = 48
-_NODE_SIZE = 16
-_MAPPING_SIZE = 20
-_RMR_SIZE = 20
+#: Type, length, revision, identifier, number of ID mappings and their offset in the node.
+_NODE = struct.Struct("<BHBIII")
+#: Input base, number of IDs minus one, output base, offset of the node it leads to, flags.
+_MAPPING = struct.Struct("<5I")
+#: Base and length of a memory range.
+_RMR_RANGE = struct.Struct("<QQ4x")
+_U32 = struct.Struct("<I")
+# What follows the 16 bytes of a node's header.
+_ROOT_COMPLEX = struct.Struct("<I3xBII")
+_ROOT_COMPLEX_BITS = struct.Struct("<I3xBIIB")
+_SMMU = struct.Struct("<Q8xII")
+_SMMU_V3 = struct.Struct("<QI12xI4I")
+_SMMU_V3_INDEX = struct.Struct("<QI12xI4I4xI")
+_PMCG = struct.Struct("<Q4xI")
+_RMR = struct.Struct("<III")
 _ID_END = 1 << 32
 _SEGMENT_END = 1 << 16
 
@@ -41,8 +55,7 @@ class NodeType(IntEnum):
 _TARGETS = frozenset({NodeType.ITS_GROUP, NodeType.SMMU, NodeType.SMMU_V3, NodeType.IWB})
 
 
-@dataclass(frozen=True, slots=True)
-class IdMapping:
+class IdMapping(NamedTuple):
     """``id_count + 1`` input IDs from ``input_base`` that become IDs of another node.
 
     :param offset: byte offset in the table.
@@ -163,6 +176,11 @@ class RmrNode(Node):
     flags: int
     ranges: tuple[tuple[int, int], ...]
 
+    @property
+    def remap_permitted(self) -> bool:
+        """The operating system may move the mapping, or do without it."""
+        return bool(self.flags & 1)
+
 
 @dataclass(frozen=True)
 class Iort:
@@ -202,161 +220,181 @@ def parse_iort(data: bytes, source: str) -> Iort:
         message has the byte offset.
     """
     table = AcpiTable(data, source, "IORT", _TABLE_SIZE)
-    count, offset = table.u32(36), table.u32(40)
-    if count and not _TABLE_SIZE <= offset <= table.length:
+    number, offset = table.u32(36), table.u32(40)
+    if number and not _TABLE_SIZE <= offset <= table.length:
         table.fail(40, f"node offset {offset:#x} is not from {_TABLE_SIZE:#x} to the table's end")
     nodes: list[Node] = []
-    for index in range(count):
-        if offset + _NODE_SIZE > table.length:
-            table.fail(offset, f"truncated: {index} of the {count} nodes (offset 0x24) are here")
-        length = table.u16(offset + 1)
-        if length < _NODE_SIZE:
-            table.fail(offset + 1, f"node length {length}; a node has at least {_NODE_SIZE} bytes")
-        if offset + length > table.length:
-            table.fail(
-                offset + 1,
-                f"node length {length}, but {table.length - offset} bytes of the table remain",
-            )
-        nodes.append(_NodeReader(table, offset, length).read())
-        offset += length
+    for index in range(number):
+        if offset + _NODE.size > table.length:
+            table.fail(offset, f"truncated: {index} of the {number} nodes (offset 0x24) are here")
+        reader = _NodeReader(table, offset)
+        nodes.append(reader.read())
+        offset = reader.end
     iort = Iort(source, table.revision, tuple(nodes))
     _check_targets(table, iort)
     _check_cycles(table, iort)
     return iort
 
 
-class _NodeReader:
-    """Reads the node of ``length`` bytes at ``offset``."""
+#: What all nodes have, in the order of :class:`Node`.
+_Common: TypeAlias = tuple[int, int, int, int, tuple[IdMapping, ...]]
 
-    def __init__(self, table: AcpiTable, offset: int, length: int) -> None:
+
+class _NodeReader:
+    """Reads the node at ``offset``, whose header lies within the table."""
+
+    def __init__(self, table: AcpiTable, offset: int) -> None:
         self.table = table
         self.offset = offset
-        self.end = offset + length
-        self.type = table.u8(offset)
-        self.revision = table.u8(offset + 3)
+        self.type: int
+        self.revision: int
+        (
+            self.type,
+            length,
+            self.revision,
+            self.identifier,
+            self.mappings,
+            self.mapping_at,
+        ) = table.fields(_NODE, offset)
+        self.end: int = offset + length
+        if length < _NODE.size:
+            table.fail(offset + 1, f"node length {length}; a node has at least {_NODE.size} bytes")
+        if self.end > table.length:
+            table.fail(
+                offset + 1,
+                f"node length {length}, but {table.length - offset} bytes of the table remain",
+            )
 
     def read(self) -> Node:
-        readers = {
-            NodeType.ITS_GROUP: self._its_group,
-            NodeType.NAMED_COMPONENT: self._named_component,
-            NodeType.ROOT_COMPLEX: self._root_complex,
-            NodeType.SMMU: self._smmu,
-            NodeType.SMMU_V3: self._smmu_v3,
-            NodeType.PMCG: self._pmcg,
-            NodeType.RMR: self._rmr,
-            NodeType.IWB: self._iwb,
-        }
-        if self.type not in readers:
-            return Node(self.offset, self.type, self.revision, self._u32(4), ())
-        return readers[NodeType(self.type)]()
+        reader = _READERS.get(self.type)
+        if reader is None:
+            return Node(self.offset, self.type, self.revision, self.identifier, ())
+        return reader(self)
 
-    def _u32(self, at: int) -> int:
-        return self.table.u32(self.offset + at)
-
-    def _u64(self, at: int) -> int:
-        return self.table.u64(self.offset + at)
-
-    def _fixed(self, size: int) -> tuple[int, int, int, int, tuple[IdMapping, ...]]:
-        """Check that the node has ``size`` bytes and return what all nodes have."""
-        length = self.end - self.offset
-        if length < size:
-            self.table.fail(
-                self.offset + 1,
-                f"node length {length}; revision {self.revision} of node type {self.type} has at "
-                f"least {size} bytes",
-            )
-        return self.offset, self.type, self.revision, self._u32(4), self._mappings(size)
-
-    def _array(self, what: str, at: int, count: int, size: int, fixed: int) -> range:
-        """Return the offsets of ``count`` elements whose first is ``at`` bytes into the node."""
-        if not count:
-            return range(0)
-        first = self.offset + at
-        if at < fixed:
-            self.table.fail(first, f"{what} overlap the first {fixed} bytes of the node")
-        if first + count * size > self.end:
-            self.table.fail(
-                first, f"{count} {what} go beyond the node, which ends at {self.end:#x}"
-            )
-        return range(first, first + count * size, size)
-
-    def _mappings(self, fixed: int) -> tuple[IdMapping, ...]:
-        count, at = self._u32(8), self._u32(12)
-        return tuple(
-            self._mapping(offset)
-            for offset in self._array("ID mappings", at, count, _MAPPING_SIZE, fixed)
-        )
-
-    def _mapping(self, offset: int) -> IdMapping:
-        base, count, output, target, flags = (
-            self.table.u32(offset + step) for step in range(0, _MAPPING_SIZE, 4)
-        )
-        single = bool(flags & 1)
-        if not single and base + count >= _ID_END:
-            self.table.fail(offset, f"input IDs from {base:#x}, {count:#x} more, exceed 32 bits")
-        if not single and output + count >= _ID_END:
-            self.table.fail(
-                offset + 8, f"output IDs from {output:#x}, {count:#x} more, exceed 32 bits"
-            )
-        return IdMapping(offset, base, count, output, target, single)
-
-    def _its_group(self) -> Node:
+    def its_group(self) -> Node:
         common = self._fixed(20)
-        count = self._u32(16)
-        offsets = self._array("ITS identifiers", 20, count, 4, 20)
-        return ItsGroup(*common, tuple(self.table.u32(offset) for offset in offsets))
+        (number,) = self.table.fields(_U32, self.offset + 16)
+        first = self._array("ITS identifiers", 20, number, 4, 20)
+        return ItsGroup(*common, tuple(one for (one,) in self.table.records(_U32, first, number)))
 
-    def _named_component(self) -> Node:
+    def named_component(self) -> Node:
         return NamedComponent(*self._fixed(29), self.table.string(self.offset + 29, self.end))
 
-    def _iwb(self) -> Node:
+    def iwb(self) -> Node:
         return NamedComponent(*self._fixed(26), self.table.string(self.offset + 26, self.end))
 
-    def _root_complex(self) -> Node:
+    def root_complex(self) -> Node:
         common = self._fixed(36 if self.revision else 32)
-        segment = self._u32(28)
+        form = _ROOT_COMPLEX_BITS if self.revision else _ROOT_COMPLEX
+        coherent, memory_flags, ats, segment, *bits = self.table.fields(form, self.offset + 16)
         if segment >= _SEGMENT_END:
             self.table.fail(self.offset + 28, f"PCI segment {segment:#x}: not from 0 to 0xffff")
         return RootComplex(
-            *common,
-            segment=segment,
-            coherent=bool(self._u32(16) & 1),
-            memory_flags=self.table.u8(self.offset + 23),
-            ats=self._u32(24),
-            address_bits=self.table.u8(self.offset + 32) if self.revision else 0,
+            *common, segment, bool(coherent & 1), memory_flags, ats, bits[0] if bits else 0
         )
 
-    def _smmu(self) -> Node:
+    def smmu(self) -> Node:
         common = self._fixed(60)
-        return SmmuNode(*common, self._u64(16), self._u32(32), self._u32(36), None)
+        base, model, flags = self.table.fields(_SMMU, self.offset + 16)
+        return SmmuNode(*common, base, model, flags, None)
 
-    def _smmu_v3(self) -> Node:
+    def smmu_v3(self) -> Node:
         common = self._fixed(68 if self.revision else 60)
-        flags = self._u32(24)
-        own = self._own_mapping(flags, len(common[-1])) if self.revision else None
-        return SmmuNode(*common, self._u64(16), self._u32(40), flags, own)
+        form = _SMMU_V3_INDEX if self.revision else _SMMU_V3
+        base, flags, model, *rest = self.table.fields(form, self.offset + 16)
+        return SmmuNode(*common, base, model, flags, self._own_mapping(flags, *rest))
 
-    def _own_mapping(self, flags: int, count: int) -> int | None:
+    def _own_mapping(
+        self, flags: int, event: int, pri: int, error: int, sync: int, index: int | None = None
+    ) -> int | None:
         """Find the ID mapping of the SMMUv3's own MSIs.
 
-        Linux ``drivers/acpi/arm64/iort.c`` iort_get_id_mapping_index: until node revision 5 it is
-        valid unless all interrupts are wired, since then it has a flag.
+        Linux ``drivers/acpi/arm64/iort.c`` iort_get_id_mapping_index: there is none before node
+        revision 1; until revision 5 it is valid unless all interrupts are wired, since then it has
+        a flag.
         """
-        valid = flags & 0x10 if self.revision >= 5 else not all(map(self._u32, (44, 48, 52, 56)))
-        index = self._u32(64)
-        return index if valid and index < count else None
+        valid = flags & 0x10 if self.revision >= 5 else not (event and pri and error and sync)
+        return index if valid and index is not None and index < self.mappings else None
 
-    def _pmcg(self) -> Node:
-        return Pmcg(*self._fixed(40 if self.revision else 32), self._u64(16), self._u32(28))
+    def pmcg(self) -> Node:
+        return Pmcg(
+            *self._fixed(40 if self.revision else 32), *self.table.fields(_PMCG, self.offset + 16)
+        )
 
-    def _rmr(self) -> Node:
+    def rmr(self) -> Node:
         common = self._fixed(28)
-        offsets = self._array("memory ranges", self._u32(24), self._u32(20), _RMR_SIZE, 28)
-        ranges = [(self.table.u64(offset), self.table.u64(offset + 8)) for offset in offsets]
-        for offset, (base, length) in zip(offsets, ranges, strict=True):
+        flags, number, at = self.table.fields(_RMR, self.offset + 16)
+        first = self._array("memory ranges", at, number, _RMR_RANGE.size, 28)
+        ranges = tuple(self.table.records(_RMR_RANGE, first, number))
+        for offset, (base, length) in zip(count(first, _RMR_RANGE.size), ranges, strict=False):
             if base + length > 1 << 64:
                 self.table.fail(offset, f"{length:#x} bytes from {base:#x} exceed 64 bits")
-        return RmrNode(*common, self._u32(16), tuple(ranges))
+        return RmrNode(*common, flags, ranges)
+
+    def _fixed(self, size: int) -> _Common:
+        """Check that the node has ``size`` bytes and return what all nodes have."""
+        if self.offset + size > self.end:
+            self.table.fail(
+                self.offset + 1,
+                f"node length {self.end - self.offset}; a node of type {self.type} revision "
+                f"{self.revision} has at least {size} bytes",
+            )
+        return (
+            self.offset,
+            self.type,
+            self.revision,
+            self.identifier,
+            self._mappings(size) if self.mappings else (),
+        )
+
+    def _array(self, what: str, at: int, number: int, size: int, fixed: int) -> int:
+        """Check ``number`` elements that start ``at`` bytes into the node; return their offset."""
+        first = self.offset + at
+        if not number:
+            return self.end
+        if at < fixed:
+            self.table.fail(first, f"{what} overlap the first {fixed} bytes of the node")
+        if first + number * size > self.end:
+            self.table.fail(
+                first, f"{number} {what} go beyond the node, which ends at {self.end:#x}"
+            )
+        return first
+
+    def _mappings(self, fixed: int) -> tuple[IdMapping, ...]:
+        first = self._array("ID mappings", self.mapping_at, self.mappings, _MAPPING.size, fixed)
+        records = self.table.records(_MAPPING, first, self.mappings)
+        found = tuple(
+            IdMapping(offset, base, number, output, target, bool(flags & 1))
+            for offset, (base, number, output, target, flags) in zip(
+                count(first, _MAPPING.size), records, strict=False
+            )
+        )
+        for mapping in found:
+            self._check_ids(mapping)
+        return found
+
+    def _check_ids(self, mapping: IdMapping) -> None:
+        offset, base, number, output, _target, single = mapping
+        if single:
+            return
+        if base + number >= _ID_END:
+            self.table.fail(offset, f"input IDs from {base:#x}, {number:#x} more, exceed 32 bits")
+        if output + number >= _ID_END:
+            self.table.fail(
+                offset + 8, f"output IDs from {output:#x}, {number:#x} more, exceed 32 bits"
+            )
+
+
+_READERS: dict[int, Callable[[_NodeReader], Node]] = {
+    NodeType.ITS_GROUP: _NodeReader.its_group,
+    NodeType.NAMED_COMPONENT: _NodeReader.named_component,
+    NodeType.ROOT_COMPLEX: _NodeReader.root_complex,
+    NodeType.SMMU: _NodeReader.smmu,
+    NodeType.SMMU_V3: _NodeReader.smmu_v3,
+    NodeType.PMCG: _NodeReader.pmcg,
+    NodeType.RMR: _NodeReader.rmr,
+    NodeType.IWB: _NodeReader.iwb,
+}
 
 
 def _check_targets(table: AcpiTable, iort: Iort) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import defaultdict
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from itertools import pairwise
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.model import Pa, PciRoute, Smmu
+from vmm_msi.model import PciRoute
 from vmm_msi.topology.intervals import MAX_PIECES, Piece, first_match, merge, overlapping
 from vmm_msi.topology.iort import ItsGroup, NodeType, SmmuNode
 
@@ -27,8 +27,7 @@ _ID_LAST = 0xFFFF_FFFF
 _SINGLE = frozenset({NodeType.NAMED_COMPONENT, NodeType.ROOT_COMPLEX, NodeType.IWB})
 
 
-@dataclass(frozen=True, slots=True)
-class _Walk:
+class _Walk(NamedTuple):
     """RequesterIDs ``first`` to ``last`` on their way: at ``node`` they are ``id`` and following.
 
     :param constant: they all are ``id``, because of a single mapping.
@@ -46,8 +45,7 @@ class _Walk:
     def part(self, first: int, last: int) -> _Walk:
         """Return what the RequesterIDs ``first`` to ``last`` of these do."""
         distance = first - self.first
-        return replace(
-            self,
+        return self._replace(
             first=first,
             last=last,
             id=self.id + (0 if self.constant else distance),
@@ -55,19 +53,8 @@ class _Walk:
         )
 
 
-def smmus(iort: Iort) -> tuple[Smmu, ...]:
-    """Return the SMMUs, numbered in the order of the table.
-
-    IORT's own identifiers are 0 before revision 3 of the table and so are not used. An SMMUv1 or
-    v2 counts as one that cannot nest; whether an SMMUv3 can is not in the table.
-    """
-    return tuple(
-        Smmu(index, Pa(node.base), nested=node.is_v3) for index, node in enumerate(iort.smmus)
-    )
-
-
 def routes(iort: Iort) -> tuple[PciRoute, ...]:
-    """Return the way of every RequesterID that has one, as sorted, disjoint, linear ranges.
+    """Return the way of every RequesterID that has one, as sorted, disjoint ranges.
 
     As in Linux (iort_match_node_callback), the first root complex of a segment stands for it.
 
@@ -95,7 +82,7 @@ class _Composer:
         while pending:
             walk = pending.pop()
             if isinstance(walk.node, SmmuNode) and walk.smmu is None:
-                walk = replace(walk, smmu=walk.node, stream=walk.id, stream_constant=walk.constant)
+                walk = walk._replace(smmu=walk.node, stream=walk.id, stream_constant=walk.constant)
             if isinstance(walk.node, ItsGroup):
                 yield from self._finish(segment, walk, walk.node.its_ids)
                 continue
@@ -120,7 +107,7 @@ class _Composer:
         last_id = walk.id if walk.constant else walk.id + walk.last - walk.first
         for piece in overlapping(self._pieces_of(walk.node), walk.id, last_id):
             self._count()
-            mapping = mappings[piece.index]
+            mapping = mappings[piece.number]
             target = self.iort.by_offset[mapping.target]
             low = walk.first if walk.constant else walk.first + piece.first - walk.id
             high = walk.last if walk.constant else walk.first + piece.last - walk.id
@@ -128,7 +115,8 @@ class _Composer:
             if not mapping.single:
                 out += piece.first - mapping.input_base
             constant = walk.constant or mapping.single
-            yield replace(walk.part(low, high), node=target, id=out, constant=constant)
+            part = walk if (low, high) == (walk.first, walk.last) else walk.part(low, high)
+            yield part._replace(node=target, id=out, constant=constant)
 
     def _pieces_of(self, node: Node) -> tuple[Piece, ...]:
         if node.offset not in self.pieces:
@@ -137,21 +125,20 @@ class _Composer:
         return self.pieces[node.offset]
 
     def _finish(self, segment: int, walk: _Walk, its_group: tuple[int, ...]) -> Iterator[PciRoute]:
-        """Yield the route of ``walk``; one per RequesterID where IDs do not count up with it."""
         smmu = None if walk.smmu is None else self.number[walk.smmu.offset]
-        size = 1 if walk.constant or walk.stream_constant else walk.last - walk.first + 1
-        for first in range(walk.first, walk.last + 1, size):
-            self._count()
-            part = walk.part(first, first + size - 1)
-            yield PciRoute(
-                segment=segment,
-                first=first,
-                last=part.last,
-                smmu=smmu,
-                stream_base=part.stream if smmu is not None else first,
-                its_group=its_group,
-                device_base=part.id if its_group else first,
-            )
+        several = walk.first < walk.last
+        self._count()
+        yield PciRoute(
+            segment=segment,
+            first=walk.first,
+            last=walk.last,
+            smmu=smmu,
+            stream_base=walk.first if smmu is None else walk.stream,
+            its_group=its_group,
+            device_base=walk.id if its_group else walk.first,
+            one_stream=several and smmu is not None and walk.stream_constant,
+            one_device=several and bool(its_group) and walk.constant,
+        )
 
     def _count(self) -> None:
         self.steps += 1
@@ -173,6 +160,15 @@ def _linux_pieces(
 
     :param own: index of the mapping that is for the node itself, not for its inputs.
     """
+    plain = sorted(
+        Piece(one.input_base, one.input_last, index)
+        for index, one in enumerate(mappings)
+        if index != own and not (one.single and node_type not in _SINGLE)
+    )
+    if not any(mappings[piece.number].single for piece in plain) and all(
+        low.last < high.first for low, high in pairwise(plain)
+    ):
+        return tuple(plain)
     ranges: list[tuple[int, int]] = []
     starts: dict[int, list[int]] = defaultdict(list)
     ends: dict[int, int] = {}
@@ -195,7 +191,7 @@ def _linux_pieces(
     inner = first_match(ranges)
     winners: list[tuple[int, int]] = []
     for point, tentative in ends.items():
-        before = next((piece.index for piece in overlapping(inner, point, point)), tentative)
+        before = next((piece.number for piece in overlapping(inner, point, point)), tentative)
         if before > tentative:
             later = [index for index in starts[point] if index > tentative]
             at = bisect_right(singles, tentative)
@@ -210,9 +206,9 @@ def _joined(pieces: Sequence[Piece], points: Sequence[int]) -> Iterator[Piece]:
     """Give the pieces the index of their mapping and join neighbours of one mapping."""
     held: Piece | None = None
     for piece in pieces:
-        small = piece.index < len(points)
-        index = points[piece.index] if small else piece.index - len(points)
-        if held is not None and held.index == index and held.last + 1 == piece.first:
+        small = piece.number < len(points)
+        index = points[piece.number] if small else piece.number - len(points)
+        if held is not None and held.number == index and held.last + 1 == piece.first:
             held = Piece(held.first, piece.last, index)
             continue
         if held is not None:
