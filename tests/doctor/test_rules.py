@@ -264,17 +264,13 @@ BROKEN = {
     ),
     "a moved window": (
         with_device(with_host(HEALTHY, functions=()), A, reserved=(MOVED,)),
-        [("sw-msi-window-moved", E, str(A))],
+        [("rmr-fixed", E, str(A))],
     ),
     "17 doorbells of 64 KiB": (
         many_doorbells(17, Granule.K64),
-        [("sw-msi-capacity", W, "host")],
+        [("msi-window-full", N, "host")],
     ),
-    "17 doorbells of a guest": (
-        guest(many_doorbells(17, Granule.K64)),
-        [("sw-msi-capacity", E, "guest")],
-    ),
-    "65 doorbells": (many_doorbells(65, Granule.K4), [("sw-msi-capacity", W, "host")]),
+    "65 doorbells": (many_doorbells(65, Granule.K4), [("msi-window-full", N, "host")]),
     "a group of two ITSes": (
         with_function(HEALTHY, B, iommu_group=10),
         [("group-mixed-its", W, "IOMMU group 10")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ from vmm_msi.model import Granule, PciAddress
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.config import Choice
     from vmm_msi.doctor.case import Case
     from vmm_msi.doctor.gathered import HostSources
     from vmm_msi.hosttree import HostTree
@@ -127,36 +126,43 @@ def _about(case: Case, domain: str | None) -> str:
 
 def _case(args: argparse.Namespace) -> Case:
     from vmm_msi.doctor import gathered
-
-    wanted = [PciAddress.parse(text) for text in args.device]
-    choice = None if args.strategy is None else _choice(args)
-    there_is = _sources(args)
-    if args.domain is None and args.connect is None:
-        return gathered.case_of_host(there_is, wanted, choice)
-    from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.topology.join import join
 
-    plugins = load_plugins(args, load_config(args), [] if choice is None else [choice])
-    host = join(there_is.sources, there_is.name)
-    case: Case = import_module("vmm_msi.doctor.gather").case_of(
-        host, there_is.tree, args.domain, args.connect, choice, wanted, plugins
-    )
-    return gathered.of_guest(case, there_is)
-
-
-def _choice(args: argparse.Namespace) -> Choice:
-    """Return the strategy that is named.
-
-    :raise UsageError: when there is none of that name.
-    """
+    wanted = [PciAddress.parse(text) for text in args.device]
+    if args.domain is None and args.connect is None and args.strategy is None:
+        return gathered.case_of_host(_sources(args), wanted)
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice
+    from vmm_msi.doctor.gather import case_of
     from vmm_msi.hookspecs import PluginKind
 
-    choice = Choice.parse(args.strategy)
-    plugins = load_plugins(args, load_config(args), [choice])
-    plugins.info(choice.strategy, PluginKind.STRATEGY)
-    return choice
+    choice = None if args.strategy is None else Choice.parse(args.strategy)
+    settings = load_config(args)
+    plugins = load_plugins(args, settings, [] if choice is None else [choice])
+    if choice is not None:
+        plugins.info(choice.strategy, PluginKind.STRATEGY)
+    uri = _uri(args)
+    there_is = _sources(args)
+    host = join(there_is.sources, there_is.name)
+    case = case_of(host, None, args.domain, uri, choice, wanted, plugins, settings)
+    return gathered.with_host_facts(case, there_is)
+
+
+def _uri(args: argparse.Namespace) -> str | None:
+    """Return the libvirt that is to be asked; None where none need be.
+
+    :raise UsageError: when it is on another machine and the host is this one.
+    """
+    from vmm_msi.cli.guest import DEFAULT_URI
+    from vmm_msi.doctor.gather import XML_SUFFIX
+
+    uri: str | None = args.connect
+    if uri is None and args.domain is not None and not args.domain.endswith(XML_SUFFIX):
+        uri = os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+    _, remote, place = (uri or "").partition("://")
+    if remote and not place.startswith("/") and not args.host and args.root is None:
+        raise UsageError(f"{uri} is another machine: name it, or a description of it, as HOST")
+    return uri
 
 
 def _sources(args: argparse.Namespace) -> HostSources:

@@ -54,13 +54,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what ``args`` say and return the exit code."""
-    from vmm_msi.topology import live
+    from vmm_msi.hosttree import THIS_MACHINE
     from vmm_msi.topology.crosscheck import disagreements
     from vmm_msi.topology.join import join
 
     sources = _sources(args)
     names = [str(name) for name in (args.root, *args.host) if name is not None]
-    host = join(sources, " + ".join(names) or live.this_machine().source)
+    host = join(sources, " + ".join(names) or THIS_MACHINE)
     found = disagreements(sources)
     if args.format == "json":
         print_json(to_json(host, found))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from importlib import import_module
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor.case import Case, Disagreement, Kernel, Software
+from vmm_msi.doctor.case import Case, Disagreement
 from vmm_msi.doctor.devices import assignable, stand_ins, with_ways
 from vmm_msi.doctor.finding import Evidence
 from vmm_msi.doctor.looking import named
@@ -17,7 +16,6 @@ from vmm_msi.topology.join import join
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vmm_msi.config import Choice
     from vmm_msi.hosttree import HostTree
     from vmm_msi.model import HostTopology, PciAddress
 
@@ -36,9 +34,7 @@ class HostSources:
     tree: HostTree | None = None
 
 
-def case_of_host(
-    there_is: HostSources, wanted: Sequence[PciAddress] = (), choice: Choice | None = None
-) -> Case:
+def case_of_host(there_is: HostSources, wanted: Sequence[PciAddress] = ()) -> Case:
     """Return what is to be looked at.
 
     :param wanted: devices that are meant; none for all that could be assigned, and where nothing
@@ -48,33 +44,43 @@ def case_of_host(
     """
     host = join(there_is.sources, there_is.name)
     devices = tuple(wanted) or assignable(host) or stand_ins(host)
-    host = with_ways(host, devices)
-    _check(host, wanted)
-    kernel, software = Kernel(), Software()
+    case = Case(host=with_ways(host, devices), devices=devices)
+    _check(case.host, wanted)
+    return _with_facts(case, there_is)
+
+
+def with_host_facts(case: Case, there_is: HostSources) -> Case:
+    """Add to the case of a guest what the host's own sources tell.
+
+    What its libvirt told of itself stays.
+
+    :raise InputError: when a file of the host has not what belongs there.
+    """
+    return _with_facts(replace(case, host=with_ways(case.host, case.devices)), there_is)
+
+
+def _with_facts(case: Case, there_is: HostSources) -> Case:
+    kernel, software = case.kernel, case.software
     unreadable: list[Evidence] = []
     if there_is.tree is not None:
-        facts = import_module("vmm_msi.doctor.facts")
-        kernel = facts.read_kernel(there_is.tree, host, unreadable)
-        software = facts.read_software(there_is.tree, unreadable)
-    return Case(
-        host=host,
+        from vmm_msi.doctor.facts import read_kernel, read_software
+
+        kernel = read_kernel(there_is.tree, case.host, unreadable)
+        told = read_software(there_is.tree, unreadable)
+        limit = told.daemon_locked_memory
+        asked = software.libvirt is not None
+        software = replace(software, daemon_locked_memory=limit) if asked else told
+    return replace(
+        case,
         tree=there_is.tree,
         kernel=kernel,
         software=software,
-        devices=devices,
-        choice=choice,
         disagreements=tuple(
             Disagreement(one.subject, tuple(Evidence(*said) for said in one.statements))
             for one in disagreements(there_is.sources)
         ),
         unreadable=tuple(unreadable),
     )
-
-
-def of_guest(case: Case, there_is: HostSources) -> Case:
-    """Return the case of a guest with what only the host's own sources tell."""
-    own = case_of_host(there_is, case.devices)
-    return replace(case, disagreements=own.disagreements, unreadable=own.unreadable)
 
 
 def _check(host: HostTopology, wanted: Sequence[PciAddress]) -> None:

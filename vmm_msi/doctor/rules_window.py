@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.looking import meant, named, reserved
+from vmm_msi.doctor.looking import meant, reserved
 from vmm_msi.model import SW_MSI_WINDOW, ReservedKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.model import HostDevice
+    from vmm_msi.model import HostDevice, PciAddress
 
 #: Doorbells that one iommufd has a place for: Linux ``drivers/iommu/iommufd/iommufd_private.h``
 #: struct iommufd_sw_msi_maps.
@@ -78,13 +78,15 @@ def _memory(case: Case, device: HostDevice) -> list[Evidence]:
 
 def window_moved(case: Case) -> Iterator[Finding]:
     """Yield the devices whose doorbells the kernel maps elsewhere than QEMU tells the guest."""
+    if case.plugins is not None:
+        return  # rules_strategy.rmr_fixed knows whether a strategy needs an RMR
     for each in meant(case):
         regions, place = reserved(case, each) or ((), "")
         window = next((r for r in regions if r.kind is ReservedKind.SW_MSI), None)
         if window is None or (window.base, window.size) == (SW_MSI_WINDOW.base, SW_MSI_WINDOW.size):
             continue
         yield Finding(
-            "sw-msi-window-moved",
+            "rmr-fixed",
             Severity.ERROR,
             str(each.address),
             (Evidence(place, str(window)),),
@@ -95,34 +97,33 @@ def window_moved(case: Case) -> Iterator[Finding]:
 
 
 def capacity(case: Case) -> Iterator[Finding]:
-    """Yield that devices have more doorbells than the window has pages."""
+    """Yield that the host has more doorbells than the window of one guest has pages."""
     size = int(case.host.granule)
     slots = SW_MSI_WINDOW.size // size
-    pages: dict[int, list[HostDevice]] = {}
-    for _address, device, _function in meant(case):
+    pages: dict[int, PciAddress] = {}
+    for address, device, _function in meant(case):
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
-        if device is None or its is None:
-            continue
-        doorbell = its.doorbell if its.pre_its is None else its.pre_its.offset(4 * device.device_id)
-        pages.setdefault(doorbell.align_down(size), []).append(device)
+        if device is not None and its is not None:
+            own = its.pre_its
+            doorbell = its.doorbell if own is None else own.offset(4 * device.device_id)
+            pages.setdefault(doorbell.align_down(size), address)
     most = min(slots, MAX_DOORBELLS)
     if len(pages) <= most:
         return
-    late = [device.address for devices in list(pages.values())[most:] for device in devices]
     if most < MAX_DOORBELLS:
         happens = f"that of the {most + 1}th lies behind the RMR {_RMR} and faults in stage 1"
     else:
         happens = f"the {most + 1}th is refused with EOVERFLOW"
     yield Finding(
-        "sw-msi-capacity",
-        Severity.WARNING if case.guest is None else Severity.ERROR,
-        "host" if case.guest is None else "guest",
+        "msi-window-full",
+        Severity.NOTE,
+        "host",
         (
-            Evidence(case.host.source, f"{len(pages)} doorbells in pages of {case.host.granule}"),
-            Evidence(_RMR, f"{slots} pages of {case.host.granule}"),
+            Evidence(case.host.source, f"{len(pages)} doorbell pages, {case.host.granule} each"),
+            Evidence(f"MSI window {_RMR}", f"{slots} pages"),
         ),
-        f"In a guest with all of these devices {happens}: by their order {named(late)} would be "
-        "without interrupts.",
-        f"Give a guest devices of {most} ITSes at most, or boot the host with a kernel of smaller "
-        "pages.",
+        f"One guest with all these devices loses MSIs: of the doorbells, in the order in which "
+        f"they are used, {happens}.",
+        f"Give a guest devices of {most} ITSes at most"
+        + (", or use a host kernel with 4K pages." if most < MAX_DOORBELLS else "."),
     )

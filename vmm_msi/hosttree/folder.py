@@ -32,6 +32,7 @@ class FolderTree:
 
     def __init__(self, root: Path) -> None:
         self._root = "" if root == Path("/") else str(root)
+        self._links: dict[str, str | None] = {}
 
     @property
     def is_this_machine(self) -> bool:
@@ -107,8 +108,11 @@ class FolderTree:
         return self._root + walk(self.source, path, self._link_at)
 
     def _link_at(self, path: str) -> str | None:
-        place = self._root + path
-        return os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
+        # Looked up once: the way to a file mostly leads through folders of others before it.
+        if path not in self._links:
+            place = self._root + path
+            self._links[path] = os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
+        return self._links[path]
 
 
 def _read(descriptor: int, size: int) -> bytes:

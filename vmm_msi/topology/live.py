@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError, UsageError
-from vmm_msi.hosttree import UnreadableError, number, place
+from vmm_msi.hosttree import THIS_MACHINE, UnreadableError, number, place
 from vmm_msi.hosttree.folder import FolderTree
 from vmm_msi.hosttree.places import PAGE_SIZE
 from vmm_msi.model import Granule, HostTopology
@@ -32,7 +32,7 @@ def load_live() -> HostTopology:
     :raise UsageError: when it has neither an IORT nor a device tree with an SMMU or an ITS.
     :raise TopologyError: when what it has cannot be read or is malformed.
     """
-    host = join(read_live(), this_machine().source)
+    host = join(read_live(), THIS_MACHINE)
     if not host.missing:
         return host
     paths = (str(ACPI_TABLES / "IORT"), str(DEVICE_TREE))
@@ -52,7 +52,7 @@ def this_machine() -> FolderTree:
 
 def read_live() -> tuple[HostTopology, ...]:
     """Return what each source on this machine says: :func:`read_sources`."""
-    return read_sources(this_machine(), Granule(os.sysconf("SC_PAGE_SIZE")))
+    return read_sources(this_machine())
 
 
 def read_host(tree: HostTree, granule: Granule | None = None) -> HostTopology:
@@ -70,7 +70,7 @@ def read_sources(tree: HostTree, granule: Granule | None = None) -> tuple[HostTo
     ACPI comes before a device tree, as in Linux ``arch/arm64/kernel/acpi.c``; sysfs is the last
     and always there. What the tables' absence means is said by its ``missing``.
 
-    :param granule: page size of the host's kernel, where a capture does not tell.
+    :param granule: page size of the host's kernel, where neither a capture nor this machine tells.
     :raise TopologyError: when a table is malformed.
     :raise InputError: when a file of sysfs has not what the kernel writes there.
     """
@@ -92,6 +92,8 @@ def read_sources(tree: HostTree, granule: Granule | None = None) -> tuple[HostTo
 
 
 def _page_size(tree: HostTree) -> Granule | None:
+    if tree.source == THIS_MACHINE:
+        return Granule(os.sysconf("SC_PAGE_SIZE"))
     size = number(tree, PAGE_SIZE, 10)
     if size is None:
         return None
