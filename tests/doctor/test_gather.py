@@ -1,5 +1,7 @@
 """Cases from files, from libvirt's test driver and from a real daemon."""
 
+from dataclasses import replace
+
 import pytest
 from doctor.cases import A2, HOST, A, B
 from doctor.guest_cases import GUEST, PLUGINS, changed, ids, rendered
@@ -7,11 +9,13 @@ from provision.helpers import HOST as SERVER
 from provision.helpers import node_file
 
 from vmm_msi.config import Choice, Config
+from vmm_msi.doctor.devices import stand_ins
 from vmm_msi.doctor.gather import case_of
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml.support import Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, HypervisorError, UsageError
+from vmm_msi.hosttree.memory import MemoryTree
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.model import PciAddress
 
@@ -47,7 +51,7 @@ def test_devices_that_are_named(written):
 
 def test_without_a_guest_all_that_could_be_assigned():
     assert gathered().devices == (A, A2, B)
-    assert gathered(host=SERVER).devices == ()
+    assert gathered(host=SERVER).devices == stand_ins(SERVER)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +88,16 @@ def test_a_guest_of_the_test_driver(tmp_path):
 
 def test_what_the_host_tells_of_a_function_is_believed(tmp_path):
     case = gathered("guest0", f"test://{node_file(tmp_path)}", devices=(A,))
-    assert case.host.function_by_address[A] is HOST.function_by_address[A]
+    told = HOST.function_by_address[A]
+    assert case.host.function_by_address[A] == replace(told, numa_node=0)
+
+
+def test_the_files_of_a_host(written):
+    """Its kernel and what a capture was told of libvirt are read where it is known by its files."""
+    tree = MemoryTree("host", {"/proc/sys/kernel/osrelease": b"7.2.0\n"})
+    path = written(rendered(A))
+    case = case_of(HOST, tree, path, None, None, (), PLUGINS, Config())
+    assert (case.tree, case.kernel.release) == (tree, "7.2.0")
 
 
 def test_a_real_daemon(lab_daemon, written):

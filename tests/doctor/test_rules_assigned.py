@@ -1,7 +1,7 @@
 """Findings about devices that are to be assigned."""
 
 import pytest
-from doctor.cases import A2, A, B, function, with_function, with_host
+from doctor.cases import A2, A, B, function, with_device, with_function, with_host
 from doctor.guest_cases import case_of, changed, ids, only, rendered
 
 from vmm_msi.doctor.finding import Severity
@@ -66,18 +66,34 @@ def test_a_part_of_a_group():
     case = with_function(case_of(ONE), A, members=(A, A2))
     finding = only(case, "partial-group")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
-    assert str(finding.evidence[0]) == f"/sys/kernel/iommu_groups/10/devices: {A2}, beside {A}"
-    assert finding.remedy.startswith(f"Assign {A2} to the same guest")
-    both = case_of(rendered(A, A2))
-    for address, group in ((A, 10), (A2, 10)):
-        both = with_function(both, address, iommu_group=group, members=(A, A2))
-    assert not [found for found in ids(both) if "partial-group" in found]
+    assert str(finding.evidence[0]) == (
+        f"/sys/kernel/iommu_groups/10/devices: IOMMU group 10 has {A2} beside {A}"
+    )
+    assert finding.remedy.endswith("only where the guest has both in one stage 1.")
+
+
+def test_a_whole_group():
+    """What becomes of it the model says: each device has a stage 1 of its own, a group has one."""
+    case = case_of(rendered(A, A2))
+    for address in (A, A2):
+        case = with_function(case, address, iommu_group=10, members=(A, A2))
+        case = with_device(case, address, iommu_group=10)
+    assert not [found for found in ids(case) if "partial-group" in found]
+    assert "IOMMU group 10 is attached elsewhere" in only(case, "msi-lost").evidence[0].what
+
+
+def test_a_group_by_a_description_of_the_host():
+    case = with_host(case_of(ONE), functions=())
+    case = with_device(case, A2, iommu_group=10)
+    assert only(case, "partial-group").evidence[0].where == "host"
 
 
 def test_a_group_with_a_bridge():
     case = with_function(case_of(ONE), A, members=(BRIDGE, A))
     case = with_function(case, BRIDGE, class_code=0x060400, members=(BRIDGE, A), driver="pcieport")
-    assert "a slot or a switch with ACS separates them" in only(case, "partial-group").remedy
+    assert only(case, "partial-group").remedy.endswith(
+        f"{BRIDGE} is a bridge and cannot be assigned."
+    )
 
 
 def test_a_group_of_which_a_plain_device_is():

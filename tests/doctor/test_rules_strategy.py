@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from doctor.cases import A2, HOST, A, B, host_device, with_function, with_host
+from doctor.cases import A2, HOST, A, B, host_device, with_device, with_function, with_host
 from doctor.guest_cases import GUEST, PLUGINS, case_of, changed, ids, only, rendered
 
 from vmm_msi.config import Choice, Config, ConfigTable
@@ -74,6 +74,20 @@ def test_without_a_guest_each_device_is_tried_alone():
     finding = only(case, "msi-lost")
     assert finding.subject == f"{A} and 1 more"
     assert [each.what.partition(":")[0] for each in finding.evidence[:2]] == ["0000", "0001"]
+
+
+def test_devices_of_a_group_are_tried_alone_too():
+    case = replace(case_of(TWO), guest=None, devices=(A, A2))
+    for address in (A, A2):
+        case = with_device(with_function(case, address, iommu_group=10), address, iommu_group=10)
+    assert [*rules_strategy.msi_lost(case)] == []
+
+
+def test_ranges_of_addresses_have_no_groups_to_be_mixed_up():
+    """What stands for devices that nothing lists is in group -1, each by itself."""
+    devices = tuple(replace(device, iommu_group=-1) for device in HOST.devices)
+    case = replace(with_host(case_of(TWO), devices=devices, functions=()), guest=None)
+    assert [*rules_strategy.msi_lost(case)] == []
 
 
 def test_strategies_that_go_together_on_no_kernel():

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.case import Case, Guest, Kernel, Software
+from vmm_msi.doctor.devices import assignable, stand_ins, with_ways
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.errors import DomainXmlError, UsageError
 from vmm_msi.provision import files
 from vmm_msi.provision.surroundings import known_nodes
+from vmm_msi.topology.join import host_of_functions, join
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -58,6 +59,7 @@ def case_of(
             connection = stack.enter_context(connect(uri, readonly=True))
         guest = None if domain is None else _guest(domain, connection)
         meant = tuple(devices) or _devices(host, guest)
+        host = with_ways(host, meant)
         if connection is not None:
             host = _with_nodes(host, connection, meant)
             software = _software(software, connection)
@@ -77,8 +79,9 @@ def case_of(
 def _facts(host: HostTopology, tree: HostTree | None) -> tuple[Kernel, Software]:
     if tree is None:
         return Kernel(), Software()
-    facts = import_module("vmm_msi.doctor.facts")
-    return facts.read_kernel(tree, host), facts.read_software(tree)
+    from vmm_msi.doctor.facts import read_kernel, read_software
+
+    return read_kernel(tree, host), read_software(tree)
 
 
 def _guest(domain: str, connection: Connection | None) -> Guest:
@@ -109,9 +112,7 @@ def _read(path: Path) -> DomainXml:
 def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:
     if guest is not None:
         return tuple(dict.fromkeys(hostdev.host for hostdev in guest.xml.hostdevs()))
-    if host.functions:
-        return tuple(each.address for each in host.functions if not each.is_bridge)
-    return tuple(device.address for device in host.devices)
+    return assignable(host) or stand_ins(host)
 
 
 def _with_nodes(
@@ -119,15 +120,18 @@ def _with_nodes(
 ) -> HostTopology:
     """Add what libvirt knows of the devices, of their groups and of their other functions.
 
-    Of a function that the host's own files tell of, they are believed.
+    What the host's own sources tell of a function is believed.
     """
-    found = dict(host.function_by_address)
+    found: dict[PciAddress, PciFunction] = {}
+    asked: set[PciAddress] = set()
     wanted = set(devices)
-    while missing := sorted(wanted - found.keys()):
-        nodes = known_nodes(connection, missing)
+    while wanted:
+        nodes = known_nodes(connection, sorted(wanted))
+        asked |= wanted
         found |= nodes
-        wanted = {near for node in nodes.values() for near in _near(node)} - set(missing)
-    return replace(host, functions=tuple(found[address] for address in sorted(found)))
+        wanted = {near for node in nodes.values() for near in _near(node)} - asked
+    told = host_of_functions(connection.uri, found.values())
+    return join((host, told), host.source)
 
 
 def _near(function: PciFunction) -> Iterable[PciAddress]:

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.model import HostDevice, PciAddress, PciFunction, ReservedRegion, Smmu
+    from vmm_msi.model import HostDevice, Pa, PciAddress, PciFunction, ReservedRegion, Smmu
 
 #: Devices that a sentence names; more are counted.
 MAX_NAMED = 4
@@ -78,6 +78,22 @@ def reserved(case: Case, each: Meant) -> tuple[tuple[ReservedRegion, ...], str] 
     if each.device is not None:
         return each.device.reserved, case.host.source
     return None
+
+
+def doorbell_pages(case: Case) -> dict[Pa, list[HostDevice]]:
+    """Return the distinct doorbell pages of the devices, in the order of the devices.
+
+    A page of the host's kernel is what iommufd maps; behind a pre-ITS each device has a doorbell of
+    its own.
+    """
+    found: dict[Pa, list[HostDevice]] = {}
+    for _address, device, _function in meant(case):
+        its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
+        if device is None or its is None:
+            continue
+        doorbell = its.doorbell if its.pre_its is None else its.pre_its.offset(4 * device.device_id)
+        found.setdefault(doorbell.align_down(case.host.granule), []).append(device)
+    return found
 
 
 def sysfs(address: PciAddress, name: str, what: object) -> Evidence:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.case import Case
     from vmm_msi.hookspecs import Needs
     from vmm_msi.host import PluginHost
-    from vmm_msi.model import GuestDomain, HostDevice, HostTopology, PciAddress, Verdict
+    from vmm_msi.model import HostDevice, HostTopology, PciAddress, Verdict
 
 
 @dataclass(frozen=True)
@@ -120,8 +120,16 @@ def placed(case: Case) -> HostTopology:
 
 
 def _kept(case: Case, found: list[PciAddress]) -> tuple[HostDevice, ...]:
+    """Return what the host lists of the devices; a group that nothing tells is one of its own."""
     wanted = set(found)
-    return tuple(device for device in case.host.devices if device.address in wanted)
+    listed = [device for device in case.host.devices if device.address in wanted]
+    groups = [device.iommu_group for device in case.host.devices]
+    groups += [function.iommu_group or 0 for function in case.host.functions]
+    own = max(groups, default=0)
+    return tuple(
+        device if device.iommu_group >= 0 else replace(device, iommu_group=own + number)
+        for number, device in enumerate(listed, 1)
+    )
 
 
 def tried(case: Case, plugins: PluginHost) -> Iterator[Modelled]:
@@ -134,9 +142,9 @@ def tried(case: Case, plugins: PluginHost) -> Iterator[Modelled]:
     """
     host = placed(case)
     chosen = choices(case)
-    for guest in _guests(case, host):
-        mine = {device.host: chosen[device.host] for device in guest.devices}
-        yield _try(case, plugins, Scenario(host, guest), mine)
+    for scenario in _scenarios(case, host):
+        mine = {device.host: chosen[device.host] for device in scenario.guest.devices}
+        yield _try(case, plugins, scenario, mine)
 
 
 def _try(
@@ -154,15 +162,17 @@ def _try(
     return Modelled(scenario, profile.name, verdicts)
 
 
-def _guests(case: Case, host: HostTopology) -> Iterator[GuestDomain]:
+def _scenarios(case: Case, host: HostTopology) -> Iterator[Scenario]:
     devices = [device for device in case.devices if device in host.device_by_address]
     if case.guest is None:
-        for device in devices:
-            yield virt_guest("a guest", [device])
+        for address in devices:
+            alone = replace(host, devices=(host.device_by_address[address],))
+            yield Scenario(alone, virt_guest("a guest", [address]))
     elif devices:
         guest = guest_from_xml(case.guest.xml, also=devices)
         meant = set(devices)
-        yield replace(guest, devices=tuple(d for d in guest.devices if d.host in meant))
+        mine = tuple(device for device in guest.devices if device.host in meant)
+        yield Scenario(host, replace(guest, devices=mine))
 
 
 def delivering(case: Case, plugins: PluginHost, lost: Modelled) -> list[Choice]:

@@ -94,22 +94,19 @@ def partial_group(case: Case) -> Iterator[Finding]:
             continue
         bridges = [m for m in others if m in functions and functions[m].is_bridge]
         names = ", ".join(map(str, others))
-        place = f"/sys/kernel/iommu_groups/{group}/devices"
-        remedy = (
-            f"Use a device that shares no group with a bridge or a port: {bridges[0]} is one, and "
-            "cannot be assigned; a slot or a switch with ACS separates them."
-            if bridges
-            else f"Assign {names} to the same guest, behind the same vSMMU, or use a device that "
-            "is alone in its group."
-        )
+        place = f"/sys/kernel/iommu_groups/{group}/devices" if told else case.host.source
+        alone = "Use a device that is alone in its group, as a slot or a switch with ACS makes it"
         yield Finding(
             "partial-group",
             Severity.ERROR,
             str(device),
-            (Evidence(place, f"{names}, beside {device}"),),
+            (Evidence(place, f"IOMMU group {group} has {names} beside {device}"),),
             f"The guest's SMMU fails when it sets {device} up: the kernel attaches the group as "
             "one, and gives ENOENT for a member without a vDEVICE.",
-            remedy,
+            f"{alone}; {bridges[0]} is a bridge and cannot be assigned."
+            if bridges
+            else f"{alone}; assigning {names} too helps only where the guest has both in one "
+            "stage 1.",
         )
     if unknown and case.guest is not None:
         names = ", ".join(map(str, unknown))

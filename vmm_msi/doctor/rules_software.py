@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor import modelled
@@ -9,12 +10,14 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guests import subject
 from vmm_msi.domxml.reserve import QEMU
 from vmm_msi.domxml.support import DRIVER_VALUES, REQUIREMENTS, Feature, GuestKind, Support
+from vmm_msi.provision.files import newest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vmm_msi.doctor.case import Case
     from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.support import Gap
 
 #: What a plan that QEMU carries out has in its XML.
 _PLANNED = (Feature.SMMUV3, Feature.PCI_BUS, Feature.ACCEL, Feature.HOSTDEV_IOMMUFD)
@@ -38,28 +41,35 @@ def too_old(case: Case) -> Iterator[Finding]:
     wanted = _wanted(case)
     kind = None if case.guest is None else case.guest.xml.kind
     support = Support(software.libvirt, software.qemu, kind or GuestKind())
-    for gap in support.missing(wanted):
-        place = wanted[gap.feature]
-        needs = REQUIREMENTS[gap.feature]
-        if gap.needs == f"libvirt {needs.libvirt}":
-            yield Finding(
-                "libvirt-too-old",
-                Severity.ERROR,
-                whose,
-                (Evidence(software.said_by, gap.has), Evidence(place, needs.xml)),
-                f"{gap}; without validation it drops what it does not know.",
-                f"Use libvirt {max(REQUIREMENTS[feature].libvirt for feature in wanted)} or newer.",
-            )
-        elif gap.needs.startswith("QEMU "):
-            newest = max(r for f in wanted if (r := REQUIREMENTS[f].qemu) is not None)
-            yield Finding(
-                "qemu-too-old",
-                Severity.ERROR,
-                whose,
-                (Evidence(software.said_by, gap.has), Evidence(place, needs.xml)),
-                f"{gap}.",
-                f"Use QEMU {newest} or newer.",
-            )
+    # Of what the guest's kind excludes, other rules tell.
+    old = [gap for gap in support.missing(wanted) if gap.needs.startswith("libvirt ")]
+    if old:
+        yield Finding(
+            "libvirt-too-old",
+            Severity.ERROR,
+            whose,
+            (Evidence(software.said_by, old[0].has), *_places(wanted, old)),
+            f"{'; '.join(map(str, old))}: without validation it drops what it does not know.",
+            f"Use libvirt {max(REQUIREMENTS[gap.feature].libvirt for gap in old)} or newer.",
+        )
+    # Also where libvirt is too old for the same.
+    by_qemu = replace(support, libvirt=newest().libvirt)
+    old = [gap for gap in by_qemu.missing(wanted) if gap.needs.startswith("QEMU ")]
+    if old:
+        needed = max(r for gap in old if (r := REQUIREMENTS[gap.feature].qemu) is not None)
+        yield Finding(
+            "qemu-too-old",
+            Severity.ERROR,
+            whose,
+            (Evidence(software.said_by, old[0].has), *_places(wanted, old)),
+            f"{'; '.join(map(str, old))}.",
+            f"Use QEMU {needed} or newer.",
+        )
+
+
+def _places(wanted: Mapping[Feature, str], gaps: Iterable[Gap]) -> Iterator[Evidence]:
+    for gap in gaps:
+        yield Evidence(wanted[gap.feature], REQUIREMENTS[gap.feature].xml)
 
 
 def _wanted(case: Case) -> dict[Feature, str]:
@@ -71,6 +81,8 @@ def _wanted(case: Case) -> dict[Feature, str]:
         return found
     for choice, needs in modelled.needs(case, case.plugins).items():
         for feature in _PLANNED if needs.qemu else ():
+            if feature is Feature.HOSTDEV_IOMMUFD and Feature.DOMAIN_IOMMUFD in found:
+                continue
             found.setdefault(feature, f"what strategy {choice} writes")
     return found
 

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor import modelled
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guests import subject
+from vmm_msi.doctor.looking import doorbell_pages
+from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.errors import RefusedError, errno_name
 from vmm_msi.model import SW_MSI_WINDOW, Outcome
 from vmm_msi.provision.checks import NOT_CARRIED, carried, needs_of
@@ -18,11 +20,8 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice
     from vmm_msi.doctor.case import Case
     from vmm_msi.host import PluginHost
-    from vmm_msi.model import HostDevice, Pa, Verdict
+    from vmm_msi.model import Verdict
 
-#: Doorbells that one iommufd file descriptor has room for: the bitmap of struct
-#: iommufd_sw_msi_maps, Linux ``drivers/iommu/iommufd/iommufd_private.h``.
-SLOTS = 64
 #: Devices that one finding has evidence of; more are counted.
 _SHOWN = 8
 
@@ -139,9 +138,9 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
 
 def window_full(case: Case) -> Iterator[Finding]:
     """Yield that the devices have more doorbells than the MSI window has pages."""
-    doorbells = _doorbells(case)
+    doorbells = doorbell_pages(case)
     granule = case.host.granule
-    pages = min(SLOTS, SW_MSI_WINDOW.size // granule)
+    pages = min(MAX_DOORBELLS, SW_MSI_WINDOW.size // granule)
     if len(doorbells) <= pages:
         return
     beyond = list(doorbells.items())[pages:]
@@ -149,7 +148,7 @@ def window_full(case: Case) -> Iterator[Finding]:
     address = SW_MSI_WINDOW.base + pages * granule
     fault = (
         "iommufd has no slot for it (EOVERFLOW)"
-        if pages == SLOTS
+        if pages == MAX_DOORBELLS
         else f"it is given {address:#x}, outside of the RMR, and each MSI is an S1 fault"
     )
     one_guest = case.guest is not None
@@ -165,13 +164,13 @@ def window_full(case: Case) -> Iterator[Finding]:
         f"One guest with all these devices loses MSIs: of the {pages + 1}th doorbell that is used "
         f"{fault}.",
         f"Give a guest devices of {pages} ITSes at most"
-        + (", or use a host kernel with 4K pages." if pages < SLOTS else "."),
+        + (", or use a host kernel with 4K pages." if pages < MAX_DOORBELLS else "."),
     )
 
 
 def slot_order(case: Case) -> Iterator[Finding]:
     """Yield that the addresses of doorbells depend on who enables an interrupt first."""
-    doorbells = _doorbells(case)
+    doorbells = doorbell_pages(case)
     if case.guest is None or len(doorbells) < 2:
         return
     granule = case.host.granule
@@ -192,19 +191,6 @@ def slot_order(case: Case) -> Iterator[Finding]:
         "Nothing, with identity: its RMR covers them all; a VMM that places a vITS at the first "
         "page must take devices of one ITS alone.",
     )
-
-
-def _doorbells(case: Case) -> dict[Pa, list[HostDevice]]:
-    """Return the distinct doorbell pages of the devices, in their order."""
-    found: dict[Pa, list[HostDevice]] = {}
-    host = modelled.placed(case)
-    for address in case.devices:
-        device = host.device_by_address.get(address)
-        its = None if device is None else host.its_by_id.get(device.its)
-        if device is not None and its is not None:
-            page = its.doorbell.align_down(host.granule)
-            found.setdefault(page, []).append(device)
-    return found
 
 
 def _whose(case: Case) -> str:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.looking import meant, reserved
+from vmm_msi.doctor.looking import doorbell_pages, meant, reserved
 from vmm_msi.model import SW_MSI_WINDOW, ReservedKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.model import HostDevice, PciAddress
+    from vmm_msi.model import HostDevice
 
 #: Doorbells that one iommufd has a place for: Linux ``drivers/iommu/iommufd/iommufd_private.h``
 #: struct iommufd_sw_msi_maps.
@@ -100,13 +100,7 @@ def capacity(case: Case) -> Iterator[Finding]:
     """Yield that the host has more doorbells than the window of one guest has pages."""
     size = int(case.host.granule)
     slots = SW_MSI_WINDOW.size // size
-    pages: dict[int, PciAddress] = {}
-    for address, device, _function in meant(case):
-        its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
-        if device is not None and its is not None:
-            own = its.pre_its
-            doorbell = its.doorbell if own is None else own.offset(4 * device.device_id)
-            pages.setdefault(doorbell.align_down(size), address)
+    pages = doorbell_pages(case)
     most = min(slots, MAX_DOORBELLS)
     if len(pages) <= most:
         return
