@@ -10,6 +10,7 @@ from vmm_msi.cli.common import (
     HOST_FORMS,
     add_config,
     add_format,
+    add_granule,
     host_name,
     load_sources,
     print_json,
@@ -71,11 +72,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:key=value,…]",
         help="strategy that is to be used; default: the configuration's, else identity",
     )
-    parser.add_argument(
-        "--granule",
-        choices=[str(granule) for granule in Granule],
-        help="page size of the host's kernel, where nothing tells",
-    )
+    add_granule(parser)
     parser.add_argument(
         "--explain", metavar="ID", help="print the page about a finding, and look at nothing"
     )

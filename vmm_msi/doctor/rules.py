@@ -67,7 +67,7 @@ HOST_RULES: tuple[Rule, ...] = (
     rules_its.its_unknown,
 )
 
-#: What is looked at where there is neither a guest nor a libvirt: the others say more of it.
+#: What is looked at where there is neither a guest nor a strategy: the others say more of it.
 ALONE_RULES: tuple[Rule, ...] = (rules_window.capacity,)
 
 
@@ -115,7 +115,7 @@ def guest_rules() -> tuple[Rule, ...]:
 
 def rules_for(case: Case) -> tuple[Rule, ...]:
     """Return the rules that have something to look at, in their order."""
-    if case.guest is None and case.plugins is None and case.software.libvirt is None:
+    if case.guest is None and case.plugins is None:
         return (*HOST_RULES, *ALONE_RULES)
     return (*HOST_RULES, *guest_rules())
 

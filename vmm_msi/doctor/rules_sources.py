@@ -49,8 +49,7 @@ def disagree(case: Case) -> Iterator[Finding]:
             Severity.WARNING,
             each.subject,
             each.told,
-            f"One of the sources about {each.subject} is wrong or not of this host, and what is "
-            "planned from it may be, too.",
+            "One of them is wrong or not of this host, and what is planned from it may be, too.",
             "Name a HOST of this machine as it runs now; where firmware and kernel disagree, "
             "believe the kernel and look for a newer firmware.",
         )
