@@ -118,6 +118,12 @@ def test_help_imports_nothing_that_it_does_not_need():
         assert loaded(code, *heavy) == []
 
 
+def test_doctor_of_a_host_imports_nothing_about_guests():
+    code = f"from vmm_msi.cli import main\nassert main(['doctor', {TWO_ITS!r}]) == 0"
+    heavy = ("libvirt", "lxml", "pluggy", "libfdt", "vmm_msi.provision", "vmm_msi.domxml")
+    assert loaded(code, *heavy) == []
+
+
 def test_compare_imports_no_libvirt():
     words = ["compare", "--scenario", TWO_ITS, "--strategy", "direct"]
     code = f"from vmm_msi.cli import main\nassert main({words!r}) == 0"

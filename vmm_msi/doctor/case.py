@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmm_msi.config import Config
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.support import Version
+    from vmm_msi.host import PluginHost
     from vmm_msi.hosttree import HostTree
     from vmm_msi.model import HostTopology, PciAddress
 
@@ -22,11 +25,17 @@ class SmmuHardware:
     """What an SMMU's driver said of it in the kernel's log, or its ID registers through iommufd.
 
     None where nothing was said.
+
+    :param nested: the driver nests the stages; it does not on some that have both, for errata.
+    :param s2fwb: stage 2 can force write-back (IDR3.FWB).
+    :param coherent: its table walks are coherent, as firmware has it.
     """
 
     stage1: bool | None = None
     stage2: bool | None = None
+    nested: bool | None = None
     s2fwb: bool | None = None
+    coherent: bool | None = None
     evidence: tuple[Evidence, ...] = ()
 
 
@@ -41,6 +50,8 @@ class Kernel:
     :param parameters: parameters of modules, by ``module.parameter``.
     :param log: lines of its log about SMMUs, ITSes, IOMMU groups and VFIO.
     :param smmus: what the log says of each SMMU, by the id it has in the topology.
+    :param cmdline: its command line; None where that is not known.
+    :param dev_iommu: there is a /dev/iommu; None where that is not known.
     """
 
     release: str | None = None
@@ -49,6 +60,8 @@ class Kernel:
     parameters: Mapping[str, str] = field(default_factory=dict)
     log: Sequence[str] = ()
     smmus: Mapping[int, SmmuHardware] = field(default_factory=dict)
+    cmdline: str | None = None
+    dev_iommu: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +95,18 @@ class Guest:
     holders: Sequence[tuple[PciAddress, str]] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Disagreement:
+    """Sources that tell different things of the same.
+
+    :param subject: what they are about: a device, an SMMU, an ITS.
+    :param told: what each of them says.
+    """
+
+    subject: str
+    told: tuple[Evidence, ...]
+
+
 @dataclass(frozen=True)
 class Case:
     """All that is looked at; rules read it and nothing else.
@@ -89,7 +114,11 @@ class Case:
     :param tree: the host's files; None where there is only a description of it.
     :param devices: the host's devices that are meant: those of the guest, else all that could be
         assigned.
-    :param choice: the strategy that is to be used; None for the configuration's.
+    :param choice: the strategy that is to be used; None for the one a device was attached with,
+        else the configuration's.
+    :param plugins: the strategies there are; None where nothing is asked of strategies.
+    :param disagreements: what the sources of ``host`` disagree about.
+    :param unreadable: files that could not be read, and why.
     """
 
     host: HostTopology
@@ -99,3 +128,7 @@ class Case:
     guest: Guest | None = None
     devices: tuple[PciAddress, ...] = ()
     choice: Choice | None = None
+    plugins: PluginHost | None = None
+    config: Config = field(default_factory=Config)
+    disagreements: tuple[Disagreement, ...] = ()
+    unreadable: tuple[Evidence, ...] = ()

@@ -15,18 +15,16 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.hosttree.kernellog import KMSG, records
 from vmm_msi.iommu.eventlog import EventReader
 from vmm_msi.iommu.events import SmmuEvent, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_NODE = "/dev/kmsg"
 _BURST = 10
 #: DEFAULT_RATELIMIT_INTERVAL is 5 s; and a bit for the clocks.
 _INTERVAL_S = 5.2
-#: Longest record in bytes (``PRINTK_MESSAGE_MAX`` is 2048).
-_RECORD = 8192
 
 
 class KernelLog:
@@ -34,11 +32,11 @@ class KernelLog:
 
     def __init__(self) -> None:
         try:
-            self._fd = os.open(_NODE, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = os.open(KMSG, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         except OSError as error:
             raise BackendError(
                 error.errno or errno.EIO,
-                f"opening {_NODE}: {error.strerror}; stage 2 faults are told there alone, and "
+                f"opening {KMSG}: {error.strerror}; stage 2 faults are told there alone, and "
                 "reading it takes root (CAP_SYSLOG)",
             ) from error
         self._reader = EventReader()
@@ -75,13 +73,8 @@ class KernelLog:
 
     def _read(self) -> Iterator[tuple[float, list[int]]]:
         """Yield when each event was logged, by the log's clock in seconds, and its words."""
-        while True:
-            try:
-                record = os.read(self._fd, _RECORD)
-            except BlockingIOError:
-                return
-            except BrokenPipeError:
-                # Records were overwritten before they were read; go on with the oldest there is.
+        for record in records(self._fd):
+            if record is None:
                 self._reader.clear()
                 continue
             words = self._reader.feed(record)

@@ -1,0 +1,285 @@
+"""What the files of a host tell of its kernel and its software, live and captured alike."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+from pathlib import Path
+
+import pytest
+from hosttree.arm_host import FEATURES, LOG, RELEASE, SMMU_BASE, arm_host, packed_config
+
+from vmm_msi.doctor.case import Kernel, SmmuHardware, Software
+from vmm_msi.doctor.facts import NO_LIMIT, read_kernel, read_software
+from vmm_msi.doctor.finding import Evidence
+from vmm_msi.doctor.software import ask_emulator, ask_libvirt, decode, encode
+from vmm_msi.domxml.support import Version
+from vmm_msi.errors import TopologyError
+from vmm_msi.hosttree.archive import read_archive
+from vmm_msi.hosttree.capture import capture
+from vmm_msi.hosttree.folder import FolderTree
+from vmm_msi.hosttree.memory import MemoryTree
+from vmm_msi.libvirt_driver import connect
+from vmm_msi.model import Granule, HostTopology, Its, Pa, Smmu
+
+OPTIONS = {"IOMMUFD": "m", "ARM_SMMU_V3": "y", "NR_CPUS": "512", "PHYSICAL_START": "0x1000000"}
+LOG_FILE = "/vmm-msi/kernel-log"
+
+
+def topology(*bases):
+    smmus = tuple(
+        Smmu(number, None if base is None else Pa(base)) for number, base in enumerate(bases)
+    )
+    return HostTopology("test", Granule.K4, smmus, (Its(0, Pa(0x20000000)),))
+
+
+@pytest.fixture(params=["folder", "capture"])
+def tree(request, tmp_path):
+    """The same host as a folder and as a capture of that."""
+    arm_host(tmp_path)
+    if request.param == "folder":
+        return FolderTree(tmp_path)
+    data = capture(FolderTree(tmp_path)).packed("tests")
+    return read_archive(io.BytesIO(data), "host.tar.zst")
+
+
+def test_kernel(tree):
+    unreadable = []
+    kernel = read_kernel(tree, topology(None, SMMU_BASE), unreadable)
+    assert unreadable == []
+    assert kernel.release == RELEASE
+    assert {name: kernel.options.get(name) for name in OPTIONS} == OPTIONS
+    assert "ARM_SMMU_V3_IOMMUFD" not in kernel.options
+    assert kernel.options_from == f"/boot/config-{RELEASE}"
+    assert kernel.parameters == {
+        "vfio_iommu_type1.allow_unsafe_interrupts": "N",
+        "iommufd.allow_unsafe_interrupts": "Y",
+        "vfio.enable_unsafe_noiommu_mode": "N",
+    }
+    assert kernel.log == LOG
+    assert kernel.cmdline == "iommu.passthrough=1"
+    assert kernel.dev_iommu is True
+    assert kernel.smmus == {
+        1: SmmuHardware(
+            stage1=True,
+            stage2=True,
+            nested=True,
+            s2fwb=True,
+            coherent=True,
+            evidence=(Evidence(LOG_FILE, FEATURES),),
+        )
+    }
+
+
+def test_software(tree):
+    assert read_software(tree) == Software(
+        Version(12, 8, 0),
+        Version(11, 1, 0),
+        "QEMU",
+        said_by="libvirt",
+        daemon_locked_memory=67108864,
+    )
+
+
+def test_without_a_topology_nothing_is_said_of_its_smmus(tree):
+    assert read_kernel(tree, None).smmus == {}
+    assert read_kernel(tree, topology(0x1000)).smmus == {}
+
+
+# --- configuration -----------------------------------------------------------------------------
+
+
+def test_the_running_kernels_own_configuration_goes_first(tmp_path):
+    host = arm_host(tmp_path)
+    host.file("/proc/config.gz", gzip.compress(b"CONFIG_IOMMUFD=y\n"))
+    kernel = read_kernel(FolderTree(tmp_path), None)
+    assert (kernel.options, kernel.options_from) == ({"IOMMUFD": "y"}, "/proc/config.gz")
+
+
+def test_a_configuration_next_to_the_modules_is_found(tmp_path):
+    host = arm_host(tmp_path)
+    (tmp_path / "boot" / f"config-{RELEASE}").unlink()
+    assert read_kernel(FolderTree(tmp_path), None).options is None
+    host.file(f"/usr/lib/modules/{RELEASE}/config", 'CONFIG_VFIO=y\nCONFIG_CC="gcc"\n')
+    host.link("/lib", "/usr/lib")
+    kernel = read_kernel(FolderTree(tmp_path), None)
+    assert kernel.options == {"VFIO": "y", "CC": "gcc"}
+    assert kernel.options_from == f"/lib/modules/{RELEASE}/config"
+
+
+def test_a_damaged_configuration_is_told_of_and_the_next_is_read(tmp_path):
+    host = arm_host(tmp_path)
+    host.file("/proc/config.gz", packed_config()[:-9])
+    unreadable = []
+    kernel = read_kernel(FolderTree(tmp_path), None, unreadable)
+    assert kernel.options_from == f"/boot/config-{RELEASE}"
+    assert unreadable == [
+        Evidence("/proc/config.gz", "it is damaged or has more than 4194304 bytes")
+    ]
+
+
+def test_what_could_not_be_read_is_told_of():
+    path = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
+    reasons = {path: "Permission denied", LOG_FILE: "/dev/kmsg: Operation not permitted"}
+    unreadable = []
+    kernel = read_kernel(MemoryTree("x", {}, unreadable=reasons), None, unreadable)
+    assert kernel == Kernel()
+    assert {(each.where, each.what) for each in unreadable} == set(reasons.items())
+
+
+def test_an_empty_host_is_not_known():
+    tree = MemoryTree("x", {})
+    assert (read_kernel(tree, topology(1)), read_software(tree)) == (Kernel(), Software())
+
+
+# --- SMMUs -------------------------------------------------------------------------------------
+
+LINE = "arm-smmu-v3 {}: {}oas 48-bit (features {:#010x})"
+S1, S2, NESTING, S2FWB = 1 << 9, 1 << 10, 1 << 19, 1 << 23
+SILENT = ("stage1", "stage2", "nested", "s2fwb", "coherent")
+
+
+def said(features, release="7.2.0", device="x.iommu", ias=""):
+    name = "smmu3.0x0000000000002000"
+    files = {
+        LOG_FILE: LINE.format(device, ias, features).encode(),
+        "/proc/sys/kernel/osrelease": release.encode(),
+    }
+    links = {f"/sys/class/iommu/{name}": f"../../devices/platform/x.iommu/iommu/{name}"}
+    return read_kernel(MemoryTree("x", files, links), topology(0x1000, 0x2000)).smmus
+
+
+def words(found):
+    return {name: getattr(found[1], name) for name in SILENT}
+
+
+@pytest.mark.parametrize("release", ["4.2.0", "5.14.0-503.el9", "6.12.6-arm64"])
+def test_before_linux_6_13_the_log_says_nothing_of_nesting(release):
+    found = words(said(S1 | S2 | NESTING | S2FWB, release, ias="ias 44-bit, "))
+    assert found == {
+        "stage1": True,
+        "stage2": True,
+        "nested": None,
+        "s2fwb": None,
+        "coherent": False,
+    }
+
+
+def test_an_unknown_release_says_nothing_of_nesting():
+    assert words(said(S1, "next"))["s2fwb"] is None
+
+
+@pytest.mark.parametrize("release", ["6.13.0", "6.14.2"])
+def test_linux_6_13_and_6_14_do_not_look_for_s2fwb(release):
+    found = said(S1 | S2 | NESTING, release)[1]
+    assert (found.nested, found.s2fwb) == (True, False)
+    assert found.evidence[1].where == "/proc/sys/kernel/osrelease"
+    assert found.evidence[1].what.startswith(
+        f"{release}: Linux 6.13 and 6.14 do not look for S2FWB"
+    )
+    assert len(said(S2FWB, release)[1].evidence) == 1
+
+
+def test_from_linux_6_15_on_the_log_says_all():
+    found = said(S1 | S2 | NESTING, "6.15.0")[1]
+    assert (found.nested, found.s2fwb, len(found.evidence)) == (True, False, 1)
+    found = said(S1 | S2 | S2FWB, "6.15.0")[1]
+    assert (found.nested, found.s2fwb) == (False, True)
+    assert words(said(0, "10.1")) == dict.fromkeys(SILENT, False)
+
+
+def test_another_smmu_of_the_log_is_passed_by():
+    assert said(S1, device="other.iommu") == {}
+
+
+def test_other_names_in_sysfs_are_passed_by():
+    files = {LOG_FILE: FEATURES.encode(), "/proc/sys/kernel/osrelease": b"7.2.0"}
+    links = {
+        f"/sys/class/iommu/{name}": f"../../devices/platform/arm-smmu-v3.0.auto/iommu/{name}"
+        for name in ("smmu3.rubbish", "smmu.0x1000", "dmar0")
+    }
+    assert read_kernel(MemoryTree("x", files, links), topology(0x1000)).smmus == {}
+
+
+# --- software ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("limit", "bytes_"), [("unlimited", NO_LIMIT), ("8388608  ", 8388608), ("rubbish", None)]
+)
+def test_what_the_daemon_may_lock(limit, bytes_):
+    files = {
+        "/run/libvirtd.pid": b"7\n",
+        "/proc/7/comm": b"libvirtd\n",
+        "/proc/7/limits": f"Max locked memory       {limit}       {limit}   bytes\n".encode(),
+    }
+    assert read_software(MemoryTree("x", files)).daemon_locked_memory == bytes_
+    files["/proc/7/comm"] = b"bash\n"
+    assert read_software(MemoryTree("x", files)).daemon_locked_memory is None
+
+
+def test_what_libvirt_says_goes_into_a_capture_and_out():
+    with connect("test:///default") as connection:
+        asked = ask_libvirt(connection)
+    assert (asked.driver, asked.qemu, asked.said_by) == ("TEST", None, "libvirt at test:///default")
+    assert decode(encode(asked), "x") == asked
+    assert decode(encode(Software()), "x") == Software()
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b'{"libvirt": "new"}', "x: 'new' is no release; valid is one such as 12.8.0"),
+        (b'{"qemu": 11}', "x: Expected `str | null`, got `int` - at `$.qemu`"),
+        (b"", "x: Input data was truncated"),
+        (b'{"qemu": "\xff"}', "x: 'utf-8' codec can't decode byte 0xff"),
+        (b'{"a":' + b"[" * 100_000, "x: "),
+    ],
+)
+def test_what_a_capture_says_of_software_may_be_malformed(data, reason):
+    with pytest.raises(TopologyError) as caught:
+        decode(data, "x")
+    assert str(caught.value).startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("script", "version"),
+    [
+        ("echo 'QEMU emulator version 11.1.0 (Debian 1:11.1.0+ds-2)'", Version(11, 1, 0)),
+        ("echo 'QEMU emulator version 11.2'", Version(11, 2, 0)),
+        ("echo something else", None),
+        ("exit 1", None),
+        ("exec yes something", None),
+    ],
+)
+def test_the_emulator_is_asked(tmp_path, monkeypatch, script, version):
+    program = tmp_path / "qemu-system-aarch64"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    found = ask_emulator()
+    assert found.qemu == version
+    assert found.said_by == (f"{program} --version" if version else "")
+
+
+def test_an_emulator_that_hangs_is_left(tmp_path, monkeypatch):
+    program = tmp_path / "qemu-system-aarch64"
+    program.write_text("#!/bin/sh\nexec sleep 60\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    monkeypatch.setattr("vmm_msi.doctor.software._TIMEOUT_S", 0.3)
+    assert ask_emulator() == Software()
+    monkeypatch.setenv("PATH", str(tmp_path / "none"))
+    assert ask_emulator() == Software()
+
+
+# --- this machine ------------------------------------------------------------------------------
+
+
+def test_this_machine():
+    unreadable = []
+    kernel = read_kernel(FolderTree(Path("/")), None, unreadable)
+    assert kernel.release == os.uname().release
+    assert kernel.dev_iommu is Path("/dev/iommu").exists()
+    assert all(isinstance(each, Evidence) for each in unreadable)
