@@ -6,6 +6,7 @@ and the table of releases into the pages.
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import re
@@ -18,7 +19,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(DOCS.glob("*.md")))
+PAGES = (
+    ROOT / "README.md",
+    ROOT / "CHANGELOG.md",
+    *sorted(DOCS.glob("*.md")),
+    *sorted(DOCS.glob("findings/*.md")),
+)
 
 _FENCE = re.compile(
     r"(?:<!-- (?P<mark>[\w ./-]+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$",
@@ -196,7 +202,64 @@ def kernel_options() -> str:
     return "\n".join(lines) + "\n"
 
 
+# --- findings ----------------------------------------------------------------------------------
+
+
+def rule_modules(*names: str) -> dict[str, ast.Module]:
+    """Return the modules of rules by name, parsed; all, or those of some names."""
+    folder = ROOT / "vmm_msi" / "doctor"
+    return {
+        f"vmm_msi.doctor.{path.stem}": ast.parse(path.read_text())
+        for path in sorted(folder.glob("rules_*.py"))
+        if not names or path.stem.removeprefix("rules_") in names
+    }
+
+
+def rule_names() -> list[str]:
+    """Return the rules there are: public functions of their modules."""
+    return [
+        f"{module}.{node.name}"
+        for module, tree in rule_modules().items()
+        for node in tree.body
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+    ]
+
+
+def finding_ids(*modules: str) -> dict[str, list[str]]:
+    """Return the severities that each finding can have, by its id, from where it is made.
+
+    :param modules: names of modules of rules, without ``rules_``; none for all.
+    """
+    found: dict[str, set[str]] = {}
+    for tree in rule_modules(*modules).values():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+                name, severity = node.args[:2]
+                if not isinstance(name, ast.Constant):
+                    raise TypeError(f"line {node.lineno}: the id of a Finding is written out")
+                found.setdefault(name.value, set()).update(
+                    part.attr.lower()
+                    for part in ast.walk(severity)
+                    if isinstance(part, ast.Attribute)
+                    and getattr(part.value, "id", "") == "Severity"
+                )
+    order = ["error", "warning", "note", "unknown"]
+    return {name: sorted(found[name], key=order.index) for name in sorted(found)}
+
+
+def findings_table() -> str:
+    """Return the findings there are: severity and title of each, as Markdown."""
+    from vmm_msi.doctor import pages
+
+    lines = ["| id | severity | title |", "|---|---|---|"]
+    for name, severities in finding_ids().items():
+        words = ", ".join(f"`{severity}`" for severity in severities)
+        lines.append(f"| [{name}](findings/{name}.md) | {words} | {pages.title(name)} |")
+    return "\n".join(lines) + "\n"
+
+
 REGIONS = {
+    (DOCS / "doctor.md", "findings"): findings_table,
     (DOCS / "lab.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "truth table"): truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,

@@ -13,7 +13,7 @@ MAX_LINES = 500
 #: Layers from the bottom up: a unit imports from lower ones and from itself.
 LAYERS = (
     {"errors"},
-    {"model", "tomlfile", "samples", "templates", "hosttree"},
+    {"model", "tomlfile", "samples", "templates", "findings", "hosttree"},
     {"iommu", "domxml", "topology", "config"},
     {"hookspecs", "libvirt_driver", "qemuhook"},
     {"strategy", "host", "lab"},
@@ -120,6 +120,7 @@ def modules() -> dict[str, Path]:
     for folder, package in (
         (ROOT / "vmm_msi", "vmm_msi"),
         (ROOT / "plugins" / "vmm_msi_plugins", "vmm_msi_plugins"),
+        (ROOT / "docs" / "findings", "vmm_msi.findings"),
         (ROOT / "xml-templates", "vmm_msi.templates"),
     ):
         for path in folder.rglob("*.py"):

@@ -68,6 +68,7 @@ def test_the_wheel_has_what_is_not_code(wheel):
         "vmm_msi_plugins/py.typed",
         "vmm_msi/lab/init",
         "vmm_msi/lab/kernel.config",
+        "vmm_msi/findings/smmu-no-s2fwb.md",
         "vmm_msi/templates/nested-guest.xml",
         "vmm_msi/samples/eight-its-server.dtb",
         "vmm_msi/samples/eight-its-server.dts",
@@ -95,6 +96,11 @@ def test_every_module_of_a_clean_install_imports(installed, tmp_path):
     command = [str(installed / "python"), "-W", "error", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_clean_install_has_the_pages_of_findings(installed, tmp_path):
+    page = run(installed, "doctor", "--explain", "no-its", cwd=tmp_path)
+    assert page == (ROOT / "docs" / "findings" / "no-its.md").read_text()
 
 
 def test_plugins_of_both_distributions_are_listed(installed, tmp_path):

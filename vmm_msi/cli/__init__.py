@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "render": ("render", "edit a domain XML from standard input as attach does, without libvirt"),
     "hook": ("hook", "have libvirt look at guests of ours before it starts them"),
     "watch": ("watch", "keep the doorbells of the guests that run bound, as a service"),
+    "doctor": ("doctor", "say what will happen on a host, before a guest starts, and why"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
     "plugins": ("plugins", "list plugins"),
     "config": ("config", "check the configuration file"),

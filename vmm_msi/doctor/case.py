@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from vmm_msi.config import Config
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
@@ -13,6 +15,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.support import Version
+    from vmm_msi.host import PluginHost
     from vmm_msi.hosttree import HostTree
     from vmm_msi.model import HostTopology, PciAddress
 
@@ -111,7 +114,9 @@ class Case:
     :param tree: the host's files; None where there is only a description of it.
     :param devices: the host's devices that are meant: those of the guest, else all that could be
         assigned.
-    :param choice: the strategy that is to be used; None for the configuration's.
+    :param choice: the strategy that is to be used; None for the one a device was attached with,
+        else the configuration's.
+    :param plugins: the strategies there are; None where nothing is asked of strategies.
     :param disagreements: what the sources of ``host`` disagree about.
     :param unreadable: files that could not be read, and why.
     """
@@ -123,5 +128,7 @@ class Case:
     guest: Guest | None = None
     devices: tuple[PciAddress, ...] = ()
     choice: Choice | None = None
+    plugins: PluginHost | None = None
+    config: Config = field(default_factory=Config)
     disagreements: tuple[Disagreement, ...] = ()
     unreadable: tuple[Evidence, ...] = ()

@@ -4,6 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi.doctor import (
+    rules_groups,
+    rules_interrupts,
+    rules_its,
+    rules_kernel,
+    rules_smmu,
+    rules_sources,
+    rules_streams,
+    rules_window,
+)
 from vmm_msi.doctor.finding import Severity
 
 if TYPE_CHECKING:
@@ -15,11 +25,103 @@ if TYPE_CHECKING:
     #: Looks at a case and tells what it found.
     Rule = Callable[[Case], Iterator[Finding]]
 
-RULES: tuple[Rule, ...] = ()
+#: What is looked at in every host.
+HOST_RULES: tuple[Rule, ...] = (
+    rules_kernel.no_iommufd,
+    rules_kernel.too_old,
+    rules_kernel.no_nested_smmu,
+    rules_kernel.no_smmu_driver,
+    rules_kernel.no_vfio_cdev,
+    rules_kernel.no_vfio_pci,
+    rules_kernel.no_dev_iommu,
+    rules_smmu.no_smmu,
+    rules_smmu.not_driven,
+    rules_smmu.no_iommu_group,
+    rules_smmu.version_2,
+    rules_smmu.no_stage,
+    rules_smmu.not_nested,
+    rules_smmu.no_s2fwb,
+    rules_smmu.not_coherent,
+    rules_streams.many,
+    rules_streams.shared,
+    rules_its.no_its,
+    rules_its.pre_its,
+    rules_interrupts.unsafe_needed,
+    rules_interrupts.unsafe_on,
+    rules_interrupts.noiommu,
+    rules_window.hw_msi,
+    rules_window.direct,
+    rules_window.window_moved,
+    rules_groups.group_host_driver,
+    rules_groups.mixed_its,
+    rules_sources.disagree,
+    rules_groups.host_driver,
+    rules_its.several_in_group,
+    rules_its.gicv5,
+    rules_streams.ats_not_promised,
+    rules_smmu.passthrough,
+    rules_sources.not_root,
+    rules_sources.no_tables,
+    rules_kernel.config_unknown,
+    rules_smmu.unknown,
+    rules_its.its_unknown,
+)
+
+#: What is looked at where there is neither a guest nor a libvirt: the others say more of it.
+ALONE_RULES: tuple[Rule, ...] = (rules_window.capacity,)
+
+
+def guest_rules() -> tuple[Rule, ...]:
+    """Return what is looked at in a guest and the software that runs it.
+
+    They know much of XML and of strategies, so that they are imported where they are needed.
+    """
+    from vmm_msi.doctor import (
+        rules_assigned,
+        rules_guest,
+        rules_software,
+        rules_strategy,
+        rules_vsmmu,
+    )
+
+    return (
+        rules_software.too_old,
+        rules_guest.guest_kind,
+        rules_guest.part_gone,
+        rules_guest.xml_dropped,
+        rules_vsmmu.misplaced_vsmmu,
+        rules_vsmmu.no_accel,
+        rules_vsmmu.without_iommufd,
+        rules_vsmmu.empty_vsmmu,
+        rules_vsmmu.emulated_behind_vsmmu,
+        rules_vsmmu.vsmmu_spans_smmus,
+        rules_vsmmu.not_behind_vsmmu,
+        rules_vsmmu.iommufd_opener,
+        rules_assigned.device_missing,
+        rules_assigned.held_by_domain,
+        rules_assigned.partial_group,
+        rules_assigned.sriov,
+        rules_guest.ram_in_reserved,
+        rules_guest.memlock,
+        rules_strategy.not_carried,
+        rules_strategy.msi_lost,
+        rules_strategy.rmr_fixed,
+        rules_strategy.window_full,
+        rules_strategy.slot_order,
+        rules_guest.hotplug_bar_loss,
+        rules_guest.no_migration,
+    )
+
+
+def rules_for(case: Case) -> tuple[Rule, ...]:
+    """Return the rules that have something to look at, in their order."""
+    if case.guest is None and case.plugins is None and case.software.libvirt is None:
+        return (*HOST_RULES, *ALONE_RULES)
+    return (*HOST_RULES, *guest_rules())
 
 
 def examine(case: Case) -> list[Finding]:
     """Return what all rules find, the worst first, otherwise in the order of the rules."""
     order = list(Severity)
-    found = [finding for rule in RULES for finding in rule(case)]
+    found = [finding for rule in rules_for(case) for finding in rule(case)]
     return sorted(found, key=lambda finding: order.index(finding.severity))

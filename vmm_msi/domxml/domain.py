@@ -198,13 +198,31 @@ class DomainXml:
             raise DomainXmlError(
                 f"reading {self.name}: it has no <memory>; valid is <memory unit='KiB'>"
             )
-        unit = element.get("unit", "KiB").lower()
-        if unit not in _UNITS:
-            raise self._bad(element, "unit", element.get("unit", ""), "KiB, MiB, GiB")
-        size = self._number(element, "its text", element.text or "", base=10) * _UNITS[unit]
+        size = self.size(element)
         if not size:
             raise self._bad(element, "its text", element.text or "", "more than 0")
         return size
+
+    def size(self, element: Element) -> int:
+        """Read an element that has a number and a ``unit``, as ``<memory>`` has; bytes.
+
+        :raise DomainXmlError: when it is not a number or in an unknown unit.
+        """
+        unit = element.get("unit", "KiB").lower()
+        if unit not in _UNITS:
+            raise self._bad(element, "unit", element.get("unit", ""), "KiB, MiB, GiB")
+        return self._number(element, "its text", element.text or "", base=10) * _UNITS[unit]
+
+    def number(self, element: Element, name: str) -> int:
+        """Read an attribute as libvirt reads numbers; one that is missing counts as 0.
+
+        :raise DomainXmlError: when it is none.
+        """
+        return self._number(element, name, element.get(name, "0"))
+
+    def path(self, element: Element) -> str:
+        """Return where an element is: the file or the guest, and its XPath in it."""
+        return f"{self.source}: {element.getroottree().getpath(element)}"
 
     @property
     def devices(self) -> Element:

@@ -8,6 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from vmm_msi.model.address import Pa, PciAddress, ReservedRegion
 
+# Drivers that leave the DMA of a device alone (driver_managed_dma in the kernel): the VFIO drivers
+# all have vfio in their name, for instance mlx5_vfio_pci.
+_HARMLESS = ("pci-stub", "pcieport")
+
+
+def leaves_dma_alone(driver: str) -> bool:
+    """Tell whether the kernel lets a function go to a guest's group while ``driver`` has it.
+
+    Linux ``include/linux/pci.h``, driver_managed_dma.
+    """
+    return driver in _HARMLESS or "vfio" in driver
+
 
 @dataclass(frozen=True, slots=True)
 class PciFunction:
@@ -53,3 +65,8 @@ class PciFunction:
     def is_bridge(self) -> bool | None:
         """Whether it is a bridge or a port (PCI Code and ID Assignment 1.7, class 06)."""
         return None if self.class_code is None else self.class_code >> 16 == 0x06
+
+    @property
+    def host_driver(self) -> str | None:
+        """The driver with which the host itself uses it; None also for one of VFIO."""
+        return None if self.driver is None or leaves_dma_alone(self.driver) else self.driver

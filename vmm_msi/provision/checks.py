@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.domxml import checks
 from vmm_msi.domxml.checks import Check
@@ -16,7 +16,7 @@ from vmm_msi.model import Outcome
 from vmm_msi.provision.request import Carrier, Scope
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice
     from vmm_msi.domxml.domain import DomainXml
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.support import Support
     from vmm_msi.hookspecs import Needs
     from vmm_msi.host import PluginHost
-    from vmm_msi.model import GuestPlan, PciAddress, Verdict
+    from vmm_msi.model import GuestPlan, PciAddress, PciFunction, Verdict
     from vmm_msi.provision.request import AttachRequest
     from vmm_msi.provision.surroundings import Surroundings
 
@@ -129,29 +129,58 @@ def check_free(around: Surroundings, request: AttachRequest) -> None:
                     f"attaching {device} to {name}: it has a <hostdev> for it already; take it "
                     "out there first"
                 )
+    for held in holdings(name, request.devices, around.holders, around.nodes):
+        raise RefusedError(f"attaching {held.device} to {name}: {held}")
+
+
+class Holding(NamedTuple):
+    """A device that another guest has, or whose other half it has.
+
+    :param function: what that guest has a ``<hostdev>`` for: the device, or its physical or a
+        virtual function.
+    :param kind: how ``function`` is one of the device; empty where it is the device itself.
+    """
+
+    device: PciAddress
+    holder: str
+    function: PciAddress
+    kind: str = ""
+
+    def __str__(self) -> str:
+        if not self.kind:
+            return f"domain {self.holder} holds a <hostdev> for it already; take it out there first"
+        return (
+            f"domain {self.holder} has its {self.kind} function {self.function}, and both cannot "
+            "be in use; take that out there first"
+        )
+
+
+def holdings(
+    name: str,
+    devices: Iterable[PciAddress],
+    holders: Iterable[tuple[PciAddress, str]],
+    nodes: Mapping[PciAddress, PciFunction],
+) -> Iterator[Holding]:
+    """Yield what keeps devices from the guest called ``name``, since guests have them already.
+
+    :param holders: which guest has which device, by its definition or as it runs.
+    :param nodes: what is known of the devices.
+    """
     holder_of: dict[PciAddress, str] = {}
-    for device, holder in around.holders:
+    for device, holder in holders:
         if holder != name or device not in holder_of:
             holder_of[device] = holder
-    for device in request.devices:
+    for device in devices:
         holder = holder_of.get(device, name)
         if holder != name:
-            raise RefusedError(
-                f"attaching {device} to {name}: domain {holder} holds a <hostdev> for it already; "
-                "take it out there first"
-            )
-        node = around.nodes.get(device)
-        for other in () if node is None else (node.physical_function, *node.virtual_functions):
-            if other in holder_of:
-                kind = (
-                    "physical"
-                    if node is not None and other == node.physical_function
-                    else ("virtual")
-                )
-                raise RefusedError(
-                    f"attaching {device} to {name}: domain {holder_of[other]} has its {kind} "
-                    f"function {other}, and both cannot be in use; take that out there first"
-                )
+            yield Holding(device, holder, device)
+        node = nodes.get(device)
+        if node is None:
+            continue
+        for other in (node.physical_function, *node.virtual_functions):
+            if other is not None and other in holder_of:
+                kind = "physical" if other == node.physical_function else "virtual"
+                yield Holding(device, holder_of[other], other, kind)
 
 
 def check_carrier(
@@ -166,12 +195,19 @@ def check_carrier(
         )
     for choice, need in needs.items():
         if not need.qemu:
-            able = [str(c) for c in plugins.choices() if needs_of(plugins, c).qemu]
             raise RefusedError(
-                f"strategy {choice}: QEMU and the kernel bind doorbells by identity and cannot "
-                f"carry it out; {' or '.join(able)} would work here, or --backend sim, which "
-                "writes the XML and only models the binding"
+                f"strategy {choice}: {NOT_CARRIED}; {' or '.join(carried(plugins))} would work "
+                "here, or --backend sim, which writes the XML and only models the binding"
             )
+
+
+#: Why a strategy does not work on QEMU.
+NOT_CARRIED = "QEMU and the kernel bind doorbells by identity and cannot carry it out"
+
+
+def carried(plugins: PluginHost) -> list[str]:
+    """Return the strategies that QEMU and the kernel carry out."""
+    return [str(choice) for choice in plugins.choices() if needs_of(plugins, choice).qemu]
 
 
 def needs_of(plugins: PluginHost, choice: Choice) -> Needs:
@@ -181,14 +217,20 @@ def needs_of(plugins: PluginHost, choice: Choice) -> Needs:
 
 def check_guest(old: DomainXml, carrier: Carrier, needs: Iterable[Needs]) -> None:
     """Refuse a guest that cannot have nested vSMMUs, or not with these strategies."""
+    fatal = fatal_checks(carrier, needs)
+    found = [problem for problem in checks.problems(old) if problem.check in fatal]
+    if found:
+        raise RefusedError(f"guest {old.name}: {'; '.join(map(str, found))}")
+
+
+def fatal_checks(carrier: Carrier, needs: Iterable[Needs]) -> set[Check]:
+    """Return what a guest cannot do without, with strategies of these needs."""
     fatal = {Check.ARCH, Check.MACHINE, Check.GIC}
     if any(need.rmr for need in needs):
         fatal |= {Check.ACPI, Check.FIRMWARE}
     if carrier is Carrier.QEMU:
         fatal.add(Check.KVM)
-    found = [problem for problem in checks.problems(old) if problem.check in fatal]
-    if found:
-        raise RefusedError(f"guest {old.name}: {'; '.join(map(str, found))}")
+    return fatal
 
 
 def check_devices(around: Surroundings, carrier: Carrier, request: AttachRequest) -> None:

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import checks, owned
+from vmm_msi.domxml.placement import Placement
+from vmm_msi.model.pci import leaves_dma_alone
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -17,13 +19,6 @@ if TYPE_CHECKING:
 #: Where the kernel lists the PCI devices of the host.
 DEVICES = Path("/sys/bus/pci/devices")
 
-# QEMU takes from the first assigned device what is "auto", which is the default of each, and ends
-# when there is none: hw/arm/smmuv3-accel.c smmuv3_accel_machine_done.
-_AUTO = ("ats", "ril", "ssidsize")
-
-# Drivers that leave the DMA of a device alone (driver_managed_dma in the kernel): the VFIO drivers
-# all have vfio in their name, for instance mlx5_vfio_pci.
-_HARMLESS = ("pci-stub", "pcieport")
 
 _BRIDGE = "0x06"  # the base class of bridges, PCI Code and ID Assignment 1.7
 
@@ -38,36 +33,11 @@ def problems(domain: DomainXml, record: DomainRecord, devices: Path = DEVICES) -
     found = [f"{part} is gone from the definition" for part in owned.gone(domain)]
     if any(device.backend == "qemu" for device in record.devices):
         found += map(str, checks.problems(domain))
-    found += _empty_vsmmus(domain)
+    found += map(str, Placement(domain).empty_vsmmus())
     assigned = {hostdev.host for hostdev in domain.hostdevs()}
     for device in record.devices:
         found += _on_host(device.host, assigned, devices)
     return found
-
-
-def _empty_vsmmus(domain: DomainXml) -> Iterator[str]:
-    """Yield the accelerated vSMMUs that QEMU would end for."""
-    above = {
-        controller.index: controller.address.bus
-        for controller in domain.controllers()
-        if controller.index is not None and controller.address is not None
-    }
-    used: set[int] = set()
-    for hostdev in domain.hostdevs():
-        bus = None if hostdev.guest is None else hostdev.guest.bus
-        while bus is not None and bus not in used:
-            used.add(bus)
-            bus = above.get(bus)
-    for iommu in domain.iommus():
-        pxb = iommu.pci_bus
-        if iommu.model != "smmuv3" or iommu.driver.get("accel") != "on" or pxb is None:
-            continue
-        auto = [name for name in _AUTO if iommu.driver.get(name, "auto") == "auto"]
-        if auto and pxb not in map(str, used):
-            yield (
-                f"no assigned device is behind the accelerated vSMMU of controller {pxb}, and QEMU "
-                f"would have to take {', '.join(auto)} from one"
-            )
 
 
 def _on_host(host: PciAddress, assigned: Collection[PciAddress], devices: Path) -> Iterator[str]:
@@ -100,7 +70,7 @@ def _driver(device: Path) -> str | None:
     if not link.exists():
         return None
     name = link.resolve().name
-    return None if name in _HARMLESS or "vfio" in name else name
+    return None if leaves_dma_alone(name) else name
 
 
 def _is_bridge(device: Path) -> bool:

@@ -1,0 +1,1 @@
+"""A page for each finding of the doctor, by its id."""

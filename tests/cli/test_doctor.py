@@ -1,0 +1,265 @@
+"""``vmm-msi doctor``: what is read, what is printed, exit codes."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from hosttree.arm_host import RELEASE, arm_host
+
+from vmm_msi import samples
+from vmm_msi.cli.doctor import EXIT_ERRORS, EXIT_WARNINGS
+from vmm_msi.doctor import pages
+from vmm_msi.hosttree.capture import capture
+from vmm_msi.hosttree.folder import FolderTree
+
+BOARD = samples.path("eight-its-server.dtb")
+TWO = samples.path("two-its.toml")
+
+POOR = """\
+[host]
+granule = "4K"
+
+[[host.smmu]]
+id = 0
+nested = false
+
+[[host.its]]
+id = 0
+base = 0x200000000
+
+[[host.its]]
+id = 1
+base = 0x200040000
+
+[[host.device]]
+address = "0000:01:00.0"
+smmu = 0
+its_group = [0]
+iommu_group = 1
+
+[[host.device]]
+address = "0000:02:00.0"
+smmu = 0
+its_group = [1]
+iommu_group = 1
+"""
+
+
+@pytest.fixture
+def poor(nowhere):
+    file = nowhere / "poor.toml"
+    file.write_text(POOR)
+    return file
+
+
+@pytest.fixture
+def server(nowhere):
+    """The files of a host with three devices, in a folder."""
+    folder = nowhere / "server"
+    arm_host(folder, 3)
+    return folder
+
+
+@pytest.fixture
+def captured(server):
+    """The same as a capture."""
+    file = server.parent / "server.tar.zst"
+    file.write_bytes(capture(FolderTree(server)).packed("test"))
+    return file
+
+
+def found(vmm_msi, *words):
+    """Return the exit code and the JSON."""
+    code, out, err = vmm_msi("doctor", *words, "--format", "json")
+    assert err == ""
+    return code, json.loads(out)
+
+
+def test_a_host_that_is_well(vmm_msi):
+    code, out, err = vmm_msi("doctor", TWO)
+    assert (code, err) == (0, "")
+    assert out == (
+        f"{TWO}, 2 devices, its kernel not looked at: nothing found that would keep guests from "
+        "working\n"
+    )
+
+
+def test_errors_have_an_exit_code_of_their_own(vmm_msi, poor):
+    code, document = found(vmm_msi, poor)
+    assert code == 8
+    assert document["counts"] == {"error": 1, "warning": 1, "note": 0, "unknown": 0}
+    assert [each["id"] for each in document["findings"]] == ["smmu-not-nested", "group-mixed-its"]
+    assert document["devices"] == ["0000:01:00.0", "0000:02:00.0"]
+    assert (document["host"], document["domain"], document["host_files"]) == (
+        str(poor),
+        None,
+        False,
+    )
+
+
+def test_warnings_have_one_too(vmm_msi, poor):
+    poor.write_text(POOR.replace("nested = false\n", ""))
+    code, document = found(vmm_msi, poor)
+    assert code == 9
+    assert [each["id"] for each in document["findings"]] == ["group-mixed-its"]
+
+
+def test_only_the_devices_that_are_named_are_looked_at(vmm_msi, poor):
+    poor.write_text(POOR.replace("nested = false\n", ""))
+    code, document = found(vmm_msi, poor, "--device", "0000:02:00.0")
+    assert (code, document["devices"]) == (0, ["0000:02:00.0"])
+
+
+def test_a_device_that_is_not_there(vmm_msi, poor):
+    code, out, err = vmm_msi("doctor", poor, "--device", "0000:09:00.0")
+    assert (code, out) == (2, "")
+    assert err == (
+        f"vmm-msi doctor: looking at 0000:09:00.0: {poor} has no such device; it has 0000:01:00.0 "
+        "and 0000:02:00.0\n"
+    )
+
+
+def test_a_device_of_a_route(vmm_msi):
+    code, document = found(vmm_msi, BOARD, "--device", "0001:01:00.0")
+    assert (code, document["findings"]) == (0, [])
+
+
+def test_ranges_stand_for_devices_where_none_is_listed(vmm_msi):
+    code, out, _err = vmm_msi("doctor", BOARD)
+    assert code == 0
+    assert "no devices listed, 8 ranges of addresses, its kernel not looked at" in out
+
+
+def test_a_page_is_printed(vmm_msi):
+    code, out, err = vmm_msi("doctor", "--explain", "smmu-no-s2fwb")
+    assert (code, err) == (0, "")
+    assert out == pages.page("smmu-no-s2fwb")
+
+
+def test_a_page_that_is_not_there_names_those_that_are_like_it(vmm_msi):
+    code, out, err = vmm_msi("doctor", "--explain", "smmu-s2fwb")
+    assert (code, out) == (2, "")
+    assert err.startswith(
+        "vmm-msi doctor: finding 'smmu-s2fwb': there is none of this id; there are"
+    )
+    assert "smmu-no-s2fwb" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (["nowhere.toml"], 3, "nowhere.toml"),
+        (["nowhere.tar.zst"], 3, "nowhere.tar.zst"),
+        (["--root", "nowhere"], 3, "nowhere: no folder; valid is one laid out like the host's /"),
+        ([TWO, "--strategy", "no-such"], 2, "no-such"),
+        ([TWO, "--device", "nonsense"], 3, "nonsense"),
+    ],
+)
+def test_what_cannot_be_is_one_line(vmm_msi, words, code, said):
+    found_code, out, err = vmm_msi("doctor", *words)
+    assert (found_code, out) == (code, "")
+    assert said in err
+    assert err.count("\n") == 1
+
+
+# The files of a host.
+
+ON_SERVER = [
+    "kernel-no-nested-smmu",
+    "kernel-no-vfio-cdev",
+    "kernel-no-vfio-pci",
+    "unsafe-interrupts-on",
+    "sources-disagree",
+    "ats-not-promised",
+    "iommu-passthrough",
+]
+
+
+def ids(document):
+    return list(dict.fromkeys(each["id"] for each in document["findings"]))
+
+
+def test_a_folder_and_its_capture_are_the_same_host(vmm_msi, server, captured):
+    code, of_folder = found(vmm_msi, server)
+    assert (code, of_folder["host_files"]) == (EXIT_ERRORS, True)
+    assert of_folder["devices"] == ["0000:01:00.0", "0000:01:01.0", "0000:01:02.0"]
+    assert ids(of_folder) == ON_SERVER
+    assert ids(found(vmm_msi, "--root", server)[1]) == ON_SERVER
+    code, of_capture = found(vmm_msi, captured)
+    assert code == EXIT_ERRORS
+    assert ids(of_capture) == ON_SERVER
+
+
+def test_evidence_names_the_files_of_the_host_and_not_of_the_folder(vmm_msi, server):
+    _code, document = found(vmm_msi, server)
+    first = document["findings"][0]
+    assert first["evidence"] == [
+        {
+            "where": f"/boot/config-{RELEASE}",
+            "what": "CONFIG_ARM_SMMU_V3_IOMMUFD is not set",
+        }
+    ]
+
+
+def test_a_description_beside_the_files_is_compared_with_them(vmm_msi, server):
+    code, document = found(vmm_msi, server, BOARD)
+    assert code == EXIT_ERRORS
+    assert "sources-disagree" in ids(document)
+    assert document["host"] == f"{server} + {BOARD}"
+
+
+def test_the_files_of_two_hosts_are_refused(vmm_msi, server, captured):
+    code, out, err = vmm_msi("doctor", server, captured)
+    assert (code, out) == (2, "")
+    assert err.endswith(f"{captured}: {server} has files of the host already; name one\n")
+
+
+def test_a_kernel_that_is_right_is_not_complained_of(vmm_msi, server):
+    options = ("ARM_SMMU_V3_IOMMUFD=y", "VFIO_DEVICE_CDEV=y", "VFIO_PCI=m")
+    with (server / f"boot/config-{RELEASE}").open("a") as file:
+        file.writelines(f"CONFIG_{option}\n" for option in options)
+    code, document = found(vmm_msi, server)
+    assert (code, ids(document)) == (EXIT_WARNINGS, ON_SERVER[3:])
+
+
+def test_what_cannot_be_read_is_told_once(vmm_msi, server):
+    (server / f"boot/config-{RELEASE}").unlink()
+    (server / f"boot/config-{RELEASE}").symlink_to(f"config-{RELEASE}")
+    code, document = found(vmm_msi, server)
+    assert code == EXIT_WARNINGS
+    assert {"not-root", "kernel-config-unknown"} <= set(ids(document))
+
+
+# A guest.
+
+GUEST = samples.path("three-devices.xml")
+
+
+def test_a_guest_in_a_file(vmm_msi, server):
+    code, document = found(vmm_msi, server, "--domain", GUEST)
+    assert code == EXIT_ERRORS
+    assert document["domain"] == str(GUEST)
+    assert document["devices"] == ["0000:01:00.0", "0001:01:00.0", "0002:01:00.0"]
+    assert {"kernel-no-nested-smmu", "device-missing"} <= set(ids(document))
+
+
+def test_a_guest_of_libvirt(vmm_msi):
+    node = f"test://{samples.path('test-driver.xml')}"
+    code, document = found(vmm_msi, BOARD, "--connect", node, "--domain", "guest0")
+    assert (code, document["domain"]) == (EXIT_ERRORS, "guest0")
+    assert ids(document) == ["libvirt-too-old"]
+    code, out, err = vmm_msi("doctor", BOARD, "--connect", node, "--domain", "nobody")
+    assert (code, out) == (6, "")
+    assert "nobody" in err
+
+
+def test_a_strategy_is_looked_at_without_a_guest(vmm_msi):
+    code, document = found(vmm_msi, TWO, "--strategy", "coerced")
+    assert (code, ids(document)) == (EXIT_ERRORS, ["strategy-not-carried"])
+
+
+def test_another_machine_is_not_taken_for_this_one(vmm_msi):
+    code, out, err = vmm_msi("doctor", "--connect", "qemu+ssh://far/system", "--domain", "g")
+    assert (code, out) == (2, "")
+    assert "qemu+ssh://far/system is another machine" in err

@@ -1,0 +1,121 @@
+"""Cases from files, from libvirt's test driver and from a real daemon."""
+
+import pytest
+from doctor.cases import A2, HOST, A, B
+from doctor.guest_cases import GUEST, PLUGINS, changed, ids, rendered
+from provision.helpers import HOST as SERVER
+from provision.helpers import node_file
+
+from vmm_msi.config import Choice, Config
+from vmm_msi.doctor.gather import case_of
+from vmm_msi.doctor.rules import examine
+from vmm_msi.domxml.support import Version
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.errors import DomainXmlError, HypervisorError, UsageError
+from vmm_msi.libvirt_driver import connect
+from vmm_msi.model import PciAddress
+
+
+def gathered(domain=None, uri=None, *, host=HOST, choice=None, devices=()):
+    return case_of(host, None, domain, uri, choice, devices, PLUGINS, Config())
+
+
+@pytest.fixture
+def written(tmp_path):
+    def write(xml, name="guest0.xml"):
+        path = tmp_path / name
+        path.write_text(str(xml))
+        return str(path)
+
+    return write
+
+
+def test_a_guest_of_a_file(written):
+    path = written(rendered(A, B))
+    case = gathered(path, choice=Choice("identity"))
+    assert case.devices == (A, B)
+    assert case.guest.written is case.guest.xml
+    assert case.guest.xml.source == path
+    assert case.software.libvirt is None
+    assert ids(case) == ["note slot-order", "note no-migration", "unknown libvirt-unknown"]
+
+
+def test_devices_that_are_named(written):
+    assert gathered(written(rendered(A)), devices=(B,)).devices == (B,)
+    assert gathered(devices=(A2,)).devices == (A2,)
+
+
+def test_without_a_guest_all_that_could_be_assigned():
+    assert gathered().devices == (A, A2, B)
+    assert gathered(host=SERVER).devices == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [("missing.xml", "No such file or directory"), ("a\0b.xml", "embedded null byte")],
+)
+def test_a_file_that_cannot_be_read(name, words):
+    with pytest.raises(DomainXmlError, match=words):
+        gathered(name)
+
+
+def test_a_guest_of_no_libvirt():
+    with pytest.raises(UsageError, match="no libvirt is named; name one with --connect, or a file"):
+        gathered("guest0")
+
+
+def test_a_guest_that_libvirt_does_not_have(tmp_path):
+    with pytest.raises(HypervisorError, match="there is none; valid: guest0, guest1"):
+        gathered("guest9", f"test://{node_file(tmp_path)}")
+
+
+def test_a_guest_of_the_test_driver(tmp_path):
+    """What libvirt knows of the device is joined with the host; nothing is written."""
+    device = PciAddress(0, 1, 0, 0)
+    uri = f"test://{node_file(tmp_path)}"
+    case = gathered("guest0", uri, host=SERVER, devices=(device,))
+    assert case.guest.written is None
+    assert case.guest.xml.name == "guest0"
+    assert case.software.driver == "TEST"
+    assert case.software.said_by == f"libvirt at {uri}"
+    (function,) = case.host.functions
+    assert (function.address, function.iommu_group, function.members) == (device, 10, (device,))
+
+
+def test_what_the_host_tells_of_a_function_is_believed(tmp_path):
+    case = gathered("guest0", f"test://{node_file(tmp_path)}", devices=(A,))
+    assert case.host.function_by_address[A] is HOST.function_by_address[A]
+
+
+def test_a_real_daemon(lab_daemon, written):
+    """Two guests with one device, by its QEMU driver: who has it, and which releases."""
+    first = changed(rendered(A, kind="qemu"), (f"<name>{GUEST}<", "<name>first<"))
+    second = changed(rendered(A, kind="qemu"), (f"<name>{GUEST}<", "<name>second<"))
+    with connect(lab_daemon.uri) as connection:
+        for xml in (first, second):
+            connection.define(xml)
+        try:
+            case = gathered("first", lab_daemon.uri)
+            of_file = gathered(written(first), lab_daemon.uri)
+        finally:
+            for name in ("first", "second"):
+                connection.undefine(name)
+    assert case.software.libvirt >= Version(12, 8)
+    assert case.software.qemu >= Version(11, 0)
+    assert case.devices == (A,)
+    assert list(case.guest.holders) == [(A, "first"), (A, "second")]
+    for each in (case, of_file):
+        (held,) = [found for found in examine(each) if found.id == "held-by-domain"]
+        assert held.evidence[0].where == "libvirt domain second"
+
+
+def test_a_connection_that_only_reads(lab_daemon):
+    """The definition comes without its secrets; a guest with nothing assigned has no devices."""
+    with connect(lab_daemon.uri) as connection:
+        connection.define(nested_guest("plain", memory=128 << 20, kind="qemu"))
+        try:
+            case = gathered("plain", lab_daemon.uri)
+        finally:
+            connection.undefine("plain")
+    assert case.devices == ()
+    assert "error guest-kvm" in ids(case)

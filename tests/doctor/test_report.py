@@ -1,0 +1,115 @@
+"""What the doctor prints."""
+
+from __future__ import annotations
+
+import json
+
+from doctor.cases import HEALTHY, A, B, with_function, with_hardware, with_parameter
+
+from vmm_msi.doctor.finding import Evidence, Finding, Severity
+from vmm_msi.doctor.rules import examine
+from vmm_msi.report import doctor as report
+
+
+def text(findings, about="host, 3 devices"):
+    return "\n".join(report.to_lines(about, findings)) + "\n"
+
+
+def test_findings_are_blocks_the_worst_first_and_are_counted():
+    case = with_hardware(HEALTHY, 1, s2fwb=False)
+    case = with_parameter(case, "vfio.enable_unsafe_noiommu_mode", "Y")
+    assert (
+        text(examine(with_function(case, B, driver="nvme", class_code=0x010802)))
+        == """\
+ERROR smmu-no-s2fwb: SMMU 1 (0x2b500000)
+  read  /var/log/kern.log: arm-smmu-v3 arm-smmu-v3.0.auto: ias 48-bit, oas 48-bit
+  read  host: segment 1: no CANWBS
+  then  0001:01:00.0 cannot be behind a vSMMU: the kernel answers IOMMU_VIOMMU_ALLOC with
+        EOPNOTSUPP, as neither S2FWB nor CANWBS keeps a guest from bypassing the caches.
+  do    Use devices behind an SMMU that can nest, or run their guest without a vSMMU; no setting of
+        the kernel changes it.
+
+WARNING noiommu-mode: host
+  read  /sys/module/vfio/parameters/enable_unsafe_noiommu_mode: Y
+  then  Whoever may open /dev/vfio/noiommu-* can have a device write to all memory of the host; for
+        guests it is of no use, since nothing translates for them.
+  do    Set vfio.enable_unsafe_noiommu_mode to N, and have the SMMU on in its place.
+
+NOTE host-driver: 0001:01:00.0
+  read  /sys/bus/pci/devices/0001:01:00.0/driver: nvme
+  then  With managed='yes' libvirt takes 0001:01:00.0 from the host when the guest starts; it is a
+        storage controller: its disks go away from the host.
+  do    See that nothing of the host needs 0001:01:00.0, the disk it boots from or the link you are
+        on; with managed='no' bind it to vfio-pci before.
+
+host, 3 devices: 1 error, 1 warning, 1 note; --explain ID tells more of one
+"""
+    )
+
+
+def test_what_says_the_same_of_many_is_one_block():
+    findings = [
+        Finding(
+            "no-its",
+            Severity.ERROR,
+            f"0000:{bus:02x}:00.0",
+            (Evidence("IORT", f"no ITS for bus {bus}"),),
+            f"0000:{bus:02x}:00.0 has none.",
+            f"Use another device than 0000:{bus:02x}:00.0.",
+        )
+        for bus in range(1, 8)
+    ]
+    assert (
+        text(findings)
+        == """\
+ERROR no-its: 0000:01:00.0, 0000:02:00.0, 0000:03:00.0, 0000:04:00.0 and 3 more
+  read  IORT: no ITS for bus 1
+        and so for the other 6
+  then  0000:01:00.0 has none.
+  do    Use another device than 0000:01:00.0.
+
+host, 3 devices: 7 errors; --explain ID tells more of one
+"""
+    )
+    assert "0000:02:00.0\n" in text(findings[:2]).partition("read")[0]
+    assert "and so for the other\n" in text(findings[:2])
+
+
+def test_long_evidence_is_cut_and_what_cannot_be_printed_is_not():
+    lines = tuple(Evidence("a\x1b[31m", f"line {number}\n") for number in range(9))
+    finding = Finding("not-root", Severity.UNKNOWN, "host", lines, "A.", "B.")
+    shown = text([finding])
+    assert "\x1b" not in shown
+    assert "a\\x1b[31m: line 0\\n" in shown
+    assert "        and 3 more\n" in shown
+    assert "1 thing that could not be looked at" in shown
+
+
+def test_nothing_found_is_said():
+    assert text([]) == "host, 3 devices: nothing found that would keep guests from working\n"
+
+
+def test_json_has_all_of_it():
+    case = with_function(HEALTHY, A, driver="mlx5_core")
+    made = report.to_json({"host": "h", "domain": None, "devices": [str(A)]}, examine(case))
+    assert json.loads(json.dumps(made)) == {
+        "schema": 1,
+        "host": "h",
+        "domain": None,
+        "devices": ["0000:01:00.0"],
+        "counts": {"error": 0, "warning": 0, "note": 1, "unknown": 0},
+        "findings": [
+            {
+                "id": "host-driver",
+                "severity": "note",
+                "subject": "0000:01:00.0",
+                "evidence": [
+                    {"where": "/sys/bus/pci/devices/0000:01:00.0/driver", "what": "mlx5_core"}
+                ],
+                "consequence": "With managed='yes' libvirt takes 0000:01:00.0 from the host when "
+                "the guest starts; it is a network controller: the host loses its links.",
+                "remedy": "See that nothing of the host needs 0000:01:00.0, the disk it boots from "
+                "or the link you are on; with managed='no' bind it to vfio-pci before.",
+            }
+        ],
+    }

@@ -1,0 +1,207 @@
+"""Findings about a guest as a whole; the healthy twin is what vmm-msi makes."""
+
+import pytest
+from doctor.cases import A, B, with_function
+from doctor.guest_cases import GUEST, case_of, changed, ids, only, rendered
+
+from vmm_msi.config import Choice
+from vmm_msi.doctor.case import Software
+from vmm_msi.doctor.finding import Severity
+from vmm_msi.domxml.support import Version
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.model import SW_MSI_WINDOW, ReservedKind, ReservedRegion
+
+HEALTHY = rendered(A)
+GIB = 1 << 30
+
+
+def test_what_render_makes_is_healthy():
+    assert ids(case_of(HEALTHY)) == ["note no-migration"]
+    assert ids(case_of(rendered(A, B))) == ["note slot-order", "note no-migration"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "where", "what"),
+    [
+        (
+            [("arch='aarch64'", "arch='x86_64'")],
+            "guest-arch",
+            "/domain/os/type",
+            "arch is 'x86_64'",
+        ),
+        (
+            [("machine='virt'", "machine='sbsa-ref'")],
+            "guest-machine",
+            "/domain/os/type",
+            "machine is 'sbsa-ref'",
+        ),
+        (
+            [("<gic version='3'/>", "<gic version='2'/>")],
+            "guest-gic",
+            "/domain/features/gic",
+            "<gic version> is '2'",
+        ),
+        ([("<gic version='3'/>", "")], "guest-gic", "/domain/features/gic", "is not given"),
+        ([("<acpi/>", "")], "no-acpi", "/domain/features/acpi", "<acpi/> is missing"),
+        (
+            [("<os firmware='efi'>", "<os>")],
+            "acpi-without-uefi",
+            "/domain/os",
+            "firmware is missing",
+        ),
+        ([("type='kvm'", "type='qemu'")], "guest-kvm", "/domain", "domain type is 'qemu'"),
+    ],
+)
+def test_a_guest_that_cannot_be_nested(changes, name, where, what):
+    finding = only(case_of(changed(HEALTHY, *changes)), name)
+    assert (finding.severity, finding.subject) == (Severity.ERROR, f"guest {GUEST}")
+    (evidence,) = finding.evidence
+    assert evidence.where == f"{GUEST}.xml: {where}"
+    assert what in evidence.what
+
+
+def test_a_guest_that_is_only_modelled_needs_no_kvm():
+    assert "error guest-kvm" not in ids(case_of(rendered(A, kind="test")))
+
+
+def test_acpi_does_not_matter_to_a_strategy_without_an_rmr():
+    xml = changed(HEALTHY, ("<acpi/>", ""))
+    found = ids(case_of(xml, choice=Choice("direct")))
+    assert "note no-acpi" in found
+
+
+def test_what_was_added_and_is_gone():
+    xml = changed(HEALTHY, ("<driver pciBus='1' accel='on'/>", "<driver pciBus='1'/>"))
+    finding = only(case_of(xml), "part-gone")
+    assert str(finding.evidence[0]) == (
+        f"{GUEST}.xml: accel='on' of the <iommu model='smmuv3'> of the pcie-expander-bus with "
+        "index 1 is gone from the definition"
+    )
+
+
+@pytest.mark.parametrize(
+    ("wrong", "severity", "remedy"),
+    [
+        ("ssidSize='4'", Severity.ERROR, "Write ssidsize instead"),
+        ("stage='nested'", Severity.WARNING, "Take it out"),
+    ],
+)
+def test_what_libvirt_drops_without_a_word(wrong, severity, remedy):
+    xml = changed(HEALTHY, ("accel='on'/>", f"accel='on' {wrong}/>"))
+    finding = only(case_of(xml), "xml-dropped")
+    assert finding.severity is severity
+    assert str(finding.evidence[0]) == f"{GUEST}.xml: /domain/devices/iommu/driver: {wrong}"
+    assert finding.remedy == f"{remedy}, and define guests with virsh define --validate."
+
+
+@pytest.mark.parametrize(
+    ("base", "kind", "name"),
+    [
+        (0x4000_0000, ReservedKind.SW_MSI, "guest-ram-in-msi-window"),
+        (0x8000_0000, ReservedKind.DIRECT, "guest-ram-reserved"),
+        (0x8000_0000, ReservedKind.RESERVED, "guest-ram-reserved"),
+    ],
+)
+def test_ram_where_iovas_are_reserved(base, kind, name):
+    region = ReservedRegion(base, 1 << 20, kind)
+    finding = only(with_function(case_of(HEALTHY), A, reserved=(region,)), name)
+    assert finding.severity is Severity.ERROR
+    assert str(finding.evidence[0]) == f"{GUEST}.xml: /domain/memory: RAM 0x40000000-0x13fffffff"
+    assert finding.evidence[1].what == str(region)
+
+
+@pytest.mark.parametrize(
+    ("base", "kind"),
+    [(0x8000_0000, ReservedKind.DIRECT_RELAXABLE), (0x1_4000_0000, ReservedKind.RESERVED)],
+    ids=["relaxable", "beside"],
+)
+def test_ram_that_may_be_there(base, kind):
+    case = with_function(
+        case_of(HEALTHY), A, reserved=(SW_MSI_WINDOW, ReservedRegion(base, 1 << 20, kind))
+    )
+    assert ids(case) == ["note no-migration"]
+
+
+@pytest.mark.parametrize(
+    ("memory", "base", "element"),
+    [
+        ("<maxMemory slots='2' unit='GiB'>8</maxMemory>", 0x1_8000_0000, "/domain/maxMemory"),
+        ("<maxMemory slots='2' unit='GiB'>8</maxMemory>", 0x2_7FF0_0000, "/domain/maxMemory"),
+    ],
+    ids=["plugged in", "with a GiB for each slot"],
+)
+def test_memory_that_is_plugged_in(memory, base, element):
+    """4 GiB from 1 GiB on, what is plugged in from 5 GiB on: 4 GiB and one for each slot."""
+    xml = changed(HEALTHY, ("<vcpu>", f"{memory}<vcpu>"))
+    region = ReservedRegion(base, 1 << 20, ReservedKind.RESERVED)
+    finding = only(with_function(case_of(xml), A, reserved=(region,)), "guest-ram-reserved")
+    assert str(finding.evidence[0]) == (f"{GUEST}.xml: {element}: RAM 0x140000000-0x2bfffffff")
+
+
+def test_a_memory_device_at_an_address_of_its_own():
+    module = (
+        "<memory model='dimm'><target><size unit='MiB'>512</size></target>"
+        "<address type='dimm' slot='0' base='0x8000000'/></memory>"
+    )
+    xml = changed(HEALTHY, ("<serial ", f"{module}<serial "))
+    finding = only(case_of(xml), "guest-ram-in-msi-window")
+    assert str(finding.evidence[0]) == (
+        f"{GUEST}.xml: /domain/devices/memory: RAM 0x8000000-0x27ffffff"
+    )
+
+
+@pytest.mark.parametrize(
+    ("limit", "severity"),
+    [("3", Severity.ERROR), ("4", Severity.WARNING), ("5", None), ("9007199254740991", None)],
+)
+def test_a_hard_limit(limit, severity):
+    unit = "GiB" if len(limit) == 1 else "KiB"
+    tune = f"<memtune><hard_limit unit='{unit}'>{limit}</hard_limit></memtune>"
+    case = case_of(changed(HEALTHY, ("<vcpu>", f"{tune}<vcpu>")))
+    if severity is None:
+        assert ids(case) == ["note no-migration"]
+        return
+    finding = only(case, "memlock")
+    assert finding.severity is severity
+    assert [str(each) for each in finding.evidence] == [
+        f"{GUEST}.xml: /domain/memtune/hard_limit: {int(limit) * GIB} bytes",
+        f"{GUEST}.xml: /domain/memory: {4 * GIB} bytes, all of them pinned",
+    ]
+    assert str(5 * GIB) in finding.remedy
+
+
+SESSION = Software(
+    Version(12, 8),
+    Version(11, 1),
+    "QEMU",
+    said_by="libvirt at qemu:///session",
+    daemon_locked_memory=8 << 20,
+)
+
+
+def test_a_daemon_without_privileges():
+    fdgroup = changed(HEALTHY, ("<iommufd enabled='yes'/>", "<iommufd enabled='yes' fdgroup='g'/>"))
+    finding = only(case_of(fdgroup, software=SESSION), "memlock")
+    assert str(finding.evidence[0]) == (
+        "libvirt at qemu:///session: its daemon may lock 8388608 bytes"
+    )
+    assert str(5 * GIB) in finding.consequence
+    locked = changed(fdgroup, ("<vcpu>", "<memoryBacking><locked/></memoryBacking><vcpu>"))
+    assert "error memlock" not in ids(case_of(locked, software=SESSION))
+
+
+def test_free_ports_without_memory():
+    xml = rendered(A, spare_ports=1, spare_memory=0)
+    finding = only(case_of(xml), "hotplug-bar-loss")
+    assert finding.severity is Severity.WARNING
+    assert finding.evidence[0].what.startswith("root ports 3 are free")
+    assert "warning hotplug-bar-loss" not in ids(case_of(rendered(A, spare_ports=1)))
+
+
+def test_a_guest_without_a_vsmmu_can_be_moved():
+    assert ids(case_of(nested_guest(GUEST, memory=GIB))) == []
+
+
+def test_without_plugins_the_guest_is_looked_at_all_the_same():
+    xml = changed(HEALTHY, ("<acpi/>", ""))
+    assert ids(case_of(xml, plugins=None)) == ["error no-acpi", "note no-migration"]

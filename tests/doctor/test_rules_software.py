@@ -1,0 +1,83 @@
+"""Findings about releases of libvirt and QEMU."""
+
+from dataclasses import replace
+
+import pytest
+from doctor.cases import A, B
+from doctor.guest_cases import GUEST, PLUGINS, case_of, changed, ids, only, rendered
+
+from vmm_msi.config import Choice
+from vmm_msi.doctor import rules_software
+from vmm_msi.doctor.case import Software
+from vmm_msi.doctor.finding import Severity
+from vmm_msi.domxml.support import Version
+
+ONE = rendered(A)
+
+
+def software(libvirt, qemu, **told):
+    return Software(
+        Version(*libvirt), Version(*qemu), "QEMU", said_by="libvirt at qemu:///system", **told
+    )
+
+
+def found(case, name):
+    return [each for each in rules_software.too_old(case) if each.id == name]
+
+
+def test_a_libvirt_that_is_too_old():
+    old = found(case_of(ONE, software=software((12, 2), (11, 1))), "libvirt-too-old")
+    assert [each.evidence[1].what for each in old] == ["<driver accel>"]
+    (finding,) = old
+    assert (finding.severity, finding.subject) == (Severity.ERROR, f"guest {GUEST}")
+    assert [str(each) for each in finding.evidence] == [
+        "libvirt at qemu:///system: libvirt 12.2.0",
+        f"{GUEST}.xml: /domain/devices/iommu: <driver accel>",
+    ]
+    assert finding.consequence.startswith(
+        "libvirt 12.2.0 cannot write <driver accel> (a nested vSMMU): needs libvirt 12.8.0"
+    )
+    assert finding.remedy == "Use libvirt 12.8.0 or newer."
+
+
+def test_a_libvirt_of_debian_12():
+    old = found(case_of(ONE, software=software((9, 0), (7, 2))), "libvirt-too-old")
+    assert [each.evidence[1].what for each in old] == [
+        "<driver pciBus>", "<driver accel>", "<iommufd>", "<hostdev><driver iommufd>",
+    ]  # fmt: skip
+
+
+def test_a_qemu_that_is_too_old():
+    old = found(case_of(ONE, software=software((12, 8), (10, 0))), "qemu-too-old")
+    assert [each.consequence for each in old] == [
+        "QEMU 10.0.0 cannot write <driver pciBus> (several vSMMUs): needs QEMU 10.2.0.",
+        "QEMU 10.0.0 cannot write <driver accel> (a nested vSMMU): needs QEMU 11.0.0.",
+    ]
+    assert {each.remedy for each in old} == {"Use QEMU 11.0.0 or newer."}
+
+
+def test_what_the_xml_uses_is_asked_for():
+    xml = changed(ONE, ("accel='on'", "accel='on' cmdqv='on'"))
+    old = found(case_of(xml, software=software((12, 8), (11, 0))), "qemu-too-old")
+    assert [each.evidence[1].what for each in old] == ["<driver cmdqv>"]
+    assert found(case_of(ONE, software=software((12, 8), (11, 0))), "qemu-too-old") == []
+
+
+def test_without_a_guest_it_is_what_a_plan_needs():
+    case = replace(case_of(ONE, software=software((11, 3), (10, 0))), guest=None, devices=(A, B))
+    old = found(case, "libvirt-too-old")
+    assert {each.subject for each in old} == {"host"}
+    assert old[0].evidence[1].where == "what strategy identity writes"
+    direct = replace(case, choice=Choice("direct"))
+    assert found(direct, "libvirt-too-old") == []
+    assert PLUGINS is case.plugins
+
+
+@pytest.mark.parametrize(("guest", "raised"), [(True, True), (False, False)])
+def test_nothing_tells_of_libvirt(guest, raised):
+    case = case_of(ONE, software=Software())
+    if not guest:
+        case = replace(case, guest=None)
+    assert ("unknown libvirt-unknown" in ids(case)) is raised
+    if raised:
+        assert only(case, "libvirt-unknown").severity is Severity.UNKNOWN

@@ -1,0 +1,139 @@
+"""Findings about strategies, by the model."""
+
+from dataclasses import replace
+
+import pytest
+from doctor.cases import A2, HOST, A, B, host_device, with_function, with_host
+from doctor.guest_cases import GUEST, PLUGINS, case_of, changed, ids, only, rendered
+
+from vmm_msi.config import Choice, Config, ConfigTable
+from vmm_msi.doctor import rules_strategy
+from vmm_msi.doctor.finding import Severity
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.model import Granule, Its, Pa, PciAddress, ReservedKind, ReservedRegion
+
+FAULT = "F_TRANSLATION (stage 1) StreamID 0x100, IOVA 0x8000040"
+ONE, TWO = rendered(A), rendered(A, B)
+
+
+def test_a_strategy_that_qemu_does_not_carry_out():
+    finding = only(case_of(ONE, choice=Choice("direct")), "strategy-not-carried")
+    assert (finding.severity, finding.subject) == (Severity.ERROR, f"guest {GUEST}")
+    assert str(finding.evidence[0]) == "--strategy: strategy direct"
+    assert "Use identity or multi-its:mode=vsmmu, or --backend sim" in finding.remedy
+
+
+def test_a_strategy_that_is_recorded_as_modelled():
+    case = case_of(rendered(A, kind="test", strategy="direct"))
+    assert "error strategy-not-carried" not in ids(case)
+    assert "error msi-lost" not in ids(case)
+
+
+def test_a_strategy_of_the_configuration():
+    settings = Config(ConfigTable(strategy="host-cookie"))
+    plain = nested_guest(GUEST, memory=1 << 30)
+    case = case_of(plain, devices=(A,), config=settings)
+    assert only(case, "strategy-not-carried").evidence[0].what == "strategy host-cookie"
+    assert "error msi-lost" in ids(case)
+    assert ids(case_of(plain, devices=(A,))) == []
+
+
+def test_msis_that_do_not_arrive():
+    finding = only(case_of(ONE, choice=Choice("host-cookie")), "msi-lost")
+    assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
+    assert [str(each) for each in finding.evidence] == [
+        f"the model of linux-7.2: {A}: s1-fault: {FAULT}",
+        "its way, programmed: iova 0x8000040",
+        f"its way, s1: stage1 s1-{A} iova 0x8000040 fault F_TRANSLATION",
+    ]
+    assert finding.consequence == "With strategy host-cookie no MSI of it arrives: s1-fault."
+    assert finding.remedy.startswith("Would deliver here: identity, multi-its:mode=vsmmu, ")
+    assert "direct (not on QEMU)" in finding.remedy
+
+
+def test_two_itses_behind_one_vsmmu():
+    """One doorbell of the guest for two of the host: direct has a conflict, others have none."""
+    host = replace(HOST, devices=(host_device(A), host_device(A2, its=(1,), group=11)))
+    case = with_host(case_of(rendered(A, A2, host=host)), devices=host.devices)
+    finding = only(replace(case, choice=Choice("direct")), "msi-lost")
+    assert finding.subject == str(A2)
+    assert "conflict" in finding.evidence[0].what
+    assert finding.remedy.startswith("Would deliver here: identity, multi-its:mode=vsmmu")
+    assert "direct" not in finding.remedy
+    assert "error msi-lost" not in ids(case)
+
+
+def test_a_guest_without_acpi():
+    case = case_of(changed(ONE, ("<acpi/>", "")))
+    finding = only(case, "msi-lost")
+    assert "s1-fault" in finding.consequence
+
+
+def test_without_a_guest_each_device_is_tried_alone():
+    case = replace(case_of(TWO, choice=Choice("host-cookie")), guest=None)
+    finding = only(case, "msi-lost")
+    assert finding.subject == f"{A} and 1 more"
+    assert [each.what.partition(":")[0] for each in finding.evidence[:2]] == ["0000", "0001"]
+
+
+def test_strategies_that_go_together_on_no_kernel():
+    settings = Config(ConfigTable(strategies={"identity": {"profile": "series-v8"}}))
+    plain = nested_guest(GUEST, memory=1 << 30)
+    finding = only(case_of(plain, devices=(A,), config=settings), "strategy-unusable")
+    assert finding.severity is Severity.ERROR
+    assert "lacks sw-msi-slots" in finding.consequence
+
+
+@pytest.mark.parametrize(("base", "size"), [(0xA000_0000, 1 << 20), (0x800_0000, 1 << 21)])
+def test_a_window_that_is_not_the_rmr(base, size):
+    window = ReservedRegion(base, size, ReservedKind.SW_MSI)
+    case = with_function(case_of(rendered(A, memory=1 << 30)), A, reserved=(window,))
+    finding = only(case, "rmr-fixed")
+    assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
+    assert finding.evidence[0].what == str(window)
+    assert "error msi-lost" in ids(case)
+    assert "error rmr-fixed" not in ids(replace(case, choice=Choice("direct")))
+
+
+def crowd(number, granule):
+    """A host with a device for each of that many ITSes."""
+    itses = tuple(Its(n, Pa(0x3000_0000 + n * 0x20000)) for n in range(number))
+    devices = tuple(
+        host_device(PciAddress(0, n + 1, 0, 0), its=(n,), group=n) for n in range(number)
+    )
+    return replace(HOST, granule=granule, itses=itses, devices=devices, functions=())
+
+
+@pytest.mark.parametrize(
+    ("number", "granule", "words"),
+    [
+        (16, Granule.K64, None),
+        (17, Granule.K64, "it is given 0x8100000, outside of the RMR"),
+        (17, Granule.K16, None),
+        (64, Granule.K4, None),
+        (65, Granule.K4, "EOVERFLOW"),
+    ],
+)
+def test_more_doorbells_than_the_window_has_pages(number, granule, words):
+    host = crowd(number, granule)
+    case = case_of(nested_guest(GUEST, memory=1 << 30), devices=[d.address for d in host.devices])
+    case = replace(case, host=host)
+    (finding,) = [*rules_strategy.window_full(case)] or [None]
+    lost = [*rules_strategy.msi_lost(case)]
+    if words is None:
+        assert finding is None
+        assert lost == []
+    else:
+        assert words in finding.consequence
+        assert [each.subject for each in lost] == [str(host.devices[-1].address)]
+
+
+def test_the_order_of_slots():
+    finding = only(case_of(TWO), "slot-order")
+    assert finding.severity is Severity.NOTE
+    assert [str(each) for each in finding.evidence] == [
+        f"doorbell 0x30050000, ITS 0: 0x8000000 if it is number 1 to be used, by {A}",
+        f"doorbell 0x30070000, ITS 1: 0x8001000 if it is number 2 to be used, by {B}",
+    ]
+    assert "note slot-order" not in ids(case_of(rendered(A, A2)))
+    assert PLUGINS is case_of(TWO).plugins

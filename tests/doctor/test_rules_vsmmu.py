@@ -1,0 +1,206 @@
+"""Findings about vSMMUs and what is behind them, and the words of QEMU that they quote."""
+
+import pytest
+from doctor.cases import A2, A, B
+from doctor.guest_cases import GUEST, NIC, case_of, changed, ids, only, rendered
+
+from vmm_msi.doctor.case import Software
+from vmm_msi.doctor.finding import Severity
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.support import Version
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.errors import HypervisorError
+from vmm_msi.libvirt_driver import connect
+
+ONE, TWO = rendered(A), rendered(A, B)
+PORT = """
+    <controller type='pci' index='7' model='pcie-root-port'>
+      <address type='pci' domain='0x0000' bus='0x00' slot='0x05' function='0x0'/>
+    </controller>"""
+DRIVER = "<driver pciBus='1' accel='on'/>"
+
+
+def test_a_vsmmu_that_is_emulated():
+    finding = only(case_of(changed(ONE, (DRIVER, "<driver pciBus='1'/>"))), "no-accel")
+    assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
+    assert str(finding.evidence[0]) == f"{GUEST}.xml: /domain/devices/iommu: accel is not given"
+
+
+def test_the_vsmmu_of_the_whole_machine_is_emulated():
+    xml = changed(
+        ONE, (f"<iommu model='smmuv3'>\n      {DRIVER}\n    </iommu>", "<iommu model='smmuv3'/>")
+    )
+    assert only(case_of(xml), "no-accel").subject == str(A)
+
+
+def test_a_device_behind_no_vsmmu():
+    """On a port of pcie.0: it is translated by the host alone."""
+    xml = changed(
+        ONE,
+        ("<serial ", f"{PORT}<serial "),
+        ("bus='0x02' slot='0x00'", "bus='0x07' slot='0x00'"),
+    )
+    case = case_of(xml)
+    finding = only(case, "hostdev-not-behind-vsmmu")
+    assert (finding.severity, finding.subject) == (Severity.NOTE, str(A))
+    assert finding.evidence[0].what == f"{A}, on the bus of controller 7"
+    assert only(case, "empty-vsmmu").severity is Severity.ERROR
+
+
+def test_a_device_that_libvirt_will_place():
+    xml = changed(
+        ONE,
+        ("      <address type='pci' domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>\n", ""),
+    )
+    finding = only(case_of(xml), "hostdev-not-behind-vsmmu")
+    assert finding.severity is Severity.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("driver", "words"),
+    [
+        ("accel='on'", "ats, ril, ssidsize"),
+        ("accel='on' ats='off' ril='on' ssidsize='0'", None),
+    ],
+)
+def test_a_vsmmu_without_a_device(driver, words):
+    text = str(ONE)
+    start, end = text.index("<hostdev"), text.index("</hostdev>") + len("</hostdev>")
+    xml = DomainXml.parse(text[:start] + text[end:], f"{GUEST}.xml")
+    case = case_of(changed(xml, ("accel='on'", driver)))
+    if words is None:
+        assert "error empty-vsmmu" not in ids(case)
+    else:
+        assert words in only(case, "empty-vsmmu").evidence[0].what
+
+
+def test_an_emulated_device_behind_it():
+    xml = changed(rendered(A, spare_ports=1), ("<serial ", f"{NIC.format(bus='0x03')}<serial "))
+    finding = only(case_of(xml), "emulated-behind-vsmmu")
+    assert finding.severity is Severity.ERROR
+    assert finding.evidence[0].where == f"{GUEST}.xml: /domain/devices/interface"
+    beside = changed(ONE, ("<serial ", f"{NIC.format(bus='0x00')}<serial "))
+    assert "error emulated-behind-vsmmu" not in ids(case_of(beside))
+
+
+@pytest.mark.parametrize("bus", ["2", "16", "9"], ids=["a root port", "a busNr", "nothing"])
+def test_a_vsmmu_on_what_is_no_root_bus(bus):
+    xml = changed(ONE, (DRIVER, f"<driver pciBus='{bus}' accel='on'/>"))
+    finding = only(case_of(xml), "misplaced-vsmmu")
+    assert str(finding.evidence[0]) == f"{GUEST}.xml: /domain/devices/iommu: pciBus='{bus}'"
+
+
+def test_two_vsmmus_on_one_bus():
+    xml = changed(TWO, ("<driver pciBus='3' accel='on'/>", DRIVER))
+    finding = only(case_of(xml), "misplaced-vsmmu")
+    assert finding.consequence.endswith("An iommu is already attached to this bus.")
+
+
+def test_a_vsmmu_with_devices_of_two_smmus():
+    at_host = "domain='{0:#06x}' bus='{1:#04x}' slot='0x00' function='0x0'/>\n      </source>"
+    xml = changed(rendered(A, A2), (at_host.format(0, 2), at_host.format(1, 1)))
+    finding = only(case_of(xml), "vsmmu-spans-smmus")
+    assert finding.severity is Severity.ERROR
+    assert [each.what for each in finding.evidence] == [
+        "pciBus='1'",
+        f"{A}, behind SMMU 0 of the host",
+        f"{B}, behind SMMU 1 of the host",
+    ]
+    assert "error vsmmu-spans-smmus" not in ids(case_of(rendered(A, A2)))
+    assert "error vsmmu-spans-smmus" not in ids(case_of(TWO))
+
+
+@pytest.mark.parametrize(
+    ("changes", "raised"),
+    [
+        ([("<iommufd enabled='yes'/>", "")], True),
+        ([("<iommufd enabled='yes'/>", "<iommufd enabled='no'/>")], True),
+        ([("managed='yes'>", "managed='yes'><driver iommufd='no'/>")], True),
+        (
+            [
+                ("<iommufd enabled='yes'/>", ""),
+                ("managed='yes'>", "managed='yes'><driver iommufd='yes'/>"),
+            ],
+            False,
+        ),
+    ],
+)
+def test_a_device_without_iommufd(changes, raised):
+    found = ids(case_of(changed(ONE, *changes)))
+    assert ("error hostdev-without-iommufd" in found) is raised
+
+
+def test_a_group_of_file_descriptors():
+    xml = changed(ONE, ("<iommufd enabled='yes'/>", "<iommufd enabled='yes' fdgroup='group'/>"))
+    finding = only(case_of(xml), "fdgroup-needs-opener")
+    assert finding.severity is Severity.WARNING
+    assert "'group' was not associated" in finding.consequence
+
+
+def test_a_libvirt_that_may_not_open_it():
+    session = Software(Version(12, 8), Version(11, 1), "QEMU", said_by="libvirt at qemu:///session")
+    assert only(case_of(ONE, software=session), "missing-fdgroup").severity is Severity.ERROR
+    system = Software(Version(12, 8), Version(11, 1), "QEMU", said_by="libvirt at qemu:///system")
+    assert "error missing-fdgroup" not in ids(case_of(ONE, software=system))
+
+
+QUOTED = (
+    "Emulated endpoint devices are not allowed when using arm-smmuv3,accel=on",
+    "vfio-pci endpoint devices without an iommufd backend not allowed when using arm-smmuv3",
+    "arm-smmuv3 accel=on with 'auto' properties requires at least one cold-plugged VFIO device",
+    "requires iommu MAP notifier which is not currently supported",
+    "Migration not supported with SMMUv3 accelerator mode enabled",
+    "SMMUv3 accel=on requires KVM with kernel-irqchip=on support",
+    "IOMMU_VDEVICE_ALLOC failed",
+)
+
+
+def test_what_is_quoted_of_qemu_is_in_it(lab_root):
+    """What needs a device and an SMMU to be said is at least in the program."""
+    program = (lab_root.path / "usr/bin/qemu-system-aarch64").read_bytes()
+    assert [words for words in QUOTED if words.encode() not in program] == []
+
+
+VSMMUS = """
+    <controller type='pci' index='1' model='pcie-expander-bus'><target busNr='16'/></controller>
+    <controller type='pci' index='2' model='pcie-root-port'>
+      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
+    </controller>
+    <iommu model='smmuv3'><driver pciBus='{}'/></iommu>
+"""
+
+
+@pytest.mark.parametrize(
+    ("parts", "words"),
+    [
+        (VSMMUS.format("2"), "SMMU should be attached to a default PCIe root complex"),
+        (
+            VSMMUS.format("1") + "<iommu model='smmuv3'><driver pciBus='1'/></iommu>",
+            "An iommu is already attached to this bus",
+        ),
+        (
+            VSMMUS.format("1' accel='on"),
+            "SMMUv3 accel=on requires KVM with kernel-irqchip=on support",
+        ),
+    ],
+    ids=["a root port", "two on one bus", "emulated"],
+)
+def test_libvirt_takes_what_qemu_then_ends_for(parts, words, lab_daemon):
+    name = "ends"
+    text = str(nested_guest(name, memory=128 << 20, kind="qemu"))
+    xml = DomainXml.parse(text.replace("<devices>", f"<devices>{parts}"), "guest.xml")
+    with connect(lab_daemon.uri) as connection:
+        connection.define(xml)
+        try:
+            with pytest.raises(HypervisorError, match=words):
+                connection.start(name)
+        finally:
+            connection.undefine(name)
+
+
+def test_libvirt_refuses_acpi_without_uefi(lab_daemon):
+    xml = changed(rendered(A, kind="qemu"), ("<os firmware='efi'>", "<os>"))
+    xml.root.find("os").remove(xml.root.find("os/firmware"))
+    words = "ACPI requires UEFI on this architecture"
+    with connect(lab_daemon.uri) as connection, pytest.raises(HypervisorError, match=words):
+        connection.define(xml, validate=False)

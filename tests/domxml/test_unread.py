@@ -1,0 +1,96 @@
+"""What the table says libvirt does not read, held against what a real libvirt keeps."""
+
+import pytest
+
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.template import nested_guest
+from vmm_msi.domxml.unread import unread
+from vmm_msi.errors import HypervisorError
+from vmm_msi.libvirt_driver import connect
+
+GUEST = "unread"
+PARTS = """
+    <controller type='pci' index='1' model='pcie-expander-bus'>
+      <target busNr='16'/>
+    </controller>
+    <controller type='pci' index='2' model='pcie-root-port'>
+      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
+    </controller>
+    <hostdev mode='subsystem' type='pci' managed='yes'>
+      <driver iommufd='yes'/>
+      <source>
+        <address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
+      </source>
+      <address type='pci' domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>
+    </hostdev>
+    <iommu model='smmuv3'>
+      <driver pciBus='1' accel='on' ats='off' ril='on' ssidsize='4' oas='48' cmdqv='off'/>
+    </iommu>
+"""
+#: What is replaced, what with, and what is not read then, with what may have been meant.
+MISSPELT = {
+    "ssidSize": ("ssidsize=", "ssidSize=", "ssidSize='4'", "ssidsize"),
+    "ATS": ("ats=", "ATS=", "ATS='off'", "ats"),
+    "RIL": ("ril=", "Ril=", "Ril='on'", "ril"),
+    "OAS": ("oas=", "OAS=", "OAS='48'", "oas"),
+    "cmdQV": ("cmdqv=", "cmdQV=", "cmdQV='off'", "cmdqv"),
+    "pci-bus": ("pciBus=", "pci-bus=", "pci-bus='1'", "pciBus"),
+    "pcibus": ("pciBus=", "pcibus=", "pcibus='1'", "pciBus"),
+    "stage": (" ats=", " stage='nested' ats=", "stage='nested'", None),
+    "granule": (" ats=", " granule='4k' ats=", "granule='4k'", None),
+    "iommu attribute": ("'smmuv3'", "'smmuv3' accel='on'", "accel='on'", None),
+    "Driver": ("<driver pciBus", "<Driver pciBus", "<Driver>", "<driver>"),
+    "two drivers": (" ats=", "/><driver ats=", "<driver>", "one <driver> with all attributes"),
+    "hostdev iommufd": ("<driver iommufd=", "<driver ioMMUfd=", "ioMMUfd='yes'", "iommufd"),
+    "hostdev fdgroup": ("'yes'/>", "'yes' fdgroup='x'/>", "fdgroup='x'", None),
+    "managed": ("managed=", "Managed=", "Managed='yes'", "managed"),
+    "busnr": ("busNr", "busnr", "busnr='16'", "busNr"),
+    "node": ("busNr='16'", "busNr='16' node='0'", "node='0'", None),
+    "gic": ("<gic version='3'", "<gic version='3' its='on'", "its='on'", None),
+    "IOMMUFD": ("<os ", "<IOMMUFD enabled='yes'/><os ", "<IOMMUFD>", "<iommufd>"),
+    "fdGroup": (
+        "<os ", "<iommufd enabled='yes' fdGroup='g'/><os ", "fdGroup='g'", "fdgroup",
+    ),
+    "iommufd of devices": (
+        "<devices>", "<devices><iommufd enabled='yes'/>", "<iommufd>", "<iommufd> below <domain>",
+    ),
+    "Iommu": ("<devices>", "<devices><Iommu model='smmuv3'/>", "<Iommu>", "<iommu>"),
+    "override": (
+        "</devices>", "</devices><override/>", "<override>",
+        "<qemu:override> with xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'",
+    ),
+}  # fmt: skip
+
+
+def text(kind):
+    whole = str(nested_guest(GUEST, memory=256 << 20, kind=kind))
+    return whole.replace("<devices>", f"<devices>{PARTS}")
+
+
+def test_all_is_read_of_what_is_spelt_right():
+    assert unread(DomainXml.parse(text("kvm"), "guest.xml")) == ()
+
+
+@pytest.mark.parametrize("name", MISSPELT)
+def test_libvirt_drops_what_the_table_says(name, lab_daemon):
+    """Without a word where it does not validate; where it does, it refuses all of them."""
+    right, wrong, words, meant = MISSPELT[name]
+    assert right in text("qemu")
+    broken = DomainXml.parse(text("qemu").replace(right, wrong, 1), "guest.xml")
+    (part,) = unread(broken)
+    assert (str(part), part.meant) == (words, meant)
+    with connect(lab_daemon.uri) as connection:
+        kept = connection.define_text(GUEST, str(broken), validate=False)
+        connection.undefine(GUEST)
+        assert unread(DomainXml.parse(kept, "libvirt")) == ()
+        with pytest.raises(HypervisorError, match="validate against schema"):
+            connection.define_text(GUEST, str(broken))
+
+
+def test_libvirt_keeps_the_rest(lab_daemon):
+    whole = DomainXml.parse(text("qemu"), "guest.xml")
+    with connect(lab_daemon.uri) as connection:
+        kept = connection.define(whole)
+        connection.undefine(GUEST)
+    assert kept.iommus()[0].driver == whole.iommus()[0].driver
+    assert kept.hostdevs()[0].iommufd

@@ -1,0 +1,215 @@
+"""``vmm-msi doctor``: say what will happen on a host, and why."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import (
+    HOST_FORMS,
+    add_config,
+    add_format,
+    host_name,
+    load_sources,
+    print_json,
+)
+from vmm_msi.errors import TopologyError, UsageError
+from vmm_msi.model import Granule, PciAddress
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.doctor.case import Case
+    from vmm_msi.doctor.gathered import HostSources
+    from vmm_msi.hosttree import HostTree
+    from vmm_msi.model import HostTopology
+
+#: Exit codes where something was found; errors of the command itself have those of errors.py.
+EXIT_ERRORS = 8
+EXIT_WARNINGS = 9
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "host",
+        metavar="HOST",
+        nargs="*",
+        type=host_name,
+        help=f"the host, by default this machine: {HOST_FORMS}; several are sources about one host",
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="a folder laid out like the host's /, such as a copy of its /sys and /proc",
+    )
+    parser.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="host PCI address that is to be assigned, such as 0000:01:00.0; may be repeated; "
+        "default: the devices of --domain, else all that could be",
+    )
+    parser.add_argument(
+        "--domain",
+        metavar="DOMAIN",
+        help="the guest that is to run: a libvirt domain, by name or UUID, or a file with its XML "
+        "that ends in .xml",
+    )
+    parser.add_argument(
+        "-c",
+        "--connect",
+        metavar="URI",
+        help="libvirt connection to ask for its release, the domain and who has which device; "
+        "default with a domain's name: $LIBVIRT_DEFAULT_URI, else qemu:///system",
+    )
+    parser.add_argument(
+        "--strategy",
+        metavar="NAME[:key=value,…]",
+        help="strategy that is to be used; default: the configuration's, else identity",
+    )
+    parser.add_argument(
+        "--granule",
+        choices=[str(granule) for granule in Granule],
+        help="page size of the host's kernel, where nothing tells",
+    )
+    parser.add_argument(
+        "--explain", metavar="ID", help="print the page about a finding, and look at nothing"
+    )
+    add_format(parser)
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, and print what was found."""
+    if args.explain is not None:
+        from vmm_msi.doctor import pages
+
+        print(pages.page(args.explain), end="")
+        return 0
+    from vmm_msi.doctor.finding import Severity
+    from vmm_msi.doctor.rules import examine
+    from vmm_msi.report import doctor as report
+
+    case = _case(args)
+    findings = examine(case)
+    if args.format == "json":
+        about = {
+            "host": case.host.source,
+            "host_files": case.tree is not None,
+            "domain": args.domain,
+            "devices": [str(address) for address in case.devices],
+        }
+        print_json(report.to_json(about, findings))
+    else:
+        print("\n".join(report.to_lines(_about(case, args.domain), findings)))
+    found = {finding.severity for finding in findings}
+    if Severity.ERROR in found:
+        return EXIT_ERRORS
+    return EXIT_WARNINGS if found & {Severity.WARNING, Severity.UNKNOWN} else 0
+
+
+def _about(case: Case, domain: str | None) -> str:
+    from vmm_msi.doctor.devices import stand_ins
+
+    count = len(case.devices)
+    devices = f"{count} device{'' if count == 1 else 's'}"
+    if count and not case.host.functions and case.devices == stand_ins(case.host):
+        devices = f"no devices listed, {count} range{'' if count == 1 else 's'} of addresses"
+    guest = "" if domain is None else f", guest {domain}"
+    files = "" if case.tree is not None else ", its kernel not looked at"
+    return f"{case.host.source}{guest}, {devices}{files}"
+
+
+def _case(args: argparse.Namespace) -> Case:
+    from vmm_msi.doctor import gathered
+    from vmm_msi.topology.join import join
+
+    wanted = [PciAddress.parse(text) for text in args.device]
+    if args.domain is None and args.connect is None and args.strategy is None:
+        return gathered.case_of_host(_sources(args), wanted)
+    from vmm_msi.cli.common import load_config, load_plugins
+    from vmm_msi.config import Choice
+    from vmm_msi.doctor.gather import case_of
+    from vmm_msi.hookspecs import PluginKind
+
+    choice = None if args.strategy is None else Choice.parse(args.strategy)
+    settings = load_config(args)
+    plugins = load_plugins(args, settings, [] if choice is None else [choice])
+    if choice is not None:
+        plugins.info(choice.strategy, PluginKind.STRATEGY)
+    uri = _uri(args)
+    there_is = _sources(args)
+    host = join(there_is.sources, there_is.name)
+    case = case_of(host, None, args.domain, uri, choice, wanted, plugins, settings)
+    return gathered.with_host_facts(case, there_is)
+
+
+def _uri(args: argparse.Namespace) -> str | None:
+    """Return the libvirt that is to be asked; None where none need be.
+
+    :raise UsageError: when it is on another machine and the host is this one.
+    """
+    from vmm_msi.cli.guest import DEFAULT_URI
+    from vmm_msi.doctor.gather import XML_SUFFIX
+
+    uri: str | None = args.connect
+    if uri is None and args.domain is not None and not args.domain.endswith(XML_SUFFIX):
+        uri = os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
+    _, remote, place = (uri or "").partition("://")
+    if remote and not place.startswith("/") and not args.host and args.root is None:
+        raise UsageError(f"{uri} is another machine: name it, or a description of it, as HOST")
+    return uri
+
+
+def _sources(args: argparse.Namespace) -> HostSources:
+    from vmm_msi.doctor.gathered import HostSources
+    from vmm_msi.topology import live
+
+    granule = None if args.granule is None else Granule.parse(args.granule)
+    if args.root is None and not args.host:
+        sources = live.read_live()
+        if not any(one.smmus or one.itses or one.routes for one in sources):
+            live.load_live()  # says why, on a machine that is no Arm host
+        here = live.this_machine()
+        return HostSources(here.source, sources, here)
+    tree: HostTree | None = None
+    found: list[HostTopology] = []
+    if args.root is not None:
+        from vmm_msi.hosttree.folder import FolderTree
+
+        if not args.root.is_dir():
+            raise TopologyError(f"{args.root}: no folder; valid is one laid out like the host's /")
+        tree = FolderTree(args.root)
+        found += live.read_sources(tree, granule)
+    for name in args.host:
+        its_tree = _tree(name)
+        if its_tree is None:
+            found += load_sources([name], granule)
+            continue
+        if tree is not None:
+            raise UsageError(f"{name}: {tree.source} has files of the host already; name one")
+        tree = its_tree
+        found += live.read_sources(tree, granule)
+    names = [str(name) for name in (args.root, *args.host) if name is not None]
+    return HostSources(" + ".join(names), tuple(found), tree)
+
+
+def _tree(name: Path | str) -> HostTree | None:
+    """Return the files of a host that a HOST has; None where it is a description."""
+    from vmm_msi.topology import CAPTURE
+
+    if not isinstance(name, Path):
+        return None
+    if name.name.endswith(CAPTURE):
+        from vmm_msi.hosttree.archive import open_archive
+
+        return open_archive(name)
+    if (name / "sys").is_dir() and not (name / "IORT").exists():
+        from vmm_msi.hosttree.folder import FolderTree
+
+        return FolderTree(name)
+    return None

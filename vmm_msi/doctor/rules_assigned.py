@@ -1,0 +1,194 @@
+"""Rules about devices that are to be assigned: whether they are there, free and whole."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.doctor.finding import Evidence, Finding, Severity
+from vmm_msi.doctor.guests import subject
+from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.provision.checks import holdings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm_msi.doctor.case import Case
+    from vmm_msi.model import PciAddress
+
+_SYSFS = "/sys/bus/pci/devices"
+
+
+def device_missing(case: Case) -> Iterator[Finding]:
+    """Yield devices that the host does not have."""
+    functions = case.host.function_by_address
+    for device in case.devices:
+        if device in functions:
+            continue
+        if case.tree is not None and case.tree.exists(_SYSFS):
+            folder = f"{_SYSFS}/{device}"
+            if case.tree.exists(folder):
+                continue
+            where = folder
+        elif functions and device not in case.host.device_by_address:
+            where = case.host.source
+        else:
+            continue
+        near = sorted(functions, key=lambda other: abs(_place(other) - _place(device)))[:4]
+        yield Finding(
+            "device-missing",
+            Severity.ERROR,
+            str(device),
+            (Evidence(where, "there is no such PCI device"),),
+            f"libvirt refuses to start the guest: the host has no PCI device {device}.",
+            f"Name a device that lspci -D shows, such as {', '.join(map(str, sorted(near)))}."
+            if near
+            else "Name a device that lspci -D shows; virtual functions are there once their driver "
+            "made them (sriov_numvfs).",
+        )
+
+
+def _place(address: PciAddress) -> int:
+    return address.segment << 16 | address.rid
+
+
+def held_by_domain(case: Case) -> Iterator[Finding]:
+    """Yield devices that another guest has, or whose other half one has."""
+    if case.guest is None:
+        return
+    name = case.guest.xml.name
+    for held in holdings(name, case.devices, case.guest.holders, case.host.function_by_address):
+        words, _, remedy = str(held).partition("; ")
+        yield Finding(
+            "held-by-domain",
+            Severity.WARNING,
+            str(held.device),
+            (Evidence(f"libvirt domain {held.holder}", f"a <hostdev> for {held.function}"),),
+            f"{words[:1].upper()}{words[1:]}: libvirt refuses to start the second of the two, "
+            f"since the device is in use by domain {held.holder}."
+            if not held.kind
+            else f"{words[:1].upper()}{words[1:]}.",
+            f"{remedy[:1].upper()}{remedy[1:]}, or never run the two guests at once.",
+        )
+
+
+def partial_group(case: Case) -> Iterator[Finding]:
+    """Yield devices to be nested whose IOMMU group has others that are not."""
+    functions = case.host.function_by_address
+    nested = _nested(case)
+    groups = _groups(case)
+    unknown = []
+    seen: set[int] = set()
+    for device in nested:
+        group = _group(case, device)
+        if group is None:
+            unknown.append(device)
+            continue
+        if group in seen:
+            continue
+        seen.add(group)
+        function = functions.get(device)
+        told = () if function is None else function.members
+        members = sorted({*told, *groups[group]})
+        others = [member for member in members if member not in nested]
+        if not others:
+            continue
+        bridges = [m for m in others if m in functions and functions[m].is_bridge]
+        names = ", ".join(map(str, others))
+        place = f"/sys/kernel/iommu_groups/{group}/devices"
+        remedy = (
+            f"Use a device that shares no group with a bridge or a port: {bridges[0]} is one, and "
+            "cannot be assigned; a slot or a switch with ACS separates them."
+            if bridges
+            else f"Assign {names} to the same guest, behind the same vSMMU, or use a device that "
+            "is alone in its group."
+        )
+        yield Finding(
+            "partial-group",
+            Severity.ERROR,
+            str(device),
+            (Evidence(place, f"{names}, beside {device}"),),
+            f"The guest's SMMU fails when it sets {device} up: the kernel attaches the group as "
+            "one, and gives ENOENT for a member without a vDEVICE.",
+            remedy,
+        )
+    if unknown and case.guest is not None:
+        names = ", ".join(map(str, unknown))
+        yield Finding(
+            "partial-group",
+            Severity.UNKNOWN,
+            subject(case.guest.xml),
+            (Evidence(case.host.source, f"no IOMMU group of {names}"),),
+            "If their groups have other devices, the guest's SMMU fails when it sets them up.",
+            "Read the host where it runs or from a capture of it, or name its libvirt with "
+            "--connect.",
+        )
+
+
+def _nested(case: Case) -> dict[PciAddress, None]:
+    """Return the devices that are, or are to be, behind an accelerated vSMMU."""
+    if case.guest is None:
+        return dict.fromkeys(case.devices)
+    placement = Placement(case.guest.xml)
+    plain = set()
+    for hostdev in case.guest.xml.hostdevs():
+        iommu = placement.vsmmu_of(hostdev.element)
+        if iommu is None or not is_accelerated(iommu):
+            plain.add(hostdev.host)
+    return {device: None for device in case.devices if device not in plain}
+
+
+def _group(case: Case, device: PciAddress) -> int | None:
+    """Return the IOMMU group of a device, as the system or the description tells."""
+    function = case.host.function_by_address.get(device)
+    if function is not None and function.iommu_group is not None:
+        return function.iommu_group
+    listed = case.host.device_by_address.get(device)
+    return None if listed is None or listed.iommu_group < 0 else listed.iommu_group
+
+
+def _groups(case: Case) -> dict[int, list[PciAddress]]:
+    """Return what is in each IOMMU group, however the host tells of it."""
+    found: dict[int, list[PciAddress]] = {}
+    for address in {**case.host.function_by_address, **case.host.device_by_address}:
+        group = _group(case, address)
+        if group is not None:
+            found.setdefault(group, []).append(address)
+    return found
+
+
+def sriov(case: Case) -> Iterator[Finding]:
+    """Yield physical functions that have virtual ones, and virtual ones that need a token."""
+    functions = case.host.function_by_address
+    for device in case.devices if case.guest is not None else ():
+        function = functions.get(device)
+        if function is None:
+            continue
+        folder = f"{_SYSFS}/{device}"
+        if function.virtual_functions:
+            first = function.virtual_functions[0]
+            yield Finding(
+                "sr-iov-pf",
+                Severity.WARNING,
+                str(device),
+                (
+                    Evidence(
+                        f"{folder}/virtfn0",
+                        f"{first}, the first of {len(function.virtual_functions)}",
+                    ),
+                ),
+                "Its virtual functions go away when it leaves the driver of the host, and whoever "
+                "uses them loses them.",
+                f"Assign virtual functions in its place, or write 0 into {folder}/sriov_numvfs "
+                "first.",
+            )
+        physical = functions.get(function.physical_function) if function.physical_function else None
+        if physical is not None and "vfio" in (physical.driver or ""):
+            yield Finding(
+                "vf-token",
+                Severity.ERROR,
+                str(device),
+                (Evidence(f"{_SYSFS}/{physical.address}/driver", str(physical.driver)),),
+                f"VFIO does not open {device} without the VF token of the user of its physical "
+                f"function {physical.address}, and libvirt can give none.",
+                f"Give {physical.address} back to its own driver: virsh nodedev-reattach.",
+            )

@@ -1,0 +1,215 @@
+"""Rules about strategies: who carries them out here, and whether the MSIs arrive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.doctor import modelled
+from vmm_msi.doctor.finding import Evidence, Finding, Severity
+from vmm_msi.doctor.guests import subject
+from vmm_msi.errors import RefusedError, errno_name
+from vmm_msi.model import SW_MSI_WINDOW, Outcome
+from vmm_msi.provision.checks import NOT_CARRIED, carried, needs_of
+from vmm_msi.provision.request import Carrier
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm_msi.config import Choice
+    from vmm_msi.doctor.case import Case
+    from vmm_msi.host import PluginHost
+    from vmm_msi.model import HostDevice, Pa, Verdict
+
+#: Doorbells that one iommufd file descriptor has room for: the bitmap of struct
+#: iommufd_sw_msi_maps, Linux ``drivers/iommu/iommufd/iommufd_private.h``.
+SLOTS = 64
+#: Devices that one finding has evidence of; more are counted.
+_SHOWN = 8
+
+
+def not_carried(case: Case) -> Iterator[Finding]:
+    """Yield strategies that QEMU and the kernel do not carry out."""
+    plugins = case.plugins
+    if plugins is None or modelled.carrier(case) is Carrier.SIM:
+        return
+    for choice, needs in modelled.needs(case, plugins).items():
+        if needs.qemu:
+            continue
+        yield Finding(
+            "strategy-not-carried",
+            Severity.ERROR,
+            _whose(case),
+            (Evidence(modelled.chosen_in(case), f"strategy {choice}"),),
+            f"Its MSIs do not arrive in a guest of QEMU: {NOT_CARRIED}.",
+            f"Use {' or '.join(carried(plugins))}, or --backend sim, which only models the "
+            "binding.",
+        )
+
+
+def msi_lost(case: Case) -> Iterator[Finding]:
+    """Yield devices whose MSIs do not arrive, by the model, with the strategies chosen for them.
+
+    Also that these cannot be tried: that no kernel has all that they need.
+    """
+    plugins = case.plugins
+    if plugins is None:
+        return
+    lost: dict[tuple[Outcome, int | None], list[tuple[modelled.Modelled, Verdict]]] = {}
+    try:
+        for result in modelled.tried(case, plugins):
+            for verdict in result.verdicts:
+                if verdict.outcome is not Outcome.DELIVERED:
+                    key = verdict.outcome, verdict.errno
+                    lost.setdefault(key, []).append((result, verdict))
+    except RefusedError as error:
+        yield Finding(
+            "strategy-unusable",
+            Severity.ERROR,
+            _whose(case),
+            (Evidence(modelled.chosen_in(case), ", ".join(map(str, _named(case)))),),
+            f"attach refuses it: {error}.",
+            f"Use {' or '.join(carried(plugins))} for all devices of the guest.",
+        )
+    for found in lost.values():
+        yield _lost(case, plugins, found)
+
+
+def _lost(
+    case: Case, plugins: PluginHost, found: list[tuple[modelled.Modelled, Verdict]]
+) -> Finding:
+    result, first = found[0]
+    chosen = modelled.choices(case)[first.device]
+    evidence = [
+        Evidence(f"the model of {each.kernel}", f"{verdict.device}: {_words(verdict)}")
+        for each, verdict in found[:_SHOWN]
+    ]
+    evidence += [
+        Evidence(f"its way, {step.step}", " ".join(f"{k} {v}" for k, v in step.values.items()))
+        for step in first.trace
+    ]
+    more = len(found) - 1
+    able = [
+        f"{choice}{'' if needs_of(plugins, choice).qemu else ' (not on QEMU)'}"
+        for choice in modelled.delivering(case, plugins, result)
+    ]
+    return Finding(
+        "msi-lost",
+        Severity.ERROR,
+        f"{first.device}{f' and {more} more' if more else ''}",
+        tuple(evidence),
+        f"With strategy {chosen} no MSI of it arrives: {first.outcome}.",
+        f"Would deliver here: {', '.join(able)}."
+        if able
+        else "No strategy delivers its MSIs here: use another device, or mend what the reason "
+        "names.",
+    )
+
+
+def _words(verdict: Verdict) -> str:
+    number = f" {errno_name(verdict.errno)}" if verdict.errno is not None else ""
+    reason = verdict.reason.removeprefix(f"{number.strip()}: ")
+    return f"{verdict.outcome}{number}: {reason}"
+
+
+def rmr_fixed(case: Case) -> Iterator[Finding]:
+    """Yield devices whose MSI window is not the range that QEMU's RMR has."""
+    if case.plugins is None:
+        return
+    needs = modelled.needs(case, case.plugins)
+    if not any(need.rmr for need in needs.values()):
+        return
+    for device in modelled.placed(case).devices:
+        window = device.sw_msi_window
+        same = window is not None and window.base == SW_MSI_WINDOW.base
+        if window is None or (same and window.size == SW_MSI_WINDOW.size):
+            continue
+        yield Finding(
+            "rmr-fixed",
+            Severity.ERROR,
+            str(device.address),
+            (
+                Evidence(f"{case.host.source}: reserved regions of {device.address}", str(window)),
+                Evidence("QEMU hw/arm/virt-acpi-build.c", f"the RMR is {SW_MSI_WINDOW}"),
+            ),
+            f"The kernel programs an address from {window.base:#x} on, which the guest does not "
+            "map: each MSI is an S1 fault.",
+            "Use a kernel whose SMMU driver has its window at 0x8000000, 1 MiB, as Linux has.",
+        )
+
+
+def window_full(case: Case) -> Iterator[Finding]:
+    """Yield that the devices have more doorbells than the MSI window has pages."""
+    doorbells = _doorbells(case)
+    granule = case.host.granule
+    pages = min(SLOTS, SW_MSI_WINDOW.size // granule)
+    if len(doorbells) <= pages:
+        return
+    beyond = list(doorbells.items())[pages:]
+    hdb, devices = beyond[0]
+    address = SW_MSI_WINDOW.base + pages * granule
+    fault = (
+        "iommufd has no slot for it (EOVERFLOW)"
+        if pages == SLOTS
+        else f"it is given {address:#x}, outside of the RMR, and each MSI is an S1 fault"
+    )
+    one_guest = case.guest is not None
+    yield Finding(
+        "msi-window-full",
+        Severity.ERROR if one_guest else Severity.NOTE,
+        _whose(case),
+        (
+            Evidence(case.host.source, f"{len(doorbells)} doorbell pages, {granule} each"),
+            Evidence(f"MSI window {SW_MSI_WINDOW}", f"{pages} pages"),
+            Evidence(f"doorbell {hdb}", f"number {pages + 1}, of {devices[0].address}"),
+        ),
+        f"One guest with all these devices loses MSIs: of the {pages + 1}th doorbell that is used "
+        f"{fault}.",
+        f"Give a guest devices of {pages} ITSes at most"
+        + (", or use a host kernel with 4K pages." if pages < SLOTS else "."),
+    )
+
+
+def slot_order(case: Case) -> Iterator[Finding]:
+    """Yield that the addresses of doorbells depend on who enables an interrupt first."""
+    doorbells = _doorbells(case)
+    if case.guest is None or len(doorbells) < 2:
+        return
+    granule = case.host.granule
+    yield Finding(
+        "slot-order",
+        Severity.NOTE,
+        _whose(case),
+        tuple(
+            Evidence(
+                f"doorbell {hdb}, ITS {devices[0].its}",
+                f"{SW_MSI_WINDOW.base + number * granule:#x} if it is number {number + 1} to be "
+                f"used, by {devices[0].address}",
+            )
+            for number, (hdb, devices) in enumerate([*doorbells.items()][:_SHOWN])
+        ),
+        "The kernel gives pages of the MSI window to doorbells in the order in which the guest's "
+        "drivers first enable interrupts, so that the addresses may differ from boot to boot.",
+        "Nothing, with identity: its RMR covers them all; a VMM that places a vITS at the first "
+        "page must take devices of one ITS alone.",
+    )
+
+
+def _doorbells(case: Case) -> dict[Pa, list[HostDevice]]:
+    """Return the distinct doorbell pages of the devices, in their order."""
+    found: dict[Pa, list[HostDevice]] = {}
+    host = modelled.placed(case)
+    for address in case.devices:
+        device = host.device_by_address.get(address)
+        its = None if device is None else host.its_by_id.get(device.its)
+        if device is not None and its is not None:
+            page = its.doorbell.align_down(host.granule)
+            found.setdefault(page, []).append(device)
+    return found
+
+
+def _whose(case: Case) -> str:
+    return "host" if case.guest is None else subject(case.guest.xml)
+
+
+def _named(case: Case) -> list[Choice]:
+    return sorted(set(modelled.choices(case).values()), key=str)

@@ -1,0 +1,131 @@
+"""What libvirt does not read of a domain XML and drops without a word, unless it validates.
+
+Of the elements that assignment behind a vSMMU is made of, as libvirt 12.8 reads them
+(``src/conf/domain_conf.c``); every kind of entry was tried on its QEMU driver. What it refuses
+instead, such as an attribute of another IOMMU's ``<driver>``, is not told here.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.reserve import QEMU
+from vmm_msi.domxml.support import DRIVER_VALUES
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from lxml.etree import _Element as Element
+
+    from vmm_msi.domxml.domain import DomainXml
+
+_HOSTDEV = {"mode", "type", "managed", "sgio", "rawio", "model", "display", "ramfb"}
+_TARGET = {"chassisNr", "chassis", "port", "busNr", "index", "hotplug", "memReserve"}
+_SMMU_DRIVER = {"pciBus", "accel", *DRIVER_VALUES}
+# For these of other IOMMUs libvirt refuses the definition.
+_REFUSED = {
+    "intremap", "caching_mode", "eim", "iotlb", "aw_bits", "dma_translation", "passthrough",
+    "xtsup",
+}  # fmt: skip
+_QEMU_ELEMENTS = {"commandline", "override"}
+
+
+class Unread(NamedTuple):
+    """One part of a domain XML that libvirt does not read.
+
+    :param element: the element, or the one whose attribute it is.
+    :param attribute: name of the attribute; None where it is the whole element.
+    :param meant: what libvirt reads and may have been meant; None where nothing is like it.
+    """
+
+    element: Element
+    attribute: str | None
+    meant: str | None
+
+    def __str__(self) -> str:
+        if self.attribute is None:
+            return f"<{self.element.tag!s}>"
+        return f"{self.attribute}='{self.element.get(self.attribute)}'"
+
+
+def unread(domain: DomainXml) -> tuple[Unread, ...]:
+    """Return what libvirt would drop of a definition that it does not validate."""
+    root = domain.root
+    return (*_top(root), *_devices(root), *_features(root))
+
+
+def _top(root: Element) -> Iterator[Unread]:
+    for child in root.iterchildren("*"):
+        namespace, _, name = str(child.tag).rpartition("}")
+        if child.tag == "iommufd":
+            yield from _attributes(child, {"enabled", "fdgroup"})
+        elif not namespace and _plain(name) == "iommufd":
+            yield Unread(child, None, "<iommufd>")
+        elif name in _QEMU_ELEMENTS and f"{namespace}}}" != QEMU:
+            yield Unread(child, None, f"<qemu:{name}> with xmlns:qemu='{QEMU.strip('{}')}'")
+    for parent in ("devices", "os", "memoryBacking"):
+        for child in root.iterfind(f"{parent}/iommufd"):
+            yield Unread(child, None, "<iommufd> below <domain>")
+
+
+def _devices(root: Element) -> Iterator[Unread]:
+    for device in root.iterfind("devices/*"):
+        tag = str(device.tag)
+        if tag == "iommu" and device.get("model") == "smmuv3":
+            yield from _iommu(device)
+        elif tag == "hostdev" and device.get("type") == "pci":
+            yield from _attributes(device, _HOSTDEV)
+            yield from _children(device, {"driver", "source", "address"})
+            driver = device.find("driver")
+            if driver is not None:
+                yield from _attributes(driver, {"name", "model", "iommufd"})
+        elif tag == "controller" and device.get("model") in {EXPANDER_BUS, ROOT_PORT}:
+            yield from _children(device, {"target", "address"})
+            for target in device.iterfind("target"):
+                yield from _attributes(target, _TARGET)
+                yield from _children(target, {"node"})
+        elif tag not in {"iommu", "hostdev", "controller"}:
+            yield from _near(device, {"iommu", "hostdev", "controller"})
+
+
+def _iommu(device: Element) -> Iterator[Unread]:
+    yield from _attributes(device, {"model"})
+    yield from _children(device, {"driver"})
+    for position, driver in enumerate(device.iterfind("driver")):
+        if position:
+            yield Unread(driver, None, "one <driver> with all attributes")
+        else:
+            yield from _attributes(driver, _SMMU_DRIVER | _REFUSED)
+
+
+def _features(root: Element) -> Iterator[Unread]:
+    for gic in root.iterfind("features/gic"):
+        yield from _attributes(gic, {"version"})
+
+
+def _attributes(element: Element, read: Collection[str]) -> Iterator[Unread]:
+    for key in element.keys():  # noqa: SIM118, an element's items are its children
+        name = str(key)
+        if name not in read and "}" not in name:
+            yield Unread(element, name, _like(name, read))
+
+
+def _children(element: Element, read: Collection[str]) -> Iterator[Unread]:
+    for child in element.iterchildren("*"):
+        yield from _near(child, read)
+
+
+def _near(element: Element, read: Collection[str]) -> Iterator[Unread]:
+    name = str(element.tag)
+    meant = _like(name, read)
+    if name not in read and meant is not None:
+        yield Unread(element, None, f"<{meant}>")
+
+
+def _like(name: str, read: Collection[str]) -> str | None:
+    return next((known for known in sorted(read) if _plain(known) == _plain(name)), None)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
