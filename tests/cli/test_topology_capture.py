@@ -11,9 +11,11 @@ import pytest
 from hosttree.arm_host import PORT, arm_host
 
 from vmm_msi import samples
+from vmm_msi.doctor.facts import read_software
 from vmm_msi.hosttree import text
 from vmm_msi.hosttree.archive import open_archive
 from vmm_msi.hosttree.sources import SOURCES
+from vmm_msi.libvirt_driver import connect
 
 THERE = (
     "is another machine, and the files are taken from this one: run vmm-msi topology capture there"
@@ -53,6 +55,19 @@ def test_this_machine_is_captured(take, nowhere):
     tree = open_archive(nowhere / "here.tar.zst")
     assert text(tree, "/proc/sys/kernel/osrelease") == os.uname().release
     assert '"driver": "TEST"' in text(tree, "/vmm-msi/software.json")
+
+
+def test_a_real_daemon_tells_its_releases(take, nowhere, lab_daemon):
+    assert take("-o", "here.tar.zst", "-c", lab_daemon.uri)[:2] == (0, "")
+    told = read_software(open_archive(nowhere / "here.tar.zst"))
+    with connect(lab_daemon.uri) as connection:
+        versions = connection.versions()
+    assert (told.libvirt, told.qemu, told.driver) == (
+        versions.libvirt,
+        versions.hypervisor,
+        "QEMU",
+    )
+    assert told.said_by == f"libvirt at {lab_daemon.uri}"
 
 
 def test_a_capture_goes_to_standard_output(take, host, nowhere):
