@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import random
+from pathlib import Path
 
 import libfdt
 import pytest
 from hosttree.arm_host import CONFIG, LIMITS, PRIVATE, config_space
 from topology.dt_builder import dtb
+from topology.shared import shared_data
 
+from vmm_msi import samples
 from vmm_msi.hosttree import redact
+from vmm_msi.topology.devicetree import parse_devicetree
 
 
 @pytest.mark.parametrize(
@@ -181,6 +185,15 @@ def test_of_a_device_tree_known_properties_keep_their_values():
     assert all(not any(after[key]) and len(after[key]) == len(before[key]) for key in blanked)
     assert PRIVATE.encode() not in cut
     assert len(cut) == len(blob)
+
+
+@pytest.mark.parametrize("name", ["eight-its-server.dtb", "dt/hip07-d05.dtb"])
+def test_a_device_tree_that_is_cut_gives_the_same_host(name):
+    path = shared_data(name) if "/" in name else Path(samples.path(name))
+    blob = path.read_bytes()
+    host = parse_devicetree(blob, "x")
+    assert parse_devicetree(redact.device_tree(blob), "x") == host
+    assert host.smmus
 
 
 def test_a_damaged_device_tree_is_refused_or_cut():

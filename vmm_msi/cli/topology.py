@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli import topology_capture
 from vmm_msi.cli.common import (
     HOST_FORMS,
     add_format,
@@ -50,10 +51,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_format(show)
     add_granule(show)
+    summary = "take what is known of a host into one file, to be read elsewhere"
+    topology_capture.configure(
+        actions.add_parser("capture", help=summary, description=summary, allow_abbrev=False)
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what ``args`` say and return the exit code."""
+    if args.action == "capture":
+        return topology_capture.run(args)
     from vmm_msi.hosttree import THIS_MACHINE
     from vmm_msi.topology.crosscheck import disagreements
     from vmm_msi.topology.join import join

@@ -76,12 +76,18 @@ def check_target(target: Path | None, *, force: bool) -> None:
     if target is None:
         if sys.stdout.isatty():
             raise OutputError("writing a capture to standard output: it is a terminal; redirect it")
-    elif target.is_dir():
-        raise OutputError(f"writing {target}: it is a folder; valid is the name of a file")
-    elif target.is_file() and not force:
-        raise OutputError(f"writing {target}: it is there already; --force writes over it")
-    elif not target.parent.is_dir():
-        raise OutputError(f"writing {target}: there is no folder {target.parent}; make it first")
+        return
+    try:
+        if target.is_dir():
+            raise OutputError(f"writing {target}: it is a folder; valid is the name of a file")
+        if target.is_file() and not force:
+            raise OutputError(f"writing {target}: it is there already; --force writes over it")
+        if not target.parent.is_dir():
+            raise OutputError(
+                f"writing {target}: there is no folder {target.parent}; make it first"
+            )
+    except OSError as failure:
+        raise OutputError(f"writing {target}: {failure.strerror or failure}") from failure
 
 
 def write_archive(target: Path | None, data: bytes, *, force: bool = False) -> None:

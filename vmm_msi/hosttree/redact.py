@@ -37,7 +37,7 @@ ARGUMENTS = (
 PROPERTIES = frozenset(
     b"""
     #address-cells #size-cells #interrupt-cells #iommu-cells #msi-cells compatible device_type
-    model reg ranges dma-ranges dma-coherent status phandle linux,phandle bus-range
+    model reg reg-names ranges dma-ranges dma-coherent status phandle linux,phandle bus-range
     linux,pci-domain iommus iommu-map iommu-map-mask iommu-addresses msi-controller msi-map
     msi-map-mask msi-parent interrupts interrupts-extended interrupt-parent interrupt-controller
     interrupt-names interrupt-map interrupt-map-mask ats-supported external-facing memory-region

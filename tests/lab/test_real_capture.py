@@ -1,0 +1,46 @@
+"""What a capture would have of the emulated host, whose kernel is real."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmm_msi.hosttree.sources import SOURCES
+from vmm_msi.lab.link import AgentLink
+
+
+@pytest.fixture(scope="module")
+def link(lab_host):
+    with AgentLink(lab_host.agent_socket) as opened:
+        yield opened
+
+
+def test_all_that_an_arm_host_tells_is_found(link):
+    told = link.call("command", argv=["topology", "capture", "--dry-run"])
+    assert (told["status"], told["stderr"]) == (0, "")
+    counted = {}
+    for line in told["stdout"].splitlines():
+        words = line.split()
+        if line.startswith("  /"):
+            counted[words[0]] = 0 if words[1] == "-" else int(words[1])
+    assert counted.keys() == {source.path for source in SOURCES}
+    device = "/sys/bus/pci/devices/*"
+    group = "/sys/kernel/iommu_groups/*"
+    devices = counted[device]
+    assert devices >= len(link.call("devices"))
+    for name in ("class", "vendor", "device", "config"):
+        assert counted[f"{device}/{name}"] == devices
+    assert 0 < counted[f"{device}/iommu"] == counted[f"{device}/iommu_group"] < devices
+    assert counted[f"{group}/devices/*"] == counted[f"{device}/iommu_group"]
+    assert counted[f"{group}/reserved_regions"] == counted[f"{group}/type"] > 0
+    assert counted["/sys/class/iommu/*"] == 2
+    for path in (
+        "/sys/firmware/acpi/tables/IORT",
+        "/sys/firmware/acpi/tables/APIC",
+        "/vmm-msi/page-size",
+        "/vmm-msi/kernel-log",
+        "/proc/sys/kernel/osrelease",
+        "/proc/cmdline",
+        "/dev/iommu",
+        "/sys/module/iommufd",
+    ):
+        assert counted[path] == 1, path
