@@ -34,8 +34,8 @@ _OPTION = re.compile(r"^CONFIG_(\w+)=(.*)$", re.MULTILINE)
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
 _LIMIT = re.compile(r"^Max locked memory +(\d+|unlimited) ", re.MULTILINE)
 
-# Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_device_hw_probe; before 7.0 or so it
-# printed the input address size, too.
+# Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_device_hw_probe; older releases print
+# the input address size, too.
 _FEATURES = re.compile(
     r"arm-smmu-v3 (\S+): (?:ias \d+-bit, )?oas \d+-bit \(features 0x([0-9a-f]+)\)"
 )
