@@ -297,6 +297,7 @@ WELL = {
         HEALTHY, release=None, options=None, parameters={}, smmus={}
     ),
     "a new kernel": with_kernel(HEALTHY, release="7.2.12-vmm-msi", dev_iommu=True),
+    "a copy without device nodes": with_kernel(replace(HEALTHY, tree=TREE), dev_iommu=False),
     "a release that is none": with_kernel(HEALTHY, release="unknown"),
     "an undriven SMMU of nobody": replace(HEALTHY, tree=HALF_DRIVEN, devices=(A, A2)),
     "CANWBS in place of S2FWB": with_host(
