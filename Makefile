@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test lint test lab bench boards demo clean
+.PHONY: help setup setup-test lint test lab bench boards fuzz demo clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -54,6 +54,9 @@ bench: setup-test ## time the commands, the model and the editing of domain XML
 
 boards: setup-test ## what the boards have that Debian's arm64 kernel runs on, from its device trees
 	@PYTHONPATH=tests $(BIN)/python -m topology.boards
+
+fuzz: setup-test ## the readers of data from outside against any bytes, for FUZZ_SECONDS (60)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.run
 
 demo: setup ## show what the strategies do
 	@scripts/demo
