@@ -46,11 +46,12 @@ lab: setup-test ## the strategies and the model against the real kernel of an em
 	@$(BIN)/pytest -q tests/lab/test_real_kernel.py
 	@$(BIN)/python tests/bench/lab.py
 
-bench: setup-test ## time the commands, the model and the editing of domain XML
+bench: setup-test ## time the commands, the model, the editing of domain XML, the reading of firmware
 	$(lab_images)
 	@$(BIN)/python tests/bench/bench.py
 	@$(BIN)/python tests/bench/cycles.py
 	@$(BIN)/python tests/bench/domxml.py
+	@PYTHONPATH=tests $(BIN)/python -m bench.topology
 
 boards: setup-test ## what the boards have that Debian's arm64 kernel runs on, from its device trees
 	@PYTHONPATH=tests $(BIN)/python -m topology.boards
