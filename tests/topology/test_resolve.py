@@ -2,13 +2,31 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from topology.iort_builder import iort, its_group, madt, root_complex, smmu_v3
 
 from vmm_msi import samples
 from vmm_msi.errors import TopologyError
-from vmm_msi.model import Granule, HostTopology, Its, Pa, PciAddress, PciRoute, Smmu
+from vmm_msi.model import (
+    SW_MSI_WINDOW,
+    Granule,
+    HostTopology,
+    Its,
+    Pa,
+    PciAddress,
+    PciFunction,
+    PciRoute,
+    ReservedKind,
+    ReservedMemory,
+    ReservedRegion,
+    Smmu,
+)
 from vmm_msi.topology import load_host, resolve, with_devices
+from vmm_msi.topology.resolve import isolates_msis
+
+HW_MSI = ReservedRegion(0xC6010000, 0x10000, ReservedKind.HW_MSI)
 
 
 def address(text):
@@ -89,7 +107,9 @@ def test_forms_of_a_host(tmp_path):
     for name, text in (("host.txt", b"hello"), ("empty", b""), ("IORT", iort())):
         path = tmp_path / name
         path.write_bytes(text)
-        with pytest.raises(TopologyError, match=r"a host is a \.toml file .* or a folder with"):
+        with pytest.raises(
+            TopologyError, match=r"a host is a \.toml file .* a folder with .* a capture"
+        ):
             load_host(path)
     with pytest.raises(TopologyError, match="No such file"):
         load_host(tmp_path / "none")
@@ -119,3 +139,88 @@ def test_acpi_folder_end_to_end(tmp_path):
     (tmp_path / "APIC").write_bytes(madt((0, 0x20000000), (1, 0x20040000)))
     device = resolve(load_host(tmp_path), address("0004:01:00.0"))
     assert (device.smmu, device.stream_id, device.its, device.device_id) == (0, 0x200, 1, 0x10200)
+
+
+def listing(*functions, **more):
+    """Return the host with functions that its system lists."""
+    return replace(HOST, functions=functions, **more)
+
+
+def test_what_the_system_lists_is_used():
+    function = PciFunction(address("01:02.3"), iommu_group=12, vectors=65, reserved=(HW_MSI,))
+    device = resolve(listing(function), function.address)
+    assert (device.iommu_group, device.vectors, device.reserved) == (12, 65, (HW_MSI,))
+    assert resolve(listing(function), function.address, 3, 2).iommu_group == 3
+    # What the caller says goes first, and the model wants one MSI of whoever has none.
+    assert resolve(listing(function), function.address, 3, 2).vectors == 2
+    assert resolve(listing(replace(function, vectors=0)), function.address).vectors == 1
+
+
+def test_aliases():
+    function = PciFunction(address("01:02.3"), dma_rids=(0x113, 0x100, 0x100, 0x1FF), msi_rid=0x1FF)
+    device = resolve(listing(function), function.address)
+    assert (device.stream_id, device.streams, device.device_id) == (0x8013, 3, 0x900FF)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (
+            {"dma_rids": (0x113, 0x300)},
+            "its DMA also arrives as 0000:03:00.0, which is behind another SMMU; valid",
+        ),
+        ({"dma_rids": (0x113, 0x200)}, "it arrives as 0000:02:00.0: no route has it; valid are: 0"),
+        ({"msi_rid": 0x300}, "its MSIs go to no ITS"),
+    ],
+)
+def test_aliases_that_lead_elsewhere(function, message):
+    place = address("01:02.3")
+    with pytest.raises(TopologyError) as caught:
+        resolve(listing(PciFunction(place, **function)), place)
+    assert message in str(caught.value)
+
+
+def test_reserved_memory_of_the_stream_ids():
+    memory = (
+        ReservedMemory(0xA0000000, 0x10000, 0, 0x8000, 0x8012),
+        ReservedMemory(0xB0000000, 0x10000, 0, 0x8013, 0x8013),
+        ReservedMemory(0xC0000000, 0x10000, 0, 0x8010, 0x8020, relaxable=True),
+        ReservedMemory(0xD0000000, 0x10000, 1, 0x8013, 0x8013),
+    )
+    host = listing(reserved_memory=memory)
+    assert resolve(host, address("01:02.3")).reserved == (
+        SW_MSI_WINDOW,
+        ReservedRegion(0xB0000000, 0x10000, ReservedKind.DIRECT),
+        ReservedRegion(0xC0000000, 0x10000, ReservedKind.DIRECT_RELAXABLE),
+    )
+    # What the kernel itself reserves has them in it, if it heeds them.
+    told = PciFunction(address("01:02.3"), reserved=(SW_MSI_WINDOW,))
+    assert resolve(replace(host, functions=(told,)), told.address).reserved == (SW_MSI_WINDOW,)
+
+
+def test_groups_of_their_own_are_above_all_that_are_known():
+    functions = (
+        PciFunction(address("01:00.0"), iommu_group=4),
+        PciFunction(address("01:09.0"), iommu_group=30),
+    )
+    host = with_devices(listing(*functions), [address("01:01.0"), address("01:00.0")])
+    assert [device.iommu_group for device in host.devices] == [31, 4]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("01:00.0", True), ("00:01.0", True), ("03:00.0", False), ("02:00.0", False)],
+)
+def test_isolated_msis(text, expected):
+    assert isolates_msis(HOST, address(text)) is expected
+
+
+def test_isolated_msis_behind_a_pre_its_or_nobody_knows():
+    its = Its(0, Pa(0x20000000), pre_its=Pa(0x58000000))
+    host = replace(HOST, itses=(its,))
+    assert isolates_msis(host, address("01:00.0")) is False
+    device = resolve(HOST, address("01:00.0"))
+    assert isolates_msis(replace(HOST, routes=(), devices=(device,)), device.address) is True
+    assert isolates_msis(replace(HOST, routes=()), device.address) is None
+    alias = PciFunction(address("01:00.0"), msi_rid=0x300)
+    assert isolates_msis(listing(alias), alias.address) is False

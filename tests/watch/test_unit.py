@@ -70,12 +70,14 @@ def test_words_are_quoted():
 def test_the_command_prints_it_for_its_own_arguments(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = "watch --print-unit -c qemu:///system -c test:///default --metrics :9177 --host h.toml"
-    assert main([*words.split(), "--config", "c.toml", "--disable-plugin", "x"]) == 0
+    uri = "qemu+ssh://h/system"
+    more = ["--host", uri, "--config", "c.toml", "--disable-plugin", "x"]
+    assert main([*words.split(), *more]) == 0
     program, _, rest = line_of(capsys.readouterr().out, "ExecStart").partition(" watch ")
     assert program.endswith(("vmm-msi", "-m vmm_msi"))
     assert rest == (
         "-c qemu:///system -c test:///default --metrics :9177 --disable-plugin x "
-        f"--config {tmp_path}/c.toml --host {tmp_path}/h.toml"
+        f"--config {tmp_path}/c.toml --host {tmp_path}/h.toml --host {uri}"
     )
 
 

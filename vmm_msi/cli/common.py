@@ -10,7 +10,7 @@ from vmm_msi.model import Granule
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.host import PluginHost
@@ -45,14 +45,27 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
+#: What a HOST can be, for help.
+HOST_FORMS = (
+    "a TOML file with [host], a device-tree blob, a folder with the ACPI tables IORT and APIC, a "
+    "folder laid out like the host's /, a capture (.tar.zst) or a libvirt URI"
+)
+
+
+def host_name(text: str) -> Path | str:
+    """Return a HOST as a path, or as it is where it is a URI."""
+    return text if "://" in text else Path(text)
+
+
 def add_host(parser: argparse._ActionsContainer, what: str) -> None:
     """Add ``--host``."""
     parser.add_argument(
         "--host",
-        type=Path,
+        action="append",
+        type=host_name,
         metavar="HOST",
-        help=f"{what}: a TOML file with [host], a device-tree blob or a folder with the ACPI "
-        "tables IORT and APIC",
+        help=f"{what}: {HOST_FORMS}; may be repeated: sources about one host, the first is "
+        "believed where they disagree",
     )
 
 
@@ -69,15 +82,37 @@ def add_granule(parser: argparse.ArgumentParser) -> None:
         "--granule",
         choices=[str(granule) for granule in Granule],
         help="page size of the host's kernel, where the host description does not tell: a TOML "
-        "file does, ACPI tables and a device tree do not; default: 4K",
+        "file, a capture and libvirt do, ACPI tables and a device tree do not; default: 4K",
     )
 
 
-def load_host(args: argparse.Namespace) -> HostTopology:
-    """Read the host that the arguments name."""
+def load_sources(names: Sequence[Path | str], granule: Granule | None = None) -> list[HostTopology]:
+    """Return what each source about a host says, in the order of the names.
+
+    :param names: as :func:`host_name` returns them.
+    :param granule: page size of the host's kernel, where no source tells.
+    """
     from vmm_msi import topology
 
-    return topology.load_host(args.host, Granule.parse(args.granule or "4K"))
+    found: list[HostTopology] = []
+    for name in names:
+        if isinstance(name, Path):
+            found += topology.load_sources(name, granule)
+            continue
+        from vmm_msi.libvirt_driver import connect
+        from vmm_msi.libvirt_driver.nodes import host_of
+
+        with connect(name, readonly=True) as connection:
+            found.append(host_of(connection))
+    return found
+
+
+def load_host(args: argparse.Namespace) -> HostTopology:
+    """Read the host that the arguments name, by one source or several."""
+    from vmm_msi.topology.join import join
+
+    granule = None if args.granule is None else Granule.parse(args.granule)
+    return join(load_sources(args.host, granule), " + ".join(map(str, args.host)))
 
 
 def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:

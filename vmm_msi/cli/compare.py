@@ -160,7 +160,7 @@ def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
     if args.guest is None:
         if not host.devices:
             raise UsageError(
-                f"{args.host}: lists no devices, only ranges; name the guest's devices with "
+                f"{host.source}: lists no devices, only ranges; name the guest's devices with "
                 "--guest GUEST.xml"
             )
         return virt_guest("guest", [device.address for device in host.devices])

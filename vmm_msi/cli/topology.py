@@ -5,15 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_format, add_granule, load_host, print_json
-from vmm_msi.model import PciAddress
-from vmm_msi.report.columns import aligned
+from vmm_msi.cli.common import (
+    HOST_FORMS,
+    add_format,
+    add_granule,
+    host_name,
+    load_sources,
+    print_json,
+)
+from vmm_msi.errors import TopologyError
+from vmm_msi.model import Granule, PciAddress
+from vmm_msi.report import system
+from vmm_msi.report.columns import section
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_msi.model import HostDevice, HostTopology, PciRoute
+    from vmm_msi.model import HostDevice, HostTopology, Its, PciRoute
+    from vmm_msi.topology.crosscheck import Disagreement
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA = 1
@@ -22,14 +32,21 @@ SCHEMA = 1
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vmm-msi topology``."""
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    summary = "show SMMUs, ITSes, routes and devices of a host"
+    summary = "show what is known of a host: SMMUs, ITSes, routes, PCI functions, IOMMU groups"
     show = actions.add_parser("show", help=summary, description=summary, allow_abbrev=False)
     show.add_argument(
         "host",
         metavar="HOST",
+        nargs="*",
+        type=host_name,
+        help=f"{HOST_FORMS}; several are sources about one host, the first is believed where they "
+        "disagree; default: this machine",
+    )
+    show.add_argument(
+        "--root",
         type=Path,
-        help="a .toml file with [host], a device tree blob, or a folder with the ACPI tables IORT "
-        "and APIC",
+        metavar="DIR",
+        help="a folder laid out like the host's /, such as a copy of its /sys and /proc",
     )
     add_format(show)
     add_granule(show)
@@ -37,15 +54,40 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Do what ``args`` say and return the exit code."""
-    host = load_host(args)
+    from vmm_msi.hosttree import THIS_MACHINE
+    from vmm_msi.topology.crosscheck import disagreements
+    from vmm_msi.topology.join import join
+
+    sources = _sources(args)
+    names = [str(name) for name in (args.root, *args.host) if name is not None]
+    host = join(sources, " + ".join(names) or THIS_MACHINE)
+    found = disagreements(sources)
     if args.format == "json":
-        print_json(to_json(host))
-    else:
-        print("\n".join(to_lines(host)))
+        print_json(to_json(host, found))
+        return 0
+    print("\n".join(to_lines(host)))
+    if len(sources) > 1:
+        print("\n".join(system.disagreement_lines(found)))
     return 0
 
 
-def to_json(host: HostTopology) -> dict[str, object]:
+def _sources(args: argparse.Namespace) -> list[HostTopology]:
+    from vmm_msi.topology import live
+
+    granule = None if args.granule is None else Granule.parse(args.granule)
+    found: list[HostTopology] = []
+    if args.root is not None:
+        from vmm_msi.hosttree.folder import FolderTree
+
+        if not args.root.is_dir():
+            raise TopologyError(f"{args.root}: no folder; valid is one laid out like the host's /")
+        found += live.read_sources(FolderTree(args.root), granule)
+    elif not args.host:
+        found += live.read_live()
+    return found + load_sources(args.host, granule)
+
+
+def to_json(host: HostTopology, found: Sequence[Disagreement] = ()) -> dict[str, object]:
     """Return ``host`` as JSON of schema 1: addresses and IDs are hex strings."""
     return {
         "schema": SCHEMA,
@@ -56,11 +98,19 @@ def to_json(host: HostTopology) -> dict[str, object]:
                 "id": smmu.id,
                 "base": None if smmu.base is None else str(smmu.base),
                 "nested": smmu.nested,
+                "version": smmu.version,
             }
             for smmu in host.smmus
         ],
         "itses": [
-            {"id": its.id, "base": str(its.base), "doorbell": str(its.doorbell)}
+            {
+                "id": its.id,
+                "base": str(its.base),
+                "doorbell": str(its.doorbell),
+                "gicv5": its.is_gicv5,
+                "pre_its": None if its.pre_its is None else str(its.pre_its),
+                "isolated_msi": its.isolates_msis,
+            }
             for its in host.itses
         ],
         "routes": [
@@ -78,6 +128,7 @@ def to_json(host: HostTopology) -> dict[str, object]:
             for route in host.routes
         ],
         "devices": [_device_json(device) for device in host.devices],
+        **system.json_of(host, found),
     }
 
 
@@ -86,6 +137,7 @@ def _device_json(device: HostDevice) -> dict[str, object]:
         "address": str(device.address),
         "smmu": device.smmu,
         "stream_id": str(device.stream_id),
+        "streams": device.streams,
         "its_group": list(device.its_group),
         "device_id": str(device.device_id),
         "iommu_group": device.iommu_group,
@@ -100,7 +152,8 @@ def _device_json(device: HostDevice) -> dict[str, object]:
 def to_lines(host: HostTopology) -> Iterator[str]:
     """Yield ``host`` as lines for people."""
     yield f"{host.source}: stage 2 granule {host.granule}"
-    yield from _table(
+    yield from (f"  ({gap})" for gap in host.missing)
+    yield from section(
         "SMMUs",
         ("id", "base", "nested"),
         [
@@ -108,19 +161,23 @@ def to_lines(host: HostTopology) -> Iterator[str]:
             for smmu in host.smmus
         ],
     )
-    yield from _table(
+    special = any(its.is_gicv5 or its.pre_its is not None for its in host.itses)
+    yield from section(
         "ITSes",
-        ("id", "base", "doorbell"),
-        [(str(its.id), str(its.base), str(its.doorbell)) for its in host.itses],
+        ("id", "base", "doorbell", *(("kind",) if special else ())),
+        [
+            (str(its.id), str(its.base), str(its.doorbell), *((_kind(its),) if special else ()))
+            for its in host.itses
+        ],
     )
     if host.routes and not host.itses:
         yield "  (APIC is missing: copy /sys/firmware/acpi/tables/APIC next to IORT)"
-    yield from _table(
+    yield from section(
         "Routes",
         ("first", "last", "SMMU", "StreamIDs", "ITS group", "DeviceIDs"),
         list(_route_rows(host.routes)),
     )
-    yield from _table(
+    yield from section(
         "Devices",
         ("address", "SMMU", "StreamID", "ITS group", "DeviceID", "IOMMU group", "vectors"),
         [
@@ -136,6 +193,7 @@ def to_lines(host: HostTopology) -> Iterator[str]:
             for device in host.devices
         ],
     )
+    yield from system.lines_of(host)
 
 
 def _route_rows(routes: Sequence[PciRoute]) -> Iterator[tuple[str, ...]]:
@@ -162,13 +220,11 @@ def _group(ids: Iterable[int]) -> str:
     return ", ".join(map(str, ids)) or "-"
 
 
+def _kind(its: Its) -> str:
+    if its.is_gicv5:
+        return "GICv5"
+    return "GICv3" if its.pre_its is None else f"GICv3 behind a pre-ITS at {its.pre_its}"
+
+
 def _yes(value: bool) -> str:
     return "yes" if value else "no"
-
-
-def _table(title: str, head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> Iterator[str]:
-    yield ""
-    yield f"{title} ({len(rows)})"
-    if not rows:
-        return
-    yield from (f"  {line}" for line in aligned([head, *rows]))

@@ -122,10 +122,10 @@ def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
             words += [f"--{option}", value]
     for name in args.disable_plugin:
         words += ["--disable-plugin", name]
-    for option in ("config", "host"):
-        path: Path | None = getattr(args, option)
-        if path is not None:
-            words += [f"--{option}", str(path.absolute())]
+    if args.config is not None:
+        words += ["--config", str(args.config.absolute())]
+    for host in args.host or ():
+        words += ["--host", host if isinstance(host, str) else str(host.absolute())]
     sys.stdout.write(unit.render(words, [] if args.host is not None else _tables()))
 
 

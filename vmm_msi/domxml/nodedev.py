@@ -21,6 +21,26 @@ def node_name(host: PciAddress) -> str:
     return f"pci_{host.segment:04x}_{host.bus:02x}_{host.device:02x}_{host.function}"
 
 
+def read_pci_function(root: Element, source: str) -> PciFunction:
+    """Return what the XML of a PCI device says, its address too.
+
+    :param source: what it is, for messages.
+    :raise InputError: when it has no address, or a number in it is none.
+    """
+    capability = root.find("capability[@type='pci']")
+    parts = ("domain", "bus", "slot", "function")
+    try:
+        numbers = [
+            int((root if capability is None else capability).findtext(part, ""), 0)
+            for part in parts
+        ]
+    except ValueError:
+        raise InputError(
+            f"reading {source}: it has no PCI address; valid is libvirt's node device XML"
+        ) from None
+    return read_node_device(root, PciAddress(*numbers))
+
+
 def read_node_device(root: Element, host: PciAddress) -> PciFunction:
     """Return what the XML of the device at ``host`` says.
 
@@ -31,6 +51,7 @@ def read_node_device(root: Element, host: PciAddress) -> PciFunction:
         return PciFunction(host, driver=root.findtext("driver/name"))
     group = capability.find("iommuGroup")
     numa = capability.find("numa")
+    code = capability.findtext("class")
     try:
         return PciFunction(
             address=host,
@@ -40,6 +61,7 @@ def read_node_device(root: Element, host: PciAddress) -> PciFunction:
             driver=root.findtext("driver/name"),
             physical_function=next(_functions(capability, "phys_function"), None),
             virtual_functions=tuple(_functions(capability, "virt_functions")),
+            class_code=None if code is None else int(code, 0),
         )
     except ValueError as error:
         raise InputError(

@@ -8,25 +8,14 @@ from __future__ import annotations
 
 from typing import Protocol
 
-from vmm_msi.errors import InputError
+from vmm_msi.errors import UnreadableError
 
-__all__ = ["MAX_FILE", "HostTree", "UnreadableError", "name_of", "number", "text"]
+__all__ = ["MAX_FILE", "HostTree", "UnreadableError", "name_of", "number", "place", "text"]
 
+#: The source of the tree of the machine that this runs on.
+THIS_MACHINE = "this machine"
 #: Bytes that one file may have: a kernel configuration has 300 KiB, an ACPI table less.
 MAX_FILE = 4 << 20
-
-
-class UnreadableError(InputError):
-    """A file is there and cannot be read.
-
-    :param path: as on the host.
-    :param reason: what the kernel says, or said when the capture was made.
-    """
-
-    def __init__(self, source: str, path: str, reason: str) -> None:
-        super().__init__(f"reading {path} of {source}: {reason}")
-        self.path = path
-        self.reason = reason
 
 
 class HostTree(Protocol):
@@ -42,6 +31,16 @@ class HostTree(Protocol):
 
         :return: None where there is no such file.
         :raise UnreadableError: when it cannot be read, or has more than ``limit`` bytes.
+        """
+        ...
+
+    def read_part(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return ``size`` bytes from ``offset`` on, less where the file ends before that.
+
+        For a device's configuration space, of which not all should be read.
+
+        :return: None where there is no such file.
+        :raise UnreadableError: when it cannot be read.
         """
         ...
 
@@ -88,6 +87,11 @@ def number(tree: HostTree, path: str, base: int = 0) -> int | None:
         return int(found.strip(), base)
     except ValueError:
         raise UnreadableError(tree.source, path, f"{found[:40]!r} is no number") from None
+
+
+def place(tree: HostTree, path: str) -> str:
+    """Return what to call a file in messages: where it is on this machine, or in which capture."""
+    return path if tree.source == THIS_MACHINE else f"{tree.source}{path}"
 
 
 def name_of(tree: HostTree, path: str) -> str | None:

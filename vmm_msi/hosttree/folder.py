@@ -6,13 +6,19 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from vmm_msi.hosttree import MAX_FILE, UnreadableError
+from vmm_msi.hosttree import MAX_FILE, THIS_MACHINE, UnreadableError
 from vmm_msi.hosttree.paths import walk
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 T = TypeVar("T")
+
+# A file in /proc/sys refuses to be read by MAX_FILE at once (Linux fs/proc/proc_sysctl.c
+# proc_sys_call_handler).
+_AT_ONCE = 1 << 16
+# A device or a pipe would block.
+_FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class FolderTree:
@@ -26,27 +32,44 @@ class FolderTree:
 
     def __init__(self, root: Path) -> None:
         self._root = "" if root == Path("/") else str(root)
+        self._links: dict[str, str | None] = {}
+
+    @property
+    def is_this_machine(self) -> bool:
+        """Whether they are this machine's own, and not those of a folder."""
+        return not self._root
 
     @property
     def source(self) -> str:
         """The folder, or ``this machine``."""
-        return self._root or "this machine"
+        return self._root or THIS_MACHINE
 
     def read(self, path: str, limit: int = MAX_FILE) -> bytes | None:
         """Return what a file has; None where there is none."""
 
         def read() -> bytes:
-            # A device or a pipe would block.
-            descriptor = os.open(
-                self._place(path), os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-            )
-            with os.fdopen(descriptor, "rb") as file:
-                return file.read(limit + 1)
+            descriptor = os.open(self._place(path), _FLAGS)
+            try:
+                return _read(descriptor, limit + 1)
+            finally:
+                os.close(descriptor)
 
         data = self._asked(path, read, None)
         if data is not None and len(data) > limit:
             raise UnreadableError(self.source, path, f"it has more than {limit} bytes")
         return data
+
+    def read_part(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return a part of what a file has; None where there is none."""
+
+        def read() -> bytes:
+            descriptor = os.open(self._place(path), _FLAGS)
+            try:
+                return os.pread(descriptor, size, offset)
+            finally:
+                os.close(descriptor)
+
+        return self._asked(path, read, None)
 
     def names(self, path: str) -> tuple[str, ...]:
         """Return what is in a folder, sorted."""
@@ -85,5 +108,19 @@ class FolderTree:
         return self._root + walk(self.source, path, self._link_at)
 
     def _link_at(self, path: str) -> str | None:
-        place = self._root + path
-        return os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
+        # Looked up once: the way to a file mostly leads through folders of others before it.
+        if path not in self._links:
+            place = self._root + path
+            self._links[path] = os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
+        return self._links[path]
+
+
+def _read(descriptor: int, size: int) -> bytes:
+    """Return up to ``size`` bytes."""
+    found = bytearray()
+    while len(found) < size:
+        part = os.read(descriptor, min(_AT_ONCE, size - len(found)))
+        if not part:
+            break
+        found += part
+    return bytes(found)

@@ -64,6 +64,11 @@ class MemoryTree:
             raise UnreadableError(self.source, path, f"it has more than {limit} bytes")
         return data
 
+    def read_part(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return a part of what a file has; None where there is none."""
+        data = self.read(path)
+        return None if data is None else data[offset : offset + size]
+
     def names(self, path: str) -> tuple[str, ...]:
         """Return what is in a folder, sorted."""
         place = self._place(path)

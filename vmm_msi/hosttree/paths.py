@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
 #: Links that one path may lead through: Linux ``include/linux/namei.h`` MAXSYMLINKS.
 MAX_LINKS = 40
+#: Bytes of a path, and of what a link leads to, in a capture; sysfs has some of 200.
+MAX_PATH = 512
 
 
 def walk(source: str, path: str, link_at: Callable[[str], str | None]) -> str:

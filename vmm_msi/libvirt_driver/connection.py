@@ -16,7 +16,8 @@ import libvirt
 
 from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.domcaps import DomainCaps, read_domain_caps
-from vmm_msi.domxml.nodedev import node_name, read_node_device
+from vmm_msi.domxml.hostcaps import read_page_size
+from vmm_msi.domxml.nodedev import node_name, read_node_device, read_pci_function
 from vmm_msi.domxml.parse import parse
 from vmm_msi.domxml.state import GuestState
 from vmm_msi.domxml.support import Version, Versions
@@ -26,7 +27,7 @@ from vmm_msi.libvirt_driver.errors import ignore, translate, translated
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vmm_msi.model import PciAddress, PciFunction
+    from vmm_msi.model import Granule, PciAddress, PciFunction
 
 #: How many names an error message lists at most.
 _NAMES = 8
@@ -34,6 +35,7 @@ _NAMES = 8
 # No such device of the host, and no node device driver to ask.
 _NO_DEVICE = (libvirt.VIR_ERR_NO_NODE_DEVICE, libvirt.VIR_ERR_NO_SUPPORT)
 
+_PCI_DEVICES = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV
 _NOT_RUNNING = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
 # The first tag of a guest that runs.
 _RUNS = re.compile(r"<domain [^>]*\bid=['\"]")
@@ -266,6 +268,31 @@ class Connection:
                 raise NoHostDeviceError(str(error)) from cause
             raise
         return read_node_device(parse(text, f"host device {host} at {self.uri}"), host)
+
+    def pci_functions(self) -> list[PciFunction]:
+        """Return what libvirt knows of all PCI devices of the host.
+
+        https://libvirt.org/html/libvirt-libvirt-nodedev.html#virConnectListAllNodeDevices
+        """
+        found = []
+        doing = f"listing the host devices at {self.uri}"
+        with translated(doing):
+            for device in self._raw.listAllDevices(_PCI_DEVICES):
+                try:
+                    text = device.XMLDesc(0)
+                except libvirt.libvirtError as error:
+                    if error.get_error_code() == libvirt.VIR_ERR_NO_NODE_DEVICE:
+                        continue  # it went away since the list was made
+                    raise
+                source = f"host device {device.name()} at {self.uri}"
+                found.append(read_pci_function(parse(text, source), source))
+        return sorted(found, key=lambda function: function.address)
+
+    def page_size(self) -> Granule | None:
+        """Return the page size of the host's kernel; None where libvirt does not say."""
+        with translated(f"asking {self.uri} for its capabilities"):
+            text = self._raw.getCapabilities()
+        return read_page_size(parse(text, f"capabilities of {self.uri}"))
 
     def monitor(
         self, name: str, command: str, arguments: Mapping[str, object] | None = None

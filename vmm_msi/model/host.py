@@ -51,6 +51,15 @@ class Its:
         return self.translate_frame is not None
 
     @property
+    def isolates_msis(self) -> bool:
+        """A device can raise its own interrupts only.
+
+        IRQ_DOMAIN_FLAG_ISOLATED_MSI in Linux ``drivers/irqchip/irq-gic-v3-its.c`` and
+        ``irq-gic-v5-its.c``: a pre-ITS takes the flag away.
+        """
+        return self.pre_its is None
+
+    @property
     def doorbell(self) -> Pa:
         """The physical address that MSIs are written to (hDB).
 
@@ -209,11 +218,14 @@ class HostTopology:
 
     :param source: the file or folder it was read from, for messages.
     :param granule: page size of stage 2, the host kernel's PAGE_SIZE.
+    :param granule_known: the source tells ``granule``; else it is assumed.
     :param devices: devices the source lists by address.
     :param routes: ranges in which any device can be resolved, disjoint per segment.
     :param functions: PCI functions that the host's operating system lists.
     :param segments: what firmware says of the PCI hosts.
     :param reserved_memory: what firmware wants mapped 1:1.
+    :param missing: what the source does not have or what could not be read of it, and what would
+        help: for whoever looks for something that is not there.
     """
 
     source: str
@@ -225,6 +237,8 @@ class HostTopology:
     functions: tuple[PciFunction, ...] = ()
     segments: tuple[PciSegment, ...] = ()
     reserved_memory: tuple[ReservedMemory, ...] = ()
+    granule_known: bool = True
+    missing: tuple[str, ...] = ()
 
     @cached_property
     def its_by_id(self) -> Mapping[int, Its]:

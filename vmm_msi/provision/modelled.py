@@ -9,6 +9,7 @@ from vmm_msi import topology
 from vmm_msi.domxml.guest import guest_from_xml
 from vmm_msi.errors import RefusedError
 from vmm_msi.iommu.profiles import newest_profile, profile_named
+from vmm_msi.topology.join import host_of_functions, join
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -23,28 +24,15 @@ if TYPE_CHECKING:
 def with_groups(
     host: HostTopology, devices: Iterable[PciAddress], nodes: Mapping[PciAddress, PciFunction]
 ) -> HostTopology:
-    """List the devices in the topology, with libvirt's IOMMU groups where it knows them.
+    """List the devices in the topology, with libvirt's IOMMU groups where that has none.
 
     What neither the description nor libvirt has a group for gets one of its own.
 
     :param nodes: what libvirt knows of the devices.
     :raise TopologyError: when the description has no place for a device.
     """
-    devices = list(devices)
-    groups = {device.address: device.iommu_group for device in host.devices}
-    unknown = []
-    for device in devices:
-        node = nodes.get(device)
-        if node is None or node.iommu_group is None:
-            unknown.append(device)
-        else:
-            groups.setdefault(device, node.iommu_group)
-    host = topology.with_devices(host, devices)
-    own = max(groups.values(), default=0)
-    for number, device in enumerate(unknown, 1):
-        groups.setdefault(device, own + number)
-    placed = tuple(replace(device, iommu_group=groups[device.address]) for device in host.devices)
-    return replace(host, devices=placed)
+    told = host_of_functions("libvirt", nodes.values())
+    return topology.with_devices(join((host, told), host.source), devices)
 
 
 def group_notes(

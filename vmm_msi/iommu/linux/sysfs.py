@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.model import SW_MSI_WINDOW, ReservedKind, ReservedRegion
+from vmm_msi.model import ReservedKind
+from vmm_msi.model.reserved import parse_reserved_regions
 
 if TYPE_CHECKING:
-    from vmm_msi.model import PciAddress
+    from vmm_msi.model import PciAddress, ReservedRegion
 
 DEVICES = Path("/sys/bus/pci/devices")
 
@@ -46,27 +47,12 @@ def class_of(device: PciAddress) -> int:
     return int((folder_of(device) / "class").read_text(encoding="ascii"), 16)
 
 
-def reserved_regions(device: PciAddress) -> list[ReservedRegion]:
-    """Return the reserved regions of a device's IOMMU group, none where it is in none.
-
-    Both kinds of MSI window are printed as ``msi``; what is not at the place where Linux's SMMU
-    driver puts its software window is taken for a hardware one.
-    """
+def reserved_regions(device: PciAddress) -> tuple[ReservedRegion, ...]:
+    """Return the reserved regions of a device's IOMMU group, none where it is in none."""
     listing = DEVICES / str(device) / "iommu_group" / "reserved_regions"
     if not listing.exists():
-        return []
-    found = []
-    for line in listing.read_text(encoding="ascii").splitlines():
-        first, last, word = line.split()
-        base, size = int(first, 16), int(last, 16) - int(first, 16) + 1
-        if word != "msi":
-            kind = ReservedKind(word)
-        elif base == SW_MSI_WINDOW.base:
-            kind = ReservedKind.SW_MSI
-        else:
-            kind = ReservedKind.HW_MSI
-        found.append(ReservedRegion(base, size, kind))
-    return found
+        return ()
+    return parse_reserved_regions(listing.read_text(encoding="ascii"), str(listing))
 
 
 def sw_msi_window(device: PciAddress) -> ReservedRegion | None:

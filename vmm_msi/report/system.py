@@ -1,0 +1,205 @@
+"""What a host's operating system and firmware tell beside routes: functions, groups, segments."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.model import PciAddress
+from vmm_msi.report.columns import section
+from vmm_msi.topology.resolve import find_route, isolates_msis
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from vmm_msi.model import HostTopology, PciFunction, ReservedRegion
+    from vmm_msi.topology.crosscheck import Disagreement
+
+
+def json_of(host: HostTopology, found: Sequence[Disagreement]) -> dict[str, object]:
+    """Return the keys that the JSON of ``topology show`` has for it."""
+    return {
+        "granule_known": host.granule_known,
+        "missing": list(host.missing),
+        "segments": [
+            {"segment": segment.number, "ats": segment.ats, "canwbs": segment.canwbs}
+            for segment in host.segments
+        ],
+        "reserved_memory": [
+            {
+                "base": f"{memory.base:#x}",
+                "size": f"{memory.size:#x}",
+                "smmu": memory.smmu,
+                "first_stream_id": f"{memory.first_stream:#x}",
+                "last_stream_id": f"{memory.last_stream:#x}",
+                "relaxable": memory.relaxable,
+            }
+            for memory in host.reserved_memory
+        ],
+        "functions": [_function_json(host, function) for function in host.functions],
+        "iommu_groups": [_group_json(host, group) for group in _groups(host)],
+        "disagreements": [
+            {
+                "subject": one.subject,
+                "statements": [{"source": source, "says": what} for source, what in one.statements],
+            }
+            for one in found
+        ],
+    }
+
+
+def lines_of(host: HostTopology) -> Iterator[str]:
+    """Yield the sections for people; none about what the host does not have."""
+    if host.segments:
+        yield from section(
+            "PCI segments",
+            ("segment", "ATS", "CANWBS"),
+            [(str(one.number), _told(one.ats), _told(one.canwbs)) for one in host.segments],
+        )
+    if host.reserved_memory:
+        yield from section(
+            "Memory mapped 1:1 (RMR)",
+            ("base", "size", "SMMU", "StreamIDs", "relaxable"),
+            [
+                (
+                    f"{memory.base:#x}",
+                    f"{memory.size:#x}",
+                    str(memory.smmu),
+                    f"{memory.first_stream:#x}-{memory.last_stream:#x}",
+                    _told(memory.relaxable),
+                )
+                for memory in host.reserved_memory
+            ],
+        )
+    if not host.functions:
+        return
+    yield from section(
+        "IOMMU groups",
+        ("group", "isolated MSI", "members", "reserved regions"),
+        [
+            (
+                str(group[0].iommu_group),
+                _told(_isolated(host, group)),
+                " ".join(str(function.address) for function in group),
+                _regions(group[0].reserved),
+            )
+            for group in _groups(host)
+        ],
+    )
+    yield from section(
+        "PCI functions",
+        ("address", "group", "SMMU", "driver", "vectors", "ATS", "PASID", "VF of", "also known as"),
+        [_function_row(host, function) for function in host.functions],
+    )
+
+
+def disagreement_lines(found: Sequence[Disagreement]) -> Iterator[str]:
+    """Yield what sources say differently."""
+    rows = [
+        (one.subject if not number else "", source, what)
+        for one in found
+        for number, (source, what) in enumerate(one.statements)
+    ]
+    yield ""
+    yield f"Disagreements ({len(found)})"
+    if rows:
+        yield from list(section("", ("about", "source", "says"), rows))[2:]
+
+
+def _function_json(host: HostTopology, function: PciFunction) -> dict[str, object]:
+    segment = function.address.segment
+    return {
+        "address": str(function.address),
+        "class": None if function.class_code is None else f"{function.class_code:#08x}",
+        "driver": function.driver,
+        "numa_node": function.numa_node,
+        "iommu_group": function.iommu_group,
+        "smmu": _smmu(host, function),
+        "vectors": function.vectors,
+        "ats": function.ats,
+        "pasid": function.pasid,
+        "physical_function": (
+            None if function.physical_function is None else str(function.physical_function)
+        ),
+        "virtual_functions": [str(one) for one in function.virtual_functions],
+        "dma_aliases": [str(PciAddress.from_rid(segment, rid)) for rid in function.dma_rids],
+        "msi_alias": (
+            None
+            if function.msi_rid is None
+            else str(PciAddress.from_rid(segment, function.msi_rid))
+        ),
+    }
+
+
+def _group_json(host: HostTopology, group: Sequence[PciFunction]) -> dict[str, object]:
+    reserved = group[0].reserved
+    return {
+        "group": group[0].iommu_group,
+        "members": [str(function.address) for function in group],
+        "isolated_msi": _isolated(host, group),
+        "reserved": None
+        if reserved is None
+        else [
+            {"base": f"{region.base:#x}", "size": f"{region.size:#x}", "type": str(region.kind)}
+            for region in reserved
+        ],
+    }
+
+
+def _function_row(host: HostTopology, function: PciFunction) -> tuple[str, ...]:
+    smmu = _smmu(host, function)
+    return (
+        str(function.address),
+        "-" if function.iommu_group is None else str(function.iommu_group),
+        "-" if smmu is None else str(smmu),
+        function.driver or "-",
+        "?" if function.vectors is None else str(function.vectors),
+        _told(function.ats),
+        _told(function.pasid),
+        "-" if function.physical_function is None else str(function.physical_function),
+        _aliases(function),
+    )
+
+
+def _groups(host: HostTopology) -> list[list[PciFunction]]:
+    found: dict[int, list[PciFunction]] = {}
+    for function in host.functions:
+        if function.iommu_group is not None:
+            found.setdefault(function.iommu_group, []).append(function)
+    return [found[number] for number in sorted(found)]
+
+
+def _isolated(host: HostTopology, group: Sequence[PciFunction]) -> bool | None:
+    """Tell whether all of a group are isolated, as VFIO wants them to be."""
+    said = [isolates_msis(host, function.address) for function in group]
+    return None if None in said else all(said)
+
+
+def _smmu(host: HostTopology, function: PciFunction) -> int | None:
+    """Return the id of a function's SMMU: by its route, else by what the kernel says."""
+    route = find_route(host, function.address.segment, function.address.rid)
+    if route is not None:
+        return route.smmu
+    return next(
+        (s.id for s in host.smmus if function.smmu is not None and s.base == function.smmu), None
+    )
+
+
+def _aliases(function: PciFunction) -> str:
+    others = [rid for rid in function.dma_rids if rid != function.address.rid]
+    if not function.dma_rids:
+        return "?"
+    names = [str(PciAddress.from_rid(function.address.segment, rid)) for rid in others]
+    return _shortened(names) or "-"
+
+
+def _shortened(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return " ".join(names[:4]) + more
+
+
+def _regions(regions: Iterable[ReservedRegion] | None) -> str:
+    return "?" if regions is None else ", ".join(map(str, regions)) or "-"
+
+
+def _told(value: bool | None) -> str:
+    return "?" if value is None else "yes" if value else "no"
