@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test lint test lab bench boards demo clean
+.PHONY: help setup setup-test lint test lab bench boards fuzz demo clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,14 +46,18 @@ lab: setup-test ## the strategies and the model against the real kernel of an em
 	@$(BIN)/pytest -q tests/lab/test_real_kernel.py
 	@$(BIN)/python tests/bench/lab.py
 
-bench: setup-test ## time the commands, the model and the editing of domain XML
+bench: setup-test ## time the commands, the model, the editing of domain XML, the reading of firmware
 	$(lab_images)
 	@$(BIN)/python tests/bench/bench.py
 	@$(BIN)/python tests/bench/cycles.py
 	@$(BIN)/python tests/bench/domxml.py
+	@PYTHONPATH=tests $(BIN)/python -m bench.topology
 
 boards: setup-test ## what the boards have that Debian's arm64 kernel runs on, from its device trees
 	@PYTHONPATH=tests $(BIN)/python -m topology.boards
+
+fuzz: setup-test ## the readers of data from outside against any bytes, for FUZZ_SECONDS (60)
+	@PYTHONPATH=tests $(BIN)/python -m fuzz.run
 
 demo: setup ## show what the strategies do
 	@scripts/demo

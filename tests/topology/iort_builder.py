@@ -65,8 +65,8 @@ def smmu_v2(*to, base=0x2B400000):
     return N(3, struct.pack("<QQIIIIIII", base, 0x10000, 1, 0, 60, 0, 0, 0, 0), list(to))
 
 
-def smmu_v3(*to, base=0x2B600000, revision=4, flags=0, gsivs=(1, 2, 3, 4), index=0):
-    data = struct.pack("<QIIQIIIII", base, flags, 0, 0, 0, *gsivs)
+def smmu_v3(*to, base=0x2B600000, revision=4, flags=0, gsivs=(1, 2, 3, 4), index=0, model=0):
+    data = struct.pack("<QIIQIIIII", base, flags, 0, 0, model, *gsivs)
     data += struct.pack("<II", 0, index) if revision else b""
     return N(4, data, list(to), revision=revision)
 

@@ -5,12 +5,22 @@ from __future__ import annotations
 import struct
 
 import pytest
-from topology.iort_builder import iort, its_group, rmr, root_complex, smmu_v2, smmu_v3
+from topology.iort_builder import iort, its_group, madt, rmr, root_complex, smmu_v2, smmu_v3
 from topology.shared import shared_data
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.model import Granule, Pa, PciSegment, ReservedMemory, Smmu
-from vmm_msi.topology import load_host
+from vmm_msi.model import (
+    SW_MSI_WINDOW,
+    Granule,
+    Pa,
+    PciAddress,
+    PciSegment,
+    ReservedKind,
+    ReservedMemory,
+    ReservedRegion,
+    Smmu,
+)
+from vmm_msi.topology import load_host, resolve
 from vmm_msi.topology.acpi import parse_acpi
 from vmm_msi.topology.iort import parse_iort
 from vmm_msi.topology.iort_host import reserved_memory, segments, smmus
@@ -102,6 +112,26 @@ def test_too_many_pairs_are_refused():
     node = rmr(*ranges, to=[(0, 0, 0, 0, 0)] * 1500)
     with pytest.raises(TopologyError, match="IORT: the RMR nodes have 2250000 pairs"):
         reserved_memory(read(smmu_v3(), node), Granule.K4)
+
+
+def test_msis_that_bypass_the_smmu():
+    """A HiSilicon Hi161x's: the translation frames of the ITS group are reserved."""
+    table = iort(
+        its_group(5, 9, 6),
+        smmu_v3((0, 0xFFFF, 0, 0, 0), model=1),
+        smmu_v3((0, 0xFFFF, 0, 0, 0)),
+        root_complex((0, 0xFF, 0, 1, 0), (0x100, 0xFF, 0, 2, 0), (0x200, 0xFF, 0, 0, 0)),
+    )
+    host = parse_acpi(table, madt((5, 0x20000000), (6, 0x30000000)), "host")
+    frames = tuple(
+        ReservedRegion(base, 0x10000, ReservedKind.HW_MSI) for base in (0x20010000, 0x30010000)
+    )
+    assert [route.reserved for route in host.routes] == [frames, (), ()]
+    device = resolve(host, PciAddress(0, 0, 1, 0))
+    assert device.reserved == (SW_MSI_WINDOW, *frames)
+    assert device.hw_msi == frames[0]
+    assert resolve(host, PciAddress(0, 1, 1, 0)).hw_msi is None
+    assert parse_acpi(table, None, "host").routes[0].reserved == ()
 
 
 def test_a_real_rmr():

@@ -55,6 +55,6 @@ OF_TEXT: dict[str, tuple[str, ...]] = {
 #: The guest does not map the SW MSI window.
 WINDOW = ("no-acpi", "acpi-without-uefi", "no-accel")
 #: A slot lies behind the window.
-BEYOND = ("sw-msi-capacity", "msi-window-full")
+BEYOND = ("msi-window-full",)
 #: The device has no SW MSI window.
 NO_WINDOW = ("hw-msi-region",)

@@ -144,6 +144,8 @@ class PciRoute:
     :param device_base: DeviceID of ``first``.
     :param one_stream: all have the StreamID of ``first``.
     :param one_device: all have the DeviceID of ``first``.
+    :param reserved: regions that firmware makes the kernel reserve for its devices, beside the
+        software MSI window.
     """
 
     segment: int
@@ -155,6 +157,7 @@ class PciRoute:
     device_base: int
     one_stream: bool = False
     one_device: bool = False
+    reserved: tuple[ReservedRegion, ...] = ()
 
     def stream_of(self, rid: int) -> StreamId:
         """Return the StreamID of a RequesterID of the range."""
@@ -174,6 +177,7 @@ class PciRoute:
             device_id=self.device_of(address.rid),
             iommu_group=iommu_group,
             vectors=vectors,
+            reserved=(SW_MSI_WINDOW, *self.reserved),
         )
 
 

@@ -8,7 +8,7 @@ from vmm_msi.errors import TopologyError
 from vmm_msi.model import Granule, HostTopology
 from vmm_msi.topology.acpi_table import read_table
 from vmm_msi.topology.iort import parse_iort
-from vmm_msi.topology.iort_host import reserved_memory, segments, smmus
+from vmm_msi.topology.iort_host import reserved_memory, segments, smmus, with_hw_msi
 from vmm_msi.topology.iort_routes import routes
 from vmm_msi.topology.madt import parse_madt
 
@@ -45,12 +45,13 @@ def parse_acpi(
         too many pieces.
     """
     table = parse_iort(iort, f"{source}/IORT")
+    itses = () if madt is None else parse_madt(madt, f"{source}/APIC")
     return HostTopology(
         source,
         granule,
         smmus(table),
-        () if madt is None else parse_madt(madt, f"{source}/APIC"),
-        routes=routes(table),
+        itses,
+        routes=with_hw_msi(table, routes(table), itses),
         segments=segments(table),
         reserved_memory=reserved_memory(table, granule),
     )

@@ -369,20 +369,18 @@ class _NodeReader:
                 count(first, _MAPPING.size), records, strict=False
             )
         )
-        for mapping in found:
-            self._check_ids(mapping)
+        for offset, base, number, output, _target, single in found:
+            if single:
+                continue
+            if base + number >= _ID_END:
+                self.table.fail(
+                    offset, f"input IDs from {base:#x}, {number:#x} more, exceed 32 bits"
+                )
+            if output + number >= _ID_END:
+                self.table.fail(
+                    offset + 8, f"output IDs from {output:#x}, {number:#x} more, exceed 32 bits"
+                )
         return found
-
-    def _check_ids(self, mapping: IdMapping) -> None:
-        offset, base, number, output, _target, single = mapping
-        if single:
-            return
-        if base + number >= _ID_END:
-            self.table.fail(offset, f"input IDs from {base:#x}, {number:#x} more, exceed 32 bits")
-        if output + number >= _ID_END:
-            self.table.fail(
-                offset + 8, f"output IDs from {output:#x}, {number:#x} more, exceed 32 bits"
-            )
 
 
 _READERS: dict[int, Callable[[_NodeReader], Node]] = {
@@ -418,7 +416,7 @@ def _check_cycles(table: AcpiTable, iort: Iort) -> None:
     """Refuse ID mappings that lead in a circle; depth first, every mapping once."""
     done: set[int] = set()
     for start in iort.nodes:
-        if start.offset in done:
+        if not start.mappings or start.offset in done:
             continue
         on_path = {start.offset}
         stack: list[tuple[int, Sequence[IdMapping], int]] = [(start.offset, start.mappings, 0)]

@@ -5,21 +5,32 @@ Linux ``drivers/acpi/arm64/iort.c`` is the reference.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.model import Pa, PciSegment, ReservedMemory, Smmu
+from vmm_msi.model import (
+    Pa,
+    PciSegment,
+    ReservedKind,
+    ReservedMemory,
+    ReservedRegion,
+    Smmu,
+)
 from vmm_msi.topology.intervals import MAX_PIECES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
-    from vmm_msi.model import Granule
+    from vmm_msi.model import Granule, Its, PciRoute
     from vmm_msi.topology.iort import Iort
 
 #: Revision of the table from which Linux reads RMR nodes: Arm DEN0049 E.d (iort_find_rmrs).
 _RMR_REVISION = 5
 _RMR_ALIGNMENT = 0x10000
+#: Model of the SMMUv3 of a HiSilicon Hi161x, which no MSI passes through: ``actbl2.h``.
+_HI161X = 1
+_ITS_FRAME = 0x10000
 
 
 def smmus(iort: Iort) -> tuple[Smmu, ...]:
@@ -46,6 +57,36 @@ def segments(iort: Iort) -> tuple[PciSegment, ...]:
             node.segment, PciSegment(node.segment, ats=bool(node.ats & 1), canwbs=node.canwbs)
         )
     return tuple(found.values())
+
+
+def with_hw_msi(
+    iort: Iort, routes: Sequence[PciRoute], itses: Sequence[Its]
+) -> tuple[PciRoute, ...]:
+    """Return the routes with the regions in which MSIs bypass a HiSilicon Hi161x's SMMU.
+
+    They are the translation frames of all ITSes of the group (iort_iommu_msi_get_resv_regions).
+
+    :param itses: those whose bases are known.
+    """
+    bypassed = {
+        index for index, node in enumerate(iort.smmus) if node.is_v3 and node.model == _HI161X
+    }
+    if not bypassed:
+        return tuple(routes)
+    frames = {its.id: its.base + _ITS_FRAME for its in itses}
+    return tuple(
+        replace(
+            route,
+            reserved=tuple(
+                ReservedRegion(frames[number], _ITS_FRAME, ReservedKind.HW_MSI)
+                for number in route.its_group
+                if number in frames
+            ),
+        )
+        if route.smmu in bypassed
+        else route
+        for route in routes
+    )
 
 
 def reserved_memory(iort: Iort, granule: Granule) -> tuple[ReservedMemory, ...]:

@@ -31,6 +31,7 @@ class _Walk(NamedTuple):
     """RequesterIDs ``first`` to ``last`` on their way: at ``node`` they are ``id`` and following.
 
     :param constant: they all are ``id``, because of a single mapping.
+    :param smmu: the first SMMU they came to, to which they were ``stream`` and following.
     """
 
     node: Node
@@ -81,10 +82,8 @@ class _Composer:
         pending = [_Walk(root, 0, _RID_LAST, 0)]
         while pending:
             walk = pending.pop()
-            if isinstance(walk.node, SmmuNode) and walk.smmu is None:
-                walk = walk._replace(smmu=walk.node, stream=walk.id, stream_constant=walk.constant)
             if isinstance(walk.node, ItsGroup):
-                yield from self._finish(segment, walk, walk.node.its_ids)
+                yield self._finish(segment, walk, walk.node.its_ids)
                 continue
             mapped = list(self._step(walk))
             pending += mapped
@@ -97,7 +96,7 @@ class _Composer:
         for part in [*sorted(mapped, key=lambda one: one.first), None]:
             last = walk.last if part is None else part.first - 1
             if first <= last:
-                yield from self._finish(segment, walk.part(first, last), ())
+                yield self._finish(segment, walk.part(first, last), ())
             if part is not None:
                 first = part.last + 1
 
@@ -115,8 +114,11 @@ class _Composer:
             if not mapping.single:
                 out += piece.first - mapping.input_base
             constant = walk.constant or mapping.single
-            part = walk if (low, high) == (walk.first, walk.last) else walk.part(low, high)
-            yield part._replace(node=target, id=out, constant=constant)
+            if walk.smmu is None and isinstance(target, SmmuNode):
+                yield _Walk(target, low, high, out, constant, target, out, constant)
+                continue
+            stream = walk.stream + (0 if walk.stream_constant else low - walk.first)
+            yield _Walk(target, low, high, out, constant, walk.smmu, stream, walk.stream_constant)
 
     def _pieces_of(self, node: Node) -> tuple[Piece, ...]:
         if node.offset not in self.pieces:
@@ -124,11 +126,11 @@ class _Composer:
             self.pieces[node.offset] = _linux_pieces(node.mappings, node.type, own)
         return self.pieces[node.offset]
 
-    def _finish(self, segment: int, walk: _Walk, its_group: tuple[int, ...]) -> Iterator[PciRoute]:
+    def _finish(self, segment: int, walk: _Walk, its_group: tuple[int, ...]) -> PciRoute:
         smmu = None if walk.smmu is None else self.number[walk.smmu.offset]
         several = walk.first < walk.last
         self._count()
-        yield PciRoute(
+        return PciRoute(
             segment=segment,
             first=walk.first,
             last=walk.last,

@@ -1,0 +1,124 @@
+"""Read firmware tables into a host with its routes, against iasl and dtc; ``make bench`` runs it.
+
+Ours is in process, from bytes to routes; iasl -d and dtc are whole processes that print the same
+table as text, and run alternately with ours. Every figure is a median.
+"""
+
+from __future__ import annotations
+
+import gc
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from topology.iort_builder import iort, its_group, madt, named_component, root_complex, smmu_v3
+from topology.shared import shared_data
+
+from vmm_msi import samples
+from vmm_msi.report.columns import columns
+from vmm_msi.topology.acpi import parse_acpi
+from vmm_msi.topology.devicetree import parse_devicetree
+
+NODES = (26, 1_000, 10_000)
+ROUNDS = 15
+
+
+def server(nodes: int) -> bytes:
+    """Return an IORT with so many nodes: ITS groups, SMMUs, two-part segments, platform devices."""
+    made = []
+    for number in range(nodes // 4):
+        its = len(made)
+        made += [
+            its_group(number),
+            smmu_v3((0, 0xFFFF, number << 16, its, 0), base=0x2B600000 + (number << 20)),
+            root_complex((0, 0x7FFF, 0, its + 1, 0), (0x8000, 0x7EFF, 0x8000, its + 1, 0),
+                         segment=number),
+            named_component(f"\\_SB.D{number:03X}", [(0, 0, 5, its + 1, 1)]),
+        ]  # fmt: skip
+    made += [its_group(nodes + number) for number in range(nodes - len(made))]
+    return iort(*made)
+
+
+def seconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def against(call, command: list[str], rounds: int = ROUNDS) -> tuple[float, float, float]:
+    """Return milliseconds of ours, of the command, and the ratio; alternately."""
+    call()
+    pairs = [
+        (
+            seconds(call),
+            seconds(lambda: subprocess.run(command, capture_output=True, check=True)),
+        )
+        for _ in range(rounds)
+    ]
+    mine, theirs = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+    return mine, theirs, statistics.median(their / my for my, their in pairs)
+
+
+def tool(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        raise SystemExit(f"reading firmware tables: there is no {name} to compare with")
+    return found
+
+
+def bench_iort(folder: Path) -> None:
+    iasl = tool("iasl")
+    rows = [
+        ["IORT nodes", "bytes", "routes", "ms", "growth (1.00 = linear)", "iasl -d ms", "ratio"]
+    ]
+    before = None
+    for nodes in NODES:
+        data = server(nodes)
+        file = folder / f"{nodes}.aml"
+        file.write_bytes(data)
+        tables = (
+            data,
+            madt(*((number, 0x20000000 + (number << 20)) for number in range(nodes // 4))),
+        )
+        command = [iasl, "-d", "-p", str(folder / "out"), str(file)]
+        mine, theirs, ratio = against(lambda t=tables: parse_acpi(*t, "bench"), command)
+        growth = "-" if before is None else f"{mine / before[0] / (nodes / before[1]):.2f}"
+        before = mine, nodes
+        routes = len(parse_acpi(*tables, "bench").routes)
+        rows.append([f"{nodes:,}", f"{len(data):,}", f"{routes:,}", f"{mine:.2f}", growth,
+                     f"{theirs:.1f}", f"{ratio:.1f}"])  # fmt: skip
+    version = subprocess.run([iasl, "-v"], capture_output=True, text=True, check=False).stdout
+    words = version.split()
+    print(f"IORT and MADT to a host with routes; iasl {words[words.index('version') + 1]}")
+    print("\n".join(columns(rows)))
+
+
+def bench_devicetree() -> None:
+    try:
+        path = shared_data("dt/hip07-d05.dtb")
+    except pytest.skip.Exception:
+        path = samples.path("eight-its-server.dtb")
+    data = path.read_bytes()
+    command = [tool("dtc"), "-q", "-I", "dtb", "-O", "dts", str(path)]
+    mine, theirs, ratio = against(lambda: parse_devicetree(data, path.name), command)
+    print(
+        f"device tree {path.name}, {len(data):,} bytes: {mine:.2f} ms; dtc {theirs:.2f} ms, "
+        f"ratio {ratio:.1f}"
+    )
+
+
+def main() -> None:
+    # What is measured is the run, not the collector walking over what was there before.
+    gc.collect()
+    gc.freeze()
+    with tempfile.TemporaryDirectory() as name:
+        bench_iort(Path(name))
+    bench_devicetree()
+
+
+if __name__ == "__main__":
+    main()

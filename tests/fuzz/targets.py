@@ -1,0 +1,212 @@
+"""What is fuzzed: readers of data from outside, which may refuse it in one way only.
+
+A target takes any bytes. It returns, or raises :class:`InputError`: anything else is a bug, and so
+is more time or memory than :mod:`fuzz.worker` allows. Tables of ACPI get their length and checksum
+put right, or hardly any would be read; half of the inputs are also read as they are.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi import samples
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.nodedev import read_node_device
+from vmm_msi.domxml.parse import parse
+from vmm_msi.errors import InputError
+from vmm_msi.model import PciAddress
+from vmm_msi.topology import resolve
+from vmm_msi.topology.acpi import parse_acpi
+from vmm_msi.topology.devicetree import parse_devicetree
+from vmm_msi.topology.madt import parse_madt
+from vmm_msi.topology.scenario import _decode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TESTS = Path(__file__).resolve().parents[1]
+ADDRESSES = [PciAddress(0, 0, 1, 0), PciAddress(1, 0x80, 0, 0), PciAddress(0xFFFF, 0xFF, 0x1F, 7)]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What to call, and inputs that are well formed."""
+
+    name: str
+    call: Callable[[bytes], None]
+    seeds: Callable[[], list[bytes]]
+
+    def __call__(self, data: bytes) -> None:
+        try:
+            self.call(data)
+        except InputError:
+            return
+
+
+def put_right(data: bytes, signature: bytes) -> bytes:
+    """Return a table with a header that is no reason to refuse it."""
+    table = bytearray(data.ljust(36, b"\0"))
+    table[:4] = signature
+    struct.pack_into("<I", table, 4, len(table))
+    table[9] = 0
+    table[9] = -sum(table) & 0xFF
+    return bytes(table)
+
+
+def ask(host) -> None:
+    """Look a few devices up, as the commands do; each may be refused for itself."""
+    for address in ADDRESSES:
+        try:
+            resolve(host, address)
+        except InputError:
+            continue
+
+
+def iort(data: bytes) -> None:
+    if not data or data[-1] & 1:
+        ask(parse_acpi(put_right(data, b"IORT"), None, "host"))
+    parse_acpi(data, None, "host")
+
+
+def madt(data: bytes) -> None:
+    if not data or data[-1] & 1:
+        parse_madt(put_right(data, b"APIC"), "APIC")
+    parse_madt(data, "APIC")
+
+
+def acpi(data: bytes) -> None:
+    """The first two bytes say how long the IORT is; the MADT follows it."""
+    size = int.from_bytes(data[:2], "little")
+    tables = put_right(data[2 : 2 + size], b"IORT"), put_right(data[2 + size :], b"APIC")
+    ask(parse_acpi(*tables, "host"))
+
+
+def devicetree(data: bytes) -> None:
+    ask(parse_devicetree(data, "board.dtb"))
+
+
+def domain_xml(data: bytes) -> None:
+    domain = DomainXml.parse(data, "domain")
+    for look in (
+        lambda: (domain.uuid, domain.type, domain.arch, domain.machine, domain.kind),
+        lambda: (domain.emulator, domain.acpi, domain.firmware, domain.gic_version),
+        lambda: domain.memory,
+        lambda: (domain.iommufd, domain.iommufd_fdgroup),
+        domain.controllers,
+        domain.iommus,
+        domain.hostdevs,
+        domain.__str__,
+    ):
+        try:
+            look()
+        except InputError:
+            continue
+
+
+def node_device(data: bytes) -> None:
+    read_node_device(parse(data, "device"), ADDRESSES[0])
+
+
+def toml_host(data: bytes) -> None:
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:
+        return
+    file, check = _decode(text, "host.toml")
+    ask(check.host(file.host))
+
+
+def _iorts() -> list[bytes]:
+    from topology.iort_builder import (
+        iort,
+        its_group,
+        iwb,
+        named_component,
+        pmcg,
+        rmr,
+        root_complex,
+        smmu_v2,
+        smmu_v3,
+    )
+
+    every = iort(
+        its_group(0, 1),
+        smmu_v3((0, 0xFFFF, 0, 0, 0), (0, 0, 9, 0, 1), index=1),
+        smmu_v2((0, 0xFFFF, 0, 0, 0)),
+        root_complex((0, 0xFFFF, 0, 1, 0), flags=4, ats=1),
+        named_component(to=[(0, 0, 5, 2, 1)]),
+        pmcg((0, 0, 9, 0, 1), reference=48),
+        rmr((0x8000000, 0x100000), to=[(0, 0, 0x10, 1, 0)]),
+        iwb((0, 0xFF, 0x100, 0, 0)),
+    )
+    several = iort(
+        its_group(0),
+        its_group(1),
+        smmu_v3((0, 0xFF, 0x100, 0, 0), (0x180, 0x7F, 0x900, 1, 0), revision=5, flags=0x10),
+        root_complex((0, 0x100, 0, 2, 0), (0x100, 0x100, 0, 2, 0)),
+        root_complex((7, 0, 5, 2, 1), segment=1),
+    )
+    return [every, several]
+
+
+def _madts() -> list[bytes]:
+    from topology.iort_builder import madt
+    from topology.test_acpi import GICV5, OTHERS
+
+    return [madt((0, 0x20000000), (1, 0x20020000), extra=OTHERS), madt(extra=OTHERS + GICV5)]
+
+
+def _both() -> list[bytes]:
+    return [
+        len(iort).to_bytes(2, "little") + iort + madt
+        for iort, madt in zip(_iorts(), _madts(), strict=True)
+    ]
+
+
+def _trees() -> list[bytes]:
+    return [samples.path("eight-its-server.dtb").read_bytes()]
+
+
+def _files(pattern: str) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(TESTS.glob(pattern))]
+
+
+def _domains() -> list[bytes]:
+    return [samples.path("three-devices.xml").read_bytes(), *_files("domxml/golden/*.xml")[:6]]
+
+
+NODE_DEVICE = b"""<device><name>pci_0000_01_00_0</name><path>/sys/devices/pci0000:00</path>
+<driver><name>vfio-pci</name></driver>
+<capability type='pci'><class>0x010802</class><domain>0</domain><bus>1</bus><slot>0</slot>
+<function>0</function><product id='0x5194'>edu</product><vendor id='0x1b36'>Red Hat</vendor>
+<capability type='virt_functions' maxCount='7'>
+<address domain='0x0000' bus='0x01' slot='0x00' function='0x1'/></capability>
+<iommuGroup number='3'><address domain='0x0000' bus='0x01' slot='0x00' function='0x0'/></iommuGroup>
+<numa node='1'/><pci-express><link validity='cap' port='0' speed='8' width='4'/></pci-express>
+</capability></device>"""
+
+
+def _hosts() -> list[bytes]:
+    return [samples.path(name).read_bytes() for name in ("two-its.toml", "eight-its.toml")]
+
+
+def targets() -> dict[str, Target]:
+    """Return the targets by name."""
+    found = [
+        Target("iort", iort, _iorts),
+        Target("madt", madt, _madts),
+        Target("acpi", acpi, _both),
+        Target("devicetree", devicetree, _trees),
+        Target("domain-xml", domain_xml, _domains),
+        Target("node-device", node_device, lambda: [NODE_DEVICE]),
+        Target("toml-host", toml_host, _hosts),
+    ]
+    # The reader of archives brings its own: target(data) and seeds().
+    if importlib.util.find_spec("fuzz.archive_target") is not None:
+        module = importlib.import_module("fuzz.archive_target")
+        found.append(Target("archive", module.target, module.seeds))
+    return {target.name: target for target in found}

@@ -1,0 +1,97 @@
+"""The readers of data from outside hold against any bytes, for as long as there is time.
+
+FUZZ_SECONDS says how long in all: 60 in CI, 5 else, as ``make fuzz`` takes 60.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+
+import pytest
+from fuzz.mutate import mutated
+from fuzz.run import TESTS, fuzz
+from fuzz.targets import put_right, targets
+
+from vmm_msi.errors import InputError
+
+TARGETS = targets()
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") == "true" else "5"))
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_seeds_are_read(name):
+    """Else all that is made from them would be refused at the door; a few may be, on purpose."""
+    refused = 0
+    seeds = TARGETS[name].seeds()
+    for seed in seeds:
+        try:
+            TARGETS[name].call(seed)
+        except InputError:
+            refused += 1
+    assert refused <= len(seeds) // 2
+
+
+@pytest.mark.parametrize("name", TARGETS)
+@pytest.mark.timeout(SECONDS + 300)
+def test_any_bytes_are_read_or_refused(name, tmp_path, counts):
+    result = fuzz(name, SECONDS / len(TARGETS), tmp_path)
+    assert result.failure is None, result.failure
+    assert result.runs > len(TARGETS[name].seeds())
+    counts[f"inputs to the reader of {name}"] += result.runs
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_random_changes_where_there_is_no_atheris(name, tmp_path):
+    result = fuzz(name, 0.2, tmp_path, "random")
+    assert result.failure is None, result.failure
+    assert result.runs > len(TARGETS[name].seeds())
+
+
+BROKEN = """
+import sys
+from fuzz import targets, worker
+def broken(data):
+    {}
+targets.targets = lambda: {{"broken": targets.Target("broken", broken, lambda: [b"seed"])}}
+worker.PATIENCE = 1
+worker.main(["broken", "5", sys.argv[1], *sys.argv[2:]])
+"""
+
+
+@pytest.mark.parametrize("words", [(), ("random",)])
+@pytest.mark.parametrize(
+    ("what", "kind"),
+    [
+        ("raise IndexError('out of range')", "crash"),
+        ("bytearray(1 << 31)", "*"),
+        ("while True: pass", "timeout"),
+    ],
+)
+def test_what_fails_is_found(what, kind, words, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", BROKEN.format(what), str(tmp_path), *words],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(TESTS)},
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode != 0
+    assert [*tmp_path.glob(f"{kind}-*")], done.stderr
+
+
+def test_mutations_repeat():
+    def made():
+        chance = random.Random(1)  # noqa: S311
+        return [mutated(b"0123456789" * 20, [b"abcdef" * 20], chance) for _ in range(200)]
+
+    assert made() == made()
+    assert len(set(made())) == 200
+
+
+def test_a_table_that_is_put_right():
+    table = put_right(b"\xff" * 60, b"IORT")
+    assert (table[:4], len(table), sum(table) & 0xFF) == (b"IORT", 60, 0)
