@@ -11,6 +11,7 @@ from provision.helpers import node_file
 from vmm_msi.config import Choice, Config
 from vmm_msi.doctor.devices import stand_ins
 from vmm_msi.doctor.gather import case_of
+from vmm_msi.doctor.gathered import HostSources, with_host_facts
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml.support import Version
 from vmm_msi.domxml.template import nested_guest
@@ -21,7 +22,7 @@ from vmm_msi.model import PciAddress
 
 
 def gathered(domain=None, uri=None, *, host=HOST, choice=None, devices=()):
-    return case_of(host, None, domain, uri, choice, devices, PLUGINS, Config())
+    return case_of(host, domain, uri, choice, devices, PLUGINS, Config())
 
 
 @pytest.fixture
@@ -96,7 +97,7 @@ def test_the_files_of_a_host(written):
     """Its kernel and what a capture was told of libvirt are read where it is known by its files."""
     tree = MemoryTree("host", {"/proc/sys/kernel/osrelease": b"7.2.0\n"})
     path = written(rendered(A))
-    case = case_of(HOST, tree, path, None, None, (), PLUGINS, Config())
+    case = with_host_facts(gathered(path), HostSources("host", (HOST,), tree))
     assert (case.tree, case.kernel.release) == (tree, "7.2.0")
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import json
+
 import pytest
 
+from vmm_msi.cli import main
 from vmm_msi.hosttree.sources import SOURCES
 from vmm_msi.lab.link import AgentLink
 
@@ -44,3 +48,19 @@ def test_all_that_an_arm_host_tells_is_found(link):
         "/sys/module/iommufd",
     ):
         assert counted[path] == 1, path
+
+
+def test_a_capture_says_what_the_host_says(link, tmp_path, capsys):
+    """Taken there and read here, it is the same host."""
+    name = "host.tar.zst"
+    made = link.call("command", argv=["topology", "capture", "-o", name], fetch=[name])
+    assert made["status"] == 0, made["stderr"]
+    (tmp_path / name).write_bytes(base64.b64decode(made["files"][name]))
+    for words in (["topology", "show"], ["doctor"]):
+        there = link.call("command", argv=[*words, "--format", "json"])
+        status = main([*words, "--format", "json", str(tmp_path / name)])
+        here = capsys.readouterr().out
+        assert status == there["status"]
+        assert json.loads(here.replace(str(tmp_path / name), "this machine")) == json.loads(
+            there["stdout"]
+        )

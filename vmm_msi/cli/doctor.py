@@ -141,7 +141,7 @@ def _case(args: argparse.Namespace) -> Case:
     uri = _uri(args)
     there_is = _sources(args)
     host = join(there_is.sources, there_is.name)
-    case = case_of(host, None, args.domain, uri, choice, wanted, plugins, settings)
+    case = case_of(host, args.domain, uri, choice, wanted, plugins, settings)
     return gathered.with_host_facts(case, there_is)
 
 

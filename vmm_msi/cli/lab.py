@@ -27,6 +27,7 @@ _WORDS: dict[str, tuple[str, str]] = {
     "down": ("lab_host", "stop the emulated Arm host"),
     "status": ("lab_host", "say whether the emulated Arm host runs, and what it has"),
     "console": ("lab_host", "connect to the serial console of the emulated Arm host"),
+    "capture": ("lab_capture", "write a capture of the emulated Arm host, as of a real one"),
     "conform": (
         "lab_conform",
         "run random calls on the model and on the real kernel and compare what each returns",

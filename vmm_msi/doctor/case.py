@@ -114,6 +114,8 @@ class Case:
     :param tree: the host's files; None where there is only a description of it.
     :param devices: the host's devices that are meant: those of the guest, else all that could be
         assigned.
+    :param asked: they were named, by the guest or by whoever asks; else what is wrong with one of
+        them is no more than good reason to take another.
     :param choice: the strategy that is to be used; None for the one a device was attached with,
         else the configuration's.
     :param plugins: the strategies there are; None where nothing is asked of strategies.
@@ -127,6 +129,7 @@ class Case:
     software: Software = field(default_factory=Software)
     guest: Guest | None = None
     devices: tuple[PciAddress, ...] = ()
+    asked: bool = True
     choice: Choice | None = None
     plugins: PluginHost | None = None
     config: Config = field(default_factory=Config)

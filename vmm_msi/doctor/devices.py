@@ -17,11 +17,14 @@ if TYPE_CHECKING:
 def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
     """Return the devices that could be given to a guest: all functions but bridges.
 
-    Where the source lists no functions, those are all devices that it lists.
+    Those that no SMMU translates count only where all are so: most hosts have a few of their own
+    there. Where the source lists no functions, the devices are all that it lists.
     """
     if not host.functions:
         return tuple(device.address for device in host.devices)
-    return tuple(function.address for function in host.functions if not function.is_bridge)
+    functions = [function for function in host.functions if not function.is_bridge]
+    translated = [function for function in functions if function.iommu_group is not None]
+    return tuple(function.address for function in translated or functions)
 
 
 def with_ways(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:

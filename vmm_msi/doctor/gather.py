@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor.case import Case, Guest, Kernel, Software
+from vmm_msi.doctor.case import Case, Guest, Software
 from vmm_msi.doctor.devices import assignable, stand_ins, with_ways
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.errors import DomainXmlError, UsageError
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config
     from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.host import PluginHost
-    from vmm_msi.hosttree import HostTree
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.model import HostTopology, PciAddress, PciFunction
 
@@ -31,7 +29,6 @@ XML_SUFFIX = ".xml"
 
 def case_of(
     host: HostTopology,
-    tree: HostTree | None,
     domain: str | None,
     uri: str | None,
     choice: Choice | None,
@@ -39,9 +36,10 @@ def case_of(
     plugins: PluginHost,
     config: Config,
 ) -> Case:
-    """Return all that rules look at; libvirt is asked on a read-only connection.
+    """Return what guest and libvirt tell; libvirt is asked on a read-only connection.
 
-    :param tree: the host's files, where it is known by them.
+    What the host's own files tell is added by :func:`vmm_msi.doctor.gathered.with_host_facts`.
+
     :param domain: a guest of libvirt's by name or UUID, or a file that ends in ``.xml``.
     :param uri: where libvirt is; None for no libvirt.
     :param devices: the devices that are meant; by default those of the guest, and without a guest
@@ -50,7 +48,7 @@ def case_of(
     :raise DomainXmlError: when the file, or what libvirt says of the guest, cannot be read.
     :raise HypervisorError: when libvirt cannot be asked or has no such guest.
     """
-    kernel, software = _facts(host, tree)
+    software = Software()
     with ExitStack() as stack:
         connection: Connection | None = None
         if uri is not None:
@@ -62,26 +60,17 @@ def case_of(
         host = with_ways(host, meant)
         if connection is not None:
             host = _with_nodes(host, connection, meant)
-            software = _software(software, connection)
+            software = _software(connection)
     return Case(
         host=host,
-        tree=tree,
-        kernel=kernel,
         software=software,
         guest=guest,
         devices=meant,
+        asked=bool(devices) or guest is not None,
         choice=choice,
         plugins=plugins,
         config=config,
     )
-
-
-def _facts(host: HostTopology, tree: HostTree | None) -> tuple[Kernel, Software]:
-    if tree is None:
-        return Kernel(), Software()
-    from vmm_msi.doctor.facts import read_kernel, read_software
-
-    return read_kernel(tree, host), read_software(tree)
 
 
 def _guest(domain: str, connection: Connection | None) -> Guest:
@@ -139,14 +128,13 @@ def _near(function: PciFunction) -> Iterable[PciAddress]:
     return (*function.members, *((physical,) if physical else ()), *function.virtual_functions)
 
 
-def _software(told: Software, connection: Connection) -> Software:
+def _software(connection: Connection) -> Software:
     """Return the releases that libvirt tells of.
 
     Its domain capabilities it tells nobody who may only read (virConnectGetDomainCapabilities).
     """
     versions = connection.versions()
-    return replace(
-        told,
+    return Software(
         libvirt=versions.libvirt,
         qemu=versions.hypervisor,
         driver=versions.driver,

@@ -44,7 +44,7 @@ def case_of_host(there_is: HostSources, wanted: Sequence[PciAddress] = ()) -> Ca
     """
     host = join(there_is.sources, there_is.name)
     devices = tuple(wanted) or assignable(host) or stand_ins(host)
-    case = Case(host=with_ways(host, devices), devices=devices)
+    case = Case(host=with_ways(host, devices), devices=devices, asked=bool(wanted))
     _check(case.host, wanted)
     return _with_facts(case, there_is)
 

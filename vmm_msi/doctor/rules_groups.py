@@ -44,8 +44,10 @@ def mixed_its(case: Case) -> Iterator[Finding]:
                 for device in devices
             ),
             f"{named(device.address for device in devices)} share every translation and need "
-            "different ITSes: multi-its refuses them, and direct and coerced the second of them.",
-            "Use the strategy identity, which has a slot for each ITS, or devices of one ITS.",
+            "different ITSes: multi-its refuses them, direct and coerced the second of them, and "
+            "identity, which has a slot for each ITS, wants them behind one stage 1 of the guest.",
+            "Use devices of groups that have one ITS, or put these behind ports with ACS, so that "
+            "each has a group of its own.",
         )
 
 
@@ -90,7 +92,7 @@ def group_host_driver(case: Case) -> Iterator[Finding]:
         names = named(other.address for other in others)
         yield Finding(
             "group-host-driver",
-            Severity.WARNING if case.guest is None else Severity.ERROR,
+            Severity.ERROR if case.asked else Severity.WARNING,
             str(address),
             tuple(sysfs(other.address, "driver", other.host_driver) for other in others),
             f"QEMU cannot take {address} while the host uses {names} of its IOMMU group "

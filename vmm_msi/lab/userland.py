@@ -42,6 +42,7 @@ PACKAGES = (
     "python3-minimal",
     "python3-msgspec",
     "python3-pluggy",
+    "python3-zstandard",
 )
 
 #: What the machine needs to build it.

@@ -1,0 +1,36 @@
+"""Make the captures in this folder anew, on the emulated host; as root, a minute.
+
+They are what ``vmm-msi topology capture`` writes on a real Linux 7.2 kernel: with the tables that
+the lab gives it (``two-smmus``), and with those that QEMU made (``no-canwbs``).
+"""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+
+from vmm_msi.lab.host import LabHost
+from vmm_msi.lab.link import AgentLink
+from vmm_msi.lab.progress import Progress
+from vmm_msi.lab.shape import Shape
+
+HERE = Path(__file__).parent
+NAME = "host.tar.zst"
+
+
+def make(name: str, *, canwbs: bool) -> None:
+    shape = Shape(smmus=2, devices=4, pairs=1, nvmes=1)
+    progress = Progress(sys.stderr, name)
+    with (
+        LabHost(shape, progress=progress, canwbs=canwbs) as host,
+        AgentLink(host.agent_socket) as link,
+    ):
+        told = link.call("command", argv=["topology", "capture", "-o", NAME], fetch=[NAME])
+        print(told["stderr"], end="")
+        (HERE / f"{name}.tar.zst").write_bytes(base64.b64decode(told["files"][NAME]))
+
+
+if __name__ == "__main__":
+    make("two-smmus", canwbs=True)
+    make("no-canwbs", canwbs=False)

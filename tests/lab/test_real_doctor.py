@@ -1,0 +1,63 @@
+"""What the doctor says of the emulated host, held against what its kernel then does."""
+
+from __future__ import annotations
+
+import errno
+import json
+
+import pytest
+from scenarios import pair
+
+from vmm_msi import compare as comparing
+from vmm_msi.config import Choice
+from vmm_msi.host import PluginHost
+from vmm_msi.iommu.iommufd import Doorbells
+from vmm_msi.lab import cast
+from vmm_msi.lab.host import LabHost
+from vmm_msi.lab.link import AgentLink
+from vmm_msi.lab.remote import RemoteBackend
+from vmm_msi.lab.shape import Shape
+from vmm_msi.topology.scenario import parse_scenario
+
+pytestmark = pytest.mark.lab_root
+
+
+def doctor(link, *words):
+    told = link.call("command", argv=["doctor", "--format", "json", *words])
+    assert told["stderr"] == ""
+    return told["status"], json.loads(told["stdout"])["findings"]
+
+
+def verdicts(link, strategy):
+    """Run a strategy on the kernel behind a link."""
+    scenario = parse_scenario(pair("shared").toml(), "scenario")
+
+    def opened(scenario, profile):
+        stand_ins = cast.stand_ins(scenario, link.call("devices"))
+        return RemoteBackend(
+            link, scenario.host, scenario.guest, Doorbells.WITNESS, profile, stand_ins
+        )
+
+    plugins = PluginHost.load()
+    (result,) = comparing.compare(
+        plugins, scenario, [Choice.parse(strategy)], "first-in-group", opened
+    )
+    return result.verdicts
+
+
+def test_a_host_on_which_nesting_works(lab_host):
+    with AgentLink(lab_host.agent_socket) as link:
+        status, found = doctor(link)
+        assert (status, found) == (0, [])
+        assert {verdict.outcome.value for verdict in verdicts(link, "identity")} == {"delivered"}
+
+
+def test_a_host_whose_firmware_promises_no_canwbs(lab_root, lab_images):
+    """QEMU's own tables: the kernel gives no vIOMMU, and the doctor said so."""
+    shape = Shape(smmus=1, devices=2, pairs=0)
+    with LabHost(shape, canwbs=False) as host, AgentLink(host.agent_socket) as link:
+        status, found = doctor(link)
+        assert (status, [finding["id"] for finding in found]) == (8, ["smmu-no-s2fwb"])
+        assert "EOPNOTSUPP" in found[0]["consequence"]
+        for verdict in verdicts(link, "identity"):
+            assert (verdict.outcome.value, verdict.errno) == ("refused", errno.EOPNOTSUPP)

@@ -1,0 +1,57 @@
+"""``vmm-msi lab capture``: a capture of the emulated host, to try things on that read one."""
+
+from __future__ import annotations
+
+import base64
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.lab import Subcommand
+from vmm_msi.cli.lab_host import add_shape, shape_of
+
+if TYPE_CHECKING:
+    import argparse
+
+_NAME = "host.tar.zst"
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_shape(parser)
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help="write to FILE, such as host.tar.zst",
+    )
+    parser.add_argument("--force", action="store_true", help="write over a FILE that is there")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Let the emulated host capture itself, and keep what it made."""
+    from vmm_msi.errors import LabError
+    from vmm_msi.hosttree.pack import check_target, write_archive
+    from vmm_msi.lab.host import lab_for
+    from vmm_msi.lab.link import AgentLink
+    from vmm_msi.lab.progress import Progress
+
+    check_target(args.output, force=args.force)
+    progress = Progress(sys.stderr, "lab capture")
+    shape = shape_of(args)
+    with (
+        lab_for(shape, suite=args.suite, cache=args.cache, progress=progress) as lab,
+        AgentLink(lab.agent_socket) as link,
+    ):
+        told = link.call("command", argv=["topology", "capture", "-o", _NAME], fetch=[_NAME])
+    progress.clear()
+    if told["status"]:
+        raise LabError(f"capturing the emulated host: {told['stderr'].strip()}")
+    write_archive(args.output, base64.b64decode(told["files"][_NAME]), force=args.force)
+    print(told["stderr"].strip().replace(_NAME, str(args.output)), file=sys.stderr)
+    return 0
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {"capture": Subcommand(configure, run)}
