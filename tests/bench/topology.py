@@ -10,11 +10,13 @@ import gc
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from hosttree.arm_host import arm_host
 from topology.iort_builder import iort, its_group, madt, named_component, root_complex, smmu_v3
 from topology.shared import shared_data
 
@@ -111,13 +113,42 @@ def bench_devicetree() -> None:
     )
 
 
+def bench_doctor(folder: Path) -> None:
+    """Time the command on captures, beside Python's own start, alternately."""
+    doctor = [sys.executable, "-m", "vmm_msi", "doctor"]
+    rows = [["doctor on a capture of", "bytes", "ms", "python -c pass ms", "ratio"]]
+    real = Path(__file__).resolve().parents[1] / "captures" / "two-smmus.tar.zst"
+    made = folder / "made.tar.zst"
+    arm_host(folder / "host", devices=100)
+    capturing = [*doctor[:-1], "topology", "capture", "--root", str(folder / "host"), "-o"]
+    subprocess.run([*capturing, str(made)], capture_output=True, check=True)
+    for name, file in (("17 functions, real", real), ("100 devices, made up", made)):
+        mine, theirs, ratio = whole([*doctor, str(file)], [sys.executable, "-c", "pass"])
+        size = f"{file.stat().st_size:,}"
+        rows.append([name, size, f"{mine:.0f}", f"{theirs:.1f}", f"{ratio:.1f}"])
+    print("\n".join(columns(rows)))
+
+
+def whole(command: list[str], peer: list[str]) -> tuple[float, float, float]:
+    """Return milliseconds of two commands, and the ratio; alternately."""
+
+    def process(words: list[str]) -> float:
+        return seconds(lambda: subprocess.run(words, capture_output=True, check=False))
+
+    process(command)
+    pairs = [(process(command), process(peer)) for _ in range(ROUNDS)]
+    mine, theirs = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+    return mine, theirs, statistics.median(my / their for my, their in pairs)
+
+
 def main() -> None:
     # What is measured is the run, not the collector walking over what was there before.
     gc.collect()
     gc.freeze()
     with tempfile.TemporaryDirectory() as name:
         bench_iort(Path(name))
-    bench_devicetree()
+        bench_devicetree()
+        bench_doctor(Path(name))
 
 
 if __name__ == "__main__":
