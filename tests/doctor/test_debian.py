@@ -1,0 +1,58 @@
+"""Debian's own arm64 kernel, as its package configures it, on the emulated host's board."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import debian_kernel
+
+from vmm_msi.doctor.gathered import HostSources, case_of_host
+from vmm_msi.doctor.rules import examine
+from vmm_msi.hosttree.archive import open_archive
+from vmm_msi.hosttree.memory import MemoryTree
+from vmm_msi.topology.live import read_sources
+
+CAPTURE = Path(__file__).resolve().parent.parent / "captures" / "two-smmus.tar.zst"
+RELEASE = "7.2.12+deb14-arm64"
+
+
+class OtherKernel(MemoryTree):
+    """A captured host that runs another kernel."""
+
+    def __init__(self, config):
+        super().__init__(
+            "Debian's kernel",
+            {
+                "/proc/sys/kernel/osrelease": f"{RELEASE}\n".encode(),
+                f"/boot/config-{RELEASE}": config.encode(),
+            },
+        )
+        self._captured = open_archive(CAPTURE)
+
+    def read(self, path, limit=4 << 20):
+        if path in {"/proc/config.gz", "/vmm-msi/kernel-log"}:
+            return None
+        own = super().read(path, limit)
+        return self._captured.read(path, limit) if own is None else own
+
+    def names(self, path):
+        return super().names(path) or self._captured.names(path)
+
+    def link(self, path):
+        return super().link(path) or self._captured.link(path)
+
+    def exists(self, path):
+        return super().exists(path) or (path != "/dev/iommu" and self._captured.exists(path))
+
+
+def test_debians_kernel_has_no_iommufd():
+    config = debian_kernel.config()
+    assert "# CONFIG_IOMMUFD is not set" in config.splitlines()
+    tree = OtherKernel(config)
+    case = case_of_host(HostSources(tree.source, tuple(read_sources(tree)), tree))
+    found = {finding.id: finding for finding in examine(case)}
+    finding = found["kernel-no-iommufd"]
+    assert [str(one) for one in finding.evidence] == [
+        f"/boot/config-{RELEASE}: CONFIG_IOMMUFD is not set"
+    ]
+    assert f"Debian's linux-image-{RELEASE} has it off" in finding.remedy
