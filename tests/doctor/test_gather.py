@@ -42,7 +42,12 @@ def test_a_guest_of_a_file(written):
     assert case.guest.written is case.guest.xml
     assert case.guest.xml.source == path
     assert case.software.libvirt is None
-    assert ids(case) == ["note slot-order", "note no-migration", "unknown libvirt-unknown"]
+    assert ids(case) == [
+        "note rmr-needed",
+        "note slot-order",
+        "note no-migration",
+        "unknown libvirt-unknown",
+    ]
 
 
 def test_devices_that_are_named(written):

@@ -16,8 +16,12 @@ GIB = 1 << 30
 
 
 def test_what_render_makes_is_healthy():
-    assert ids(case_of(HEALTHY)) == ["note no-migration"]
-    assert ids(case_of(rendered(A, B))) == ["note slot-order", "note no-migration"]
+    assert ids(case_of(HEALTHY)) == ["note rmr-needed", "note no-migration"]
+    assert ids(case_of(rendered(A, B))) == [
+        "note rmr-needed",
+        "note slot-order",
+        "note no-migration",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -119,7 +123,7 @@ def test_ram_that_may_be_there(base, kind):
     case = with_function(
         case_of(HEALTHY), A, reserved=(SW_MSI_WINDOW, ReservedRegion(base, 1 << 20, kind))
     )
-    assert ids(case) == ["note no-migration"]
+    assert ids(case) == ["note rmr-needed", "note no-migration"]
 
 
 @pytest.mark.parametrize(
@@ -159,7 +163,7 @@ def test_a_hard_limit(limit, severity):
     tune = f"<memtune><hard_limit unit='{unit}'>{limit}</hard_limit></memtune>"
     case = case_of(changed(HEALTHY, ("<vcpu>", f"{tune}<vcpu>")))
     if severity is None:
-        assert ids(case) == ["note no-migration"]
+        assert ids(case) == ["note rmr-needed", "note no-migration"]
         return
     finding = only(case, "memlock")
     assert finding.severity is severity

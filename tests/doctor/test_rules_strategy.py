@@ -151,3 +151,15 @@ def test_the_order_of_slots():
     ]
     assert "note slot-order" not in ids(case_of(rendered(A, A2)))
     assert PLUGINS is case_of(TWO).plugins
+
+
+def test_a_guest_that_would_ignore_the_rmr():
+    """What it would come to is said beforehand, with the address at which it faults."""
+    finding = only(case_of(ONE), "rmr-needed")
+    assert (finding.severity, finding.subject) == (Severity.NOTE, f"guest {GUEST}")
+    assert [str(each) for each in finding.evidence] == [
+        f"the model of a guest that ignores it: {A}: {FAULT}"
+    ]
+    assert "0x8000000-0x80fffff" in finding.consequence
+    assert "note rmr-needed" not in ids(case_of(ONE, choice=Choice("direct")))
+    assert "note rmr-needed" not in ids(case_of(changed(ONE, ("<acpi/>", ""))))

@@ -132,17 +132,20 @@ def _kept(case: Case, found: list[PciAddress]) -> tuple[HostDevice, ...]:
     )
 
 
-def tried(case: Case, plugins: PluginHost) -> Iterator[Modelled]:
+def tried(case: Case, plugins: PluginHost, *, ignores_rmr: bool = False) -> Iterator[Modelled]:
     """Bring the guest up on the model with the strategies of its devices.
 
     Without a guest each device is tried in one of its own.
 
+    :param ignores_rmr: its kernel maps no RMR.
     :raise RefusedError: when no modelled kernel, or not this host, can carry the strategies out.
     :raise UsageError: for a strategy, an option or a selector that does not exist.
     """
     host = placed(case)
     chosen = choices(case)
     for scenario in _scenarios(case, host):
+        if ignores_rmr:
+            scenario = replace(scenario, guest=replace(scenario.guest, honours_rmr=False))
         mine = {device.host: chosen[device.host] for device in scenario.guest.devices}
         yield _try(case, plugins, scenario, mine)
 

@@ -106,6 +106,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_strategy.not_carried,
         rules_strategy.msi_lost,
         rules_strategy.rmr_fixed,
+        rules_strategy.rmr_needed,
         rules_strategy.window_full,
         rules_strategy.slot_order,
         rules_guest.hotplug_bar_loss,

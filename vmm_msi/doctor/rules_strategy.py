@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor import modelled
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guests import subject
-from vmm_msi.doctor.looking import doorbell_pages
+from vmm_msi.doctor.looking import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.errors import RefusedError, errno_name
 from vmm_msi.model import SW_MSI_WINDOW, Outcome
@@ -133,6 +133,40 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
             f"The kernel programs an address from {window.base:#x} on, which the guest does not "
             "map: each MSI is an S1 fault.",
             "Use a kernel whose SMMU driver has its window at 0x8000000, 1 MiB, as Linux has.",
+        )
+
+
+def rmr_needed(case: Case) -> Iterator[Finding]:
+    """Yield what becomes of a guest whose kernel does not map the RMR that QEMU gives it."""
+    plugins = case.plugins
+    if plugins is None or case.guest is None or not case.guest.xml.acpi:
+        return
+    if not any(need.rmr for need in modelled.needs(case, plugins).values()):
+        return
+    given = {hostdev.host for hostdev in case.guest.xml.hostdevs()}
+    try:
+        faults = [
+            verdict
+            for result in modelled.tried(case, plugins, ignores_rmr=True)
+            for verdict in result.verdicts
+            if verdict.device in given and verdict.outcome is Outcome.S1_FAULT
+        ]
+    except RefusedError:
+        return
+    if faults:
+        yield Finding(
+            "rmr-needed",
+            Severity.NOTE,
+            subject(case.guest.xml),
+            tuple(
+                Evidence("the model of a guest that ignores it", f"{each.device}: {each.reason}")
+                for each in faults[:_SHOWN]
+            ),
+            f"The MSIs of {named(each.device for each in faults)} arrive because the guest's "
+            f"kernel maps the RMR {SW_MSI_WINDOW.base:#x}-{SW_MSI_WINDOW.last:#x} of its IORT 1:1; "
+            "one that does not gets no interrupt, and logs these faults.",
+            "Nothing with Linux 6.0 or newer that boots with ACPI; look for the faults in the "
+            "guest's log with vmm-msi explain --in-guest.",
         )
 
 
