@@ -1,7 +1,19 @@
 """Findings about devices that are to be assigned."""
 
+from dataclasses import replace
+
 import pytest
-from doctor.cases import A2, A, B, function, with_device, with_function, with_host
+from doctor.cases import (
+    A2,
+    HEALTHY,
+    A,
+    B,
+    function,
+    host_device,
+    with_device,
+    with_function,
+    with_host,
+)
 from doctor.guest_cases import case_of, changed, ids, only, rendered
 
 from vmm_msi.doctor.finding import Severity
@@ -40,6 +52,20 @@ def test_a_device_by_the_files_of_the_host(there):
     assert found == ([] if there else ["error device-missing"])
     if not there:
         assert only(case, "device-missing").evidence[0].where == f"/sys/bus/pci/devices/{A}"
+
+
+def test_a_device_that_is_not_there_and_was_asked_for_without_a_guest():
+    """The ways that tables have for its address say nothing of it, and bridges are no advice."""
+    gone = PciAddress(0, 1, 5, 0)
+    case = replace(HEALTHY, devices=(gone,))
+    case = with_host(case, devices=(*case.host.devices, host_device(gone, its=())))
+    bridge = f"/sys/bus/pci/devices/{BRIDGE}/class"
+    tree = MemoryTree("host", {f"/sys/bus/pci/devices/{A}/class": b"0x020000\n", bridge: b"0\n"})
+    case = with_function(replace(case, tree=tree), BRIDGE, class_code=0x060400)
+    assert [each for each in ids(case) if each.startswith("error")] == ["error device-missing"]
+    finding = only(case, "device-missing")
+    assert finding.remedy == f"Name a device that lspci -D shows, such as {A}, {A2}, {B}."
+    assert "error device-missing" not in ids(replace(case, asked=False))
 
 
 def test_a_device_that_another_guest_has():

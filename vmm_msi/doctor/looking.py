@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.case import Case
     from vmm_msi.model import HostDevice, Pa, PciAddress, PciFunction, ReservedRegion, Smmu
 
+SYSFS = "/sys/bus/pci/devices"
 #: Devices that a sentence names; more are counted.
 MAX_NAMED = 4
 
@@ -30,10 +31,28 @@ class Meant(NamedTuple):
 
 
 def meant(case: Case) -> Iterator[Meant]:
-    """Yield the devices that are looked at."""
+    """Yield the devices that are looked at and are there."""
     devices, functions = case.host.device_by_address, case.host.function_by_address
     for address in case.devices:
-        yield Meant(address, devices.get(address), functions.get(address))
+        if missing_from(case, address) is None:
+            yield Meant(address, devices.get(address), functions.get(address))
+
+
+def missing_from(case: Case, address: PciAddress) -> str | None:
+    """Return what lists the host's devices without one that was asked for; None where it is there.
+
+    Of one that is not there nothing else is said: the ways that tables have for its address tell
+    nothing.
+    """
+    functions = case.host.function_by_address
+    if not case.asked or address in functions:
+        return None
+    if case.tree is not None and case.tree.exists(SYSFS):
+        folder = f"{SYSFS}/{address}"
+        return None if case.tree.exists(folder) else folder
+    if functions and address not in case.host.device_by_address:
+        return case.host.source
+    return None
 
 
 def by_smmu(case: Case) -> Iterator[tuple[Smmu, list[PciAddress]]]:
@@ -98,7 +117,7 @@ def doorbell_pages(case: Case) -> dict[Pa, list[HostDevice]]:
 
 def sysfs(address: PciAddress, name: str, what: object) -> Evidence:
     """Return what a file or a link of a PCI function in sysfs says."""
-    return Evidence(f"/sys/bus/pci/devices/{address}/{name}", str(what))
+    return Evidence(f"{SYSFS}/{address}/{name}", str(what))
 
 
 def kernel_release(text: str | None) -> tuple[int, int] | None:

@@ -1,4 +1,4 @@
-"""Rules about devices that are to be assigned: whether they are there, free and whole."""
+"""Rules about devices that are to be assigned: whether they are free and whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guests import subject
+from vmm_msi.doctor.looking import SYSFS
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.provision.checks import holdings
 
@@ -14,41 +15,6 @@ if TYPE_CHECKING:
 
     from vmm_msi.doctor.case import Case
     from vmm_msi.model import PciAddress
-
-_SYSFS = "/sys/bus/pci/devices"
-
-
-def device_missing(case: Case) -> Iterator[Finding]:
-    """Yield devices that the host does not have."""
-    functions = case.host.function_by_address
-    for device in case.devices:
-        if device in functions:
-            continue
-        if case.tree is not None and case.tree.exists(_SYSFS):
-            folder = f"{_SYSFS}/{device}"
-            if case.tree.exists(folder):
-                continue
-            where = folder
-        elif functions and device not in case.host.device_by_address:
-            where = case.host.source
-        else:
-            continue
-        near = sorted(functions, key=lambda other: abs(_place(other) - _place(device)))[:4]
-        yield Finding(
-            "device-missing",
-            Severity.ERROR,
-            str(device),
-            (Evidence(where, "there is no such PCI device"),),
-            f"libvirt refuses to start the guest: the host has no PCI device {device}.",
-            f"Name a device that lspci -D shows, such as {', '.join(map(str, sorted(near)))}."
-            if near
-            else "Name a device that lspci -D shows; virtual functions are there once their driver "
-            "made them (sriov_numvfs).",
-        )
-
-
-def _place(address: PciAddress) -> int:
-    return address.segment << 16 | address.rid
 
 
 def held_by_domain(case: Case) -> Iterator[Finding]:
@@ -160,7 +126,7 @@ def sriov(case: Case) -> Iterator[Finding]:
         function = functions.get(device)
         if function is None:
             continue
-        folder = f"{_SYSFS}/{device}"
+        folder = f"{SYSFS}/{device}"
         if function.virtual_functions:
             first = function.virtual_functions[0]
             yield Finding(
@@ -184,7 +150,7 @@ def sriov(case: Case) -> Iterator[Finding]:
                 "vf-token",
                 Severity.ERROR,
                 str(device),
-                (Evidence(f"{_SYSFS}/{physical.address}/driver", str(physical.driver)),),
+                (Evidence(f"{SYSFS}/{physical.address}/driver", str(physical.driver)),),
                 f"VFIO does not open {device} without the VF token of the user of its physical "
                 f"function {physical.address}, and libvirt can give none.",
                 f"Give {physical.address} back to its own driver: virsh nodedev-reattach.",

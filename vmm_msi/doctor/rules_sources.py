@@ -5,11 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
+from vmm_msi.doctor.looking import missing_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
+    from vmm_msi.model import PciAddress
 
 
 def no_tables(case: Case) -> Iterator[Finding]:
@@ -53,3 +55,28 @@ def disagree(case: Case) -> Iterator[Finding]:
             "Name a HOST of this machine as it runs now; where firmware and kernel disagree, "
             "believe the kernel and look for a newer firmware.",
         )
+
+
+def device_missing(case: Case) -> Iterator[Finding]:
+    """Yield devices that were asked for and that the host does not have."""
+    there = [each.address for each in case.host.functions if not each.is_bridge]
+    for device in case.devices:
+        where = missing_from(case, device)
+        if where is None:
+            continue
+        near = sorted(there, key=lambda other: abs(_place(other) - _place(device)))[:4]
+        yield Finding(
+            "device-missing",
+            Severity.ERROR,
+            str(device),
+            (Evidence(where, "there is no such PCI device"),),
+            f"libvirt refuses to start a guest with it: the host has no PCI device {device}.",
+            f"Name a device that lspci -D shows, such as {', '.join(map(str, sorted(near)))}."
+            if near
+            else "Name a device that lspci -D shows; virtual functions are there once their driver "
+            "made them (sriov_numvfs).",
+        )
+
+
+def _place(address: PciAddress) -> int:
+    return address.segment << 16 | address.rid
