@@ -122,6 +122,33 @@ def test_one_event_whatever_logged_it(prefix):
     assert said.missing == "S1: 0x8000000 -> 0x8000000, of the window 0x8000000-0x80fffff"
 
 
+def test_an_event_of_which_only_the_first_line_is_there():
+    head = raw(FAULT)[0]
+    report = explain(f"{head}\n{head}\n", Situation())
+    (found,) = report.found
+    assert (found.line, found.count, report.unknown) == (1, 2, 0)
+    said = found.explanation
+    assert (said.id, said.what) == (
+        "smmu-F_TRANSLATION",
+        "event F_TRANSLATION: the tables have no translation",
+    )
+    assert said.why == "device, address and stage are in the lines after it, which are not here"
+    (none,) = explain(head.replace("0x10", "0xfe"), Situation()).found
+    assert none.explanation.id == "smmu-event-unknown"
+
+
+def test_an_event_without_its_words_is_the_one_that_is_said_after_it():
+    """As ``dmesg | grep event`` shows it."""
+    report = explain("\n".join([raw(FAULT)[0], *decoded(FAULT, "0000:01:00.0")]), Situation())
+    (found,) = report.found
+    assert (found.count, found.explanation.devices) == (1, (Subject(A),))
+
+
+def test_an_event_that_was_cut_off_is_not_the_next_one():
+    report = explain("\n".join([*raw(FAULT)[:3], *raw(FAULT)]), Situation())
+    assert [(found.line, found.explanation.stage) for found in report.found] == [(1, None), (4, 1)]
+
+
 S2 = SmmuEvent(EventKind.F_TRANSLATION, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(0x809_0040))
 WALK = SmmuEvent(
     EventKind.F_TRANSLATION, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(0x4000_1000), True
@@ -352,7 +379,10 @@ def test_too_many_different_ones_are_counted():
 
 def test_an_event_that_is_cut_off_is_not_made_up():
     report = explain("\n".join(raw(FAULT)[:3]), Situation())
-    assert (report.found, report.unknown) == ((), 0)
+    (found,) = report.found
+    said = found.explanation
+    assert (said.devices, said.stream, said.stage, said.iova) == ((), None, None, None)
+    assert report.unknown == 0
     assert explain("\n".join(raw(FAULT)[2:]), Situation()).unknown == 3
 
 

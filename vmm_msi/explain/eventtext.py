@@ -64,7 +64,7 @@ class EventText:
 
     def __init__(self) -> None:
         self._reader = EventReader()
-        self._begun: dict[str, Line] = {}
+        self._begun: dict[str, tuple[Line, int]] = {}
         self._pending: dict[str, Pending] = {}
         self._done: list[Pending] = []
         self.suppressed = 0
@@ -74,9 +74,11 @@ class EventText:
         text = line.text
         piece = self._reader.line(text)
         if piece is not None:
-            self._begun.setdefault(piece.smmu, line)
-            if piece.words:
-                begun = self._begun.pop(piece.smmu)
+            if piece.announces is not None:
+                self._give_up(piece.smmu)
+                self._begun[piece.smmu] = (line, piece.announces)
+            elif piece.words:
+                begun, _number = self._begun.pop(piece.smmu)
                 self._begin(begun, of_words(piece.words, piece.smmu), from_words=True)
             return True
         return self._decoded(line) or self._access(text) or self._alone(line)
@@ -88,9 +90,18 @@ class EventText:
 
     def end(self) -> list[Pending]:
         """Return the rest."""
+        for smmu in list(self._begun):
+            self._give_up(smmu)
         self._done += self._pending.values()
         self._pending.clear()
         return self.take()
+
+    def _give_up(self, smmu: str) -> None:
+        """Give out an event that was announced and of which the words did not come."""
+        begun = self._begun.pop(smmu, None)
+        if begun is not None:
+            line, number = begun
+            self._done.append(Pending(line, Logged(number, None, smmu), True))
 
     def _begin(self, line: Line, logged: Logged, *, from_words: bool) -> None:
         before = self._pending.pop(logged.smmu, None)
@@ -103,6 +114,7 @@ class EventText:
         if found is None:
             return False
         said = _said(found)
+        self._begun.pop(said.smmu, None)  # says more than the line that announced it
         before = self._pending.get(said.smmu)
         if before is not None and before.from_words and _same(before.logged, said):
             before.logged = replace(before.logged, client=said.client)

@@ -48,7 +48,8 @@ class Cause:
 class Logged:
     """An event as it was found.
 
-    :param event: what it says; None for one that the architecture does not have.
+    :param event: what it says; None for one that the architecture does not have, and for one that
+        was only announced.
     :param number: its number.
     :param smmu: what the driver calls the SMMU; empty where that was not said.
     :param client: the device as the driver names it, a PCI address mostly.
@@ -67,6 +68,8 @@ def explain_event(
 ) -> Explanation:
     """Return what an event means, as far as the situation tells."""
     event = logged.event
+    if event is None and logged.number in list(EventKind):
+        return _announced(EventKind(logged.number))
     if event is None:
         return Explanation(
             id="smmu-event-unknown",
@@ -121,6 +124,20 @@ def explain_event(
         why=cause.why,
         mends=tuple(mends),
         findings=cause.findings,
+        source=_SOURCE,
+    )
+
+
+def _announced(kind: EventKind) -> Explanation:
+    """Return what an event means of which only the first line is there."""
+    meaning = MEANINGS.get(kind)
+    what = f"the tables have {_WORDS[kind]}" if meaning is None else meaning.what
+    return Explanation(
+        id=f"smmu-{kind.name}",
+        program=Program.KERNEL,
+        what=f"event {kind.name}: {what}",
+        why="device, address and stage are in the lines after it, which are not here",
+        mends=(Mend("give those as well: dmesg | vmm-msi explain"),),
         source=_SOURCE,
     )
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 #: Words of 64 bits in an event record.
 WORDS = 4
 
-_EVENT = re.compile(r"arm-smmu-v3 (\S{1,64}): event 0x[0-9a-f]{2} received:\s*$")
+_EVENT = re.compile(r"arm-smmu-v3 (\S{1,64}): event 0x([0-9a-f]{2}) received:\s*$")
 #: /dev/kmsg writes a tab as ``\\x09``, rsyslog as ``#011``; one that was pasted may be spaces.
 _WORD = re.compile(r"arm-smmu-v3 (\S{1,64}): (?:\\x09|#011|\s{1,16})0x([0-9a-f]{16})\s*$")
 
@@ -24,10 +24,12 @@ class Piece:
 
     :param smmu: the driver's name of the SMMU.
     :param words: the words of the event that the line completes; empty before that.
+    :param announces: the number of the event that begins with the line.
     """
 
     smmu: str
     words: tuple[int, ...] = ()
+    announces: int | None = None
 
 
 class EventReader:
@@ -43,7 +45,7 @@ class EventReader:
         """
         if announced := _EVENT.search(text):
             self._words[announced[1]] = []
-            return Piece(announced[1])
+            return Piece(announced[1], announces=int(announced[2], 16))
         word = _WORD.search(text)
         if word is None or word[1] not in self._words:
             return None
