@@ -110,6 +110,18 @@ def test_a_link_is_written_through(take, host, nowhere):
 
 def test_a_device_is_written_to(take, host):
     assert take("-o", "/dev/null", "--root", host)[0] == 0
+    reason = "vmm-msi topology: writing /dev/full: No space left on device\n"
+    assert take("-o", "/dev/full", "--root", host) == (1, "", reason)
+
+
+def test_a_capture_under_another_name_is_said_to_be_one(take, vmm_msi, host):
+    assert take("-o", "host.zst", "--root", host)[0] == 0
+    code, out, err = vmm_msi("doctor", "host.zst")
+    assert (code, out) == (3, "")
+    assert err == (
+        "vmm-msi doctor: host.zst: is compressed with zstd, as a capture is, which is known by its "
+        "name: rename it to host.tar.zst\n"
+    )
 
 
 @pytest.mark.parametrize(
@@ -119,7 +131,11 @@ def test_a_device_is_written_to(take, host):
         (["-o", "."], 1, "writing .: it is a folder; valid is the name of a file"),
         (["-o", "no/x"], 1, "writing no/x: there is no folder no; make it first"),
         (["-o", "n" * 300], 1, f"writing {'n' * 300}: File name too long"),
-        (["-o", "/dev/full", "--root", "."], 1, "writing /dev/full: No space left on device"),
+        (
+            ["-o", "x", "--root", "."],
+            2,
+            "--root .: has none of a host's files; valid is a folder laid out like the host's /",
+        ),
         (["-o", "x", "--root", "none"], 2, "--root none: there is no such folder"),
         (
             ["-o", "x", "--root", ".", "-c", "test:///default"],

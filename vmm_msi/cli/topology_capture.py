@@ -67,6 +67,11 @@ def run(args: argparse.Namespace) -> int:
     if software is not None:
         made[SOFTWARE] = software
     found = capture(tree, made)
+    if args.root is not None and not (found.files or found.links):
+        raise UsageError(
+            f"--root {args.root}: has none of a host's files; valid is a folder laid out like the "
+            "host's /"
+        )
     if args.dry_run:
         print("\n".join(_list(found)))
     else:

@@ -72,6 +72,11 @@ def load_sources(path: Path, granule: Granule | None = None) -> tuple[HostTopolo
         from vmm_msi.topology.devicetree import load_devicetree
 
         return (_told(load_devicetree(path, granule or Granule.K4), granule),)
+    if magic == b"\x28\xb5\x2f\xfd":  # RFC 8878, 3.1.1
+        raise TopologyError(
+            f"{path}: is compressed with zstd, as a capture is, which is known by its name: rename "
+            f"it to {path.name.partition('.')[0]}{CAPTURE}"
+        )
     raise TopologyError(f"{path}: starts with {magic!r}; {_FORMS}")
 
 
