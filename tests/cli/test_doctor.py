@@ -259,6 +259,12 @@ def test_a_strategy_is_looked_at_without_a_guest(vmm_msi):
     assert (code, ids(document)) == (EXIT_ERRORS, ["strategy-not-carried"])
 
 
+def test_a_configuration_that_is_named_is_read(vmm_msi):
+    code, out, err = vmm_msi("doctor", TWO, "--config", "missing.toml")
+    assert (code, out) == (3, "")
+    assert "missing.toml" in err
+
+
 def test_another_machine_is_not_taken_for_this_one(vmm_msi):
     code, out, err = vmm_msi("doctor", "--connect", "qemu+ssh://far/system", "--domain", "g")
     assert (code, out) == (2, "")

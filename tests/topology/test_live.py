@@ -194,7 +194,7 @@ def test_this_machine(monkeypatch, tmp_path):
     for source in live.read_live():
         assert (source.granule, source.granule_known) == (os.sysconf("SC_PAGE_SIZE"), True)
     for files, error, message in (
-        (HostFiles(), UsageError, "has neither .* so it is no Arm host with an SMMU; name one"),
+        (HostFiles(), UsageError, "has neither .* so it is no Arm host with an SMMU; name a HOST"),
         (server(), None, None),
     ):
         tree = FolderTree(files.write(tmp_path / message[:3] if message else tmp_path / "server"))

@@ -126,7 +126,7 @@ def _case(args: argparse.Namespace) -> Case:
     from vmm_msi.topology.join import join
 
     wanted = [PciAddress.parse(text) for text in args.device]
-    if args.domain is None and args.connect is None and args.strategy is None:
+    if args.domain is args.connect is args.strategy is args.config is None:
         return gathered.case_of_host(_sources(args), wanted)
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice

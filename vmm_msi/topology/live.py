@@ -40,7 +40,7 @@ def load_live() -> HostTopology:
         raise TopologyError("; ".join(host.missing))
     raise UsageError(
         f"this machine has neither {paths[0]} nor {paths[1]}, so it is no Arm host with an SMMU; "
-        "name one with --host: a TOML file, a device-tree blob, a folder with IORT and APIC, or a "
+        "name a HOST that is: a TOML file, a device-tree blob, a folder with IORT and APIC, or a "
         "capture"
     )
 
