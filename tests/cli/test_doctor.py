@@ -111,13 +111,13 @@ def test_only_the_devices_that_are_named_are_looked_at(vmm_msi, poor):
     assert (code, document["devices"]) == (0, ["0000:02:00.0"])
 
 
-def test_a_device_that_is_not_there(vmm_msi, poor):
-    code, out, err = vmm_msi("doctor", poor, "--device", "0000:09:00.0")
-    assert (code, out) == (2, "")
-    assert err == (
-        f"vmm-msi doctor: looking at 0000:09:00.0: {poor} has no such device; it has 0000:01:00.0 "
-        "and 0000:02:00.0\n"
-    )
+@pytest.mark.parametrize("asked", [(), ("--strategy", "identity")])
+def test_a_device_that_is_not_there(vmm_msi, poor, asked):
+    code, document = found(vmm_msi, poor, "--device", "0000:09:00.0", *asked)
+    assert code == EXIT_ERRORS
+    (finding,) = [each for each in document["findings"] if each["id"] == "device-missing"]
+    assert finding["evidence"] == [{"where": str(poor), "what": "there is no such PCI device"}]
+    assert finding["remedy"].endswith("such as 0000:01:00.0, 0000:02:00.0.")
 
 
 def test_a_device_of_a_route(vmm_msi):

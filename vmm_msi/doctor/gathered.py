@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor.case import Case, Disagreement
 from vmm_msi.doctor.devices import assignable, stand_ins, with_ways
 from vmm_msi.doctor.finding import Evidence
-from vmm_msi.doctor.looking import named
-from vmm_msi.errors import UsageError
 from vmm_msi.topology.crosscheck import disagreements
 from vmm_msi.topology.join import join
 
@@ -39,13 +37,11 @@ def case_of_host(there_is: HostSources, wanted: Sequence[PciAddress] = ()) -> Ca
 
     :param wanted: devices that are meant; none for all that could be assigned, and where nothing
         lists devices, one for each SMMU and ITS group of a PCI segment.
-    :raise UsageError: when the host has no such device.
     :raise InputError: when a file of it has not what belongs there.
     """
     host = join(there_is.sources, there_is.name)
     devices = tuple(wanted) or assignable(host) or stand_ins(host)
     case = Case(host=with_ways(host, devices), devices=devices, asked=bool(wanted))
-    _check(case.host, wanted)
     return _with_facts(case, there_is)
 
 
@@ -81,13 +77,3 @@ def _with_facts(case: Case, there_is: HostSources) -> Case:
         ),
         unreadable=tuple(unreadable),
     )
-
-
-def _check(host: HostTopology, wanted: Sequence[PciAddress]) -> None:
-    known = {*host.device_by_address, *host.function_by_address}
-    missing = [address for address in wanted if address not in known]
-    if missing:
-        raise UsageError(
-            f"looking at {named(missing)}: {host.source} has no such device; it has "
-            f"{named(sorted(known)) or 'none'}"
-        )

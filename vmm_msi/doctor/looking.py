@@ -50,9 +50,10 @@ def missing_from(case: Case, address: PciAddress) -> str | None:
     if case.tree is not None and case.tree.exists(SYSFS):
         folder = f"{SYSFS}/{address}"
         return None if case.tree.exists(folder) else folder
-    if functions and address not in case.host.device_by_address:
-        return case.host.source
-    return None
+    host = case.host
+    if address in host.device_by_address or not (host.functions or host.devices or host.routes):
+        return None
+    return host.source
 
 
 def by_smmu(case: Case) -> Iterator[tuple[Smmu, list[PciAddress]]]:

@@ -59,7 +59,8 @@ def disagree(case: Case) -> Iterator[Finding]:
 
 def device_missing(case: Case) -> Iterator[Finding]:
     """Yield devices that were asked for and that the host does not have."""
-    there = [each.address for each in case.host.functions if not each.is_bridge]
+    functions = [each.address for each in case.host.functions if not each.is_bridge]
+    there = functions or list(case.host.device_by_address)
     for device in case.devices:
         where = missing_from(case, device)
         if where is None:
