@@ -57,6 +57,7 @@ TREE = MemoryTree(
     },
 )
 HALF_DRIVEN = MemoryTree("host", {}, {"/sys/class/iommu/smmu3.0x000000002b400000": "../x"})
+RMR = ReservedMemory(0x8800_0000, 0x1000, 0, 0x100, 0x1FF)
 DIRECT = ReservedRegion(0x8800_0000, 0x10000, ReservedKind.DIRECT)
 RELAXABLE = replace(DIRECT, kind=ReservedKind.DIRECT_RELAXABLE)
 HARDWARE = ReservedRegion(0x3005_0000, 0x10000, ReservedKind.HW_MSI)
@@ -263,7 +264,7 @@ BROKEN = {
         [("direct-region", E, str(A))],
     ),
     "an RMR": (
-        with_host(HEALTHY, reserved_memory=(ReservedMemory(0x8800_0000, 0x1000, 0, 0x100, 0x1FF),)),
+        with_host(with_function(HEALTHY, A, reserved=None), reserved_memory=(RMR,)),
         [("direct-region", E, str(A))],
     ),
     "a moved window": (
@@ -306,11 +307,13 @@ WELL = {
     "translated": with_kernel(HEALTHY, cmdline="iommu.passthrough=1 iommu.passthrough=0"),
     "ATS where nobody says": with_host(with_function(HEALTHY, A, ats=True), segments=()),
     "a relaxable region": with_function(HEALTHY, A, reserved=(SW_MSI_WINDOW, RELAXABLE)),
+    "an RMR that the kernel did not take": with_host(HEALTHY, reserved_memory=(RMR,)),
     "an RMR that may go": with_host(
-        HEALTHY, reserved_memory=(ReservedMemory(0, 0x1000, 0, 0x100, 0x1FF, relaxable=True),)
+        with_function(HEALTHY, A, reserved=None), reserved_memory=(replace(RMR, relaxable=True),)
     ),
     "an RMR of another device": with_host(
-        HEALTHY, reserved_memory=(ReservedMemory(0, 0x1000, 0, 0x300, 0x3FF),)
+        with_function(HEALTHY, A, reserved=None),
+        reserved_memory=(replace(RMR, first_stream=0x300, last_stream=0x3FF),),
     ),
     "16 doorbells of 64 KiB": many_doorbells(16, Granule.K64),
     "64 doorbells": many_doorbells(64, Granule.K4),

@@ -40,14 +40,20 @@ def hw_msi(case: Case) -> Iterator[Finding]:
 
 
 def direct(case: Case) -> Iterator[Finding]:
-    """Yield the devices that firmware wants to have memory mapped 1:1 for."""
+    """Yield the devices that firmware wants to have memory mapped 1:1 for.
+
+    Where the kernel lists their regions, that is what counts: it takes an RMR for a PCI device only
+    where it keeps the firmware's PCI configuration (Linux ``drivers/acpi/arm64/iort.c``
+    iort_rmr_has_dev).
+    """
     for each in meant(case):
         regions, place = reserved(case, each) or ((), "")
         evidence = [
             Evidence(place, str(region)) for region in regions if region.kind is ReservedKind.DIRECT
         ]
-        if not evidence and each.device is not None:
-            evidence = _memory(case, each.device)
+        listed = each.function is not None and each.function.reserved is not None
+        if each.device is not None and not listed:
+            evidence += _memory(case, each.device)
         if evidence:
             yield Finding(
                 "direct-region",
