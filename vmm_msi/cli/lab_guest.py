@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_format, print_json
@@ -62,6 +63,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="take the RMRs out of the guest's IORT, to see how that fails",
     )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="keep what happened in a file, for vmm-msi replay; one that is there is kept",
+    )
     add_source(parser)
     add_format(parser)
 
@@ -69,6 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a guest, and return 1 where an interrupt was lost."""
     from vmm_msi.errors import UsageError
+    from vmm_msi.hosttree.pack import check_target, write_archive
     from vmm_msi.lab.guestrun import ACTS, UNPLUG, Order, Runner, shape_for
     from vmm_msi.lab.host import LabHost, logs_folder
     from vmm_msi.lab.itslog import ItsLog
@@ -85,6 +93,8 @@ def run(args: argparse.Namespace) -> int:
     if acts.count(UNPLUG) > len(kinds):
         raise UsageError(f"lab guest: --then has more {UNPLUG} than there are devices")
     shape = shape_for(kinds, args.vsmmus)
+    if args.record is not None:
+        check_target(args.record, force=False)
     progress = Progress(sys.stderr, "lab guest")
     host = LabHost(
         shape,
@@ -98,8 +108,13 @@ def run(args: argparse.Namespace) -> int:
         # Before libvirtd starts: without udev it learns of no device later.
         devices = runner.devices(kinds)
         runner.prepare()
-        found = runner.run(Order(devices, args.strategy, args.count, acts, not args.no_rmr))
+        order = Order(
+            devices, args.strategy, args.count, acts, not args.no_rmr, args.record is not None
+        )
+        found = runner.run(order)
         progress.clear()
+    if found.recording is not None:
+        write_archive(args.record, found.recording)
     if args.format == "json":
         print_json(report.to_json(found))
     else:

@@ -60,6 +60,7 @@ class Order:
     :param then: what is done to the guest afterwards, one of :data:`ACTS` each; each time every
         device that is left works again.
     :param rmr: the guest's IORT has the RMRs that QEMU gives it.
+    :param record: a recording is made when it is done.
     """
 
     devices: Sequence[PciAddress]
@@ -67,6 +68,7 @@ class Order:
     count: int = 1000
     then: Sequence[str] = ()
     rmr: bool = True
+    record: bool = False
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,7 @@ class GuestRun:
     :param guest_faults: what the guest's kernel logged of those of its vSMMUs.
     :param explained: what ``vmm-msi explain`` says of both.
     :param seconds: how long each part took.
+    :param recording: what ``vmm-msi record`` wrote; None where it was not asked for.
     """
 
     releases: Mapping[str, str]
@@ -157,6 +160,7 @@ class GuestRun:
     guest_faults: Sequence[str] = ()
     explained: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    recording: bytes | None = None
 
     @property
     def complete(self) -> bool:
@@ -328,7 +332,11 @@ class Runner:
                     )
             phases.append(Phase(after, self.work(devices, self.look(), order)))
         host_faults = _faults(self._link.call("kernel-log"))
-        guest_faults = _faults(self._guest("kernel-log"))
+        guest_log = self._guest("kernel-log")
+        guest_faults = _faults(guest_log)
+        recording = None
+        if order.record:
+            recording = self.record(self._facts["guest"], guest_log, rmr=order.rmr)
         iort = seen["iort"]
         table = None if iort is None else parse_iort(base64.b64decode(iort), "the guest's IORT")
         return GuestRun(
@@ -345,7 +353,29 @@ class Runner:
                 *self._explained(guest_faults, "--in-guest"),
             ],
             seconds=self.seconds,
+            recording=recording,
         )
+
+    def record(self, name: str, guest_log: str, *, rmr: bool) -> bytes:
+        """Return a recording that ``vmm-msi record`` makes in the emulated host.
+
+        :param guest_log: the kernel's log of the guest.
+        :param rmr: the guest's kernel maps its RMRs.
+        :raise LabError: when it fails.
+        """
+        words = ["record", name, "-c", self._facts["uri"], "-o", "run.json"]
+        words += ["--guest-log", "guest.log", *([] if rmr else ["--no-rmr"])]
+        with _Timed(self, "record", "recording what happened"):
+            done = self._link.call(
+                "command",
+                argv=words,
+                files={"guest.log": guest_log},
+                fetch=["run.json"],
+                timeout_s=_LONG_S,
+            )
+        if done["status"]:
+            raise LabError(f"vmm-msi record in the emulated host: {done['stderr'].strip()}")
+        return base64.b64decode(done["files"]["run.json"])
 
     def _explained(self, lines: Sequence[str], *words: str) -> list[str]:
         """Return what ``vmm-msi explain`` in the emulated host says of a log."""
