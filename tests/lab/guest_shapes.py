@@ -9,6 +9,8 @@ from __future__ import annotations
 import pytest
 from lab.test_guest import Shape, check_guest, run_guest
 
+from vmm_msi.cli import main
+
 pytestmark = [pytest.mark.lab_root, pytest.mark.timeout(900)]
 
 SHAPES = {
@@ -29,9 +31,10 @@ def test_shape(name, lab_images, capsys):
     check_guest(found, SHAPES[name])
 
 
-def test_a_guest_without_rmr(lab_images, capsys):
+def test_a_guest_without_rmr(lab_images, capsys, tmp_path):
     """No interrupt, a fault in the guest's log, which was foretold and is explained."""
-    status, found = run_guest(capsys, "--no-rmr")
+    recording = str(tmp_path / "run.json")
+    status, found = run_guest(capsys, "--no-rmr", "--record", recording)
     assert (status, found["complete"], found["rmrs"]) == (1, False, [])
     (device,) = found["phases"][0]["devices"]
     assert (device["arrived"], device["landed"]) == (0, {})
@@ -43,3 +46,5 @@ def test_a_guest_without_rmr(lab_images, capsys):
     explained = " ".join(" ".join(found["explained"]).split())
     assert "the guest was not told of it by an RMR, or does not heed it" in explained
     assert "S1: 0x8000000 -> 0x8000000" in explained
+    assert main(["replay", recording]) == 0
+    assert "s1-fault" in capsys.readouterr().out

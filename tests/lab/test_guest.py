@@ -52,11 +52,16 @@ def check_guest(found, shape):
         assert "0x0000000008000000 0x00000000080fffff direct" in group["reserved"]
 
 
-def test_one_device(lab_images, capsys):
-    status, found = run_guest(capsys, *ONE.words)
+def test_one_device(lab_images, capsys, tmp_path):
+    recording = str(tmp_path / "run.json")
+    status, found = run_guest(capsys, *ONE.words, "--record", recording)
     assert status == 0
     check_guest(found, ONE)
     (device,) = found["phases"][0]["devices"]
     assert (device["driver"], device["done"]) == ("nvme", 2000)
     assert [vector["name"] for vector in device["vectors"]] == ["nvme0q0", "nvme0q1"]
     assert device["landed"] == {"1": 2000}
+    # The model says the same of it, from what was recorded on the host.
+    assert main(["replay", "--format", "json", recording]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "0x8000040" in json.dumps(told)
