@@ -20,7 +20,7 @@ endef
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test lint test lab bench boards fuzz demo clean
+.PHONY: help setup setup-test lint test lab lab-guest bench boards fuzz demo clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,6 +45,10 @@ lab: setup-test ## the strategies and the model against the real kernel of an em
 	@$(BIN)/vmm-msi lab build
 	@$(BIN)/pytest -q tests/lab/test_real_kernel.py
 	@$(BIN)/python tests/bench/lab.py
+
+lab-guest: setup-test ## real guests behind nested SMMUs in the emulated Arm host, in every shape
+	@$(BIN)/vmm-msi lab build
+	@$(BIN)/pytest -q tests/lab/test_guest.py tests/lab/guest_shapes.py
 
 bench: setup-test ## time the commands, the model, the editing of domain XML, the reading of firmware
 	$(lab_images)

@@ -69,7 +69,8 @@ def run_example(block: Block) -> str:
     }
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
-        (place / "vmm_msi").symlink_to(ROOT / "vmm_msi")
+        for name in ("vmm_msi", "tests"):
+            (place / name).symlink_to(ROOT / name)
         for other in blocks(block.page):
             if other.file_name:
                 (place / other.file_name).write_text(other.text)

@@ -20,6 +20,7 @@ LAYERS = (
     {"api", "run"},
     {"compare", "provision"},
     {"doctor", "explain"},
+    {"recording"},
     {"report", "watch"},
     {"cli"},
     {"__main__"},

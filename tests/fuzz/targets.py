@@ -19,6 +19,7 @@ from vmm_msi.domxml.nodedev import read_node_device
 from vmm_msi.domxml.parse import parse
 from vmm_msi.errors import InputError
 from vmm_msi.model import PciAddress
+from vmm_msi.recording import file
 from vmm_msi.topology import resolve
 from vmm_msi.topology.acpi import parse_acpi
 from vmm_msi.topology.devicetree import parse_devicetree
@@ -120,6 +121,10 @@ def toml_host(data: bytes) -> None:
     ask(check.host(file.host))
 
 
+def recording(data: bytes) -> None:
+    file.decode(data, "run.json")
+
+
 def _iorts() -> list[bytes]:
     from topology.iort_builder import (
         iort,
@@ -204,6 +209,7 @@ def targets() -> dict[str, Target]:
         Target("domain-xml", domain_xml, _domains),
         Target("node-device", node_device, lambda: [NODE_DEVICE]),
         Target("toml-host", toml_host, _hosts),
+        Target("recording", recording, lambda: _files("recording/*.json")),
     ]
     # The reader of archives brings its own: target(data) and seeds().
     if importlib.util.find_spec("fuzz.archive_target") is not None:

@@ -18,8 +18,9 @@ from topology.iort_builder import iort, its_group, madt, root_complex, smmu_v3
 from topology.shared import shared_data
 
 from vmm_msi.errors import LabError, TopologyError
-from vmm_msi.lab.board import OVERRIDE_PATH, ensure_board, with_canwbs
+from vmm_msi.lab.board import ensure_board
 from vmm_msi.lab.hostxml import HostFiles, host_xml
+from vmm_msi.lab.iortedit import OVERRIDE_PATH, with_canwbs
 from vmm_msi.lab.root import LabRoot
 from vmm_msi.lab.shape import Shape
 from vmm_msi.model import Granule

@@ -158,7 +158,8 @@ allnoconfig:
 \techo 7.2.12-vmm-msi > $(O)/include/config/kernel.release
 Image:
 \t@echo "  CC      first.o"
-\ttest -e $(O)/first.o || { cat $(O)/../source/text > $(O)/first.o; sleep $(SLEEP); }
+\ttest -e $(O)/first.o || { cat $(O)/../source/text > $(O)/first && \\
+\t\tmv $(O)/first $(O)/first.o; sleep $(SLEEP); }
 \tprintf '%56s' > $(O)/arch/arm64/boot/Image
 \tprintf '@MAGIC@' >> $(O)/arch/arm64/boot/Image
 \tcat $(O)/first.o >> $(O)/arch/arm64/boot/Image

@@ -27,9 +27,9 @@ from vmm_msi.lab import cache as caches
 from vmm_msi.lab import host as lab_host
 from vmm_msi.lab import hosttools, keeper
 from vmm_msi.lab import running as lab_running
-from vmm_msi.lab.board import with_canwbs
 from vmm_msi.lab.host import LabHost, Parts, ensure_parts, lab_for
 from vmm_msi.lab.hostxml import NAME
+from vmm_msi.lab.iortedit import with_canwbs
 from vmm_msi.lab.link import AgentLink
 from vmm_msi.lab.progress import Progress
 from vmm_msi.lab.running import RUN_FOLDER_VARIABLE, running

@@ -18,6 +18,7 @@ import libvirt  # noqa: TID251 - the caller's own, against the root's daemon
 import libvirt_qemu  # noqa: TID251
 import pytest
 from conftest import SUITES, root_of
+from lab_commands import inside_of
 from waiting import wait_until
 
 from vmm_msi.cli import main
@@ -415,3 +416,30 @@ def test_two_vsmmus_run_in_qemu(lab_daemon):
         domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM)
         assert connection.listAllDomains() == []
         connection.close()
+
+
+@pytest.mark.lab_root
+def test_folders_that_are_lent_can_only_be_read(lab_root, tmp_path):
+    (tmp_path / "file").write_text("lent")
+    with LabDaemon(lab_root, lent={"there": tmp_path}) as daemon:
+        place = daemon.share / "there"
+
+        def inside(*words):
+            return subprocess.run(
+                inside_of(daemon, *words), capture_output=True, text=True, check=False
+            )
+
+        assert inside("cat", place / "file").stdout == "lent"
+        assert "Read-only file system" in inside("touch", place / "new").stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.lab_root
+def test_a_daemon_with_hardware_sees_the_devices_of_the_machine(lab_root):
+    with LabDaemon(lab_root) as without, LabDaemon(lab_root, hardware=True) as with_it:
+        for daemon, there in ((without, False), (with_it, True)):
+            words = inside_of(daemon, "test", "-e", "/dev/kmsg")
+            assert (subprocess.run(words, check=False).returncode == 0) is there
+            words = inside_of(daemon, "touch", "/sys/nothing")
+            said = subprocess.run(words, capture_output=True, text=True, check=False).stderr
+            assert ("Read-only file system" in said) is not there

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from vmm_msi import libvirt_driver
 from vmm_msi.errors import UsageError
 from vmm_msi.lab.hostxml import NAME, HostFiles, host_xml
-from vmm_msi.lab.shape import PORTS_PER_SMMU, RANGES, Port, Shape
+from vmm_msi.lab.shape import GUESTS_MEMORY, PORTS_PER_SMMU, RANGES, Port, Shape
 from vmm_msi.model import Granule
 
 FILES = HostFiles(*(Path("/files", name) for name in ("kernel", "initrd", "agent", "tty", "log")))
@@ -112,15 +113,67 @@ def test_the_same_shape_gives_the_same_xml():
     assert str(host_xml(Shape(), FILES)) == str(host_xml(Shape(), FILES))
 
 
+WITH_GUESTS = Shape(
+    smmus=2, devices=0, pairs=0, nvmes=2, e1000es=1, igbs=1, memory=GUESTS_MEMORY, guests=True
+)
+GUEST_FILES = replace(
+    FILES,
+    folders={"root": Path("/host/root"), "boot": Path("/host/boot")},
+    drives=[Path("/host/drive0"), Path("/host/drive1")],
+    its_log=Path("/host/its.log"),
+)
+
+
+def test_a_host_with_guests():
+    """Processors with EL2, two folders, a namespace for each drive, a network for each card."""
+    xml = host_xml(WITH_GUESTS, GUEST_FILES)
+    assert str(WITH_GUESTS) == (
+        "2 SMMUs, 0 devices, 0 pairs, 2 NVMe controllers, 1 e1000e card, 1 igb card, 4K pages, "
+        "with guests"
+    )
+    given = [arg.get("value") for arg in xml.root.find(f"{QEMU}commandline")]
+    pairs = list(zip(given[::2], given[1::2], strict=True))
+    words = dict(pairs)
+
+    def values(name):
+        return [json.loads(value) for key, value in pairs if key == name]
+
+    assert words["-machine"] == "virtualization=on"
+    assert words["-trace"] == "gicv3_its_translation_write"
+    drives = values("-blockdev")
+    assert [drive["file"]["filename"] for drive in drives] == ["/host/drive0", "/host/drive1"]
+    devices = values("-device")
+    assert [device["driver"] for device in devices] == ["nvme", "e1000e", "igb", "nvme"]
+    assert [d["drive"] for d in devices if "drive" in d] == [d["node-name"] for d in drives]
+    networks = values("-netdev")
+    assert all(network["type"] == "user" and network["restrict"] for network in networks)
+    assert [d["netdev"] for d in devices if "netdev" in d] == [n["id"] for n in networks]
+    folders = xml.devices.findall("filesystem")
+    assert [each.find("target").get("dir") for each in folders] == ["root", "boot"]
+    assert all(each.find("readonly") is not None for each in folders)
+
+
+def test_a_host_with_guests_will_not_do_for_others():
+    assert not WITH_GUESTS.covers(Shape(1, 0, 0, e1000es=1, memory=512))
+    assert WITH_GUESTS.covers(Shape(1, 0, 0, e1000es=1, memory=512, guests=True))
+
+
+def test_a_host_without_a_device_is_refused():
+    with pytest.raises(UsageError, match=r"^lab host: no device at all; valid is one or more"):
+        Shape(1, 0, 0)
+
+
 LARGEST = Shape(smmus=8, devices=32, pairs=16, memory=512, vcpus=8)
 
 
 @pytest.mark.lab_root
 @pytest.mark.parametrize(
-    "shape", [Shape(), Shape(1, 1, 0), Shape(1, 1, 0, nvmes=2), LARGEST], ids=str
+    "shape",
+    [Shape(), Shape(1, 1, 0), Shape(1, 1, 0, nvmes=2), LARGEST, WITH_GUESTS],
+    ids=str,
 )
 def test_libvirt_takes_the_xml_and_keeps_all_of_it(lab_daemon, shape):
-    wanted = host_xml(shape, FILES)
+    wanted = host_xml(shape, GUEST_FILES if shape.guests else FILES)
     with libvirt_driver.connect(lab_daemon.uri) as connection:
         got = connection.define(wanted)
         try:

@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "doctor": ("doctor", "say what will happen on a host, before a guest starts, and why"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
     "explain": ("explain", "say what a fault or an error message means and what mends it"),
+    "record": ("record", "keep what became of a running guest's MSIs in a file, to be replayed"),
+    "replay": ("replay", "hold the model against a recording of a guest on real hardware"),
     "plugins": ("plugins", "list plugins"),
     "config": ("config", "check the configuration file"),
     "lab": ("lab", "build and run what is needed to try things without Arm hardware"),

@@ -27,6 +27,10 @@ _WORDS: dict[str, tuple[str, str]] = {
     "down": ("lab_host", "stop the emulated Arm host"),
     "status": ("lab_host", "say whether the emulated Arm host runs, and what it has"),
     "console": ("lab_host", "connect to the serial console of the emulated Arm host"),
+    "guest": (
+        "lab_guest",
+        "run a guest with assigned devices in the emulated Arm host and count their interrupts",
+    ),
     "capture": ("lab_capture", "write a capture of the emulated Arm host, as of a real one"),
     "conform": (
         "lab_conform",

@@ -22,7 +22,6 @@ _ANSWER_S = 5.0
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which emulated host is wanted."""
-    from vmm_msi.lab import DEFAULT_SUITE
     from vmm_msi.lab.shape import GRANULES, RANGES, Shape
 
     what = {
@@ -47,6 +46,13 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
         default=str(default.granule),
         help="page size of its kernel (default: %(default)s)",
     )
+    add_source(parser)
+
+
+def add_source(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments that say what an emulated host is made from."""
+    from vmm_msi.lab import DEFAULT_SUITE
+
     parser.add_argument(
         "--suite", default=DEFAULT_SUITE, help="Debian suite it is made from (default: %(default)s)"
     )

@@ -78,7 +78,7 @@ def explain_event(
             "SMMU's maker",
             source=_SOURCE,
         )
-    subjects = _subjects(logged, situation)
+    subjects = subjects_of(logged, situation)
     device = situation.host_device(subjects[0].address) if len(subjects) == 1 else None
     names = {
         "guest": situation.guest_name if situation.guest is not None else "GUEST",
@@ -142,7 +142,8 @@ def _announced(kind: EventKind) -> Explanation:
     )
 
 
-def _subjects(logged: Logged, situation: Situation) -> tuple[Subject, ...]:
+def subjects_of(logged: Logged, situation: Situation) -> tuple[Subject, ...]:
+    """Return the devices that an event may be of."""
     if logged.client is not None:
         if situation.in_guest:
             return (situation.by_guest_address(logged.client),)

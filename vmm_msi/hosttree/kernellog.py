@@ -78,9 +78,11 @@ def kept(found: Iterable[bytes | None]) -> list[str]:
     return [*first, *last]
 
 
-def kernel_log(tree: HostTree) -> list[str]:
+def kernel_log(tree: HostTree, *, since_cleared: bool = False) -> list[str]:
     """Return what the kernel's log says of SMMUs, ITSes and VFIO.
 
+    :param since_cleared: leave out what was there when somebody last said ``dmesg --clear``; a
+        capture does not tell that.
     :return: nothing where the tree is neither a capture nor this machine.
     :raise UnreadableError: when it cannot be read, which takes root (CAP_SYSLOG).
     """
@@ -96,6 +98,8 @@ def kernel_log(tree: HostTree) -> list[str]:
     except OSError as failure:
         raise UnreadableError(tree.source, KMSG, failure.strerror or str(failure)) from failure
     try:
+        if since_cleared:
+            os.lseek(descriptor, 0, os.SEEK_DATA)
         return kept(records(descriptor))
     except OSError as failure:
         raise UnreadableError(tree.source, KMSG, failure.strerror or str(failure)) from failure

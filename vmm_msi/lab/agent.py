@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm_msi.lab.bench import Bench
+    from vmm_msi.lab.guesthost import GuestHost
 
     #: Tells how far a piece of work is: done and total.
     Tell = Callable[[int, int], None]
@@ -50,6 +51,7 @@ class Agent:
         self._port = port
         self._lines = protocol.LineReader()
         self._bench: Bench | None = None
+        self._host: GuestHost | None = None
         self._verbs: dict[str, Callable[..., Any]] = {
             "hello": self._hello,
             "tables": self._tables,
@@ -60,6 +62,19 @@ class Agent:
             "conform": self._conform,
             "command": self._command,
             "kernel-log": self._kernel_log,
+            "virtual-function": self._virtual_function,
+            "libvirt": self._libvirt,
+            "define": self._define,
+            "definition": self._definition,
+            "start": self._start,
+            "restart": self._restart,
+            "stop": self._stop,
+            "guest": self._guest,
+            "guest-logs": self._guest_logs,
+            "look": self._look,
+            "exercise": self._exercise,
+            "await-fault": self._await_fault,
+            "restart-self": self._restart_self,
             "power-off": self._power_off,
         }
 
@@ -130,6 +145,7 @@ class Agent:
             "release": os.uname().release,
             "page_size": os.sysconf("SC_PAGE_SIZE"),
             "uptime_s": seconds,
+            "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
             "python": sys.version.split()[0],
         }
 
@@ -252,6 +268,82 @@ class Agent:
             return "".join(lines)[-_LOG_LIMIT:]
         finally:
             os.close(fd)
+
+    def _virtual_function(self, _tell: Tell, address: str) -> str:
+        """Have a device make its first virtual function, and return that one's address."""
+        from vmm_msi.iommu.linux import sysfs
+        from vmm_msi.lab.exercise import switch_on
+        from vmm_msi.model import PciAddress
+
+        folder = sysfs.folder_of(PciAddress.parse(address))
+        # A virtual function has no carrier while the physical one is off.
+        for interface in (folder / "net").iterdir():
+            switch_on(interface.name)
+        (folder / "sriov_numvfs").write_text("1", encoding="ascii")
+        return (folder / "virtfn0").readlink().name
+
+    def _libvirt(self, _tell: Tell) -> dict[str, str]:
+        """Start a libvirtd for guests, where there is none."""
+        if self._host is None:
+            from vmm_msi.lab.guesthost import GuestHost
+
+            self._host = GuestHost()
+        return self._host.facts()
+
+    def _running_host(self) -> GuestHost:
+        if self._host is None:
+            raise ValueError("no libvirtd runs here; say libvirt first")
+        return self._host
+
+    def _define(self, _tell: Tell, **given: str) -> None:
+        """Define the guest."""
+        self._running_host().define(**given)
+
+    def _definition(self, _tell: Tell) -> str:
+        """Return the guest's XML."""
+        return self._running_host().definition()
+
+    def _start(self, _tell: Tell) -> dict[str, object]:
+        """Switch the guest on."""
+        return self._running_host().start()
+
+    def _restart(self, _tell: Tell) -> dict[str, object]:
+        """Restart the guest."""
+        return self._running_host().restart()
+
+    def _stop(self, _tell: Tell) -> None:
+        """Switch the guest off."""
+        self._running_host().stop()
+
+    def _guest(self, tell: Tell, do: str, arguments: dict[str, object], wait_s: float) -> object:
+        """Pass a request on to the guest's agent."""
+        return self._running_host().ask(do, arguments, wait_s, tell)
+
+    def _guest_logs(self, _tell: Tell) -> dict[str, str]:
+        """Return what guest, QEMU and libvirtd said."""
+        return self._running_host().logs()
+
+    def _look(self, _tell: Tell) -> dict[str, object]:
+        """Tell what this machine, a guest, was given."""
+        from vmm_msi.lab import look
+
+        return look.look()
+
+    def _exercise(self, tell: Tell, address: str, count: int) -> dict[str, object]:
+        """Have a device of this machine, a guest, do real work."""
+        from vmm_msi.lab.exercise import exercise
+
+        return exercise(address, count, tell)
+
+    def _await_fault(self, _tell: Tell, address: str) -> dict[str, object]:
+        """Wait until the kernel logs an event of an SMMU, or long enough for one."""
+        from vmm_msi.lab.exercise import await_fault
+
+        return await_fault(address, lambda: "arm-smmu-v3" in self._kernel_log(_tell))
+
+    def _restart_self(self, _tell: Tell) -> None:
+        """Restart this machine."""
+        subprocess.run(["busybox", "reboot", "-f"], check=True)  # noqa: S607
 
     def _power_off(self, _tell: Tell) -> None:
         """Switch the emulated host off; there is nothing on it to be written back."""

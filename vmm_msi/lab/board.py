@@ -14,7 +14,6 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-import struct
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -23,6 +22,7 @@ from vmm_msi.domxml import parse as xml_parse
 from vmm_msi.errors import LabError
 from vmm_msi.lab import cache as caches
 from vmm_msi.lab.cpio import Archive
+from vmm_msi.lab.iortedit import OVERRIDE_PATH, with_canwbs
 from vmm_msi.topology.acpi import load_acpi
 from vmm_msi.topology.acpi_table import read_table
 from vmm_msi.topology.iort import parse_iort
@@ -39,16 +39,9 @@ if TYPE_CHECKING:
 #: The tables that are kept: what the host's SMMUs, ITSes and devices are read from.
 TABLES = ("IORT", "APIC")
 
-#: Where Linux looks for a table in the initial RAM file system.
-OVERRIDE_PATH = "kernel/firmware/acpi/IORT.aml"
-
 _VERSION = 1
 #: The packages whose versions decide what the board's tables say.
 _PACKAGES = ("qemu-system-arm", "qemu-system-common", "qemu-efi-aarch64", "libvirt-daemon")
-
-_CHECKSUM, _OEM_REVISION = 9, 24  # ACPI 6.5, 5.2.6
-_MEMORY_FLAGS, _CANWBS = 16 + 7, 1 << 2  # Arm DEN0049, root complex node, memory access properties
-_U32 = struct.Struct("<I")
 
 
 @dataclass(frozen=True)
@@ -82,25 +75,6 @@ class Board:
         archive = Archive()
         archive.add_file(OVERRIDE_PATH, with_canwbs(data, str(path)))
         return archive.encode()
-
-
-def with_canwbs(table: bytes, source: str) -> bytes:
-    """Return an IORT in which every root complex promises CANWBS.
-
-    Its OEM revision is one more, since Linux takes a copy only when that is higher than the
-    original's (``drivers/acpi/tables.c`` acpi_table_initrd_override).
-
-    :param source: where the table is from, for messages.
-    :raise TopologyError: when the table is malformed.
-    """
-    corrected = bytearray(table)
-    for root in parse_iort(table, source).root_complexes:
-        corrected[root.offset + _MEMORY_FLAGS] |= _CANWBS
-    (revision,) = _U32.unpack_from(corrected, _OEM_REVISION)
-    _U32.pack_into(corrected, _OEM_REVISION, (revision + 1) & 0xFFFFFFFF)
-    corrected[_CHECKSUM] = (corrected[_CHECKSUM] - sum(corrected)) & 0xFF
-    parse_iort(bytes(corrected), f"{source}, corrected")
-    return bytes(corrected)
 
 
 def ensure_board(

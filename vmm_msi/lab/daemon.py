@@ -29,10 +29,10 @@ from typing import TYPE_CHECKING, Literal, Self
 import vmm_msi
 from vmm_msi.errors import LabError
 from vmm_msi.lab import hosttools
-from vmm_msi.lab.inside import FAREWELL, RESTART
+from vmm_msi.lab.inside import FAREWELL, RESTART, Options
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from types import TracebackType
     from typing import BinaryIO
 
@@ -61,6 +61,9 @@ class LabDaemon:
     :param layer: how the cached root is kept as it is: by an ``overlay``, by ``tmpfs`` over the
         folders that libvirt writes to, or by the first of the two that the kernel allows.
     :param folder: where the run folder is made.
+    :param hardware: it has this machine's devices, and may hand them to its guests; else it has
+        none but /dev/kvm.
+    :param lent: folders that it and its guests can read, by the name they have in ``share``.
     """
 
     def __init__(
@@ -69,6 +72,9 @@ class LabDaemon:
         keep_logs: Path | None = None,
         layer: Layer = "auto",
         folder: Path = RUN_FOLDER,
+        *,
+        hardware: bool = False,
+        lent: Mapping[str, Path] | None = None,
     ) -> None:
         self.root = root
         #: The layer that is used, once it runs.
@@ -76,6 +82,7 @@ class LabDaemon:
         self._keep_logs = keep_logs
         self._wanted = layer
         self._folder = folder
+        self._options = Options(hardware, {k: f"{v}" for k, v in (lent or {}).items()})
         self._run: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -177,6 +184,7 @@ class LabDaemon:
                     *(tools["unshare"], "--mount", "--pid", "--fork", "--kill-child"),
                     *(sys.executable, "-P", "-m", "vmm_msi.lab.inside"),
                     *(f"{self.root.path}", f"{self._run}", self._wanted, f"{lock.fileno()}"),
+                    json.dumps(self._options._asdict()),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -21,16 +21,17 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
 from vmm_msi import libvirt_driver
 from vmm_msi.errors import HypervisorError, LabError
 from vmm_msi.lab import DEFAULT_SUITE, hosttools
+from vmm_msi.lab.armroot import ensure_armroot
 from vmm_msi.lab.board import ensure_board
 from vmm_msi.lab.cache import default_cache
 from vmm_msi.lab.cpio import concatenate
 from vmm_msi.lab.daemon import LabDaemon
-from vmm_msi.lab.hostxml import NAME, HostFiles, host_xml
+from vmm_msi.lab.hostxml import BOOT_TAG, NAME, ROOT_TAG, HostFiles, host_xml
 from vmm_msi.lab.images import ensure_images
 from vmm_msi.lab.link import AgentLink
 from vmm_msi.lab.package_layer import package_layer
@@ -39,7 +40,7 @@ from vmm_msi.lab.root import ensure_root
 from vmm_msi.lab.running import RunningLab, run_folder, running
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
     from vmm_msi.lab.board import Board
@@ -53,13 +54,18 @@ __all__ = ["LabHost", "Parts", "RunningLab", "ensure_parts", "lab_for", "logs_fo
 BOOT_TIMEOUT_S = 300.0
 
 _SERIAL_LOG = "serial.log"
+_ITS_LOG = "its.log"
 #: How many hosts that failed have their logs kept.
 _LOGS_KEPT = 10
 
 _STARTING = "starting the emulated host"
 # What stands for the paths where they must not count: in what names a board in the cache.
 _ANYWHERE = HostFiles(
-    *(Path("/", name) for name in ("kernel", "initrd", "agent", "console", "log"))
+    kernel=Path("/kernel"),
+    initrd=Path("/initrd"),
+    agent=Path("/agent"),
+    console=Path("/console"),
+    serial_log=Path("/log"),
 )
 _ASK_EVERY_S = 0.25
 _POLL_S = 0.02
@@ -67,7 +73,16 @@ _LAST_LINES = 3
 # What Linux says before it gives up, kernel/panic.c; a trace and registers follow.
 _PANIC = "Kernel panic - not syncing"
 
+#: Bytes of a drive behind an NVMe controller.
+_DRIVE_SIZE = 64 << 20
+
 T = TypeVar("T")
+
+
+class _GuestFiles(TypedDict, total=False):
+    folders: Mapping[str, Path]
+    drives: Sequence[Path]
+    its_log: Path
 
 
 @dataclass(frozen=True)
@@ -75,11 +90,13 @@ class Parts:
     """What a host is made from, all of it in the cache.
 
     :ivar layer: the archive with this package.
+    :ivar arm_root: what its own libvirt is from; None for a host without guests.
     """
 
     root: LabRoot
     images: LabImages
     layer: Path
+    arm_root: LabRoot | None = None
 
 
 def ensure_parts(
@@ -97,7 +114,8 @@ def ensure_parts(
     hosttools.require_root("running the emulated host (libvirtd with chroot and mounts of its own)")
     root = ensure_root(suite, cache, progress)
     images = ensure_images(suite, shape.granule, cache, progress, patches)
-    return Parts(root, images, package_layer(root, cache))
+    arm_root = ensure_armroot(suite, cache, progress) if shape.guests else None
+    return Parts(root, images, package_layer(root, cache), arm_root)
 
 
 class LabHost:
@@ -161,6 +179,16 @@ class LabHost:
         return self.daemon.log / _SERIAL_LOG
 
     @property
+    def its_log(self) -> Path:
+        """What reached the ITS of a host with guests, see :mod:`vmm_msi.lab.itslog`."""
+        return self.daemon.log / _ITS_LOG
+
+    @property
+    def boot_folder(self) -> Path:
+        """What guests in it start from."""
+        return self.daemon.share / BOOT_TAG
+
+    @property
     def board(self) -> Board:
         """The tables of its board, and the topology they tell."""
         return _running(self._board)
@@ -186,8 +214,9 @@ class LabHost:
             stack.callback(self._forget)
             begun = time.monotonic()
             self._layer = parts.layer
+            lent = {} if parts.arm_root is None else {ROOT_TAG: parts.arm_root.path.parent}
             self._daemon = stack.enter_context(
-                LabDaemon(parts.root, self._keep_logs, folder=run_folder())
+                LabDaemon(parts.root, self._keep_logs, folder=run_folder(), lent=lent)
             )
             stack.push(self._on_error)
             self.timings["daemon"] = time.monotonic() - begun
@@ -236,9 +265,11 @@ class LabHost:
             console=self.console_socket,
             # libvirtd sees the folder of its logs elsewhere.
             serial_log=Path("/var/log/libvirt", _SERIAL_LOG),
+            **self._guest_files(daemon.share),
         )
         try:
             shutil.copyfile(parts.images.kernel, files.kernel)
+            self._lay_out(files, parts)
         except OSError as error:
             raise _cannot_start(error, files.kernel) from error
 
@@ -257,6 +288,32 @@ class LabHost:
         self._progress.stage(f"{_STARTING}: {self.shape}")
         self._start(connection, parts, files, self._board.override if self._canwbs else b"")
         self._progress.clear()
+
+    def _guest_files(self, share: Path) -> _GuestFiles:
+        """Return what a host that runs guests has besides."""
+        if not self.shape.guests:
+            return {}
+        return {
+            "folders": {ROOT_TAG: share / ROOT_TAG, BOOT_TAG: share / BOOT_TAG},
+            "drives": [share / f"drive{number}" for number in range(self.shape.nvmes)],
+            "its_log": Path("/var/log/libvirt", _ITS_LOG),
+        }
+
+    @staticmethod
+    def _lay_out(files: HostFiles, parts: Parts) -> None:
+        """Put down what guests start from, and empty drives.
+
+        :raise OSError: when there is no room.
+        """
+        for drive in files.drives:
+            with drive.open("wb") as file:
+                file.truncate(_DRIVE_SIZE)
+        boot = files.folders.get(BOOT_TAG)
+        if boot is not None:
+            boot.mkdir()
+            (boot / files.kernel.name).hardlink_to(files.kernel)
+            archives = (parts.images.initrd.read_bytes(), parts.layer.read_bytes())
+            (boot / files.initrd.name).write_bytes(concatenate(archives))
 
     def _start(
         self,

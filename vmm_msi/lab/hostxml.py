@@ -1,24 +1,29 @@
 """The emulated host as libvirt domain XML: a template that is filled for a shape.
 
 Each SMMU serves a PCI expander bus with a root port for every device. The test device is QEMU's
-``edu`` (QEMU ``docs/specs/edu.rst``); an NVMe controller has no namespace, hence no drive. libvirt
-has no element for either, so they come by way of ``qemu:commandline``
+``edu`` (QEMU ``docs/specs/edu.rst``). libvirt has no element for what it does not know as a drive
+or a network of its own, so devices come by way of ``qemu:commandline``
 (https://libvirt.org/drvqemu.html), behind root ports that libvirt names ``pci.<index>``.
+
+A host with guests has processors with EL2 and reads two folders by 9p: the root of its libvirt, and
+what guests start from.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import edit
 from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT, DomainXml
 from vmm_msi.errors import LabError
-from vmm_msi.lab.shape import NVME
+from vmm_msi.lab import itslog
+from vmm_msi.lab.shape import E1000E, IGB, NVME
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from lxml.etree import _Element as Element
@@ -33,6 +38,10 @@ BUS_STEP = 16
 
 _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _FIRST_SLOT = 2  # of pcie.0; the template has the agent's channel in slot 1
+_FOLDER_SLOT = 0x1E  # of pcie.0, and the next one
+
+#: Names (mount tags) of the folders that a host with guests reads.
+ROOT_TAG, BOOT_TAG = "root", "boot"
 
 
 @dataclass(frozen=True)
@@ -44,6 +53,9 @@ class HostFiles:
     :ivar agent: the socket of the agent's channel, made by QEMU.
     :ivar console: the socket of the serial console, made by QEMU.
     :ivar serial_log: takes all that the console prints.
+    :ivar folders: what a host with guests reads, by mount tag.
+    :ivar drives: files behind its NVMe controllers, in their order.
+    :ivar its_log: takes a line for each MSI that reaches the ITS of a host with guests.
     """
 
     kernel: Path
@@ -51,6 +63,9 @@ class HostFiles:
     agent: Path
     console: Path
     serial_log: Path
+    folders: Mapping[str, Path] = field(default_factory=dict)
+    drives: Sequence[Path] = ()
+    its_log: Path | None = None
 
 
 def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
@@ -63,12 +78,16 @@ def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
     root, devices = domain.root, domain.devices
     _find(root, "memory").text = str(shape.memory)
     _find(root, "vcpu").text = str(shape.vcpus)
-    _find(root, "os/kernel").text = str(files.kernel)
-    _find(root, "os/initrd").text = str(files.initrd)
-    _find(devices, "serial/source").set("path", str(files.console))
-    _find(devices, "serial/log").set("file", str(files.serial_log))
-    _find(devices, "channel/source").set("path", str(files.agent))
+    fill_start(domain, files)
     commandline = _find(root, f"{_QEMU}commandline")
+    if shape.guests:
+        # libvirt has no XML for it, as for stage=nested.
+        _arguments(commandline, "-machine", "virtualization=on")
+        if files.its_log is not None:
+            _arguments(commandline, "-D", str(files.its_log), "-trace", itslog.EVENT)
+        for slot, (tag, folder) in enumerate(files.folders.items(), _FOLDER_SLOT):
+            _add(devices, "controller", _folder(tag, folder, slot))
+    drives = iter(files.drives)
     port = shape.smmus  # controller indexes: 1 and up are the expander buses
     for smmu in range(shape.smmus):
         pxb = smmu + 1
@@ -77,10 +96,20 @@ def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
             port += 1
             _add(devices, "controller", _root_port(port, pxb, slot))
             for function in range(place.functions):
-                _add_device(commandline, port, place, function)
+                _add_device(commandline, port, place, function, drives)
         driver = edit.build("driver", {"pciBus": str(pxb)})
         _add(devices, "memballoon", edit.build("iommu", {"model": "smmuv3"}, driver))
     return domain
+
+
+def fill_start(domain: DomainXml, files: HostFiles) -> None:
+    """Write what a machine of the lab starts from, and where it is reached, into its definition."""
+    root, devices = domain.root, domain.devices
+    _find(root, "os/kernel").text = str(files.kernel)
+    _find(root, "os/initrd").text = str(files.initrd)
+    _find(devices, "serial/source").set("path", str(files.console))
+    _find(devices, "serial/log").set("file", str(files.serial_log))
+    _find(devices, "channel/source").set("path", str(files.agent))
 
 
 def _expander(index: int, slot: int, bus_nr: int) -> Element:
@@ -108,7 +137,20 @@ def _add(devices: Element, after: str, new: Element) -> None:
     edit.put_after(devices, alike[-1], new)
 
 
-def _add_device(commandline: Element, port: int, place: Port, function: int) -> None:
+def _folder(tag: str, folder: Path, slot: int) -> Element:
+    return edit.build(
+        "filesystem",
+        {"type": "mount", "accessmode": "passthrough"},
+        edit.build("source", {"dir": str(folder)}),
+        edit.build("target", {"dir": tag}),
+        edit.build("readonly", {}),
+        _address(0, slot),
+    )
+
+
+def _add_device(
+    commandline: Element, port: int, place: Port, function: int, drives: Iterator[Path]
+) -> None:
     # As JSON: QEMU makes other devices before those that libvirt gives as JSON, the root ports
     # (``system/vl.c`` qemu_create_cli_devices).
     device: dict[str, object] = {
@@ -118,9 +160,24 @@ def _add_device(commandline: Element, port: int, place: Port, function: int) -> 
     }
     if place.driver == NVME:
         device["serial"] = f"lab-{port}"
+        drive = next(drives, None)
+        if drive is not None:
+            device["drive"] = f"drive{port}"
+            # The file is QEMU's alone; in the namespaces there is nobody to lock it against.
+            node = {"driver": "file", "filename": f"{drive}", "locking": "off"}
+            whole = {"driver": "raw", "node-name": device["drive"], "file": node}
+            _arguments(commandline, "-blockdev", json.dumps(whole))
+    if place.driver in {E1000E, IGB}:
+        device["netdev"] = f"net{port}"
+        network = {"type": "user", "id": device["netdev"], "restrict": True}
+        _arguments(commandline, "-netdev", json.dumps(network))
     if place.functions > 1:
         device["multifunction"] = True
-    for value in ("-device", json.dumps(device)):
+    _arguments(commandline, "-device", json.dumps(device))
+
+
+def _arguments(commandline: Element, *values: str) -> None:
+    for value in values:
         edit.put_after(commandline, commandline[-1], edit.build(f"{_QEMU}arg", {"value": value}))
 
 

@@ -25,13 +25,25 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab import hosttools
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+class Options(NamedTuple):
+    """What a daemon has besides its root.
+
+    :ivar hardware: the machine's devices.
+    :ivar lent: folders that it may read, by their name in its ``share``.
+    """
+
+    hardware: bool = False
+    lent: Mapping[str, str] = {}
+
 
 #: The caller's farewell: it removes the run folder itself.
 FAREWELL = b"end\n"
@@ -86,7 +98,7 @@ def mount(source: str, target: Path, kind: str | None = None, options: str | Non
 
     :raise LabError: when the kernel does not.
     """
-    command = [hosttools.find_tool("mount"), "--no-mtab"]
+    command = [hosttools.find_tool("mount"), "-n"]
     command += ["--bind"] if kind is None else ["-t", kind]
     command += ["-o", options] if options else []
     done = subprocess.run(
@@ -130,10 +142,36 @@ def lay_root(tree: Path, run: Path, layer: str) -> str:
     return "tmpfs"
 
 
-def mount_system(run: Path) -> None:
-    """Mount what the daemons expect below the root: /proc, /sys, a small /dev, /run, the logs."""
+def mount_system(run: Path, options: Options) -> None:
+    """Mount what the daemons expect below the root: /proc, /sys, /dev, /run, the logs."""
     root = run / "root"
     mount("proc", root / "proc", "proc")
+    if options.hardware:
+        # Nodes of devices that are handed over appear while the daemon runs.
+        mount("/sys", root / "sys")
+        mount("/dev", root / "dev")
+        # The mounts that /dev has: terminals and shared memory.
+        for name in ("pts", "shm"):
+            if Path("/dev", name).is_dir():
+                mount(f"/dev/{name}", root / "dev" / name)
+    else:
+        _mount_few_devices(root)
+    # From here on, one inode on both sides: the sockets, the logs and the files that are shared.
+    mount(str(run / "run"), root / "run")
+    logs = root / "var/log/libvirt"
+    logs.mkdir(parents=True, exist_ok=True)
+    mount(str(run / "log"), logs)
+    shared = root / (run / "share").relative_to("/")
+    shared.mkdir(parents=True, exist_ok=True)
+    mount(str(run / "share"), shared)
+    for name, folder in options.lent.items():
+        (shared / name).mkdir()
+        mount(folder, shared / name)
+        mount(folder, shared / name, options="remount,bind,ro")
+
+
+def _mount_few_devices(root: Path) -> None:
+    """Mount /sys for reading and a /dev without the machine's hardware."""
     try:
         mount("sysfs", root / "sys", "sysfs", "ro")
     except LabError:
@@ -150,14 +188,6 @@ def mount_system(run: Path) -> None:
     (dev / "ptmx").symlink_to("pts/ptmx")
     (dev / "shm").mkdir(mode=0o1777)
     (dev / "fd").symlink_to("/proc/self/fd")
-    # From here on, one inode on both sides: the sockets, the logs and the files that are shared.
-    mount(str(run / "run"), root / "run")
-    logs = root / "var/log/libvirt"
-    logs.mkdir(parents=True, exist_ok=True)
-    mount(str(run / "log"), logs)
-    shared = root / (run / "share").relative_to("/")
-    shared.mkdir(parents=True, exist_ok=True)
-    mount(str(run / "share"), shared)
 
 
 def write_configuration(root: Path) -> None:
@@ -283,13 +313,13 @@ class Keeper:
                 os.waitpid(-1, 0)
 
 
-def serve(tree: Path, run: Path, layer: str) -> None:
+def serve(tree: Path, run: Path, layer: str, options: Options) -> None:
     """Run the daemons until the caller says goodbye or is gone.
 
     :raise LabError: when something cannot be mounted or started, or a daemon ends by itself.
     """
     used = lay_root(tree, run, layer)
-    mount_system(run)
+    mount_system(run, options)
     root = run / "root"
     write_configuration(root)
     provide_accounts(run)
@@ -328,15 +358,15 @@ def _tell(message: Mapping[str, object]) -> None:
 
 
 def main() -> int:
-    """Serve as the first process of the namespaces; the arguments are tree, run, layer, lock."""
+    """Serve as the first process of the namespaces, as :mod:`vmm_msi.lab.daemon` asks."""
     if os.getpid() != 1:
         sys.stderr.write("vmm_msi.lab.inside: only for the first process of a PID namespace\n")
         return 2
-    tree, run, layer, lock = sys.argv[1:]
+    tree, run, layer, lock, options = sys.argv[1:]
     # Held for as long as this process lives, and by no other.
     os.set_inheritable(int(lock), False)
     try:
-        serve(Path(tree), Path(run), layer)
+        serve(Path(tree), Path(run), layer, Options(**json.loads(options)))
     except (LabError, OSError) as error:
         _tell({"error": str(error)})
         sys.stderr.write(f"{error}\n")

@@ -20,6 +20,7 @@ from vmm_msi.lab import cache as caches
 from vmm_msi.lab.progress import Progress
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
 _MARKER = "root.json"
@@ -88,13 +89,14 @@ def ensure_root(
 
     def build(work: Path) -> Path:
         order = recipe.Order(work / "tree", suite, architecture, hosttools.apt_mirror(), place.log)
-        _describe(work, order, recipe.build_tree(order, progress or Progress(None)))
+        versions = recipe.build_tree(order, progress or Progress(None))
+        describe(work, suite, architecture, versions)
         return work
 
     purpose = "building the lab's root (chroot, mounts and device nodes of its own)"
     root, cached = caches.fill(
         place,
-        lambda: _read(place.path),
+        lambda: read_root(place.path),
         build,
         progress,
         prepare=lambda: hosttools.require_root(purpose),
@@ -102,7 +104,7 @@ def ensure_root(
     return replace(root, cached=cached)
 
 
-def _read(folder: Path) -> LabRoot | None:
+def read_root(folder: Path) -> LabRoot | None:
     """Return the root of a complete entry, or ``None`` when there is none that can be used."""
     tree = folder / "tree"
     try:
@@ -121,15 +123,18 @@ def _read(folder: Path) -> LabRoot | None:
         return None
 
 
-def _describe(folder: Path, order: recipe.Order, versions: dict[str, str]) -> None:
-    """Write down what is in the entry."""
+def describe(folder: Path, suite: str, architecture: str, versions: Mapping[str, str]) -> None:
+    """Write down what is in an entry.
+
+    :param versions: of each package.
+    """
     marker = {
-        "suite": order.suite,
-        "architecture": order.architecture,
+        "suite": suite,
+        "architecture": architecture,
         "libvirt": recipe.upstream_version(versions["libvirt-daemon"]),
         "qemu": recipe.upstream_version(versions["qemu-system-arm"]),
         "built": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "recipe": recipe.VERSION,
-        "packages": versions,
+        "packages": dict(versions),
     }
     (folder / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

@@ -17,9 +17,11 @@ PORTS_PER_SMMU = 15
 #: SMMUs (``hw/arm/virt.c``: 64 for the platform bus); bus numbers are what ends earlier.
 RANGES = {
     "smmus": (1, 8),
-    "devices": (1, 32),
+    "devices": (0, 32),
     "pairs": (0, 16),
     "nvmes": (0, 16),
+    "e1000es": (0, 8),
+    "igbs": (0, 8),
     "memory": (512, 16384),
     "vcpus": (1, 8),
 }
@@ -28,8 +30,12 @@ RANGES = {
 GRANULES = (Granule.K4, Granule.K64)
 
 
-#: QEMU's names of the test device and of an NVMe controller.
-EDU, NVME = "edu", "nvme"
+#: QEMU's names of the test device, of an NVMe controller and of two network cards, the second of
+#: which has virtual functions.
+EDU, NVME, E1000E, IGB = "edu", "nvme", "e1000e", "igb"
+
+#: MiB of RAM of a host with guests: guest RAM is pinned, and QEMU and firmware come on top.
+GUESTS_MEMORY = 3072
 
 
 class Port(NamedTuple):
@@ -56,7 +62,10 @@ class Shape:
     :ivar granule: page size of its kernel.
     :ivar memory: RAM in MiB.
     :ivar vcpus: processors.
-    :ivar nvmes: NVMe controllers without a namespace, dealt out likewise.
+    :ivar nvmes: NVMe controllers, dealt out likewise; with a namespace each where it has guests.
+    :ivar e1000es: network cards, dealt out likewise.
+    :ivar igbs: network cards with virtual functions, dealt out likewise.
+    :ivar guests: it can run guests: its processors have EL2, and it has a libvirt of its own.
     :raise UsageError: when a number is out of its range.
     """
 
@@ -67,6 +76,9 @@ class Shape:
     memory: int = 1024
     vcpus: int = 2
     nvmes: int = 0
+    e1000es: int = 0
+    igbs: int = 0
+    guests: bool = False
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -77,6 +89,8 @@ class Shape:
             raise UsageError(
                 f"lab host: granule {self.granule}; valid: {', '.join(map(str, GRANULES))}"
             )
+        if not self.ports:
+            raise UsageError("lab host: no device at all; valid is one or more of any kind")
         most = max(len(self.behind(smmu)) for smmu in range(self.smmus))
         if most > PORTS_PER_SMMU:
             raise UsageError(
@@ -89,8 +103,12 @@ class Shape:
         """The root ports: those of single devices, those of pairs, those of NVMe controllers."""
         singles = [Port(index % self.smmus, 1) for index in range(self.devices)]
         pairs = [Port(index % self.smmus, 2) for index in range(self.pairs)]
-        nvmes = [Port(index % self.smmus, 1, NVME) for index in range(self.nvmes)]
-        return (*singles, *pairs, *nvmes)
+        others = [
+            Port(index % self.smmus, 1, driver)
+            for driver, count in ((NVME, self.nvmes), (E1000E, self.e1000es), (IGB, self.igbs))
+            for index in range(count)
+        ]
+        return (*singles, *pairs, *others)
 
     def behind(self, smmu: int) -> tuple[Port, ...]:
         """Return the root ports of one SMMU, in the order of their slots."""
@@ -103,13 +121,20 @@ class Shape:
         """
         if self.granule is not wanted.granule or self.smmus < wanted.smmus:
             return False
+        if self.guests is not wanted.guests:
+            return False
         if self.memory < wanted.memory or self.vcpus < wanted.vcpus:
             return False
         return all(self.ports.count(port) >= wanted.ports.count(port) for port in wanted.ports)
 
     def __str__(self) -> str:
         counts = [(self.smmus, "SMMU"), (self.devices, "device"), (self.pairs, "pair")]
-        if self.nvmes:
-            counts.append((self.nvmes, "NVMe controller"))
+        more = (
+            (self.nvmes, "NVMe controller"),
+            (self.e1000es, "e1000e card"),
+            (self.igbs, "igb card"),
+        )
+        counts += [(count, what) for count, what in more if count]
         parts = [f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts]
-        return ", ".join([*parts, f"{self.granule} pages"])
+        guests = ["with guests"] if self.guests else []
+        return ", ".join([*parts, f"{self.granule} pages", *guests])

@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import datetime as dt
 import json
-import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import LabError
-from vmm_msi.lab import bytecode, hosttools
+from vmm_msi.lab import bytecode, debtree, hosttools
 from vmm_msi.lab import cache as caches
-from vmm_msi.lab.aptget import PrivateApt
 from vmm_msi.lab.cpio import Archive
 from vmm_msi.lab.progress import Progress
 
@@ -30,8 +28,6 @@ if TYPE_CHECKING:
 #: Raise it when the same suite and packages shall give another archive.
 VERSION = 1
 
-ARCHITECTURE = "arm64"
-
 #: What the package imports there, and a shell. apt adds what they depend on.
 PACKAGES = (
     "busybox",
@@ -43,10 +39,11 @@ PACKAGES = (
     "python3-msgspec",
     "python3-pluggy",
     "python3-zstandard",
+    "util-linux",
 )
 
 #: What the machine needs to build it.
-TOOLS = ("apt-get", "dpkg", "setpriv", "unshare", "zstd")
+TOOLS = (*debtree.TOOLS, "zstd")
 
 _LIBRARIES = "usr/lib/aarch64-linux-gnu"
 _PYTHON = "usr/lib/python3.*"
@@ -62,6 +59,10 @@ def _below(folder: str, names: str) -> list[str]:
 _SUPERFLUOUS = (
     *("etc/*", "usr/include", "usr/libexec", "usr/sbin/*", "usr/share", "var/*"),
     *_below("usr/bin", "debconf* pdb* py3* pydoc* pygettext*"),
+    # Of util-linux all but unshare.
+    *_below("usr/bin", "choom chrt dmesg fallocate findmnt flock getopt hardlink i386 ionice ipc*"),
+    *_below("usr/bin", "linux* logger ls* mcookie more mountpoint namei nsenter partx prlimit"),
+    *_below("usr/bin", "set* su taskset uclampset whereis x86_64"),
     *_below("usr/lib", "bfd-plugins mime sysctl.d sysusers.d tmpfiles.d"),
     *_below(_LIBRARIES, "*.a engines-* gconv ossl-modules perl* pkgconfig sasl2"),
     *_below(_LIBRARIES, "libdb-* libform* libhistory* libmenu* libncurses* libpanel*"),
@@ -160,7 +161,7 @@ def _place(suite: str, cache: Path | None) -> caches.Entry:
         "recipe": VERSION,
     }
     title = "the lab's user land"
-    return caches.entry(cache, "userland", title, (suite, ARCHITECTURE), made_from)
+    return caches.entry(cache, "userland", title, (suite, debtree.ARCHITECTURE), made_from)
 
 
 def _read(folder: Path) -> UserLand | None:
@@ -176,19 +177,9 @@ def _read(folder: Path) -> UserLand | None:
 
 def _build(work: Path, log: Path, suite: str, root: LabRoot, progress: Progress) -> Path:
     """Build an entry's files and return their folder."""
-    log.write_text("", encoding="utf-8")
-    progress.stage(f"Debian {suite} {ARCHITECTURE}: {' '.join(PACKAGES)}")
-    apt = PrivateApt(work / "apt", suite, ARCHITECTURE, log, progress)
-    apt.update()
-    files = apt.download(PACKAGES)
-
-    progress.stage(f"unpacking {len(files)} packages")
     tree = work / "tree"
-    tree.mkdir()
-    for file in files:
-        progress.step(file.name)
-        _unpack(file, tree)
-    _trim(tree)
+    packages = debtree.fill(work / "apt", tree, suite, PACKAGES, log, progress)
+    debtree.trim(tree, _SUPERFLUOUS)
 
     progress.stage("compiling Python's library")
     python = bytecode.python_version(tree)
@@ -206,7 +197,7 @@ def _build(work: Path, log: Path, suite: str, root: LabRoot, progress: Progress)
         "unpacked_bytes": len(unpacked),
         "built": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
         "recipe": VERSION,
-        "packages": dict(file.name.split("_")[:2] for file in files),
+        "packages": packages,
     }
     (kept / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
     progress.clear()
@@ -224,23 +215,6 @@ def compress(data: bytes, level: int = 3) -> bytes:
         said = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
         raise LabError(f"compressing an archive for the emulated host: {said}")
     return done.stdout
-
-
-def _unpack(package: Path, tree: Path) -> None:
-    command = [hosttools.find_tool("dpkg"), "--extract", f"{package}", f"{tree}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        said = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise LabError(f"unpacking {package.name}: {said}; remove it and build again")
-
-
-def _trim(tree: Path) -> None:
-    for pattern in _SUPERFLUOUS:
-        for path in tree.glob(pattern):
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
 
 
 def _compile(tree: Path, python: str, root: LabRoot) -> None:

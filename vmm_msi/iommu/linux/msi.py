@@ -26,17 +26,17 @@ if TYPE_CHECKING:
     from vmm_msi.model import PciAddress
 
 _PCI_CAPABILITY_LIST = 0x34
-_PCI_CAP_ID_MSI = 0x05
-_PCI_CAP_ID_MSIX = 0x11
-_CONFIG_BYTES = 256
+PCI_CAP_ID_MSI = 0x05
+PCI_CAP_ID_MSIX = 0x11
+CONFIG_BYTES = 256
 
-_MSI_ENABLE = 1 << 0
-_MSI_64BIT = 1 << 7
-_MSIX_ENABLE_UNMASKED = (1 << 15, 1 << 15 | 1 << 14)
-_MSIX_TABLE = 4
-_MSIX_BAR = 7
-_MSIX_ENTRY_BYTES = 16
-_ENTRY_MASKED = 1 << 0
+MSI_ENABLE = 1 << 0
+MSI_64BIT = 1 << 7
+MSIX_ENABLE_UNMASKED = (1 << 15, 1 << 15 | 1 << 14)
+MSIX_TABLE = 4
+MSIX_BAR = 7
+MSIX_ENTRY_BYTES = 16
+ENTRY_MASKED = 1 << 0
 
 
 @contextmanager
@@ -48,6 +48,20 @@ def telling(what: str, advice: str = "") -> Iterator[None]:
         raise BackendError(
             error.errno or errno.EIO, f"{what}: {error.strerror or error}{advice and f'; {advice}'}"
         ) from error
+
+
+def capabilities(config: bytes) -> dict[int, int]:
+    """Return where the first capability of each kind is, by its id.
+
+    :param config: a configuration space, its first 256 bytes.
+    """
+    found: dict[int, int] = {}
+    at, seen = config[_PCI_CAPABILITY_LIST] & ~3, set[int]()
+    while at and at not in seen and at + 2 <= len(config):
+        found.setdefault(config[at], at)
+        seen.add(at)
+        at = config[at + 1] & ~3
+    return found
 
 
 class RealConfig:
@@ -76,14 +90,7 @@ class RealConfig:
     def capabilities(self) -> dict[int, int]:
         """Return where the first capability of each kind is, by its id."""
         with telling(f"{self.address}: reading its configuration space"):
-            config = os.pread(self._fd, _CONFIG_BYTES, 0)
-        found: dict[int, int] = {}
-        at, seen = config[_PCI_CAPABILITY_LIST] & ~3, set[int]()
-        while at and at not in seen and at + 2 <= len(config):
-            found.setdefault(config[at], at)
-            seen.add(at)
-            at = config[at + 1] & ~3
-        return found
+            return capabilities(os.pread(self._fd, CONFIG_BYTES, 0))
 
     def close(self) -> None:
         """Close it."""
@@ -133,7 +140,7 @@ class MsiCapability:
     @property
     def enabled(self) -> bool:
         """Tell whether the device sends it."""
-        return bool(self._config.read(self._at + 2, 2) & _MSI_ENABLE)
+        return bool(self._config.read(self._at + 2, 2) & MSI_ENABLE)
 
     def read_address(self) -> int:
         """Return the address."""
@@ -167,10 +174,10 @@ class MsixEntry:
     ) -> None:
         self._config = config
         self._at = at
-        place = config.read(at + _MSIX_TABLE, 4)
-        self._map, offset = map_page(place & _MSIX_BAR, place & ~_MSIX_BAR)
+        place = config.read(at + MSIX_TABLE, 4)
+        self._map, offset = map_page(place & MSIX_BAR, place & ~MSIX_BAR)
         # Address, its upper half, data, vector control: devices take whole words of 32 bits.
-        words = ctypes.c_uint32 * (_MSIX_ENTRY_BYTES // 4)
+        words = ctypes.c_uint32 * (MSIX_ENTRY_BYTES // 4)
         self._words: ctypes.Array[ctypes.c_uint32] | None = words.from_buffer(self._map, offset)
 
     @property
@@ -184,9 +191,9 @@ class MsixEntry:
     @property
     def enabled(self) -> bool:
         """Tell whether the device sends it: MSI-X is on, and neither all nor this is masked."""
-        wanted, among = _MSIX_ENABLE_UNMASKED
+        wanted, among = MSIX_ENABLE_UNMASKED
         on = self._config.read(self._at + 2, 2) & among == wanted
-        return on and not self._entry[3] & _ENTRY_MASKED
+        return on and not self._entry[3] & ENTRY_MASKED
 
     def read_address(self) -> int:
         """Return the address."""
@@ -196,7 +203,7 @@ class MsixEntry:
         """Write the address and, where given, the data; masked meanwhile, as 7.7.2.2 wants it."""
         entry = self._entry
         control = entry[3]
-        entry[3] = control | _ENTRY_MASKED
+        entry[3] = control | ENTRY_MASKED
         entry[0], entry[1] = address & 0xFFFF_FFFF, address >> 32
         if data is not None:
             entry[2] = data
@@ -220,8 +227,8 @@ def find_entry(
     :raise BackendError: EOPNOTSUPP for a device that has neither.
     """
     found = config.capabilities()
-    msi, msix = found.get(_PCI_CAP_ID_MSI), found.get(_PCI_CAP_ID_MSIX)
-    if msi is not None and config.read(msi + 2, 2) & _MSI_64BIT:
+    msi, msix = found.get(PCI_CAP_ID_MSI), found.get(PCI_CAP_ID_MSIX)
+    if msi is not None and config.read(msi + 2, 2) & MSI_64BIT:
         return MsiCapability(config, msi)
     if msix is not None:
         return MsixEntry(config, msix, map_page)

@@ -1,0 +1,143 @@
+"""A run of a guest in words, and what is refused before anything is started."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vmm_msi.cli import main
+from vmm_msi.errors import UsageError
+from vmm_msi.lab.guestrun import DeviceRun, GuestRun, Phase, Vector, shape_for
+from vmm_msi.lab.shape import GUESTS_MEMORY, Shape
+from vmm_msi.model import PciAddress
+from vmm_msi.report import guestrun as report
+
+HOST = PciAddress(0, 0x11, 0, 0)
+GUEST = PciAddress(0, 0x21, 0, 0)
+DRIVE = DeviceRun(
+    HOST,
+    GUEST,
+    "nvme",
+    "reads of nvme0n1",
+    done=100,
+    seconds=0.5,
+    each=True,
+    vectors=(Vector("nvme0q0", 10, 10), Vector("nvme0q1", 1, 101)),
+    landed={1: 100},
+)
+CARD = DeviceRun(
+    HOST,
+    GUEST,
+    "igbvf",
+    "packets sent by eth0",
+    done=100,
+    seconds=1.0,
+    vectors=(Vector("eth0-tx-0", 0, 80),),
+    landed={0: 120},
+)
+RUN = GuestRun(
+    {"linux": "7.2.12", "libvirt": "12.8.0", "qemu": "11.1.2"},
+    [Phase("start", [DRIVE])],
+    [(0x800_0000, 0x10_0000)] * 2,
+    [{"id": 1, "devices": ["0000:21:00.0"], "reserved": ["0x1 0x2 direct"], "type": "DMA"}],
+    "attached",
+    predicted=[{"severity": "note", "id": "no-migration", "subject": "guest lab-guest"}],
+)
+
+
+HEAD = (
+    "device        in the guest  driver  work              done  reached the ITS  "
+    "reached the guest  per second  vectors"
+)
+RULE = (
+    "------------  ------------  ------  ----------------  ----  ---------------  "
+    "-----------------  ----------  ------------------------------"
+)
+ROW = (
+    "0000:11:00.0  0000:21:00.0  nvme    reads of nvme0n1  100   100              "
+    "100                200         nvme0q0 10->10, nvme0q1 1->101"
+)
+
+
+def test_a_run_in_words():
+    assert list(report.to_lines(RUN)) == [
+        "linux 7.2.12, libvirt 12.8.0, qemu 11.1.2",
+        "the guest's RMR: 0x8000000-0x80fffff",
+        "the guest's IOMMU group 1: 0000:21:00.0; reserved 0x1 0x2 direct",
+        "the doctor, beforehand: 1",
+        "  note no-migration: guest lab-guest",
+        "",
+        "after start:",
+        HEAD,
+        RULE,
+        ROW,
+        "",
+        "faults that the host's kernel logged: none",
+        "faults that the guest's kernel logged: none",
+    ]
+
+
+def test_faults_that_repeat_are_one_line():
+    lines = list(report.to_lines(replace(RUN, guest_faults=["b", "a", "b"], explained=["why"])))
+    assert lines[-5:] == [
+        "faults that the guest's kernel logged: 3",
+        "  2 times: b",
+        "  1 times: a",
+        "",
+        "why",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("device", "complete"),
+    [
+        (DRIVE, True),
+        (replace(DRIVE, landed={1: 101}), False),
+        (replace(DRIVE, done=99), False),
+        (replace(DRIVE, vectors=(Vector("nvme0q1", 1, 100),)), False),
+        (replace(DRIVE, done=0, vectors=(), landed={}), False),
+        (CARD, True),
+        (replace(CARD, vectors=()), False),
+        (DeviceRun(HOST, None), False),
+    ],
+)
+def test_what_counts_as_complete(device, complete):
+    """A drive tells of each command; a network card may tell of several packets at once."""
+    assert device.complete is complete
+    assert replace(RUN, phases=[Phase("start", [DRIVE, device])]).complete is complete
+
+
+def test_json_of_a_run():
+    told = report.to_json(RUN)
+    (phase,) = told["phases"]
+    (device,) = phase["devices"]
+    assert (phase["after"], device["host"], device["guest"]) == ("start", str(HOST), str(GUEST))
+    assert (device["arrived"], device["complete"], told["complete"]) == (100, True, True)
+    assert told["rmrs"] == [{"base": "0x8000000", "size": "0x100000"}] * 2
+
+
+def test_the_host_for_some_devices():
+    assert shape_for(["nvme", "igb-vf", "nvme"], 2) == Shape(
+        smmus=2, devices=0, pairs=0, nvmes=2, igbs=1, guests=True, memory=GUESTS_MEMORY
+    )
+    with pytest.raises(UsageError, match=r"^lab guest: device 'edu'; valid: nvme, e1000e, igb, "):
+        shape_for(["nvme", "edu"], 1)
+
+
+@pytest.mark.parametrize(
+    ("words", "error"),
+    [
+        (["--devices", ""], "lab guest: device ''; valid: nvme, e1000e, igb, igb-vf"),
+        (["--devices", "nvme,"], "lab guest: device ''; valid"),
+        (["--count", "0"], "lab guest: --count 0; valid is 1 to 1000000"),
+        (["--then", "reboot,sleep"], "lab guest: --then 'sleep'; valid: reboot, unplug"),
+        (["--then", "unplug,unplug"], "lab guest: --then has more unplug than there are devices"),
+        (["--vsmmus", "9"], "lab host: 9 smmus; valid is 1 to 8"),
+    ],
+)
+def test_bad_input_starts_nothing(words, error, capsys):
+    assert main(["lab", "guest", *words]) == UsageError.exit_code
+    said = capsys.readouterr().err
+    assert said.startswith(f"vmm-msi lab: {error}")
+    assert said.count("\n") == 1

@@ -1,0 +1,76 @@
+"""Tables without RMRs: the rest of the table says what it said before."""
+
+from __future__ import annotations
+
+import struct
+
+import pytest
+from topology.iort_builder import iort, its_group, pmcg, rmr, root_complex, smmu_v3
+from topology.shared import shared_data
+
+from vmm_msi.errors import TopologyError
+from vmm_msi.lab.iortedit import with_canwbs, without_rmrs
+from vmm_msi.topology.acpi import parse_acpi
+from vmm_msi.topology.iort import Pmcg, RmrNode, SmmuNode, parse_iort
+
+WINDOW = (0x800_0000, 0x10_0000)
+NODES = (
+    its_group(0),
+    rmr(WINDOW, to=((0, 0xFFFF, 0, 3, 0),)),
+    root_complex((0, 0xFFFF, 0, 3, 0)),
+    smmu_v3((0, 0xFFFF, 0, 0, 0), base=0x2B600000),
+    rmr(WINDOW, to=((0, 0xFF, 0, 3, 0),)),
+)
+(SMMU,) = parse_iort(iort(*NODES), "nodes").smmus
+NODES = (*NODES, pmcg((0, 0, 7, 0, 1), reference=SMMU.offset))
+
+
+def routes(table):
+    return parse_acpi(table, None, "table").routes
+
+
+def test_rmrs_between_other_nodes_are_taken_out():
+    old = iort(*NODES)
+    new = without_rmrs(old, "built")
+    before, after = parse_iort(old, "old"), parse_iort(new, "new")
+    assert [type(node) for node in after.nodes] == [
+        type(node) for node in before.nodes if not isinstance(node, RmrNode)
+    ]
+    assert after.rmrs == ()
+    assert routes(new) == routes(old)
+    (counter,) = (node for node in after.nodes if isinstance(node, Pmcg))
+    assert isinstance(after.by_offset[counter.reference], SmmuNode)
+
+
+def test_linux_takes_it_for_newer():
+    old = iort(*NODES)
+    new = without_rmrs(old, "built")
+    revisions = [struct.unpack_from("<I", table, 24)[0] for table in (old, new)]
+    assert revisions[1] == revisions[0] + 1
+    assert struct.unpack_from("<I", new, 4)[0] == len(new)
+    assert sum(new) & 0xFF == 0
+
+
+def test_a_table_without_rmrs_keeps_all_of_its_nodes():
+    old = iort(*NODES[:1], root_complex((0, 0xFFFF, 0, 0, 0)))
+    assert routes(without_rmrs(old, "built")) == routes(old)
+    assert len(without_rmrs(old, "built")) == len(old)
+
+
+def test_both_changes():
+    new = with_canwbs(without_rmrs(iort(*NODES), "built"), "built")
+    assert [root.canwbs for root in parse_iort(new, "new").root_complexes] == [True]
+
+
+def test_a_table_of_qemu_for_an_accelerated_guest():
+    path = shared_data("acpi/qemu-11.1-accel-guest-rmr/IORT")
+    old = path.read_bytes()
+    assert parse_iort(old, "old").rmrs
+    new = without_rmrs(old, str(path))
+    assert parse_iort(new, "new").rmrs == ()
+    assert routes(new) == routes(old)
+
+
+def test_a_malformed_table_is_refused():
+    with pytest.raises(TopologyError, match=r"^told: offset 0x9: wrong checksum"):
+        without_rmrs(iort(*NODES)[:-1] + b"\x01", "told")

@@ -1,0 +1,32 @@
+"""What reached the ITS, from QEMU's log."""
+
+from __future__ import annotations
+
+import pytest
+
+from vmm_msi.errors import LabError
+from vmm_msi.lab.itslog import ItsLog, Msi
+
+LINE = (
+    "gicv3_its_translation_write GICv3 ITS TRANSLATER write: offset 0x40 data 0x{:x} size 4 "
+    "requester_id 0x{:x}\n"
+)
+
+
+def test_counts_from_where_it_was_left(tmp_path):
+    path = tmp_path / "its.log"
+    path.write_text(LINE.format(0, 0x1100) + "something else\n" + LINE.format(1, 0x1100) * 2)
+    log = ItsLog(path)
+    assert log.new() == {Msi(0x1100, 0): 1, Msi(0x1100, 1): 2}
+    assert log.new() == {}
+    with path.open("a") as file:
+        file.write(LINE.format(3, 0x1180) + LINE.format(3, 0x1180)[:-9])
+        file.flush()
+        assert log.new() == {Msi(0x1180, 3): 1}
+        file.write(LINE.format(3, 0x1180)[-9:])
+    assert log.new() == {Msi(0x1180, 3): 1}
+
+
+def test_a_log_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(LabError, match=r"^reading what reached the ITS: .*/its\.log: No such file"):
+        ItsLog(tmp_path / "its.log").new()

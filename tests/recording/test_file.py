@@ -1,0 +1,159 @@
+"""Recordings are read strictly: whatever was sent, it is one or it is refused with a reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from recording.hand_made import recording
+
+from vmm_msi.errors import InputError
+from vmm_msi.recording import file
+
+
+def document():
+    return json.loads(file.encode(recording()))
+
+
+def refusal(changed):
+    with pytest.raises(InputError) as caught:
+        file.decode(json.dumps(changed).encode(), "run.json")
+    return str(caught.value).removeprefix("reading recording run.json: ")
+
+
+def test_what_is_written_is_read():
+    assert file.decode(file.encode(recording()), "run.json") == recording()
+
+
+def test_addresses_are_hex_strings():
+    found = document()
+    assert found["devices"][0]["vectors"][0]["programmed"] == "0x8000040"
+    assert found["host"]["devices"][0]["stream_id"] == "0x1100"
+
+
+def test_what_is_not_told_of_the_host():
+    text = file.encode(recording()).decode()
+    assert "lab-guest" not in text
+    assert document()["host"]["functions"] == []
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match="No such file or directory; valid is a file that vmm-msi"):
+        file.read(tmp_path / "run.json")
+
+
+def test_a_file_that_is_too_large(tmp_path):
+    path = tmp_path / "run.json"
+    path.write_bytes(b" " * (file.MAX_BYTES + 1))
+    with pytest.raises(InputError, match="it has more than 4194304 bytes; valid is up to that"):
+        file.read(path)
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "Input data was truncated"),
+        (b"\xff", "JSON is malformed: invalid character (byte 0)"),
+        (b"[" * 100_000, "maximum recursion depth exceeded while deserializing an object"),
+        (b"[]", "it is no JSON object; valid is what vmm-msi record wrote"),
+        (b"{}", "schema is None; this vmm-msi reads 1"),
+        (b'{"schema": 2}', "schema is 2; this vmm-msi reads 1"),
+        (b'{"schema": true}', "schema is True; this vmm-msi reads 1"),
+        (b'{"schema": 1}', "Object missing required field `releases`"),
+    ],
+)
+def test_what_is_no_recording(data, message):
+    with pytest.raises(InputError) as caught:
+        file.decode(data, "run.json")
+    assert str(caught.value).startswith(f"reading recording run.json: {message}")
+
+
+@pytest.mark.parametrize(
+    ("way", "value", "message"),
+    [
+        (["serial"], "1", "serial: there is no such key; valid is what vmm-msi record writes"),
+        (
+            ["host", "smmus", 0, "mac"],
+            "1",
+            "host.smmus[0].mac: there is no such key; valid is what vmm-msi record writes",
+        ),
+        (
+            ["devices", 0, "vectors", 0, "programmed"],
+            134217792,
+            (
+                'expected Iova, a hex string like "0x8000040" - at '
+                "`$.devices[0].vectors[0].programmed`"
+            ),
+        ),
+        (
+            ["devices", 0, "vectors", 0, "programmed"],
+            "0x10000000000000000",
+            (
+                'expected Iova, a hex string like "0x8000040" - at '
+                "`$.devices[0].vectors[0].programmed`"
+            ),
+        ),
+        (
+            ["devices", 0, "vectors", 0, "interrupts"],
+            -1,
+            (
+                "devices: 0000:11:00.0: vector 0 with -1 interrupts; valid are numbers from 0 to "
+                "2047 and counts from 0"
+            ),
+        ),
+        (["devices"], [], "devices: there are none; valid is at least one"),
+        (
+            ["guest", "devices"],
+            [],
+            "guest.devices: they are not those of devices; valid are the same addresses",
+        ),
+        (
+            ["host", "smmus", 0, "id"],
+            3,
+            "host: 0000:11:00.0 is behind SMMU 0, which is not there",
+        ),
+        (
+            ["host", "devices", 0, "its_group"],
+            [],
+            "host: 0000:11:00.0 uses ITSes (); valid are some of host",
+        ),
+        (
+            ["guest", "devices", 0, "vits"],
+            9,
+            "guest: 0000:11:00.0 uses vITS 9, which is not there",
+        ),
+        (
+            ["guest", "devices", 0, "stage1"],
+            "x",
+            "guest: 0000:11:00.0 uses stage 1 'x', which is not there",
+        ),
+        (["guest", "memory"], [], "guest.memory: there is none; valid is at least one range"),
+        (
+            ["guest", "memory", 0, "size"],
+            0,
+            "guest.memory: 0 bytes from 0x40000000; valid is a range within 64 bits",
+        ),
+        (["slots", 0, "its"], 7, "slots: ITS 7 is not among host.itses"),
+    ],
+)
+def test_what_cannot_be(way, value, message):
+    changed = document()
+    place = changed
+    for step in way[:-1]:
+        place = place[step]
+    place[way[-1]] = value
+    assert refusal(changed) == message
+
+
+def test_a_device_that_is_there_twice():
+    changed = document()
+    changed["devices"] *= 2
+    assert refusal(changed) == "devices: one is there twice; valid is each once"
+
+
+def test_more_than_is_taken():
+    changed = document()
+    changed["slots"] = [
+        {"page": hex(0x8000000 + 0x1000 * n), "its": 0} for n in range(file.MAX_ITEMS + 1)
+    ]
+    assert refusal(changed) == "slots: there are 4097; valid is up to 4096"

@@ -1,0 +1,141 @@
+"""What is read on a host becomes a recording; the files are laid out like a host's."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+
+from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.parse import read
+from vmm_msi.errors import UsageError
+from vmm_msi.model import Iova, PciAddress
+from vmm_msi.recording import Log, Releases, SeenVector, Slot
+from vmm_msi.recording.making import MAX_EVENTS, Found, counted, make
+from vmm_msi.samples import path as sample
+from vmm_msi.topology import load_host
+
+GUEST = Path(__file__).parent.parent / "domxml" / "golden" / "plain.three.libvirt-12.8.xml"
+FIRST, SECOND, THIRD = (PciAddress(segment, 1, 0, 0) for segment in range(3))
+INTERRUPTS = """\
+           CPU0       CPU1
+  9:          4          5     GICv3  25 Level     vgic
+ 55:         10        991     ITS-MSI 8912896 Edge      vfio-msix[0](0000:01:00.0)
+ 56:          0          7     ITS-MSI 8912897 Edge      vfio-msix[1](0000:01:00.0)
+ 57:          1          0     ITS-MSI 8912898 Edge      vfio-msi[0](0001:01:00.0)
+ 58:          2          0     GICv3  36 Level     vfio-intx(0002:01:00.0)
+ERR:          0
+"""
+FAULT = (
+    "arm-smmu-v3 arm-smmu-v3.0.auto: event: F_TRANSLATION client: {} sid: 0x100 ssid: 0x0 "
+    "iova: {:#x} ipa: 0x0"
+)
+
+
+@pytest.fixture
+def devices(tmp_path):
+    """Make the folders of two devices; the first has MSI-X, the second sleeps."""
+    space = bytearray(256)
+    space[4], space[0x34], space[0x40] = 2, 0x40, 0x11
+    struct.pack_into("<HI", space, 0x42, 0x8000 | 2, 0)
+    for address, power in ((FIRST, "D0"), (SECOND, "D3hot")):
+        folder = tmp_path / str(address)
+        folder.mkdir()
+        (folder / "config").write_bytes(space)
+        (folder / "power_state").write_text(power)
+        entries = [(0x8000040, 0), (0x8000040, 0), (0, 1)]
+        table = b"".join(struct.pack("<QII", at, 1, control) for at, control in entries)
+        (folder / "resource0").write_bytes(table)
+    return tmp_path
+
+
+def made(devices, guest=GUEST, **more):
+    xml = DomainXml(read(guest), str(guest))
+    host = load_host(sample("eight-its-server.dtb"))
+    return make(xml, host, Releases("0.1.0"), Found(INTERRUPTS, **more), devices)
+
+
+def test_interrupts_of_vfio_are_counted():
+    assert counted(INTERRUPTS) == {FIRST: {0: 1001, 1: 7}, SECOND: {0: 1}}
+
+
+def test_a_guest(devices):
+    found = made(devices, kernel_log=[])
+    assert [device.address for device in found.devices] == [FIRST, SECOND, THIRD]
+    assert [device.strategy for device in found.devices] == ["multi-its", "multi-its", "identity"]
+    assert found.devices[0].options == {"mode": "s2"}
+    assert found.devices[0].vectors == (
+        SeenVector(0, Iova(0x8000040), 1001),
+        SeenVector(1, Iova(0x8000040), 7),
+    )
+    assert found.devices[1].vectors == (SeenVector(0, None, 1),)
+    assert found.devices[2].vectors == ()
+    assert found.slots == (Slot(Iova(0x8000000), 0),)
+    assert found.unread == (
+        "0001:01:00.0: its MSI-X table is not read while it is in power state D3hot",
+        "0002:01:00.0: reading its configuration space: No such file or directory; it takes root",
+    )
+    assert found.guest.honours_rmr
+    assert found.guest.name == "guest"
+
+
+def test_the_host_is_reduced_to_what_is_used(devices):
+    host = made(devices, kernel_log=[]).host
+    assert host.source == "recording"
+    assert [device.address for device in host.devices] == [FIRST, SECOND, THIRD]
+    assert [device.vectors for device in host.devices] == [2, 1, 1]
+    assert [its.id for its in host.itses] == sorted({d.its for d in host.devices})
+    assert {smmu.id for smmu in host.smmus} == {device.smmu for device in host.devices}
+    assert (host.routes, host.functions, host.segments, host.reserved_memory) == ((), (), (), ())
+
+
+def test_events_of_both_logs(devices):
+    """In the guest the third device's bus is the first behind its expander bus."""
+    guest_log = "\n".join(
+        f"[   1.0] {FAULT.format(f'0000:{bus:02x}:00.0', 0x8000040)}" for bus in range(256)
+    )
+    host_log = [FAULT.format(FIRST, 0x12345000)] * 3 + [FAULT.format("0005:01:00.0", 0x1000)]
+    found = made(devices, kernel_log=host_log, guest_log=guest_log).events
+    assert [(each.device, each.log, each.event.iova) for each in found] == [
+        (FIRST, Log.HOST, 0x12345000),
+        (FIRST, Log.GUEST, 0x8000040),
+        (SECOND, Log.GUEST, 0x8000040),
+        (THIRD, Log.GUEST, 0x8000040),
+    ]
+
+
+def test_events_from_before_the_log_was_cleared_are_passed_over(devices):
+    old, new = (FAULT.format(FIRST, iova) for iova in (0x1000, 0x2000))
+    found = made(devices, kernel_log=[old, new], recent_log=[new]).events
+    assert [each.event.iova for each in found] == [0x2000]
+
+
+def test_many_events(devices):
+    log = [FAULT.format(FIRST, 0x1000 * number) for number in range(MAX_EVENTS + 9)]
+    assert len(made(devices, kernel_log=log).events) == MAX_EVENTS
+
+
+def test_a_guest_that_maps_no_rmr(devices):
+    assert not made(devices, kernel_log=[], rmr=False).guest.honours_rmr
+
+
+@pytest.mark.parametrize(
+    ("line", "vlpis"),
+    [
+        ("kvm [1]: GICv4.1 support enabled", True),
+        ("kvm [1]: GICv4 support enabled", True),
+        ("kvm [1]: GICv4 support disabled", False),
+    ],
+)
+def test_a_host_that_gives_msis_to_guests_directly(devices, line, vlpis):
+    assert made(devices, kernel_log=[line]).vlpis is vlpis
+
+
+def test_a_guest_without_a_nested_smmu(devices):
+    with pytest.raises(UsageError) as caught:
+        made(devices, sample("three-devices.xml"), kernel_log=[])
+    assert str(caught.value) == (
+        "recording three-devices: it has no device behind an accelerated vSMMU; valid is a guest "
+        "that vmm-msi attach gave one"
+    )

@@ -1,0 +1,125 @@
+"""``vmm-msi lab guest``: a real guest in the emulated host, behind a nested SMMU."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_format, print_json
+from vmm_msi.cli.lab import Subcommand
+from vmm_msi.cli.lab_host import add_source
+
+if TYPE_CHECKING:
+    import argparse
+
+#: Exit status where an interrupt was lost.
+LOST = 1
+
+_MOST = 1_000_000
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    from vmm_msi.lab.guestrun import ACTS, KINDS
+    from vmm_msi.lab.shape import NVME, RANGES
+
+    parser.add_argument(
+        "--devices",
+        default=NVME,
+        metavar="KIND[,…]",
+        help=f"devices that the guest is given: {', '.join(KINDS)}; a kind may be named several "
+        "times (default: %(default)s)",
+    )
+    low, high = RANGES["smmus"]
+    parser.add_argument(
+        "--vsmmus",
+        type=int,
+        default=1,
+        metavar="N",
+        help=f"physical SMMUs that the devices are dealt out to, for each of which the guest has a "
+        f"vSMMU; {low} to {high} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--strategy", metavar="NAME[:key=value,…]", help="strategy, as vmm-msi attach takes it"
+    )
+    parser.add_argument(
+        "--count",
+        type=int,
+        default=1000,
+        metavar="N",
+        help="pieces of work for each device, such as reads; each makes it signal at least one "
+        f"interrupt, 1 to {_MOST} (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--then",
+        default="",
+        metavar="ACT[,…]",
+        help=f"what is done to the guest afterwards: {', '.join(ACTS)} (of the last device); "
+        "the devices that are left work again each time",
+    )
+    parser.add_argument(
+        "--no-rmr",
+        action="store_true",
+        help="take the RMRs out of the guest's IORT, to see how that fails",
+    )
+    parser.add_argument(
+        "--record",
+        type=Path,
+        metavar="FILE",
+        help="keep what happened in a file, for vmm-msi replay; one that is there is kept",
+    )
+    add_source(parser)
+    add_format(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run a guest, and return 1 where an interrupt was lost."""
+    from vmm_msi.errors import UsageError
+    from vmm_msi.hosttree.pack import check_target, write_archive
+    from vmm_msi.lab.guestrun import ACTS, UNPLUG, Order, Runner, shape_for
+    from vmm_msi.lab.host import LabHost, logs_folder
+    from vmm_msi.lab.itslog import ItsLog
+    from vmm_msi.lab.link import AgentLink
+    from vmm_msi.lab.progress import Progress
+    from vmm_msi.report import guestrun as report
+
+    kinds = [kind.strip() for kind in args.devices.split(",")]
+    if not 1 <= args.count <= _MOST:
+        raise UsageError(f"lab guest: --count {args.count}; valid is 1 to {_MOST}")
+    acts = [act for act in args.then.split(",") if act]
+    if unknown := [act for act in acts if act not in ACTS]:
+        raise UsageError(f"lab guest: --then {unknown[0]!r}; valid: {', '.join(ACTS)}")
+    if acts.count(UNPLUG) > len(kinds):
+        raise UsageError(f"lab guest: --then has more {UNPLUG} than there are devices")
+    shape = shape_for(kinds, args.vsmmus)
+    if args.record is not None:
+        check_target(args.record, force=False)
+    progress = Progress(sys.stderr, "lab guest")
+    host = LabHost(
+        shape,
+        suite=args.suite,
+        cache=args.cache,
+        progress=progress,
+        crash_logs=logs_folder(args.cache),
+    )
+    with host as lab, AgentLink(lab.agent_socket) as link:
+        runner = Runner(link, ItsLog(lab.its_log), lab.boot_folder, progress)
+        # Before libvirtd starts: without udev it learns of no device later.
+        devices = runner.devices(kinds)
+        runner.prepare()
+        order = Order(
+            devices, args.strategy, args.count, acts, not args.no_rmr, args.record is not None
+        )
+        found = runner.run(order)
+        progress.clear()
+    if found.recording is not None:
+        write_archive(args.record, found.recording)
+    if args.format == "json":
+        print_json(report.to_json(found))
+    else:
+        print("\n".join(report.to_lines(found)))
+    return 0 if found.complete else LOST
+
+
+SUBCOMMANDS: dict[str, Subcommand] = {"guest": Subcommand(configure, run)}

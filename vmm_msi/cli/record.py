@@ -1,0 +1,123 @@
+"""``vmm-msi record``: keep what became of a guest's MSIs, to be replayed anywhere."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_granule, add_host, check_uris, host_or_live
+from vmm_msi.cli.guest import add_connection, add_target
+from vmm_msi.errors import InputError, UnreadableError, UsageError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.recording import Releases
+
+_INTERRUPTS = Path("/proc/interrupts")
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    add_target(parser)
+    parser.add_argument(
+        "-o", "--output", metavar="FILE", required=True, help="the recording; - for standard output"
+    )
+    parser.add_argument("--force", action="store_true", help="write over a FILE that is there")
+    add_connection(parser)
+    add_host(parser, "this machine, where its own firmware tables do not tell")
+    add_granule(parser)
+    parser.add_argument(
+        "--guest-log",
+        type=Path,
+        metavar="FILE",
+        help="the guest's own kernel log, as its dmesg prints it: faults of its stage 1 are logged "
+        "there",
+    )
+    parser.add_argument(
+        "--no-rmr",
+        action="store_true",
+        help="the guest's kernel does not map what its IORT wants mapped 1:1; nothing on the host "
+        "tells",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Record a guest that runs."""
+    from vmm_msi.hosttree.kernellog import kernel_log
+    from vmm_msi.hosttree.pack import check_target, write_archive
+    from vmm_msi.recording import file
+    from vmm_msi.recording.making import Found, make
+    from vmm_msi.topology.live import this_machine
+
+    target = None if args.output == "-" else Path(args.output)
+    check_target(target, force=args.force)
+    check_uris(args, [args.connect])
+    if os.geteuid() != 0:
+        raise UsageError(
+            "recording takes root: the kernel's log, the devices' MSI-X tables and the firmware's "
+            "tables are for root alone; try sudo vmm-msi record"
+        )
+    log = None if args.guest_log is None else _guest_log(args.guest_log)
+    xml, releases = _ask(args)
+    host = host_or_live(args)
+    unread = []
+    lines: list[str] = []
+    recent: list[str] = []
+    try:
+        lines = kernel_log(this_machine())
+        recent = kernel_log(this_machine(), since_cleared=True)
+    except UnreadableError as failure:
+        unread.append(f"{failure.path}: {failure.reason}")
+    interrupts = ""
+    try:
+        interrupts = _INTERRUPTS.read_text(encoding="ascii", errors="replace")
+    except OSError as failure:
+        unread.append(f"{_INTERRUPTS}: {failure.strerror}")
+    read = Found(interrupts, lines, recent, log, not args.no_rmr, tuple(unread))
+    found = make(xml, host, releases, read)
+    data = file.encode(found)
+    write_archive(target, data, force=args.force)
+    counted = sum(device.interrupts for device in found.devices)
+    print(
+        f"wrote {target or 'standard output'}: {len(found.devices)} devices, {len(found.slots)} "
+        f"slots, {counted} interrupts, {len(found.events)} events",
+        file=sys.stderr,
+    )
+    for text in found.unread:
+        print(f"not read: {text}", file=sys.stderr)
+    return 0
+
+
+def _guest_log(path: Path) -> str:
+    from vmm_msi.explain import reading
+
+    try:
+        with path.open("rb") as opened:
+            return reading.decode(opened.read(reading.MAX_BYTES + 1), str(path))
+    except OSError as failure:
+        raise InputError(f"reading the guest's log {path}: {failure.strerror}") from failure
+
+
+def _ask(args: argparse.Namespace) -> tuple[DomainXml, Releases]:
+    """Ask libvirt for what runs, and for the releases."""
+    from vmm_msi import __version__
+    from vmm_msi.doctor.software import ask_libvirt
+    from vmm_msi.libvirt_driver import connect
+    from vmm_msi.recording import Releases
+
+    with connect(args.connect, readonly=True) as connection:
+        if not connection.is_active(args.domain):
+            raise UsageError(
+                f"recording {args.domain}: it does not run; start it and have its devices "
+                "work first"
+            )
+        xml = connection.domain_xml(args.domain, inactive=False)
+        software = ask_libvirt(connection)
+    told = [
+        "" if version is None else str(version) for version in (software.libvirt, software.qemu)
+    ]
+    return xml, Releases(__version__, os.uname().release, *told)

@@ -1,0 +1,50 @@
+"""``vmm-msi replay``: hold the model against what was recorded on real hardware."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins, print_json
+
+if TYPE_CHECKING:
+    import argparse
+
+#: The model says something else than what was seen.
+EXIT_DIFFERS = 1
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    """Add the arguments."""
+    parser.add_argument(
+        "file", type=Path, metavar="FILE", help="a recording that vmm-msi record wrote"
+    )
+    parser.add_argument(
+        "--strategy",
+        metavar="NAME[:key=value,…]",
+        help="another strategy for every device: what would have become of the same guest; "
+        "default: what was recorded",
+    )
+    add_format(parser)
+    add_config(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Replay, and return 1 where the model does not agree."""
+    from vmm_msi.config import Choice
+    from vmm_msi.recording import file
+    from vmm_msi.recording.replaying import replay
+    from vmm_msi.report.replay import to_json, to_lines
+
+    choice = None if args.strategy is None else Choice.parse(args.strategy)
+    recording = file.read(args.file)
+    settings = load_config(args)
+    plugins = load_plugins(args, settings, [] if choice is None else [choice])
+    found = replay(recording, plugins, settings.its_selector(recording.guest.name), choice)
+    if args.format == "json":
+        print_json(to_json(found))
+    else:
+        # Names in a file from anywhere may have what does something to a terminal.
+        for line in to_lines(found):
+            print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+    return 0 if found.agrees else EXIT_DIFFERS
