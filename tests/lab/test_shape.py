@@ -154,13 +154,16 @@ def test_a_host_with_guests():
 
 
 def test_a_host_with_guests_will_not_do_for_others():
-    assert not WITH_GUESTS.covers(Shape(1, 0, 0, e1000es=1, memory=512))
+    assert not WITH_GUESTS.covers(Shape(1, 1, 0, memory=512))
+    assert not Shape(1, 1, 0, e1000es=1).covers(Shape(1, 0, 0, e1000es=1, guests=True))
     assert WITH_GUESTS.covers(Shape(1, 0, 0, e1000es=1, memory=512, guests=True))
 
 
 def test_a_host_without_a_device_is_refused():
     with pytest.raises(UsageError, match=r"^lab host: no device at all; valid is one or more"):
-        Shape(1, 0, 0)
+        Shape(1, 0, 0, guests=True)
+    with pytest.raises(UsageError, match=r"^lab host: 0 devices; valid is 1 to 32"):
+        Shape(1, 0, 0, nvmes=1)
 
 
 LARGEST = Shape(smmus=8, devices=32, pairs=16, memory=512, vcpus=8)

@@ -17,7 +17,7 @@ PORTS_PER_SMMU = 15
 #: SMMUs (``hw/arm/virt.c``: 64 for the platform bus); bus numbers are what ends earlier.
 RANGES = {
     "smmus": (1, 8),
-    "devices": (0, 32),
+    "devices": (1, 32),
     "pairs": (0, 16),
     "nvmes": (0, 16),
     "e1000es": (0, 8),
@@ -83,6 +83,8 @@ class Shape:
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
+            if self.guests and name == "devices":
+                low = 0
             if not low <= value <= high:
                 raise UsageError(f"lab host: {value} {name}; valid is {low} to {high}")
         if self.granule not in GRANULES:
