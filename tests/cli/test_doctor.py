@@ -256,7 +256,7 @@ def test_a_guest_of_libvirt(vmm_msi):
 
 def test_a_strategy_is_looked_at_without_a_guest(vmm_msi):
     code, document = found(vmm_msi, TWO, "--strategy", "coerced")
-    assert (code, ids(document)) == (EXIT_ERRORS, ["strategy-not-carried"])
+    assert (code, ids(document)) == (EXIT_ERRORS, ["strategy-not-carried", "libvirt-unknown"])
 
 
 def test_a_configuration_that_is_named_is_read(vmm_msi):

@@ -73,9 +73,13 @@ def test_without_a_guest_it_is_what_a_plan_needs():
     assert PLUGINS is case.plugins
 
 
-@pytest.mark.parametrize(("guest", "raised"), [(True, True), (False, False)])
-def test_nothing_tells_of_libvirt(guest, raised):
-    case = case_of(ONE, software=Software())
+@pytest.mark.parametrize(
+    ("guest", "strategy", "raised"),
+    [(True, None, True), (False, None, False), (False, "identity", True)],
+)
+def test_nothing_tells_of_libvirt(guest, strategy, raised):
+    """It matters where a guest or a strategy is asked for."""
+    case = case_of(ONE, software=Software(), choice=strategy and Choice(strategy))
     if not guest:
         case = replace(case, guest=None)
     assert ("unknown libvirt-unknown" in ids(case)) is raised

@@ -28,7 +28,7 @@ def too_old(case: Case) -> Iterator[Finding]:
     software = case.software
     whose = "host" if case.guest is None else subject(case.guest.xml)
     if software.libvirt is None:
-        if case.guest is not None:
+        if case.guest is not None or case.choice is not None:
             yield Finding(
                 "libvirt-unknown",
                 Severity.UNKNOWN,

@@ -97,11 +97,18 @@ def _lost(
         f"{first.device}{f' and {more} more' if more else ''}",
         tuple(evidence),
         f"With strategy {chosen} no MSI of it arrives: {first.outcome}.",
-        f"Would deliver here: {', '.join(able)}."
+        f"{_first(case)}Would deliver here: {', '.join(able)}."
         if able
         else "No strategy delivers its MSIs here: use another device, or mend what the reason "
         "names.",
     )
+
+
+def _first(case: Case) -> str:
+    """Say what of the guest comes before another strategy."""
+    if case.guest is None or case.guest.xml.acpi:
+        return ""
+    return "Give the guest ACPI first (no-acpi): without it the RMR that QEMU writes is not read. "
 
 
 def _words(verdict: Verdict) -> str:
