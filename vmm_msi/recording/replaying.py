@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.host import PluginHost
     from vmm_msi.iommu.events import SmmuEvent
-    from vmm_msi.model import GuestDevice, GuestDomain, HostDevice, Iova, PciAddress, Verdict
+    from vmm_msi.model import GuestDomain, HostDevice, Iova, PciAddress, Verdict
     from vmm_msi.recording import Recording, SeenDevice, Slot
 
 _STAGE = {Outcome.S1_FAULT: 1, Outcome.S2_FAULT: 2}
@@ -119,22 +119,29 @@ def _knows_addresses(recording: Recording) -> bool:
 
 
 def _in_order(recording: Recording) -> GuestDomain:
-    """Return the guest with its devices in the order in which they took slots."""
+    """Return the guest with its devices in the order in which they took slots.
+
+    One that took none stays where it is in the guest: nothing tells when it was tried. Slots tell
+    the order within one MSI window only, and on Linux there is one for all devices.
+    """
+    if len({device.sw_msi_window for device in recording.host.devices}) > 1:
+        return recording.guest
     pages = {slot.page: number for number, slot in enumerate(recording.slots)}
     size = recording.host.granule
-    first = {
-        device.address: min(
-            (pages.get(a.align_down(size), len(pages)) for a in device.programmed),
-            default=len(pages),
-        )
-        for device in recording.devices
-    }
-
-    def place(device: GuestDevice) -> int:
-        return first[device.host]
-
+    first = {}
+    for device in recording.devices:
+        numbers = [pages.get(a.align_down(size)) for a in device.programmed]
+        taken = [number for number in numbers if number is not None]
+        if taken:
+            first[device.address] = min(taken)
     guest = recording.guest
-    return replace(guest, devices=tuple(sorted(guest.devices, key=place)))
+    placed = sorted(
+        (device for device in guest.devices if device.host in first),
+        key=lambda device: first[device.host],
+    )
+    following = iter(placed)
+    devices = [next(following) if device.host in first else device for device in guest.devices]
+    return replace(guest, devices=tuple(devices))
 
 
 def _model_slots(recording: Recording, verdicts: Mapping[PciAddress, Verdict]) -> tuple[Slot, ...]:
