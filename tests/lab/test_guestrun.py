@@ -41,7 +41,6 @@ RUN = GuestRun(
     [Phase("start", [DRIVE])],
     [(0x800_0000, 0x10_0000)] * 2,
     [{"id": 1, "devices": ["0000:21:00.0"], "reserved": ["0x1 0x2 direct"], "type": "DMA"}],
-    "attached",
     predicted=[{"severity": "note", "id": "no-migration", "subject": "guest lab-guest"}],
 )
 

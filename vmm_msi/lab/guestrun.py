@@ -141,7 +141,6 @@ class GuestRun:
     :param releases: of kernel, libvirt and QEMU.
     :param rmrs: what the guest's IORT wants mapped 1:1, as base and size in bytes.
     :param groups: IOMMU groups of the guest, as it tells them.
-    :param said: what ``vmm-msi attach`` printed.
     :param predicted: what ``vmm-msi doctor`` found before the guest was started.
     :param host_faults: what the emulated host's kernel logged of faults of its SMMUs.
     :param guest_faults: what the guest's kernel logged of those of its vSMMUs.
@@ -154,7 +153,6 @@ class GuestRun:
     phases: Sequence[Phase]
     rmrs: Sequence[tuple[int, int]]
     groups: Sequence[Mapping[str, Any]]
-    said: str
     predicted: Sequence[Mapping[str, Any]] = ()
     host_faults: Sequence[str] = ()
     guest_faults: Sequence[str] = ()
@@ -224,11 +222,11 @@ class Runner:
             )
         return str(done["stdout"])
 
-    def attach(self, devices: Sequence[PciAddress], strategy: str | None) -> str:
+    def attach(self, devices: Sequence[PciAddress], strategy: str | None) -> None:
         """Attach devices to the guest's definition."""
         named = [] if strategy is None else ["--strategy", strategy]
         with _Timed(self, "attach", f"attaching {', '.join(map(str, devices))}"):
-            return self.command(
+            self.command(
                 "attach", self._facts["guest"], *map(str, devices), "-c", self._facts["uri"], *named
             )
 
@@ -311,7 +309,7 @@ class Runner:
 
         :raise VmmMsiError: when a part fails.
         """
-        said = self.attach(order.devices, order.strategy)
+        self.attach(order.devices, order.strategy)
         predicted = self.predict()
         self.start()
         seen = self.look() if order.rmr else self._start_without_rmr(order)
@@ -344,7 +342,6 @@ class Runner:
             phases=phases,
             rmrs=() if table is None else [r for rmr in table.rmrs for r in rmr.ranges],
             groups=seen["groups"],
-            said=said,
             predicted=predicted,
             host_faults=host_faults,
             guest_faults=guest_faults,
