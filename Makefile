@@ -58,7 +58,7 @@ bench: setup-test ## time the commands, the model, the editing of domain XML, th
 	@PYTHONPATH=tests $(BIN)/python -m bench.topology
 
 boards: setup-test ## what the boards have that Debian's arm64 kernel runs on, from its device trees
-	@PYTHONPATH=tests $(BIN)/python -m topology.boards
+	@PYTHONPATH=tests $(BIN)/python -m host.firmware.boards
 
 fuzz: setup-test ## the readers of data from outside against any bytes, for FUZZ_SECONDS (60)
 	@PYTHONPATH=tests $(BIN)/python -m fuzz.run

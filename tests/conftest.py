@@ -13,9 +13,9 @@ import pytest
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab import DEFAULT_SUITE
-from vmm_msi.lab.daemon import LabDaemon
-from vmm_msi.lab.progress import Progress
-from vmm_msi.lab.root import ensure_root
+from vmm_msi.lab.build.progress import Progress
+from vmm_msi.lab.build.root import ensure_root
+from vmm_msi.lab.machine.daemon import LabDaemon
 
 # The machine that tests run on is shared: an example has no deadline, a test has pytest's timeout.
 hypothesis.settings.register_profile("vmm-msi", deadline=None)

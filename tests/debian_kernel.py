@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from conftest import unavailable
 
 from vmm_msi.errors import LabError
-from vmm_msi.lab import DEFAULT_SUITE, hosttools
-from vmm_msi.lab import cache as caches
-from vmm_msi.lab.aptget import PrivateApt
-from vmm_msi.lab.progress import Progress
+from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.lab.build import cache as caches
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.apt import PrivateApt
+from vmm_msi.lab.build.progress import Progress
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,7 +52,7 @@ def ensure() -> Path:
         apt.update()
         package = apt.fetch(_newest(apt), work)
         tree = work / "tree"
-        subprocess.run([hosttools.find_tool("dpkg"), "--extract", package, tree], check=True)
+        subprocess.run([host_tools.find_tool("dpkg"), "--extract", package, tree], check=True)
         [modules] = (tree / "usr/lib/modules").iterdir()
         kept = work / "kept"
         shutil.copytree(modules / "dtb", kept / "dtb", ignore=_no_overlays)

@@ -23,7 +23,7 @@ PAGES = (
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
     *sorted(DOCS.glob("*.md")),
-    *sorted(DOCS.glob("findings/*.md")),
+    *sorted((ROOT / "vmm_msi" / "doctor" / "findings").glob("*.md")),
 )
 
 _FENCE = re.compile(
@@ -186,7 +186,7 @@ def releases_table() -> str:
 
 def kernel_options() -> str:
     """Return the emulated host's kernel options, each group under its reason, as Markdown."""
-    fragment = (ROOT / "vmm_msi" / "lab" / "kernel.config").read_text(encoding="utf-8")
+    fragment = (ROOT / "vmm_msi" / "lab" / "build" / "kernel.config").read_text(encoding="utf-8")
     lines = ["| options | why |", "|---|---|"]
     for group in fragment.split("\n\n")[1:]:
         why: list[str] = []
@@ -205,7 +205,7 @@ def kernel_options() -> str:
 
 def explained_texts() -> str:
     """Return every text that ``explain`` knows, as Markdown."""
-    from vmm_msi.explain.tables import texts
+    from vmm_msi.explain.known_texts import texts
 
     lines = ["| id | of | text | says |", "|---|---|---|---|"]
     for text in texts():
@@ -278,7 +278,9 @@ def findings_table() -> str:
     lines = ["| id | severity | title |", "|---|---|---|"]
     for name, severities in finding_ids().items():
         words = ", ".join(f"`{severity}`" for severity in severities)
-        lines.append(f"| [{name}](findings/{name}.md) | {words} | {pages.title(name)} |")
+        lines.append(
+            f"| [{name}](../vmm_msi/doctor/findings/{name}.md) | {words} | {pages.title(name)} |"
+        )
     return "\n".join(lines) + "\n"
 
 

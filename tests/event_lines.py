@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.model import Iova, Ipa
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
+from vmm_msi.types import Iova, Ipa
 
 SMMU = "arm-smmu-v3.0.auto"
 _CLASS = {0: "CD fetch", 1: "Stage 1 translation table fetch", 2: "Input address caused fault"}

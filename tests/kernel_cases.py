@@ -8,8 +8,8 @@ functions of one device, in one IOMMU group, behind it too, 4 and 5 behind SMMU 
 from __future__ import annotations
 
 from vmm_msi.errors import errno_name
-from vmm_msi.iommu.steps import OPS, Course, LandingKind, Ref, Scenario, Stage1Shape, Step
-from vmm_msi.model import (
+from vmm_msi.iommu.call_sequence import OPS, Course, LandingKind, Ref, Scenario, Stage1Shape, Step
+from vmm_msi.types import (
     DeviceId,
     Granule,
     HostDevice,

@@ -5,10 +5,11 @@ from __future__ import annotations
 import shutil
 import subprocess
 
-from vmm_msi.lab import DEFAULT_SUITE, hosttools
-from vmm_msi.lab import cache as caches
-from vmm_msi.lab.aptget import PrivateApt
-from vmm_msi.lab.progress import Progress
+from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.lab.build import cache as caches
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.apt import PrivateApt
+from vmm_msi.lab.build.progress import Progress
 
 PACKAGE = "linux-libc-dev"
 
@@ -19,7 +20,7 @@ def ensure_headers(progress=None):
     :raise LabError: when the package cannot be had.
     """
     progress = progress or Progress(None)
-    words = (DEFAULT_SUITE, hosttools.architecture())
+    words = (DEFAULT_SUITE, host_tools.architecture())
     made_from = {"suite": words[0], "architecture": words[1], "package": PACKAGE, "recipe": 1}
     place = caches.entry(None, "headers", "the kernel's headers", words, made_from)
     include = place.path / "usr/include"

@@ -102,10 +102,10 @@ def pair(
 def guest_run(scenario, backend, strategy: str):
     """Return a run of the scenario's guest, with one strategy for all of its devices."""
     from vmm_msi.config import Choice
-    from vmm_msi.host import PluginHost
-    from vmm_msi.run import GuestRun
+    from vmm_msi.engine.session import GuestSession
+    from vmm_msi.plugins.manager import PluginManager
 
     choices = {device.host: Choice.parse(strategy) for device in scenario.guest.devices}
-    return GuestRun(
-        PluginHost.load(), scenario.host, scenario.guest, backend, choices, "first-in-group"
+    return GuestSession(
+        PluginManager.load(), scenario.host, scenario.guest, backend, choices, "first-in-group"
     )

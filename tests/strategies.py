@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from vmm_msi.config import Choice
-from vmm_msi.model import (
+from vmm_msi.types import (
     SW_MSI_WINDOW,
     DeviceId,
     Granule,

@@ -10,15 +10,18 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 500
 
-#: Layers from the bottom up: a unit imports from lower ones and from itself.
+#: Layers from the bottom up: a unit imports from lower ones and from itself. A room within a room
+#: (``host.files``) may be a unit of its own.
 LAYERS = (
     {"errors"},
-    {"model", "tomlfile", "samples", "templates", "findings", "hosttree"},
-    {"iommu", "domxml", "topology", "config"},
-    {"hookspecs", "libvirt_driver", "qemuhook"},
-    {"strategy", "host", "lab"},
-    {"api", "run"},
-    {"compare", "provision"},
+    {"types", "tomlfile", "samples", "templates", "host.files"},
+    {"host.firmware", "host.pci"},
+    {"iommu", "domxml", "config"},
+    {"host"},
+    {"libvirt_driver", "qemuhook"},
+    {"plugins", "lab"},
+    {"engine"},
+    {"provision"},
     {"doctor", "explain"},
     {"recording"},
     {"report", "watch"},
@@ -29,25 +32,40 @@ LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
 #: What a part of the tree may not import, over and above its layer.
 FORBIDDEN = {
-    "vmm_msi.domxml": ("libvirt", "libvirt_qemu", "vmm_msi.iommu", "vmm_msi.topology"),
-    "vmm_msi.topology": ("libvirt", "libvirt_qemu", "vmm_msi.iommu", "vmm_msi.domxml"),
+    "vmm_msi.domxml": ("libvirt", "libvirt_qemu", "vmm_msi.iommu", "vmm_msi.host"),
+    "vmm_msi.host": ("libvirt", "libvirt_qemu", "vmm_msi.iommu", "vmm_msi.domxml"),
     "vmm_msi.qemuhook": (
         "vmm_msi.config",
         "vmm_msi.iommu",
         "vmm_msi.samples",
         "vmm_msi.templates",
         "vmm_msi.tomlfile",
-        "vmm_msi.topology",
+        "vmm_msi.host.firmware",
+        "vmm_msi.host.sources",
     ),
-    "vmm_msi.iommu": ("libvirt", "libvirt_qemu", "lxml", "vmm_msi.domxml", "vmm_msi.topology"),
+    "vmm_msi.iommu": ("libvirt", "libvirt_qemu", "lxml", "vmm_msi.domxml", "vmm_msi.host.firmware"),
 }
-#: All of the package that the model of kernel and hardware may import.
-SIM_MAY_IMPORT = ("vmm_msi.errors", "vmm_msi.model", "vmm_msi.iommu")
+#: All of the package that the simulator of kernel and hardware may import.
+SIM_MAY_IMPORT = ("vmm_msi.errors", "vmm_msi.types", "vmm_msi.iommu")
 LIBVIRT = {"libvirt", "libvirt_qemu", "libvirtmod", "libvirtaio"}
 
 
 def is_in(name: str, part: str) -> bool:
     return name == part or name.startswith(f"{part}.")
+
+
+def unit_of(name: str) -> str:
+    """Return the unit of LAYERS that a dotted name is in; empty where none is."""
+    parts = name.split(".")[1:3]
+    nested = ".".join(parts)
+    return nested if nested in LEVEL else parts[0] if parts and parts[0] in LEVEL else ""
+
+
+def is_public(name: str) -> bool:
+    """Return whether a name is of the plugin contract: the room itself, not a module in it."""
+    room, _, rest = name.partition("vmm_msi.plugins.")
+    modules = {path.stem for path in (ROOT / "vmm_msi" / "plugins").glob("*.py")}
+    return not room and rest.partition(".")[0] not in {"", *modules}
 
 
 def imports(source: str, module: str, *, package: bool = False) -> set[str]:
@@ -85,18 +103,17 @@ def violations(module: str, source: str, *, package: bool = False) -> list[str]:
         return [
             f"{module} imports {name}"
             for name in names
-            if (is_in(name, "vmm_msi") and not is_in(name, "vmm_msi.api"))
-            or name.partition(".")[0] in LIBVIRT
+            if (is_in(name, "vmm_msi") and not is_public(name)) or name.partition(".")[0] in LIBVIRT
         ]
     if module == "vmm_msi":
         return []  # the library's names, from wherever they are
-    unit = module.split(".")[1] if "." in module else ""
-    if unit and unit not in LEVEL:
+    unit = unit_of(module)
+    if not unit:
         found.append(f"{module} has no place in LAYERS")
     forbidden = [bad for part, list_ in FORBIDDEN.items() if is_in(module, part) for bad in list_]
     for name in names:
-        top, _, rest = name.partition(".")
-        target = rest.partition(".")[0]
+        top = name.partition(".")[0]
+        target = unit_of(name)
         if top in LIBVIRT and not is_in(module, "vmm_msi.libvirt_driver"):
             found.append(f"{module} imports {name}: libvirt_driver alone may")
         if top == "vmm_msi_plugins":
@@ -107,11 +124,11 @@ def violations(module: str, source: str, *, package: bool = False) -> list[str]:
             continue
         if (
             is_in(module, "vmm_msi.iommu.sim")
-            and target in LEVEL
+            and target
             and not any(is_in(name, good) for good in SIM_MAY_IMPORT)
         ):
-            found.append(f"{module} imports {name}: the model judges, it shares nothing")
-        if target in LEVEL and target != unit and LEVEL[target] >= LEVEL.get(unit, -1):
+            found.append(f"{module} imports {name}: the simulator judges, it shares nothing")
+        if target and target != unit and LEVEL[target] >= LEVEL.get(unit, -1):
             found.append(f"{module} imports {name}: against the direction")
     return found
 
@@ -121,7 +138,6 @@ def modules() -> dict[str, Path]:
     for folder, package in (
         (ROOT / "vmm_msi", "vmm_msi"),
         (ROOT / "plugins" / "vmm_msi_plugins", "vmm_msi_plugins"),
-        (ROOT / "docs" / "findings", "vmm_msi.findings"),
         (ROOT / "xml-templates", "vmm_msi.templates"),
     ):
         for path in folder.rglob("*.py"):
@@ -146,33 +162,38 @@ def test_modules_are_not_too_long(module):
 
 
 def test_every_unit_in_the_layers_exists():
-    units = {name.split(".")[1] for name in MODULES if "." in name and is_in(name, "vmm_msi")}
+    units = {unit_of(name) for name in MODULES if "." in name and is_in(name, "vmm_msi")}
     assert units == set(LEVEL)
 
 
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("vmm_msi.errors", "from vmm_msi.model import Iova"),
-        ("vmm_msi.model", "import vmm_msi.host"),
-        ("vmm_msi.host", "if TYPE_CHECKING:\n    from vmm_msi.run import GuestRun"),
+        ("vmm_msi.errors", "from vmm_msi.types import Iova"),
+        ("vmm_msi.types", "import vmm_msi.plugins.manager"),
+        (
+            "vmm_msi.plugins.manager",
+            "if TYPE_CHECKING:\n    from vmm_msi.engine.session import GuestSession",
+        ),
         ("vmm_msi.iommu.sim.kernel", "from lxml import etree"),
         ("vmm_msi.iommu.sim.kernel", "import libvirt"),
         ("vmm_msi.iommu.sim.kernel", "import vmm_msi_plugins.direct"),
-        ("vmm_msi.iommu.sim.kernel", "from vmm_msi.strategy import S2Pool"),
-        ("vmm_msi.iommu.sim.kernel", "from vmm_msi import strategy"),
+        ("vmm_msi.iommu.sim.kernel", "from vmm_msi.plugins.strategy import S2Pool"),
+        ("vmm_msi.iommu.sim.kernel", "from vmm_msi.plugins import strategy"),
         ("vmm_msi.iommu.sim.kernel", "from vmm_msi.config import Choice"),
         ("vmm_msi.provision", "def f():\n    import libvirt_qemu"),
-        ("vmm_msi.domxml.editor", "from vmm_msi.host import PluginHost"),
-        ("vmm_msi.domxml.editor", "from vmm_msi import run"),
+        ("vmm_msi.domxml.editor", "from vmm_msi.plugins.manager import PluginManager"),
+        ("vmm_msi.domxml.editor", "from vmm_msi.engine import session"),
         ("vmm_msi.domxml.editor", "from ..provision import Change"),
         ("vmm_msi.domxml.editor", "import libvirt"),
         ("vmm_msi.qemuhook.entry", "from vmm_msi import config"),
         ("vmm_msi.qemuhook.entry", "import libvirt"),
-        ("vmm_msi_plugins.direct", "from vmm_msi.strategy import S2Pool"),
-        ("vmm_msi_plugins.direct", "from vmm_msi import run"),
-        ("vmm_msi.report.table", "from vmm_msi.cli import main"),
-        ("vmm_msi.report.table", "importlib.import_module('vmm_msi.cli')"),
+        ("vmm_msi_plugins.direct", "from vmm_msi.plugins.strategy import S2Pool"),
+        ("vmm_msi_plugins.direct", "from vmm_msi.engine import session"),
+        ("vmm_msi.report.compare", "from vmm_msi.cli import main"),
+        ("vmm_msi.report.compare", "importlib.import_module('vmm_msi.cli')"),
+        ("vmm_msi.host.files.archive", "from vmm_msi.host.pci import sysfs"),
+        ("vmm_msi.host.firmware.iort", "from vmm_msi.host.join import join"),
         ("vmm_msi.novelty", "import os"),
     ],
 )
@@ -186,9 +207,9 @@ def test_what_is_forbidden_is_seen(module, source):
         ("vmm_msi.libvirt_driver", "import libvirt"),
         ("vmm_msi.cli", "importlib.import_module(f'vmm_msi.cli.{name}')"),
         ("vmm_msi_plugins.multi_its", "from vmm_msi_plugins.identity import check_window"),
-        ("vmm_msi_plugins.direct", "from vmm_msi.api import S2Pool"),
+        ("vmm_msi_plugins.direct", "from vmm_msi.plugins import S2Pool"),
         ("vmm_msi.iommu.sim.kernel", "from vmm_msi.iommu.backend import S2Handle"),
-        ("vmm_msi.domxml.editor", "from . import edit"),
+        ("vmm_msi.domxml.editor", "from . import elements"),
         ("vmm_msi.cli", "from vmm_msi import __version__"),
     ],
 )

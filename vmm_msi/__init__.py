@@ -3,7 +3,7 @@
 What is in ``__all__`` is the library: the operations of the command line for a program that has a
 libvirt connection of its own. docs/api.md has examples. Everything is passed in, nothing is global:
 several connections, hosts and threads do not know of each other. Names are imported when they are
-first used. Plugins import :mod:`vmm_msi.api`.
+first used. Plugins import :mod:`vmm_msi.plugins`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config, load_config
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.errors import VmmMsiError
-    from vmm_msi.host import PluginHost
+    from vmm_msi.host.live import load_live
+    from vmm_msi.host.sources import load_host
     from vmm_msi.libvirt_driver import Connection
-    from vmm_msi.model import HostTopology, PciAddress, Verdict
+    from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision import (
         AttachRequest,
         Carrier,
@@ -34,8 +35,7 @@ if TYPE_CHECKING:
         plan_detach,
         status,
     )
-    from vmm_msi.topology import load_host
-    from vmm_msi.topology.live import load_live
+    from vmm_msi.types import HostTopology, PciAddress, Verdict
 
 __version__ = "0.1.0"
 
@@ -50,7 +50,7 @@ __all__ = [
     "DomainRecord",
     "HostTopology",
     "PciAddress",
-    "PluginHost",
+    "PluginManager",
     "Scope",
     "Status",
     "Verdict",
@@ -74,9 +74,10 @@ _MODULES = {
     "config": ("Choice", "Config", "load_config"),
     "domxml.metadata": ("DomainRecord",),
     "errors": ("VmmMsiError",),
-    "host": ("PluginHost",),
+    "host.live": ("load_live",),
+    "host.sources": ("load_host",),
     "libvirt_driver": ("Connection",),
-    "model": ("HostTopology", "PciAddress", "Verdict"),
+    "plugins.manager": ("PluginManager",),
     "provision": (
         "AttachRequest",
         "Carrier",
@@ -93,8 +94,7 @@ _MODULES = {
         "plan_detach",
         "status",
     ),
-    "topology": ("load_host",),
-    "topology.live": ("load_live",),
+    "types": ("HostTopology", "PciAddress", "Verdict"),
 }
 
 

@@ -16,7 +16,7 @@ import msgspec
 
 from vmm_msi import tomlfile
 from vmm_msi.errors import ConfigError, InputError, UsageError
-from vmm_msi.model import PciAddress
+from vmm_msi.types import PciAddress
 
 FILE_NAME = "vmm-msi.toml"
 DEFAULT_STRATEGY = "identity"

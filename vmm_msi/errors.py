@@ -8,7 +8,7 @@
     │   ├── ConfigError         vmm-msi.toml
     │   ├── ScenarioError       a scenario TOML
     │   ├── TopologyError       ACPI tables, a device tree, a device that is not in them
-    │   ├── UnreadableError     a file of a host that is there (``vmm_msi.hosttree``)
+    │   ├── UnreadableError     a file of a host that is there (``vmm_msi.host.files``)
     │   └── DomainXmlError      libvirt domain XML
     ├── PluginError             a plugin cannot be loaded, has a taken name or breaks the contract
     ├── RefusedError            a strategy, a policy or a capability says no; nothing was changed

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
-from vmm_msi.api import (
+from vmm_msi.plugins import (
     Capability,
     Iova,
     Needs,

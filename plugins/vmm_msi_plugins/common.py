@@ -6,7 +6,7 @@ that it finds in a plugin's module.
 
 from __future__ import annotations
 
-from vmm_msi.api import DoorbellMaps, Iova, PciAddress, S2Pool, Session, hookimpl, smmu_of
+from vmm_msi.plugins import DoorbellMaps, Iova, PciAddress, S2Pool, Session, hookimpl, smmu_of
 
 
 @hookimpl

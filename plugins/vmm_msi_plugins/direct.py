@@ -6,7 +6,7 @@ iommu_map()". It takes the host's doorbell at bind time, which the ITS selector 
 
 from __future__ import annotations
 
-from vmm_msi.api import (
+from vmm_msi.plugins import (
     Capability,
     DoorbellMaps,
     Iova,

@@ -6,7 +6,7 @@ device tree names one ITS per device.
 
 from __future__ import annotations
 
-from vmm_msi.api import HostDevice, PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import HostDevice, PluginInfo, PluginKind, hookimpl
 
 
 @hookimpl

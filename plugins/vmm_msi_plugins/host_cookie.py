@@ -6,14 +6,7 @@ and writes it into the device. The guest never learns of it, so stage 1 has no e
 
 from __future__ import annotations
 
-from vmm_msi.api import (
-    Capability,
-    Needs,
-    Options,
-    PluginInfo,
-    PluginKind,
-    hookimpl,
-)
+from vmm_msi.plugins import Capability, Needs, Options, PluginInfo, PluginKind, hookimpl
 from vmm_msi_plugins.common import (
     vmm_msi_attach_device,
     vmm_msi_detach_device,

@@ -6,7 +6,7 @@ page of the window; an MSI passes stage 1 unchanged and finds that page at stage
 
 from __future__ import annotations
 
-from vmm_msi.api import (
+from vmm_msi.plugins import (
     SW_MSI_WINDOW,
     Capability,
     Needs,

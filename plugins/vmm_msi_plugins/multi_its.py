@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from vmm_msi.api import (
+from vmm_msi.plugins import (
     SW_MSI_WINDOW,
     Capability,
     DoorbellMaps,

@@ -8,7 +8,7 @@ is wrong: it is overwritten with the gIOVA. docs/strategies.md tells what that r
 
 from __future__ import annotations
 
-from vmm_msi.api import (
+from vmm_msi.plugins import (
     ITS_TRANSLATER_PAGE_OFFSET,
     Capability,
     Iova,

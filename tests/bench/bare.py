@@ -10,7 +10,7 @@ import libvirt  # noqa: TID251 - the calls alone are the peer
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm_msi.model import PciAddress
+    from vmm_msi.types import PciAddress
 
 _SECURE = libvirt.VIR_DOMAIN_XML_SECURE
 _INACTIVE = libvirt.VIR_DOMAIN_XML_INACTIVE

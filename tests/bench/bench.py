@@ -20,18 +20,30 @@ from pathlib import Path
 import libvirt
 from bare import bare_attach, bare_detach
 
-from vmm_msi import samples, topology
-from vmm_msi.compare import compare
+from vmm_msi import samples
 from vmm_msi.config import Choice, Config
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.guest import virt_guest
+from vmm_msi.domxml.guest_domain import virt_guest
 from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.host import PluginHost
-from vmm_msi.lab.daemon import LabDaemon
-from vmm_msi.lab.root import ensure_root
+from vmm_msi.engine.compare import compare
+from vmm_msi.host import sources
+from vmm_msi.lab.build.root import ensure_root
+from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import (
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.provision import (
+    AttachRequest,
+    Carrier,
+    DetachRequest,
+    attach,
+    detach,
+    plan_attach,
+)
+from vmm_msi.qemuhook import script
+from vmm_msi.report import compare_json
+from vmm_msi.report.columns import columns
+from vmm_msi.types import (
     DeviceId,
     Granule,
     GuestPlan,
@@ -45,17 +57,6 @@ from vmm_msi.model import (
     StreamId,
     VsmmuPlan,
 )
-from vmm_msi.provision import (
-    AttachRequest,
-    Carrier,
-    DetachRequest,
-    attach,
-    detach,
-    plan_attach,
-)
-from vmm_msi.qemuhook import script
-from vmm_msi.report import jsonout
-from vmm_msi.report.columns import columns
 
 ITSES, SMMUS, VECTORS = 8, 4, 2048
 SMALL, GROWTH = 256, 10
@@ -95,7 +96,7 @@ def seconds(function) -> float:
     return time.perf_counter() - start
 
 
-def bench_compare(plugins: PluginHost) -> None:
+def bench_compare(plugins: PluginManager) -> None:
     small, large = big_scenario(SMALL), big_scenario(SMALL * GROWTH)
     # What is measured is the run, not the collector walking over the scenarios again and again.
     gc.collect()
@@ -127,7 +128,9 @@ def bench_compare(plugins: PluginHost) -> None:
     choice = [Choice.parse("multi-its")]
     with Path(os.devnull).open("w") as out:
         took = [
-            seconds(lambda s=s: jsonout.write(compare(plugins, s, choice, "first-in-group"), out))
+            seconds(
+                lambda s=s: compare_json.write(compare(plugins, s, choice, "first-in-group"), out)
+            )
             for s in (small, large)
         ]
     low, high = took
@@ -180,9 +183,9 @@ GUEST = "guest0"
 DEVICES = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
 
 
-def bench_attach(plugins: PluginHost, uri: str, where: str, rounds: int) -> None:
+def bench_attach(plugins: PluginManager, uri: str, where: str, rounds: int) -> None:
     """Attach and detach against the same libvirt calls alone, alternately."""
-    host = topology.load_host(samples.path("eight-its-server.dtb"))
+    host = sources.load_host(samples.path("eight-its-server.dtb"))
     request = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), carrier=Carrier.SIM)
     settings = Config()
     took: dict[str, list[tuple[float, float]]] = {"attach": [], "detach": []}
@@ -212,7 +215,7 @@ def bench_attach(plugins: PluginHost, uri: str, where: str, rounds: int) -> None
         )
 
 
-def bench_attach_on_a_daemon(plugins: PluginHost) -> None:
+def bench_attach_on_a_daemon(plugins: PluginManager) -> None:
     if os.geteuid() != 0:
         print("attach on a real daemon: not root, so there is no lab to run one in")
         return
@@ -261,7 +264,7 @@ def bench_hook(folder: Path) -> None:
 
 
 def main() -> None:
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         bench_compare(plugins)

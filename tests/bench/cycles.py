@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING
 import libvirt  # noqa: TID251 - the calls alone are the peer
 from bare import bare_attach, bare_detach
 
-from vmm_msi import provision, samples, topology
+from vmm_msi import provision, samples
 from vmm_msi.config import Choice, Config
-from vmm_msi.host import PluginHost
+from vmm_msi.host import sources
 from vmm_msi.libvirt_driver import Connection, connect
-from vmm_msi.model import PciAddress
+from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import AttachRequest, Carrier, DetachRequest
 from vmm_msi.report.columns import columns
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,9 +41,9 @@ REQUEST = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), carrier
 
 def ours(connection: Connection) -> Callable[[], None]:
     """Return one cycle of vmm-msi."""
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     settings = Config()
-    host = topology.load_host(samples.path("eight-its-server.dtb"))
+    host = sources.load_host(samples.path("eight-its-server.dtb"))
 
     def cycle() -> None:
         provision.attach(connection, plugins, settings, host, REQUEST)
@@ -53,8 +54,8 @@ def ours(connection: Connection) -> Callable[[], None]:
 
 def bare(connection: Connection) -> Callable[[], None]:
     """Return the libvirt calls of one cycle."""
-    host = topology.load_host(samples.path("eight-its-server.dtb"))
-    change = provision.plan_attach(connection, PluginHost.load(), Config(), host, REQUEST)
+    host = sources.load_host(samples.path("eight-its-server.dtb"))
+    change = provision.plan_attach(connection, PluginManager.load(), Config(), host, REQUEST)
     old, new = str(change.old), str(change.new)
     raw = libvirt.open(connection.uri)
 

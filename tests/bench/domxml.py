@@ -22,14 +22,15 @@ import libvirt
 from lxml import etree
 
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.errors import LabError
-from vmm_msi.lab import DEFAULT_SUITE, hosttools
-from vmm_msi.lab import cache as caches
-from vmm_msi.lab.aptget import PrivateApt
-from vmm_msi.lab.progress import Progress
-from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.lab.build import cache as caches
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.apt import PrivateApt
+from vmm_msi.lab.build.progress import Progress
+from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
 
 PACKAGES = ["python3-minimal", "virtinst"]
 DEVICES, GROWTH, ROUNDS = 200, 10, 15
@@ -85,7 +86,7 @@ def ours(text: str) -> str:
 
 def ensure_virtinst() -> Path:
     """Return the folder that virtinst and what it needs are unpacked in."""
-    architecture = hosttools.architecture()
+    architecture = host_tools.architecture()
     title = "virt-manager's virtinst"
     made_from = {"suite": DEFAULT_SUITE, "architecture": architecture, "packages": PACKAGES}
     place = caches.entry(None, "virtinst", title, (DEFAULT_SUITE, architecture), made_from)
@@ -100,7 +101,7 @@ def ensure_virtinst() -> Path:
         apt.update()
         for package in apt.download(PACKAGES):
             subprocess.run(
-                [hosttools.find_tool("dpkg"), "--extract", package, work / "tree"], check=True
+                [host_tools.find_tool("dpkg"), "--extract", package, work / "tree"], check=True
             )
         return work / "tree"
 

@@ -17,13 +17,13 @@ import tempfile
 import time
 from pathlib import Path
 
-from vmm_msi.lab import hosttools
-from vmm_msi.lab.command import contained
-from vmm_msi.lab.cpio import concatenate
-from vmm_msi.lab.images import ensure_images
-from vmm_msi.lab.package_layer import package_layer
-from vmm_msi.lab.progress import Progress
-from vmm_msi.lab.root import ensure_root
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.command import contained
+from vmm_msi.lab.build.cpio import concatenate
+from vmm_msi.lab.build.images import ensure_images
+from vmm_msi.lab.build.package_layer import package_layer
+from vmm_msi.lab.build.progress import Progress
+from vmm_msi.lab.build.root import ensure_root
 
 RUNS = 3
 FIRMWARE = "/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd"
@@ -57,7 +57,7 @@ def bare_boots() -> list[float]:
         Path(folder, "initrd").write_bytes(
             concatenate((images.initrd.read_bytes(), layer.read_bytes()))
         )
-        tools = hosttools.require_tools(["chroot", "mount"])
+        tools = host_tools.require_tools(["chroot", "mount"])
         inside = [
             *contained(f"--mount-proc={root.path}/proc"),
             *(sys.executable, "-c", _ENTER, tools["mount"], folder, str(root.path)),

@@ -16,14 +16,14 @@ import time
 from pathlib import Path
 
 import pytest
-from hosttree.arm_host import arm_host
-from topology.iort_builder import iort, its_group, madt, named_component, root_complex, smmu_v3
-from topology.shared import shared_data
+from host.files.arm_host import arm_host
+from host.firmware.iort_builder import iort, its_group, madt, named_component, root_complex, smmu_v3
+from host.shared import shared_data
 
 from vmm_msi import samples
+from vmm_msi.host.firmware.acpi import parse_acpi
+from vmm_msi.host.firmware.device_tree import parse_devicetree
 from vmm_msi.report.columns import columns
-from vmm_msi.topology.acpi import parse_acpi
-from vmm_msi.topology.devicetree import parse_devicetree
 
 NODES = (26, 1_000, 10_000)
 ROUNDS = 15

@@ -10,10 +10,10 @@ import base64
 import sys
 from pathlib import Path
 
-from vmm_msi.lab.host import LabHost
-from vmm_msi.lab.link import AgentLink
-from vmm_msi.lab.progress import Progress
-from vmm_msi.lab.shape import Shape
+from vmm_msi.lab.build.progress import Progress
+from vmm_msi.lab.machine.emulated_host import LabHost
+from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.lab.rpc.link import AgentLink
 
 HERE = Path(__file__).parent
 NAME = "host.tar.zst"

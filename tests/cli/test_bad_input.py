@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from host.firmware.dt_builder import board, dtb, pci, smmu
+from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
 from scenarios import A, B, Device, Sample, pair
-from topology.dt_builder import board, dtb, pci, smmu
-from topology.iort_builder import iort, its_group, madt, root_complex, smmu_v3
 
 from vmm_msi import samples
 

@@ -8,7 +8,7 @@ import pytest
 from scenarios import A, B, pair
 
 from vmm_msi import samples
-from vmm_msi.model import Outcome
+from vmm_msi.types import Outcome
 
 TWO_ITS = samples.path("two-its.toml")
 BOARD = samples.path("eight-its-server.dtb")

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from vmm_msi.host import PluginHost
+from vmm_msi.plugins.manager import PluginManager
 
 FULL = """\
 strategy = "multi-its"
@@ -182,7 +182,7 @@ def test_plugins_are_listed(vmm_msi):
     document = json.loads(out)
     assert document["schema"] == 1
     listed = {plugin["name"]: plugin for plugin in document["plugins"]}
-    assert list(listed) == [record.name for record in PluginHost.load().records()]
+    assert list(listed) == [record.name for record in PluginManager.load().records()]
     coerced = listed["coerced"]
     assert (coerced["kind"], coerced["state"]) == ("strategy", "loaded")
     assert coerced["options"] == {"revision": "v15"}
@@ -195,7 +195,9 @@ def test_plugins_as_a_table(vmm_msi):
     assert (code, err) == (0, "")
     rows = [line.split() for line in out.splitlines()]
     assert rows[0][:4] == ["plugin", "kind", "state", "from"]
-    assert [row[0] for row in rows[2:]] == [record.name for record in PluginHost.load().records()]
+    assert [row[0] for row in rows[2:]] == [
+        record.name for record in PluginManager.load().records()
+    ]
     long = vmm_msi("plugins", "list", "--long")[1]
     assert long.startswith(out)
     for word in ("guest", "host", "XML", "costs", "options"):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from hosttree.arm_host import RELEASE, arm_host
+from host.files.arm_host import RELEASE, arm_host
 
 from vmm_msi import samples
 from vmm_msi.cli.doctor import EXIT_ERRORS, EXIT_WARNINGS
 from vmm_msi.doctor import pages
-from vmm_msi.hosttree.capture import capture
-from vmm_msi.hosttree.folder import FolderTree
+from vmm_msi.host.files.capture import capture
+from vmm_msi.host.files.folder import FolderTree
 
 BOARD = samples.path("eight-its-server.dtb")
 TWO = samples.path("two-its.toml")

@@ -9,9 +9,9 @@ import sys
 import pytest
 from event_lines import decoded, raw
 
-from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.model import Iova, PciAddress, StreamId
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.samples import path as sample
+from vmm_msi.types import Iova, PciAddress, StreamId
 
 DTB = sample("eight-its-server.dtb")
 GUEST = sample("three-devices.xml")

@@ -14,7 +14,7 @@ from lxml import etree
 
 from vmm_msi import samples
 from vmm_msi.cli import build_parser
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.provision import AttachRequest, DetachRequest
 

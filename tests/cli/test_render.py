@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from vmm_msi import samples
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.domxml.template import nested_guest

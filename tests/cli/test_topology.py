@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from topology.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
 
 from vmm_msi import samples
 

@@ -8,13 +8,13 @@ import subprocess
 import sys
 
 import pytest
-from hosttree.arm_host import PORT, arm_host
+from host.files.arm_host import PORT, arm_host
 
 from vmm_msi import samples
 from vmm_msi.doctor.facts import read_software
-from vmm_msi.hosttree import text
-from vmm_msi.hosttree.archive import open_archive
-from vmm_msi.hosttree.sources import SOURCES
+from vmm_msi.host.files import text
+from vmm_msi.host.files.archive import open_archive
+from vmm_msi.host.files.capture_list import SOURCES
 from vmm_msi.libvirt_driver import connect
 
 THERE = (

@@ -16,18 +16,22 @@ import msgspec
 import pytest
 from doc_blocks import DOCS, PAGES, ROOT
 
-from vmm_msi import config, errors, hookspecs, tomlfile
+from vmm_msi import config, errors, tomlfile
 from vmm_msi.cli import COMMANDS, build_parser
-from vmm_msi.compare import compare
 from vmm_msi.config import Choice, ConfigTable
-from vmm_msi.domxml import bound, metadata
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml import bound_metadata, metadata
+from vmm_msi.domxml.libvirt_domain import DomainXml
+from vmm_msi.engine.compare import compare
 from vmm_msi.errors import ConfigError, ScenarioError, VmmMsiError
-from vmm_msi.hookspecs import PluginKind
-from vmm_msi.host import PluginHost
+from vmm_msi.host.scenario import load_scenario, parse_scenario
+from vmm_msi.host.scenario_tables import ScenarioFile
 from vmm_msi.iommu.backend import Capability
 from vmm_msi.iommu.profiles import PROFILES
-from vmm_msi.model import (
+from vmm_msi.plugins import hookspecs
+from vmm_msi.plugins.hookspecs import PluginKind
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.samples import path as sample
+from vmm_msi.types import (
     SW_MSI_WINDOW,
     DeviceId,
     Granule,
@@ -51,11 +55,8 @@ from vmm_msi.model import (
     StreamId,
     Vits,
 )
-from vmm_msi.samples import path as sample
-from vmm_msi.topology.scenario import load_scenario, parse_scenario
-from vmm_msi.topology.scenario_tables import ScenarioFile
-from vmm_msi.watch.journal import LogEvent
 from vmm_msi.watch.metrics import Exposition
+from vmm_msi.watch.service_log import LogEvent
 from vmm_msi.watch.statistics import Statistics
 
 ALL_BLOCKS = [block for page in PAGES for block in doc_blocks.blocks(page)]
@@ -178,7 +179,7 @@ def test_configuration_examples_load(block, tmp_path):
     path = tmp_path / "vmm-msi.toml"
     path.write_text(block.text)
     settings = config.load_config(path)
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     strategies, selectors = settings.names()
     for name in strategies:
         plugins.options(name, Choice.of(name, settings.table.strategies.get(name, {})).options)
@@ -214,7 +215,7 @@ def test_what_is_shown_as_an_error_is_one(block, tmp_path):
     settings = config.load_config(path)
     (name,) = settings.table.strategies
     with pytest.raises(VmmMsiError):
-        PluginHost.load().options(name, settings.table.strategies[name].items())
+        PluginManager.load().options(name, settings.table.strategies[name].items())
 
 
 def test_a_wrong_block_would_be_seen():
@@ -320,7 +321,7 @@ def test_the_plugin_example_prints_what_the_page_shows(plugin_example):
 
 
 def test_the_plugins_of_the_example_work(plugin_example):
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     for name in ("one_its", "last_in_group", "no_baseline"):
         plugins.register(plugin_example[0][name])
     assert {"one-its"} < set(plugins.names(PluginKind.STRATEGY))
@@ -354,7 +355,7 @@ def test_the_entry_points_of_the_example_are_its_plugins(plugin_example):
 
 def test_every_strategy_that_ships_has_a_section_with_its_options():
     text = (DOCS / "strategies.md").read_text()
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     shipped = [r for r in plugins.records() if r.info and r.origin.startswith("vmm-msi ")]
     strategies = [r.info for r in shipped if r.info.kind is PluginKind.STRATEGY]
     assert len(strategies) == 6
@@ -434,7 +435,7 @@ def test_what_is_bound_is_described():
     text = (DOCS / "watch.md").read_text()
     (block,) = marked("bound")
     page = f"<domain id='2'><name>g</name><metadata>{block.text}</metadata></domain>"
-    found = bound.read_bound(DomainXml.parse(page, "the page"))
+    found = bound_metadata.read_bound(DomainXml.parse(page, "the page"))
     assert [str(device.outcome) for device in found.devices] == ["delivered", "delivered"]
     for element in DomainXml.parse(page, "the page").root.iterfind("metadata//"):
         for name in element.attrib:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from vmm_msi.doctor.case import Case, Kernel, SmmuHardware, Software
 from vmm_msi.doctor.finding import Evidence
 from vmm_msi.domxml.support import Version
-from vmm_msi.model import (
+from vmm_msi.types import (
     SW_MSI_WINDOW,
     DeviceId,
     Granule,

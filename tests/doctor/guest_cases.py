@@ -9,12 +9,12 @@ from doctor.cases import HEALTHY, HOST, A, B
 from vmm_msi.config import Choice, Config
 from vmm_msi.doctor import rules
 from vmm_msi.doctor.case import Guest
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.host import PluginHost
-from vmm_msi.provision import AttachRequest, Carrier, files
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.provision import AttachRequest, Carrier, definition_file
 
-PLUGINS = PluginHost.load()
+PLUGINS = PluginManager.load()
 GUEST = "guest0"
 MIB = 1 << 20
 
@@ -32,7 +32,9 @@ def rendered(*devices, strategy=None, kind="kvm", host=HOST, memory=4096 * MIB, 
     carrier = Carrier.QEMU if kind == "kvm" else Carrier.SIM
     wanted = AttachRequest(GUEST, devices or (A, B), named, **{"carrier": carrier, **request})
     start = DomainXml.parse(str(nested_guest(GUEST, memory=memory, kind=kind)), f"{GUEST}.xml")
-    return files.attaching(start, files.newest(), PLUGINS, Config(), host, wanted).new
+    return definition_file.attaching(
+        start, definition_file.newest(), PLUGINS, Config(), host, wanted
+    ).new
 
 
 def changed(xml, *pairs):

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from vmm_msi.cli import main
-from vmm_msi.model import PciAddress
-from vmm_msi.topology import load_host
+from vmm_msi.host.sources import load_host
+from vmm_msi.types import PciAddress
 
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import debian_kernel
 
-from vmm_msi.doctor.gathered import HostSources, case_of_host
+from vmm_msi.doctor.host_case import HostSources, case_of_host
 from vmm_msi.doctor.rules import examine
-from vmm_msi.hosttree.archive import open_archive
-from vmm_msi.hosttree.memory import MemoryTree
-from vmm_msi.topology.live import read_sources
+from vmm_msi.host.files.archive import open_archive
+from vmm_msi.host.files.in_memory import MemoryTree
+from vmm_msi.host.live import read_sources
 
 CAPTURE = Path(__file__).resolve().parent.parent / "captures" / "two-smmus.tar.zst"
 RELEASE = "7.2.12+deb14-arm64"

@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from hosttree.arm_host import FEATURES, LOG, RELEASE, SMMU_BASE, arm_host, packed_config
+from host.files.arm_host import FEATURES, LOG, RELEASE, SMMU_BASE, arm_host, packed_config
 
 from vmm_msi.doctor.case import Kernel, SmmuHardware, Software
 from vmm_msi.doctor.facts import NO_LIMIT, read_kernel, read_software
@@ -16,12 +16,12 @@ from vmm_msi.doctor.finding import Evidence
 from vmm_msi.doctor.software import ask_emulator, ask_libvirt, decode, encode
 from vmm_msi.domxml.support import Version
 from vmm_msi.errors import TopologyError
-from vmm_msi.hosttree.archive import read_archive
-from vmm_msi.hosttree.capture import capture
-from vmm_msi.hosttree.folder import FolderTree
-from vmm_msi.hosttree.memory import MemoryTree
+from vmm_msi.host.files.archive import read_archive
+from vmm_msi.host.files.capture import capture
+from vmm_msi.host.files.folder import FolderTree
+from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import Granule, HostTopology, Its, Pa, Smmu
+from vmm_msi.types import Granule, HostTopology, Its, Pa, Smmu
 
 OPTIONS = {"IOMMUFD": "m", "ARM_SMMU_V3": "y", "NR_CPUS": "512", "PHYSICAL_START": "0x1000000"}
 LOG_FILE = "/vmm-msi/kernel-log"

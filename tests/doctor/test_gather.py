@@ -10,15 +10,15 @@ from provision.helpers import node_file
 
 from vmm_msi.config import Choice, Config
 from vmm_msi.doctor.devices import stand_ins
-from vmm_msi.doctor.gather import case_of
-from vmm_msi.doctor.gathered import HostSources, with_host_facts
+from vmm_msi.doctor.guest_case import case_of
+from vmm_msi.doctor.host_case import HostSources, with_host_facts
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml.support import Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, HypervisorError, UsageError
-from vmm_msi.hosttree.memory import MemoryTree
+from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import PciAddress
+from vmm_msi.types import PciAddress
 
 
 def gathered(domain=None, uri=None, *, host=HOST, choice=None, devices=()):

@@ -32,9 +32,9 @@ from doctor.cases import (
 from vmm_msi.doctor import rules
 from vmm_msi.doctor.case import Disagreement, Guest
 from vmm_msi.doctor.finding import Evidence, Severity
-from vmm_msi.domxml.domain import DomainXml
-from vmm_msi.hosttree.memory import MemoryTree
-from vmm_msi.model import (
+from vmm_msi.domxml.libvirt_domain import DomainXml
+from vmm_msi.host.files.in_memory import MemoryTree
+from vmm_msi.types import (
     SW_MSI_WINDOW,
     Granule,
     Its,

@@ -17,8 +17,8 @@ from doctor.cases import (
 from doctor.guest_cases import case_of, changed, ids, only, rendered
 
 from vmm_msi.doctor.finding import Severity
-from vmm_msi.hosttree.memory import MemoryTree
-from vmm_msi.model import PciAddress
+from vmm_msi.host.files.in_memory import MemoryTree
+from vmm_msi.types import PciAddress
 
 ONE = rendered(A)
 BRIDGE = PciAddress(0, 0, 1, 0)

@@ -9,7 +9,7 @@ from vmm_msi.doctor.case import Software
 from vmm_msi.doctor.finding import Severity
 from vmm_msi.domxml.support import Version
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.model import SW_MSI_WINDOW, ReservedKind, ReservedRegion
+from vmm_msi.types import SW_MSI_WINDOW, ReservedKind, ReservedRegion
 
 HEALTHY = rendered(A)
 GIB = 1 << 30

@@ -10,7 +10,7 @@ from vmm_msi.config import Choice, Config, ConfigTable
 from vmm_msi.doctor import rules_strategy
 from vmm_msi.doctor.finding import Severity
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.model import Granule, Its, Pa, PciAddress, ReservedKind, ReservedRegion
+from vmm_msi.types import Granule, Its, Pa, PciAddress, ReservedKind, ReservedRegion
 
 FAULT = "F_TRANSLATION (stage 1) StreamID 0x100, IOVA 0x8000040"
 ONE, TWO = rendered(A), rendered(A, B)

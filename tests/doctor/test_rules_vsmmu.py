@@ -6,7 +6,7 @@ from doctor.guest_cases import GUEST, NIC, case_of, changed, ids, only, rendered
 
 from vmm_msi.doctor.case import Software
 from vmm_msi.doctor.finding import Severity
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.support import Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import HypervisorError

@@ -2,11 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.editor import Assignment
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import BindingRecord
 from vmm_msi.domxml.support import Support, Version
-from vmm_msi.model import GuestPlan, Iova, Ipa, Outcome, PciAddress, VsmmuPlan
+from vmm_msi.types import GuestPlan, Iova, Ipa, Outcome, PciAddress, VsmmuPlan
 
 GOLDEN = Path(__file__).parent / "golden"
 

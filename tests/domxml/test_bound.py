@@ -5,10 +5,17 @@ from __future__ import annotations
 import pytest
 from lxml import etree
 
-from vmm_msi.domxml.bound import NAMESPACE, PREFIX, Bound, BoundDevice, bound_xml, read_bound
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.bound_metadata import (
+    NAMESPACE,
+    PREFIX,
+    Bound,
+    BoundDevice,
+    bound_xml,
+    read_bound,
+)
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import DomainXmlError
-from vmm_msi.model import Iova, Outcome, PciAddress
+from vmm_msi.types import Iova, Outcome, PciAddress
 
 A, B = PciAddress(0, 1, 0, 0), PciAddress(1, 1, 0, 0)
 BOUND = Bound(

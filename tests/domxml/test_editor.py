@@ -5,12 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.editor import Assignment
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import BindingRecord, read_record
 from vmm_msi.domxml.support import IommufdForm, XmlLayout
 from vmm_msi.errors import DomainXmlError
-from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
 
 A, B, C, D = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(4))
 HOSTS = (A, B, C, D)

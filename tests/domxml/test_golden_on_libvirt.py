@@ -11,8 +11,8 @@ from conftest import SUITES
 from domxml.conftest import GOLDEN, LEVELS, PLANS
 
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import DomainXml
-from vmm_msi.domxml.gaps import close_gaps
+from vmm_msi.domxml.index_gaps import close_gaps
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.support import Version
 from vmm_msi.libvirt_driver import connect, redefine
 

@@ -9,12 +9,12 @@ from domxml.conftest import LEVELS, A, B, C
 from lxml import etree
 
 from vmm_msi.domxml import editor, owned
-from vmm_msi.domxml.domain import ROOT_PORT
-from vmm_msi.domxml.gaps import close_gaps
+from vmm_msi.domxml.index_gaps import close_gaps
+from vmm_msi.domxml.libvirt_domain import ROOT_PORT
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.errors import DomainXmlError, RefusedError
-from vmm_msi.model import GuestPlan, VsmmuPlan
+from vmm_msi.types import GuestPlan, VsmmuPlan
 
 LAYOUT = LEVELS["libvirt-12.8"].layout()
 

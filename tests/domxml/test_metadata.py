@@ -2,7 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import (
     NAMESPACE,
     BindingRecord,
@@ -13,7 +13,7 @@ from vmm_msi.domxml.metadata import (
     write_record,
 )
 from vmm_msi.errors import DomainXmlError
-from vmm_msi.model import Iova, Ipa, Outcome, PciAddress
+from vmm_msi.types import Iova, Ipa, Outcome, PciAddress
 
 words = st.text(st.characters(min_codepoint=32, max_codepoint=0x2FFF, exclude_characters="\x7f"))
 ids = st.integers(0, 255)

@@ -5,8 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lxml import etree
 
-from vmm_msi.domxml import edit
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml import elements
+from vmm_msi.domxml.libvirt_domain import DomainXml
 
 HEAD = "<domain type='kvm'><name>g</name>"
 TAIL = "<devices/></domain>"
@@ -50,28 +50,28 @@ def test_what_is_put_in_is_taken_out(text):
     for place in (now.devices, now.root):
         for index in range(len(place) + 1):
             previous = place[index - 1] if index else None
-            new = edit.build("new", {"a": "'\"<&\n"}, edit.build("inner", {}))
-            edit.put_after(place, previous, new)
+            new = elements.build("new", {"a": "'\"<&\n"}, elements.build("inner", {}))
+            elements.put_after(place, previous, new)
             printed = str(now)
             again = parse(printed)
             assert etree.tostring(again.root, method="c14n") == etree.tostring(
                 now.root, method="c14n"
             )
             assert str(now.copy()) == printed
-            edit.take_out(next(again.root.iter("new")))
+            elements.take_out(next(again.root.iter("new")))
             # Whether it had an end tag of its own is not to be seen any more.
             assert str(again).replace("<devices/>", "<devices></devices>") == text.replace(
                 "<devices/>", "<devices></devices>"
             )
-            edit.take_out(new)
+            elements.take_out(new)
             assert str(now) == text
 
 
 def test_an_empty_element_with_an_end_tag_comes_back_without_once_it_was_printed():
     now = parse(WRITINGS["empty devices"])
-    edit.put_after(now.devices, None, edit.build("new", {}))
+    elements.put_after(now.devices, None, elements.build("new", {}))
     again = parse(str(now))
-    edit.take_out(again.devices[0])
+    elements.take_out(again.devices[0])
     assert str(again) == f"{HEAD}<devices/></domain>"
 
 
@@ -97,8 +97,8 @@ def test_new_elements_are_quoted_as_libvirt_quotes():
     now = parse(f"{HEAD}{TAIL}")
     record = etree.Element("{urn:v}a", {"b": "'\""}, nsmap={"v": "urn:v"})
     record.append(etree.Comment(" c "))
-    edit.put_after(now.root, now.root[0], edit.build("metadata", {}, record))
-    edit.put_after(now.devices, None, edit.build("disk", {"a": "'\""}))
+    elements.put_after(now.root, now.root[0], elements.build("metadata", {}, record))
+    elements.put_after(now.devices, None, elements.build("disk", {"a": "'\""}))
     metadata = '<metadata><v:a xmlns:v="urn:v" b="\'&quot;"><!-- c --></v:a></metadata>'
     devices = "<devices><disk a='&apos;\"'/></devices>"
     assert str(now) == f"{HEAD}{metadata}{devices}</domain>"
@@ -107,7 +107,7 @@ def test_new_elements_are_quoted_as_libvirt_quotes():
 def test_a_prefix_that_is_declared_is_used():
     now = parse(f"<domain xmlns:w='urn:v' xml:lang='en'><name>g</name>{TAIL}")
     new = etree.Element("{urn:v}a", {"{urn:v}b": "1", "{urn:u}c": "2"}, nsmap={"v": "urn:v"})
-    edit.put_after(now.devices, None, new)
+    elements.put_after(now.devices, None, new)
     again = parse(str(now))
     assert etree.tostring(again.root, method="c14n") == etree.tostring(now.root, method="c14n")
 
@@ -121,10 +121,10 @@ def test_a_declaration_of_another_encoding_goes():
 def test_values_that_are_put_in_survive(value):
     now = parse(f"{HEAD}{TAIL}")
     try:
-        new = edit.build("x", {"a": value}, etree.Element("y"))
+        new = elements.build("x", {"a": value}, etree.Element("y"))
         new[0].text = value
     except ValueError:
         return  # not an XML character
-    edit.put_after(now.devices, None, new)
+    elements.put_after(now.devices, None, new)
     again = parse(str(now))
     assert (again.devices[0].get("a"), again.devices[0][0].text or "") == (value, value)

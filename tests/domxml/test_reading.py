@@ -1,14 +1,14 @@
 import pytest
 
-from vmm_msi.domxml.checks import Check, problems
 from vmm_msi.domxml.diff import unified
-from vmm_msi.domxml.domain import DomainXml
-from vmm_msi.domxml.guest import FIRST_GIOVA, guest_from_xml
+from vmm_msi.domxml.guest_domain import FIRST_GIOVA, guest_from_xml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.parse import read as read_file
+from vmm_msi.domxml.prerequisites import Check, problems
 from vmm_msi.domxml.template import DirectBoot, nested_guest
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import Ipa, MemoryRange, PciAddress
+from vmm_msi.types import Ipa, MemoryRange, PciAddress
 
 
 def test_facts(read):

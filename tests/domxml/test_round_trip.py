@@ -18,12 +18,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import DomainXml
 from vmm_msi.domxml.editor import Assignment
-from vmm_msi.domxml.gaps import close_gaps
+from vmm_msi.domxml.index_gaps import close_gaps
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.support import IommufdForm, XmlLayout
 from vmm_msi.errors import DomainXmlError
-from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
 
 HOSTS = A, B, C = tuple(PciAddress(0xFFF0, bus, 0, 0) for bus in (1, 2, 3))
 PLAN = GuestPlan((VsmmuPlan(0, (A,), its=0), VsmmuPlan(1, (B, C), its=1)))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.domxml.unread import unread
 from vmm_msi.errors import HypervisorError

@@ -7,18 +7,18 @@ from dataclasses import replace
 import pytest
 from event_lines import decoded, raw, words
 
-from vmm_msi.domxml.domain import DomainXml
-from vmm_msi.domxml.guest import guest_from_xml
+from vmm_msi.domxml.guest_domain import guest_from_xml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.explain.configuration import MEANINGS
-from vmm_msi.explain.eventtext import EventText
+from vmm_msi.explain.event_text import EventText
+from vmm_msi.explain.explainer import MAX_FOUND, explain
 from vmm_msi.explain.explanation import Subject
-from vmm_msi.explain.reading import lines
-from vmm_msi.explain.run import MAX_FOUND, explain
+from vmm_msi.explain.log_lines import lines
 from vmm_msi.explain.situation import Situation
-from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.model import Granule, Iova, Ipa, PciAddress, StreamId
+from vmm_msi.host.sources import load_host
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.samples import path as sample
-from vmm_msi.topology import load_host
+from vmm_msi.types import Granule, Iova, Ipa, PciAddress, StreamId
 
 A, B = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0")
 HOST = load_host(sample("eight-its-server.dtb"), Granule.K4)

@@ -12,15 +12,15 @@ from scenarios import pair
 from strategies import scenarios
 from test_truth_table import TABLE
 
-from vmm_msi.compare import compare
 from vmm_msi.config import Choice
-from vmm_msi.explain.mends import Strategies
-from vmm_msi.explain.run import explain
+from vmm_msi.engine.compare import compare
+from vmm_msi.explain.explainer import explain
+from vmm_msi.explain.remedies import Strategies
 from vmm_msi.explain.situation import Situation
-from vmm_msi.host import PluginHost
-from vmm_msi.iommu.events import EventKind, SmmuEvent, decode
-from vmm_msi.model import Iova, Ipa, Outcome, Scenario, StreamId
-from vmm_msi.topology.scenario import parse_scenario
+from vmm_msi.host.scenario import parse_scenario
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent, decode
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.types import Iova, Ipa, Outcome, Scenario, StreamId
 
 FAULTS = {Outcome.S1_FAULT: 1, Outcome.S2_FAULT: 2}
 SELECTOR = "first-in-group"
@@ -28,7 +28,7 @@ SELECTOR = "first-in-group"
 
 @pytest.fixture(scope="module")
 def plugins():
-    return PluginHost.load()
+    return PluginManager.load()
 
 
 def run(plugins, scenario, choice):

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_msi.errors import InputError
-from vmm_msi.explain import printf, reading
-from vmm_msi.explain.run import MAX_FOUND, explain
+from vmm_msi.explain import log_lines, printf
+from vmm_msi.explain.explainer import MAX_FOUND, explain
+from vmm_msi.explain.known_texts import forms
 from vmm_msi.explain.situation import Situation
-from vmm_msi.explain.tables import forms
-from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.model import Granule, HostTopology, Iova, Its, Pa, PciRoute, Smmu, StreamId
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
+from vmm_msi.types import Granule, HostTopology, Iova, Its, Pa, PciRoute, Smmu, StreamId
 
 MIB = 1 << 20
 SECONDS = 20
@@ -24,21 +24,21 @@ SECONDS = 20
 
 def test_more_than_is_read_is_refused():
     with pytest.raises(InputError, match=r"reading x: more than 16 MiB; .* tail -c 16M"):
-        reading.decode(b"a" * (reading.MAX_BYTES + 1), "x")
+        log_lines.decode(b"a" * (log_lines.MAX_BYTES + 1), "x")
 
 
 def test_what_is_not_utf_8_is_read_all_the_same():
-    text = reading.decode(b"\xff\xfe vfio: \x00 IOMMU_VDEVICE_ALLOC failed", "x")
+    text = log_lines.decode(b"\xff\xfe vfio: \x00 IOMMU_VDEVICE_ALLOC failed", "x")
     assert explain(text, Situation()).found[0].explanation.id == "qemu-vdevice"
 
 
 def test_lines_end_in_all_ways_and_empty_ones_do_not_count():
-    assert [line.number for line in reading.lines("a\r\n\n  \nb")] == [1, 4]
+    assert [line.number for line in log_lines.lines("a\r\n\n  \nb")] == [1, 4]
 
 
 def test_what_a_terminal_would_obey_is_not_kept():
     text = "\x1b[32m[   12.3] \x1b[0m\x1b[31mgroup 7 is not viable\x1b[0m \x1b]0;title\x07 \u202e"
-    (line,) = reading.lines(text)
+    (line,) = log_lines.lines(text)
     assert line.text == "group 7 is not viable ?]0;title? ?"
     assert explain(text, Situation()).found[0].text == line.text
 
@@ -48,9 +48,9 @@ def test_no_form_backtracks_without_bound(form):
     """A line made of beginnings of what is looked for, none of which comes to its end."""
     begin = printf._CONVERSION.sub(" ", form.format)[:-2] or "x"
     hostile = [
-        form.key * (reading.MAX_LINE // len(form.key)),
-        (begin + " ") * (reading.MAX_LINE // (len(begin) + 1)),
-        (form.key + "0x1 a ") * (reading.MAX_LINE // (len(form.key) + 6)),
+        form.key * (log_lines.MAX_LINE // len(form.key)),
+        (begin + " ") * (log_lines.MAX_LINE // (len(begin) + 1)),
+        (form.key + "0x1 a ") * (log_lines.MAX_LINE // (len(form.key) + 6)),
     ]
     started = time.process_time()
     for line in hostile:
@@ -73,8 +73,8 @@ def test_no_form_backtracks_without_bound(form):
     ],
 )
 def test_a_mebibyte_of_anything_takes_seconds_at_most(unit):
-    line = (unit * (reading.MAX_LINE // len(unit) + 1))[: reading.MAX_LINE - 1]
-    text = "\n".join([line] * (MIB // reading.MAX_LINE))
+    line = (unit * (log_lines.MAX_LINE // len(unit) + 1))[: log_lines.MAX_LINE - 1]
+    text = "\n".join([line] * (MIB // log_lines.MAX_LINE))
     started = time.process_time()
     explain(text, Situation())
     assert time.process_time() - started < SECONDS

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import HypervisorError
-from vmm_msi.explain.run import explain
+from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.situation import Situation
 from vmm_msi.libvirt_driver import connect
 

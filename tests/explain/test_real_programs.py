@@ -7,11 +7,11 @@ import subprocess
 import pytest
 from conftest import SUITES, root_of, unavailable
 
+from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.run import explain
+from vmm_msi.explain.known_texts import forms
 from vmm_msi.explain.situation import Situation
-from vmm_msi.explain.tables import forms
-from vmm_msi.lab import images
+from vmm_msi.lab.build import images
 
 #: What is not in the binary as it stands in the table, and why.
 ELSEWHERE = {

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 from doc_blocks import DOCS
 
-from vmm_msi.explain import findings, printf
-from vmm_msi.explain.run import explain
+from vmm_msi.explain import printf, related_findings
+from vmm_msi.explain.explainer import explain
+from vmm_msi.explain.known_texts import forms, texts
 from vmm_msi.explain.situation import Situation
-from vmm_msi.explain.tables import forms, texts
 
 VALUES = {
     "d": "7",
@@ -70,10 +70,10 @@ def test_ids_are_unique_and_texts_complete():
 
 
 def test_findings_are_those_of_texts_that_exist_and_have_a_page():
-    assert findings.OF_TEXT.keys() <= {text.id for text in texts()}
-    named = {id_ for ids in findings.OF_TEXT.values() for id_ in ids}
-    named |= {*findings.WINDOW, *findings.BEYOND, *findings.NO_WINDOW}
-    pages = {page.stem for page in (DOCS / "findings").glob("*.md")}
+    assert related_findings.OF_TEXT.keys() <= {text.id for text in texts()}
+    named = {id_ for ids in related_findings.OF_TEXT.values() for id_ in ids}
+    named |= {*related_findings.WINDOW, *related_findings.BEYOND, *related_findings.NO_WINDOW}
+    pages = {page.stem for page in (DOCS.parent / "vmm_msi/doctor/findings").glob("*.md")}
     assert named <= pages
     assert only("vfio: IOMMU_VDEVICE_ALLOC failed").findings == (
         "vsmmu-spans-smmus",

@@ -5,11 +5,11 @@ from __future__ import annotations
 import io
 
 import zstandard
-from hosttree.tarballs import header, member, packed, pax
+from host.files.tarballs import header, member, packed, pax
 
 from vmm_msi.errors import InputError
-from vmm_msi.hosttree.archive import read_archive
-from vmm_msi.hosttree.pack import pack
+from vmm_msi.host.files.archive import read_archive
+from vmm_msi.host.files.pack import pack
 
 
 def target(data: bytes) -> None:

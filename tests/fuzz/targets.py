@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi import samples
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.nodedev import read_node_device
 from vmm_msi.domxml.parse import parse
 from vmm_msi.errors import InputError
-from vmm_msi.model import PciAddress
-from vmm_msi.recording import file
-from vmm_msi.topology import resolve
-from vmm_msi.topology.acpi import parse_acpi
-from vmm_msi.topology.devicetree import parse_devicetree
-from vmm_msi.topology.madt import parse_madt
-from vmm_msi.topology.scenario import _decode
+from vmm_msi.host.firmware.acpi import parse_acpi
+from vmm_msi.host.firmware.device_tree import parse_devicetree
+from vmm_msi.host.firmware.madt import parse_madt
+from vmm_msi.host.resolve import resolve
+from vmm_msi.host.scenario import _decode
+from vmm_msi.recording import recording_json
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -117,16 +117,16 @@ def toml_host(data: bytes) -> None:
         text = data.decode()
     except UnicodeDecodeError:
         return
-    file, check = _decode(text, "host.toml")
-    ask(check.host(file.host))
+    recording_json, check = _decode(text, "host.toml")
+    ask(check.host(recording_json.host))
 
 
 def recording(data: bytes) -> None:
-    file.decode(data, "run.json")
+    recording_json.decode(data, "run.json")
 
 
 def _iorts() -> list[bytes]:
-    from topology.iort_builder import (
+    from host.firmware.iort_builder import (
         iort,
         its_group,
         iwb,
@@ -159,8 +159,8 @@ def _iorts() -> list[bytes]:
 
 
 def _madts() -> list[bytes]:
-    from topology.iort_builder import madt
-    from topology.test_acpi import GICV5, OTHERS
+    from host.firmware.iort_builder import madt
+    from host.firmware.test_acpi import GICV5, OTHERS
 
     return [madt((0, 0x20000000), (1, 0x20020000), extra=OTHERS), madt(extra=OTHERS + GICV5)]
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, SwMsiSlots
-from vmm_msi.iommu.sim.pagetable import PageTable
-from vmm_msi.model import Granule, Iova, Ipa, Pa, PciAddress
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, SwMsiSlots
+from vmm_msi.iommu.sim.page_table import PageTable
+from vmm_msi.types import Granule, Iova, Ipa, Pa, PciAddress
 
 DEVICES = [PciAddress(0, bus, 0, 0) for bus in (1, 2, 3)]
 GIOVAS = [0xFFFF_0000, 0xFFFF_1000, 0xFFFE_0040, 0xFFFD_0000]

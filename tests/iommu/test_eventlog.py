@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmm_msi.iommu.eventlog import EventReader, Piece
+from vmm_msi.iommu.event_log import EventReader, Piece
 
 SMMU = "arm-smmu-v3.0.auto"
 WORDS = (0x100_0000_0010, 0x200_0000_0000, 0x800_0040, 0)

@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
-from vmm_msi.iommu.eventlog import EventReader
-from vmm_msi.iommu.events import EventKind, SmmuEvent, decode
-from vmm_msi.model import Iova, Ipa, StreamId
+from vmm_msi.iommu.event_log import EventReader
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent, decode
+from vmm_msi.types import Iova, Ipa, StreamId
 
 STREAM, IOVA, IPA = 0x1100, 0xFFFF_8000_0040, 0xF_FEDC_BA98_7000
 CLASSES = {"CD": 0, "TT": 1, "IN": 2}

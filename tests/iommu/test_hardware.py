@@ -8,7 +8,7 @@ import pytest
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.sim.its import FIRST_LPI, ItsModel, LpiSpace
-from vmm_msi.iommu.sim.pagetable import Access, PageTable
+from vmm_msi.iommu.sim.page_table import Access, PageTable
 from vmm_msi.iommu.sim.smmu import (
     EventKind,
     SmmuModel,
@@ -16,7 +16,7 @@ from vmm_msi.iommu.sim.smmu import (
     Stage2Config,
     StreamTableEntry,
 )
-from vmm_msi.model import DeviceId, Granule, Iova, Ipa, Its, Pa, StreamId
+from vmm_msi.types import DeviceId, Granule, Iova, Ipa, Its, Pa, StreamId
 
 ROOT = Ipa(0x4000_0000)
 SID = StreamId(7)

@@ -10,7 +10,7 @@ from vmm_msi.errors import BackendError, InputError, UsageError, errno_name
 from vmm_msi.iommu.backend import Capability
 from vmm_msi.iommu.profiles import PROFILES, newest_profile, profile_named
 from vmm_msi.iommu.sim import SimBackend
-from vmm_msi.model import (
+from vmm_msi.types import (
     SW_MSI_WINDOW,
     DeviceId,
     Granule,

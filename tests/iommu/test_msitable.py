@@ -7,7 +7,7 @@ import struct
 import pytest
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.linux.msitable import of_capability, of_table, read_addresses
+from vmm_msi.iommu.linux.msi_table import of_capability, of_table, read_addresses
 
 ADDRESS = "0000:11:00.0"
 MSI, MSIX = 0x50, 0x60

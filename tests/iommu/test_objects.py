@@ -8,12 +8,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vmm_msi.errors import BackendError, errno_name
-from vmm_msi.iommu.sim.context import Iommufd
 from vmm_msi.iommu.sim.core import IommuCore
+from vmm_msi.iommu.sim.iommufd import Iommufd
 from vmm_msi.iommu.sim.objects import Ioas, SteConfig
-from vmm_msi.iommu.sim.pagetable import PageTable
+from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config
-from vmm_msi.model import (
+from vmm_msi.types import (
     SW_MSI_WINDOW,
     DeviceId,
     Granule,

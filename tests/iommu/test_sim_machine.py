@@ -6,10 +6,10 @@ import pytest
 from kernel_cases import CASES, GDB, HOST, PAGE, RAM, STAGE1, Play
 
 from vmm_msi.errors import ScenarioError
-from vmm_msi.iommu import steps
-from vmm_msi.iommu.sim.machine import SimMachine
-from vmm_msi.iommu.steps import Stage1Shape
-from vmm_msi.model import Granule
+from vmm_msi.iommu import call_sequence
+from vmm_msi.iommu.call_sequence import Stage1Shape
+from vmm_msi.iommu.sim.call_machine import SimMachine
+from vmm_msi.types import Granule
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_stage_1_tables_have_to_fit(machine):
 def test_a_scenario_gives_the_same_again(machine):
     p = Play(machine)
     CASES["a_stage_1_translates_first"](p)
-    first = steps.run(machine, p.scenario())
-    assert steps.run(machine, p.scenario()) == first
+    first = call_sequence.run(machine, p.scenario())
+    assert call_sequence.run(machine, p.scenario()) == first
     assert len(first) == len(p.steps)
     assert p.scenario().stage1 == STAGE1

@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_msi.errors import InputError
-from vmm_msi.iommu.linux.memory import Memory
+from vmm_msi.iommu.linux.guest_ram import Memory
 from vmm_msi.iommu.linux.stage1 import Stage1Table, TableArena
-from vmm_msi.model import Granule
+from vmm_msi.types import Granule
 
 BASE = 0x4000_0000
 MEGABYTE = 1 << 20

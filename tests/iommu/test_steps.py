@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from kernel_cases import CASES, HOST, Play
 
 from vmm_msi.errors import ScenarioError
-from vmm_msi.iommu import stepfile, steps
-from vmm_msi.iommu.sim.machine import SimMachine
-from vmm_msi.iommu.steps import OPS, Ref, Scenario, Step, StepResult
+from vmm_msi.iommu import call_sequence, call_sequence_json
+from vmm_msi.iommu.call_sequence import OPS, Ref, Scenario, Step, StepResult
+from vmm_msi.iommu.sim.call_machine import SimMachine
 
 GOOD = {
     "schema": 1,
@@ -62,9 +62,9 @@ def test_every_step_is_a_method_of_a_machine(machine):
 
 
 def test_a_document_is_read_and_written():
-    scenario = stepfile.scenario_from_json(GOOD)
-    written = json.loads(json.dumps(stepfile.scenario_to_json(scenario)))
-    assert stepfile.scenario_from_json(written) == scenario
+    scenario = call_sequence_json.scenario_from_json(GOOD)
+    written = json.loads(json.dumps(call_sequence_json.scenario_to_json(scenario)))
+    assert call_sequence_json.scenario_from_json(written) == scenario
     assert scenario.steps[3].arguments["size"] == 0x200000
     assert str(scenario.steps[3]) == (
         "ioas_map(fd=#0, ioas=#2, iova=0x40000000, size=0x200000, page=0)"
@@ -75,11 +75,11 @@ def test_a_document_is_read_and_written():
 def test_results_are_read_and_written(name, machine):
     play = Play(machine)
     CASES[name](play)
-    results = steps.run(machine, play.scenario())
-    written = json.loads(json.dumps(stepfile.results_to_json(results)))
-    assert stepfile.results_from_json(written) == results
-    scenario = stepfile.scenario_to_json(stepfile.check(play.scenario()))
-    assert stepfile.scenario_from_json(scenario) == play.scenario()
+    results = call_sequence.run(machine, play.scenario())
+    written = json.loads(json.dumps(call_sequence_json.results_to_json(results)))
+    assert call_sequence_json.results_from_json(written) == results
+    scenario = call_sequence_json.scenario_to_json(call_sequence_json.check(play.scenario()))
+    assert call_sequence_json.scenario_from_json(scenario) == play.scenario()
 
 
 @pytest.mark.parametrize(
@@ -138,13 +138,13 @@ def test_results_are_read_and_written(name, machine):
 )
 def test_what_does_not_fit_is_refused_with_its_place(path, value, told):
     with pytest.raises(ScenarioError, match=told):
-        stepfile.scenario_from_json(changed(path, value))
+        call_sequence_json.scenario_from_json(changed(path, value))
 
 
 @pytest.mark.parametrize("document", [None, [], "x", {"schema": 1}, {**GOOD, "more": 1}])
 def test_what_is_no_scenario_is_refused(document):
     with pytest.raises(ScenarioError):
-        stepfile.scenario_from_json(document)
+        call_sequence_json.scenario_from_json(document)
 
 
 JSON = st.recursive(
@@ -161,28 +161,31 @@ KEYS = st.sampled_from(
 def test_anything_is_read_or_refused(path, value):
     document = changed(path, value) if path else value
     try:
-        scenario = stepfile.scenario_from_json(document)
+        scenario = call_sequence_json.scenario_from_json(document)
     except ScenarioError:
         return
-    assert stepfile.scenario_from_json(stepfile.scenario_to_json(scenario)) == scenario
+    assert (
+        call_sequence_json.scenario_from_json(call_sequence_json.scenario_to_json(scenario))
+        == scenario
+    )
 
 
 @given(JSON)
 def test_results_of_any_kind_are_read_or_refused(value):
     for document in (value, [value], [{"landing": value}], [{"value": value}]):
         try:
-            stepfile.results_from_json(document)
+            call_sequence_json.results_from_json(document)
         except ScenarioError:
             continue
 
 
 def test_ids_agree_when_there_is_one_on_both_sides():
     made, mapped = Step("open"), Step("ioas_unmap")
-    assert steps.agree(made, StepResult(value=1), StepResult(value=7))
-    assert not steps.agree(made, StepResult(value=1), StepResult(22))
-    assert not steps.agree(mapped, StepResult(value=1), StepResult(value=7))
-    assert not steps.agree(mapped, StepResult(22), StepResult(2))
-    assert steps.agree(mapped, StepResult(22, reason="one"), StepResult(22, reason="two"))
+    assert call_sequence.agree(made, StepResult(value=1), StepResult(value=7))
+    assert not call_sequence.agree(made, StepResult(value=1), StepResult(22))
+    assert not call_sequence.agree(mapped, StepResult(value=1), StepResult(value=7))
+    assert not call_sequence.agree(mapped, StepResult(22), StepResult(2))
+    assert call_sequence.agree(mapped, StepResult(22, reason="one"), StepResult(22, reason="two"))
 
 
 def test_a_destroyed_object_is_none(machine):
@@ -197,18 +200,18 @@ def test_a_destroyed_object_is_none(machine):
             Step("destroy", {"fd": Ref(0), "number": Ref(1)}),
         ),
     )
-    assert [each.errno for each in steps.run(machine, scenario)] == [0, 0, 0, 0, 2]
+    assert [each.errno for each in call_sequence.run(machine, scenario)] == [0, 0, 0, 0, 2]
 
 
 def test_a_run_ends_where_it_goes_another_way(machine):
     scenario = Scenario((), (Step("open"), Step("ioas_alloc", {"fd": Ref(0)}), Step("open")))
-    right = steps.run(machine, scenario)
-    assert steps.run(machine, scenario, right) == right
+    right = call_sequence.run(machine, scenario)
+    assert call_sequence.run(machine, scenario, right) == right
     wrong = [right[0], StepResult(12), right[2]]
-    assert steps.run(machine, scenario, wrong) == right[:2]
+    assert call_sequence.run(machine, scenario, wrong) == right[:2]
 
 
 def test_a_device_that_is_not_there_is_refused(machine):
     scenario = Scenario((), (Step("detach", {"device": 6}),))
     with pytest.raises(ScenarioError, match="device 6: the host has 6"):
-        steps.run(machine, scenario)
+        call_sequence.run(machine, scenario)

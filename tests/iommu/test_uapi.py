@@ -13,7 +13,7 @@ from lab_headers import ensure_headers
 
 from vmm_msi.errors import LabError
 from vmm_msi.iommu.linux import uapi
-from vmm_msi.lab.progress import Progress
+from vmm_msi.lab.build.progress import Progress
 
 STRUCTURES = [
     value

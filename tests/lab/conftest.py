@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 from conftest import unavailable
 
-from vmm_msi.lab import images
-from vmm_msi.lab.host import LabHost
-from vmm_msi.lab.keeper import down
-from vmm_msi.lab.running import RUN_FOLDER_VARIABLE
-from vmm_msi.lab.shape import Shape
+from vmm_msi.lab.build import images
+from vmm_msi.lab.machine.emulated_host import LabHost
+from vmm_msi.lab.machine.keeper import down
+from vmm_msi.lab.machine.running import RUN_FOLDER_VARIABLE
+from vmm_msi.lab.machine.shape import Shape
 
 
 @pytest.fixture(scope="session")

@@ -21,14 +21,15 @@ from hypothesis import strategies as st
 
 from vmm_msi import __version__
 from vmm_msi.errors import BackendError, LabError
-from vmm_msi.lab import protocol
-from vmm_msi.lab.link import AgentLink
+from vmm_msi.lab.rpc import protocol
+from vmm_msi.lab.rpc.link import AgentLink
 
 AGENT = """
 import sys
-from vmm_msi.lab import agent, protocol
+from vmm_msi.lab.agent import server
+from vmm_msi.lab.rpc import protocol
 protocol.MAX_LINE = int(sys.argv[2])
-agent.Agent(int(sys.argv[1])).serve()
+server.Agent(int(sys.argv[1])).serve()
 """
 NO_DEVICE = {"segment": 0xFFFF, "bus": 0xFF, "device": 0x1F, "function": 7}
 PATIENCE_S = 30

@@ -12,19 +12,19 @@ from pathlib import Path
 
 import pytest
 from conftest import unavailable
+from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from host.shared import shared_data
 from hypothesis import given
 from hypothesis import strategies as st
-from topology.iort_builder import iort, its_group, madt, root_complex, smmu_v3
-from topology.shared import shared_data
 
 from vmm_msi.errors import LabError, TopologyError
-from vmm_msi.lab.board import ensure_board
-from vmm_msi.lab.hostxml import HostFiles, host_xml
-from vmm_msi.lab.iortedit import OVERRIDE_PATH, with_canwbs
-from vmm_msi.lab.root import LabRoot
-from vmm_msi.lab.shape import Shape
-from vmm_msi.model import Granule
-from vmm_msi.topology.iort import parse_iort
+from vmm_msi.host.firmware.iort import parse_iort
+from vmm_msi.lab.build.root import LabRoot
+from vmm_msi.lab.machine.board import ensure_board
+from vmm_msi.lab.machine.host_xml import HostFiles, host_xml
+from vmm_msi.lab.machine.iort_edit import OVERRIDE_PATH, with_canwbs
+from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.types import Granule
 
 FILES = HostFiles(*(Path("/", name) for name in ("kernel", "initrd", "agent", "tty", "log")))
 ALL_IDS = (0, 0xFFFF, 0, 0, 0)

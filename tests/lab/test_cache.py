@@ -13,8 +13,8 @@ import pytest
 from conftest import unavailable
 
 from vmm_msi.errors import LabError
-from vmm_msi.lab import cache as caches
-from vmm_msi.lab import hosttools
+from vmm_msi.lab.build import cache as caches
+from vmm_msi.lab.build import host_tools
 
 
 def entry(folder, *, resumable=True, key="one"):
@@ -171,8 +171,8 @@ WAITER = """
 import sys
 from pathlib import Path
 from test_cache import entry, read, whole
-from vmm_msi.lab import cache
-from vmm_msi.lab.progress import Progress
+from vmm_msi.lab.build import cache
+from vmm_msi.lab.build.progress import Progress
 place = entry(Path(sys.argv[1]))
 cache.fill(place, lambda: read(place), whole, Progress(sys.stderr))
 """
@@ -221,5 +221,5 @@ def test_full_disk(tmp_path):
 
 def test_missing_space_is_said_before(tmp_path):
     with pytest.raises(LabError, match=r"testing: .* GB free, 1000000000\.0 GB are needed; make"):
-        hosttools.require_space(tmp_path / "not/there/yet", 10**18, "testing")
-    hosttools.require_space(tmp_path, 1, "testing")
+        host_tools.require_space(tmp_path / "not/there/yet", 10**18, "testing")
+    host_tools.require_space(tmp_path, 1, "testing")

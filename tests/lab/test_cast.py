@@ -10,19 +10,11 @@ from hypothesis import given
 from scenarios import A, B, Device, Sample, pair
 
 from vmm_msi.errors import LabError, UsageError
-from vmm_msi.lab import cast
-from vmm_msi.lab.codec import from_wire, to_wire
-from vmm_msi.lab.shape import Shape
-from vmm_msi.model import (
-    GuestDomain,
-    HostTopology,
-    Iova,
-    Outcome,
-    PciAddress,
-    TraceStep,
-    Verdict,
-)
-from vmm_msi.topology.scenario import load_scenario
+from vmm_msi.host.scenario import load_scenario
+from vmm_msi.lab.backend import device_roles
+from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.lab.rpc.codec import from_wire, to_wire
+from vmm_msi.types import GuestDomain, HostTopology, Iova, Outcome, PciAddress, TraceStep, Verdict
 
 
 @pytest.fixture
@@ -52,7 +44,7 @@ def at(text):
 
 def test_devices_of_one_smmu_are_played_behind_one(load):
     scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=3), Device("0000:03:00.0", smmu=0))))
-    parts = cast.stand_ins(scenario, told(("b", 1), ("a", 1), ("a", 1), ("b", 1)))
+    parts = device_roles.stand_ins(scenario, told(("b", 1), ("a", 1), ("a", 1), ("b", 1)))
     assert parts == {
         at(A): at("0000:11:00.0"),
         at("0000:03:00.0"): at("0000:12:00.0"),
@@ -62,20 +54,20 @@ def test_devices_of_one_smmu_are_played_behind_one(load):
 
 def test_a_group_is_played_by_a_pair_and_a_single_device_by_none(load):
     devices = (Device("0000:01:00.0", group=7), Device("0000:01:00.1", group=7), Device(B))
-    parts = cast.stand_ins(load(Sample(devices)), told(("a", 2), ("a", 1)))
+    parts = device_roles.stand_ins(load(Sample(devices)), told(("a", 2), ("a", 1)))
     assert parts == {
         at("0000:01:00.0"): at("0000:10:00.0"),
         at("0000:01:00.1"): at("0000:10:00.1"),
         at(B): at("0000:11:00.0"),
     }
     with pytest.raises(LabError, match="--pairs N"):
-        cast.stand_ins(load(Sample(devices)), told(("a", 1), ("a", 1), ("a", 1)))
+        device_roles.stand_ins(load(Sample(devices)), told(("a", 1), ("a", 1), ("a", 1)))
 
 
 def test_too_few_smmus(load):
     scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=1))))
     with pytest.raises(LabError, match="--smmus 2"):
-        cast.stand_ins(scenario, told(("a", 1), ("a", 1)))
+        device_roles.stand_ins(scenario, told(("a", 1), ("a", 1)))
 
 
 @pytest.mark.parametrize(
@@ -93,7 +85,7 @@ def test_too_few_smmus(load):
     ],
 )
 def test_the_shape_that_will_do(load, sample, shape):
-    assert cast.shape_for(load(sample)) == shape
+    assert device_roles.shape_for(load(sample)) == shape
 
 
 @pytest.mark.parametrize(
@@ -105,13 +97,13 @@ def test_the_shape_that_will_do(load, sample, shape):
 )
 def test_parts_that_no_test_device_can_play(load, device, words):
     with pytest.raises(UsageError, match=words):
-        cast.check(load(Sample((device,))), own_its=True)
+        device_roles.check(load(Sample((device,))), own_its=True)
 
 
 def test_three_of_a_group_are_too_many(load):
     devices = tuple(Device(f"0000:01:00.{n}", group=7) for n in range(3))
     with pytest.raises(UsageError, match="up to 2 of a group"):
-        cast.shape_for(load(Sample(devices)))
+        device_roles.shape_for(load(Sample(devices)))
 
 
 def test_host_and_guest_come_back_as_they_were(load):

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmm_msi.lab.codec import from_wire, to_wire
-from vmm_msi.model import (
+from vmm_msi.host.scenario import load_scenario
+from vmm_msi.host.sources import load_host
+from vmm_msi.lab.rpc.codec import from_wire, to_wire
+from vmm_msi.samples import path as sample
+from vmm_msi.types import (
     SW_MSI_WINDOW,
     HostTopology,
     Pa,
@@ -15,9 +18,6 @@ from vmm_msi.model import (
     ReservedMemory,
     Scenario,
 )
-from vmm_msi.samples import path as sample
-from vmm_msi.topology import load_host
-from vmm_msi.topology.scenario import load_scenario
 
 
 def test_a_host_with_all_that_is_known_of_one():

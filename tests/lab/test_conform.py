@@ -9,12 +9,12 @@ from kernel_cases import CASES, HOST, Play
 
 from vmm_msi.cli import main
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu import stepfile, steps
-from vmm_msi.iommu.sim.machine import SimMachine
-from vmm_msi.lab import conform
-from vmm_msi.lab.link import AgentLink
-from vmm_msi.lab.scenarios import scenarios
-from vmm_msi.lab.shrink import without
+from vmm_msi.iommu import call_sequence, call_sequence_json
+from vmm_msi.iommu.sim.call_machine import SimMachine
+from vmm_msi.lab.conformance import conform
+from vmm_msi.lab.conformance.random_sequences import scenarios
+from vmm_msi.lab.conformance.shrink import without
+from vmm_msi.lab.rpc.link import AgentLink
 
 
 def quiet(_done, _total):
@@ -39,15 +39,15 @@ def test_two_hundred_scenarios_are_enough_and_say_a_lot(model):
     assert sum(len(scenario.steps) for scenario in drawn) >= 5000
     seen, ended = set(), set()
     for scenario in drawn:
-        assert stepfile.check(scenario) is scenario
-        for step, result in zip(scenario.steps, steps.run(model, scenario), strict=True):
+        assert call_sequence_json.check(scenario) is scenario
+        for step, result in zip(scenario.steps, call_sequence.run(model, scenario), strict=True):
             seen.add((step.op, result.errno))
             if result.landing is not None:
                 ended.add(result.landing.kind)
     assert not model.lost_events
-    assert {op for op, errno in seen if not errno} == set(steps.OPS)
+    assert {op for op, errno in seen if not errno} == set(call_sequence.OPS)
     assert len(seen) > 50
-    assert ended == set(steps.LandingKind)
+    assert ended == set(call_sequence.LandingKind)
 
 
 def test_a_right_machine_is_found_right(model):
@@ -91,7 +91,7 @@ class TellsTheHost(SimMachine):
         landing = super().raise_msi(device)
         if not landing.guest:
             return landing
-        return steps.Landing(landing.kind, event=landing.event)
+        return call_sequence.Landing(landing.kind, event=landing.event)
 
 
 class OtherErrno(SimMachine):
@@ -124,7 +124,7 @@ def test_a_wrong_machine_is_found_and_its_scenario_shrunk(wrong, op, longest, mo
     assert len(first.scenario.steps) <= longest
     document = json.loads(json.dumps(conform.to_json(report, 1)))["mismatches"][0]
     assert document["model"] != document["kernel"]
-    again = stepfile.scenario_from_json(document["shrunk"])
+    again = call_sequence_json.scenario_from_json(document["shrunk"])
     assert conform.part(model, side, again) is not None
     assert conform.part(model, conform.MachineSide(model), again) is None
     text = list(conform.lines(first))
@@ -141,7 +141,7 @@ def test_steps_go_with_what_refers_to_them(model):
     left = without(scenario, [opened])
     assert "open" in [step.op for step in left.steps]
     assert len(left.steps) == len(scenario.steps) - 3
-    stepfile.check(left)
+    call_sequence_json.check(left)
 
 
 @pytest.mark.parametrize(
@@ -194,7 +194,7 @@ def test_the_command_runs_a_scenario_from_a_file(run_folder, model, tmp_path, ca
     play = Play(model)
     CASES["a_stage_1_translates_first"](play)
     path = tmp_path / "scenario.json"
-    path.write_text(json.dumps(stepfile.scenario_to_json(play.scenario())))
+    path.write_text(json.dumps(call_sequence_json.scenario_to_json(play.scenario())))
     saved = tmp_path / "saved"
     command = ["lab", "conform", "--replay", str(path), "--save", str(saved), "--format", "json"]
     assert main(command) == 0

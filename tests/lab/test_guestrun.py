@@ -8,10 +8,10 @@ import pytest
 
 from vmm_msi.cli import main
 from vmm_msi.errors import UsageError
-from vmm_msi.lab.guestrun import DeviceRun, GuestRun, Phase, Vector, shape_for
-from vmm_msi.lab.shape import GUESTS_MEMORY, Shape
-from vmm_msi.model import PciAddress
-from vmm_msi.report import guestrun as report
+from vmm_msi.lab.guest.guest_test import DeviceRun, GuestTestResult, Phase, Vector, shape_for
+from vmm_msi.lab.machine.shape import GUESTS_MEMORY, Shape
+from vmm_msi.report import guest_test as report
+from vmm_msi.types import PciAddress
 
 HOST = PciAddress(0, 0x11, 0, 0)
 GUEST = PciAddress(0, 0x21, 0, 0)
@@ -36,7 +36,7 @@ CARD = DeviceRun(
     vectors=(Vector("eth0-tx-0", 0, 80),),
     landed={0: 120},
 )
-RUN = GuestRun(
+RUN = GuestTestResult(
     {"linux": "7.2.12", "libvirt": "12.8.0", "qemu": "11.1.2"},
     [Phase("start", [DRIVE])],
     [(0x800_0000, 0x10_0000)] * 2,

@@ -19,10 +19,10 @@ from waiting import wait_until
 
 from vmm_msi.cli import main
 from vmm_msi.errors import LabError, UsageError
-from vmm_msi.lab import hosttools, images, kernel, package_layer, userland
-from vmm_msi.lab.cpio import Archive, concatenate
-from vmm_msi.lab.progress import Progress
-from vmm_msi.model import Granule
+from vmm_msi.lab.build import host_tools, images, kernel_image, package_layer, userland
+from vmm_msi.lab.build.cpio import Archive, concatenate
+from vmm_msi.lab.build.progress import Progress
+from vmm_msi.types import Granule
 
 HERE = Path(__file__).parent
 
@@ -72,8 +72,8 @@ def test_archives_are_joined_on_words():
 
 
 def name_of(granule=Granule.K4, patches=None, suite="forky"):
-    applied = kernel.read_patches(patches)
-    return kernel._place(suite, granule, Path("/cache"), applied).path.name
+    applied = kernel_image.read_patches(patches)
+    return kernel_image._place(suite, granule, Path("/cache"), applied).path.name
 
 
 def test_key_of_the_kernel(tmp_path, monkeypatch):
@@ -85,11 +85,13 @@ def test_key_of_the_kernel(tmp_path, monkeypatch):
     names.append(name_of(patches=tmp_path))
     patch.rename(tmp_path / "2.patch")
     names.append(name_of(patches=tmp_path))
-    original = kernel.fragment
-    monkeypatch.setattr(kernel, "fragment", lambda granule: original(granule) + "CONFIG_X=y\n")
+    original = kernel_image.fragment
+    monkeypatch.setattr(
+        kernel_image, "fragment", lambda granule: original(granule) + "CONFIG_X=y\n"
+    )
     names.append(name_of())
     monkeypatch.undo()
-    monkeypatch.setattr(kernel, "VERSION", kernel.VERSION + 1)
+    monkeypatch.setattr(kernel_image, "VERSION", kernel_image.VERSION + 1)
     names.append(name_of())
     assert len(set(names)) == len(names)
 
@@ -97,7 +99,7 @@ def test_key_of_the_kernel(tmp_path, monkeypatch):
 def test_patches_are_in_the_order_of_their_names(tmp_path):
     for name in ("10-b.patch", "02-a.patch", "README"):
         (tmp_path / name).write_text(name)
-    assert [name for name, _ in kernel.read_patches(tmp_path)] == ["02-a.patch", "10-b.patch"]
+    assert [name for name, _ in kernel_image.read_patches(tmp_path)] == ["02-a.patch", "10-b.patch"]
 
 
 def test_folder_without_patches_is_refused(tmp_path, capsys):
@@ -110,14 +112,16 @@ def test_granule_that_is_not_offered_is_refused():
         name_of(Granule.K16)
 
 
-@pytest.mark.parametrize("granule", kernel.GRANULES)
+@pytest.mark.parametrize("granule", kernel_image.GRANULES)
 def test_fragment_names_one_page_size(granule):
-    pages = re.findall(r"^CONFIG_ARM64_(\d+K)_PAGES=y$", kernel.fragment(granule), re.MULTILINE)
+    pages = re.findall(
+        r"^CONFIG_ARM64_(\d+K)_PAGES=y$", kernel_image.fragment(granule), re.MULTILINE
+    )
     assert pages == [str(granule)]
 
 
 def test_fragment_gives_every_option_once_and_a_reason():
-    text = kernel.fragment(Granule.K4)
+    text = kernel_image.fragment(Granule.K4)
     options = [line for line in text.splitlines() if line.startswith("CONFIG_")]
     assert len(options) == len(set(options))
     for group in text.split("\n\n")[1:]:
@@ -126,11 +130,13 @@ def test_fragment_gives_every_option_once_and_a_reason():
 
 def test_option_that_is_lost_is_named():
     options = "# why\nCONFIG_A=y\nCONFIG_AB=y\n"
-    assert kernel.lost_options(options, "CONFIG_AB=y\n# CONFIG_A is not set\n") == ["CONFIG_A=y"]
+    assert kernel_image.lost_options(options, "CONFIG_AB=y\n# CONFIG_A is not set\n") == [
+        "CONFIG_A=y"
+    ]
 
 
 def test_all_missing_tools_are_named_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(hosttools.shutil, "which", lambda _name, **_: None)
+    monkeypatch.setattr(host_tools.shutil, "which", lambda _name, **_: None)
     with pytest.raises(LabError) as caught:
         images.ensure_images(cache=tmp_path)
     line = str(caught.value).partition("; ")[2]
@@ -208,7 +214,7 @@ def stand_in(deb, patch=None):
         path.write_bytes(deb)
         return path
 
-    (patch.setattr if patch else setattr)(kernel._Build, "_fetch", fetch)
+    (patch.setattr if patch else setattr)(kernel_image._Build, "_fetch", fetch)
     return fetched
 
 
@@ -216,9 +222,9 @@ def stand_in(deb, patch=None):
 def host(monkeypatch):
     """What the small build needs of the machine; the cross-compiler is not called."""
     tools = ["dpkg", "make", "patch", "setpriv", "tar", "unshare", "xz"]
-    monkeypatch.setattr(kernel, "TOOLS", tools)
+    monkeypatch.setattr(kernel_image, "TOOLS", tools)
     try:
-        hosttools.require_tools(tools)
+        host_tools.require_tools(tools)
     except LabError as error:
         unavailable(str(error))
 
@@ -226,12 +232,14 @@ def host(monkeypatch):
 def test_kernel_is_built_once_and_only_the_image_is_kept(tmp_path, host, monkeypatch):
     cache = tmp_path / "cache"
     fetched = stand_in(package(tmp_path / "package"), monkeypatch)
-    assert kernel.find_kernel("forky", cache=cache) is None
-    built = kernel.ensure_kernel("forky", cache=cache)
+    assert kernel_image.find_kernel("forky", cache=cache) is None
+    built = kernel_image.ensure_kernel("forky", cache=cache)
     assert (built.cached, built.release, built.granule) == (False, "7.2.12", Granule.K4)
     assert built.path.read_bytes()[56:] == b"ARM\x64plain\n"
-    assert kernel.ensure_kernel("forky", cache=cache).cached
-    assert kernel.find_kernel("forky", cache=cache) == kernel.ensure_kernel("forky", cache=cache)
+    assert kernel_image.ensure_kernel("forky", cache=cache).cached
+    assert kernel_image.find_kernel("forky", cache=cache) == kernel_image.ensure_kernel(
+        "forky", cache=cache
+    )
     assert len(fetched) == 1
     assert sorted(path.name for path in built.path.parent.iterdir()) == [
         "Image",
@@ -249,44 +257,46 @@ def test_patches_are_applied(tmp_path, host, monkeypatch):
     patches = tmp_path / "patches"
     patches.mkdir()
     (patches / "text.patch").write_text(PATCH)
-    built = kernel.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
+    built = kernel_image.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
     assert built.path.read_bytes().endswith(b"patched\n")
     (patches / "wrong.patch").write_text(PATCH.replace("plain", "something else"))
     with pytest.raises(LabError, match=r"applying wrong\.patch to linux-source.*: 1 out of 1 hunk"):
-        kernel.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
-    assert kernel.find_kernel("forky", cache=tmp_path / "cache", patches=patches) is None
+        kernel_image.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
+    assert kernel_image.find_kernel("forky", cache=tmp_path / "cache", patches=patches) is None
 
 
 def test_option_that_does_not_survive_is_refused(tmp_path, host, monkeypatch):
     stand_in(package(tmp_path / "package"), monkeypatch)
-    original = kernel.fragment
-    monkeypatch.setattr(kernel, "fragment", lambda granule: original(granule) + "CONFIG_LOST=y\n")
+    original = kernel_image.fragment
+    monkeypatch.setattr(
+        kernel_image, "fragment", lambda granule: original(granule) + "CONFIG_LOST=y\n"
+    )
     with pytest.raises(LabError, match=r"configuring .*: CONFIG_LOST=y did not survive"):
-        kernel.ensure_kernel("forky", cache=tmp_path / "cache")
+        kernel_image.ensure_kernel("forky", cache=tmp_path / "cache")
 
 
 def test_image_that_is_none_is_refused(tmp_path, host, monkeypatch):
     stand_in(package(tmp_path / "package", magic="junk"), monkeypatch)
     with pytest.raises(LabError, match="an image without arm64's magic number"):
-        kernel.ensure_kernel("forky", cache=tmp_path / "cache")
-    assert kernel.find_kernel("forky", cache=tmp_path / "cache") is None
+        kernel_image.ensure_kernel("forky", cache=tmp_path / "cache")
+    assert kernel_image.find_kernel("forky", cache=tmp_path / "cache") is None
 
 
 def test_too_little_space_is_refused_before_anything_is_done(tmp_path, host, monkeypatch):
-    monkeypatch.setattr(kernel, "_SPACE", 10**18)
+    monkeypatch.setattr(kernel_image, "_SPACE", 10**18)
     with pytest.raises(LabError, match=r"building the lab's kernel: .* GB free, .* are needed"):
-        kernel.ensure_kernel("forky", cache=tmp_path / "cache")
+        kernel_image.ensure_kernel("forky", cache=tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 
 
 KILLED = """
 import sys
 from pathlib import Path
-from vmm_msi.lab import kernel
+from vmm_msi.lab.build import kernel_image
 from test_images import stand_in
-kernel.TOOLS = ()
+kernel_image.TOOLS = ()
 stand_in(Path(sys.argv[1]).read_bytes())
-kernel.ensure_kernel("forky", cache=Path(sys.argv[2]))
+kernel_image.ensure_kernel("forky", cache=Path(sys.argv[2]))
 """
 
 
@@ -302,10 +312,10 @@ def test_interrupted_compilation_is_gone_on_with(tmp_path, host, monkeypatch, ho
         assert wait_until(lambda: [*cache.glob("*.building/objects/first.o")])
         process.send_signal(how)
     assert wait_until(lambda: not sleeping(61)), "what it started is gone with it"
-    assert kernel.find_kernel("forky", cache=cache) is None
+    assert kernel_image.find_kernel("forky", cache=cache) is None
     fetched = stand_in(b"not needed again", monkeypatch)
     start = time.monotonic()
-    built = kernel.ensure_kernel("forky", cache=cache)
+    built = kernel_image.ensure_kernel("forky", cache=cache)
     assert time.monotonic() - start < 30, "the object that was there is taken"
     assert not fetched
     assert built.path.read_bytes().endswith(b"plain\n")
@@ -318,13 +328,13 @@ def test_objects_that_make_cannot_use_are_made_anew(tmp_path, host, monkeypatch)
     cache = tmp_path / "cache"
     stand_in(package(tmp_path / "package", magic="junk"), monkeypatch)
     with pytest.raises(LabError):
-        kernel.ensure_kernel("forky", cache=cache)
+        kernel_image.ensure_kernel("forky", cache=cache)
     [work] = cache.glob("*.building")
     makefile = work / "source/Makefile"
     makefile.write_text(makefile.read_text().replace("junk", "ARM\\144"))
     # What a power cut leaves: a name without content, where make wants something else.
     (work / "objects/arch/arm64/boot/Image").mkdir(parents=True)
-    built = kernel.ensure_kernel("forky", cache=cache)
+    built = kernel_image.ensure_kernel("forky", cache=cache)
     assert built.path.read_bytes().endswith(b"plain\n")
 
 
@@ -343,7 +353,7 @@ def test_progress_of_a_count_is_told_now_and_then(capsys, monkeypatch):
     progress = Progress(sys.stderr, "lab")
     progress.stage("compiling")
     progress.count(900, 1800, "CC x.o")
-    monkeypatch.setattr("vmm_msi.lab.progress._REPORT_S", 0.0)
+    monkeypatch.setattr("vmm_msi.lab.build.progress._REPORT_S", 0.0)
     progress.count(900, 1800, "CC x.o")
     progress.count(2000, 1800, "CC y.o")
     lines = [line.rpartition("] ")[2] for line in capsys.readouterr().err.splitlines()]
@@ -365,7 +375,11 @@ def test_layer_has_the_package_its_plugins_and_init(layer, lab_root):
     assert stat.S_IMODE(mode) == 0o755
     assert init.startswith(b"#!/usr/bin/busybox sh\n")
     inside = "usr/lib/python3/dist-packages"
-    for name in ("vmm_msi/api.py", "vmm_msi_plugins/identity.py", "vmm_msi/templates/__init__.py"):
+    for name in (
+        "vmm_msi/plugins/__init__.py",
+        "vmm_msi_plugins/identity.py",
+        "vmm_msi/templates/__init__.py",
+    ):
         assert f"{inside}/{name}" in found
     assert any(name.endswith(".xml") for name in found)
     version = importlib.metadata.version("vmm-msi")
@@ -380,8 +394,8 @@ def test_layer_is_the_same_however_python_was_started(layer, lab_root, tmp_path)
     (tmp_path / "vmm_msi.egg-info/PKG-INFO").write_text("Name: vmm-msi\nVersion: 0.0.1\n")
     program = (
         "import sys; from pathlib import Path\n"
-        "from vmm_msi.lab.package_layer import package_layer\n"
-        "from vmm_msi.lab.root import ensure_root\n"
+        "from vmm_msi.lab.build.package_layer import package_layer\n"
+        "from vmm_msi.lab.build.root import ensure_root\n"
         "print(package_layer(ensure_root(), Path(sys.argv[1])))"
     )
     found = subprocess.run(
@@ -424,7 +438,7 @@ def test_layer_is_named_after_its_content(layer, lab_root, tmp_path, monkeypatch
     assert time.monotonic() - start < 10
     assert layer.read_bytes() == content
     files = dict(package_layer._files())
-    name = "vmm_msi/lab/init"
+    name = "vmm_msi/lab/build/init"
     monkeypatch.setattr(
         package_layer, "_files", lambda: {**files, name: files[name] + b"# more\n"}.items()
     )
@@ -470,11 +484,11 @@ PROBE = """#!/usr/bin/busybox sh
 PATH=/usr/bin
 mount -t proc proc /proc
 python3 -I -c 'import ctypes, json, mmap, msgspec, pluggy, lxml.etree, libvirt, libfdt
-from vmm_msi import api
+from vmm_msi import plugins
 from importlib.metadata import entry_points
 import mmap
 names = sorted(point.name for point in entry_points(group="vmm_msi"))
-print("probe:", mmap.PAGESIZE, api.__file__.endswith(".py"), *names)'
+print("probe:", mmap.PAGESIZE, plugins.__file__.endswith(".py"), *names)'
 poweroff -f
 """
 

@@ -9,10 +9,10 @@ import pytest
 from lxml import etree
 
 from vmm_msi import libvirt_driver
-from vmm_msi.lab import inside
-from vmm_msi.lab.daemon import LabDaemon
-from vmm_msi.lab.hostxml import NAME, HostFiles, host_xml
-from vmm_msi.lab.shape import Shape
+from vmm_msi.lab.machine import namespace_init
+from vmm_msi.lab.machine.daemon import LabDaemon
+from vmm_msi.lab.machine.host_xml import NAME, HostFiles, host_xml
+from vmm_msi.lab.machine.shape import Shape
 
 FILES = HostFiles(*(Path("/files", name) for name in ("kernel", "initrd", "agent", "tty", "log")))
 
@@ -22,7 +22,7 @@ def entry(tmp_path):
     """An entry of the cache, and the root of a daemon with what libvirt found out."""
     tree, root = tmp_path / "entry/tree", tmp_path / "root"
     tree.mkdir(parents=True)
-    found = root / inside._CAPABILITIES
+    found = root / namespace_init._CAPABILITIES
     found.mkdir(parents=True)
     (found / "abc.xml").write_text("<qemuCaps/>", encoding="utf-8")
     return tree, root
@@ -30,16 +30,18 @@ def entry(tmp_path):
 
 def test_findings_are_kept_and_brought(entry, tmp_path):
     tree, root = entry
-    inside.keep_capabilities(tree, root)
+    namespace_init.keep_capabilities(tree, root)
     kept = tree.parent / "capabilities/abc.xml"
     assert [path.name for path in kept.parent.iterdir()] == ["abc.xml"]
     when = kept.stat().st_mtime_ns
-    inside.keep_capabilities(tree, root)
+    namespace_init.keep_capabilities(tree, root)
     assert kept.stat().st_mtime_ns == when
     later = tmp_path / "later"
     (later / "var/cache/libvirt").mkdir(parents=True)
-    inside.bring_capabilities(tree, later)
-    assert (later / inside._CAPABILITIES / "abc.xml").read_text(encoding="utf-8") == "<qemuCaps/>"
+    namespace_init.bring_capabilities(tree, later)
+    assert (later / namespace_init._CAPABILITIES / "abc.xml").read_text(
+        encoding="utf-8"
+    ) == "<qemuCaps/>"
 
 
 def test_half_a_file_is_replaced(entry):
@@ -47,16 +49,16 @@ def test_half_a_file_is_replaced(entry):
     kept = tree.parent / "capabilities/abc.xml"
     kept.parent.mkdir()
     kept.write_text("<qemu", encoding="utf-8")
-    inside.keep_capabilities(tree, root)
+    namespace_init.keep_capabilities(tree, root)
     assert kept.read_text(encoding="utf-8") == "<qemuCaps/>"
 
 
 def test_nothing_to_bring_and_no_place_to_keep_are_fine(entry):
     tree, root = entry
-    inside.bring_capabilities(tree, root)
+    namespace_init.bring_capabilities(tree, root)
     (tree.parent / "capabilities").touch()
-    inside.keep_capabilities(tree, root)
-    inside.bring_capabilities(tree, root)
+    namespace_init.keep_capabilities(tree, root)
+    namespace_init.bring_capabilities(tree, root)
 
 
 @pytest.mark.lab_root

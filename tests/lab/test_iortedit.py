@@ -5,13 +5,13 @@ from __future__ import annotations
 import struct
 
 import pytest
-from topology.iort_builder import iort, its_group, pmcg, rmr, root_complex, smmu_v3
-from topology.shared import shared_data
+from host.firmware.iort_builder import iort, its_group, pmcg, rmr, root_complex, smmu_v3
+from host.shared import shared_data
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.lab.iortedit import with_canwbs, without_rmrs
-from vmm_msi.topology.acpi import parse_acpi
-from vmm_msi.topology.iort import Pmcg, RmrNode, SmmuNode, parse_iort
+from vmm_msi.host.firmware.acpi import parse_acpi
+from vmm_msi.host.firmware.iort import Pmcg, RmrNode, SmmuNode, parse_iort
+from vmm_msi.lab.machine.iort_edit import with_canwbs, without_rmrs
 
 WINDOW = (0x800_0000, 0x10_0000)
 NODES = (

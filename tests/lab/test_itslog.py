@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from vmm_msi.errors import LabError
-from vmm_msi.lab.itslog import ItsLog, Msi
+from vmm_msi.lab.guest.its_log import ItsLog, Msi
 
 LINE = (
     "gicv3_its_translation_write GICv3 ITS TRANSLATER write: offset 0x40 data 0x{:x} size 4 "

@@ -23,17 +23,18 @@ from waiting import wait_until
 from vmm_msi import libvirt_driver
 from vmm_msi.cli import main
 from vmm_msi.errors import LabError, UsageError
-from vmm_msi.lab import cache as caches
-from vmm_msi.lab import host as lab_host
-from vmm_msi.lab import hosttools, keeper
-from vmm_msi.lab import running as lab_running
-from vmm_msi.lab.host import LabHost, Parts, ensure_parts, lab_for
-from vmm_msi.lab.hostxml import NAME
-from vmm_msi.lab.iortedit import with_canwbs
-from vmm_msi.lab.link import AgentLink
-from vmm_msi.lab.progress import Progress
-from vmm_msi.lab.running import RUN_FOLDER_VARIABLE, running
-from vmm_msi.lab.shape import Shape
+from vmm_msi.lab.build import cache as caches
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.progress import Progress
+from vmm_msi.lab.machine import emulated_host as lab_host
+from vmm_msi.lab.machine import keeper
+from vmm_msi.lab.machine import running as lab_running
+from vmm_msi.lab.machine.emulated_host import LabHost, Parts, ensure_parts, lab_for
+from vmm_msi.lab.machine.host_xml import NAME
+from vmm_msi.lab.machine.iort_edit import with_canwbs
+from vmm_msi.lab.machine.running import RUN_FOLDER_VARIABLE, running
+from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.lab.rpc.link import AgentLink
 
 COMMAND = [sys.executable, "-m", "vmm_msi", "lab"]
 SMALL = Shape(smmus=1, devices=1, pairs=0, memory=512)
@@ -345,7 +346,7 @@ def borrowed_cache(folder):
 
 @contextlib.contextmanager
 def small_file_system(folder, size):
-    mount = hosttools.require_tools(["mount", "umount"])
+    mount = host_tools.require_tools(["mount", "umount"])
     folder.mkdir(exist_ok=True)
     subprocess.run([mount["mount"], "-t", "tmpfs", "-o", f"size={size}", "t", folder], check=True)
     try:

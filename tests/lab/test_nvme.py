@@ -11,14 +11,14 @@ from scenarios import A, Device, Sample, guest_run
 from test_truth_table import by_device
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.iommufd import Doorbells
+from vmm_msi.host.scenario import load_scenario
+from vmm_msi.iommu.linux.backend import Doorbells
 from vmm_msi.iommu.profiles import profile_named
-from vmm_msi.lab.host import LabHost
-from vmm_msi.lab.link import AgentLink
-from vmm_msi.lab.remote import RemoteBackend
-from vmm_msi.lab.shape import Shape
-from vmm_msi.model import Outcome, PciAddress
-from vmm_msi.topology.scenario import load_scenario
+from vmm_msi.lab.backend.remote import RemoteBackend
+from vmm_msi.lab.machine.emulated_host import LabHost
+from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.lab.rpc.link import AgentLink
+from vmm_msi.types import Outcome, PciAddress
 
 pytestmark = pytest.mark.lab_root
 

@@ -8,8 +8,8 @@ import json
 import pytest
 
 from vmm_msi.cli import main
-from vmm_msi.hosttree.sources import SOURCES
-from vmm_msi.lab.link import AgentLink
+from vmm_msi.host.files.capture_list import SOURCES
+from vmm_msi.lab.rpc.link import AgentLink
 
 
 @pytest.fixture(scope="module")

@@ -8,16 +8,16 @@ import json
 import pytest
 from scenarios import pair
 
-from vmm_msi import compare as comparing
 from vmm_msi.config import Choice
-from vmm_msi.host import PluginHost
-from vmm_msi.iommu.iommufd import Doorbells
-from vmm_msi.lab import cast
-from vmm_msi.lab.host import LabHost
-from vmm_msi.lab.link import AgentLink
-from vmm_msi.lab.remote import RemoteBackend
-from vmm_msi.lab.shape import Shape
-from vmm_msi.topology.scenario import parse_scenario
+from vmm_msi.engine import compare as comparing
+from vmm_msi.host.scenario import parse_scenario
+from vmm_msi.iommu.linux.backend import Doorbells
+from vmm_msi.lab.backend import device_roles
+from vmm_msi.lab.backend.remote import RemoteBackend
+from vmm_msi.lab.machine.emulated_host import LabHost
+from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.lab.rpc.link import AgentLink
+from vmm_msi.plugins.manager import PluginManager
 
 pytestmark = pytest.mark.lab_root
 
@@ -33,12 +33,12 @@ def verdicts(link, strategy):
     scenario = parse_scenario(pair("shared").toml(), "scenario")
 
     def opened(scenario, profile):
-        stand_ins = cast.stand_ins(scenario, link.call("devices"))
+        stand_ins = device_roles.stand_ins(scenario, link.call("devices"))
         return RemoteBackend(
             link, scenario.host, scenario.guest, Doorbells.WITNESS, profile, stand_ins
         )
 
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     (result,) = comparing.compare(
         plugins, scenario, [Choice.parse(strategy)], "first-in-group", opened
     )

@@ -10,19 +10,19 @@ from host_shell import GUEST, driver_of, shell
 from scenarios import A, B, Device, Sample, guest_run, pair
 from test_truth_table import STRATEGIES, TABLE, by_device
 
-from vmm_msi import compare as comparing
 from vmm_msi.config import Choice
+from vmm_msi.engine import compare as comparing
 from vmm_msi.errors import BackendError, LabError, RefusedError, UsageError
-from vmm_msi.explain.run import explain
+from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.situation import Situation
-from vmm_msi.host import PluginHost
-from vmm_msi.iommu.iommufd import Doorbells
+from vmm_msi.host.scenario import load_scenario
+from vmm_msi.iommu.linux.backend import Doorbells
 from vmm_msi.iommu.profiles import profile_named
-from vmm_msi.lab import cast
-from vmm_msi.lab.link import AgentLink
-from vmm_msi.lab.remote import RemoteBackend
-from vmm_msi.model import Iova, Ipa, Outcome, PciAddress
-from vmm_msi.topology.scenario import load_scenario
+from vmm_msi.lab.backend import device_roles
+from vmm_msi.lab.backend.remote import RemoteBackend
+from vmm_msi.lab.rpc.link import AgentLink
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.types import Iova, Ipa, Outcome, PciAddress
 
 pytestmark = pytest.mark.lab_root
 
@@ -55,7 +55,7 @@ def opener(link):
         """``others`` has addresses of devices to play the first of the guest's instead."""
 
         def open_backend(scenario, profile):
-            stand_ins = cast.stand_ins(scenario, link.call("devices"))
+            stand_ins = device_roles.stand_ins(scenario, link.call("devices"))
             stand_ins |= zip(stand_ins, map(PciAddress.parse, others), strict=False)
             return RemoteBackend(link, scenario.host, scenario.guest, doorbells, profile, stand_ins)
 
@@ -66,7 +66,7 @@ def opener(link):
 
 @pytest.fixture
 def run(opener):
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
 
     def run(scenario, *names, doorbells=Doorbells.WITNESS):
         choices = [Choice.parse(name) for name in names]
@@ -89,7 +89,7 @@ def test_row_of_the_truth_table(row, load, run):
     results = run(scenario, *STRATEGIES)
     model = list(
         comparing.compare(
-            PluginHost.load(), scenario, map(Choice.parse, STRATEGIES), "first-in-group"
+            PluginManager.load(), scenario, map(Choice.parse, STRATEGIES), "first-in-group"
         )
     )
     for (name, (a, b)), real, modelled in zip(expected.items(), results, model, strict=True):
@@ -242,7 +242,7 @@ def test_the_kernels_own_log_is_explained(load, opener, link, lab_host):
     (told,) = explain("\n".join(lines), situation).found
     (alone,) = explain("\n".join(line for line in lines if "\t" not in line), situation).found
     for said in (told.explanation, alone.explanation):
-        stand_in = cast.stand_ins(scenario, link.call("devices"))[device]
+        stand_in = device_roles.stand_ins(scenario, link.call("devices"))[device]
         assert [each.address for each in said.devices] == [stand_in]
         assert (said.id, said.stage) == ("smmu-F_TRANSLATION", 2)
         assert said.iova == verdict.programmed == 0xFFFF_F040
@@ -332,12 +332,12 @@ def test_scenarios_that_the_emulated_host_cannot_play(load, link):
         (pair("own"), "vectors = 1 would work"),
     ):
         with pytest.raises(UsageError, match=words):
-            cast.check(load(sample), own_its=True)
+            device_roles.check(load(sample), own_its=True)
     with pytest.raises(UsageError, match="16K is not built"):
-        cast.check(load(Sample((Device(A),), granule="16K")), own_its=False)
+        device_roles.check(load(Sample((Device(A),), granule="16K")), own_its=False)
     crowd = Sample(tuple(Device(f"0000:{bus:02x}:00.0") for bus in range(1, 30)))
     with pytest.raises(LabError, match="--devices N"):
-        cast.stand_ins(load(crowd), link.call("devices"))
+        device_roles.stand_ins(load(crowd), link.call("devices"))
 
 
 def test_the_command_on_the_host_itself(link, lab_host, bare):

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from vmm_msi.lab.link import AgentLink
-from vmm_msi.model import PciAddress
+from vmm_msi.lab.rpc.link import AgentLink
+from vmm_msi.types import PciAddress
 
 
 @pytest.fixture(scope="module")

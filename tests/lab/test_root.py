@@ -23,10 +23,10 @@ from waiting import wait_until
 
 from vmm_msi.cli import main
 from vmm_msi.errors import LabError
-from vmm_msi.lab import hosttools, recipe
-from vmm_msi.lab.cache import default_cache
-from vmm_msi.lab.daemon import LabDaemon
-from vmm_msi.lab.root import ensure_root
+from vmm_msi.lab.build import host_tools, root_recipe
+from vmm_msi.lab.build.cache import default_cache
+from vmm_msi.lab.build.root import ensure_root
+from vmm_msi.lab.machine.daemon import LabDaemon
 
 TWO_VSMMUS = Path(__file__).with_name("two-vsmmus.xml").read_text(encoding="utf-8")
 
@@ -77,10 +77,10 @@ def fake_build(monkeypatch):
         (order.tree / "usr/sbin/libvirtd").touch()
         return {"libvirt-daemon": "12.8.0-1", "qemu-system-arm": "1:11.1.2+ds-3"}
 
-    monkeypatch.setattr(recipe, "build_tree", build_tree)
-    monkeypatch.setattr(hosttools, "architecture", lambda: "amd64")
-    monkeypatch.setattr(hosttools, "apt_mirror", lambda: "http://mirror.example/debian")
-    monkeypatch.setattr(hosttools, "require_root", lambda _purpose: None)
+    monkeypatch.setattr(root_recipe, "build_tree", build_tree)
+    monkeypatch.setattr(host_tools, "architecture", lambda: "amd64")
+    monkeypatch.setattr(host_tools, "apt_mirror", lambda: "http://mirror.example/debian")
+    monkeypatch.setattr(host_tools, "require_root", lambda _purpose: None)
     return calls
 
 
@@ -94,7 +94,7 @@ def test_built_once_then_cached(tmp_path, fake_build):
 
 def test_key_follows_the_content(tmp_path, fake_build, monkeypatch):
     first = ensure_root("forky", tmp_path)
-    monkeypatch.setattr(recipe, "VERSION", recipe.VERSION + 1)
+    monkeypatch.setattr(root_recipe, "VERSION", root_recipe.VERSION + 1)
     assert ensure_root("forky", tmp_path).path != first.path
     assert ensure_root("sid", tmp_path).path != first.path
     assert len(fake_build) == 3
@@ -107,7 +107,7 @@ def test_failed_build_leaves_no_entry(tmp_path, fake_build, monkeypatch, error):
         raise error
 
     with monkeypatch.context() as patch:
-        patch.setattr(recipe, "build_tree", fail)
+        patch.setattr(root_recipe, "build_tree", fail)
         with pytest.raises(type(error)):
             ensure_root("forky", tmp_path)
     assert [path for path in tmp_path.iterdir() if path.is_dir()] == []
@@ -150,16 +150,16 @@ def test_needs_root_to_build_only(tmp_path, fake_build, monkeypatch):
         raise LabError(f"{purpose} needs root")
 
     ensure_root("forky", tmp_path)
-    monkeypatch.setattr(hosttools, "require_root", refuse)
+    monkeypatch.setattr(host_tools, "require_root", refuse)
     assert ensure_root("forky", tmp_path).cached
     with pytest.raises(LabError, match="needs root"):
         ensure_root("sid", tmp_path)
 
 
 def test_missing_tools_are_listed_with_the_apt_line(monkeypatch):
-    monkeypatch.setattr(hosttools.shutil, "which", lambda _name, **_: None)
+    monkeypatch.setattr(host_tools.shutil, "which", lambda _name, **_: None)
     with pytest.raises(LabError, match=r"debootstrap, unshare .*apt-get install .*debootstrap"):
-        hosttools.require_tools(["unshare", "debootstrap"])
+        host_tools.require_tools(["unshare", "debootstrap"])
 
 
 def test_cache_follows_xdg(monkeypatch, tmp_path):
@@ -189,14 +189,16 @@ def test_command_refuses_what_is_no_suite(tmp_path, capsys):
     ("version", "upstream"), [("12.8.0-1", "12.8.0"), ("1:11.1.2+ds-3", "11.1.2"), ("2:9", "9")]
 )
 def test_upstream_version(version, upstream):
-    assert recipe.upstream_version(version) == upstream
+    assert root_recipe.upstream_version(version) == upstream
 
 
 def test_other_suites_have_the_emulator_of_the_machine_too():
-    assert recipe.packages("forky", "amd64") == sorted({*recipe.PACKAGES, *recipe.TOOLKIT})
-    more = set(recipe.packages("bookworm", "amd64")) - set(recipe.PACKAGES)
+    assert root_recipe.packages("forky", "amd64") == sorted(
+        {*root_recipe.PACKAGES, *root_recipe.TOOLKIT}
+    )
+    more = set(root_recipe.packages("bookworm", "amd64")) - set(root_recipe.PACKAGES)
     assert more == {"qemu-system-x86"}
-    assert recipe.packages("bookworm", "arm64") == sorted(recipe.PACKAGES)
+    assert root_recipe.packages("bookworm", "arm64") == sorted(root_recipe.PACKAGES)
 
 
 # The real root and its libvirtd.
@@ -306,8 +308,8 @@ def test_libvirtd_alone_is_restarted(lab_root):
 CALLER = """
 import sys, time
 from pathlib import Path
-from vmm_msi.lab.daemon import LabDaemon
-from vmm_msi.lab.root import ensure_root
+from vmm_msi.lab.machine.daemon import LabDaemon
+from vmm_msi.lab.build.root import ensure_root
 with LabDaemon(ensure_root()) as daemon:
     print(daemon.pid, daemon.run, flush=True)
     time.sleep(60)

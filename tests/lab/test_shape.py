@@ -10,9 +10,9 @@ import pytest
 
 from vmm_msi import libvirt_driver
 from vmm_msi.errors import UsageError
-from vmm_msi.lab.hostxml import NAME, HostFiles, host_xml
-from vmm_msi.lab.shape import GUESTS_MEMORY, PORTS_PER_SMMU, RANGES, Port, Shape
-from vmm_msi.model import Granule
+from vmm_msi.lab.machine.host_xml import NAME, HostFiles, host_xml
+from vmm_msi.lab.machine.shape import GUESTS_MEMORY, PORTS_PER_SMMU, RANGES, Port, Shape
+from vmm_msi.types import Granule
 
 FILES = HostFiles(*(Path("/files", name) for name in ("kernel", "initrd", "agent", "tty", "log")))
 QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"

@@ -61,7 +61,7 @@ def own(uri):
 @pytest.mark.lab_root
 def test_threads_with_connections_of_their_own(lab_daemon):
     """Each thread takes its device in and out of its guest; plugins and host are shared."""
-    plugins, settings = vmm_msi.PluginHost.load(), vmm_msi.Config()
+    plugins, settings = vmm_msi.PluginManager.load(), vmm_msi.Config()
     failures = []
 
     def work(number, device):
@@ -100,7 +100,7 @@ def test_threads_with_connections_of_their_own(lab_daemon):
 def test_two_connections_do_not_know_of_each_other(tmp_path):
     """The test driver gives each its own guests: what one changes the other does not see."""
     uri = f"test://{node_file(tmp_path)}"
-    plugins, settings = vmm_msi.PluginHost.load(), vmm_msi.Config()
+    plugins, settings = vmm_msi.PluginManager.load(), vmm_msi.Config()
     with own(uri) as one, own(uri) as other:
         before = texts(other)
         vmm_msi.attach(one, plugins, settings, HOST, vmm_msi.AttachRequest("guest0", (A,)))
@@ -158,7 +158,7 @@ def test_what_cannot_be_handed_over(tmp_path):
 
 
 def test_an_iommufd_that_is_not_there(tmp_path):
-    from vmm_msi.provision.handover import open_iommufd
+    from vmm_msi.provision.fd_passing import open_iommufd
 
     with pytest.raises(HypervisorError, match="No such file or directory; it needs a kernel with"):
         open_iommufd(tmp_path / "iommu")

@@ -3,8 +3,8 @@ from importlib import resources
 import pytest
 
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import DomainXml
-from vmm_msi.domxml.guest import guest_from_xml
+from vmm_msi.domxml.guest_domain import guest_from_xml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.support import Feature, Version, XmlLayout
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import (
@@ -14,11 +14,11 @@ from vmm_msi.errors import (
     TopologyError,
     UndoError,
 )
+from vmm_msi.host.resolve import resolve
 from vmm_msi.libvirt_driver import connect, redefine, verify_defined
 from vmm_msi.libvirt_driver.change import only_added
-from vmm_msi.libvirt_driver.nodes import host_of
-from vmm_msi.model import Granule, GuestPlan, PciAddress, VsmmuPlan
-from vmm_msi.topology import resolve
+from vmm_msi.libvirt_driver.node_devices import host_of
+from vmm_msi.types import Granule, GuestPlan, PciAddress, VsmmuPlan
 
 A, B, C = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(3))
 SAMPLES = resources.files("vmm_msi.samples")

@@ -34,8 +34,9 @@ def copy(source, target, *left_out):
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory):
     folder = tmp_path_factory.mktemp("wheel")
-    hidden = (".venv", ".git", "tests", "build", "*.egg-info", ".*_cache", "__pycache__")
+    hidden = (".venv", ".git", "tests", "*.egg-info", ".*_cache", "__pycache__")
     source = copy(ROOT, folder / "source", *hidden)
+    shutil.rmtree(source / "build", ignore_errors=True)  # an earlier build of the whole project
     pip(sys.executable, "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source))
     (found,) = folder.glob("*.whl")
     return found
@@ -66,9 +67,9 @@ def test_the_wheel_has_what_is_not_code(wheel):
     assert {
         "vmm_msi/py.typed",
         "vmm_msi_plugins/py.typed",
-        "vmm_msi/lab/init",
-        "vmm_msi/lab/kernel.config",
-        "vmm_msi/findings/smmu-no-s2fwb.md",
+        "vmm_msi/lab/build/init",
+        "vmm_msi/lab/build/kernel.config",
+        "vmm_msi/doctor/findings/smmu-no-s2fwb.md",
         "vmm_msi/templates/nested-guest.xml",
         "vmm_msi/samples/eight-its-server.dtb",
         "vmm_msi/samples/eight-its-server.dts",
@@ -100,7 +101,7 @@ def test_every_module_of_a_clean_install_imports(installed, tmp_path):
 
 def test_a_clean_install_has_the_pages_of_findings(installed, tmp_path):
     page = run(installed, "doctor", "--explain", "no-its", cwd=tmp_path)
-    assert page == (ROOT / "docs" / "findings" / "no-its.md").read_text()
+    assert page == (ROOT / "vmm_msi/doctor/findings/no-its.md").read_text()
 
 
 def test_plugins_of_both_distributions_are_listed(installed, tmp_path):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 from scenarios import A, B, Device, Sample, pair
 
-from vmm_msi.compare import compare
 from vmm_msi.config import Choice
-from vmm_msi.host import PluginHost
-from vmm_msi.topology.scenario import load_scenario
+from vmm_msi.engine.compare import compare
+from vmm_msi.host.scenario import load_scenario
+from vmm_msi.plugins.manager import PluginManager
 
 #: The first slot of the MSI window is at 0x8000000: the base of a virtual ITS whose doorbell is.
 FIRST = 0x07FF_0000
@@ -20,7 +20,7 @@ def placed(tmp_path):
         path = tmp_path / "scenario.toml"
         path.write_text(sample.toml())
         choice = Choice.parse("placed")
-        (result,) = compare(PluginHost.load(), load_scenario(path), [choice], "first-in-group")
+        (result,) = compare(PluginManager.load(), load_scenario(path), [choice], "first-in-group")
         return {str(verdict.device): verdict for verdict in result.verdicts}
 
     return placed

@@ -7,11 +7,11 @@ from contextlib import contextmanager
 
 from vmm_msi import provision, samples
 from vmm_msi.config import Choice, Config
-from vmm_msi.host import PluginHost
+from vmm_msi.host.sources import load_host
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import PciAddress
+from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import AttachRequest, DetachRequest
-from vmm_msi.topology import load_host
+from vmm_msi.types import PciAddress
 
 #: One device per PCI segment of the sample host: A and B are behind SMMU 0, C behind SMMU 1, each
 #: has an ITS of its own. libvirt's sample node knows these three.
@@ -24,7 +24,7 @@ GUEST = "nested"
 
 HOST_FILE = samples.path("eight-its-server.dtb")
 HOST = load_host(HOST_FILE)
-PLUGINS = PluginHost.load()
+PLUGINS = PluginManager.load()
 
 
 def node_file(folder):

@@ -11,11 +11,11 @@ import pytest
 from provision.failing import failing_at, raising
 from provision.helpers import A2, A, B, attach, detach, plan, texts
 
-from vmm_msi.api import Action, PluginInfo, PluginKind, hookimpl
 from vmm_msi.errors import HypervisorError, PluginError, RefusedError
-from vmm_msi.host import PluginHost
-from vmm_msi.model import GuestPlan, VsmmuPlan
+from vmm_msi.plugins import Action, PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import carry_out
+from vmm_msi.types import GuestPlan, VsmmuPlan
 from vmm_msi_plugins import identity
 
 
@@ -89,7 +89,7 @@ def strategy(name, **hooks):
 
 
 def with_plugin(*plugins):
-    host = PluginHost.load()
+    host = PluginManager.load()
     for plugin in plugins:
         host.register(plugin)
     return host

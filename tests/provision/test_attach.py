@@ -19,7 +19,7 @@ from provision.helpers import (
 )
 
 from vmm_msi import config
-from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT, DomainXml
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT, DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import Feature
 from vmm_msi.domxml.template import nested_guest
@@ -31,8 +31,8 @@ from vmm_msi.errors import (
     UsageError,
 )
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import Outcome, PciAddress
 from vmm_msi.provision import Carrier, carry_out
+from vmm_msi.types import Outcome, PciAddress
 
 
 def names(devices):

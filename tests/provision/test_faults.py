@@ -22,16 +22,16 @@ from provision.failing import CODES, breakable, error_of, failing_at, raising
 from provision.helpers import HOST, PLUGINS, A, B, node, node_file
 
 from vmm_msi import provision
-from vmm_msi.api import PluginInfo, PluginKind, hookimpl
 from vmm_msi.config import Config
 from vmm_msi.domxml.metadata import NAMESPACE, read_record
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import HypervisorError, UndoError
-from vmm_msi.host import PluginHost
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, turns
-from vmm_msi.provision.turns import turn
+from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, host_lock
+from vmm_msi.provision.host_lock import turn
 
 GUEST = "faulty"
 LOST = "lost"
@@ -75,7 +75,7 @@ def observed():
     info = PluginInfo("watch", PluginKind.OBSERVER, "a plugin of a test")
     watch.vmm_msi_describe = hookimpl(lambda: info)
     watch.vmm_msi_observe = hookimpl(lambda event: seen.append(bool(event.error)))
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     plugins.register(watch)
     yield plugins, seen
 
@@ -113,7 +113,7 @@ def daemon_world(uri, kind, running):
 @pytest.fixture(autouse=True)
 def turns_of_our_own(tmp_path, monkeypatch):
     """Keep what else goes on on this machine from having the turn when it is looked at."""
-    monkeypatch.setattr(turns, "FOLDER", tmp_path)
+    monkeypatch.setattr(host_lock, "FOLDER", tmp_path)
 
 
 @pytest.fixture

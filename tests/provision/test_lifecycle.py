@@ -8,15 +8,15 @@ import pytest
 from provision.helpers import HOST, PLUGINS, A, B, C
 
 from vmm_msi.config import Choice, Config
-from vmm_msi.domxml.domain import EXPANDER_BUS, DomainXml
+from vmm_msi.domxml.domain_state import GuestState
 from vmm_msi.domxml.domcaps import DomainCaps
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, DomainXml
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.domxml.state import GuestState
 from vmm_msi.domxml.support import Support, Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, RefusedError, UsageError
-from vmm_msi.model import PciAddress, PciFunction
-from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, Surroundings, planning
+from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, Surroundings, planner
+from vmm_msi.types import PciAddress, PciFunction
 
 NEWEST = Support(Version(12, 8), Version(11, 1))
 GUEST = nested_guest("guest0", memory=4 << 30, vcpus=4)
@@ -37,7 +37,7 @@ def around(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, gu
 def plan(surroundings, *devices, strategy=None, **request):
     named = None if strategy is None else Choice.parse(strategy)
     wanted = AttachRequest("guest0", devices, named, **request)
-    return planning.attaching(surroundings, PLUGINS, Config(), HOST, wanted)
+    return planner.attaching(surroundings, PLUGINS, Config(), HOST, wanted)
 
 
 def with_cells(*pairs, memory=None):
@@ -181,7 +181,7 @@ def test_a_guest_that_cannot_be_changed_so(state, scope, words):
     with pytest.raises(RefusedError, match=words):
         plan(around(**state), A, scope=scope)
     with pytest.raises(RefusedError, match=words):
-        planning.detaching(GuestState(GUEST, **state), DetachRequest("guest0", (A,), scope))
+        planner.detaching(GuestState(GUEST, **state), DetachRequest("guest0", (A,), scope))
 
 
 def test_snapshots_are_told():
@@ -245,7 +245,7 @@ def test_free_ports_are_there_for_later():
     change = plan(around(), A, spare_ports=3)
     (vsmmu,) = read_record(change.new).vsmmus
     assert len(vsmmu.spare_ports) == 3
-    undone = planning.detaching(GuestState(change.new), DetachRequest("guest0"))
+    undone = planner.detaching(GuestState(change.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
     with pytest.raises(UsageError, match="spare ports: -1; valid is 0 or more"):
         plan(around(), A, spare_ports=-1)
@@ -291,13 +291,13 @@ def test_memory_is_reserved_for_what_is_plugged_in_later():
     assert reserved_by_us(more) == reserved_by_us(change) | {
         f"pci.{port}": 1024 << 20 for port in (4, 5, 7, 8, 9)
     }
-    undone = planning.detaching(GuestState(more.new), DetachRequest("guest0", (A, B)))
+    undone = planner.detaching(GuestState(more.new), DetachRequest("guest0", (A, B)))
     assert set(reserved_by_us(undone)) == {
         f"pci.{port}"
         for vsmmu in undone.record.vsmmus
         for port in (*vsmmu.spare_ports, undone.record.device(C).root_port)
     }
-    undone = planning.detaching(GuestState(undone.new), DetachRequest("guest0"))
+    undone = planner.detaching(GuestState(undone.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
 
 
@@ -308,7 +308,7 @@ def test_memory_is_not_reserved_without_a_need():
     for guest in (reserved, with_cmdline("quiet pci=hpiosize=0,hpmmioprefsize=0")):
         change = plan(around(guest=guest), A, spare_ports=1)
         assert (reserved_by_us(change), bars(change)) == ({}, [])
-        assert str(planning.detaching(GuestState(change.new), DetachRequest("g")).new) == str(guest)
+        assert str(planner.detaching(GuestState(change.new), DetachRequest("g")).new) == str(guest)
 
 
 def test_an_override_of_the_users_stays():
@@ -339,7 +339,7 @@ def test_memory_for_what_is_plugged_in_now():
 def test_a_group_of_file_descriptors_is_named():
     change = plan(around(), A, fdgroup="iommu")
     assert change.new.iommufd_fdgroup == "iommu"
-    undone = planning.detaching(GuestState(change.new), DetachRequest("guest0"))
+    undone = planner.detaching(GuestState(change.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
     older = Support(Version(12, 2), Version(11, 1))
     words = "cannot write <iommufd fdgroup>.* Would work here: the same without --fdgroup"
@@ -354,7 +354,7 @@ def test_a_time_that_nobody_can_wait_for(seconds):
     attached = plan(around(), A)
     request = DetachRequest("guest0", release_s=seconds)
     with pytest.raises(UsageError, match=r"release timeout: .* s; valid is 0 or more"):
-        planning.detaching(GuestState(attached.new), request)
+        planner.detaching(GuestState(attached.new), request)
 
 
 # What runs.
@@ -386,7 +386,7 @@ def test_what_runs_alone():
     assert change.new is change.old
     assert [device.host for device in change.record.devices] == [A, B]
     assert "the next start is without it" in " ".join(change.notes)
-    out = planning.detaching(
+    out = planner.detaching(
         GuestState(first.new, change.live.new), DetachRequest("guest0", (), Scope.LIVE)
     )
     assert [device for device, _xml in out.live.devices] == [A, B]

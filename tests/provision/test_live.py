@@ -14,14 +14,14 @@ from provision.test_real_daemon import vmm_msi, without_hostdevs
 from vmm_msi import provision
 from vmm_msi.config import Config
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import ROOT_PORT, DomainXml
+from vmm_msi.domxml.libvirt_domain import ROOT_PORT, DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import HypervisorError, RefusedError, UndoError
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
 from vmm_msi.provision import AttachRequest, DetachRequest, Scope
+from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
 
 pytestmark = pytest.mark.lab_root
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from provision.helpers import A, B, attach, detach, holders, node, node_file, texts
 
-from vmm_msi.domxml.domain import EXPANDER_BUS, DomainXml
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, DomainXml
 from vmm_msi.errors import RefusedError
-from vmm_msi.model import PciAddress
+from vmm_msi.types import PciAddress
 
 
 def test_the_bus_is_on_the_numa_cell_that_is_on_the_host_node_of_its_devices(connection):

@@ -11,12 +11,12 @@ import pytest
 from provision.helpers import DEVICES, GUEST, HOST_FILE, A, B, C, texts
 
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import EXPANDER_BUS, DomainXml
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import IommufdForm, Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import GuestPlan, VsmmuPlan
+from vmm_msi.types import GuestPlan, VsmmuPlan
 
 pytestmark = pytest.mark.lab_root
 

@@ -12,7 +12,7 @@ from doc_blocks import DOCS, ROOT, blocks
 from lab_commands import ENVIRONMENT, inside_of
 
 from vmm_msi.domxml import owned
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect

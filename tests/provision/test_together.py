@@ -19,8 +19,8 @@ from vmm_msi.domxml import owned
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.provision import turns
-from vmm_msi.provision.turns import turn
+from vmm_msi.provision import host_lock
+from vmm_msi.provision.host_lock import turn
 
 pytestmark = pytest.mark.lab_root
 
@@ -112,7 +112,7 @@ def has_the_lock_open(pid):
     with contextlib.suppress(FileNotFoundError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
-                if path.readlink().parent == turns.FOLDER:
+                if path.readlink().parent == host_lock.FOLDER:
                     return True
     return False
 

@@ -13,8 +13,8 @@ import pytest
 from provision.helpers import A, B, attach, plan, texts
 
 from vmm_msi.errors import HypervisorError
-from vmm_msi.provision import carry_out, turns
-from vmm_msi.provision.turns import turn
+from vmm_msi.provision import carry_out, host_lock
+from vmm_msi.provision.host_lock import turn
 
 HOST = "some-host"
 
@@ -24,7 +24,7 @@ def folder(monkeypatch):
     """A folder for lock files that every user may use, as /run/lock is."""
     with tempfile.TemporaryDirectory(prefix="vmm-msi-turns-") as name:
         Path(name).chmod(0o1777)
-        monkeypatch.setattr(turns, "FOLDER", Path(name))
+        monkeypatch.setattr(host_lock, "FOLDER", Path(name))
         yield Path(name)
 
 
@@ -40,8 +40,8 @@ def path(folder):
 def in_another_process(folder, body):
     """Start Python with ``body``, which can use ``turn``; return it when it has said something."""
     code = (
-        "import os, sys, time\nfrom pathlib import Path\nfrom vmm_msi.provision import turns\n"
-        f"from vmm_msi.provision.turns import turn\nturns.FOLDER = Path({str(folder)!r})\n"
+        "import os, sys, time\nfrom pathlib import Path\nfrom vmm_msi.provision import host_lock\n"
+        f"from vmm_msi.provision.host_lock import turn\nhost_lock.FOLDER = Path({str(folder)!r})\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code + body], stdout=subprocess.PIPE, stdin=subprocess.PIPE
@@ -175,7 +175,7 @@ def test_a_lock_that_may_not_be_used(folder, path, what):
 
 
 def test_a_folder_that_is_not_there(monkeypatch, folder):
-    monkeypatch.setattr(turns, "FOLDER", folder / "gone")
+    monkeypatch.setattr(host_lock, "FOLDER", folder / "gone")
     with pytest.raises(HypervisorError, match=r"in a folder .*/gone that is there$"), turn(HOST):
         pytest.fail("there is none")
 

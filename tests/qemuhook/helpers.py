@@ -7,7 +7,7 @@ import os
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.model import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
 
 A, B = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(2))
 UUID = "5b6d4f0a-2a5e-4b0e-9d53-0f6d3a7f1e00"

@@ -16,7 +16,7 @@ from vmm_msi.domxml.metadata import NAMESPACE, NAMESPACE_BASE
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.qemuhook import script
 from vmm_msi.qemuhook.entry import REFUSED, run
-from vmm_msi.qemuhook.journal import JOURNALS, read_all
+from vmm_msi.qemuhook.run_records import JOURNALS, read_all
 
 LOOKED_AT = ("prepare", "restore", "migrate")
 OTHERS = ("start", "started", "stopped", "release", "reconnect", "attach")

@@ -3,8 +3,8 @@ import stat
 
 from qemuhook.helpers import UUID
 
-from vmm_msi.qemuhook import journal
-from vmm_msi.qemuhook.journal import Journal, Step, note, read_all
+from vmm_msi.qemuhook import run_records
+from vmm_msi.qemuhook.run_records import Journal, Step, note, read_all
 
 TIME = "2026-01-02T03:04:05Z"
 
@@ -51,7 +51,7 @@ def test_it_stays_small(tmp_path):
 
 
 def test_guests_that_came_and_went(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "_FILES", 3)
+    monkeypatch.setattr(run_records, "_FILES", 3)
     for number in range(6):
         note(f"{UUID[:-1]}{number}", f"g{number}", step("prepare"), tmp_path)
     assert [each.guest for each in read_all(tmp_path)] == ["g3", "g4", "g5"]

@@ -2,7 +2,7 @@ import pytest
 from qemuhook.helpers import A, B, ours
 
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.qemuhook.look import problems
+from vmm_msi.qemuhook.preflight import problems
 
 C = "0002:01:00.0"
 

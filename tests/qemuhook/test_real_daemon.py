@@ -15,15 +15,15 @@ from lab_commands import ENVIRONMENT, inside_of
 from qemuhook.helpers import A, B
 
 from vmm_msi.domxml import editor
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record, write_record
 from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import HypervisorError
-from vmm_msi.lab import package_layer
-from vmm_msi.lab.daemon import LabDaemon
+from vmm_msi.lab.build import package_layer
+from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import GuestPlan, VsmmuPlan
+from vmm_msi.types import GuestPlan, VsmmuPlan
 
 pytestmark = pytest.mark.lab_root
 

@@ -12,7 +12,7 @@ import pytest
 
 from vmm_msi.cli import main
 from vmm_msi.errors import RefusedError
-from vmm_msi.qemuhook import journal, script
+from vmm_msi.qemuhook import run_records, script
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def hook(tmp_path, tmp_path_factory, monkeypatch, capfd):
 
     What a hook of this machine saw is left out.
     """
-    monkeypatch.setattr(journal, "JOURNALS", tmp_path_factory.mktemp("journals"))
+    monkeypatch.setattr(run_records, "JOURNALS", tmp_path_factory.mktemp("journals"))
 
     def run(word, *words):
         code = main(["hook", word, "--hooks-dir", str(tmp_path), *words])
@@ -150,7 +150,7 @@ def test_what_is_out_of_step_is_said(hook, place):
 def test_what_it_saw_is_for_root_alone(hook, tmp_path, monkeypatch):
     folder = tmp_path / "file"
     folder.touch()
-    monkeypatch.setattr(journal, "JOURNALS", folder)
+    monkeypatch.setattr(run_records, "JOURNALS", folder)
     code, out, err = hook("status")
     assert (code, err) == (0, "")
     assert out.endswith(f"note: what it saw is in {folder}: Not a directory; root can read it\n")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vmm_msi.domxml.guest import virt_guest
-from vmm_msi.model import (
+from vmm_msi.domxml.guest_domain import virt_guest
+from vmm_msi.recording import Recording, Releases, SeenDevice, SeenVector, Slot
+from vmm_msi.types import (
     DeviceId,
     Granule,
     HostDevice,
@@ -15,7 +16,6 @@ from vmm_msi.model import (
     Smmu,
     StreamId,
 )
-from vmm_msi.recording import Recording, Releases, SeenDevice, SeenVector, Slot
 
 NVME = PciAddress.parse("0000:11:00.0")
 PROGRAMMED = Iova(0x8000040)

@@ -8,21 +8,21 @@ import pytest
 from recording.hand_made import recording
 
 from vmm_msi.errors import InputError
-from vmm_msi.recording import file
+from vmm_msi.recording import recording_json
 
 
 def document():
-    return json.loads(file.encode(recording()))
+    return json.loads(recording_json.encode(recording()))
 
 
 def refusal(changed):
     with pytest.raises(InputError) as caught:
-        file.decode(json.dumps(changed).encode(), "run.json")
+        recording_json.decode(json.dumps(changed).encode(), "run.json")
     return str(caught.value).removeprefix("reading recording run.json: ")
 
 
 def test_what_is_written_is_read():
-    assert file.decode(file.encode(recording()), "run.json") == recording()
+    assert recording_json.decode(recording_json.encode(recording()), "run.json") == recording()
 
 
 def test_addresses_are_hex_strings():
@@ -32,21 +32,21 @@ def test_addresses_are_hex_strings():
 
 
 def test_what_is_not_told_of_the_host():
-    text = file.encode(recording()).decode()
+    text = recording_json.encode(recording()).decode()
     assert "lab-guest" not in text
     assert document()["host"]["functions"] == []
 
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(InputError, match="No such file or directory; valid is a file that vmm-msi"):
-        file.read(tmp_path / "run.json")
+        recording_json.read(tmp_path / "run.json")
 
 
 def test_a_file_that_is_too_large(tmp_path):
     path = tmp_path / "run.json"
-    path.write_bytes(b" " * (file.MAX_BYTES + 1))
+    path.write_bytes(b" " * (recording_json.MAX_BYTES + 1))
     with pytest.raises(InputError, match="it has more than 4194304 bytes; valid is up to that"):
-        file.read(path)
+        recording_json.read(path)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_a_file_that_is_too_large(tmp_path):
 )
 def test_what_is_no_recording(data, message):
     with pytest.raises(InputError) as caught:
-        file.decode(data, "run.json")
+        recording_json.decode(data, "run.json")
     assert str(caught.value).startswith(f"reading recording run.json: {message}")
 
 
@@ -154,6 +154,6 @@ def test_a_device_that_is_there_twice():
 def test_more_than_is_taken():
     changed = document()
     changed["slots"] = [
-        {"page": hex(0x8000000 + 0x1000 * n), "its": 0} for n in range(file.MAX_ITEMS + 1)
+        {"page": hex(0x8000000 + 0x1000 * n), "its": 0} for n in range(recording_json.MAX_ITEMS + 1)
     ]
     assert refusal(changed) == "slots: there are 4097; valid is up to 4096"

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.parse import read
 from vmm_msi.errors import UsageError
-from vmm_msi.model import Iova, PciAddress
+from vmm_msi.host.sources import load_host
 from vmm_msi.recording import Log, Releases, SeenVector, Slot
-from vmm_msi.recording.making import MAX_EVENTS, Found, counted, make
+from vmm_msi.recording.recorder import MAX_EVENTS, Found, counted, make
 from vmm_msi.samples import path as sample
-from vmm_msi.topology import load_host
+from vmm_msi.types import Iova, PciAddress
 
 GUEST = Path(__file__).parent.parent / "domxml" / "golden" / "plain.three.libvirt-12.8.xml"
 FIRST, SECOND, THIRD = (PciAddress(segment, 1, 0, 0) for segment in range(3))

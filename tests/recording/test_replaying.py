@@ -11,12 +11,11 @@ from hypothesis import given, settings
 from recording.hand_made import NVME, recording, seen
 from strategies import scenarios
 
-from vmm_msi.compare import compare
 from vmm_msi.config import Choice
+from vmm_msi.engine.compare import compare
 from vmm_msi.errors import UsageError
-from vmm_msi.host import PluginHost
-from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.model import Iova, Outcome, PciAddress, StreamId
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
+from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.recording import (
     Log,
     Recording,
@@ -25,11 +24,12 @@ from vmm_msi.recording import (
     SeenEvent,
     SeenVector,
     Slot,
-    file,
+    recording_json,
 )
-from vmm_msi.recording.making import slots_of
-from vmm_msi.recording.replaying import replay
+from vmm_msi.recording.recorder import slots_of
+from vmm_msi.recording.replay import replay
 from vmm_msi.report.replay import to_json, to_lines
+from vmm_msi.types import Iova, Outcome, PciAddress, StreamId
 
 # vmm-msi lab guest --devices nvme,nvme --vsmmus 2 --record two-nvmes.json
 # vmm-msi lab guest --no-rmr --record no-rmr.json
@@ -39,7 +39,7 @@ FAULT = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x1100), Iova(0x8000040))
 
 @pytest.fixture(scope="module")
 def plugins():
-    return PluginHost.load()
+    return PluginManager.load()
 
 
 def replayed(plugins, made, choice=None):
@@ -58,7 +58,7 @@ def without_rmr(event=FAULT, counts=(0, 0)):
 
 
 def test_a_guest_of_two_drives_that_ran(plugins):
-    found = replayed(plugins, file.read(REAL / "two-nvmes.json"))
+    found = replayed(plugins, recording_json.read(REAL / "two-nvmes.json"))
     assert [each.outcome for each in found.devices] == ["delivered", "delivered"]
     assert [each.verdict.programmed for each in found.devices] == [0x8000040, 0x8000040]
     assert found.agrees
@@ -66,7 +66,7 @@ def test_a_guest_of_two_drives_that_ran(plugins):
 
 
 def test_a_guest_without_rmr_that_ran(plugins):
-    found = replayed(plugins, file.read(REAL / "no-rmr.json"))
+    found = replayed(plugins, recording_json.read(REAL / "no-rmr.json"))
     (device,) = found.devices
     assert device.seen.interrupts == 0
     assert device.fault == FAULT
@@ -262,7 +262,9 @@ def test_what_the_model_says_is_what_it_says_again(plugins, counts, scenario):
     for choice in plugins.choices():
         (result,) = compare(plugins, scenario, [choice], "first-in-group")
         made = of_model(scenario, choice, {each.device: each for each in result.verdicts})
-        found = replayed(plugins, file.decode(file.encode(made), "run.json"), choice)
+        found = replayed(
+            plugins, recording_json.decode(recording_json.encode(made), "run.json"), choice
+        )
         assert found.agrees, (choice, found)
         counts["recordings of random scenarios that were replayed"] += 1
 

@@ -6,14 +6,14 @@ from contextlib import contextmanager
 
 from provision.helpers import HOST, HOST_FILE, A, B, attach, node, node_file
 
-from vmm_msi.api import PluginInfo, PluginKind, hookimpl
 from vmm_msi.config import Config
-from vmm_msi.domxml.bound import read_bound
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.bound_metadata import read_bound
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import NAMESPACE, PREFIX
-from vmm_msi.host import PluginHost
+from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.watch.binder import Binder
-from vmm_msi.watch.guests import Guests
+from vmm_msi.watch.reconcile import Guests
 from vmm_msi.watch.statistics import Statistics
 
 __all__ = ["HOST", "HOST_FILE", "A", "Audit", "B", "attach", "node", "node_file", "running"]
@@ -48,7 +48,7 @@ class Audit:
 
 
 def binder(*observers, settings=None):
-    plugins = PluginHost.load()
+    plugins = PluginManager.load()
     for observer in observers:
         plugins.register(observer)
     return Binder(plugins, settings or Config(), HOST)

@@ -17,11 +17,11 @@ from waiting import wait_until
 from watch.helpers import bound
 from watch.process import Watch, command, environment, once
 
-from vmm_msi.domxml.bound import NAMESPACE
+from vmm_msi.domxml.bound_metadata import NAMESPACE
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import HypervisorError
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import Outcome, PciAddress
+from vmm_msi.types import Outcome, PciAddress
 
 pytestmark = pytest.mark.lab_root
 

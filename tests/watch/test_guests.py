@@ -24,13 +24,13 @@ from watch.helpers import (
     write_live_record,
 )
 
-from vmm_msi.api import PluginInfo, PluginKind, hookimpl
 from vmm_msi.config import Config, ConfigTable, DomainTable
-from vmm_msi.domxml.bound import NAMESPACE, PREFIX, Bound, BoundDevice, bound_xml
+from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, Bound, BoundDevice, bound_xml
 from vmm_msi.domxml.metadata import NAMESPACE as RECORD
 from vmm_msi.errors import HypervisorError
 from vmm_msi.libvirt_driver import Connection
-from vmm_msi.model import Iova, Outcome
+from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
+from vmm_msi.types import Iova, Outcome
 
 BOTH = [(A, "delivered"), (B, "delivered")]
 DOMAIN_UP, DOMAIN_DOWN = ("attach-domain", None), ("detach-domain", None)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import threading
 import time
 
-from vmm_msi.domxml import bound, metadata
-from vmm_msi.libvirt_driver.events import GuestEvent
+from vmm_msi.domxml import bound_metadata, metadata
+from vmm_msi.libvirt_driver.event_loop import GuestEvent
 from vmm_msi.watch.inbox import Inbox, Look, Order
 from vmm_msi.watch.statistics import Statistics
 from vmm_msi.watch.worker import FIRST_DELAY_S, LAST_DELAY_S, Backoff
@@ -36,7 +36,7 @@ def test_only_what_changes_a_run_is_looked_at():
     inbox = Inbox(Statistics())
     inbox.guest(GuestEvent.DEFINED, "a", "")
     inbox.guest(GuestEvent.UNDEFINED, "a", "")
-    for namespace in (bound.NAMESPACE, "urn:other", ""):
+    for namespace in (bound_metadata.NAMESPACE, "urn:other", ""):
         inbox.guest(GuestEvent.METADATA_CHANGED, "a", namespace)
     assert everything(inbox) == []
     inbox.guest(GuestEvent.METADATA_CHANGED, "a", metadata.NAMESPACE)

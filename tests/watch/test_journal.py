@@ -9,15 +9,15 @@ from datetime import datetime, timedelta
 
 import pytest
 
-from vmm_msi.model import Iova, PciAddress
-from vmm_msi.watch.journal import LogEvent, logging_to, tell
+from vmm_msi.types import Iova, PciAddress
+from vmm_msi.watch.service_log import LogEvent, logging_to, tell
 
 
 def lines(as_json, **fields):
     out = io.StringIO()
     with logging_to(out, as_json=as_json):
         tell(LogEvent.BOUND, **fields)
-        logging.getLogger("vmm_msi.host").warning("observer %s failed", "x")
+        logging.getLogger("vmm_msi.plugins.manager").warning("observer %s failed", "x")
     return out.getvalue().splitlines()
 
 

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from vmm_msi.watch.notify import Notifier
+from vmm_msi.watch.systemd_notify import Notifier
 
 
 @pytest.fixture(params=["path", "abstract"])

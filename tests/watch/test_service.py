@@ -13,12 +13,12 @@ from waiting import wait_until
 from watch.helpers import bound, outcomes
 from watch.process import Watch, once
 
-from vmm_msi.domxml import edit
-from vmm_msi.domxml.bound import NAMESPACE, PREFIX, Bound, BoundDevice, bound_xml
+from vmm_msi.domxml import elements
+from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, Bound, BoundDevice, bound_xml
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.lab.daemon import LabDaemon
+from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.model import Iova, Outcome
+from vmm_msi.types import Iova, Outcome
 
 pytestmark = pytest.mark.lab_root
 
@@ -219,7 +219,7 @@ def test_events_of_qemu(lab_daemon, tmp_path):
     with connect(lab_daemon.uri) as qemu:
         xml = nested_guest(GUEST, memory=128 << 20, kind="qemu")
         port = {"type": "pci", "model": "pcie-root-port"}
-        edit.put_after(xml.devices, xml.devices[-1], edit.build("controller", port))
+        elements.put_after(xml.devices, xml.devices[-1], elements.build("controller", port))
         qemu.define(xml)
         try:
             with Watch("-c", qemu.uri, "--metrics", f"unix:{path}") as watch:

@@ -12,7 +12,7 @@ import pytest
 from conftest import unavailable
 
 from vmm_msi.cli import main
-from vmm_msi.model import Granule
+from vmm_msi.types import Granule
 from vmm_msi.watch import unit
 
 ACPI = [Path("/sys/firmware/acpi/tables", name) for name in ("IORT", "APIC")]

@@ -14,7 +14,7 @@ from vmm_msi.cli.common import (
     load_config,
     load_plugins,
 )
-from vmm_msi.cli.guest import (
+from vmm_msi.cli.domain_options import (
     add_connection,
     add_preview,
     add_scope,
@@ -25,7 +25,7 @@ from vmm_msi.cli.guest import (
 )
 from vmm_msi.config import Choice
 from vmm_msi.errors import UsageError
-from vmm_msi.model import PciAddress
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     import argparse

@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import ConfigError, UsageError
-from vmm_msi.model import Granule
+from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Sequence
 
     from vmm_msi.config import Choice, Config
-    from vmm_msi.host import PluginHost
-    from vmm_msi.model import HostTopology
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import HostTopology
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -92,15 +92,15 @@ def load_sources(names: Sequence[Path | str], granule: Granule | None = None) ->
     :param names: as :func:`host_name` returns them.
     :param granule: page size of the host's kernel, where no source tells.
     """
-    from vmm_msi import topology
+    from vmm_msi.host import sources
 
     found: list[HostTopology] = []
     for name in names:
         if isinstance(name, Path):
-            found += topology.load_sources(name, granule)
+            found += sources.load_sources(name, granule)
             continue
         from vmm_msi.libvirt_driver import connect
-        from vmm_msi.libvirt_driver.nodes import host_of
+        from vmm_msi.libvirt_driver.node_devices import host_of
 
         with connect(name, readonly=True) as connection:
             found.append(host_of(connection))
@@ -109,7 +109,7 @@ def load_sources(names: Sequence[Path | str], granule: Granule | None = None) ->
 
 def load_host(args: argparse.Namespace) -> HostTopology:
     """Read the host that the arguments name, by one source or several."""
-    from vmm_msi.topology.join import join
+    from vmm_msi.host.join import join
 
     granule = None if args.granule is None else Granule.parse(args.granule)
     return join(load_sources(args.host, granule), " + ".join(map(str, args.host)))
@@ -127,7 +127,7 @@ def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:
 
 def host_or_live(args: argparse.Namespace) -> HostTopology:
     """Read the host that the arguments name, else this machine."""
-    from vmm_msi.topology.live import load_live
+    from vmm_msi.host.live import load_live
 
     return load_live() if args.host is None else load_host(args)
 
@@ -141,26 +141,26 @@ def load_config(args: argparse.Namespace) -> Config:
 
 def load_plugins(
     args: argparse.Namespace, settings: Config, named: Iterable[Choice] = ()
-) -> PluginHost:
+) -> PluginManager:
     """Load the plugins; those that a strategy or the configuration names must load.
 
     :raise ConfigError: when the configuration gives a strategy options that it does not have.
     """
-    from vmm_msi.host import PluginHost
+    from vmm_msi.plugins.manager import PluginManager
 
     strategies, selectors = settings.names()
     wanted = {choice.strategy for choice in named} | strategies | selectors
     disabled = {*args.disable_plugin, *settings.table.plugins.disabled}
-    plugins = PluginHost.load(disabled, wanted)
+    plugins = PluginManager.load(disabled, wanted)
     _check_options(settings, plugins)
     return plugins
 
 
-def _check_options(settings: Config, plugins: PluginHost) -> None:
+def _check_options(settings: Config, plugins: PluginManager) -> None:
     """Check each ``[strategies.NAME]`` against what the strategy declares."""
     from vmm_msi.config import Choice
-    from vmm_msi.hookspecs import PluginKind
     from vmm_msi.iommu.profiles import profile_named
+    from vmm_msi.plugins.hookspecs import PluginKind
 
     for name, table in settings.table.strategies.items():
         choice = Choice.of(name, table)

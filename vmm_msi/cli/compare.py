@@ -19,15 +19,15 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.config import Choice
 from vmm_msi.errors import OutputError, UsageError
-from vmm_msi.model import Scenario
+from vmm_msi.types import Scenario
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator
     from typing import TextIO
 
-    from vmm_msi.compare import OpenBackend, Result
-    from vmm_msi.model import GuestDomain, HostTopology
+    from vmm_msi.engine.compare import OpenBackend, Result
+    from vmm_msi.types import GuestDomain, HostTopology
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -74,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
     settings = load_config(args)
     plugins = load_plugins(args, settings, named)
     scenario = _scenario(args)
-    from vmm_msi import compare
-    from vmm_msi.hookspecs import PluginKind
+    from vmm_msi.engine import compare
+    from vmm_msi.plugins.hookspecs import PluginKind
 
     name = scenario.guest.name
     if named:
@@ -94,11 +94,11 @@ def run(args: argparse.Namespace) -> int:
         )
         with _opened(args.output) as out:
             if args.format == "json":
-                from vmm_msi.report import jsonout
+                from vmm_msi.report import compare_json
 
-                jsonout.write(results, out)
+                compare_json.write(results, out)
             else:
-                from vmm_msi.report.table import compare_table
+                from vmm_msi.report.compare import compare_table
 
                 out.writelines(f"{line}\n" for line in compare_table(scenario, results))
     return 0
@@ -110,20 +110,20 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
     if args.backend == "sim":
         if args.doorbells is not None:
             raise UsageError("--doorbells goes with --backend lab or iommufd: the model has both")
-        from vmm_msi.compare import open_model
+        from vmm_msi.engine.compare import open_model
 
         yield open_model
         return
-    from vmm_msi.iommu.iommufd import Doorbells, IommufdBackend
+    from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
 
     if args.backend == "lab":
-        from vmm_msi.lab.remote import lab_backends
+        from vmm_msi.lab.backend.remote import lab_backends
 
         with lab_backends(scenario, Doorbells(args.doorbells or "witness")) as open_backend:
             yield open_backend
         return
-    from vmm_msi.iommu.linux.calls import IommuFd
-    from vmm_msi.iommu.linux.raising import trigger_of
+    from vmm_msi.iommu.linux.iommufd import IommuFd
+    from vmm_msi.iommu.linux.raise_msi import trigger_of
     from vmm_msi.iommu.linux.vfio import taken
 
     doorbells = Doorbells(args.doorbells or "its")
@@ -139,8 +139,8 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
 
 
 def _scenario(args: argparse.Namespace) -> Scenario:
-    from vmm_msi import topology
-    from vmm_msi.topology.scenario import load_scenario
+    from vmm_msi.host import sources
+    from vmm_msi.host.scenario import load_scenario
 
     if args.scenario is not None:
         if args.guest is not None:
@@ -151,11 +151,11 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     host = load_host(args)
     guest = _guest(args, host)
     addresses = [device.host for device in guest.devices]
-    return Scenario(topology.with_devices(host, addresses), guest)
+    return Scenario(sources.with_devices(host, addresses), guest)
 
 
 def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
-    from vmm_msi.domxml.guest import guest_from_xml, virt_guest
+    from vmm_msi.domxml.guest_domain import guest_from_xml, virt_guest
 
     if args.guest is None:
         if not host.devices:
@@ -164,7 +164,7 @@ def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
                 "--guest GUEST.xml"
             )
         return virt_guest("guest", [device.address for device in host.devices])
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.parse import read
 
     guest = guest_from_xml(DomainXml(read(args.guest), str(args.guest)))

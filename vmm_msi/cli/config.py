@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vmm_msi.config import Config
-    from vmm_msi.host import PluginHost
+    from vmm_msi.plugins.manager import PluginManager
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -72,12 +72,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _check_names(settings: Config, plugins: PluginHost) -> None:
+def _check_names(settings: Config, plugins: PluginManager) -> None:
     """Look every strategy and selector up.
 
     :raise UsageError: for the first that does not exist.
     """
-    from vmm_msi.hookspecs import PluginKind
+    from vmm_msi.plugins.hookspecs import PluginKind
 
     strategies, selectors = settings.names()
     for name in sorted(strategies):

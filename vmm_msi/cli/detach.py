@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins
-from vmm_msi.cli.guest import (
+from vmm_msi.cli.domain_options import (
     add_connection,
     add_preview,
     add_scope,
@@ -14,7 +14,7 @@ from vmm_msi.cli.guest import (
     preview,
     print_change,
 )
-from vmm_msi.model import PciAddress
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     import argparse

@@ -16,15 +16,15 @@ from vmm_msi.cli.common import (
     print_json,
 )
 from vmm_msi.errors import TopologyError, UsageError
-from vmm_msi.model import Granule, PciAddress
+from vmm_msi.types import Granule, PciAddress
 
 if TYPE_CHECKING:
     import argparse
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.doctor.gathered import HostSources
-    from vmm_msi.hosttree import HostTree
-    from vmm_msi.model import HostTopology
+    from vmm_msi.doctor.host_case import HostSources
+    from vmm_msi.host.files import HostTree
+    from vmm_msi.types import HostTopology
 
 #: Exit codes where something was found; errors of the command itself have those of errors.py.
 EXIT_ERRORS = 8
@@ -122,16 +122,16 @@ def _about(case: Case, domain: str | None) -> str:
 
 
 def _case(args: argparse.Namespace) -> Case:
-    from vmm_msi.doctor import gathered
-    from vmm_msi.topology.join import join
+    from vmm_msi.doctor import host_case
+    from vmm_msi.host.join import join
 
     wanted = [PciAddress.parse(text) for text in args.device]
     if args.domain is args.connect is args.strategy is args.config is None:
-        return gathered.case_of_host(_sources(args), wanted)
+        return host_case.case_of_host(_sources(args), wanted)
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice
-    from vmm_msi.doctor.gather import case_of
-    from vmm_msi.hookspecs import PluginKind
+    from vmm_msi.doctor.guest_case import case_of
+    from vmm_msi.plugins.hookspecs import PluginKind
 
     choice = None if args.strategy is None else Choice.parse(args.strategy)
     settings = load_config(args)
@@ -142,7 +142,7 @@ def _case(args: argparse.Namespace) -> Case:
     there_is = _sources(args)
     host = join(there_is.sources, there_is.name)
     case = case_of(host, args.domain, uri, choice, wanted, plugins, settings)
-    return gathered.with_host_facts(case, there_is)
+    return host_case.with_host_facts(case, there_is)
 
 
 def _uri(args: argparse.Namespace) -> str | None:
@@ -150,8 +150,8 @@ def _uri(args: argparse.Namespace) -> str | None:
 
     :raise UsageError: when it is on another machine and the host is this one.
     """
-    from vmm_msi.cli.guest import DEFAULT_URI
-    from vmm_msi.doctor.gather import XML_SUFFIX
+    from vmm_msi.cli.domain_options import DEFAULT_URI
+    from vmm_msi.doctor.guest_case import XML_SUFFIX
 
     uri: str | None = args.connect
     if uri is None and args.domain is not None and not args.domain.endswith(XML_SUFFIX):
@@ -163,8 +163,8 @@ def _uri(args: argparse.Namespace) -> str | None:
 
 
 def _sources(args: argparse.Namespace) -> HostSources:
-    from vmm_msi.doctor.gathered import HostSources
-    from vmm_msi.topology import live
+    from vmm_msi.doctor.host_case import HostSources
+    from vmm_msi.host import live
 
     granule = None if args.granule is None else Granule.parse(args.granule)
     if args.root is None and not args.host:
@@ -176,7 +176,7 @@ def _sources(args: argparse.Namespace) -> HostSources:
     tree: HostTree | None = None
     found: list[HostTopology] = []
     if args.root is not None:
-        from vmm_msi.hosttree.folder import FolderTree
+        from vmm_msi.host.files.folder import FolderTree
 
         if not args.root.is_dir():
             raise TopologyError(f"{args.root}: no folder; valid is one laid out like the host's /")
@@ -197,16 +197,16 @@ def _sources(args: argparse.Namespace) -> HostSources:
 
 def _tree(name: Path | str) -> HostTree | None:
     """Return the files of a host that a HOST has; None where it is a description."""
-    from vmm_msi.topology import CAPTURE
+    from vmm_msi.host.sources import CAPTURE
 
     if not isinstance(name, Path):
         return None
     if name.name.endswith(CAPTURE):
-        from vmm_msi.hosttree.archive import open_archive
+        from vmm_msi.host.files.archive import open_archive
 
         return open_archive(name)
     if (name / "sys").is_dir() and not (name / "IORT").exists():
-        from vmm_msi.hosttree.folder import FolderTree
+        from vmm_msi.host.files.folder import FolderTree
 
         return FolderTree(name)
     return None

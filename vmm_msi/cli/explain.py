@@ -17,14 +17,14 @@ from vmm_msi.cli.common import (
     load_plugins,
     print_json,
 )
-from vmm_msi.cli.guest import add_connection
+from vmm_msi.cli.domain_options import add_connection
 from vmm_msi.errors import TopologyError, UsageError
 
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.model import HostTopology
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.types import HostTopology
 
 #: Nothing of the text was recognised.
 EXIT_UNKNOWN = 1
@@ -69,9 +69,9 @@ def run(args: argparse.Namespace) -> int:
     notes: list[str] = []
     host = _host(args, notes)
     xml = _xml(args)
-    from vmm_msi.domxml.guest import guest_from_xml
-    from vmm_msi.explain.mends import Strategies
-    from vmm_msi.explain.run import explain
+    from vmm_msi.domxml.guest_domain import guest_from_xml
+    from vmm_msi.explain.explainer import explain
+    from vmm_msi.explain.remedies import Strategies
     from vmm_msi.explain.situation import Situation
     from vmm_msi.report.explain import to_json, to_lines
 
@@ -88,18 +88,18 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _text(args: argparse.Namespace) -> str:
-    from vmm_msi.explain import reading
+    from vmm_msi.explain import log_lines
 
     if args.text:
         # Words without quotes are one line, as the four words of an event are.
         quoted = any(len(text.split()) > 1 for text in args.text)
         text = ("\n" if quoted else " ").join(args.text)
-        return reading.decode(text.encode("utf-8", "surrogateescape"), "the command line")
+        return log_lines.decode(text.encode("utf-8", "surrogateescape"), "the command line")
     if sys.stdin is None:
         raise UsageError("standard input is closed; give TEXT, or a log: dmesg | vmm-msi explain")
     if sys.stdin.isatty():
         print("reading from the terminal; end it with Ctrl-D", file=sys.stderr)
-    return reading.decode(sys.stdin.buffer.read(reading.MAX_BYTES + 1), "standard input")
+    return log_lines.decode(sys.stdin.buffer.read(log_lines.MAX_BYTES + 1), "standard input")
 
 
 def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
@@ -118,7 +118,7 @@ def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
 
 
 def _xml(args: argparse.Namespace) -> DomainXml | None:
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
 
     if args.guest is not None:
         from vmm_msi.domxml.parse import read

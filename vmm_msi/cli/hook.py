@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from vmm_msi.qemuhook.journal import Journal
+    from vmm_msi.qemuhook.run_records import Journal
     from vmm_msi.qemuhook.script import Installed
 
 _HOOKS = "/etc/libvirt/hooks"
@@ -134,15 +134,17 @@ def _report(
 
 
 def _status(args: argparse.Namespace) -> None:
-    from vmm_msi.qemuhook import journal, script
+    from vmm_msi.qemuhook import run_records, script
 
     installed = script.inspect(args.hooks_dir)
     notes = [] if installed is None else _notes(installed)
     journals = []
     try:
-        journals = journal.read_all(journal.JOURNALS)
+        journals = run_records.read_all(run_records.JOURNALS)
     except OSError as error:
-        notes.append(f"what it saw is in {journal.JOURNALS}: {error.strerror}; root can read it")
+        notes.append(
+            f"what it saw is in {run_records.JOURNALS}: {error.strerror}; root can read it"
+        )
     if args.format == "json":
         _print_status(installed, journals, notes)
         return

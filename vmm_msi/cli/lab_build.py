@@ -34,8 +34,8 @@ def _configure_root(parser: argparse.ArgumentParser) -> None:
 def _run_root(args: argparse.Namespace) -> int:
     import dataclasses
 
-    from vmm_msi.lab.progress import Progress
-    from vmm_msi.lab.root import ensure_root
+    from vmm_msi.lab.build.progress import Progress
+    from vmm_msi.lab.build.root import ensure_root
 
     root = ensure_root(args.suite, args.cache, Progress(sys.stderr, "lab root"))
     facts = {**dataclasses.asdict(root), "path": str(root.path)}
@@ -64,10 +64,10 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_build(args: argparse.Namespace) -> int:
-    from vmm_msi.lab.images import ensure_images
-    from vmm_msi.lab.progress import Progress
-    from vmm_msi.lab.root import ensure_root
-    from vmm_msi.model import Granule
+    from vmm_msi.lab.build.images import ensure_images
+    from vmm_msi.lab.build.progress import Progress
+    from vmm_msi.lab.build.root import ensure_root
+    from vmm_msi.types import Granule
 
     progress = Progress(sys.stderr, "lab build")
     granule = Granule.parse(args.granule)

@@ -33,10 +33,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Let the emulated host capture itself, and keep what it made."""
     from vmm_msi.errors import LabError
-    from vmm_msi.hosttree.pack import check_target, write_archive
-    from vmm_msi.lab.host import lab_for
-    from vmm_msi.lab.link import AgentLink
-    from vmm_msi.lab.progress import Progress
+    from vmm_msi.host.files.pack import check_target, write_archive
+    from vmm_msi.lab.build.progress import Progress
+    from vmm_msi.lab.machine.emulated_host import lab_for
+    from vmm_msi.lab.rpc.link import AgentLink
 
     check_target(args.output, force=args.force)
     progress = Progress(sys.stderr, "lab capture")

@@ -15,9 +15,9 @@ from vmm_msi.cli.lab_host import add_shape, shape_of
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.iommu.steps import Scenario
-    from vmm_msi.lab.conform import Report
-    from vmm_msi.lab.progress import Progress
+    from vmm_msi.iommu.call_sequence import Scenario
+    from vmm_msi.lab.build.progress import Progress
+    from vmm_msi.lab.conformance.conform import Report
 
 #: Exit code where model and kernel do not agree.
 MISMATCH = 1
@@ -62,7 +62,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare, and return 1 where there is a mismatch."""
     from vmm_msi.errors import UsageError
-    from vmm_msi.lab.progress import Progress
+    from vmm_msi.lab.build.progress import Progress
 
     if not 1 <= args.count <= _MOST:
         raise UsageError(f"lab conform: --count {args.count}; valid is 1 to {_MOST}")
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _read(path: Path) -> Scenario:
     from vmm_msi.errors import ScenarioError
-    from vmm_msi.iommu.stepfile import scenario_from_json
+    from vmm_msi.iommu.call_sequence_json import scenario_from_json
     from vmm_msi.tomlfile import read_text
 
     text = read_text(path, ScenarioError)
@@ -90,11 +90,11 @@ def _read(path: Path) -> Scenario:
 
 
 def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Progress) -> Report:
-    from vmm_msi.iommu.sim.machine import SimMachine
-    from vmm_msi.lab import conform
-    from vmm_msi.lab.host import keep_logs, lab_for, logs_folder
-    from vmm_msi.lab.link import AgentLink
-    from vmm_msi.lab.scenarios import scenarios
+    from vmm_msi.iommu.sim.call_machine import SimMachine
+    from vmm_msi.lab.conformance import conform
+    from vmm_msi.lab.conformance.random_sequences import scenarios
+    from vmm_msi.lab.machine.emulated_host import keep_logs, lab_for, logs_folder
+    from vmm_msi.lab.rpc.link import AgentLink
 
     begun = time.monotonic()
     with (
@@ -122,7 +122,7 @@ def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Prog
 
 def _save(report: Report, folder: Path) -> None:
     from vmm_msi.errors import OutputError
-    from vmm_msi.iommu.stepfile import scenario_to_json
+    from vmm_msi.iommu.call_sequence_json import scenario_to_json
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,8 +135,8 @@ def _save(report: Report, folder: Path) -> None:
 
 
 def _print(args: argparse.Namespace, report: Report, seed: int | None) -> None:
-    from vmm_msi.iommu.stepfile import scenario_to_json
-    from vmm_msi.lab.conform import lines, to_json
+    from vmm_msi.iommu.call_sequence_json import scenario_to_json
+    from vmm_msi.lab.conformance.conform import lines, to_json
 
     if args.format == "json":
         print_json(to_json(report, seed))

@@ -21,8 +21,8 @@ _MOST = 1_000_000
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    from vmm_msi.lab.guestrun import ACTS, KINDS
-    from vmm_msi.lab.shape import NVME, RANGES
+    from vmm_msi.lab.guest.guest_test import ACTS, KINDS
+    from vmm_msi.lab.machine.shape import NVME, RANGES
 
     parser.add_argument(
         "--devices",
@@ -76,13 +76,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a guest, and return 1 where an interrupt was lost."""
     from vmm_msi.errors import UsageError
-    from vmm_msi.hosttree.pack import check_target, write_archive
-    from vmm_msi.lab.guestrun import ACTS, UNPLUG, Order, Runner, shape_for
-    from vmm_msi.lab.host import LabHost, logs_folder
-    from vmm_msi.lab.itslog import ItsLog
-    from vmm_msi.lab.link import AgentLink
-    from vmm_msi.lab.progress import Progress
-    from vmm_msi.report import guestrun as report
+    from vmm_msi.host.files.pack import check_target, write_archive
+    from vmm_msi.lab.build.progress import Progress
+    from vmm_msi.lab.guest.guest_test import ACTS, UNPLUG, Order, Runner, shape_for
+    from vmm_msi.lab.guest.its_log import ItsLog
+    from vmm_msi.lab.machine.emulated_host import LabHost, logs_folder
+    from vmm_msi.lab.rpc.link import AgentLink
+    from vmm_msi.report import guest_test as report
 
     kinds = [kind.strip() for kind in args.devices.split(",")]
     if not 1 <= args.count <= _MOST:

@@ -12,8 +12,8 @@ from vmm_msi.cli.lab import Subcommand
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.lab.running import RunningLab
-    from vmm_msi.lab.shape import Shape
+    from vmm_msi.lab.machine.running import RunningLab
+    from vmm_msi.lab.machine.shape import Shape
 
 # How long the status waits for a command that talks to the agent.
 _BUSY_S = 0.5
@@ -22,7 +22,7 @@ _ANSWER_S = 5.0
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
     """Add the arguments that say which emulated host is wanted."""
-    from vmm_msi.lab.shape import GRANULES, RANGES, Shape
+    from vmm_msi.lab.machine.shape import GRANULES, RANGES, Shape
 
     what = {
         "smmus": "SMMUs",
@@ -69,8 +69,8 @@ def shape_of(args: argparse.Namespace) -> Shape:
 
     :raise UsageError: when a number is out of its range.
     """
-    from vmm_msi.lab.shape import Shape
-    from vmm_msi.model import Granule
+    from vmm_msi.lab.machine.shape import Shape
+    from vmm_msi.types import Granule
 
     return Shape(
         smmus=args.smmus,
@@ -92,8 +92,8 @@ def _configure_up(parser: argparse.ArgumentParser) -> None:
 
 
 def _run_up(args: argparse.Namespace) -> int:
-    from vmm_msi.lab.keeper import up
-    from vmm_msi.lab.progress import Progress
+    from vmm_msi.lab.build.progress import Progress
+    from vmm_msi.lab.machine.keeper import up
 
     lab, started = up(
         shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"), args.patches
@@ -108,8 +108,8 @@ def _configure_nothing(_parser: argparse.ArgumentParser) -> None:
 
 
 def _run_down(_args: argparse.Namespace) -> int:
-    from vmm_msi.lab.keeper import down
-    from vmm_msi.lab.progress import Progress
+    from vmm_msi.lab.build.progress import Progress
+    from vmm_msi.lab.machine.keeper import down
 
     print("the lab is off" if down(Progress(sys.stderr, "lab down")) else "no lab runs")
     return 0
@@ -130,7 +130,7 @@ def _run_status(args: argparse.Namespace) -> int:
 
 def _status() -> dict[str, Any]:
     """Return what is known of the lab in the background."""
-    from vmm_msi.lab.running import facts_of, keeper_pid, read_state, running
+    from vmm_msi.lab.machine.running import facts_of, keeper_pid, read_state, running
 
     lab = running()
     if lab is not None:
@@ -147,7 +147,7 @@ def _status() -> dict[str, Any]:
 def _agent(lab: RunningLab) -> str:
     """Return whether the agent of the running host answers."""
     from vmm_msi.errors import LabError
-    from vmm_msi.lab.link import AgentLink
+    from vmm_msi.lab.rpc.link import AgentLink
 
     link = AgentLink(lab.agent_socket, wait_s=_BUSY_S)
     try:
@@ -169,8 +169,8 @@ def _configure_console(parser: argparse.ArgumentParser) -> None:
 
 def _run_console(args: argparse.Namespace) -> int:
     from vmm_msi.errors import LabError
-    from vmm_msi.lab import console
-    from vmm_msi.lab.running import running
+    from vmm_msi.lab.machine import console
+    from vmm_msi.lab.machine.running import running
 
     lab = running()
     if lab is None:

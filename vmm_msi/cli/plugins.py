@@ -15,7 +15,7 @@ from vmm_msi.cli.common import (
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.host import PluginHost, PluginRecord
+    from vmm_msi.plugins.manager import PluginManager, PluginRecord
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +70,7 @@ def _details(record: PluginRecord) -> list[str]:
     ]
 
 
-def _print_json(plugins: PluginHost) -> None:
+def _print_json(plugins: PluginManager) -> None:
 
     found = []
     for record in plugins.records():

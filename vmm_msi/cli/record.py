@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_granule, add_host, check_uris, host_or_live
-from vmm_msi.cli.guest import add_connection, add_target
+from vmm_msi.cli.domain_options import add_connection, add_target
 from vmm_msi.errors import InputError, UnreadableError, UsageError
 
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.recording import Releases
 
 _INTERRUPTS = Path("/proc/interrupts")
@@ -47,11 +47,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record a guest that runs."""
-    from vmm_msi.hosttree.kernellog import kernel_log
-    from vmm_msi.hosttree.pack import check_target, write_archive
-    from vmm_msi.recording import file
-    from vmm_msi.recording.making import Found, make
-    from vmm_msi.topology.live import this_machine
+    from vmm_msi.host.files.kernel_log import kernel_log
+    from vmm_msi.host.files.pack import check_target, write_archive
+    from vmm_msi.host.live import this_machine
+    from vmm_msi.recording import recording_json
+    from vmm_msi.recording.recorder import Found, make
 
     target = None if args.output == "-" else Path(args.output)
     check_target(target, force=args.force)
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         unread.append(f"{_INTERRUPTS}: {failure.strerror}")
     read = Found(interrupts, lines, recent, log, not args.no_rmr, tuple(unread))
     found = make(xml, host, releases, read)
-    data = file.encode(found)
+    data = recording_json.encode(found)
     write_archive(target, data, force=args.force)
     counted = sum(device.interrupts for device in found.devices)
     print(
@@ -93,11 +93,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _guest_log(path: Path) -> str:
-    from vmm_msi.explain import reading
+    from vmm_msi.explain import log_lines
 
     try:
         with path.open("rb") as opened:
-            return reading.decode(opened.read(reading.MAX_BYTES + 1), str(path))
+            return log_lines.decode(opened.read(log_lines.MAX_BYTES + 1), str(path))
     except OSError as failure:
         raise InputError(f"reading the guest's log {path}: {failure.strerror}") from failure
 

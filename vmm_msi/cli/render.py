@@ -22,7 +22,7 @@ from vmm_msi.errors import UsageError
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Support, Version
     from vmm_msi.provision import Change
 
@@ -71,13 +71,13 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read a domain XML, edit it and print it; libvirt is not asked."""
-    from vmm_msi.provision import files
+    from vmm_msi.provision import definition_file
 
     support = _support(args)
-    definition = files.read(_standard_input(), "standard input")
+    definition = definition_file.read(_standard_input(), "standard input")
     change = _removing(args, definition) if args.remove else _attaching(args, definition, support)
     if args.dry_run:
-        from vmm_msi.cli.guest import print_record
+        from vmm_msi.cli.domain_options import print_record
 
         what = "this is what would be"
         print_record(args, definition.name, change.record, change.notes, what)
@@ -96,32 +96,32 @@ def run(args: argparse.Namespace) -> int:
 
 def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support) -> Change:
     from vmm_msi.config import Choice
-    from vmm_msi.provision import files
+    from vmm_msi.provision import definition_file
 
     named = Choice.parse(args.strategy) if args.strategy is not None else None
     request = request_of(args, definition.name, named, "config")
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
     host = host_or_live(args)
-    return files.attaching(
+    return definition_file.attaching(
         definition, support, plugins, settings, host, request, take_over=args.take_over
     )
 
 
 def _removing(args: argparse.Namespace, definition: DomainXml) -> Change:
-    from vmm_msi.domxml.state import GuestState
-    from vmm_msi.model import PciAddress
-    from vmm_msi.provision import DetachRequest, planning
+    from vmm_msi.domxml.domain_state import GuestState
+    from vmm_msi.provision import DetachRequest, planner
+    from vmm_msi.types import PciAddress
 
     devices = () if args.device == [ALL] else tuple(map(PciAddress.parse, args.device))
-    return planning.detaching(GuestState(definition), DetachRequest(definition.name, devices))
+    return planner.detaching(GuestState(definition), DetachRequest(definition.name, devices))
 
 
 def _support(args: argparse.Namespace) -> Support:
     from vmm_msi.domxml.support import Support
-    from vmm_msi.provision import files
+    from vmm_msi.provision import definition_file
 
-    known = files.newest()
+    known = definition_file.newest()
     return Support(
         known.libvirt if args.libvirt is None else _release("--libvirt", args.libvirt),
         known.qemu if args.qemu is None else _release("--qemu", args.qemu),

@@ -32,12 +32,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Replay, and return 1 where the model does not agree."""
     from vmm_msi.config import Choice
-    from vmm_msi.recording import file
-    from vmm_msi.recording.replaying import replay
+    from vmm_msi.recording import recording_json
+    from vmm_msi.recording.replay import replay
     from vmm_msi.report.replay import to_json, to_lines
 
     choice = None if args.strategy is None else Choice.parse(args.strategy)
-    recording = file.read(args.file)
+    recording = recording_json.read(args.file)
     settings = load_config(args)
     plugins = load_plugins(args, settings, [] if choice is None else [choice])
     found = replay(recording, plugins, settings.its_selector(recording.guest.name), choice)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_format
-from vmm_msi.cli.guest import add_connection, add_target, print_record
+from vmm_msi.cli.domain_options import add_connection, add_target, print_record
 
 if TYPE_CHECKING:
     import argparse

@@ -15,16 +15,16 @@ from vmm_msi.cli.common import (
     print_json,
 )
 from vmm_msi.errors import TopologyError
-from vmm_msi.model import Granule, PciAddress
 from vmm_msi.report import system
 from vmm_msi.report.columns import section
+from vmm_msi.types import Granule, PciAddress
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_msi.model import HostDevice, HostTopology, Its, PciRoute
-    from vmm_msi.topology.crosscheck import Disagreement
+    from vmm_msi.host.crosscheck import Disagreement
+    from vmm_msi.types import HostDevice, HostTopology, Its, PciRoute
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA = 1
@@ -61,9 +61,9 @@ def run(args: argparse.Namespace) -> int:
     """Do what ``args`` say and return the exit code."""
     if args.action == "capture":
         return topology_capture.run(args)
-    from vmm_msi.hosttree import THIS_MACHINE
-    from vmm_msi.topology.crosscheck import disagreements
-    from vmm_msi.topology.join import join
+    from vmm_msi.host.crosscheck import disagreements
+    from vmm_msi.host.files import THIS_MACHINE
+    from vmm_msi.host.join import join
 
     sources = _sources(args)
     names = [str(name) for name in (args.root, *args.host) if name is not None]
@@ -79,12 +79,12 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _sources(args: argparse.Namespace) -> list[HostTopology]:
-    from vmm_msi.topology import live
+    from vmm_msi.host import live
 
     granule = None if args.granule is None else Granule.parse(args.granule)
     found: list[HostTopology] = []
     if args.root is not None:
-        from vmm_msi.hosttree.folder import FolderTree
+        from vmm_msi.host.files.folder import FolderTree
 
         if not args.root.is_dir():
             raise TopologyError(f"{args.root}: no folder; valid is one laid out like the host's /")

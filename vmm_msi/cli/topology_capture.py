@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import UsageError
-from vmm_msi.hosttree.places import SOFTWARE
+from vmm_msi.host.files.capture_paths import SOFTWARE
 from vmm_msi.report.columns import aligned
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
 
-    from vmm_msi.hosttree.capture import Capture
+    from vmm_msi.host.files.capture import Capture
 
 #: Files that could not be read, as many as are printed.
 _SHOWN = 8
@@ -53,9 +53,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Do what ``args`` say and return the exit code."""
     from vmm_msi import __version__
-    from vmm_msi.hosttree.capture import capture, made_here
-    from vmm_msi.hosttree.folder import FolderTree
-    from vmm_msi.hosttree.pack import check_target, write_archive
+    from vmm_msi.host.files.capture import capture, made_here
+    from vmm_msi.host.files.folder import FolderTree
+    from vmm_msi.host.files.pack import check_target, write_archive
 
     _check(args)
     target = None if args.output in {None, "-"} else Path(args.output)

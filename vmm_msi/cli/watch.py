@@ -15,9 +15,9 @@ from vmm_msi.cli.common import (
     load_config,
     load_plugins,
 )
-from vmm_msi.cli.guest import DEFAULT_URI
+from vmm_msi.cli.domain_options import DEFAULT_URI
 from vmm_msi.errors import UsageError
-from vmm_msi.model import Granule
+from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     import argparse
@@ -76,8 +76,8 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from vmm_msi.watch import service
     from vmm_msi.watch.binder import Binder
-    from vmm_msi.watch.journal import logging_to
-    from vmm_msi.watch.notify import Notifier
+    from vmm_msi.watch.service_log import logging_to
+    from vmm_msi.watch.systemd_notify import Notifier
 
     host = host_or_live(args)
 
@@ -140,7 +140,7 @@ def _program() -> list[str]:
 
 def _tables() -> list[Path]:
     """Return the files that describe this machine; the ACPI tables where it has neither kind."""
-    from vmm_msi.topology.live import ACPI_TABLES, DEVICE_TREE
+    from vmm_msi.host.live import ACPI_TABLES, DEVICE_TREE
 
     acpi = [ACPI_TABLES / name for name in ("IORT", "APIC")]
     return [DEVICE_TREE] if DEVICE_TREE.exists() and not acpi[0].exists() else acpi

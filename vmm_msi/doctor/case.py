@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice
     from vmm_msi.doctor.finding import Evidence
-    from vmm_msi.domxml.domain import DomainXml
     from vmm_msi.domxml.domcaps import DomainCaps
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Version
-    from vmm_msi.host import PluginHost
-    from vmm_msi.hosttree import HostTree
-    from vmm_msi.model import HostTopology, PciAddress
+    from vmm_msi.host.files import HostTree
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import HostTopology, PciAddress
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,7 @@ class Case:
     devices: tuple[PciAddress, ...] = ()
     asked: bool = True
     choice: Choice | None = None
-    plugins: PluginHost | None = None
+    plugins: PluginManager | None = None
     config: Config = field(default_factory=Config)
     disagreements: tuple[Disagreement, ...] = ()
     unreadable: tuple[Evidence, ...] = ()

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.model import PciAddress
-from vmm_msi.topology.resolve import find_route
+from vmm_msi.host.resolve import find_route
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from vmm_msi.model import HostDevice, HostTopology
+    from vmm_msi.types import HostDevice, HostTopology
 
 
 def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
@@ -30,8 +30,8 @@ def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
 def with_ways(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:
     """Return ``host`` with the devices at ``addresses`` listed, as far as its routes tell of them.
 
-    Unlike :func:`vmm_msi.topology.with_devices` it lists a device that is behind no SMMU or has no
-    ITS, too; one that no route has is left out.
+    Unlike :func:`vmm_msi.host.resolve.with_devices` it lists a device that is behind no SMMU or has
+    no ITS, too; one that no route has is left out.
     """
     devices = {device.address: device for device in host.devices}
     for address in addresses:

@@ -12,16 +12,16 @@ from typing import TYPE_CHECKING, TypeVar
 from vmm_msi.doctor.case import Kernel, SmmuHardware, Software
 from vmm_msi.doctor.finding import Evidence
 from vmm_msi.doctor.software import decode
-from vmm_msi.hosttree import UnreadableError, redact, text
-from vmm_msi.hosttree.kernellog import KMSG, kernel_log
-from vmm_msi.hosttree.places import KERNEL_LOG, SOFTWARE
-from vmm_msi.hosttree.sources import DAEMONS, MODULES
+from vmm_msi.host.files import UnreadableError, redact, text
+from vmm_msi.host.files.capture_list import DAEMONS, MODULES
+from vmm_msi.host.files.capture_paths import KERNEL_LOG, SOFTWARE
+from vmm_msi.host.files.kernel_log import KMSG, kernel_log
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vmm_msi.hosttree import HostTree
-    from vmm_msi.model import HostTopology
+    from vmm_msi.host.files import HostTree
+    from vmm_msi.types import HostTopology
 
 T = TypeVar("T")
 

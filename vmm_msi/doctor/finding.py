@@ -38,7 +38,7 @@ class Evidence:
 class Finding:
     """One thing that was found.
 
-    :param id: its stable name; ``docs/findings`` has a page of that name.
+    :param id: its stable name; ``vmm_msi/doctor/findings`` has a page of that name.
     :param subject: what it is about: the host, a device, a guest.
     :param evidence: what was read.
     :param consequence: what will happen, in one sentence.

@@ -1,6 +1,6 @@
 """The pages about findings: what is looked at, what happens, what to do, and where that is from.
 
-They are ``docs/findings/ID.md``, and ship with the package as ``vmm_msi.findings``.
+They are files ``vmm_msi/doctor/findings/ID.md``, package data.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from importlib import resources
 
 from vmm_msi.errors import UsageError
 
-_FOLDER = "vmm_msi.findings"
+_FOLDER = "vmm_msi.doctor.findings"
 
 
 def ids() -> tuple[str, ...]:

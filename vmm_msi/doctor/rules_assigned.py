@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.guests import subject
-from vmm_msi.doctor.looking import SYSFS
+from vmm_msi.doctor.guest_rule_helpers import subject
+from vmm_msi.doctor.rule_helpers import SYSFS
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.provision.checks import holdings
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.model import PciAddress
+    from vmm_msi.types import PciAddress
 
 
 def held_by_domain(case: Case) -> Iterator[Finding]:

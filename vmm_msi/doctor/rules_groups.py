@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.looking import meant, named, sysfs
+from vmm_msi.doctor.rule_helpers import meant, named, sysfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.model import HostDevice, PciFunction
+    from vmm_msi.types import HostDevice, PciFunction
 
 #: What a function is, by its base class (PCI Code and ID Assignment 1.7, chapter 1).
 _CLASSES = {

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor import modelled
+from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.guests import at, is_session, subject
-from vmm_msi.domxml import checks, owned
-from vmm_msi.domxml.checks import Check
-from vmm_msi.domxml.memory import HEADROOM, guest_ram, locking
+from vmm_msi.doctor.guest_rule_helpers import at, is_session, subject
+from vmm_msi.domxml import owned, prerequisites
+from vmm_msi.domxml.guest_memory import HEADROOM, guest_ram, locking
 from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.unread import unread
-from vmm_msi.model import ReservedKind
 from vmm_msi.provision.checks import fatal_checks
+from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.domxml.checks import Problem
-    from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.model import ReservedRegion
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.prerequisites import Problem
+    from vmm_msi.types import ReservedRegion
 
 #: What iommufd does not reserve: Linux ``drivers/iommu/iommufd/io_pagetable.c``
 #: iopt_table_enforce_dev_resv_regions.
@@ -33,11 +33,11 @@ def guest_kind(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     xml = case.guest.xml
-    found = {problem.check: problem for problem in checks.problems(xml)}
+    found = {problem.check: problem for problem in prerequisites.problems(xml)}
     fatal = set(Check)
     if case.plugins is not None:
-        needed = modelled.needs(case, case.plugins).values()
-        fatal = fatal_checks(modelled.carrier(case), needed)
+        needed = simulated.needs(case, case.plugins).values()
+        fatal = fatal_checks(simulated.carrier(case), needed)
     told_by_acpi = bool({Check.ACPI, Check.FIRMWARE} & fatal)
     if Check.ARCH in found:
         yield Finding(
@@ -149,7 +149,7 @@ def ram_in_reserved(case: Case) -> Iterator[Finding]:
     if not xml.kind.is_virt:
         return
     ram = list(guest_ram(xml))
-    host = modelled.placed(case)
+    host = simulated.placed(case)
     seen: set[ReservedRegion] = set()
     for device in host.devices:
         for region in device.reserved:
@@ -252,7 +252,7 @@ def hotplug_bar_loss(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     xml = case.guest.xml
-    if checks.keeps_bars(xml):
+    if prerequisites.keeps_bars(xml):
         return
     placement = Placement(xml)
     for iommu in placement.vsmmus:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.looking import meant, named
+from vmm_msi.doctor.rule_helpers import meant, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -6,14 +6,14 @@ import re
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.looking import by_smmu, kernel_release, meant, named, smmu_name, sysfs
-from vmm_msi.hosttree import UnreadableError
+from vmm_msi.doctor.rule_helpers import by_smmu, kernel_release, meant, named, smmu_name, sysfs
+from vmm_msi.host.files import UnreadableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case, SmmuHardware
-    from vmm_msi.model import PciAddress
+    from vmm_msi.types import PciAddress
 
 #: The first release whose driver looks for S2FWB on each SMMU.
 LOOKS_FOR_S2FWB = (6, 15)

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor import modelled
+from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.guests import subject
+from vmm_msi.doctor.guest_rule_helpers import subject
 from vmm_msi.domxml.reserve import QEMU
 from vmm_msi.domxml.support import DRIVER_VALUES, REQUIREMENTS, Feature, GuestKind, Support
-from vmm_msi.provision.files import newest
+from vmm_msi.provision.definition_file import newest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Gap
 
 #: What a plan that QEMU carries out has in its XML.
@@ -79,7 +79,7 @@ def _wanted(case: Case) -> dict[Feature, str]:
         found = _written(case.guest.written or case.guest.xml)
     if case.plugins is None:
         return found
-    for choice, needs in modelled.needs(case, case.plugins).items():
+    for choice, needs in simulated.needs(case, case.plugins).items():
         for feature in _PLANNED if needs.qemu else ():
             if feature is Feature.HOSTDEV_IOMMUFD and Feature.DOMAIN_IOMMUFD in found:
                 continue

@@ -4,23 +4,23 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor import modelled
+from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.guests import subject
-from vmm_msi.doctor.looking import doorbell_pages, named
+from vmm_msi.doctor.guest_rule_helpers import subject
+from vmm_msi.doctor.rule_helpers import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.errors import RefusedError, errno_name
-from vmm_msi.model import SW_MSI_WINDOW, Outcome
 from vmm_msi.provision.checks import NOT_CARRIED, carried, needs_of
 from vmm_msi.provision.request import Carrier
+from vmm_msi.types import SW_MSI_WINDOW, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.config import Choice
     from vmm_msi.doctor.case import Case
-    from vmm_msi.host import PluginHost
-    from vmm_msi.model import Verdict
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import Verdict
 
 #: Devices that one finding has evidence of; more are counted.
 _SHOWN = 8
@@ -29,16 +29,16 @@ _SHOWN = 8
 def not_carried(case: Case) -> Iterator[Finding]:
     """Yield strategies that QEMU and the kernel do not carry out."""
     plugins = case.plugins
-    if plugins is None or modelled.carrier(case) is Carrier.SIM:
+    if plugins is None or simulated.carrier(case) is Carrier.SIM:
         return
-    for choice, needs in modelled.needs(case, plugins).items():
+    for choice, needs in simulated.needs(case, plugins).items():
         if needs.qemu:
             continue
         yield Finding(
             "strategy-not-carried",
             Severity.ERROR,
             _whose(case),
-            (Evidence(modelled.chosen_in(case), f"strategy {choice}"),),
+            (Evidence(simulated.chosen_in(case), f"strategy {choice}"),),
             f"Its MSIs do not arrive in a guest of QEMU: {NOT_CARRIED}.",
             f"Use {' or '.join(carried(plugins))}, or --backend sim, which only models the "
             "binding.",
@@ -53,9 +53,9 @@ def msi_lost(case: Case) -> Iterator[Finding]:
     plugins = case.plugins
     if plugins is None:
         return
-    lost: dict[tuple[Outcome, int | None], list[tuple[modelled.Modelled, Verdict]]] = {}
+    lost: dict[tuple[Outcome, int | None], list[tuple[simulated.Modelled, Verdict]]] = {}
     try:
-        for result in modelled.tried(case, plugins):
+        for result in simulated.tried(case, plugins):
             for verdict in result.verdicts:
                 if verdict.outcome is not Outcome.DELIVERED:
                     key = verdict.outcome, verdict.errno
@@ -65,7 +65,7 @@ def msi_lost(case: Case) -> Iterator[Finding]:
             "strategy-unusable",
             Severity.ERROR,
             _whose(case),
-            (Evidence(modelled.chosen_in(case), ", ".join(map(str, _named(case)))),),
+            (Evidence(simulated.chosen_in(case), ", ".join(map(str, _named(case)))),),
             f"attach refuses it: {error}.",
             f"Use {' or '.join(carried(plugins))} for all devices of the guest.",
         )
@@ -74,10 +74,10 @@ def msi_lost(case: Case) -> Iterator[Finding]:
 
 
 def _lost(
-    case: Case, plugins: PluginHost, found: list[tuple[modelled.Modelled, Verdict]]
+    case: Case, plugins: PluginManager, found: list[tuple[simulated.Modelled, Verdict]]
 ) -> Finding:
     result, first = found[0]
-    chosen = modelled.choices(case)[first.device]
+    chosen = simulated.choices(case)[first.device]
     evidence = [
         Evidence(f"the model of {each.kernel}", f"{verdict.device}: {_words(verdict)}")
         for each, verdict in found[:_SHOWN]
@@ -89,7 +89,7 @@ def _lost(
     more = len(found) - 1
     able = [
         f"{choice}{'' if needs_of(plugins, choice).qemu else ' (not on QEMU)'}"
-        for choice in modelled.delivering(case, plugins, result)
+        for choice in simulated.delivering(case, plugins, result)
     ]
     return Finding(
         "msi-lost",
@@ -121,10 +121,10 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
     """Yield devices whose MSI window is not the range that QEMU's RMR has."""
     if case.plugins is None:
         return
-    needs = modelled.needs(case, case.plugins)
+    needs = simulated.needs(case, case.plugins)
     if not any(need.rmr for need in needs.values()):
         return
-    for device in modelled.placed(case).devices:
+    for device in simulated.placed(case).devices:
         window = device.sw_msi_window
         same = window is not None and window.base == SW_MSI_WINDOW.base
         if window is None or (same and window.size == SW_MSI_WINDOW.size):
@@ -148,13 +148,13 @@ def rmr_needed(case: Case) -> Iterator[Finding]:
     plugins = case.plugins
     if plugins is None or case.guest is None or not case.guest.xml.acpi:
         return
-    if not any(need.rmr for need in modelled.needs(case, plugins).values()):
+    if not any(need.rmr for need in simulated.needs(case, plugins).values()):
         return
     given = {hostdev.host for hostdev in case.guest.xml.hostdevs()}
     try:
         faults = [
             verdict
-            for result in modelled.tried(case, plugins, ignores_rmr=True)
+            for result in simulated.tried(case, plugins, ignores_rmr=True)
             for verdict in result.verdicts
             if verdict.device in given and verdict.outcome is Outcome.S1_FAULT
         ]
@@ -239,4 +239,4 @@ def _whose(case: Case) -> str:
 
 
 def _named(case: Case) -> list[Choice]:
-    return sorted(set(modelled.choices(case).values()), key=str)
+    return sorted(set(simulated.choices(case).values()), key=str)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.looking import Meant, meant, named, sysfs
+from vmm_msi.doctor.rule_helpers import Meant, meant, named, sysfs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.model import PciAddress
+    from vmm_msi.types import PciAddress
 
 
 def _streams(case: Case, each: Meant) -> tuple[int, Evidence] | None:

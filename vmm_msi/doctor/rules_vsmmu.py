@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor import modelled
+from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.guests import at, is_session, subject
+from vmm_msi.doctor.guest_rule_helpers import at, is_session, subject
 from vmm_msi.domxml.placement import Placement, is_accelerated
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.domxml.domain import DomainXml, IommuDevice, PciHostdev
+    from vmm_msi.domxml.libvirt_domain import DomainXml, IommuDevice, PciHostdev
 
 
 def no_accel(case: Case) -> Iterator[Finding]:
@@ -151,7 +151,7 @@ def vsmmu_spans_smmus(case: Case) -> Iterator[Finding]:
         return
     xml = case.guest.xml
     placement = Placement(xml)
-    devices = modelled.placed(case).device_by_address
+    devices = simulated.placed(case).device_by_address
     for iommu in placement.vsmmus:
         behind: dict[int, list[PciHostdev]] = {}
         for hostdev in placement.behind(iommu):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.looking import doorbell_pages, meant, reserved
-from vmm_msi.model import SW_MSI_WINDOW, ReservedKind
+from vmm_msi.doctor.rule_helpers import doorbell_pages, meant, reserved
+from vmm_msi.types import SW_MSI_WINDOW, ReservedKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.model import HostDevice
+    from vmm_msi.types import HostDevice
 
 #: Doorbells that one iommufd has a place for: Linux ``drivers/iommu/iommufd/iommufd_private.h``
 #: struct iommufd_sw_msi_maps.

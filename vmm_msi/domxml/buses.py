@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from lxml import etree
 
-from vmm_msi.domxml.domain import EXPANDER_BUS, PCI_ROOT
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, PCI_ROOT
 from vmm_msi.errors import DomainXmlError
 
 if TYPE_CHECKING:
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.domain import DomainXml, PciController
+    from vmm_msi.domxml.libvirt_domain import DomainXml, PciController
 
 #: Bus numbers of one PCI segment.
 BUS_NUMBERS = 256

@@ -13,9 +13,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import edit
+from vmm_msi.domxml import elements
 from vmm_msi.domxml.buses import GuestBuses
-from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import (
     BindingRecord,
     DeviceRecord,
@@ -27,16 +27,16 @@ from vmm_msi.domxml.metadata import (
 from vmm_msi.domxml.reserve import forget, reserve
 from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.errors import DomainXmlError, RefusedError
-from vmm_msi.model import PciAddress
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.domain import DomainXml, PciController
+    from vmm_msi.domxml.libvirt_domain import DomainXml, PciController
     from vmm_msi.domxml.support import XmlLayout
-    from vmm_msi.model import GuestPlan, VsmmuPlan
+    from vmm_msi.types import GuestPlan, VsmmuPlan
 
 # What libvirt writes behind <hostdev> and behind <iommu> (src/conf/domain_conf.c
 # virDomainDefFormatInternalSetRootName), and in front of <iommufd>.
@@ -93,9 +93,9 @@ def apply(
         devices_added=edited.root.find("devices") is None,
     )
     if edited.root.find("devices") is None:
-        devices = edit.build("devices", {})
-        edit.put_after(edited.root, edited.root[-1], devices)
-        devices.text = edit.line_of(devices)
+        devices = elements.build("devices", {})
+        elements.put_after(edited.root, edited.root[-1], devices)
+        devices.text = elements.line_of(devices)
     buses = GuestBuses(edited)
     for vsmmu in plan.vsmmus:
         new = _new_devices(edited, record, vsmmu, assignments)
@@ -184,7 +184,7 @@ def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
     device = recorded(edited, record, host)
     for hostdev in edited.hostdevs():
         if hostdev.host == host:
-            edit.take_out(hostdev.element)
+            elements.take_out(hostdev.element)
     record = replace(record, devices=tuple(d for d in record.devices if d is not device))
     vsmmu = next(each for each in record.vsmmus if each.pxb == device.pxb)
     spare = sorted({*vsmmu.spare_ports, device.root_port})
@@ -206,7 +206,7 @@ def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = 
     record = record or read_record(edited) or DomainRecord()
     for hostdev in edited.hostdevs():
         if hostdev.host in hosts:
-            edit.take_out(hostdev.element)
+            elements.take_out(hostdev.element)
     controllers = {controller.index: controller for controller in edited.controllers()}
     for host in hosts:
         device = recorded(edited, record, host)
@@ -221,12 +221,12 @@ def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = 
     if record.iommu_added:
         for iommu in edited.iommus():
             if iommu.model == "smmuv3" and iommu.pci_bus is None:
-                edit.take_out(iommu.element)
+                elements.take_out(iommu.element)
     if record.iommufd_added:
         for element in edited.root.findall("iommufd"):
-            edit.take_out(element)
+            elements.take_out(element)
     if record.devices_added and len(edited.devices) == 0:
-        edit.take_out(edited.devices)
+        elements.take_out(edited.devices)
     write_record(edited, None)
     return edited
 
@@ -337,9 +337,9 @@ def _add_vsmmu(
     _check_iommus(domain, layout)
     pxb = buses.take_index(0)
     bus_nr = buses.take_bus_nr(pxb, ports)
-    target = edit.build("target", {"busNr": str(bus_nr)})
+    target = elements.build("target", {"busNr": str(bus_nr)})
     if node is not None:
-        cell = edit.build("node", {})
+        cell = elements.build("node", {})
         cell.text = str(node)
         target.append(cell)
     _add_controller(domain, pxb, EXPANDER_BUS, target)
@@ -397,14 +397,16 @@ def _add_controller(domain: DomainXml, index: int, model: str, child: Element) -
     attributes = {"type": "pci", "index": str(index), "model": model}
     controllers = domain.devices.findall("controller")
     previous = controllers[-1] if controllers else _before(domain, ("interface", *_AFTER_HOSTDEV))
-    edit.put_after(domain.devices, previous, edit.build("controller", attributes, child))
+    elements.put_after(domain.devices, previous, elements.build("controller", attributes, child))
 
 
 def _add_iommu(domain: DomainXml, driver: Mapping[str, str]) -> None:
-    children = [edit.build("driver", driver)] if driver else []
+    children = [elements.build("driver", driver)] if driver else []
     iommus = domain.iommus()
     previous = iommus[-1].element if iommus else _before(domain, _AFTER_IOMMU)
-    edit.put_after(domain.devices, previous, edit.build("iommu", {"model": "smmuv3"}, *children))
+    elements.put_after(
+        domain.devices, previous, elements.build("iommu", {"model": "smmuv3"}, *children)
+    )
 
 
 def _add_hostdev(
@@ -412,13 +414,13 @@ def _add_hostdev(
 ) -> None:
     managed = "yes" if layout.managed else "no"
     attributes = {"mode": "subsystem", "type": "pci", "managed": managed}
-    source = edit.build("source", {}, edit.build("address", _address(host)))
+    source = elements.build("source", {}, elements.build("address", _address(host)))
     children = [source, _guest_address(PciAddress(0, port, 0, 0))]
     if iommufd:
-        children.insert(0, edit.build("driver", {"iommufd": "yes"}))
+        children.insert(0, elements.build("driver", {"iommufd": "yes"}))
     hostdevs = domain.devices.findall("hostdev")
     previous = hostdevs[-1] if hostdevs else _before(domain, _AFTER_HOSTDEV)
-    edit.put_after(domain.devices, previous, edit.build("hostdev", attributes, *children))
+    elements.put_after(domain.devices, previous, elements.build("hostdev", attributes, *children))
 
 
 def _add_iommufd(domain: DomainXml, record: DomainRecord, fdgroup: str | None) -> DomainRecord:
@@ -437,7 +439,7 @@ def _add_iommufd(domain: DomainXml, record: DomainRecord, fdgroup: str | None) -
         return record
     before = list(domain.root.iterchildren(*_BEFORE_IOMMUFD))
     attributes = {"enabled": "yes"} if fdgroup is None else {"enabled": "yes", "fdgroup": fdgroup}
-    edit.put_after(domain.root, before[-1], edit.build("iommufd", attributes))
+    elements.put_after(domain.root, before[-1], elements.build("iommufd", attributes))
     return replace(record, iommufd_added=True)
 
 
@@ -450,7 +452,7 @@ def _remove_vsmmu(
     vsmmu = next(each for each in record.vsmmus if each.pxb == pxb)
     for iommu in domain.iommus():
         if vsmmu.pci_bus and iommu.pci_bus == str(pxb):
-            edit.take_out(iommu.element)
+            elements.take_out(iommu.element)
     for port in vsmmu.spare_ports:
         _take_controller(domain, controllers.get(port), ROOT_PORT)
     forget(domain, vsmmu.spare_ports)
@@ -467,7 +469,7 @@ def _take_controller(domain: DomainXml, controller: PciController | None, model:
             f"taking the {model} {controller.index} out of {domain.name}: the <{other.tag!s}> on "
             f"line {other.sourceline} is plugged into it; give that another address first"
         )
-    edit.take_out(controller.element)
+    elements.take_out(controller.element)
 
 
 def _before(domain: DomainXml, following: tuple[str, ...]) -> Element | None:
@@ -479,7 +481,7 @@ def _before(domain: DomainXml, following: tuple[str, ...]) -> Element | None:
 
 
 def _guest_address(address: PciAddress) -> Element:
-    return edit.build("address", {"type": "pci", **_address(address)})
+    return elements.build("address", {"type": "pci", **_address(address)})
 
 
 def _address(address: PciAddress) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
-from vmm_msi.model import Granule
+from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     from lxml.etree import _Element as Element

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, TypeVar
 
 from lxml import etree
 
-from vmm_msi.domxml import edit
+from vmm_msi.domxml import elements
 from vmm_msi.errors import DomainXmlError, InputError
-from vmm_msi.model import Address, Iova, Ipa, Outcome, PciAddress
+from vmm_msi.types import Address, Iova, Ipa, Outcome, PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
 
 NAMESPACE_BASE = "https://vmm-msi.org/xmlns/libvirt/domain/"
 NAMESPACE = f"{NAMESPACE_BASE}1"
@@ -152,20 +152,20 @@ def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
         if old is None or metadata is None:
             return
         added = old.get("metadata") == "added"
-        edit.take_out(old)
+        elements.take_out(old)
         if added and len(metadata) == 0:
-            edit.take_out(metadata)
+            elements.take_out(metadata)
         return
     new = _element(record)
     if metadata is None:
         before = list(domain.root.iterchildren(*_BEFORE_METADATA))
-        edit.put_after(domain.root, before[-1], edit.build("metadata", {}, new))
+        elements.put_after(domain.root, before[-1], elements.build("metadata", {}, new))
     elif old is None:
-        edit.put_after(metadata, metadata[-1] if len(metadata) else None, new)
+        elements.put_after(metadata, metadata[-1] if len(metadata) else None, new)
     else:
         previous = old.getprevious()
-        edit.take_out(old)
-        edit.put_after(metadata, previous, new)
+        elements.take_out(old)
+        elements.put_after(metadata, previous, new)
 
 
 def bare_record(record: DomainRecord) -> str:
@@ -201,7 +201,7 @@ def _element(record: DomainRecord) -> Element:
     for device in record.devices:
         element = _child("device", device)
         for name, value in device.options.items():
-            element.append(edit.build(_tag("option"), {"name": name, "value": value}))
+            element.append(elements.build(_tag("option"), {"name": name, "value": value}))
         if device.binding is not None:
             element.append(_child("binding", device.binding))
         root.append(element)
@@ -232,7 +232,7 @@ def _child(name: str, record: VsmmuRecord | DeviceRecord | BindingRecord) -> Ele
         else:
             text = str(value)
         attributes[attribute] = text
-    return edit.build(_tag(name), attributes)
+    return elements.build(_tag(name), attributes)
 
 
 def _tag(name: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
-from vmm_msi.model import PciAddress, PciFunction
+from vmm_msi.types import PciAddress, PciFunction
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import DomainXmlError
 
 if TYPE_CHECKING:
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
 
 #: Host NUMA nodes that are thinkable: libvirt ``src/util/virbitmap.c`` takes larger bitmaps, Linux
 #: has at most MAX_NUMNODES, 1024.

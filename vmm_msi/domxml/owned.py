@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.domxml.domain import DomainXml, PciController, PciHostdev
+    from vmm_msi.domxml.libvirt_domain import DomainXml, PciController, PciHostdev
     from vmm_msi.domxml.metadata import DeviceRecord, VsmmuRecord
-    from vmm_msi.model import PciAddress
+    from vmm_msi.types import PciAddress
 
 
 def dropped(wanted: DomainXml, got: DomainXml) -> list[str]:

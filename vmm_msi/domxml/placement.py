@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.domxml.domain import EXPANDER_BUS, PCI_ROOT, ROOT_PORT
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, PCI_ROOT, ROOT_PORT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.domain import DomainXml, IommuDevice, PciController, PciHostdev
+    from vmm_msi.domxml.libvirt_domain import DomainXml, IommuDevice, PciController, PciHostdev
 
 # QEMU takes from the first assigned device what is "auto", which is the default of each, and ends
 # when there is none: hw/arm/smmuv3-accel.c smmuv3_accel_machine_done.

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING
 
 from lxml import etree
 
-from vmm_msi.domxml import edit
+from vmm_msi.domxml import elements
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
 
 #: The property of QEMU's pcie-root-port (QEMU ``hw/pci-bridge/gen_pcie_root_port.c``).
 PROPERTY = "pref64-reserve"
@@ -40,11 +40,11 @@ def reserve(domain: DomainXml, ports: Iterable[int], size: int) -> None:
             continue
         if override is None:
             override = etree.Element(f"{QEMU}override", nsmap={"qemu": _NAMESPACE})
-            edit.put_after(domain.root, domain.root[-1], override)
+            elements.put_after(domain.root, domain.root[-1], override)
         value = {"name": PROPERTY, "type": "unsigned", "value": str(size)}
-        frontend = edit.build(f"{QEMU}frontend", {}, edit.build(f"{QEMU}property", value))
-        device = edit.build(f"{QEMU}device", {"alias": _alias(port)}, frontend)
-        edit.put_after(override, override[-1] if len(override) else None, device)
+        frontend = elements.build(f"{QEMU}frontend", {}, elements.build(f"{QEMU}property", value))
+        device = elements.build(f"{QEMU}device", {"alias": _alias(port)}, frontend)
+        elements.put_after(override, override[-1] if len(override) else None, device)
 
 
 def forget(domain: DomainXml, ports: Iterable[int]) -> None:
@@ -53,9 +53,9 @@ def forget(domain: DomainXml, ports: Iterable[int]) -> None:
     for device in [*_devices(domain)]:
         parent = device.getparent()
         if device.get("alias") in aliases and parent is not None:
-            edit.take_out(device)
+            elements.take_out(device)
             if len(parent) == 0:
-                edit.take_out(parent)
+                elements.take_out(parent)
 
 
 def move(domain: DomainXml, moves: Mapping[int, int]) -> None:

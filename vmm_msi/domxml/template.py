@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import edit
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml import elements
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import DomainXmlError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def nested_guest(
     cpu = root.find("cpu")
     if cpu is not None:
         if mode is None:
-            edit.take_out(cpu)
+            elements.take_out(cpu)
         else:
             cpu.set("mode", mode)
     os = root.find("os")
@@ -68,7 +68,7 @@ def nested_guest(
         for tag in ("kernel", "initrd", "cmdline"):
             value = getattr(boot, tag)
             if value is not None:
-                edit.put_after(os, os[-1], edit.build(tag, {}))
+                elements.put_after(os, os[-1], elements.build(tag, {}))
                 _set(os, tag, value)
     return DomainXml(root, NESTED_GUEST)
 

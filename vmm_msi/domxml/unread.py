@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.reserve import QEMU
 from vmm_msi.domxml.support import DRIVER_VALUES
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml
 
 _HOSTDEV = {"mode", "type", "managed", "sgio", "rawio", "model", "display", "ramfb"}
 _TARGET = {"chassisNr", "chassis", "port", "busNr", "index", "hotplug", "memReserve"}

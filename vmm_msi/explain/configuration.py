@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from vmm_msi.iommu.events import EventKind
+from vmm_msi.iommu.smmu_events import EventKind
 
 _NO_ATS = "give its vSMMU no ATS: vmm-msi attach {guest} {device} --vsmmu ats=off"
 _GUESTS = "the guest's driver or its kernel: no strategy mends it"

@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from vmm_msi.model import Iova, Ipa, PciAddress, StreamId
+    from vmm_msi.types import Iova, Ipa, PciAddress, StreamId
 
 
 class Program(StrEnum):

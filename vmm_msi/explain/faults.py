@@ -5,17 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_msi.explain import findings
+from vmm_msi.explain import related_findings
+from vmm_msi.explain.address_kinds import At, Place, at_iova, at_ipa, vitses
 from vmm_msi.explain.configuration import MEANINGS
 from vmm_msi.explain.explanation import Explanation, Mend, Program, Subject
-from vmm_msi.explain.places import At, Place, at_iova, at_ipa, vitses
-from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.model import SW_MSI_WINDOW
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
+from vmm_msi.types import SW_MSI_WINDOW
 
 if TYPE_CHECKING:
-    from vmm_msi.explain.mends import Strategies
+    from vmm_msi.explain.remedies import Strategies
     from vmm_msi.explain.situation import Situation
-    from vmm_msi.model import HostDevice, PciAddress
+    from vmm_msi.types import HostDevice, PciAddress
 
 _SOURCE = "Arm IHI 0070, 7.3; Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_dump_event"
 _DMA = "ordinary DMA of the device, not an MSI: no strategy mends it"
@@ -187,7 +187,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
             f"S1: {page} -> {page}, of the window {window.base:#x}-{window.last:#x}",
             strategies=True,
             ignores_rmr=True,
-            findings=findings.WINDOW,
+            findings=related_findings.WINDOW,
         )
     if at.place is Place.BEYOND:
         return Cause(
@@ -201,7 +201,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
                 ),
                 "a host kernel with 4K pages",
             ),
-            findings=findings.BEYOND,
+            findings=related_findings.BEYOND,
         )
     if at.place is Place.OTHER_GIOVA:
         return Cause(
@@ -295,7 +295,7 @@ def _bare_doorbell(missing: str) -> Cause:
         "the device has no SW MSI window: /sys/kernel/iommu_groups/*/reserved_regions",
         missing,
         mends=("a device of another host: nested translation needs a SW MSI window",),
-        findings=findings.NO_WINDOW,
+        findings=related_findings.NO_WINDOW,
     )
 
 

@@ -6,17 +6,17 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.explain.explanation import Subject
-from vmm_msi.model import SW_MSI_WINDOW, Granule, PciAddress
-from vmm_msi.topology.streams import devices_of_stream, smmus_named
+from vmm_msi.host.streams import devices_of_stream, smmus_named
+from vmm_msi.types import SW_MSI_WINDOW, Granule, PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.model import (
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.types import (
         GuestDevice,
         GuestDomain,
         HostDevice,
@@ -141,7 +141,7 @@ class Situation:
     def host_device(self, address: PciAddress | None) -> HostDevice | None:
         """Return the host's view of a device, None where the host does not have it."""
         from vmm_msi.errors import TopologyError
-        from vmm_msi.topology import resolve
+        from vmm_msi.host.resolve import resolve
 
         if self.host is None or address is None:
             return None

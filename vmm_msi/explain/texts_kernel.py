@@ -6,7 +6,7 @@ Sources are those of Linux 7.2, below ``drivers/``.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.text import Text
+from vmm_msi.explain.known_text import Text
 
 _SMMU = "iommu/arm/arm-smmu-v3/arm-smmu-v3.c"
 _SMMU2 = "iommu/arm/arm-smmu/arm-smmu.c"

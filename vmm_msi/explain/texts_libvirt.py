@@ -6,7 +6,7 @@ Texts are those of libvirt 12.8 in English, sources below ``src/``.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.text import Text
+from vmm_msi.explain.known_text import Text
 
 _NEWER = "which release has what: docs/libvirt.md; a newer one would do"
 

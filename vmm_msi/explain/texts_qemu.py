@@ -6,7 +6,7 @@ Texts are those of QEMU 11.1, sources below its top folder.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.text import Text
+from vmm_msi.explain.known_text import Text
 
 _ACCEL = "hw/arm/smmuv3-accel.c"
 _INFO = f"{_ACCEL} smmuv3_accel_check_hw_compatible"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NewType, Protocol
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from vmm_msi.model import Costs, Iova, Ipa, PciAddress, ReservedRegion, Verdict
+    from vmm_msi.types import Costs, Iova, Ipa, PciAddress, ReservedRegion, Verdict
 
 #: Names one stage 2 table within one backend.
 S2Handle = NewType("S2Handle", int)

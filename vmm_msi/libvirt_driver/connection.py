@@ -14,20 +14,20 @@ from urllib.parse import unquote, urlsplit
 
 import libvirt
 
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.domain_state import GuestState
 from vmm_msi.domxml.domcaps import DomainCaps, read_domain_caps
 from vmm_msi.domxml.hostcaps import read_page_size
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.nodedev import node_name, read_node_device, read_pci_function
 from vmm_msi.domxml.parse import parse
-from vmm_msi.domxml.state import GuestState
 from vmm_msi.domxml.support import Version, Versions
 from vmm_msi.errors import HypervisorError, NoHostDeviceError
-from vmm_msi.libvirt_driver.errors import ignore, translate, translated
+from vmm_msi.libvirt_driver.libvirt_errors import ignore, translate, translated
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-    from vmm_msi.model import Granule, PciAddress, PciFunction
+    from vmm_msi.types import Granule, PciAddress, PciFunction
 
 #: How many names an error message lists at most.
 _NAMES = 8

@@ -14,9 +14,11 @@ from typing import TYPE_CHECKING
 from vmm_msi.domxml import owned
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import RefusedError
-from vmm_msi.provision import planning
-from vmm_msi.provision.carry import carry_out, carry_out_in_turn
-from vmm_msi.provision.handover import hand_over, open_iommufd
+from vmm_msi.provision import planner
+from vmm_msi.provision.apply import carry_out, carry_out_in_turn
+from vmm_msi.provision.fd_passing import hand_over, open_iommufd
+from vmm_msi.provision.host_lock import turn
+from vmm_msi.provision.libvirt_facts import Surroundings, gather
 from vmm_msi.provision.request import (
     AttachRequest,
     Carrier,
@@ -26,14 +28,12 @@ from vmm_msi.provision.request import (
     Scope,
     Status,
 )
-from vmm_msi.provision.surroundings import Surroundings, gather
-from vmm_msi.provision.turns import turn
 
 if TYPE_CHECKING:
     from vmm_msi.config import Config
-    from vmm_msi.host import PluginHost
     from vmm_msi.libvirt_driver import Connection
-    from vmm_msi.model import HostTopology
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import HostTopology
 
 __all__ = [
     "AttachRequest",
@@ -58,7 +58,7 @@ __all__ = [
 
 def plan_attach(
     connection: Connection,
-    plugins: PluginHost,
+    plugins: PluginManager,
     settings: Config,
     host: HostTopology,
     request: AttachRequest,
@@ -71,7 +71,7 @@ def plan_attach(
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
     around = gather(connection, request)
-    return planning.attaching(around, plugins, settings, host, request)
+    return planner.attaching(around, plugins, settings, host, request)
 
 
 def plan_detach(connection: Connection, request: DetachRequest) -> Change:
@@ -82,12 +82,12 @@ def plan_detach(connection: Connection, request: DetachRequest) -> Change:
     :raise UsageError: when there is nothing to take out.
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
-    return planning.detaching(connection.state(request.domain), request)
+    return planner.detaching(connection.state(request.domain), request)
 
 
 def attach(
     connection: Connection,
-    plugins: PluginHost,
+    plugins: PluginManager,
     settings: Config,
     host: HostTopology,
     request: AttachRequest,
@@ -104,7 +104,7 @@ def attach(
 
 
 def detach(
-    connection: Connection, request: DetachRequest, plugins: PluginHost | None = None
+    connection: Connection, request: DetachRequest, plugins: PluginManager | None = None
 ) -> Change:
     """Take devices out, all or none, while no other change of a guest on that host is under way.
 

@@ -6,27 +6,27 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.domxml import checks
-from vmm_msi.domxml.checks import Check
+from vmm_msi.domxml import prerequisites
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.domxml.nodedev import node_name
+from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
 from vmm_msi.errors import RefusedError, UsageError
-from vmm_msi.model import Outcome
 from vmm_msi.provision.request import Carrier, Scope
+from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice
-    from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.domxml.state import GuestState
+    from vmm_msi.domxml.domain_state import GuestState
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Support
-    from vmm_msi.hookspecs import Needs
-    from vmm_msi.host import PluginHost
-    from vmm_msi.model import GuestPlan, PciAddress, PciFunction, Verdict
+    from vmm_msi.plugins.hookspecs import Needs
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.provision.libvirt_facts import Surroundings
     from vmm_msi.provision.request import AttachRequest
-    from vmm_msi.provision.surroundings import Surroundings
+    from vmm_msi.types import GuestPlan, PciAddress, PciFunction, Verdict
 
 
 #: MiB that a window can have: the guest has 40 bits of addresses for such (QEMU hw/arm/virt.c
@@ -184,7 +184,7 @@ def holdings(
 
 
 def check_carrier(
-    plugins: PluginHost, carrier: Carrier, driver: str | None, needs: Mapping[Choice, Needs]
+    plugins: PluginManager, carrier: Carrier, driver: str | None, needs: Mapping[Choice, Needs]
 ) -> None:
     """Refuse strategies that nobody would carry out."""
     if carrier is Carrier.SIM:
@@ -205,12 +205,12 @@ def check_carrier(
 NOT_CARRIED = "QEMU and the kernel bind doorbells by identity and cannot carry it out"
 
 
-def carried(plugins: PluginHost) -> list[str]:
+def carried(plugins: PluginManager) -> list[str]:
     """Return the strategies that QEMU and the kernel carry out."""
     return [str(choice) for choice in plugins.choices() if needs_of(plugins, choice).qemu]
 
 
-def needs_of(plugins: PluginHost, choice: Choice) -> Needs:
+def needs_of(plugins: PluginManager, choice: Choice) -> Needs:
     """Return what a strategy needs with the options that were chosen."""
     return plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
 
@@ -218,7 +218,7 @@ def needs_of(plugins: PluginHost, choice: Choice) -> Needs:
 def check_guest(old: DomainXml, carrier: Carrier, needs: Iterable[Needs]) -> None:
     """Refuse a guest that cannot have nested vSMMUs, or not with these strategies."""
     fatal = fatal_checks(carrier, needs)
-    found = [problem for problem in checks.problems(old) if problem.check in fatal]
+    found = [problem for problem in prerequisites.problems(old) if problem.check in fatal]
     if found:
         raise RefusedError(f"guest {old.name}: {'; '.join(map(str, found))}")
 

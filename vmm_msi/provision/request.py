@@ -12,9 +12,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmm_msi.config import Choice
-    from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.hookspecs import Event
-    from vmm_msi.model import PciAddress, Verdict
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.plugins.hookspecs import Event
+    from vmm_msi.types import PciAddress, Verdict
 
 #: Seconds that a running guest has to give a device back. libvirt itself waits 5 s
 #: (``src/qemu/qemu_hotplug.c`` qemuDomainRemoveDeviceWaitTime).

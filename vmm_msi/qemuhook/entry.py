@@ -7,11 +7,11 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.domain import DomainXml
+from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import NAMESPACE_BASE, read_record
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.errors import DomainXmlError
-from vmm_msi.qemuhook import journal, look
+from vmm_msi.qemuhook import preflight, run_records
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -40,8 +40,8 @@ def main() -> None:
 def run(
     words: Sequence[str],
     stdin: int = 0,
-    devices: Path = look.DEVICES,
-    journals: Path = journal.JOURNALS,
+    devices: Path = preflight.DEVICES,
+    journals: Path = run_records.JOURNALS,
 ) -> int:
     """Handle one call of the hook; say on standard error why it is refused, and print nothing.
 
@@ -70,13 +70,13 @@ def run(
         if record is None:
             return 0
         if operation in _LOOKED_AT:
-            problems = look.problems(domain, record, devices)
+            problems = preflight.problems(domain, record, devices)
     except DomainXmlError as error:
         problems = [str(error)] if operation in _LOOKED_AT else []
     refused = bool(problems) and mode == "check"
-    step = journal.Step(journal.now(), operation, extra, tuple(problems), refused)
+    step = run_records.Step(run_records.now(), operation, extra, tuple(problems), refused)
     with contextlib.suppress(OSError):
-        journal.note((domain.uuid or "").strip().lower(), domain.name, step, journals)
+        run_records.note((domain.uuid or "").strip().lower(), domain.name, step, journals)
     if not refused:
         return 0
     line = f"vmm-msi hook: guest {domain.name}: {'; '.join(problems)}"

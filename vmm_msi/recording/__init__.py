@@ -12,8 +12,8 @@ from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from vmm_msi.iommu.events import SmmuEvent  # noqa: TC001
-from vmm_msi.model import GuestDomain, HostTopology, Iova, PciAddress  # noqa: TC001
+from vmm_msi.iommu.smmu_events import SmmuEvent  # noqa: TC001
+from vmm_msi.types import GuestDomain, HostTopology, Iova, PciAddress  # noqa: TC001
 
 #: Version of the file; it goes up when a key changes its meaning or goes away.
 SCHEMA = 1

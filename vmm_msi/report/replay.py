@@ -9,7 +9,7 @@ from vmm_msi.report.columns import columns
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.recording.replaying import Compared, Replay
+    from vmm_msi.recording.replay import Compared, Replay
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA = 1

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.model import PciAddress
+from vmm_msi.host.resolve import find_route, isolates_msis
 from vmm_msi.report.columns import section
-from vmm_msi.topology.resolve import find_route, isolates_msis
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_msi.model import HostTopology, PciFunction, ReservedRegion
-    from vmm_msi.topology.crosscheck import Disagreement
+    from vmm_msi.host.crosscheck import Disagreement
+    from vmm_msi.types import HostTopology, PciFunction, ReservedRegion
 
 
 def json_of(host: HostTopology, found: Sequence[Disagreement]) -> dict[str, object]:

@@ -6,25 +6,25 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.config import Choice
-from vmm_msi.domxml.bound import Bound, BoundDevice
-from vmm_msi.domxml.guest import guest_from_xml
+from vmm_msi.domxml.bound_metadata import Bound, BoundDevice
+from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.metadata import read_record
+from vmm_msi.engine.session import GuestSession
+from vmm_msi.engine.setup import profile_for, with_groups
 from vmm_msi.errors import VmmMsiError
 from vmm_msi.iommu.sim import SimBackend
-from vmm_msi.model import Outcome
 from vmm_msi.provision.checks import needs_of
-from vmm_msi.provision.modelled import profile_for, with_groups
-from vmm_msi.provision.surroundings import known_nodes
-from vmm_msi.run import GuestRun
+from vmm_msi.provision.libvirt_facts import known_nodes
+from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from vmm_msi.config import Config
-    from vmm_msi.domxml.domain import DomainXml
-    from vmm_msi.host import PluginHost
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.libvirt_driver import Connection
-    from vmm_msi.model import GuestDomain, HostTopology
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import GuestDomain, HostTopology
 
 
 def wanted(xml: DomainXml, run: int, selector: str) -> Bound:
@@ -56,7 +56,7 @@ class Binder:
     :param settings: names the ITS selector of a guest.
     """
 
-    plugins: PluginHost
+    plugins: PluginManager
     settings: Config
     host: HostTopology
 
@@ -111,7 +111,7 @@ class Binder:
         self._take_down(run, gone)
 
     @staticmethod
-    def _take_down(run: GuestRun, devices: Iterable[BoundDevice]) -> None:
+    def _take_down(run: GuestSession, devices: Iterable[BoundDevice]) -> None:
         failures = []
         for device in devices:
             try:
@@ -129,7 +129,7 @@ class Binder:
         selector: str,
         known: Sequence[BoundDevice],
         new: Sequence[BoundDevice],
-    ) -> GuestRun:
+    ) -> GuestSession:
         """Return the guest's run with these devices, in this order.
 
         :param known: what was refused before is left out: it is not up.
@@ -139,7 +139,7 @@ class Binder:
         guest = replace(guest, devices=tuple(guest.device_by_address[host] for host in choices))
         host = with_groups(self.host, choices, known_nodes(connection, choices))
         needs = {choice: needs_of(self.plugins, choice) for choice in choices.values()}
-        return GuestRun(
+        return GuestSession(
             self.plugins,
             host,
             guest,

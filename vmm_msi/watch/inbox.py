@@ -9,7 +9,7 @@ from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import NAMESPACE_BASE
-from vmm_msi.libvirt_driver.events import GuestEvent
+from vmm_msi.libvirt_driver.event_loop import GuestEvent
 
 if TYPE_CHECKING:
     from vmm_msi.watch.statistics import Statistics
@@ -53,7 +53,7 @@ class Inbox:
         self._guests: dict[str, bool] = {}
 
     def guest(self, event: GuestEvent, uuid: str, namespace: str) -> None:
-        """Put in an event of a guest; see :class:`vmm_msi.libvirt_driver.events.Sink`."""
+        """Put in an event of a guest; see :class:`vmm_msi.libvirt_driver.event_loop.Sink`."""
         self._statistics.event(event.value)
         if event in _IGNORED:
             return

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import HypervisorError, VmmMsiError
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.libvirt_driver.events import TICK_S, EventLoop
-from vmm_msi.watch.guests import Guests
-from vmm_msi.watch.journal import LogEvent, tell
+from vmm_msi.libvirt_driver.event_loop import TICK_S, EventLoop
 from vmm_msi.watch.metrics import Endpoint
+from vmm_msi.watch.reconcile import Guests
+from vmm_msi.watch.service_log import LogEvent, tell
 from vmm_msi.watch.statistics import Statistics
 from vmm_msi.watch.worker import Worker
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.watch.binder import Binder
     from vmm_msi.watch.metrics import Address
-    from vmm_msi.watch.notify import Notifier
+    from vmm_msi.watch.systemd_notify import Notifier
 
 #: How long a worker or the event loop may be at one thing before the service counts as stuck,
 #: where systemd says nothing. Longer than a dead connection takes to be noticed.

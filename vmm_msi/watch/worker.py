@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import HypervisorError
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.libvirt_driver.events import subscribed
-from vmm_msi.watch.guests import Guests
+from vmm_msi.libvirt_driver.event_loop import subscribed
 from vmm_msi.watch.inbox import Inbox, Look, Order
-from vmm_msi.watch.journal import LogEvent, tell
+from vmm_msi.watch.reconcile import Guests
+from vmm_msi.watch.service_log import LogEvent, tell
 from vmm_msi.watch.statistics import Statistics
 
 if TYPE_CHECKING:

@@ -15,9 +15,9 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.hosttree.kernellog import KMSG, records
-from vmm_msi.iommu.eventlog import EventReader
-from vmm_msi.iommu.events import SmmuEvent, decode
+from vmm_msi.host.files.kernel_log import KMSG, records
+from vmm_msi.iommu.event_log import EventReader
+from vmm_msi.iommu.smmu_events import SmmuEvent, decode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

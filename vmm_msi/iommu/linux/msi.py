@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Callable, Iterator
 
-    from vmm_msi.model import PciAddress
+    from vmm_msi.types import PciAddress
 
 _PCI_CAPABILITY_LIST = 0x34
 PCI_CAP_ID_MSI = 0x05

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.linux import uapi
-from vmm_msi.iommu.linux.trigger import DMA_BYTES, DmaPages, Trigger
+from vmm_msi.iommu.linux.msi_trigger import DMA_BYTES, DmaPages, Trigger
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
-from vmm_msi.model import Granule
+from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm_msi.iommu.linux.memory import Memory
+    from vmm_msi.iommu.linux.guest_ram import Memory
 
 _INPUT_BITS = 48
 

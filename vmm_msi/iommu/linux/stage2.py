@@ -8,17 +8,17 @@ from contextlib import ExitStack
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, MsiDomains, cookie_for
-from vmm_msi.iommu.linux.raising import EventQueue
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, MsiDomains, cookie_for
+from vmm_msi.iommu.linux.raise_msi import EventQueue
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 
-    from vmm_msi.iommu.cookies import SwMsiSlots
-    from vmm_msi.iommu.linux.calls import IommuFd
+    from vmm_msi.iommu.allocators import SwMsiSlots
+    from vmm_msi.iommu.linux.iommufd import IommuFd
     from vmm_msi.iommu.linux.vfio import VfioDevice
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.model import HostDevice, Iova, Pa, PciAddress, StreamId
+    from vmm_msi.types import HostDevice, Iova, Pa, PciAddress, StreamId
 
 
 class Bound(NamedTuple):

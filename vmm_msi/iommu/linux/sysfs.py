@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.model import ReservedKind
-from vmm_msi.model.reserved import parse_reserved_regions
+from vmm_msi.types import ReservedKind
+from vmm_msi.types.reserved import parse_reserved_regions
 
 if TYPE_CHECKING:
-    from vmm_msi.model import PciAddress, ReservedRegion
+    from vmm_msi.types import PciAddress, ReservedRegion
 
 DEVICES = Path("/sys/bus/pci/devices")
 

@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.linux import sysfs, uapi
-from vmm_msi.iommu.linux.calls import ioctl
+from vmm_msi.iommu.linux.iommufd import ioctl
 from vmm_msi.iommu.linux.msi import MsiEntry, RealConfig, find_entry, telling
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmm_msi.iommu.linux.calls import IommuFd
-    from vmm_msi.model import PciAddress
+    from vmm_msi.iommu.linux.iommufd import IommuFd
+    from vmm_msi.types import PciAddress
 
 _BUS = Path("/sys/bus/pci")
 _DRIVER = "vfio-pci"

@@ -6,7 +6,7 @@ From the inside out: :mod:`pagetable`, :mod:`smmu` and :mod:`its` are the hardwa
 :mod:`kernel` in its two forms (:mod:`series`, :mod:`iommufd`) is what a VMM makes of a kernel.
 :mod:`backend` puts that, with a guest's stage 1 tables, behind the
 :class:`~vmm_msi.iommu.backend.Backend` protocol, and :mod:`machine` puts iommufd and the hardware
-behind :class:`~vmm_msi.iommu.steps.Machine`.
+behind :class:`~vmm_msi.iommu.call_sequence.Machine`.
 """
 
 from vmm_msi.iommu.sim.backend import SimBackend

@@ -6,15 +6,15 @@ import errno
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu.allocators import GuestBindings
 from vmm_msi.iommu.backend import BackendInfo, S2Handle
-from vmm_msi.iommu.cookies import GuestBindings
-from vmm_msi.iommu.guest import GuestStage1
-from vmm_msi.iommu.sim.iommufd import IommufdKernel
+from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
-from vmm_msi.iommu.sim.pagetable import PageTable
+from vmm_msi.iommu.sim.linux72 import IommufdKernel
+from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.series import SeriesKernel
 from vmm_msi.iommu.sim.smmu import Stage1Config
-from vmm_msi.model import Costs, Iova, Outcome, Pa, TraceStep, Verdict
+from vmm_msi.types import Costs, Iova, Outcome, Pa, TraceStep, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -22,14 +22,7 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.kernel import Kernel
     from vmm_msi.iommu.sim.smmu import Walk
-    from vmm_msi.model import (
-        GuestDomain,
-        HostDevice,
-        HostTopology,
-        Ipa,
-        PciAddress,
-        ReservedRegion,
-    )
+    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, PciAddress, ReservedRegion
 
 #: Bytes between the first-level tables of two stage 1 tables in guest RAM.
 _ROOT_STRIDE = 0x10000

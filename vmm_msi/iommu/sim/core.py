@@ -20,9 +20,9 @@ from vmm_msi.iommu.sim.objects import (
 )
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.context import Iommufd
+    from vmm_msi.iommu.sim.iommufd import Iommufd
     from vmm_msi.iommu.sim.objects import Domain, FdGroup, Viommu
-    from vmm_msi.model import HostDevice, HostTopology, Iova, Pa, PciAddress
+    from vmm_msi.types import HostDevice, HostTopology, Iova, Pa, PciAddress
 
 
 class IommuCore:
@@ -158,7 +158,7 @@ class IommuCore:
         """``iommu_dma_prepare_msi``; return the address of the page that holds the doorbell.
 
         :raise BackendError: EOPNOTSUPP when the group is blocked; what
-            :meth:`~vmm_msi.iommu.sim.context.Iommufd.sw_msi` raises.
+            :meth:`~vmm_msi.iommu.sim.iommufd.Iommufd.sw_msi` raises.
         """
         group = self.group(device)
         if group.handle is None:

@@ -16,7 +16,7 @@ from vmm_msi.errors import BackendError
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
-    from vmm_msi.iommu.sim.pagetable import PageTable
+    from vmm_msi.iommu.sim.page_table import PageTable
 
 _END = 1 << 64
 #: Where user space has its memory: all that counts is that it is far from both ends.

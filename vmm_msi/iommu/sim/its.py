@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import BackendError
 
 if TYPE_CHECKING:
-    from vmm_msi.model import DeviceId, Its
+    from vmm_msi.types import DeviceId, Its
 
 FIRST_LPI = 8192
 

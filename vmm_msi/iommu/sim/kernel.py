@@ -15,11 +15,11 @@ from vmm_msi.errors import BackendError
 from vmm_msi.iommu.sim.smmu import SmmuModel
 
 if TYPE_CHECKING:
+    from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
     from vmm_msi.iommu.backend import S2Handle
-    from vmm_msi.iommu.cookies import GuestBindings, MsiCookie
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config
-    from vmm_msi.model import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
+    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
 #: Where guest RAM lies in host memory: any place that no doorbell lies in will do.
 RAM_PA = 0x4000_0000_0000

@@ -1,7 +1,7 @@
 """What the file descriptors of /dev/iommu and the IOMMU core have: objects and groups.
 
 Linux ``include/uapi/linux/iommufd.h``, ``drivers/iommu/iommufd/iommufd_private.h`` and
-``drivers/iommu/iommu.c``. :mod:`~vmm_msi.iommu.sim.core` and :mod:`~vmm_msi.iommu.sim.context`
+``drivers/iommu/iommu.c``. :mod:`~vmm_msi.iommu.sim.core` and :mod:`~vmm_msi.iommu.sim.iommufd`
 have the rules.
 """
 
@@ -12,11 +12,11 @@ from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, TypeAlias
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.context import Iommufd
+    from vmm_msi.iommu.sim.iommufd import Iommufd
     from vmm_msi.iommu.sim.iopt import Filled, IoPageTable
-    from vmm_msi.iommu.sim.pagetable import PageTable
+    from vmm_msi.iommu.sim.page_table import PageTable
     from vmm_msi.iommu.sim.smmu import Stage1Config
-    from vmm_msi.model import HostDevice, Iova, Pa, PciAddress
+    from vmm_msi.types import HostDevice, Iova, Pa, PciAddress
 
 
 @dataclass(eq=False)

@@ -11,15 +11,15 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, MsiDomains, cookie_for
 from vmm_msi.iommu.backend import S2Handle
-from vmm_msi.iommu.cookies import GuestBindings, MsiCookie, MsiDomains, cookie_for
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
-from vmm_msi.iommu.sim.pagetable import PageTable
+from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.model import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
+    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
 
 @dataclass(slots=True)

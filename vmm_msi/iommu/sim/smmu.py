@@ -10,9 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.iommu.events import EventKind, SmmuEvent
-from vmm_msi.iommu.sim.pagetable import Access, PageTable
-from vmm_msi.model import Iova, Ipa, Pa, StreamId
+from vmm_msi.iommu.sim.page_table import Access, PageTable
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
+from vmm_msi.types import Iova, Ipa, Pa, StreamId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

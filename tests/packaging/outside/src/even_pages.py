@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm_msi.api import (
+from vmm_msi.plugins import (
     Capability,
     Iova,
     Needs,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm_msi.api import HostDevice, PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import HostDevice, PluginInfo, PluginKind, hookimpl
 
 
 @hookimpl

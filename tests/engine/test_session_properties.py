@@ -1,0 +1,138 @@
+"""What must hold for every strategy on every host and guest."""
+
+from __future__ import annotations
+
+import contextlib
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from strategies import CHOICES, scenarios
+
+from vmm_msi.config import Choice
+from vmm_msi.domxml.guest_domain import virt_guest
+from vmm_msi.engine.compare import profile_for
+from vmm_msi.engine.session import GuestSession
+from vmm_msi.errors import RefusedError
+from vmm_msi.iommu.sim import SimBackend
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.types import (
+    Costs,
+    DeviceId,
+    Granule,
+    HostDevice,
+    HostTopology,
+    Its,
+    Outcome,
+    Pa,
+    PciAddress,
+    Scenario,
+    Smmu,
+    StreamId,
+)
+
+PLUGINS = PluginManager.load()
+VSMMU = Choice.parse("multi-its:mode=vsmmu")
+each_choice = pytest.mark.parametrize("choice", CHOICES, ids=str)
+
+
+def make(scenario, choice, fail_at=0):
+    backend = SimBackend(
+        scenario.host, scenario.guest, profile_for(PLUGINS, choice), fail_at=fail_at
+    )
+    choices = {device.host: choice for device in scenario.guest.devices}
+    run = GuestSession(PLUGINS, scenario.host, scenario.guest, backend, choices, "first-in-group")
+    return backend, run
+
+
+@each_choice
+@settings(max_examples=60, deadline=None)
+@given(scenario=scenarios())
+def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, scenario):
+    backend, run = make(scenario, choice)
+    verdicts = list(run.try_all())
+    assert [v.device for v in verdicts] == [d.host for d in scenario.guest.devices]
+    for verdict in verdicts:
+        device = scenario.host.device_by_address[verdict.device]
+        assert verdict.count == device.vectors
+        assert verdict.expected_its == device.its
+        if verdict.outcome is Outcome.DELIVERED:
+            # Judged by the physical address that was written to, not by what the model makes of it.
+            (doorbell,) = [s.values["pa"] for s in verdict.trace if s.step == "doorbell"]
+            first = next(i for i in scenario.host.itses if i.id == device.its_group[0])
+            assert doorbell == hex(first.base + 0x10040)
+            assert verdict.its == first.id
+            assert verdict.lpi is not None
+        else:
+            assert verdict.reason
+    delivered = [v for v in verdicts if v.outcome is Outcome.DELIVERED]
+    lpis = [v.lpi + i for v in delivered for i in range(v.count)]
+    assert len(set(lpis)) == len(lpis)
+    assert backend.stale() == []
+
+
+@settings(max_examples=200, deadline=None)
+@given(scenario=scenarios())
+@pytest.mark.parametrize(
+    ("mode", "profile"),
+    [
+        ("s2", "series-v15"),
+        ("s2", "linux-7.2"),
+        ("vits", "series-v15"),
+        ("vits", "linux-7.2"),
+        ("vsmmu", "linux-7.2"),
+    ],
+)
+def test_multi_its_delivers_what_it_does_not_refuse(mode, profile, scenario):
+    choice = Choice.parse(f"multi-its:mode={mode},profile={profile}")
+    _backend, run = make(scenario, choice)
+    assert {v.outcome for v in run.try_all()} <= {Outcome.DELIVERED, Outcome.REFUSED}
+
+
+def test_mode_vsmmu_refuses_what_the_window_has_no_room_for():
+    addresses = [PciAddress(0, bus, 0, 0) for bus in range(1, 18)]
+    devices = tuple(
+        HostDevice(a, 0, StreamId(i), (i,), DeviceId(i), i) for i, a in enumerate(addresses)
+    )
+    itses = tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(17))
+    host = HostTopology("test", Granule.K64, (Smmu(0),), itses, devices)
+    _backend, run = make(Scenario(host, virt_guest("test", addresses)), VSMMU)
+    verdicts = list(run.try_all())
+    assert [v.outcome for v in verdicts] == [Outcome.DELIVERED] * 16 + [Outcome.REFUSED]
+    assert "with host pages of 64K it has room for 16 ITSes" in verdicts[-1].reason
+
+
+@each_choice
+@settings(max_examples=60, deadline=None)
+@given(scenario=scenarios(), data=st.data())
+def test_detach_in_any_order_leaves_nothing(choice, scenario, data):
+    backend, run = make(scenario, choice)
+    before = backend.snapshot()
+    list(run.try_all())
+    for device in data.draw(st.permutations([d.host for d in scenario.guest.devices])):
+        run.take_down(device)
+        assert backend.stale() == []
+    run.stop()
+    assert backend.snapshot() == before
+    left = backend.costs()
+    assert (left.s2_domains, left.s2_mappings, left.bindings) == (0, 0, 0)
+    backend.close()
+    assert backend.costs() == Costs()
+
+
+@each_choice
+@settings(max_examples=40, deadline=None)
+@given(scenario=scenarios(max_devices=4))
+def test_attach_is_all_or_nothing_at_every_failing_step(choice, scenario):
+    backend, run = make(scenario, choice)
+    with contextlib.suppress(RefusedError):
+        run.attach_all()
+    steps = backend.steps
+    for step in range(1, steps + 1):
+        backend, run = make(scenario, choice, fail_at=step)
+        before = backend.snapshot()
+        with pytest.raises(RefusedError):
+            run.attach_all()
+        assert backend.snapshot() == before
+        assert backend.costs().s2_domains == 0
+        assert backend.stale() == []

@@ -1,0 +1,219 @@
+"""What leaves the host: what is known to be needed, and nothing else of a file."""
+
+from __future__ import annotations
+
+import gzip
+import random
+from pathlib import Path
+
+import libfdt
+import pytest
+from host.files.arm_host import CONFIG, LIMITS, PRIVATE, config_space
+from host.firmware.dt_builder import dtb
+from host.shared import shared_data
+
+from vmm_msi import samples
+from vmm_msi.host.files import redact
+from vmm_msi.host.firmware.device_tree import parse_devicetree
+
+
+@pytest.mark.parametrize(
+    ("line", "kept"),
+    [
+        ("root=/dev/sda1 iommu.passthrough=1 quiet", "iommu.passthrough=1"),
+        ("vfio-pci.ids=8086:1521 vfio_iommu_type1.allow_unsafe_interrupts=1", None),
+        ("hugepagesz=1G hugepages=8 default_hugepagesz=1G", None),
+        ("arm-smmu.disable_bypass=0 arm_smmu_v3.disable_msipolling=1 kvm-arm.mode=nvhe", None),
+        ("pcie_acs_override=downstream pci=noaer acpi=force irqchip.gicv3_nolpi=1", None),
+        ("password=x luks.uuid=1 ip=dhcp hostname=me efivar=1", ""),
+        ('a="b pci=no" pci=yes', "pci=yes"),
+        ('pci="a b" iommu=off', None),
+        ('x="open pci=no', ""),
+        ("pci=yes -- pci=no", "pci=yes"),
+    ],
+)
+def test_of_the_command_line_known_arguments_stay(line, kept):
+    assert (
+        redact.command_line(f"{line}\n".encode()) == f"{line if kept is None else kept}\n".encode()
+    )
+
+
+def test_of_a_configuration_texts_are_left_out():
+    kept = (
+        b"CONFIG_IOMMUFD=m\nCONFIG_ARM_SMMU_V3=y\nCONFIG_NR_CPUS=512\n"
+        b"CONFIG_PHYSICAL_START=0x1000000\n"
+    )
+    assert redact.kernel_options(CONFIG.encode()) == kept
+    assert gzip.decompress(redact.packed_kernel_options(gzip.compress(CONFIG.encode()))) == kept
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"no gzip", "it cannot be decompressed: Error -3 while decompressing data: incorrect"),
+        (gzip.compress(b"x" * 100)[:-9], "it is damaged or has more than 4194304 bytes"),
+        (gzip.compress(bytes(redact.MAX_CONFIG + 1)), "it is damaged or has more than 4194304"),
+    ],
+)
+def test_a_configuration_that_is_none_is_refused(data, reason):
+    with pytest.raises(ValueError, match=f"^{reason}"):
+        redact.gunzip(data)
+
+
+def test_of_limits_and_memory_the_lines_in_question_stay():
+    assert redact.locked_memory(LIMITS.encode()).decode().splitlines() == [
+        LIMITS.splitlines()[0],
+        LIMITS.splitlines()[2],
+    ]
+    assert redact.memory(b"MemTotal: 1 kB\nMemFree: 2 kB\nHugePages_Free: 3\nHugetlb: 0 kB\n") == (
+        b"MemTotal: 1 kB\nHugePages_Free: 3\nHugetlb: 0 kB\n"
+    )
+
+
+# --- configuration space -----------------------------------------------------------------------
+
+
+def reader(space):
+    def read(offset, size):
+        parts.append((offset, size))
+        return space[offset : offset + size]
+
+    parts: list[tuple[int, int]] = []
+    return read, parts
+
+
+def test_of_a_configuration_space_known_capabilities_stay():
+    space = config_space()
+    read, parts = reader(space)
+    kept = redact.config_space(read)
+    assert len(kept) == 4096
+    expected = bytearray(4096)
+    for at, size in (
+        (0, 0x40),  # header
+        (0x40, 24),  # MSI with 64 bits and masks
+        (0x50, 2),  # VPD: that it is there
+        (0x60, 60),  # PCI Express
+        (0xA0, 12),  # MSI-X
+        (0xB0, 2),
+        (0x100, 4),
+        (0x140, 4),  # serial number: that it is there
+        (0x150, 8),  # ATS
+        (0x160, 8),  # ACS
+    ):
+        expected[at : at + size] = space[at : at + size]
+    assert kept == bytes(expected)
+    assert PRIVATE.encode() not in kept
+    assert (0, 4096) not in parts
+
+
+@pytest.mark.parametrize(("size", "kept"), [(0, 0), (63, 63), (64, 64), (100, 64), (256, 256)])
+def test_a_configuration_space_that_ends_early_is_cut(size, kept):
+    read, _parts = reader(config_space()[:size])
+    assert len(redact.config_space(read)) == kept
+
+
+def test_a_function_without_capabilities_has_a_header():
+    space = bytearray(config_space())
+    space[6] = 0
+    assert redact.config_space(reader(bytes(space))[0]) == bytes(space[:64])
+
+
+def test_any_configuration_space_can_be_read():
+    rolls = random.Random(1)  # noqa: S311
+    for _ in range(500):
+        space = bytearray(config_space())
+        space[6] |= 0x10
+        for _ in range(40):
+            space[rolls.choice([0x34, *range(0x40, 0xC0), *range(0x100, 0x170)])] = rolls.choice(
+                [0, 1, 0x40, 0x41, 0xFC, 0xFF, 0x10, 0x05]
+            )
+        read, parts = reader(bytes(space))
+        assert len(redact.config_space(read)) in {64, 256, 4096}
+        assert len(parts) < 4096
+
+
+# --- device tree -------------------------------------------------------------------------------
+
+TREE = f"""/dts-v1/;
+/memreserve/ 0x80000000 0x1000;
+/ {{
+    #address-cells = <2>; #size-cells = <2>; compatible = "acme,board"; model = "Board";
+    serial-number = "{PRIVATE}";
+    chosen {{ bootargs = "password={PRIVATE}"; kaslr-seed = <1 2>; stdout-path = "/serial"; }};
+    its: its@20000000 {{ compatible = "arm,gic-v3-its"; msi-controller; #msi-cells = <1>;
+        reg = <0 0x20000000 0 0x20000>; acme,key = "{PRIVATE}"; }};
+    ethernet {{ local-mac-address = [02 00 53 33 63 72]; }};
+    pcie@40000000 {{ compatible = "pci-host-ecam-generic"; device_type = "pci";
+        reg = <0 0x40000000 0 0x10000000>; msi-map = <0 &its 0 0x10000>; }};
+}};
+"""
+
+
+def properties(blob):
+    tree = libfdt.FdtRo(blob)
+    found = {}
+
+    def walk(node, path):
+        at = tree.first_property_offset(node, libfdt.QUIET_NOTFOUND)
+        while at >= 0:
+            each = tree.get_property_by_offset(at)
+            found[path, each.name] = bytes(each)
+            at = tree.next_property_offset(at, libfdt.QUIET_NOTFOUND)
+        below = tree.first_subnode(node, libfdt.QUIET_NOTFOUND)
+        while below >= 0:
+            walk(below, f"{path}/{tree.get_name(below)}")
+            below = tree.next_subnode(below, libfdt.QUIET_NOTFOUND)
+
+    walk(0, "")
+    return found
+
+
+def test_of_a_device_tree_known_properties_keep_their_values():
+    blob = dtb(TREE)
+    cut = redact.device_tree(blob + b"more")
+    before, after = properties(blob), properties(cut)
+    assert list(before) == list(after)
+    blanked = {key for key, value in before.items() if after[key] != value}
+    assert blanked == {
+        ("", "serial-number"),
+        ("/chosen", "bootargs"),
+        ("/chosen", "kaslr-seed"),
+        ("/chosen", "stdout-path"),
+        ("/its@20000000", "acme,key"),
+        ("/ethernet", "local-mac-address"),
+    }
+    assert all(not any(after[key]) and len(after[key]) == len(before[key]) for key in blanked)
+    assert PRIVATE.encode() not in cut
+    assert len(cut) == len(blob)
+
+
+@pytest.mark.parametrize("name", ["eight-its-server.dtb", "dt/hip07-d05.dtb"])
+def test_a_device_tree_that_is_cut_gives_the_same_host(name):
+    path = shared_data(name) if "/" in name else Path(samples.path(name))
+    blob = path.read_bytes()
+    host = parse_devicetree(blob, "x")
+    assert parse_devicetree(redact.device_tree(blob), "x") == host
+    assert host.smmus
+
+
+def test_a_damaged_device_tree_is_refused_or_cut():
+    blob = dtb(TREE)
+    for data, reason in (
+        (b"", "it is no device tree"),
+        (bytes(64), "it is no device tree"),
+        (blob[:-1], "it is no device tree"),
+    ):
+        with pytest.raises(ValueError, match=reason):
+            redact.device_tree(data)
+    rolls = random.Random(2)  # noqa: S311
+    for _ in range(2000):
+        broken = bytearray(blob)
+        for _ in range(rolls.randint(1, 4)):
+            broken[rolls.randrange(8, len(broken))] = rolls.choice([0, 1, 2, 3, 9, 0xFF])
+        try:
+            assert len(redact.device_tree(bytes(broken))) <= len(blob)
+        except ValueError as error:
+            assert str(error) in {  # noqa: PT017 - either is right
+                "it is no device tree",
+                "the device tree ends too early",
+            } or str(error).startswith("the device tree has an unknown token")

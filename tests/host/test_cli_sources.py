@@ -1,0 +1,165 @@
+"""``vmm-msi topology show`` with sources of several kinds, alone and joined."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from host.hosts import server
+
+from vmm_msi import samples
+from vmm_msi.cli import main
+from vmm_msi.host import live
+
+NODE = f"test://{samples.path('test-driver.xml')}"
+BOARD = str(samples.path("eight-its-server.dtb"))
+
+
+@pytest.fixture
+def run(capsys):
+    def run(*arguments):
+        code = main(list(map(str, arguments)))
+        output = capsys.readouterr()
+        return code, output.out, output.err
+
+    return run
+
+
+@pytest.fixture
+def show(run):
+    def show(*arguments):
+        code, out, err = run("topology", "show", *arguments)
+        assert (code, err) == (0, "")
+        return out
+
+    return show
+
+
+@pytest.fixture
+def root(tmp_path):
+    return server(memory=[(0xA0000000, 0x100000)]).write(tmp_path / "root")
+
+
+def rows(text):
+    return [line.split() for line in text.splitlines()]
+
+
+def test_a_root(show, root):
+    text = show("--root", root)
+    assert text == show(root)
+    found = rows(text)
+    assert ["0", "yes", "yes"] in found
+    assert ["0xa0000000", "0x100000", "0", "0x100-0x100", "yes"] in found
+    assert ["1", "yes", "0000:01:00.0", "0x8000000-0x80fffff", "(sw-msi)"] in found
+    assert ["5", "yes", "0001:01:00.0", "0001:02:03.0", "0x8000000-0x80fffff", "(sw-msi)"] in found
+    assert ["0000:01:00.0", "1", "0", "ice", "129", "yes", "yes", "-", "-"] in found
+    assert ["0000:01:01.0", "2", "0", "vfio-pci", "17", "yes", "no", "0000:01:00.0", "-"] in found
+    assert ["0001:02:03.0", "5", "1", "-", "1", "no", "no", "-", "0001:02:00.0"] in found
+    assert "Disagreements (1)" in text
+    place = f"{root}/sys/firmware/acpi/tables"
+    assert f"memory mapped 1:1 for IOMMU group 1 {place}".split() == found[-2][:8]
+    assert found[-1] == [f"{root}/sys", "none"]
+    assert not any(line.endswith(" ") for line in text.splitlines())
+
+
+def test_json(show, root):
+    found = json.loads(show("--root", root, "--format", "json", "--granule", "64K"))
+    assert (found["schema"], found["source"]) == (1, str(root))
+    assert (found["granule"], found["granule_known"], found["missing"]) == ("64K", True, [])
+    assert found["segments"][0] == {"segment": 0, "ats": True, "canwbs": True}
+    assert found["reserved_memory"] == [
+        {
+            "base": "0xa0000000",
+            "size": "0x100000",
+            "smmu": 0,
+            "first_stream_id": "0x100",
+            "last_stream_id": "0x100",
+            "relaxable": True,
+        }
+    ]
+    assert found["functions"][1] == {
+        "address": "0000:01:00.0",
+        "class": "0x020000",
+        "driver": "ice",
+        "numa_node": 0,
+        "iommu_group": 1,
+        "smmu": 0,
+        "vectors": 129,
+        "ats": True,
+        "pasid": True,
+        "physical_function": None,
+        "virtual_functions": ["0000:01:01.0", "0000:01:01.1"],
+        "dma_aliases": ["0000:01:00.0"],
+        "msi_alias": "0000:01:00.0",
+    }
+    assert found["iommu_groups"][1] == {
+        "group": 1,
+        "members": ["0000:01:00.0"],
+        "isolated_msi": True,
+        "reserved": [{"base": "0x8000000", "size": "0x100000", "type": "sw-msi"}],
+    }
+    (one,) = found["disagreements"]
+    assert one["subject"] == "memory mapped 1:1 for IOMMU group 1"
+    assert [each["says"] for each in one["statements"]] == [
+        "0xa0000000-0xa00fffff (direct-relaxable)",
+        "none",
+    ]
+
+
+def test_this_machine(show, monkeypatch, root):
+    """What this machine has differs; a folder stands for it the second time."""
+    assert show().startswith("this machine: stage 2 granule ")
+    whole = show("--root", root)
+    monkeypatch.setattr(live, "read_live", lambda: live.read_sources(live.FolderTree(root)))
+    assert rows(show())[1:] == rows(whole)[1:]
+
+
+def test_libvirt(show):
+    text = show(NODE)
+    assert f"({NODE} tells of PCI functions and IOMMU groups, not of the way" in text
+    assert ["0000:01:00.0", "10", "-", "-", "?", "?", "?", "-", "?"] in rows(text)
+    assert ["10", "?", "0000:01:00.0", "?"] in rows(text)
+
+
+def test_libvirt_and_tables(show, root):
+    text = show(NODE, BOARD)
+    assert text.startswith(f"{NODE} + {BOARD}: stage 2 granule 4K\n\nSMMUs (4)")
+    assert ["0002:01:00.0", "12", "1", "-", "?", "?", "?", "-", "?"] in rows(text)
+    assert text.endswith("\nDisagreements (0)\n")
+    disagree = rows(show(NODE, root))
+    assert f"IOMMU group of 0000:01:00.0 {NODE} 10 (0000:01:00.0)".split() in disagree
+    assert f"{root}/sys 1 (0000:01:00.0)".split() in disagree
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["--root", "/no/such"], 3, "/no/such: no folder; valid is one laid out like the host's /"),
+        (["test:///no/such"], 6, "connecting to test:///no/such: there is no file /no/such; valid"),
+    ],
+)
+def test_what_is_not_there(run, arguments, code, message):
+    found, out, err = run("topology", "show", *arguments)
+    assert (found, out) == (code, "")
+    assert err.startswith(f"vmm-msi topology: {message}")
+    assert err.count("\n") == 1
+
+
+def test_compare_with_libvirt_as_host_wants_a_second_one(run):
+    guest = samples.path("three-devices.xml")
+    words = ["compare", "--strategy", "identity", "--guest", guest, "--host", NODE]
+    code, out, err = run(*words)
+    assert (code, out) == (3, "")
+    assert f"finding 0000:01:00.0 in {NODE}: {NODE} tells of PCI functions" in err
+    assert "name a second HOST that does" in err
+    code, out, err = run(*words, "--host", BOARD)
+    assert (code, err) == (0, "")
+    assert "delivered" in out
+
+
+def test_attach_with_libvirt_as_host_wants_a_second_one(run):
+    words = ["attach", "-c", NODE, "guest0", "0000:01:00.0", "--dry-run", "--host", NODE]
+    code, out, err = run(*words)
+    assert (code, out) == (3, "")
+    assert "name a second HOST that does" in err
+    assert run(*words, "--host", BOARD)[0] == 0

@@ -1,0 +1,64 @@
+"""Several sources about one host: which is believed, and what one adds to another."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from vmm_msi import samples
+from vmm_msi.errors import TopologyError
+from vmm_msi.host.join import host_of_functions, join
+from vmm_msi.host.resolve import resolve
+from vmm_msi.host.sources import load_host
+from vmm_msi.types import Granule, Pa, PciAddress, PciFunction, ReservedKind, ReservedRegion, Smmu
+
+BOARD = load_host(samples.path("eight-its-server.dtb"))
+A, B, C = (PciAddress(segment, 1, 0, 0) for segment in range(3))
+
+
+def listed(*functions, name="list", **more):
+    return host_of_functions(name, functions, **more)
+
+
+def test_routes_of_one_and_functions_of_the_other():
+    system = listed(PciFunction(A, iommu_group=9, members=(A, B)), missing=("routes",))
+    for sources in ((BOARD, system), (system, BOARD)):
+        host = join(sources)
+        assert (host.routes, host.itses, host.missing) == (BOARD.routes, BOARD.itses, ())
+        assert host.functions == system.functions
+        assert resolve(host, A).iommu_group == 9
+    assert join((BOARD, system)).source == f"{BOARD.source} + list"
+    assert join((BOARD, system), "both").source == "both"
+
+
+def test_the_first_is_believed_and_the_second_fills_gaps():
+    region = ReservedRegion(0xC6000000, 0x20000, ReservedKind.HW_MSI)
+    first = PciFunction(A, iommu_group=1, vectors=0, driver="ice")
+    second = PciFunction(
+        A, iommu_group=2, members=(A, B), vectors=8, ats=False, dma_rids=(1, 2), reserved=(region,)
+    )
+    (found,) = join((listed(first), listed(second))).functions
+    assert found == replace(first, ats=False, dma_rids=(1, 2), reserved=(region,))
+    (found,) = join((listed(PciFunction(A)), listed(second))).functions
+    assert found == second
+
+
+def test_all_functions_by_address():
+    host = join((listed(PciFunction(C), PciFunction(A)), listed(PciFunction(B))))
+    assert [function.address for function in host.functions] == [A, B, C]
+
+
+def test_page_size_of_who_knows_it():
+    known = replace(BOARD, granule_known=True)
+    assert join((BOARD, listed(granule=Granule.K64))).granule == Granule.K64
+    assert join((known, listed(granule=Granule.K64))).granule == Granule.K4
+    assert not join((BOARD, listed())).granule_known
+
+
+def test_without_routes_smmus_are_those_somebody_lists():
+    system = replace(listed(PciFunction(A)), smmus=(Smmu(0, Pa(0x1000)),))
+    host = join((listed(PciFunction(A), missing=("a table",)), system))
+    assert host.smmus == system.smmus
+    with pytest.raises(TopologyError, match=r"finding 0000:01:00.0 in list: a table"):
+        resolve(host, A)

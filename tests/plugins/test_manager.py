@@ -1,0 +1,413 @@
+"""Loading, naming, blocking and calling plugins, with real pluggy."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import types
+from importlib.metadata import EntryPoint
+from typing import Literal
+
+import pytest
+from scenarios import A, B, pair
+
+from vmm_msi.config import Choice
+from vmm_msi.engine.compare import compare
+from vmm_msi.errors import PluginError, UsageError
+from vmm_msi.host.scenario import load_scenario
+from vmm_msi.plugins import (
+    Action,
+    Capability,
+    Needs,
+    Options,
+    PluginInfo,
+    PluginKind,
+    S2Pool,
+    hookimpl,
+    smmu_of,
+)
+from vmm_msi.plugins import manager as host_module
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.types import Outcome
+
+
+def plugin(info, **hooks):
+    module = types.ModuleType(f"made_up_{info.name}")
+    for name, function in {"vmm_msi_describe": lambda: info, **hooks}.items():
+        setattr(module, name, hookimpl(function))
+    return module
+
+
+def strategy_info(name):
+    return PluginInfo(
+        name,
+        PluginKind.STRATEGY,
+        "a strategy for a test",
+        needs=lambda _options: Needs(Capability.SW_MSI, frozenset({Capability.SW_MSI})),
+    )
+
+
+def strategy(name, **hooks):
+    def attach(session, device):
+        session.state(S2Pool).attach(session, device, smmu_of(session, device))
+        return True
+
+    def detach(session, device):
+        session.state(S2Pool).detach(session, device)
+
+    def prepare(session, device):
+        return session.backend.prepare_msi(device)
+
+    complete = {
+        "vmm_msi_attach_device": attach,
+        "vmm_msi_detach_device": detach,
+        "vmm_msi_prepare_msi": prepare,
+    }
+    return plugin(strategy_info(name), **(complete | hooks))
+
+
+def observer(name, **hooks):
+    return plugin(PluginInfo(name, PluginKind.OBSERVER, "an observer for a test"), **hooks)
+
+
+@pytest.fixture
+def scenario(tmp_path):
+    path = tmp_path / "scenario.toml"
+    path.write_text(pair("own", pits=2).toml())
+    return load_scenario(path)
+
+
+def run(plugins, scenario, *choices):
+    named = [Choice.parse(choice) for choice in choices]
+    return list(compare(plugins, scenario, named, "first-in-group"))
+
+
+def test_the_shipped_plugins_load():
+    plugins = PluginManager.load()
+    assert plugins.names(PluginKind.STRATEGY) == [
+        "coerced",
+        "direct",
+        "host-cookie",
+        "identity",
+        "multi-its",
+        "placed",
+    ]
+    assert plugins.names(PluginKind.ITS_SELECTOR) == ["first-in-group"]
+    assert all(record.origin.startswith("vmm-msi ") for record in plugins.records())
+
+
+def test_hosts_share_nothing():
+    one, two = PluginManager.load(), PluginManager.load()
+    one.register(strategy("mine"))
+    assert "mine" in one.names(PluginKind.STRATEGY)
+    assert "mine" not in two.names(PluginKind.STRATEGY)
+
+
+def test_a_disabled_plugin_is_listed_and_cannot_be_selected():
+    plugins = PluginManager.load(disabled=["direct"])
+    assert {r.name: r.state for r in plugins.records()}["direct"] == "disabled"
+    with pytest.raises(UsageError, match=r"'direct'.*is disabled"):
+        plugins.info("direct", PluginKind.STRATEGY)
+
+
+def test_a_name_that_clashes_names_both():
+    plugins = PluginManager.load()
+    with pytest.raises(PluginError, match=r"'direct' is given twice: by vmm-msi .* and by other 1"):
+        plugins.register(strategy("direct"), "other 1")
+
+
+def points(monkeypatch, *entries):
+    found = [EntryPoint(name, value, "vmm_msi") for name, value in entries]
+    monkeypatch.setattr(host_module, "entry_points", lambda *, group: found)
+
+
+def test_entry_points_that_clash_name_both(monkeypatch):
+    points(monkeypatch, ("mine", "one_package"), ("mine", "another_package"))
+    with pytest.raises(PluginError, match="by another_package and by one_package"):
+        PluginManager.load()
+
+
+def test_a_broken_plugin_is_skipped_with_a_warning_unless_it_was_asked_for(monkeypatch, caplog):
+    points(monkeypatch, ("broken", "no_such_module_anywhere"))
+    with caplog.at_level(logging.WARNING):
+        plugins = PluginManager.load()
+    assert "'broken'" in caplog.text
+    assert "no_such_module_anywhere" in caplog.text
+    assert plugins.records()[0].state == "broken"
+    with pytest.raises(UsageError, match="is broken"):
+        plugins.info("broken", PluginKind.STRATEGY)
+    with pytest.raises(PluginError, match=r"'broken'.*cannot be imported"):
+        PluginManager.load(wanted=["broken"])
+
+
+def test_an_entry_point_must_have_the_plugins_own_name(monkeypatch):
+    points(monkeypatch, ("other", "vmm_msi_plugins.direct"))
+    with pytest.raises(PluginError, match="calls itself 'direct'"):
+        PluginManager.load()
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (types.ModuleType("empty"), "no hook vmm_msi_describe"),
+        (plugin(strategy_info("x"), vmm_msi_no_such_hook=lambda: None), "unknown hook"),
+        (plugin(strategy_info("x"), vmm_msi_attach_device=lambda sesion: None), "sesion"),
+        (plugin(PluginInfo("x", PluginKind.STRATEGY, "no needs")), "must say its needs"),
+    ],
+)
+def test_a_plugin_that_breaks_the_contract_is_an_error(made, message):
+    with pytest.raises(PluginError, match=message):
+        PluginManager.load().register(made)
+
+
+def test_options_are_checked_against_the_declared_type():
+    plugins = PluginManager.load()
+    assert plugins.options("coerced", [("revision", "v8")]).revision == "v8"
+    with pytest.raises(UsageError, match="unknown option 'revison'; valid: revision, profile"):
+        plugins.options("coerced", [("revison", "v8")])
+    with pytest.raises(UsageError, match=r"valid: revision: v15 \| v2 \| v3 \| v8"):
+        plugins.options("coerced", [("revision", "v9")])
+    with pytest.raises(UsageError, match="no such plugin; there are coerced, direct"):
+        plugins.options("cooerced", [])
+
+
+def test_only_the_selected_strategy_answers(scenario):
+    called = []
+
+    def attach(session, device):
+        called.append(session.strategy)
+        session.state(S2Pool).attach(session, device, smmu_of(session, device))
+        return True
+
+    plugins = PluginManager.load()
+    plugins.register(strategy("one", vmm_msi_attach_device=attach))
+    plugins.register(strategy("two", vmm_msi_attach_device=attach))
+    run(plugins, scenario, "two")
+    assert called == ["two", "two"]
+    run(plugins, scenario, "identity")
+    assert called == ["two", "two"]
+
+
+def test_every_strategy_hook_is_called_in_the_documented_order(scenario):
+    calls = []
+
+    def record(name, result=None, real=None):
+        def hook(session, device):
+            calls.append((name, device.bus))
+            return real(session, device) if real is not None else result
+
+        return hook
+
+    made = strategy("real")
+    one = strategy(
+        "spy",
+        vmm_msi_plan_domain=lambda session: calls.append(("plan", 0)),
+        vmm_msi_attach_domain=lambda session: calls.append(("attach_domain", 0)),
+        vmm_msi_detach_domain=lambda session: calls.append(("detach_domain", 0)),
+        vmm_msi_attach_device=record("attach", real=made.vmm_msi_attach_device),
+        vmm_msi_bind_doorbell=record("bind"),
+        vmm_msi_prepare_msi=record("prepare", real=made.vmm_msi_prepare_msi),
+        vmm_msi_unbind_doorbell=record("unbind"),
+        vmm_msi_detach_device=record("detach", real=made.vmm_msi_detach_device),
+    )
+    plugins = PluginManager.load()
+    plugins.register(one)
+    run(plugins, scenario, "spy")
+    assert calls == [
+        ("attach_domain", 0),
+        ("attach", 1),
+        ("bind", 1),
+        ("prepare", 1),
+        ("attach", 2),
+        ("bind", 2),
+        ("prepare", 2),
+        ("unbind", 1),
+        ("detach", 1),
+        ("unbind", 2),
+        ("detach", 2),
+        ("detach_domain", 0),
+    ]
+
+
+@pytest.mark.parametrize("hook", ["attach_device", "bind_doorbell", "prepare_msi"])
+def test_a_strategy_that_raises_is_named_and_nothing_is_left(hook, scenario):
+    def broken(session, device):
+        raise KeyError("oops")
+
+    plugins = PluginManager.load()
+    plugins.register(strategy("broken", **{f"vmm_msi_{hook}": broken}))
+    with pytest.raises(PluginError, match=r"strategy broken: .* failed with KeyError: 'oops'"):
+        run(plugins, scenario, "broken")
+
+
+def test_a_strategy_must_attach_and_prepare(scenario):
+    plugins = PluginManager.load()
+    plugins.register(strategy("lazy", vmm_msi_attach_device=lambda: None))
+    plugins.register(strategy("silent", vmm_msi_prepare_msi=lambda: None))
+    with pytest.raises(PluginError, match=r"did not attach 0000:01:00.0"):
+        run(plugins, scenario, "lazy")
+    with pytest.raises(PluginError, match="did not enable the MSIs"):
+        run(plugins, scenario, "silent")
+
+
+def test_a_veto_refuses_and_the_other_device_goes_on(scenario):
+    def veto(event):
+        if event.action is Action.BIND_DOORBELL and str(event.device) == A:
+            return "not on a Sunday"
+        return None
+
+    plugins = PluginManager.load()
+    plugins.register(observer("policy", vmm_msi_veto=veto))
+    (result,) = run(plugins, scenario, "identity")
+    first, second = result.verdicts
+    assert first.outcome is Outcome.REFUSED
+    assert "bind-doorbell of 0000:01:00.0: vetoed by policy: not on a Sunday" in first.reason
+    assert second.outcome is Outcome.DELIVERED
+
+
+def test_a_veto_that_fails_is_no_consent(scenario):
+    def broken(event):
+        raise KeyError("oops")
+
+    plugins = PluginManager.load()
+    plugins.register(observer("policy", vmm_msi_veto=broken))
+    with pytest.raises(PluginError, match=r"observer policy: its veto on .* failed with KeyError"):
+        run(plugins, scenario, "identity")
+
+
+def test_what_is_not_selected_is_not_called_whatever_it_implements(scenario):
+    called = []
+
+    def attach(session, device):
+        called.append(device)
+        return True
+
+    plugins = PluginManager.load()
+    plugins.register(observer("nosy", vmm_msi_attach_device=attach))
+    (result,) = run(plugins, scenario, "identity")
+    assert called == []
+    assert {v.outcome for v in result.verdicts} == {Outcome.DELIVERED}
+
+
+def test_disabling_what_does_not_exist_is_an_error():
+    with pytest.raises(UsageError, match=r"'drect': there is none; there are coerced, direct"):
+        PluginManager.load(disabled=["drect"])
+
+
+def test_observers_see_every_action_and_the_refusals(scenario, caplog):
+    seen = []
+
+    def fails(event):
+        raise ValueError("observer is broken")
+
+    plugins = PluginManager.load()
+    plugins.register(observer("a-fails", vmm_msi_observe=fails))
+    plugins.register(observer("b-sees", vmm_msi_observe=lambda event: seen.append(event)))
+    with caplog.at_level(logging.WARNING):
+        (result,) = run(plugins, scenario, "direct")
+    assert "observer a-fails failed" in caplog.text
+    assert [v.outcome for v in result.verdicts] == [Outcome.DELIVERED, Outcome.REFUSED]
+    assert [(e.action, str(e.device)) for e in seen if not e.error] == [
+        (Action.ATTACH_DOMAIN, "None"),
+        (Action.ATTACH_DEVICE, A),
+        (Action.BIND_DOORBELL, A),
+        (Action.PREPARE_MSI, A),
+        (Action.ATTACH_DEVICE, B),
+        (Action.DETACH_DEVICE, B),
+        (Action.UNBIND_DOORBELL, A),
+        (Action.DETACH_DEVICE, A),
+        (Action.DETACH_DOMAIN, "None"),
+    ]
+    (failed,) = [e for e in seen if e.error]
+    assert (failed.action, str(failed.device)) == (Action.BIND_DOORBELL, B)
+    assert "conflict" in failed.error
+    prepared = next(e for e in seen if e.action is Action.PREPARE_MSI)
+    assert prepared.values == {"programmed_iova": "0xfffff040"}
+
+
+def selector(name, answer):
+    info = PluginInfo(name, PluginKind.ITS_SELECTOR, "a selector for a test")
+    return plugin(info, vmm_msi_select_its=answer)
+
+
+def test_the_selected_its_selector_answers_and_none_means_the_first(tmp_path):
+    from scenarios import Device, Sample
+
+    path = tmp_path / "scenario.toml"
+    path.write_text(Sample((Device(A, its_group=(0, 1)), Device(B, its_group=(0, 1)))).toml())
+    scenario = load_scenario(path)
+    plugins = PluginManager.load()
+    plugins.register(selector("last", lambda device: device.its_group[-1]))
+    plugins.register(selector("none", lambda device: None))
+    plugins.register(selector("wrong", lambda device: 7))
+    choices = [Choice.parse("direct")]
+    outcome = {
+        name: {v.outcome for v in next(compare(plugins, scenario, choices, name)).verdicts}
+        for name in ("first-in-group", "last", "none")
+    }
+    assert outcome == {
+        "first-in-group": {Outcome.DELIVERED},
+        "last": {Outcome.MISROUTED},
+        "none": {Outcome.DELIVERED},
+    }
+    (wrong,) = compare(plugins, scenario, choices, "wrong")
+    assert "ITS selector wrong names ITS 7" in wrong.verdicts[0].reason
+    with pytest.raises(UsageError, match="its-selector 'no-such'"):
+        list(compare(plugins, scenario, choices, "no-such"))
+
+
+def test_a_capability_that_is_missing_is_refused_before_anything_is_touched(scenario):
+    (result,) = run(PluginManager.load(), scenario, "identity:profile=series-v15")
+    assert {v.outcome for v in result.verdicts} == {Outcome.REFUSED}
+    assert "lacks sw-msi-slots" in result.verdicts[0].reason
+    assert result.costs.s2_domains == 0
+
+
+def test_a_hw_msi_region_refuses_every_strategy(tmp_path):
+    from scenarios import Device, Sample
+
+    extra = 'reserved = [{ base = 0xfee00000, size = 0x100000, type = "hw-msi" }]'
+    path = tmp_path / "scenario.toml"
+    path.write_text(Sample((Device(A, extra=extra),)).toml())
+    scenario = load_scenario(path)
+    plugins = PluginManager.load()
+    for name in plugins.names(PluginKind.STRATEGY):
+        (result,) = run(plugins, scenario, name)
+        assert "bypass the SMMU" in result.verdicts[0].reason
+
+
+def test_an_iommu_group_on_two_itses_is_refused_by_multi_its(tmp_path):
+    from scenarios import Device, Sample
+
+    devices = (Device(A, group=5), Device(B, its=1, group=5))
+    path = tmp_path / "scenario.toml"
+    path.write_text(Sample(devices).toml())
+    (result,) = run(PluginManager.load(), load_scenario(path), "multi-its")
+    assert [v.outcome for v in result.verdicts] == [Outcome.DELIVERED, Outcome.REFUSED]
+    assert "IOMMU group 5 shares one translation" in result.verdicts[1].reason
+
+
+class Coloured(Options, frozen=True):
+    colour: Literal["red", "blue"] = "red"
+    size: int = 3
+
+
+def test_an_option_of_literals_makes_a_form_of_each():
+    info = dataclasses.replace(strategy_info("paint"), options=Coloured)
+    plugins = PluginManager.load()
+    plugins.register(plugin(info))
+    assert [str(choice) for choice in plugins.choices()] == [
+        "coerced:revision=v2",
+        "coerced:revision=v3",
+        "coerced:revision=v8",
+        "coerced:revision=v15",
+        "direct",
+        "host-cookie",
+        "identity",
+        "multi-its:mode=s2",
+        "multi-its:mode=vits",
+        "multi-its:mode=vsmmu",
+        "paint:colour=red",
+        "paint:colour=blue",
+        "placed",
+    ]

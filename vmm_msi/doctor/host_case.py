@@ -1,0 +1,79 @@
+"""A case of a host by itself: what its files or descriptions tell, and no guest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from vmm_msi.doctor.case import Case, Disagreement
+from vmm_msi.doctor.devices import assignable, stand_ins, with_ways
+from vmm_msi.doctor.finding import Evidence
+from vmm_msi.host.crosscheck import disagreements
+from vmm_msi.host.join import join
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm_msi.host.files import HostTree
+    from vmm_msi.types import HostTopology, PciAddress
+
+
+@dataclass(frozen=True, slots=True)
+class HostSources:
+    """What there is of a host.
+
+    :param name: what it is called.
+    :param sources: what each source says of it, the most believed first.
+    :param tree: its files; None where there are only descriptions.
+    """
+
+    name: str
+    sources: tuple[HostTopology, ...]
+    tree: HostTree | None = None
+
+
+def case_of_host(there_is: HostSources, wanted: Sequence[PciAddress] = ()) -> Case:
+    """Return what is to be looked at.
+
+    :param wanted: devices that are meant; none for all that could be assigned, and where nothing
+        lists devices, one for each SMMU and ITS group of a PCI segment.
+    :raise InputError: when a file of it has not what belongs there.
+    """
+    host = join(there_is.sources, there_is.name)
+    devices = tuple(wanted) or assignable(host) or stand_ins(host)
+    case = Case(host=with_ways(host, devices), devices=devices, asked=bool(wanted))
+    return _with_facts(case, there_is)
+
+
+def with_host_facts(case: Case, there_is: HostSources) -> Case:
+    """Add to the case of a guest what the host's own sources tell.
+
+    What its libvirt told of itself stays.
+
+    :raise InputError: when a file of the host has not what belongs there.
+    """
+    return _with_facts(replace(case, host=with_ways(case.host, case.devices)), there_is)
+
+
+def _with_facts(case: Case, there_is: HostSources) -> Case:
+    kernel, software = case.kernel, case.software
+    unreadable: list[Evidence] = []
+    if there_is.tree is not None:
+        from vmm_msi.doctor.facts import read_kernel, read_software
+
+        kernel = read_kernel(there_is.tree, case.host, unreadable)
+        told = read_software(there_is.tree, unreadable)
+        limit = told.daemon_locked_memory
+        asked = software.libvirt is not None
+        software = replace(software, daemon_locked_memory=limit) if asked else told
+    return replace(
+        case,
+        tree=there_is.tree,
+        kernel=kernel,
+        software=software,
+        disagreements=tuple(
+            Disagreement(one.subject, tuple(Evidence(*said) for said in one.statements))
+            for one in disagreements(there_is.sources)
+        ),
+        unreadable=tuple(unreadable),
+    )

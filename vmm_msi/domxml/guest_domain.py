@@ -1,0 +1,68 @@
+"""A guest as strategies see it, from its domain XML and what Linux does in it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmm_msi.types import (
+    Granule,
+    GuestDevice,
+    GuestDomain,
+    Iova,
+    Ipa,
+    MemoryRange,
+    Order,
+    PciAddress,
+    Stage1,
+    Vits,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+
+#: Base of the ITS of QEMU's virt board (QEMU ``hw/arm/virt.c`` base_memmap, VIRT_GIC_ITS).
+VIRT_ITS = Ipa(0x0808_0000)
+#: Base of RAM of QEMU's virt board (the same table, VIRT_MEM).
+VIRT_RAM = Ipa(0x4000_0000)
+#: Where Linux maps the first doorbell of a device: its IOVA allocator hands out from the top of the
+#: 32-bit space down (``drivers/iommu/dma-iommu.c`` iommu_dma_alloc_iova), one 4 KiB page here.
+#: A guest with other DMA mapped before the MSI gets a lower one; an RMR guest uses none at all.
+FIRST_GIOVA = Iova(0xFFFF_F000)
+_MIB = 1 << 20
+
+
+def guest_from_xml(
+    domain: DomainXml, also: Iterable[PciAddress] = (), order: Order = Order.INTERLEAVED
+) -> GuestDomain:
+    """Return the guest that ``domain`` describes.
+
+    Each assigned PCI device has a stage 1 of its own with 4 KiB pages, takes its MSIs from the one
+    vITS of QEMU's virt board and maps its doorbell at :data:`FIRST_GIOVA`. A guest with ACPI
+    honours RMR nodes.
+
+    :param also: host addresses of devices that are about to be added.
+    :raise DomainXmlError: when the memory size or an address cannot be read.
+    """
+    hosts = [*(hostdev.host for hostdev in domain.hostdevs()), *also]
+    guest = virt_guest(domain.name, hosts, domain.memory)
+    return replace(guest, order=order, honours_rmr=domain.acpi)
+
+
+def virt_guest(name: str, hosts: Iterable[PciAddress], memory: int = 1 << 30) -> GuestDomain:
+    """Return a guest on QEMU's virt board with the devices at ``hosts``, as Linux uses them.
+
+    :param memory: its RAM in bytes, rounded up to MiB as libvirt's QEMU driver rounds it
+        (``src/qemu/qemu_domain.c`` qemuDomainAlignMemorySizes).
+    """
+    size = -(-memory // _MIB) * _MIB
+    unique = dict.fromkeys(hosts)
+    return GuestDomain(
+        name=name,
+        vits=(Vits(0, VIRT_ITS),),
+        stage1=tuple(Stage1(f"s1-{host}", Granule.K4) for host in unique),
+        devices=tuple(GuestDevice(host, f"s1-{host}", 0, FIRST_GIOVA) for host in unique),
+        memory=(MemoryRange(VIRT_RAM, size),),
+    )

@@ -1,0 +1,102 @@
+"""Where the RAM of a guest is, and how much of it may be locked.
+
+A device that is assigned can write to any page of the guest at any time, so all of them are pinned
+while it is there, and pinned pages count against the limit for locked memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_msi.domxml.guest_domain import VIRT_RAM
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lxml.etree import _Element as Element
+
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+
+_MIB, _GIB = 1 << 20, 1 << 30
+#: What libvirt takes for no limit: VIR_DOMAIN_MEMORY_PARAM_UNLIMITED, in KiB.
+_UNLIMITED = 9007199254740991 << 10
+
+
+class Ram(NamedTuple):
+    """``size`` bytes of guest RAM from the IPA ``base``; ``element`` says so."""
+
+    base: int
+    size: int
+    element: Element
+
+
+def guest_ram(domain: DomainXml) -> Iterator[Ram]:
+    """Yield where QEMU's virt board puts the RAM of a guest, and what can be plugged in.
+
+    RAM begins at 1 GiB. Memory devices are in a range of their own that begins at the next GiB and
+    has a further GiB for each slot (QEMU ``hw/arm/virt.c`` virt_set_memmap); those with an address
+    are where it says.
+
+    :raise DomainXmlError: when a size or an address cannot be read.
+    """
+    element = domain.root.find("memory")
+    if element is None:
+        return
+    modules = [*domain.root.iterfind("devices/memory")]
+    sizes = [domain.size(size) for module in modules for size in module.iterfind("target/size")]
+    boot = max(_up(domain.memory, _MIB) - sum(sizes), 0)
+    yield Ram(VIRT_RAM, boot, element)
+    for module in modules:
+        size, address = module.find("target/size"), module.find("address")
+        if address is None or address.get("base") is None:
+            address = module.find("target/address")
+        if size is not None and address is not None and address.get("base") is not None:
+            yield Ram(domain.number(address, "base"), domain.size(size), module)
+    most = domain.root.find("maxMemory")
+    if most is not None:
+        room = max(domain.size(most) - boot, 0) + domain.number(most, "slots") * _GIB
+        yield Ram(_up(VIRT_RAM + boot, _GIB), room, most)
+
+
+@dataclass(frozen=True, slots=True)
+class Locking:
+    """How much memory a guest with assigned devices locks, and how much it may.
+
+    :param needed: bytes that are pinned: all RAM, once. iommufd counts a page once, in however
+        many stages 2 it is mapped (Linux ``drivers/iommu/iommufd/pages.c``).
+    :param allowed: bytes that libvirt lets QEMU lock; None for any number.
+    :param hard_limit: the element that says so; None where libvirt computes it.
+    """
+
+    needed: int
+    allowed: int | None
+    hard_limit: Element | None
+
+
+#: What libvirt adds to the RAM of a guest with assigned devices.
+HEADROOM = _GIB
+
+
+def locking(domain: DomainXml) -> Locking:
+    """Return what libvirt 12.8 sets: ``src/qemu/qemu_domain.c`` qemuDomainGetMemLockLimitBytes.
+
+    A hard limit is what it says, ``<locked/>`` is no limit; else all RAM, once for each assigned
+    device where there is an ``<iommu>``, and a GiB.
+
+    :raise DomainXmlError: when a size cannot be read.
+    """
+    ram = _up(domain.memory, _MIB)
+    limit = domain.root.find("memtune/hard_limit")
+    if limit is not None and domain.size(limit) < _UNLIMITED:
+        return Locking(ram, domain.size(limit), limit)
+    if domain.root.find("memoryBacking/locked") is not None:
+        return Locking(ram, None, None)
+    mediated = len(domain.root.findall("devices/hostdev[@type='mdev']"))
+    devices = len(domain.hostdevs()) + mediated
+    times = devices if domain.iommus() else min(devices, 1)
+    return Locking(ram, times * ram + HEADROOM if devices else 0, None)
+
+
+def _up(size: int, unit: int) -> int:
+    return -(-size // unit) * unit

@@ -1,0 +1,374 @@
+"""What a libvirt domain XML says, as far as PCI assignment and vSMMUs go.
+
+Follows https://libvirt.org/formatdomain.html; numbers and addresses are read as libvirt reads them
+(``src/conf/domain_conf.c``, ``src/conf/device_conf.c`` virPCIDeviceAddressParseXML).
+"""
+
+from __future__ import annotations
+
+import copy
+import functools
+import re
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml import parse as _parse
+from vmm_msi.domxml.original import Original
+from vmm_msi.domxml.support import GuestKind
+from vmm_msi.errors import DomainXmlError
+from vmm_msi.types import PciAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lxml.etree import _Element as Element
+
+PCI_ROOT = "pcie-root"
+EXPANDER_BUS = "pcie-expander-bus"
+ROOT_PORT = "pcie-root-port"
+
+# libvirt src/util/virutil.c virScaleInteger: KB is 1000, K and KiB are 1024; case is ignored.
+_UNITS = {"b": 1, "bytes": 1}
+for _power, _letter in enumerate("kmgtpe", 1):
+    _UNITS[_letter] = _UNITS[f"{_letter}ib"] = 1024**_power
+    _UNITS[f"{_letter}b"] = 1000**_power
+
+
+# An address as libvirt writes it, and more characters than it has.
+_SHORT = 24
+_LIBVIRTS = re.compile("0x([0-9a-f]{4}):0x([0-9a-f]{2}):0x([01][0-9a-f]):0x([0-7])")
+
+
+@dataclass(frozen=True, slots=True)
+class PciController:
+    """A ``<controller type='pci'>``.
+
+    :param index: libvirt's index, by which addresses name the bus it provides; None until libvirt
+        has chosen one.
+    :param bus_nr: bus number of an expander bus, None where libvirt chooses.
+    :param node: guest NUMA cell of an expander bus.
+    :param address: where it is plugged in itself.
+    """
+
+    index: int | None
+    model: str
+    bus_nr: int | None
+    node: int | None
+    address: PciAddress | None
+    element: Element = field(repr=False, compare=False)
+
+
+@dataclass(frozen=True, slots=True)
+class IommuDevice:
+    """An ``<iommu>``; ``driver`` holds the attributes of its ``<driver>``."""
+
+    model: str
+    driver: dict[str, str]
+    element: Element = field(repr=False, compare=False)
+
+    @property
+    def pci_bus(self) -> str | None:
+        """Index of the controller it serves; None for one that serves the whole machine."""
+        return self.driver.get("pciBus")
+
+
+@dataclass(frozen=True, slots=True)
+class PciHostdev:
+    """A ``<hostdev mode='subsystem' type='pci'>``, or an ``<interface type='hostdev'>``.
+
+    :param host: address on the host.
+    :param guest: address in the guest; the bus is a controller index.
+    :param managed: libvirt binds it to vfio-pci by itself.
+    """
+
+    host: PciAddress
+    guest: PciAddress | None
+    managed: bool
+    element: Element = field(repr=False, compare=False)
+
+    @property
+    def iommufd(self) -> bool:
+        """Whether its own ``<driver>`` asks for iommufd."""
+        driver = self.element.find("driver")
+        return driver is not None and driver.get("iommufd") == "yes"
+
+
+class DomainXml:
+    """A parsed domain XML.
+
+    :param root: its ``<domain>`` element, kept and edited, never regenerated.
+    :param source: where it came from, for messages.
+    :param original: what ``root`` was read from; what is not edited is printed as it is there.
+    :raise DomainXmlError: when the root is another element or the domain has no name.
+    """
+
+    def __init__(self, root: Element, source: str, original: Original | None = None) -> None:
+        if root.tag != "domain":
+            raise DomainXmlError(
+                f"reading domain XML from {source}: the root element is <{root.tag!s}>; "
+                "valid is <domain>"
+            )
+        self.root = root
+        self.source = source
+        self.name = (root.findtext("name") or "").strip()
+        if not self.name:
+            raise DomainXmlError(
+                f"reading domain XML from {source}: it has no <name>; libvirt asks for one"
+            )
+        self._original = original
+
+    @classmethod
+    def parse(cls, text: str | bytes, source: str) -> DomainXml:
+        """Read ``text``, which came from ``source``.
+
+        :raise DomainXmlError: see :func:`vmm_msi.domxml.parse.parse`.
+        """
+        root = _parse.parse(text, source)
+        decoded = text if isinstance(text, str) else text.decode()
+        return cls(root, source, Original.of(decoded, root))
+
+    def copy(self) -> DomainXml:
+        """Return a copy that shares nothing with this one."""
+        root = copy.deepcopy(self.root.getroottree()).getroot()
+        original = self._original
+        if original is not None:
+            original = None if original.plain(root) else original.follow(self.root, root)
+        return DomainXml(root, self.source, original)
+
+    def __str__(self) -> str:
+        if self._original is None:
+            return _parse.serialise(self.root)
+        return self._original.print(self.root)
+
+    @property
+    def uuid(self) -> str | None:
+        """The UUID, None until libvirt has made one."""
+        return self.root.findtext("uuid")
+
+    @property
+    def type(self) -> str:
+        """The hypervisor type: ``kvm``, ``qemu``, ``test``."""
+        return self.root.get("type", "")
+
+    @property
+    def arch(self) -> str | None:
+        """The architecture of the guest."""
+        return self._type("arch")
+
+    @property
+    def machine(self) -> str | None:
+        """The machine type, for instance ``virt`` or ``virt-10.2``."""
+        return self._type("machine")
+
+    @property
+    def kind(self) -> GuestKind:
+        """Type, architecture and machine together."""
+        return GuestKind(self.type or None, self.arch, self.machine)
+
+    @property
+    def emulator(self) -> str | None:
+        """Path of the emulator; None where libvirt chooses."""
+        return self.root.findtext("devices/emulator")
+
+    @property
+    def acpi(self) -> bool:
+        """Whether the guest gets ACPI tables."""
+        return self.root.find("features/acpi") is not None
+
+    @property
+    def firmware(self) -> bool:
+        """Whether the guest starts from UEFI: asked for by name or as a loader image."""
+        os = self.root.find("os")
+        return os is not None and (os.get("firmware") == "efi" or os.find("loader") is not None)
+
+    @property
+    def gic_version(self) -> str | None:
+        """The GIC version that is asked for; None where libvirt chooses."""
+        gic = self.root.find("features/gic")
+        return None if gic is None else gic.get("version")
+
+    @property
+    def memory(self) -> int:
+        """RAM in bytes.
+
+        :raise DomainXmlError: when it is missing, not a number or in an unknown unit.
+        """
+        element = self.root.find("memory")
+        if element is None:
+            raise DomainXmlError(
+                f"reading {self.name}: it has no <memory>; valid is <memory unit='KiB'>"
+            )
+        size = self.size(element)
+        if not size:
+            raise self._bad(element, "its text", element.text or "", "more than 0")
+        return size
+
+    def size(self, element: Element) -> int:
+        """Read an element that has a number and a ``unit``, as ``<memory>`` has; bytes.
+
+        :raise DomainXmlError: when it is not a number or in an unknown unit.
+        """
+        unit = element.get("unit", "KiB").lower()
+        if unit not in _UNITS:
+            raise self._bad(element, "unit", element.get("unit", ""), "KiB, MiB, GiB")
+        return self._number(element, "its text", element.text or "", base=10) * _UNITS[unit]
+
+    def number(self, element: Element, name: str) -> int:
+        """Read an attribute as libvirt reads numbers; one that is missing counts as 0.
+
+        :raise DomainXmlError: when it is none.
+        """
+        return self._number(element, name, element.get(name, "0"))
+
+    def path(self, element: Element) -> str:
+        """Return where an element is: the file or the guest, and its XPath in it."""
+        return f"{self.source}: {element.getroottree().getpath(element)}"
+
+    @property
+    def devices(self) -> Element:
+        """The ``<devices>`` element.
+
+        :raise DomainXmlError: when there is none.
+        """
+        found = self.root.find("devices")
+        if found is None:
+            raise DomainXmlError(
+                f"reading {self.name}: it has no <devices>; libvirt writes one in every domain XML"
+            )
+        return found
+
+    @property
+    def iommufd(self) -> bool | None:
+        """Whether ``<iommufd>`` turns iommufd on for all devices; None where it is absent."""
+        element = self.root.find("iommufd")
+        return None if element is None else element.get("enabled") == "yes"
+
+    @property
+    def iommufd_fdgroup(self) -> str | None:
+        """The group of file descriptors that ``<iommufd>`` takes /dev/iommu from."""
+        element = self.root.find("iommufd")
+        return None if element is None else element.get("fdgroup")
+
+    def controllers(self) -> tuple[PciController, ...]:
+        """Return the PCI controllers in document order."""
+        return tuple(
+            self._controller(element)
+            for element in self.root.iterfind("devices/controller")
+            if element.get("type") == "pci"
+        )
+
+    def iommus(self) -> tuple[IommuDevice, ...]:
+        """Return the IOMMU devices in document order."""
+        found = []
+        for element in self.root.iterfind("devices/iommu"):
+            driver = element.find("driver")
+            attributes = {} if driver is None else {str(k): str(v) for k, v in driver.items()}
+            found.append(IommuDevice(element.get("model", ""), attributes, element))
+        return tuple(found)
+
+    def hostdevs(self) -> tuple[PciHostdev, ...]:
+        """Return the assigned PCI devices in document order."""
+        found = []
+        devices = self.root.find("devices")
+        for element in () if devices is None else devices.iterchildren("hostdev", "interface"):
+            source = element.find("source/address")
+            if source is None or not _is_assigned_pci(element, source):
+                continue
+            found.append(
+                PciHostdev(
+                    host=self.pci_address(source),
+                    guest=self.guest_address(element),
+                    managed=element.get("managed") == "yes",
+                    element=element,
+                )
+            )
+        return tuple(found)
+
+    def on_bus(self, index: int) -> Iterator[Element]:
+        """Yield the devices and controllers that are plugged into controller ``index``."""
+        for element in self.devices.iterchildren("*"):
+            address = self.guest_address(element)
+            if address is not None and address.bus == index:
+                yield element
+
+    def guest_address(self, element: Element) -> PciAddress | None:
+        """Return the guest PCI address of a device; None until it has one."""
+        address = element.find("address")
+        if address is None or address.get("type") != "pci" or address.get("bus") is None:
+            return None
+        return self.pci_address(address)
+
+    def pci_address(self, element: Element) -> PciAddress:
+        """Read an ``<address>``; attributes that are missing count as 0.
+
+        :raise DomainXmlError: when one is not a number or too large for a PCI address.
+        """
+        get = element.get
+        texts = (get("domain", "0"), get("bus", "0"), get("slot", "0"), get("function", "0"))
+        known = _known_address(*texts) if sum(map(len, texts)) < _SHORT else None
+        if known is not None:
+            return known
+        limits = {"domain": 0xFFFF, "bus": 0xFF, "slot": 0x1F, "function": 7}
+        part = {}
+        for name, limit in limits.items():
+            text = element.get(name, "0")
+            part[name] = self._number(element, name, text)
+            if part[name] > limit:
+                raise self._bad(element, name, text, f"0 to {limit:#x}")
+        return PciAddress(part["domain"], part["bus"], part["slot"], part["function"])
+
+    def _controller(self, element: Element) -> PciController:
+        target = element.find("target")
+        node = None if target is None else target.find("node")
+        bus_nr = None if target is None else target.get("busNr")
+        index = element.get("index")
+        return PciController(
+            index=None if index is None else self._number(element, "index", index, base=10),
+            model=element.get("model", ""),
+            bus_nr=None if bus_nr is None else self._number(element, "busNr", bus_nr),
+            node=None if node is None else self._number(node, "its text", node.text or "", base=10),
+            address=self.guest_address(element),
+            element=element,
+        )
+
+    def _type(self, attribute: str) -> str | None:
+        element = self.root.find("os/type")
+        return None if element is None else element.get(attribute)
+
+    def _number(self, element: Element, name: str, text: str, base: int = 0) -> int:
+        """Read a number as strtoul(3) does.
+
+        :param base: 0 takes 0x10 and 010 for 16 and 8, as libvirt does in most places.
+        """
+        digits = text.strip().lower()
+        if not base:
+            base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
+        try:
+            value = int(digits, base)
+        except ValueError:
+            value = -1
+        if value < 0 or "_" in digits:
+            raise self._bad(element, name, text, "a number, decimal or with 0x")
+        return value
+
+    def _bad(self, element: Element, name: str, text: str, valid: str) -> DomainXmlError:
+        return DomainXmlError(
+            f"reading {self.name}: line {element.sourceline}: <{element.tag!s}>: {name} is "
+            f"{text!r}; valid is {valid}"
+        )
+
+
+@functools.lru_cache(1024)
+def _known_address(domain: str, bus: str, slot: str, function: str) -> PciAddress | None:
+    """Return the address that libvirt writes so (``%.4x``, ``%.2x``); None for any other text.
+
+    The same few are read again and again.
+    """
+    found = _LIBVIRTS.fullmatch(f"{domain}:{bus}:{slot}:{function}")
+    return None if found is None else PciAddress(*(int(part, 16) for part in found.groups()))
+
+
+def _is_assigned_pci(element: Element, source: Element) -> bool:
+    if element.tag == "interface":
+        return element.get("type") == "hostdev" and source.get("type") == "pci"
+    return element.get("type") == "pci" and element.get("mode", "subsystem") == "subsystem"

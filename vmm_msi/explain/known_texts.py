@@ -1,0 +1,24 @@
+"""All texts that are recognised."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import TYPE_CHECKING
+
+from vmm_msi.explain import texts_kernel, texts_libvirt, texts_qemu
+
+if TYPE_CHECKING:
+    from vmm_msi.explain.known_text import Form, Text
+
+
+@cache
+def texts() -> tuple[Text, ...]:
+    """Return the texts of all programs."""
+    return (*texts_kernel.TEXTS, *texts_qemu.TEXTS, *texts_libvirt.TEXTS)
+
+
+@cache
+def forms() -> tuple[Form, ...]:
+    """Return all forms, the longest key first: of two that match a line, it says more."""
+    found = [form for text in texts() for form in text.forms]
+    return tuple(sorted(found, key=lambda form: -len(form.key)))

@@ -1,0 +1,91 @@
+"""The files of a host in memory, as a capture or a test has them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.host.files import MAX_FILE, UnreadableError
+from vmm_msi.host.files.paths import walk
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+
+class MemoryTree:
+    """Files, links and folders by absolute, plain paths: no ``.``, no ``..``, no ``//``.
+
+    :param source: where they are from, for messages.
+    :param files: what each file has.
+    :param links: where each link leads to, as it says.
+    :param folders: folders that may be empty; those of files and links are there by themselves.
+    :param unreadable: why a path could not be read, for those that could not.
+    """
+
+    def __init__(
+        self,
+        source: str,
+        files: Mapping[str, bytes],
+        links: Mapping[str, str] | None = None,
+        folders: Iterable[str] = (),
+        unreadable: Mapping[str, str] | None = None,
+    ) -> None:
+        self._source = source
+        self._files = files
+        self._links = links or {}
+        self._unreadable = unreadable or {}
+        self._children: dict[str, dict[str, None]] = {"": {}}
+        for path in (*files, *self._links, *self._unreadable):
+            self._add(path)
+        for path in folders:
+            self._add(path)
+            self._children.setdefault(path, {})
+
+    def _add(self, path: str) -> None:
+        while path:
+            folder, _, name = path.rpartition("/")
+            known = folder in self._children
+            self._children.setdefault(folder, {})[name] = None
+            if known:
+                return
+            path = folder
+
+    @property
+    def source(self) -> str:
+        """Where they are from."""
+        return self._source
+
+    def read(self, path: str, limit: int = MAX_FILE) -> bytes | None:
+        """Return what a file has; None where there is none."""
+        place = self._place(path)
+        if place in self._unreadable:
+            raise UnreadableError(self.source, path, self._unreadable[place])
+        data = self._files.get(place)
+        if data is not None and len(data) > limit:
+            raise UnreadableError(self.source, path, f"it has more than {limit} bytes")
+        return data
+
+    def read_part(self, path: str, offset: int, size: int) -> bytes | None:
+        """Return a part of what a file has; None where there is none."""
+        data = self.read(path)
+        return None if data is None else data[offset : offset + size]
+
+    def names(self, path: str) -> tuple[str, ...]:
+        """Return what is in a folder, sorted."""
+        place = self._place(path)
+        if place in self._unreadable:
+            raise UnreadableError(self.source, path, self._unreadable[place])
+        return tuple(sorted(self._children.get(place, ())))
+
+    def link(self, path: str) -> str | None:
+        """Return where a link leads to; None where it is no link."""
+        folder, _, name = path.rstrip("/").rpartition("/")
+        return self._links.get(f"{self._place(folder)}/{name}")
+
+    def exists(self, path: str) -> bool:
+        """Tell whether there is a file or a folder."""
+        place = self._place(path)
+        return place in self._files or place in self._children or place in self._unreadable
+
+    def _place(self, path: str) -> str:
+        """Return the path that ``path`` leads to through links."""
+        return walk(self.source, path, self._links.get)

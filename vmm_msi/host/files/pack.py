@@ -1,0 +1,127 @@
+"""Writing a capture: the same files always give the same bytes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tarfile
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import OutputError, TopologyError
+from vmm_msi.host.files import MAX_FILE
+from vmm_msi.host.files.archive import MAX_COMPRESSED, MAX_MEMBERS, MAX_TOTAL
+from vmm_msi.host.files.paths import MAX_PATH
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+# On 100 devices level 9 takes 30 ms; 19 takes 20 times as long for a tenth less.
+_LEVEL = 9
+_BLOCK = 512
+
+
+def pack(files: Mapping[str, bytes], links: Mapping[str, str], folders: Iterable[str]) -> bytes:
+    """Return the archive of files, links and folders, by absolute, plain paths.
+
+    They are sorted by path; none has an owner, a time or a mode of the host.
+
+    :raise TopologyError: when it would be larger than one that is read.
+    """
+    from zstandard import ZstdCompressor
+
+    members: dict[str, bytes | str | None] = {**dict.fromkeys(folders), **links, **files}
+    packed = bytearray()
+    for path in sorted(members):
+        packed += _member(path, members[path])
+    packed += bytes(2 * _BLOCK)
+    found = ZstdCompressor(level=_LEVEL, write_checksum=True).compress(bytes(packed))
+    if len(packed) > MAX_TOTAL or len(members) > MAX_MEMBERS or len(found) > MAX_COMPRESSED:
+        raise TopologyError(
+            f"packing a capture: {len(members)} files with {len(packed)} bytes are more than "
+            f"{MAX_MEMBERS} files or {MAX_TOTAL} bytes, which is the most"
+        )
+    return found
+
+
+def _member(path: str, value: bytes | str | None) -> bytes:
+    data = value if isinstance(value, bytes) else b""
+    target = value if isinstance(value, str) else ""
+    for text in (path[1:], target):
+        if len(text.encode("utf-8", "replace")) > MAX_PATH or not text.isprintable():
+            raise TopologyError(
+                f"packing {path}: a path of it is no plain text or has more than {MAX_PATH} bytes"
+            )
+    if len(data) > MAX_FILE:
+        raise TopologyError(f"packing {path}: it has more than {MAX_FILE} bytes")
+    member = tarfile.TarInfo(path[1:])
+    member.mode = 0o644
+    if value is None:
+        member.type, member.mode = tarfile.DIRTYPE, 0o755
+    elif isinstance(value, str):
+        member.type, member.mode, member.linkname = tarfile.SYMTYPE, 0o777, value
+    member.size = len(data)
+    header = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
+    return header + data + bytes(-len(data) % _BLOCK)
+
+
+def check_target(target: Path | None, *, force: bool) -> None:
+    """Tell beforehand whether a capture can be written.
+
+    :param target: None for standard output.
+    :param force: write over a file that is there.
+    :raise OutputError: when it cannot be.
+    """
+    if target is None:
+        if sys.stdout.isatty():
+            raise OutputError("writing a capture to standard output: it is a terminal; redirect it")
+        return
+    try:
+        if target.is_dir():
+            raise OutputError(f"writing {target}: it is a folder; valid is the name of a file")
+        if target.is_file() and not force:
+            raise OutputError(f"writing {target}: it is there already; --force writes over it")
+        if not target.parent.is_dir():
+            raise OutputError(
+                f"writing {target}: there is no folder {target.parent}; make it first"
+            )
+    except OSError as failure:
+        raise OutputError(f"writing {target}: {failure.strerror or failure}") from failure
+
+
+def write_archive(target: Path | None, data: bytes, *, force: bool = False) -> None:
+    """Write a capture; the file appears when it is complete, and its owner alone can read it.
+
+    What is there and is no regular file, a device or a pipe, is written to as it is.
+
+    :param target: None for standard output.
+    :raise OutputError: when it cannot be written.
+    """
+    check_target(target, force=force)
+    try:
+        if target is None:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        elif target.exists() and not target.is_file():
+            target.write_bytes(data)
+        else:
+            _replace(Path(os.path.realpath(target)), data)
+    except BrokenPipeError:
+        raise
+    except OSError as failure:
+        name = "standard output" if target is None else target
+        raise OutputError(f"writing {name}: {failure.strerror or failure}") from failure
+
+
+def _replace(target: Path, data: bytes) -> None:
+    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
+        partial = Path(file.name)
+        try:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            partial.replace(target)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise

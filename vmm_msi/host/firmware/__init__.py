@@ -1,0 +1,1 @@
+"""Read firmware tables: ACPI IORT and MADT, flattened device trees."""

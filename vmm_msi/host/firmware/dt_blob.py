@@ -1,0 +1,317 @@
+"""A flattened device tree as plain nodes, with the lookups that a reader of it needs.
+
+Devicetree Specification v0.4; cells, availability and address translation are those of Linux
+``drivers/of/base.c`` and ``drivers/of/address.c``.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NoReturn
+
+from vmm_msi.errors import TopologyError
+from vmm_msi.host.firmware.intervals import first_match, overlapping
+from vmm_msi.tomlfile import one_line
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from vmm_msi.host.firmware.intervals import Piece
+
+#: Magic number of a device tree blob.
+MAGIC = 0xD00DFEED
+#: Version of the format since 2007: libfdt bounds the names of properties from this one on.
+VERSION = 17
+#: Bytes a blob may have: Linux ``arch/arm64/include/asm/boot.h`` MAX_FDT_SIZE.
+MAX_SIZE = 2 << 20
+#: Depth of a tree: Linux ``drivers/of/fdt.c`` FDT_MAX_DEPTH.
+MAX_DEPTH = 64
+#: Characters of a property's name; the specification allows 31.
+MAX_NAME = 255
+#: Cells that an address or a size may have: Linux ``drivers/of/address.c`` OF_MAX_ADDR_CELLS.
+_MAX_CELLS = 4
+_HEADER = struct.Struct(">10I")
+_CELL = struct.Struct(">I")
+#: Length of the value, offset of the name.
+_PROPERTY_HEAD = struct.Struct(">II")
+_BEGIN_NODE, _END_NODE, _PROPERTY, _NOP = 1, 2, 3, 4
+
+
+@dataclass(slots=True, eq=False)
+class DtNode:
+    """A node; compared by identity.
+
+    :param depth: 0 for the root.
+    :param is_available: neither it nor a node above is disabled: ``of_device_is_available``.
+    :param is_pci: its device_type is ``pci``: it is a PCI host or bridge.
+    :param below_pci: a node above is a PCI host or bridge.
+    """
+
+    source: str
+    name: str
+    parent: DtNode | None
+    depth: int
+    properties: dict[str, bytes] = field(default_factory=dict)
+    is_available: bool = True
+    is_pci: bool = False
+    below_pci: bool = False
+
+    def settle(self) -> None:
+        """Set what follows from the properties, which are all there now, and the parent."""
+        if "status" in self.properties:
+            self.is_available = self.strings("status")[0] in {"okay", "ok"}
+        if "device_type" in self.properties:
+            self.is_pci = "pci" in self.strings("device_type")
+        if self.parent is not None:
+            self.is_available = self.is_available and self.parent.is_available
+            self.below_pci = self.parent.is_pci or self.parent.below_pci
+
+    @property
+    def path(self) -> str:
+        """The path from the root, ``/soc/pcie@af800000``."""
+        names: list[str] = []
+        node: DtNode | None = self
+        while node is not None and node.parent is not None:
+            names.append(node.name)
+            node = node.parent
+        return one_line("/" + "/".join(reversed(names)))
+
+    def fail(self, message: str) -> NoReturn:
+        """Refuse the tree for what is in this node.
+
+        :raise TopologyError: always.
+        """
+        raise TopologyError(f"{self.source}: {self.path}: {message}")
+
+    def cells(self, name: str) -> tuple[int, ...]:
+        """Return the property ``name`` as 32-bit numbers; empty where there is none.
+
+        :raise TopologyError: when its length is not a multiple of 4.
+        """
+        data = self.properties.get(name, b"")
+        if len(data) % 4:
+            self.fail(f"{name} has {len(data)} bytes, not a multiple of 4")
+        return struct.unpack(f">{len(data) // 4}I", data)
+
+    def number(self, name: str) -> int | None:
+        """Return the property ``name`` as one 32-bit number; None where there is none.
+
+        :raise TopologyError: when it is not one.
+        """
+        if name not in self.properties:
+            return None
+        cells = self.cells(name)
+        if len(cells) != 1:
+            self.fail(f"{name} has {len(cells)} numbers, not one")
+        return cells[0]
+
+    def strings(self, name: str) -> tuple[str, ...]:
+        """Return the property ``name`` as a list of strings; empty where there is none."""
+        data = self.properties.get(name, b"")
+        return tuple(part.decode("ascii", "replace") for part in data.rstrip(b"\0").split(b"\0"))
+
+    def is_compatible(self, name: str) -> bool:
+        """Tell whether ``compatible`` lists ``name``."""
+        return name in self.strings("compatible")
+
+    def ancestors(self) -> Iterator[DtNode]:
+        """Yield the node, its parent and so on to the root."""
+        node: DtNode | None = self
+        while node is not None:
+            yield node
+            node = node.parent
+
+    def count(self, name: str) -> int:
+        """Return ``#address-cells`` or ``#size-cells`` for the children of this node.
+
+        Where it has none the next node above that has one tells, else it is 1, as in Linux
+        ``of_bus_n_addr_cells``.
+        """
+        for node in self.ancestors():
+            value = node.number(name)
+            if value is not None:
+                if value > _MAX_CELLS:
+                    node.fail(f"{name} is {value}; at most {_MAX_CELLS}")
+                return value
+        return 1
+
+
+class DeviceTree:
+    """All nodes of a blob, in its order.
+
+    :param data: the blob; bytes after its total size are ignored.
+    :param source: the file it is from, for messages.
+    :raise TopologyError: when it is malformed or larger than Linux takes.
+    """
+
+    def __init__(self, data: bytes, source: str) -> None:
+        self.source = source
+        self.nodes = tuple(_read_nodes(data, source))
+        self._ranges: dict[DtNode, tuple[tuple[Piece, ...], list[tuple[int, int, int]]]] = {}
+
+    def by_phandle(self) -> Mapping[int, DtNode]:
+        """Return the nodes by phandle.
+
+        :raise TopologyError: when two nodes have one.
+        """
+        found: dict[int, DtNode] = {}
+        for node in self.nodes:
+            value = node.number("phandle")
+            value = node.number("linux,phandle") if value is None else value
+            if value is None:
+                continue
+            other = found.setdefault(value, node)
+            if other is not node:
+                node.fail(f"phandle {value:#x} is that of {other.path} too")
+        return found
+
+    def address(self, node: DtNode, index: int = 0) -> int:
+        """Return the CPU address of one entry of the node's ``reg``.
+
+        Linux ``drivers/of/address.c`` of_translate_address.
+
+        :param index: which entry.
+        :raise TopologyError: when it has none or a bus on the way does not translate it.
+        """
+        bus = node.parent
+        if bus is None or "reg" not in node.properties:
+            node.fail("has no reg")
+        cells, sizes = bus.count("#address-cells"), bus.count("#size-cells")
+        reg = node.cells("reg")
+        first = index * (cells + sizes)
+        if not cells or len(reg) < first + cells + sizes:
+            which = f", and entry {index} is wanted" if index else ""
+            node.fail(f"reg has {len(reg)} numbers; an entry has {cells} + {sizes}{which}")
+        address = _join(reg[first : first + cells])
+        while bus.parent is not None:
+            address = self._through(bus, address, node)
+            bus = bus.parent
+        return address
+
+    def _through(self, bus: DtNode, address: int, node: DtNode) -> int:
+        if "ranges" not in bus.properties:
+            node.fail(f"{bus.path} has no ranges: {address:#x} there is no CPU address")
+        if not bus.properties["ranges"]:
+            return address
+        pieces, entries = self._parsed_ranges(bus)
+        piece = next(overlapping(pieces, address, address), None)
+        if piece is None:
+            node.fail(f"address {address:#x} is in none of the ranges of {bus.path}")
+        child, parent, _size = entries[piece.number]
+        return parent + address - child
+
+    def _parsed_ranges(self, bus: DtNode) -> tuple[tuple[Piece, ...], list[tuple[int, int, int]]]:
+        if bus not in self._ranges and bus.parent is not None:
+            child, parent = bus.count("#address-cells"), bus.parent.count("#address-cells")
+            width = child + parent + bus.count("#size-cells")
+            cells = bus.cells("ranges")
+            if not width or len(cells) % width:
+                bus.fail(f"ranges has {len(cells)} numbers, not a multiple of {width}")
+            entries = [
+                (
+                    _join(cells[at : at + child]),
+                    _join(cells[at + child : at + child + parent]),
+                    _join(cells[at + child + parent : at + width]),
+                )
+                for at in range(0, len(cells), width)
+            ]
+            pieces = first_match([(base, base + size - 1) for base, _out, size in entries])
+            self._ranges[bus] = pieces, entries
+        return self._ranges[bus]
+
+
+def _join(cells: tuple[int, ...]) -> int:
+    value = 0
+    for cell in cells:
+        value = value << 32 | cell
+    return value
+
+
+def _check_blob(data: bytes, source: str) -> tuple[int, int]:
+    """Check a blob, what libfdt leaves to its caller and what keeps reading bounded too.
+
+    :return: the offsets of its nodes and of the names of properties.
+    """
+    if len(data) > MAX_SIZE:
+        raise TopologyError(f"{source}: larger than the {MAX_SIZE} bytes Linux takes")
+    if len(data) < _HEADER.size:
+        raise TopologyError(
+            f"{source}: truncated at {len(data)} bytes; a device tree's header has {_HEADER.size}"
+        )
+    (magic, total, nodes, strings, _rsv, version, _compat, _cpu, size, _size) = _HEADER.unpack_from(
+        data
+    )
+    if magic != MAGIC:
+        raise TopologyError(f"{source}: offset 0x0: magic {magic:#x}, not {MAGIC:#x}")
+    if total > len(data):
+        raise TopologyError(
+            f"{source}: offset 0x4: truncated: total size {total}, but the file has {len(data)} "
+            "bytes"
+        )
+    if version < VERSION:
+        raise TopologyError(f"{source}: offset 0x14: version {version}; at least {VERSION} is read")
+    start = strings
+    for each in data[strings : strings + size].split(b"\0"):
+        if len(each) > MAX_NAME:
+            raise TopologyError(
+                f"{source}: offset {start:#x}: a property name of more than {MAX_NAME} characters"
+            )
+        start += len(each) + 1
+    import libfdt
+
+    if error := libfdt.fdt_check_full(bytearray(data), len(data)):
+        name = str(libfdt.FdtException(error)).rpartition(" ")[2]
+        raise TopologyError(f"{source}: not a valid device tree: {name}")
+    return nodes, strings
+
+
+def _read_nodes(data: bytes, source: str) -> Iterator[DtNode]:
+    """Yield the nodes of a blob: Devicetree Specification v0.4, 5.4.
+
+    libfdt has checked that the tokens are well formed and lie, like all names, within the blob.
+    """
+    start, strings = _check_blob(data, source)
+    tokens, offset = data[start:], 0
+    names: dict[int, str] = {}
+    path: list[DtNode] = []
+    pending: DtNode | None = None
+    while True:
+        (token,) = _CELL.unpack_from(tokens, offset)
+        offset += 4
+        if token == _PROPERTY:
+            size, at = _PROPERTY_HEAD.unpack_from(tokens, offset)
+            offset += 8
+            name = names.get(at) or names.setdefault(at, _name(data, strings + at, source))
+            if pending is not None:
+                # Where a node has two of one name the first counts: of_find_property.
+                pending.properties.setdefault(name, tokens[offset : offset + size])
+            offset += size + 3 & ~3
+            continue
+        if token == _NOP:
+            continue
+        if pending is not None:
+            pending.settle()
+            yield pending
+            pending = None
+        if token == _BEGIN_NODE:
+            end = tokens.index(b"\0", offset)
+            name = tokens[offset:end].decode("utf-8", "replace")
+            pending = DtNode(source, name, path[-1] if path else None, len(path))
+            if pending.depth > MAX_DEPTH:
+                pending.fail(f"the tree is deeper than {MAX_DEPTH} nodes")
+            path.append(pending)
+            offset = end + 4 & ~3
+        elif token == _END_NODE:
+            path.pop()
+        else:
+            return
+
+
+def _name(data: bytes, offset: int, source: str) -> str:
+    try:
+        return data[offset : data.index(b"\0", offset)].decode()
+    except UnicodeError:
+        raise TopologyError(
+            f"{source}: not a valid device tree: offset {offset:#x}: a property name is not UTF-8"
+        ) from None

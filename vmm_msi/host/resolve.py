@@ -1,0 +1,218 @@
+"""From the PCI address of a device to its SMMU, StreamID, ITS and DeviceID."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import TopologyError
+from vmm_msi.types import PciAddress, PciFunction, ReservedKind, ReservedRegion
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from vmm_msi.types import HostDevice, HostTopology, PciRoute
+
+_MAX_SHOWN = 6
+
+
+def resolve(
+    host: HostTopology,
+    address: PciAddress,
+    iommu_group: int | None = None,
+    vectors: int | None = None,
+) -> HostDevice:
+    """Find the device at ``address``: among those the source lists, else by its routes.
+
+    By its routes: the SMMU is that of its own RequesterID, its StreamIDs are those of all under
+    which its DMA arrives, its ITS and DeviceID those of the one of its MSIs. Where nothing tells of
+    aliases, its own stands for all.
+
+    :param iommu_group: its IOMMU group where it is not listed; the default is what the host's
+        system says, else one above all groups that are known, so that it has one of its own.
+    :param vectors: number of its MSIs where it is not listed; the default is what its
+        configuration space says, and one where that says nothing or none.
+    :raise TopologyError: when the source does not have the address, or the device passes through
+        no SMMU, has no ITS or one whose base is unknown.
+    """
+    device = host.device_by_address.get(address)
+    if device is None:
+        function = host.function_by_address.get(address) or PciFunction(address)
+        if iommu_group is None:
+            iommu_group = function.iommu_group
+        if iommu_group is None:
+            iommu_group = _next_group(host)
+        device = _device(host, function, iommu_group, vectors or function.vectors or 1)
+    _check(host, device)
+    return device
+
+
+def with_devices(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:
+    """Return ``host`` with the devices at ``addresses`` listed, those listed already first.
+
+    Each device that is added and whose IOMMU group the host's system does not tell has one of its
+    own.
+
+    :raise TopologyError: as for :func:`resolve`.
+    """
+    devices = {device.address: device for device in host.devices}
+    own = _next_group(host)
+    for address in addresses:
+        if address in devices:
+            continue
+        function = host.function_by_address.get(address)
+        group = None if function is None else function.iommu_group
+        devices[address] = resolve(host, address, iommu_group=own if group is None else group)
+        own += group is None
+    return replace(host, devices=tuple(devices.values()))
+
+
+def isolates_msis(host: HostTopology, address: PciAddress) -> bool | None:
+    """Tell whether a device can raise no interrupts but its own.
+
+    Linux ``kernel/irq/msi.c`` msi_device_has_isolated_msi: its MSIs go through an ITS that has no
+    pre-ITS before it. Without, VFIO gives it to nobody who does not allow unsafe interrupts.
+
+    :return: None where nothing tells of the way of its MSIs.
+    """
+    device = host.device_by_address.get(address)
+    if device is not None:
+        group = device.its_group
+    elif host.routes:
+        function = host.function_by_address.get(address)
+        rid = address.rid if function is None or function.msi_rid is None else function.msi_rid
+        route = find_route(host, address.segment, rid)
+        group = () if route is None else route.its_group
+    else:
+        return None
+    its = host.its_by_id.get(group[0]) if group else None
+    return bool(group) and (its is None or its.isolates_msis)
+
+
+def reserved_memory(host: HostTopology, smmu: int, streams: Iterable[int]) -> list[ReservedRegion]:
+    """Return what firmware wants mapped 1:1 for StreamIDs of an SMMU, as regions."""
+    wanted = list(streams)
+    return [
+        ReservedRegion(
+            memory.base,
+            memory.size,
+            ReservedKind.DIRECT_RELAXABLE if memory.relaxable else ReservedKind.DIRECT,
+        )
+        for memory in host.reserved_memory
+        if memory.smmu == smmu
+        and any(memory.first_stream <= stream <= memory.last_stream for stream in wanted)
+    ]
+
+
+def find_route(host: HostTopology, segment: int, rid: int) -> PciRoute | None:
+    """Return the route that has a RequesterID; None where none has."""
+    position = bisect_right(
+        host.routes, (segment, rid), key=lambda route: (route.segment, route.first)
+    )
+    if position:
+        route = host.routes[position - 1]
+        if route.segment == segment and route.first <= rid <= route.last:
+            return route
+    return None
+
+
+def streams_of(host: HostTopology, function: PciFunction) -> dict[int, None]:
+    """Return the StreamIDs of a function in the order in which Linux finds them.
+
+    :raise TopologyError: when one of its RequesterIDs is in no route, or behind another SMMU.
+    """
+    found: dict[int, None] = {}
+    address = function.address
+    own = _route(host, address, address.rid)
+    for rid in function.dma_rids or (address.rid,):
+        route = _route(host, address, rid)
+        if route.smmu != own.smmu:
+            raise TopologyError(
+                f"finding {address} in {host.source}: its DMA also arrives as "
+                f"{PciAddress.from_rid(address.segment, rid)}, which is behind another SMMU; valid "
+                "are devices behind one"
+            )
+        found[route.stream_of(rid)] = None
+    return found
+
+
+def _device(
+    host: HostTopology, function: PciFunction, iommu_group: int, vectors: int
+) -> HostDevice:
+    address = function.address
+    route = _route(host, address, address.rid)
+    device = route.device(address, iommu_group, vectors)
+    streams = streams_of(host, function)
+    if function.msi_rid is not None and function.msi_rid != address.rid:
+        arrives = _route(host, address, function.msi_rid)
+        device = replace(
+            device, its_group=arrives.its_group, device_id=arrives.device_of(function.msi_rid)
+        )
+    reserved = function.reserved
+    if reserved is None and route.smmu is not None:
+        reserved = (*device.reserved, *reserved_memory(host, route.smmu, streams))
+    return replace(
+        device,
+        streams=len(streams),
+        reserved=device.reserved if reserved is None else reserved,
+    )
+
+
+def _next_group(host: HostTopology) -> int:
+    """Return a number above those of all IOMMU groups that are known."""
+    known = [device.iommu_group for device in host.devices]
+    known += [one.iommu_group for one in host.functions if one.iommu_group is not None]
+    return 1 + max(known, default=0)
+
+
+def _route(host: HostTopology, address: PciAddress, rid: int) -> PciRoute:
+    route = find_route(host, address.segment, rid)
+    if route is not None:
+        return route
+    where = f"finding {address} in {host.source}"
+    if not host.routes and not host.devices and host.missing:
+        raise TopologyError(f"{where}: {'; '.join(host.missing)}")
+    if rid != address.rid:
+        alias = PciAddress.from_rid(address.segment, rid)
+        where += f": it arrives as {alias}"
+    valid = _valid(host, address.segment, lambda _route: True)
+    raise TopologyError(f"{where}: no route has it; {valid}")
+
+
+def _check(host: HostTopology, device: HostDevice) -> None:
+    where = f"finding {device.address} in {host.source}"
+    segment = device.address.segment
+    if device.smmu is None:
+        valid = _valid(host, segment, lambda route: route.smmu is not None)
+        raise TopologyError(f"{where}: it passes through no SMMU; {valid}")
+    if not device.its_group:
+        valid = _valid(host, segment, lambda route: bool(route.its_group))
+        raise TopologyError(f"{where}: its MSIs go to no ITS; {valid}")
+    if device.its in host.its_by_id:
+        return
+    if not host.itses:
+        raise TopologyError(
+            f"{where}: the base of its ITS {device.its} is unknown: APIC is missing: copy "
+            "/sys/firmware/acpi/tables/APIC next to IORT"
+        )
+    known = ", ".join(str(its.id) for its in host.itses[:_MAX_SHOWN])
+    raise TopologyError(
+        f"{where}: the base of its ITS {device.its} is unknown: APIC (MADT) has the ITSes {known}"
+    )
+
+
+def _valid(host: HostTopology, segment: int, wanted: Callable[[PciRoute], bool]) -> str:
+    """Say which addresses would do, of the same segment if it has any."""
+    routes = [route for route in host.routes if wanted(route)]
+    near = [route for route in routes if route.segment == segment] or routes
+    names = [
+        f"{PciAddress.from_rid(route.segment, route.first)}-"
+        f"{PciAddress.from_rid(route.segment, route.last)}"
+        for route in near
+    ]
+    if not routes:
+        names = [str(device.address) for device in host.devices]
+    shown = ", ".join(names[:_MAX_SHOWN]) or "none"
+    more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
+    return f"valid are: {shown}{more}"

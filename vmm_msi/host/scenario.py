@@ -1,0 +1,360 @@
+"""Scenario files: a host and a guest on it, written down in TOML.
+
+A file with ``[host]`` only describes a host; docs/scenario.md has the keys. Addresses and ids are
+integers or hex strings (``"0x200000000"``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, NoReturn
+
+from vmm_msi import tomlfile
+from vmm_msi.errors import InputError, ScenarioError
+from vmm_msi.host.scenario_tables import ScenarioFile
+from vmm_msi.types import (
+    SW_MSI_WINDOW,
+    DeviceId,
+    Granule,
+    GuestDevice,
+    GuestDomain,
+    HostDevice,
+    HostTopology,
+    Iova,
+    Ipa,
+    Its,
+    MemoryRange,
+    Pa,
+    PciAddress,
+    ReservedKind,
+    ReservedRegion,
+    Scenario,
+    Smmu,
+    Stage1,
+    StreamId,
+    Vits,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Sequence
+    from pathlib import Path
+
+    from vmm_msi.host.scenario_tables import (
+        DeviceTable,
+        GuestDeviceTable,
+        GuestTable,
+        HostTable,
+        ItsTable,
+        MemoryTable,
+        ReservedTable,
+        VitsTable,
+    )
+    from vmm_msi.tomlfile import KeyPath
+
+#: Bytes a scenario may have; about 10,000 devices.
+MAX_SIZE = 4 << 20
+#: Entries that an MSI-X table can have: PCI Express Base Specification, 7.7.2.2, Table Size.
+MAX_VECTORS = 2048
+#: The frames of an ITS are 64 KiB: Arm IHI 0069, 12.18.
+ITS_FRAME = 0x10000
+#: KVM puts a vITS at multiples of 64 KiB too (``arch/arm64/kvm/vgic/vgic-its.c``
+#: vgic_its_set_attr). A scenario may put it at any page, to see what a host with larger pages says.
+VITS_ALIGNMENT = 0x1000
+#: First address that neither an SMMUv3 (IHI 0070, 3.4: 52 bits) nor a CPU can emit.
+ADDRESS_END = 1 << 52
+#: First IOVA that a stage 1 with 48 input bits, which is what is modelled, cannot translate.
+STAGE1_END = 1 << 48
+_ID_END = 1 << 32
+
+
+def load_scenario(path: Path) -> Scenario:
+    """Read the host and the guest in the scenario file ``path``.
+
+    :raise ScenarioError: when the file cannot be read, is not TOML, has an unknown key or
+        contradicts itself; the message names the line.
+    """
+    text = tomlfile.read_text(path, ScenarioError, MAX_SIZE)
+    return parse_scenario(text, str(path))
+
+
+def parse_scenario(text: str, source: str) -> Scenario:
+    """Read the scenario ``text``.
+
+    :param source: name of the file, for messages.
+    :raise ScenarioError: as for :func:`load_scenario`.
+    """
+    file, check = _decode(text, source)
+    if file.guest is None:
+        raise ScenarioError(f"{source}: has no [guest]; a scenario has [host] and [guest]")
+    host = check.host(file.host)
+    return Scenario(host, check.guest(file.guest, host))
+
+
+def load_host_toml(path: Path) -> HostTopology:
+    """Read the host in the scenario file ``path``, which need not have a guest.
+
+    :raise ScenarioError: as for :func:`load_scenario`.
+    """
+    file, check = _decode(tomlfile.read_text(path, ScenarioError, MAX_SIZE), str(path))
+    return check.host(file.host)
+
+
+def _decode(text: str, source: str) -> tuple[ScenarioFile, _Check]:
+    file = tomlfile.decode(text, ScenarioFile, source, ScenarioError, MAX_SIZE)
+    return file, _Check(text, source)
+
+
+@dataclass(frozen=True)
+class _Check:
+    """Turns the tables of one file into values and refuses what contradicts itself."""
+
+    text: str
+    source: str
+
+    def fail(self, path: KeyPath, message: str) -> NoReturn:
+        line = tomlfile.find_line(self.text, path)
+        raise ScenarioError(f"{self.source}:{line}: {tomlfile.show_path(path)}: {message}")
+
+    def host(self, table: HostTable) -> HostTopology:
+        granule = self.granule(table.granule, ("host", "granule"))
+        self.unique([smmu.id for smmu in table.smmu], ("host", "smmu"), "id")
+        self.unique([its.id for its in table.its], ("host", "its"), "id")
+        for index, smmu in enumerate(table.smmu):
+            at: KeyPath = ("host", "smmu", index)
+            self.below(smmu.id, _ID_END, (*at, "id"))
+            if smmu.base is not None:
+                self.aligned(smmu.base, ITS_FRAME, (*at, "base"), "a 64 KiB frame")
+                self.below(smmu.base, ADDRESS_END, (*at, "base"))
+        for index, its in enumerate(table.its):
+            self.below(its.id, _ID_END, ("host", "its", index, "id"))
+        self.doorbells(table.its, ("host", "its"), ITS_FRAME, "a 64 KiB frame")
+        smmus = tuple(
+            Smmu(int(smmu.id), None if smmu.base is None else Pa(smmu.base), smmu.nested)
+            for smmu in table.smmu
+        )
+        itses = tuple(Its(int(its.id), Pa(its.base)) for its in table.its)
+        known = ({smmu.id for smmu in smmus}, {its.id for its in itses})
+        devices = tuple(
+            self.host_device(device, ("host", "device", index), known, granule)
+            for index, device in enumerate(table.device)
+        )
+        self.distinct_devices(devices)
+        return HostTopology(self.source, granule, smmus, itses, devices)
+
+    def host_device(
+        self, table: DeviceTable, at: KeyPath, known: tuple[set[int], set[int]], granule: Granule
+    ) -> HostDevice:
+        address = self.address(table.address, (*at, "address"))
+        smmus, itses = known
+        self.known(table.smmu, smmus, (*at, "smmu"), "[[host.smmu]]")
+        if not table.its_group:
+            self.fail((*at, "its_group"), "is empty: a device needs an ITS for its MSIs")
+        for index, its in enumerate(table.its_group):
+            self.known(its, itses, (*at, "its_group", index), "[[host.its]]")
+        self.unique(table.its_group, (*at, "its_group"), None)
+        if not 1 <= table.vectors <= MAX_VECTORS:
+            self.fail((*at, "vectors"), f"{table.vectors} is not from 1 to {MAX_VECTORS}")
+        if not table.streams:
+            self.fail((*at, "streams"), "0 is not from 1 upwards")
+        self.below(table.iommu_group, 1 << 31, (*at, "iommu_group"))
+        stream_id = address.rid if table.stream_id is None else table.stream_id
+        device_id = address.segment << 16 | address.rid
+        device_id = device_id if table.device_id is None else table.device_id
+        self.below(stream_id, _ID_END, (*at, "stream_id"))
+        self.below(device_id, _ID_END, (*at, "device_id"))
+        return HostDevice(
+            address=address,
+            smmu=int(table.smmu),
+            stream_id=StreamId(stream_id),
+            its_group=tuple(int(its) for its in table.its_group),
+            device_id=DeviceId(device_id),
+            iommu_group=int(table.iommu_group),
+            vectors=int(table.vectors),
+            streams=int(table.streams),
+            reserved=self.reserved(table.reserved, (*at, "reserved"), granule),
+        )
+
+    def reserved(
+        self, tables: Sequence[ReservedTable], at: KeyPath, granule: Granule
+    ) -> tuple[ReservedRegion, ...]:
+        regions = []
+        msi: set[ReservedKind] = set()
+        for index, table in enumerate(tables):
+            self.range(table.base, table.size, (*at, index), 1 << 64)
+            if table.type in {ReservedKind.SW_MSI, ReservedKind.HW_MSI}:
+                if msi:
+                    # Linux drivers/iommu/iommufd/io_pagetable.c iopt_table_enforce_dev_resv_regions
+                    self.fail((*at, index), "a device has one sw-msi or hw-msi region, not two")
+                msi.add(table.type)
+                self.aligned(table.base, granule, (*at, index, "base"), "the host's granule")
+                self.aligned(table.size, granule, (*at, index, "size"), "the host's granule")
+            regions.append(ReservedRegion(int(table.base), int(table.size), table.type))
+        if not msi:
+            regions.append(SW_MSI_WINDOW)
+        return tuple(sorted(regions, key=lambda region: region.base))
+
+    def distinct_devices(self, devices: Sequence[HostDevice]) -> None:
+        addresses: dict[PciAddress, int] = {}
+        streams: dict[tuple[int | None, int], int] = {}
+        ids: dict[tuple[int, int], int] = {}
+        for index, device in enumerate(devices):
+            at: KeyPath = ("host", "device", index)
+            other = addresses.setdefault(device.address, index)
+            if other != index:
+                self.fail((*at, "address"), f"{device.address} is host.device[{other}] already")
+            other = streams.setdefault((device.smmu, device.stream_id), index)
+            if other != index:
+                self.fail(
+                    at,
+                    f"{device.address} has StreamID {device.stream_id} on SMMU {device.smmu}, as "
+                    f"{devices[other].address} has; give one another stream_id",
+                )
+            other = ids.setdefault((device.its, device.device_id), index)
+            if other != index:
+                self.fail(
+                    at,
+                    f"{device.address} has DeviceID {device.device_id} on ITS {device.its}, as "
+                    f"{devices[other].address} has; give one another device_id",
+                )
+
+    def guest(self, table: GuestTable, host: HostTopology) -> GuestDomain:
+        if not table.device:
+            self.fail(("guest",), "has no [[guest.device]]: there is no MSI to follow")
+        self.unique([vits.id for vits in table.vits], ("guest", "vits"), "id")
+        self.unique([stage1.id for stage1 in table.stage1], ("guest", "stage1"), "id")
+        self.doorbells(table.vits, ("guest", "vits"), VITS_ALIGNMENT, "a page")
+        memory = self.memory(table.memory, host.granule)
+        vits = tuple(Vits(int(vits.id), Ipa(vits.base)) for vits in table.vits)
+        stage1 = tuple(
+            Stage1(one.id, self.granule(one.granule, ("guest", "stage1", index, "granule")))
+            for index, one in enumerate(table.stage1)
+        )
+        for index, one in enumerate(vits):
+            for ram in memory:
+                if ram.base <= one.gdb < ram.base + ram.size:
+                    self.fail(
+                        ("guest", "vits", index, "base"),
+                        f"the doorbell page {one.gdb} lies in guest RAM, {ram.size:#x} bytes from "
+                        f"{ram.base}; move either ([[guest.memory]])",
+                    )
+        return GuestDomain(
+            name=table.name,
+            vits=vits,
+            stage1=stage1,
+            devices=self.guest_devices(table.device, host, vits, stage1),
+            order=table.order,
+            honours_rmr=table.honours_rmr,
+            memory=memory,
+        )
+
+    def memory(
+        self, tables: Sequence[MemoryTable] | None, granule: Granule
+    ) -> tuple[MemoryRange, ...]:
+        if tables is None:
+            return GuestDomain.memory
+        ranges: list[MemoryRange] = []
+        for index, table in enumerate(tables):
+            at: KeyPath = ("guest", "memory", index)
+            self.range(table.base, table.size, at, ADDRESS_END)
+            self.aligned(table.base, granule, (*at, "base"), "the host's granule")
+            self.aligned(table.size, granule, (*at, "size"), "the host's granule")
+            ranges.append(MemoryRange(Ipa(table.base), int(table.size)))
+        order = sorted(range(len(ranges)), key=lambda index: ranges[index].base)
+        for low, high in pairwise(order):
+            if ranges[high].base < ranges[low].base + ranges[low].size:
+                self.fail(("guest", "memory", high), f"overlaps guest.memory[{low}]")
+        return tuple(ranges)
+
+    def guest_devices(
+        self,
+        tables: Sequence[GuestDeviceTable],
+        host: HostTopology,
+        vits: Sequence[Vits],
+        stage1: Sequence[Stage1],
+    ) -> tuple[GuestDevice, ...]:
+        vits_ids = {one.id for one in vits}
+        granules = {one.id: one.granule for one in stage1}
+        devices: dict[PciAddress, GuestDevice] = {}
+        targets: dict[tuple[str, int], int] = {}
+        for index, table in enumerate(tables):
+            at: KeyPath = ("guest", "device", index)
+            address = self.address(table.host, (*at, "host"))
+            if address not in host.device_by_address:
+                self.fail((*at, "host"), f"{address} is no [[host.device]] of this file")
+            if address in devices:
+                self.fail((*at, "host"), f"{address} is listed twice in the guest")
+            self.known(table.stage1, granules, (*at, "stage1"), "[[guest.stage1]]")
+            self.known(table.vits, vits_ids, (*at, "vits"), "[[guest.vits]]")
+            self.aligned(
+                table.giova, granules[table.stage1], (*at, "giova"), "the granule of its stage1"
+            )
+            self.below(table.giova, STAGE1_END, (*at, "giova"))
+            other = targets.setdefault((table.stage1, table.giova), table.vits)
+            if other != table.vits:
+                self.fail(
+                    (*at, "giova"),
+                    f"{table.giova:#x} of stage1 {table.stage1!r} leads to vits {other} already, "
+                    f"not to {table.vits}; use another giova or stage1",
+                )
+            devices[address] = GuestDevice(
+                address, table.stage1, int(table.vits), Iova(table.giova)
+            )
+        return tuple(devices.values())
+
+    def doorbells(
+        self, tables: Sequence[ItsTable | VitsTable], at: KeyPath, alignment: int, what: str
+    ) -> None:
+        """Check that every base is aligned and no two doorbell frames overlap."""
+        for index, table in enumerate(tables):
+            where: KeyPath = (*at, index, "base")
+            self.aligned(table.base, alignment, where, what)
+            self.below(table.base, ADDRESS_END - 2 * ITS_FRAME + 1, where)
+        order = sorted(range(len(tables)), key=lambda index: (tables[index].base, index))
+        for low, high in pairwise(order):
+            if tables[high].base < tables[low].base + ITS_FRAME:
+                first, second = sorted((low, high))
+                self.fail(
+                    (*at, second, "base"),
+                    f"{tables[second].base:#x} puts the doorbell page on that of "
+                    f"{at[-1]}[{first}], {tables[first].base + ITS_FRAME:#x}",
+                )
+
+    def address(self, text: str, at: KeyPath) -> PciAddress:
+        try:
+            return PciAddress.parse(text)
+        except InputError as failure:
+            self.fail(at, tomlfile.one_line(str(failure)))
+
+    def granule(self, text: str, at: KeyPath) -> Granule:
+        try:
+            return Granule.parse(text)
+        except InputError as failure:
+            self.fail(at, tomlfile.one_line(str(failure)))
+
+    def aligned(self, value: int, size: int, at: KeyPath, what: str) -> None:
+        if value % size:
+            self.fail(at, f"{value:#x} is not a multiple of {int(size):#x}, the size of {what}")
+
+    def below(self, value: int, end: int, at: KeyPath) -> None:
+        if value >= end:
+            self.fail(at, f"{value:#x} is not from 0 to {end - 1:#x}")
+
+    def range(self, base: int, size: int, at: KeyPath, end: int) -> None:
+        if not size or base + size > end:
+            self.fail(
+                at, f"{size:#x} bytes from {base:#x} are not a range below {end:#x} with a size"
+            )
+
+    def known(self, value: int | str, valid: Collection[int | str], at: KeyPath, what: str) -> None:
+        if value not in valid:
+            names = ", ".join(sorted(map(str, valid), key=lambda one: (len(one), one))) or "none"
+            self.fail(at, tomlfile.one_line(f"no {what} has the id {value!r}; there are: {names}"))
+
+    def unique(self, values: Sequence[int | str], at: KeyPath, key: str | None) -> None:
+        seen: dict[int | str, int] = {}
+        for index, value in enumerate(values):
+            other = seen.setdefault(value, index)
+            if other != index:
+                where = (*at, index, key) if key else (*at, index)
+                self.fail(where, tomlfile.one_line(f"{value!r} is that of {at[-1]}[{other}] too"))

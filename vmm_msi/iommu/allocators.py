@@ -1,0 +1,263 @@
+"""The three ways in which Linux picks, or picked, a doorbell address.
+
+:class:`MsiCookie` is what Linux had before the series of 2018-2021 and has for VFIO's type1
+container still, :class:`GuestBindings` is the allocator of that series, :class:`SwMsiSlots` is
+iommufd's. They map pages in whatever stage 2 they are given: the model's, or, where a page of
+memory stands for a doorbell, one of a real kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from vmm_msi.errors import BackendError
+from vmm_msi.types import SW_MSI_WINDOW, Iova, Ipa, Pa
+
+if TYPE_CHECKING:
+    from vmm_msi.types import HostDevice, PciAddress
+
+
+class Stage2(Protocol):
+    """A stage 2 that doorbell pages are mapped in."""
+
+    @property
+    def granule(self) -> int:
+        """Page size in bytes."""
+        ...
+
+    def map(self, address: int, output: int, size: int) -> None:
+        """Map ``size`` bytes from the IPA ``address``; raise BackendError as iommu_map does."""
+        ...
+
+    def unmap(self, address: int) -> bool:
+        """Unmap what one call mapped; tell whether there was anything."""
+        ...
+
+
+class MsiCookie:
+    """The MSI cookie of an unmanaged IOMMU domain, one per stage 2.
+
+    Linux ``drivers/iommu/dma-iommu.c`` iommu_get_msi_cookie, iommu_dma_get_msi_page: pages are
+    taken from the window's base upwards, and the end of the window is not checked.
+    """
+
+    def __init__(self, table: Stage2, base: int) -> None:
+        self._table = table
+        self._next = base
+        self.pages: dict[Pa, Iova] = {}
+
+    def prepare(self, hdb: Pa) -> Iova:
+        """Return the page for the doorbell ``hdb``, mapped in stage 2.
+
+        :raise BackendError: what iommu_map returns.
+        """
+        page = hdb.align_down(self._table.granule)
+        known = self.pages.get(page)
+        if known is not None:
+            return known
+        iova = Iova(self._next)
+        self._next += self._table.granule
+        self._table.map(iova, page, self._table.granule)
+        self.pages[page] = iova
+        return iova
+
+
+@dataclass(slots=True)
+class _Binding:
+    giova: Iova
+    gdb: Ipa
+    size: int
+    serial: int
+    hdb: Pa | None = None
+
+
+@dataclass
+class _Entries:
+    """Bindings in an order: the newest is at the head of Linux's list, here at the end."""
+
+    by_giova: dict[Iova, _Binding] = field(default_factory=dict)
+    by_hdb: dict[Pa, _Binding] = field(default_factory=dict)
+    unused: dict[Iova, _Binding] = field(default_factory=dict)
+
+
+class GuestBindings:
+    """The nested MSI cookie of "SMMUv3 Nested Stage Setup", one per nested IOMMU domain.
+
+    Patch "dma-iommu: Implement NESTED_MSI cookie": iommu_dma_bind_guest_msi,
+    iommu_dma_unbind_guest_msi, iommu_dma_get_nested_msi_page. Revision 3 stores a device handle
+    with each binding; its code was not available, only its changelog, so the lookups see the
+    device's own entries and are otherwise those of revision 2.
+
+    :param revision: 2, 3, 8 or 15.
+    """
+
+    def __init__(self, table: Stage2, revision: int) -> None:
+        self._table = table
+        self._revision = revision
+        self._serial = 0
+        self._all = _Entries()
+        self._own: dict[PciAddress, _Entries] = {}
+
+    def _entries(self, device: PciAddress) -> _Entries:
+        if self._revision == 3:
+            return self._own.setdefault(device, _Entries())
+        return self._all
+
+    def bind(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
+        """Register ``giova -> gdb``, both aligned down to ``size``; a known gIOVA is left alone.
+
+        :raise BackendError: EINVAL when ``size`` exceeds the stage 2 granule (revision 15).
+        """
+        if self._revision == 15 and size > self._table.granule:
+            raise BackendError(
+                errno.EINVAL,
+                f"iommu_dma_bind_guest_msi({giova}): the stage 1 granule of {size:#x} bytes is "
+                f"larger than the stage 2 granule of {self._table.granule}",
+            )
+        entries = self._entries(device)
+        page = giova.align_down(size)
+        if page in entries.by_giova:
+            return
+        self._serial += 1
+        binding = _Binding(page, gdb.align_down(size), size, self._serial)
+        entries.by_giova[page] = entries.unused[page] = binding
+
+    def unbind(self, device: PciAddress, giova: Iova) -> bool:
+        """Drop the binding of ``giova``; tell whether a stage 2 mapping went with it."""
+        entries = self._entries(device)
+        binding = _find(entries, giova)
+        if binding is None:
+            return False
+        del entries.by_giova[binding.giova]
+        entries.unused.pop(binding.giova, None)
+        if binding.hdb is None:
+            return False
+        del entries.by_hdb[binding.hdb]
+        self._table.unmap(binding.gdb)
+        return True
+
+    def prepare(self, device: PciAddress, hdb: Pa) -> Iova:
+        """Return the gIOVA page for ``hdb``: the entry that has it, else the newest unused one.
+
+        :raise BackendError: what iommu_map returns (the caller of iommu_dma_prepare_msi sees
+            ENOMEM instead); ENOMEM when no unused entry is left.
+        """
+        entries = self._entries(device)
+        page = hdb.align_down(self._table.granule)
+        used = entries.by_hdb.get(page)
+        if used is not None:
+            return used.giova
+        if not entries.unused:
+            raise BackendError(
+                errno.ENOMEM, f"No usable S1 MSI mapping found: no free binding for doorbell {page}"
+            )
+        binding = entries.unused[next(reversed(entries.unused))]
+        self._table.map(binding.gdb, page, self._table.granule)
+        del entries.unused[binding.giova]
+        binding.hdb = page
+        entries.by_hdb[page] = binding
+        return binding.giova
+
+    def __len__(self) -> int:
+        return len(self._all.by_giova) + sum(len(own.by_giova) for own in self._own.values())
+
+    def state(self) -> frozenset[tuple[Iova, Ipa, Pa | None]]:
+        """Return what is registered, for comparison."""
+        groups = [self._all, *self._own.values()]
+        return frozenset((b.giova, b.gdb, b.hdb) for g in groups for b in g.by_giova.values())
+
+
+def _find(entries: _Entries, giova: Iova) -> _Binding | None:
+    """Return the newest binding whose page ``giova`` lies in, whatever its granule."""
+    pages = {giova.align_down(1 << shift) for shift in (12, 14, 16)}
+    found = [entries.by_giova[page] for page in pages if page in entries.by_giova]
+    hits = [binding for binding in found if giova.align_down(binding.size) == binding.giova]
+    return max(hits, key=lambda binding: binding.serial, default=None)
+
+
+def cookie_for(table: Stage2, revision: int) -> MsiCookie | GuestBindings:
+    """Return the allocator of a kernel before iommufd for a new stage 2.
+
+    :param revision: of the series; 0 for the kernel without it.
+    """
+    return GuestBindings(table, revision) if revision else MsiCookie(table, SW_MSI_WINDOW.base)
+
+
+class SwMsiSlots:
+    """The pages of the software MSI window, per iommufd file descriptor.
+
+    Linux ``drivers/iommu/iommufd/driver.c`` iommufd_sw_msi_get_map: the n-th distinct doorbell
+    page, in order of first use, gets the n-th page of the window; 64 at most; kept until the file
+    descriptor is closed. The end of the window is not checked.
+    """
+
+    LIMIT = 64
+
+    def __init__(self) -> None:
+        self._slots: dict[tuple[int, Pa], int] = {}
+        self._per_window: dict[int, int] = {}
+
+    def get(self, window_base: int, hdb_page: Pa, page_size: int) -> Iova:
+        """Return the address of the slot of a doorbell page.
+
+        :raise BackendError: EOVERFLOW when 64 doorbells have one already.
+        """
+        slot = self._slots.get((window_base, hdb_page))
+        if slot is None:
+            if len(self._slots) >= self.LIMIT:
+                raise BackendError(
+                    errno.EOVERFLOW,
+                    f"iommufd_sw_msi_get_map: {self.LIMIT} doorbells have a slot already, none is "
+                    f"left for {hdb_page}",
+                )
+            slot = self._per_window.get(window_base, 0)
+            self._per_window[window_base] = slot + 1
+            self._slots[window_base, hdb_page] = slot
+        return Iova(window_base + slot * page_size)
+
+    def clear(self) -> None:
+        """Forget all slots: the file descriptor is closed."""
+        self._slots.clear()
+        self._per_window.clear()
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+
+class MsiDomains:
+    """The MSI domains of the devices in one nested IOMMU domain, which must be one.
+
+    The series from revision 8 on: ``arm_smmu_share_msi_domain`` and
+    ``arm_smmu_has_hw_msi_resv_region``.
+    """
+
+    def __init__(self) -> None:
+        self._itses: Counter[int] = Counter()
+
+    def check(self, device: HostDevice) -> None:
+        """Check a device that is to be attached.
+
+        :raise BackendError: EINVAL for a device with another MSI domain than the ones attached,
+            or with a HW MSI region.
+        """
+        others = self._itses.keys() - {device.its}
+        if others:
+            raise BackendError(
+                errno.EINVAL,
+                f"Nested mode forbids to attach devices using different physical MSI doorbells to "
+                f"the same IOMMU domain: {device.address} uses ITS {device.its}, what is attached "
+                f"uses ITS {', '.join(map(str, sorted(others)))}",
+            )
+        if device.hw_msi is not None:
+            raise BackendError(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")
+
+    def join(self, device: HostDevice) -> None:
+        """Count a device that was attached."""
+        self._itses[device.its] += 1
+
+    def leave(self, device: HostDevice) -> None:
+        """Count it no more."""
+        self._itses -= Counter([device.its])

@@ -1,0 +1,435 @@
+"""Make the calls of :mod:`vmm_msi.iommu.call_sequence` on simulated iommufd, VFIO, SMMU and ITS.
+
+VFIO's part is ``drivers/vfio/device_cdev.c``, ``drivers/vfio/iommufd.c`` and
+``drivers/vfio/pci/vfio_pci_intrs.c``; what a write is translated to and what an SMMU reports of it
+is by the Arm SMMUv3 architecture specification (IHI 0070), 3.12 and 7.3.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import Counter
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_msi.errors import BackendError, ScenarioError
+from vmm_msi.iommu.call_sequence import (
+    RAM_BASE,
+    RAM_PAGE,
+    RAM_SIZE,
+    WITNESSES,
+    Landing,
+    LandingKind,
+    NestedConfig,
+)
+from vmm_msi.iommu.sim.core import IommuCore
+from vmm_msi.iommu.sim.iommufd import Iommufd
+from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
+from vmm_msi.iommu.sim.objects import CoreDomain, NestedHwpt, PagingHwpt, SteConfig
+from vmm_msi.iommu.sim.page_table import PageTable
+from vmm_msi.iommu.sim.smmu import Stage1Config, Walk, walk_stage1, walk_stage2
+from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
+from vmm_msi.types import Iova, Ipa, Pa, StreamId
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from vmm_msi.iommu.call_sequence import Stage1Shape
+    from vmm_msi.iommu.sim.objects import Master
+    from vmm_msi.types import HostDevice, HostTopology, PciAddress
+
+#: Where guest RAM and the witness pages lie in host memory: anywhere but where an ITS is.
+RAM_PA = 0x4000_0000_0000
+WITNESS_PA = 0x5000_0000_0000
+
+#: IPS of the context descriptors: 44 bits.
+_STAGE1_OUTPUT_BITS = 44
+_DESCRIPTOR_SIZE = 64
+#: An event has an IPA in units of this.
+_IPA_PAGE = 4096
+_FIRST_TABLE = 0x10000
+_LOW_BITS_OF_MSI = 3
+_U32 = (1 << 32) - 1
+_NO_ADDRESS = Iova(0)
+
+
+class _Guest1(NamedTuple):
+    """A stage 1 that lies in guest RAM.
+
+    :param descriptor: where its context descriptor lies.
+    :param tables: where the tables below the first lie, by what names them.
+    """
+
+    config: Stage1Config
+    descriptor: Ipa
+    tables: dict[tuple[int, int], Ipa]
+
+
+@dataclass
+class _Bound:
+    """What the character device of a bound device has."""
+
+    fd: Iommufd
+    id: int
+    attached: bool = False
+
+
+@dataclass
+class _Device:
+    """A device, and its character device.
+
+    :param address: what is in the MSI capability.
+    :param enabled: the address the kernel composed when it enabled the MSI.
+    """
+
+    host: HostDevice
+    open: bool = False
+    bound: _Bound | None = None
+    address: Iova = _NO_ADDRESS
+    enabled: Iova | None = None
+
+
+class SimMachine:
+    """A modelled host.
+
+    :param output_bits: width of the SMMUs' output addresses (SMMU_IDR5.OAS).
+    """
+
+    def __init__(self, host: HostTopology, *, output_bits: int = 48) -> None:
+        self.host = host
+        self._output_bits = output_bits
+        self._doorbells = {its.doorbell: its.id for its in host.itses}
+        #: Events of each device's table in the ITS that failed calls have lost, until a reboot.
+        self.lost_events: Counter[PciAddress] = Counter()
+        self._begin()
+
+    def _begin(self) -> None:
+        host = self.host
+        lpis = LpiSpace()
+        self._core = IommuCore(host, output_bits=self._output_bits)
+        self._itses = {its.id: ItsModel(its, lpis) for its in host.itses}
+        self._devices = [_Device(device) for device in host.devices]
+        self._fds: list[Iommufd | None] = []
+        self._stage1: list[_Guest1] = []
+
+    @property
+    def devices(self) -> int:
+        """Number of devices."""
+        return len(self.host.devices)
+
+    def prepare(self, stage1: Sequence[Stage1Shape]) -> None:
+        """Build the stage 1 tables."""
+        self._begin()
+        self._stage1 = _lay_out(stage1)
+
+    def reset(self) -> None:
+        """Forget everything but the lost events."""
+        self._begin()
+
+    def _fd(self, fd: int) -> Iommufd:
+        found = self._fds[fd] if fd in range(len(self._fds)) else None
+        if found is None:
+            raise BackendError(errno.EBADF, f"file descriptor {fd}: is not open")
+        return found
+
+    def _opened(self, device: int) -> _Device:
+        found = self._devices[device]
+        if not found.open:
+            raise BackendError(
+                errno.EBADF, f"{found.host.address}: its character device is not open"
+            )
+        return found
+
+    def _bound(self, device: int) -> tuple[_Device, _Bound]:
+        """``vfio_device_fops_unl_ioctl``: EINVAL before the device is bound."""
+        found = self._opened(device)
+        if found.bound is None:
+            raise BackendError(errno.EINVAL, f"{found.host.address}: is not bound")
+        return found, found.bound
+
+    def open(self) -> int:
+        """Open /dev/iommu."""
+        self._fds.append(Iommufd(self.host, self._core))
+        return len(self._fds) - 1
+
+    def close(self, fd: int) -> None:
+        """Close a file descriptor; what is behind it stays while a device is bound to it."""
+        self._fd(fd)
+        self._fds[fd] = None
+
+    def bind(self, fd: int, device: int) -> int:
+        """VFIO_DEVICE_BIND_IOMMUFD: ``vfio_df_ioctl_bind_iommufd``.
+
+        :raise BackendError: EINVAL when the device is bound already; what
+            :meth:`Iommufd.bind` raises.
+        """
+        iommufd = self._fd(fd)
+        found = self._devices[device]
+        found.open = True
+        if found.bound is not None:
+            raise BackendError(errno.EINVAL, f"{found.host.address}: is bound already")
+        found.bound = _Bound(iommufd, iommufd.bind(found.host))
+        return found.bound.id
+
+    def unbind(self, device: int) -> None:
+        """Close the character device: ``vfio_df_device_last_close``."""
+        found = self._opened(device)
+        if found.bound is not None:
+            self._disable(found)
+            found.bound.fd.unbind(found.bound.id)
+            found.bound = None
+        found.open = False
+
+    def ioas_alloc(self, fd: int) -> int:
+        """IOMMU_IOAS_ALLOC."""
+        return self._fd(fd).ioas_alloc()
+
+    def ioas_map(self, fd: int, ioas: int, iova: int, size: int, page: int) -> None:
+        """IOMMU_IOAS_MAP."""
+        granule = self.host.granule
+        output = RAM_PA if page == RAM_PAGE else WITNESS_PA + (page - 1) * granule
+        self._fd(fd).ioas_map(ioas, iova, size, output)
+
+    def ioas_unmap(self, fd: int, ioas: int, iova: int, size: int) -> int:
+        """IOMMU_IOAS_UNMAP."""
+        return self._fd(fd).ioas_unmap(ioas, iova, size)
+
+    def hwpt_alloc(self, fd: int, dev_id: int, ioas: int, *, nest_parent: bool) -> int:
+        """IOMMU_HWPT_ALLOC on an IOAS."""
+        return self._fd(fd).hwpt_alloc(dev_id, ioas, nest_parent=nest_parent)
+
+    def viommu_alloc(self, fd: int, dev_id: int, hwpt: int) -> int:
+        """IOMMU_VIOMMU_ALLOC."""
+        return self._fd(fd).viommu_alloc(dev_id, hwpt)
+
+    def vdevice_alloc(self, fd: int, viommu: int, dev_id: int, virt_id: int) -> int:
+        """IOMMU_VDEVICE_ALLOC."""
+        return self._fd(fd).vdevice_alloc(viommu, dev_id, virt_id)
+
+    def hwpt_alloc_nested(
+        self, fd: int, dev_id: int, viommu: int, config: NestedConfig, stage1: int
+    ) -> int:
+        """IOMMU_HWPT_ALLOC on a vIOMMU."""
+        iommufd = self._fd(fd)
+        if config is NestedConfig.INVALID:
+            return iommufd.hwpt_alloc_nested(dev_id, viommu, None)
+        translates = config is NestedConfig.TRANSLATE
+        return iommufd.hwpt_alloc_nested(
+            dev_id,
+            viommu,
+            SteConfig(config.value),
+            self._stage1[stage1].config if translates else None,
+        )
+
+    def attach(self, device: int, pt_id: int) -> None:
+        """VFIO_DEVICE_ATTACH_IOMMUFD_PT: ``vfio_iommufd_physical_attach_ioas``."""
+        _found, bound = self._bound(device)
+        if bound.attached:
+            bound.fd.replace(bound.id, pt_id)
+        else:
+            bound.fd.attach(bound.id, pt_id)
+            bound.attached = True
+
+    def detach(self, device: int) -> None:
+        """VFIO_DEVICE_DETACH_IOMMUFD_PT; no error where the device is not attached."""
+        _found, bound = self._bound(device)
+        bound.fd.detach(bound.id)
+        bound.attached = False
+
+    def destroy(self, fd: int, number: int) -> None:
+        """IOMMU_DESTROY."""
+        self._fd(fd).destroy(number)
+
+    def enable(self, device: int) -> int:
+        """VFIO_DEVICE_SET_IRQS with an eventfd: ``vfio_pci_set_msi_trigger``.
+
+        Where the MSI is enabled, only the eventfd is exchanged, and the kernel writes the address
+        it composed before: ``vfio_msi_set_vector_signal``, ``msi_domain_activate``.
+
+        :raise BackendError: ENOSPC for whatever keeps the interrupt from being allocated
+            (``msi_handle_pci_fail``).
+        """
+        found, _bound = self._bound(device)
+        if found.enabled is None:
+            found.enabled = self._allocate(found.host)
+        found.address = found.enabled
+        return found.address
+
+    def _allocate(self, device: HostDevice) -> Iova:
+        """``its_irq_domain_alloc``; return the address for the device.
+
+        The ITS event is taken first and not given back when there is no address for it, so that
+        a device whose table has no other event left gets no MSI any more.
+        """
+        doorbell = self.host.its_by_id[device.its].doorbell
+        events = 1 << (device.vectors - 1).bit_length()
+        if self.lost_events[device.address] >= events:
+            reason = f"{device.address}: the ITS has no event left for it until the host reboots"
+            raise BackendError(errno.ENOSPC, reason)
+        try:
+            page = self._core.prepare_msi(device, doorbell)
+        except BackendError as error:
+            self.lost_events[device.address] += 1
+            reason = f"{device.address}: no interrupt can be allocated: {error.reason}"
+            raise BackendError(errno.ENOSPC, reason) from error
+        self._itses[device.its].map_device(device.device_id, device.vectors)
+        return page.offset(doorbell & (self.host.granule - 1))
+
+    def disable(self, device: int) -> None:
+        """VFIO_DEVICE_SET_IRQS with count 0: ``vfio_pci_set_msi_trigger``.
+
+        :raise BackendError: EINVAL when the MSI is not enabled.
+        """
+        found, _bound = self._bound(device)
+        if found.enabled is None:
+            raise BackendError(errno.EINVAL, f"{found.host.address}: its MSI is not enabled")
+        self._disable(found)
+
+    def _disable(self, found: _Device) -> None:
+        if found.enabled is not None:
+            self._itses[found.host.its].unmap_device(found.host.device_id)
+            found.enabled = None
+            found.address = _NO_ADDRESS
+
+    def is_enabled(self, device: int) -> bool:
+        """Tell whether a device's MSI is enabled."""
+        return self._devices[device].enabled is not None
+
+    def program(self, device: int, address: int) -> None:
+        """Write the address; bits 1:0 are not there (PCI 3.0, 6.8.1.4)."""
+        self._devices[device].address = Iova(address & ~_LOW_BITS_OF_MSI)
+
+    def raise_msi(self, device: int) -> Landing:
+        """Let the device send MSI 0."""
+        found, _bound = self._bound(device)
+        if found.enabled is None:
+            return Landing(LandingKind.NOWHERE)
+        master = self._core.master(found.host)
+        walk = self._translate(master, found.address)
+        if walk is None:
+            return Landing(LandingKind.NOWHERE)
+        if walk.event is not None:
+            return self._report(master, walk.event)
+        return Landing(LandingKind.NOWHERE) if walk.pa is None else self._arrive(found, walk.pa)
+
+    def _translate(self, master: Master, iova: Iova) -> Walk | None:
+        """Translate a write; None where it is aborted without an event (IHI 0070, 5.2)."""
+        stream = master.host.stream_id
+        match master.domain:
+            case CoreDomain():
+                return None
+            case PagingHwpt(nest_parent=True) as hwpt:
+                return self._stage2(hwpt, stream, iova)
+            case PagingHwpt() as hwpt:
+                walk = walk_stage1(hwpt.table, stream, iova)
+                return walk if walk.ipa is None else walk._replace(pa=Pa(walk.ipa))
+            case NestedHwpt(config=SteConfig.ABORT):
+                return None
+            case NestedHwpt(config=SteConfig.BYPASS) as hwpt:
+                return self._stage2(hwpt.paging, stream, iova)
+            case NestedHwpt() as hwpt:
+                return self._nested(master, hwpt, iova)
+
+    def _stage2(self, hwpt: PagingHwpt, stream: StreamId, iova: Iova) -> Walk | None:
+        """Translate by stage 2 alone.
+
+        What is too large for it is an address size fault of stage 1 (IHI 0070, 3.4), which is
+        recorded as a context descriptor says, CD.R, and there is none: QEMU 11.1
+        ``hw/arm/smmu-common.c`` smmu_ptw.
+        """
+        if iova >> self._output_bits:
+            return None
+        return walk_stage2(hwpt.table, stream, iova, Ipa(iova))
+
+    def _nested(self, master: Master, hwpt: NestedHwpt, iova: Iova) -> Walk:
+        """Translate by a guest's stage 1, whose descriptor and tables are read through stage 2.
+
+        Two ways of QEMU 11.1 are followed. It translates the address of the first table when it
+        reads the descriptor, and keeps the result with it (``hw/arm/smmuv3.c`` decode_cd). And
+        what stage 2 says of a table below the first it reports as a fault of stage 1
+        (``hw/arm/smmu-common.c`` smmu_ptw_64_s1).
+        """
+        stream = master.host.stream_id
+        stage2 = hwpt.paging.table
+        guest = next(each for each in self._stage1 if each.config is hwpt.stage1)
+        if not master.cached:
+            descriptor = guest.descriptor.align_down(_IPA_PAGE)
+            fetch = walk_stage2(stage2, stream, iova, descriptor)
+            if fetch.pa is None:
+                return fetch
+            root = guest.config.root
+            if stage2.lookup(root) is None:
+                kind = EventKind.F_TRANSLATION
+                fault = SmmuEvent(kind, 2, stream, iova, root, table_walk=True)
+                return Walk(None, None, fault)
+            master.cached = True
+        for key in _path(guest.config.table, iova):
+            table = guest.tables.get(key)
+            if table is not None and stage2.lookup(table) is None:
+                return Walk(None, None, SmmuEvent(EventKind.F_TRANSLATION, 1, stream, iova))
+        first = walk_stage1(guest.config.table, stream, iova)
+        return first if first.ipa is None else walk_stage2(stage2, stream, iova, first.ipa)
+
+    @staticmethod
+    def _report(master: Master, event: SmmuEvent) -> Landing:
+        """``arm_smmu_handle_event``: stage 1 events of a device with a vDEVICE are the guest's."""
+        if master.vmaster is None or event.stage == 2:
+            return Landing(LandingKind.FAULT, event=event)
+        _viommu, virt_id = master.vmaster
+        told = SmmuEvent(event.kind, event.stage, StreamId(virt_id & _U32), event.iova)
+        return Landing(LandingKind.FAULT, event=told, guest=True)
+
+    def _arrive(self, found: _Device, pa: Pa) -> Landing:
+        """See what is at the physical address that was written to."""
+        its = self._doorbells.get(pa)
+        if its is not None:
+            lpi = self._itses[its].first_lpi(found.host.device_id, found.host.vectors)
+            return Landing(LandingKind.NOWHERE if lpi is None else LandingKind.ITS)
+        granule = self.host.granule
+        if 0 <= pa - WITNESS_PA < WITNESSES * granule:
+            page, offset = divmod(pa - WITNESS_PA, granule)
+            return Landing(LandingKind.WITNESS, page + 1, offset)
+        return Landing(LandingKind.NOWHERE)
+
+
+def _path(table: PageTable, iova: int) -> Iterator[tuple[int, int]]:
+    """Yield what names each table below the first on the way to ``iova``."""
+    if iova >> table.INPUT_BITS:
+        return
+    page_bits = table.granule.bit_length() - 1
+    index_bits = page_bits - 3
+    levels = -(-(table.INPUT_BITS - page_bits) // index_bits)
+    for level in range(levels - 1, 0, -1):
+        shift = page_bits + level * index_bits
+        yield shift, iova >> shift
+
+
+def _lay_out(shapes: Sequence[Stage1Shape]) -> list[_Guest1]:
+    """Lay stage 1 tables out in guest RAM: descriptors first, then tables in the order of need.
+
+    A table has a page of the granule, aligned to it.
+    """
+    found = []
+    free = RAM_BASE + _FIRST_TABLE
+    for number, shape in enumerate(shapes):
+        table = PageTable(shape.granule)
+        root = -(-free // shape.granule) * shape.granule
+        free = root + shape.granule
+        tables: dict[tuple[int, int], Ipa] = {}
+        for giova, ipa in shape.pages:
+            table.map(giova, ipa, shape.granule)
+            for key in _path(table, giova):
+                if key not in tables:
+                    tables[key] = Ipa(free)
+                    free += shape.granule
+        # A guest may write an address that its context descriptor does not allow.
+        table.output_bits = _STAGE1_OUTPUT_BITS
+        config = Stage1Config(shape.asid, table, Ipa(root))
+        descriptor = Ipa(RAM_BASE + number * _DESCRIPTOR_SIZE)
+        found.append(_Guest1(config, descriptor, tables))
+    if free > RAM_BASE + RAM_SIZE:
+        raise ScenarioError(
+            f"scenario: stage 1 tables take {free - RAM_BASE:#x} bytes; valid is up to "
+            f"{RAM_SIZE:#x}, so map less or use smaller pages"
+        )
+    return found

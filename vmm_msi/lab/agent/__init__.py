@@ -1,0 +1,1 @@
+"""Serve requests inside the emulated host: calls on its kernel, guests on its libvirtd."""

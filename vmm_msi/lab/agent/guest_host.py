@@ -1,0 +1,179 @@
+"""What the agent of the emulated host does for a guest in it: a libvirtd, a guest, a way to ask it.
+
+The guest starts the same kernel and user land as the host, so that the same agent answers in it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from contextlib import ExitStack, suppress
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi import libvirt_driver
+from vmm_msi.domxml.libvirt_domain import DomainXml
+from vmm_msi.errors import LabError
+from vmm_msi.lab.build.root import read_root
+from vmm_msi.lab.machine.daemon import LabDaemon
+from vmm_msi.lab.machine.host_xml import BOOT_TAG, ROOT_TAG, HostFiles, fill_start
+from vmm_msi.lab.machine.namespace_init import mount
+from vmm_msi.lab.rpc.link import AgentLink
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from typing import Any
+
+TEMPLATE = "lab-guest.xml"
+NAME = "lab-guest"
+
+_FOLDER = Path("/run/host")
+# 9p(5): the folder does not change; with the default message size reading takes five times as long.
+_OPTIONS = "trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000"
+_BOOT_TIMEOUT_S = 240.0
+_LOG = "/var/log/libvirt/guest.log"  # as libvirtd sees it
+_LOG_LIMIT = 1 << 18
+_ASK_EVERY_S = 0.5
+
+
+class GuestHost:
+    """A libvirtd in the emulated host, with one guest."""
+
+    def __init__(self) -> None:
+        with ExitStack() as stack:
+            for tag in (ROOT_TAG, BOOT_TAG):
+                folder = _FOLDER / tag
+                folder.mkdir(parents=True, exist_ok=True)
+                if not any(folder.iterdir()):
+                    mount(tag, folder, "9p", _OPTIONS)
+            root = read_root(_FOLDER / ROOT_TAG)
+            if root is None:
+                raise LabError(f"starting libvirt: {_FOLDER / ROOT_TAG} is no root of the lab")
+            self._root = root
+            self._defined = False
+            lent = {BOOT_TAG: _FOLDER / BOOT_TAG}
+            self._daemon = stack.enter_context(LabDaemon(root, hardware=True, lent=lent))
+            self._connection = stack.enter_context(libvirt_driver.connect(self._daemon.uri))
+            self._stack = stack.pop_all()
+
+    def facts(self) -> dict[str, str]:
+        """Return where its libvirtd is reached, and the releases."""
+        return {
+            "uri": self._daemon.uri,
+            "libvirt": self._root.libvirt,
+            "qemu": self._root.qemu,
+            "linux": os.uname().release,
+            "guest": NAME,
+        }
+
+    def define(self, initrd: str = "initrd", words: str = "") -> None:
+        """Define the guest, without a device of the host.
+
+        :param initrd: name of its initial RAM file system.
+        :param words: are added to its kernel's command line.
+        """
+        text = resources.files("vmm_msi.templates").joinpath(TEMPLATE).read_bytes()
+        xml = DomainXml.parse(text, TEMPLATE)
+        share = self._daemon.share
+        files = HostFiles(
+            kernel=share / BOOT_TAG / "kernel",
+            initrd=share / BOOT_TAG / initrd,
+            agent=self._agent,
+            console=share / "console",
+            serial_log=Path(_LOG),
+        )
+        fill_start(xml, files)
+        for line in xml.root.iterfind("os/cmdline"):
+            line.text = f"{line.text} {words}".strip()
+        if self._defined:
+            self._connection.undefine(NAME)
+        self._connection.define(xml)
+        self._defined = True
+
+    def definition(self) -> str:
+        """Return the XML of what runs, or else of the definition."""
+        running = self._connection.is_active(NAME)
+        return str(self._connection.domain_xml(NAME, inactive=not running))
+
+    @property
+    def _agent(self) -> Path:
+        return self._daemon.share / "agent"
+
+    def start(self) -> dict[str, object]:
+        """Switch the guest on and wait for its agent; return what it says first.
+
+        :raise LabError: when it goes off or takes too long; the message has its last words.
+        """
+        begun = time.monotonic()
+        self._connection.start(NAME)
+        on = time.monotonic()
+        hello = self.wait()
+        return {**hello, "start_s": on - begun, "boot_s": time.monotonic() - on}
+
+    def restart(self) -> dict[str, Any]:
+        """Have the guest restart itself, and return what its agent says first afterwards."""
+        before = self.wait()
+        with AgentLink(self._agent) as link, suppress(LabError):
+            link.call("restart-self", timeout_s=_ASK_EVERY_S)
+        while True:
+            after = self.wait()
+            if after["boot"] != before["boot"]:
+                return after
+            time.sleep(_ASK_EVERY_S)
+
+    def wait(self) -> dict[str, Any]:
+        """Return what the guest's agent says first, once it answers."""
+        deadline = time.monotonic() + _BOOT_TIMEOUT_S
+        while True:
+            try:
+                with AgentLink(self._agent, wait_s=_ASK_EVERY_S) as link:
+                    hello: dict[str, Any] = link.call("hello", timeout_s=_ASK_EVERY_S)
+                    return hello
+            except LabError:
+                if not self._connection.is_active(NAME):
+                    raise LabError(f"starting the guest: it went off: {self._words()}") from None
+                if time.monotonic() > deadline:
+                    raise LabError(
+                        f"starting the guest: its agent does not answer after "
+                        f"{_BOOT_TIMEOUT_S:.0f} s: {self._words()}"
+                    ) from None
+                time.sleep(_ASK_EVERY_S / 5)
+
+    def ask(
+        self,
+        do: str,
+        arguments: Mapping[str, object],
+        timeout_s: float,
+        tell: Callable[[int, int], None],
+    ) -> object:
+        """Let the guest's agent do something.
+
+        :raise VmmMsiError: what it answers instead.
+        """
+        with AgentLink(self._agent) as link:
+            return link.call(do, timeout_s=timeout_s, on_progress=tell, **arguments)
+
+    def stop(self) -> None:
+        """Switch the guest off."""
+        self._connection.destroy(NAME)
+
+    def logs(self) -> dict[str, str]:
+        """Return what the guest's console, QEMU and libvirtd said, the end where it is long."""
+        found = {}
+        for path in sorted(self._daemon.log.rglob("*")):
+            if path.is_file():
+                found[f"{path.relative_to(self._daemon.log)}"] = path.read_text("utf-8", "replace")
+        return {name: text[-_LOG_LIMIT:] for name, text in found.items()}
+
+    def _words(self) -> str:
+        said = self.logs()
+        for name in ("guest.log", f"qemu/{NAME}.log"):
+            lines = [line.strip() for line in said.get(name, "").splitlines() if line.strip()]
+            if lines:
+                return f"{name}: {' | '.join(lines[-3:])}"
+        return "it said nothing"
+
+    def close(self) -> None:
+        """End libvirtd and the guest with it."""
+        self._stack.close()

@@ -1,0 +1,375 @@
+"""The agent: a service in the emulated host that takes work in and hands results out.
+
+It reads requests from its virtio-serial port and answers each, in order
+(:mod:`vmm_msi.lab.rpc.protocol`). Whatever arrives, it goes on: a line that makes no sense and work
+that fails are answered with an error. What a client opened is closed when the next one says
+hello.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm_msi.errors import BackendError, RefusedError, VmmMsiError
+from vmm_msi.lab.rpc import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from vmm_msi.lab.agent.guest_host import GuestHost
+    from vmm_msi.lab.agent.targets import Bench
+
+    #: Tells how far a piece of work is: done and total.
+    Tell = Callable[[int, int], None]
+
+_PORTS = Path("/sys/class/virtio-ports")
+_TABLES = Path("/sys/firmware/acpi/tables")
+_CHUNK = 1 << 16
+# Without a client the port reports that it hung up; look again after this long.
+_IDLE_S = 0.02
+_COMMAND_LIMIT_S = 600
+_LOG_LIMIT = 1 << 20
+
+
+class Agent:
+    """Answers requests on an open port.
+
+    :param port: the file descriptor.
+    """
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._lines = protocol.LineReader()
+        self._bench: Bench | None = None
+        self._host: GuestHost | None = None
+        self._verbs: dict[str, Callable[..., Any]] = {
+            "hello": self._hello,
+            "tables": self._tables,
+            "devices": self._devices,
+            "open": self._open,
+            "call": self._call,
+            "close": self._close,
+            "conform": self._conform,
+            "command": self._command,
+            "kernel-log": self._kernel_log,
+            "virtual-function": self._virtual_function,
+            "libvirt": self._libvirt,
+            "define": self._define,
+            "definition": self._definition,
+            "start": self._start,
+            "restart": self._restart,
+            "stop": self._stop,
+            "guest": self._guest,
+            "guest-logs": self._guest_logs,
+            "look": self._look,
+            "exercise": self._exercise,
+            "await-fault": self._await_fault,
+            "restart-self": self._restart_self,
+            "power-off": self._power_off,
+        }
+
+    def serve(self) -> None:
+        """Answer for ever."""
+        poll = select.poll()
+        poll.register(self._port, select.POLLIN)
+        while True:
+            ready = poll.poll()
+            if any(events & select.POLLIN for _fd, events in ready):
+                data = os.read(self._port, _CHUNK)
+                if data:
+                    for line in self._lines.feed(data):
+                        self.answer(line)
+                    continue
+            time.sleep(_IDLE_S)
+
+    def answer(self, line: bytes | None) -> None:
+        """Answer one line; an empty one asks for nothing."""
+        if line == b"":
+            return
+        request: dict[str, Any] = {}
+        try:
+            if line is not None:
+                request = protocol.decode(line)
+            reply = {"ok": self._do(request, too_long=line is None)}
+        except BackendError as error:
+            reply = _failure("backend", error.reason, errno=error.errno)
+        except RefusedError as error:
+            reply = _failure("refused", str(error))
+        except (VmmMsiError, ValueError, TypeError) as error:
+            reply = _failure("request", f"{type(error).__name__}: {error}")
+        except Exception:  # noqa: BLE001 - whatever it was, the next request is served
+            reply = _failure("bug", traceback.format_exc(limit=-4))
+        self._write({"id": request.get("id"), **reply})
+
+    def _do(self, request: dict[str, Any], *, too_long: bool) -> Any:  # noqa: ANN401
+        if too_long:
+            raise ValueError(f"a line is longer than {protocol.MAX_LINE} bytes")
+        verb, given = request.get("do"), request.get("with", {})
+        if not isinstance(verb, str) or verb not in self._verbs:
+            known = ", ".join(self._verbs)
+            raise ValueError(f"{verb!r} is not among what the agent does: {known}")
+        if not isinstance(given, dict):
+            raise ValueError("'with' is a JSON object")  # noqa: TRY004
+
+        def tell(done: int, total: int) -> None:
+            self._write({"id": request.get("id"), "progress": [done, total]})
+
+        return self._verbs[verb](tell, **given)
+
+    def _write(self, message: dict[str, Any]) -> None:
+        line = protocol.encode(message)
+        if len(line) > protocol.MAX_LINE:
+            text = f"the answer has {len(line)} bytes, more than the {protocol.MAX_LINE} of a line"
+            line = protocol.encode({"id": message["id"], **_failure("request", text)})
+        left = memoryview(line)
+        while left:
+            left = left[os.write(self._port, left) :]
+
+    def _hello(self, _tell: Tell) -> dict[str, object]:
+        """Say who is here, and close what an earlier client opened."""
+        self._close_bench()
+        with Path("/proc/uptime").open(encoding="ascii") as uptime:
+            seconds = float(uptime.read().split()[0])
+        return {
+            "version": protocol.VERSION,
+            "release": os.uname().release,
+            "page_size": os.sysconf("SC_PAGE_SIZE"),
+            "uptime_s": seconds,
+            "boot": Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip(),
+            "python": sys.version.split()[0],
+        }
+
+    def _tables(self, _tell: Tell) -> dict[str, str]:
+        """Return the ACPI tables, base64."""
+        return {
+            table.name: base64.b64encode(table.read_bytes()).decode()
+            for table in sorted(_TABLES.iterdir())
+            if table.is_file()
+        }
+
+    def _devices(self, _tell: Tell) -> list[dict[str, object]]:
+        """Return the PCI devices that are behind an SMMU."""
+        from vmm_msi.iommu.linux import sysfs
+        from vmm_msi.types import PciAddress
+
+        found: list[dict[str, object]] = []
+        for device in sorted(sysfs.DEVICES.iterdir()):
+            if (device / "iommu_group").is_symlink() and (device / "iommu").is_symlink():
+                vendor, number = sysfs.ids_of(PciAddress.parse(device.name))
+                found.append(
+                    {
+                        "address": device.name,
+                        "vendor": vendor,
+                        "device": number,
+                        "group": int((device / "iommu_group").readlink().name),
+                        "smmu": (device / "iommu").readlink().name,
+                    }
+                )
+        return found
+
+    def _open(self, _tell: Tell, **given: object) -> object:
+        """Open a backend; the one before is closed."""
+        from vmm_msi.lab.agent.targets import Bench
+
+        self._close_bench()
+        self._bench = Bench.open(given)
+        return self._bench.facts()
+
+    def _call(self, _tell: Tell, method: str, arguments: list[object]) -> object:
+        """Call a method of the open backend."""
+        if self._bench is None:
+            raise ValueError("no backend is open; open one first")
+        return self._bench.call(method, arguments)
+
+    def _close(self, _tell: Tell) -> None:
+        """Close the open backend."""
+        self._close_bench()
+
+    def _close_bench(self) -> None:
+        bench, self._bench = self._bench, None
+        if bench is not None:
+            bench.close()
+
+    def _conform(self, tell: Tell, **given: object) -> object:
+        """Run scenarios step by step on the kernel."""
+        from vmm_msi.lab.agent.targets import conform
+
+        self._close_bench()
+        return conform(given, tell)
+
+    def _command(
+        self,
+        _tell: Tell,
+        argv: list[str],
+        files: dict[str, str] | None = None,
+        fetch: Sequence[str] = (),
+    ) -> dict[str, object]:
+        """Run ``vmm-msi`` with these arguments, as a user of this host would.
+
+        :param files: text by name, for the folder that the command is run in.
+        :param fetch: names of files that it leaves there, to be returned in base64; one that it
+            did not make is left out.
+        """
+        files = files or {}
+        if not all(isinstance(word, str) for word in (*argv, *files, *files.values(), *fetch)):
+            raise ValueError("argv and fetch are lists of strings, files has strings by name")
+        self._close_bench()
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in files.items():
+                Path(folder, Path(name).name).write_text(text, encoding="utf-8")
+            try:
+                done = subprocess.run(
+                    [sys.executable, "-m", "vmm_msi", *argv],
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    check=False,
+                    cwd=folder,
+                    stdin=subprocess.DEVNULL,
+                    timeout=_COMMAND_LIMIT_S,
+                )
+            except subprocess.TimeoutExpired:
+                raise ValueError(
+                    f"vmm-msi {' '.join(argv)}: not done after {_COMMAND_LIMIT_S} s, and ended"
+                ) from None
+            made = {name: Path(folder, Path(name).name) for name in fetch}
+            fetched = {
+                name: base64.b64encode(path.read_bytes()).decode()
+                for name, path in made.items()
+                if path.is_file()
+            }
+        return {
+            "status": done.returncode,
+            "stdout": done.stdout,
+            "stderr": done.stderr,
+            "files": fetched,
+        }
+
+    def _kernel_log(self, _tell: Tell) -> str:
+        """Return the kernel's log, its end where it is long."""
+        lines = []
+        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            while True:
+                # A record that is overwritten before it is read is passed over.
+                with contextlib.suppress(BrokenPipeError):
+                    lines.append(os.read(fd, 8192).decode("utf-8", "replace").partition(";")[2])
+        except BlockingIOError:
+            return "".join(lines)[-_LOG_LIMIT:]
+        finally:
+            os.close(fd)
+
+    def _virtual_function(self, _tell: Tell, address: str) -> str:
+        """Have a device make its first virtual function, and return that one's address."""
+        from vmm_msi.iommu.linux import sysfs
+        from vmm_msi.lab.guest.exercise import switch_on
+        from vmm_msi.types import PciAddress
+
+        folder = sysfs.folder_of(PciAddress.parse(address))
+        # A virtual function has no carrier while the physical one is off.
+        for interface in (folder / "net").iterdir():
+            switch_on(interface.name)
+        (folder / "sriov_numvfs").write_text("1", encoding="ascii")
+        return (folder / "virtfn0").readlink().name
+
+    def _libvirt(self, _tell: Tell) -> dict[str, str]:
+        """Start a libvirtd for guests, where there is none."""
+        if self._host is None:
+            from vmm_msi.lab.agent.guest_host import GuestHost
+
+            self._host = GuestHost()
+        return self._host.facts()
+
+    def _running_host(self) -> GuestHost:
+        if self._host is None:
+            raise ValueError("no libvirtd runs here; say libvirt first")
+        return self._host
+
+    def _define(self, _tell: Tell, **given: str) -> None:
+        """Define the guest."""
+        self._running_host().define(**given)
+
+    def _definition(self, _tell: Tell) -> str:
+        """Return the guest's XML."""
+        return self._running_host().definition()
+
+    def _start(self, _tell: Tell) -> dict[str, object]:
+        """Switch the guest on."""
+        return self._running_host().start()
+
+    def _restart(self, _tell: Tell) -> dict[str, object]:
+        """Restart the guest."""
+        return self._running_host().restart()
+
+    def _stop(self, _tell: Tell) -> None:
+        """Switch the guest off."""
+        self._running_host().stop()
+
+    def _guest(self, tell: Tell, do: str, arguments: dict[str, object], wait_s: float) -> object:
+        """Pass a request on to the guest's agent."""
+        return self._running_host().ask(do, arguments, wait_s, tell)
+
+    def _guest_logs(self, _tell: Tell) -> dict[str, str]:
+        """Return what guest, QEMU and libvirtd said."""
+        return self._running_host().logs()
+
+    def _look(self, _tell: Tell) -> dict[str, object]:
+        """Tell what this machine, a guest, was given."""
+        from vmm_msi.lab.guest import inventory
+
+        return inventory.look()
+
+    def _exercise(self, tell: Tell, address: str, count: int) -> dict[str, object]:
+        """Have a device of this machine, a guest, do real work."""
+        from vmm_msi.lab.guest.exercise import exercise
+
+        return exercise(address, count, tell)
+
+    def _await_fault(self, _tell: Tell, address: str) -> dict[str, object]:
+        """Wait until the kernel logs an event of an SMMU, or long enough for one."""
+        from vmm_msi.lab.guest.exercise import await_fault
+
+        return await_fault(address, lambda: "arm-smmu-v3" in self._kernel_log(_tell))
+
+    def _restart_self(self, _tell: Tell) -> None:
+        """Restart this machine."""
+        subprocess.run(["busybox", "reboot", "-f"], check=True)  # noqa: S607
+
+    def _power_off(self, _tell: Tell) -> None:
+        """Switch the emulated host off; there is nothing on it to be written back."""
+        subprocess.run(["busybox", "poweroff", "-f"], check=True)  # noqa: S607
+
+
+def _failure(kind: str, text: str, **more: object) -> dict[str, Any]:
+    return {"error": {"kind": kind, "text": text, **more}}
+
+
+def find_port() -> Path:
+    """Return the device node of the agent's port.
+
+    :raise FileNotFoundError: when the machine has none.
+    """
+    for port in _PORTS.iterdir():
+        if (port / "name").read_text(encoding="ascii").strip() == protocol.PORT:
+            return Path("/dev", port.name)
+    raise FileNotFoundError(f"no virtio-serial port is called {protocol.PORT}")
+
+
+def main() -> None:
+    """Serve until the machine is switched off."""
+    port = os.open(find_port(), os.O_RDWR | os.O_CLOEXEC)
+    Agent(port).serve()
+
+
+if __name__ == "__main__":
+    main()

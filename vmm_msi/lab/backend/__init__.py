@@ -1,0 +1,1 @@
+"""Run strategies on the emulated host's kernel from outside."""

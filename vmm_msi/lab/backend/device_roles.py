@@ -1,0 +1,149 @@
+"""Which test device of the emulated host plays which device of a scenario."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Any
+
+from vmm_msi.errors import LabError, UsageError
+from vmm_msi.iommu.linux.raise_msi import EDU
+from vmm_msi.lab.machine.shape import GRANULES, Shape
+from vmm_msi.types import PciAddress
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vmm_msi.types import HostDevice, Scenario
+
+#: Test devices of one IOMMU group, at most.
+_MOST_IN_GROUP = 2
+
+#: Devices of one IOMMU group, by SMMU.
+_Troupe = dict[int, list[list[PciAddress]]]
+
+
+def check(scenario: Scenario, *, own_its: bool) -> None:
+    """Check that the emulated host can play a scenario.
+
+    :param own_its: MSIs go to the host's own ITS, of which there is one.
+    :raise UsageError: when it cannot; the message says what would do.
+    """
+    host = scenario.host
+    if host.granule not in GRANULES:
+        raise UsageError(
+            f"emulated host: a kernel with pages of {host.granule} is not built; valid: "
+            f"{', '.join(map(str, GRANULES))}"
+        )
+    itses = {device.its for device in _devices(scenario)}
+    if own_its and len(itses) > 1:
+        raise UsageError(
+            f"emulated host: it has one ITS, the scenario uses {len(itses)}; pages of memory in "
+            "their place would work (--doorbells witness)"
+        )
+    for device in _devices(scenario):
+        _check_device(scenario, device, own_its=own_its)
+
+
+def _check_device(scenario: Scenario, device: HostDevice, *, own_its: bool) -> None:
+    reason = None
+    if device.smmu is None:
+        reason = "is behind no SMMU, and every test device is behind one"
+    elif not scenario.host.smmu_by_id[device.smmu].nested:
+        reason = f"is behind SMMU {device.smmu}, which lacks a stage; the emulated ones have both"
+    elif device.streams != 1:
+        reason = f"has {device.streams} StreamIDs, a test device has one"
+    elif own_its and device.vectors != 1:
+        reason = (
+            f"has {device.vectors} vectors, a test device has one; vectors = 1 would work, or "
+            "--doorbells witness"
+        )
+    if reason is not None:
+        raise UsageError(f"emulated host: {device.address} {reason}")
+
+
+def shape_for(scenario: Scenario, least: Shape | None = None) -> Shape:
+    """Return the smallest shape that can play a scenario and has what ``least`` has.
+
+    :raise UsageError: when none can.
+    """
+    least = least or Shape(granule=scenario.host.granule)
+    groups = _groups(_devices(scenario))
+    singles = max(sum(len(g) == 1 for g in found) for found in groups.values())
+    pairs = max(sum(len(g) == _MOST_IN_GROUP for g in found) for found in groups.values())
+    smmus = max(least.smmus, len(groups))
+    return Shape(
+        smmus=smmus,
+        devices=max(least.devices, singles * smmus),
+        pairs=max(least.pairs, pairs * smmus),
+        granule=scenario.host.granule,
+        memory=least.memory,
+        vcpus=least.vcpus,
+        nvmes=least.nvmes,
+    )
+
+
+def stand_ins(scenario: Scenario, told: Sequence[Any]) -> dict[PciAddress, PciAddress]:
+    """Return the test device for each of the guest's devices.
+
+    Devices behind one SMMU are played by devices behind one SMMU, and an IOMMU group by a group.
+
+    :param told: what the agent's verb ``devices`` tells.
+    :raise LabError: when the host has too few.
+    """
+    stage = _test_devices(told)
+    cast: dict[PciAddress, PciAddress] = {}
+    wanted = _groups(_devices(scenario))
+    if len(wanted) > len(stage):
+        raise LabError(
+            f"emulated host: it has {len(stage)} SMMUs with test devices, the scenario uses "
+            f"{len(wanted)}; vmm-msi lab up --smmus {len(wanted)}"
+        )
+    for groups, free in zip(wanted.values(), stage.values(), strict=False):
+        for group in groups:
+            found = next((f for f in free if len(f) == len(group)), None)
+            if found is None:
+                raise LabError(
+                    f"emulated host: it has too few test devices for {group[0].address}; more "
+                    "would work: vmm-msi lab up --devices N --pairs N"
+                )
+            free.remove(found)
+            cast |= {d.address: address for d, address in zip(group, found, strict=True)}
+    return cast
+
+
+def _test_devices(told: Sequence[Any]) -> _Troupe:
+    """Return the test devices by SMMU and IOMMU group."""
+    groups: dict[tuple[str, int], list[PciAddress]] = defaultdict(list)
+    for device in told:
+        if (device["vendor"], device["device"]) == EDU:
+            address = PciAddress.parse(device["address"])
+            groups[str(device["smmu"]), int(device["group"])].append(address)
+    smmus = sorted({smmu for smmu, _group in groups})
+    return {
+        number: [sorted(found) for (where, _), found in sorted(groups.items()) if where == smmu]
+        for number, smmu in enumerate(smmus)
+    }
+
+
+def _devices(scenario: Scenario) -> list[HostDevice]:
+    by_address = scenario.host.device_by_address
+    return [by_address[device.host] for device in scenario.guest.devices]
+
+
+def _groups(devices: Sequence[HostDevice]) -> dict[int, list[list[HostDevice]]]:
+    """Return the devices by SMMU and IOMMU group.
+
+    :raise UsageError: for a group that no test devices can play.
+    """
+    groups: dict[tuple[int, int], list[HostDevice]] = defaultdict(list)
+    for device in devices:
+        groups[device.smmu or 0, device.iommu_group].append(device)
+    found: dict[int, list[list[HostDevice]]] = defaultdict(list)
+    for (smmu, number), members in sorted(groups.items(), key=lambda item: item[0]):
+        if len(members) > _MOST_IN_GROUP:
+            raise UsageError(
+                f"emulated host: {len(members)} devices of IOMMU group {number}; valid is up to "
+                f"{_MOST_IN_GROUP} of a group"
+            )
+        found[smmu].append(members)
+    return dict(found)

@@ -1,0 +1,1 @@
+"""Build what the lab runs: Debian roots, a kernel, a user land, cached by content."""

@@ -1,0 +1,110 @@
+"""What the emulated Arm host starts from: a kernel and an initial RAM file system.
+
+The initrd that QEMU is given is made of several archives, which the kernel unpacks one after the
+other::
+
+    concatenate([override, images.initrd.read_bytes(), package_layer(root).read_bytes()])
+
+``override`` has the ACPI tables to put in the place of QEMU's; it is first and not compressed
+(Linux ``Documentation/admin-guide/acpi/initrd_table_override.rst``).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.cache import check_suite
+from vmm_msi.lab.build.kernel_image import TOOLS as KERNEL_TOOLS
+from vmm_msi.lab.build.kernel_image import LabKernel, ensure_kernel, find_kernel
+from vmm_msi.lab.build.root import ensure_root
+from vmm_msi.lab.build.root_recipe import TOOLS as ROOT_TOOLS
+from vmm_msi.lab.build.userland import TOOLS as USERLAND_TOOLS
+from vmm_msi.lab.build.userland import UserLand, ensure_userland, find_userland
+from vmm_msi.types import Granule
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from vmm_msi.lab.build.progress import Progress
+
+
+@dataclass(frozen=True)
+class LabImages:
+    """A kernel and the user land of the same suite.
+
+    :ivar kernel: the kernel's image.
+    :ivar initrd: the user land, a compressed archive.
+    :ivar release: the kernel's version, as upstream counts, such as ``7.2.12``.
+    :ivar granule: the kernel's page size.
+    :ivar suite: the Debian suite both are from.
+    :ivar built: when the younger of the two was built, in UTC, ISO 8601.
+    :ivar cached: whether both were there already.
+    """
+
+    kernel: Path
+    initrd: Path
+    release: str
+    granule: Granule
+    suite: str
+    built: str
+    cached: bool
+
+
+def find_images(
+    suite: str = DEFAULT_SUITE,
+    granule: Granule = Granule.K4,
+    cache: Path | None = None,
+    patches: Path | None = None,
+) -> LabImages | None:
+    """Return the images of ``suite`` if the cache has both; the arguments are those of the build.
+
+    :raise UsageError: when an argument cannot be used.
+    """
+    check_suite(suite, "lab build")
+    userland = find_userland(suite, cache)
+    kernel = find_kernel(suite, granule, cache, patches)
+    return _pair(suite, kernel, userland) if kernel and userland else None
+
+
+def ensure_images(
+    suite: str = DEFAULT_SUITE,
+    granule: Granule = Granule.K4,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    patches: Path | None = None,
+) -> LabImages:
+    """Return the images of ``suite``, building what the cache does not have.
+
+    :param suite: a Debian suite, such as ``forky``.
+    :param granule: the kernel's page size: 4K or 64K.
+    :param cache: the folder of the cache; this user's when ``None``.
+    :param progress: told what goes on; silent when ``None``.
+    :param patches: a folder of ``*.patch`` for the kernel's source.
+    :raise UsageError: when an argument cannot be used.
+    :raise LabError: when they cannot be built.
+    """
+    found = find_images(suite, granule, cache, patches)
+    if found is not None:
+        return found
+    # All that is missing on the machine is said at once, before the first of them is built.
+    host_tools.require_tools({*KERNEL_TOOLS, *USERLAND_TOOLS, *ROOT_TOOLS})
+    root = partial(ensure_root, suite, cache, progress)
+    userland = ensure_userland(suite, root, cache, progress)
+    kernel = ensure_kernel(suite, granule, cache, progress, patches)
+    return _pair(suite, kernel, userland)
+
+
+def _pair(suite: str, kernel: LabKernel, userland: UserLand) -> LabImages:
+    return LabImages(
+        kernel=kernel.path,
+        initrd=userland.path,
+        release=kernel.release,
+        granule=kernel.granule,
+        suite=suite,
+        built=max(kernel.built, userland.built),
+        cached=kernel.cached and userland.cached,
+    )

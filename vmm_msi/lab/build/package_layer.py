@@ -1,0 +1,133 @@
+"""The part of the emulated host's file system that changes with every edit: this package itself.
+
+It is a second archive, unpacked over the user land, so that a change to the package costs a second
+and not a build of the user land. Its entry in the cache is a file named after its content.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import LabError
+from vmm_msi.lab.build import bytecode, userland
+from vmm_msi.lab.build import cache as caches
+from vmm_msi.lab.build.cpio import Archive
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm_msi.lab.build.root import LabRoot
+
+#: Raise it when the same files shall give another archive.
+VERSION = 1
+
+_DISTRIBUTION = "vmm-msi"
+_PACKAGES = ("vmm_msi", "vmm_msi.templates", "vmm_msi_plugins")
+_INSIDE = "usr/lib/python3/dist-packages"
+#: What importlib.metadata needs to find the plugins.
+_METADATA = ("METADATA", "entry_points.txt")
+_KEPT = 4
+_PACKING = "packing vmm-msi for the emulated host"
+
+
+def package_layer(root: LabRoot, cache: Path | None = None) -> Path:
+    """Return the archive with this package, its plugins and ``/init``, building it when needed.
+
+    :param root: the root whose Python compiles; of the suite that the user land is from.
+    :param cache: the folder of the cache; this user's when ``None``.
+    :raise LabError: when it cannot be built.
+    """
+    files = dict(_files())
+    place = (cache or caches.default_cache()).absolute() / _name(files, root)
+    if place.is_file():
+        return place
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="layer-", dir=place.parent) as folder:
+            packed = Path(folder) / place.name
+            packed.write_bytes(_pack(files, Path(folder) / "tree", root))
+            packed.rename(place)
+        _sweep(place)
+    except OSError as error:
+        where = error.filename or place
+        raise LabError(
+            f"packing vmm-msi for the emulated host: {where}: {error.strerror}"
+        ) from error
+    return place
+
+
+def _files() -> Iterator[tuple[str, bytes]]:
+    """Yield the name below the folder of packages and the content of every file."""
+    for package in _PACKAGES:
+        below = package.replace(".", "/")
+        for folder in _locations(package):
+            for path in sorted(folder.rglob("*")):
+                if path.is_file() and path.suffix != ".pyc":
+                    yield f"{below}/{path.relative_to(folder)}", path.read_bytes()
+    installed = _installed()
+    metadata = f"vmm_msi-{installed.version}.dist-info"
+    for name in _METADATA:
+        text = installed.read_text(name)
+        if text is not None:
+            yield f"{metadata}/{name}", text.encode()
+
+
+def _installed() -> importlib.metadata.Distribution:
+    """Return the installed distribution, however the process that asks was started.
+
+    What setuptools leaves beside the source is found too, before it or after it, and is another.
+
+    :raise LabError: when there is none.
+    """
+    for found in importlib.metadata.distributions(name=_DISTRIBUTION):
+        if found.read_text(_METADATA[0]) is not None:
+            return found
+    raise LabError(f"{_PACKING}: it is not installed; pip install . would do")
+
+
+def _locations(package: str) -> list[Path]:
+    """Return the folders of a package; an editable install has them elsewhere than pip does.
+
+    :raise LabError: when it is not installed.
+    """
+    found = importlib.util.find_spec(package)
+    if found is None or not found.submodule_search_locations:
+        raise LabError(f"{_PACKING}: there is no package {package}; install vmm-msi with pip")
+    return [Path(folder) for folder in found.submodule_search_locations]
+
+
+def _name(files: dict[str, bytes], root: LabRoot) -> str:
+    digest = hashlib.sha256(f"{VERSION} {bytecode.python_version(root.path)}\0".encode())
+    for name, content in sorted(files.items()):
+        digest.update(f"{name}\0{len(content)}\0".encode())
+        digest.update(content)
+    return f"layer-{digest.hexdigest()[:12]}.cpio.zst"
+
+
+def _pack(files: dict[str, bytes], tree: Path, root: LabRoot) -> bytes:
+    for name, content in files.items():
+        path = tree / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    sources = sorted(name for name in files if name.endswith(".py"))
+    bytecode.compile_files(root, tree, sources, f"/{_INSIDE}")
+    archive = Archive()
+    archive.add_tree(tree, _INSIDE)
+    archive.add_file("init", files["vmm_msi/lab/build/init"], 0o755)
+    return userland.compress(archive.encode(), 1)
+
+
+def _sweep(place: Path) -> None:
+    """Remove all but the newest archives; one that a running command still reads stays open."""
+    # Another command may be at the same, so that one may be gone before it is looked at.
+    with contextlib.suppress(FileNotFoundError):
+        others = sorted(place.parent.glob("layer-*.cpio.zst"), key=os.path.getmtime, reverse=True)
+        for old in others[_KEPT:]:
+            old.unlink(missing_ok=True)

@@ -1,0 +1,199 @@
+"""How the lab's root is made: debootstrap for the base system, apt in it for libvirt and QEMU.
+
+Both run in a mount and PID namespace of their own. What they mount, and what their packages
+start, ends with them, however they end: by themselves, by Ctrl-C, or with a killed parent.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import LabError
+from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.command import PATH, contained, run_logged
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm_msi.lab.build.progress import Progress
+
+#: Raise it when the same suite and packages shall give another tree.
+VERSION = 1
+
+#: libvirt with its QEMU and test drivers, QEMU for aarch64 and its UEFI.
+PACKAGES = (
+    "libvirt-clients",
+    "libvirt-daemon",
+    "libvirt-daemon-driver-qemu",
+    "qemu-efi-aarch64",
+    "qemu-system-arm",
+)
+
+#: What the default suite's root has besides: a Python that compiles for the one in the emulated
+#: host, which is of the same suite, with what libvirt's hook and the command that installs it need;
+#: virt-install, whose XML is edited. Older suites do not have all of it.
+TOOLKIT = (
+    "libpython3-stdlib",
+    "python3-lxml",
+    "python3-minimal",
+    "python3-msgspec",
+    "virtinst",
+)
+
+#: The emulator of the machine itself, by Debian's name of the architecture. libvirt 9.0 gives the
+#: version of no other (``src/qemu/qemu_driver.c`` qemuConnectGetVersion).
+_OWN_EMULATORS = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
+
+#: What the machine needs to build it.
+TOOLS = ("chroot", "debootstrap", "mount", "setpriv", "unshare")
+
+_SCRIPTS = Path(os.environ.get("DEBOOTSTRAP_DIR", "/usr/share/debootstrap"), "scripts")
+_CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
+_LAST_LINES = 40
+
+# deb-policy-rc.d: 101 forbids every action, so that no package starts its service.
+_POLICY = "#!/bin/sh\nexit 101\n"
+
+# dpkg.cfg(5): leave out what nobody reads in the root.
+_DPKG = """\
+force-unsafe-io
+path-exclude=/usr/share/doc/*
+path-include=/usr/share/doc/*/copyright
+path-exclude=/usr/share/info/*
+path-exclude=/usr/share/locale/*
+path-exclude=/usr/share/man/*
+"""
+
+
+@dataclass(frozen=True)
+class Order:
+    """What to build and where.
+
+    :ivar tree: the folder to fill; its parent exists.
+    :ivar suite: the Debian suite.
+    :ivar architecture: Debian's name of the architecture.
+    :ivar mirror: the address of a Debian mirror.
+    :ivar log: takes everything the tools print.
+    """
+
+    tree: Path
+    suite: str
+    architecture: str
+    mirror: str
+    log: Path
+
+
+def packages(suite: str, architecture: str) -> list[str]:
+    """Return what is installed in a root of ``suite``, sorted.
+
+    The default suite has what the lab needs; others are there to try older releases with, and have
+    the emulator of the machine itself too.
+    """
+    if suite == DEFAULT_SUITE:
+        return sorted({*PACKAGES, *TOOLKIT})
+    own = _OWN_EMULATORS.get(architecture)
+    return sorted({*PACKAGES, *([] if own is None else [own])})
+
+
+def build_tree(order: Order, progress: Progress) -> dict[str, str]:
+    """Fill the order's tree and return the version of every package in it.
+
+    :raise LabError: when a host tool is missing or a stage fails.
+    """
+    tools = host_tools.require_tools(TOOLS)
+    inside = [*contained(f"--mount-proc={order.tree}/proc"), tools["chroot"], f"{order.tree}"]
+    environment = {
+        "PATH": PATH,
+        "LC_ALL": "C.UTF-8",
+        "DEBIAN_FRONTEND": "noninteractive",
+        **host_tools.apt_proxies(),
+    }
+    order.log.write_text("", encoding="utf-8")
+
+    progress.stage(f"Debian {order.suite} {order.architecture}: base system (debootstrap)")
+    bootstrap = [
+        *(tools["debootstrap"], "--variant=minbase", f"--arch={order.architecture}"),
+        *(order.suite, f"{order.tree}", order.mirror, f"{_script(order.suite)}"),
+    ]
+    _run([*contained(), *bootstrap], environment, order, progress)
+
+    wanted = packages(order.suite, order.architecture)
+    progress.stage(f"installing {' '.join(wanted)}")
+    apt = ["apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", *host_tools.apt_options()]
+    apt += _prepare(order)
+    install = [*apt, "--no-install-recommends", "install", *wanted]
+    _run([*inside, *install], environment, order, progress)
+
+    progress.stage("tidying up")
+    _run([*inside, "apt-get", "clean"], environment, order, progress)
+    _tidy(order.tree)
+    listing = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\\n"]
+    printed = _run([*inside, *listing], environment, order, progress)
+    progress.clear()
+    return dict(line.split(" ", 1) for line in printed if " " in line)
+
+
+def upstream_version(version: str) -> str:
+    """Return the part of a Debian version that upstream counts: ``1:11.1.2+ds-3`` is 11.1.2.
+
+    :raise LabError: when there is no number in it.
+    """
+    found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
+    if found is None:
+        raise LabError(f"reading a package version: {version!r} has no number; expected 12.8.0-1")
+    return found[1]
+
+
+def _script(suite: str) -> Path:
+    """Return debootstrap's script for ``suite``; one it does not know yet is built like sid."""
+    script = _SCRIPTS / suite
+    return script if script.exists() else _SCRIPTS / "sid"
+
+
+def _prepare(order: Order) -> list[str]:
+    """Set the fresh tree up for apt and return the options apt needs in it."""
+    tree = order.tree
+    policy = tree / "usr/sbin/policy-rc.d"
+    policy.write_text(_POLICY, encoding="utf-8")
+    policy.chmod(0o755)
+    (tree / "etc/dpkg/dpkg.cfg.d/vmm-msi").write_text(_DPKG, encoding="utf-8")
+    shutil.copyfile("/etc/hosts", tree / "etc/hosts")
+    if order.mirror.startswith("https:") and _CERTIFICATES.is_file():
+        shutil.copyfile(_CERTIFICATES, tree / "tmp/ca.crt")
+        return ["-o", "Acquire::https::CAInfo=/tmp/ca.crt"]
+    return []
+
+
+def _tidy(tree: Path) -> None:
+    """Take out what is of this machine or of no use any more, add a folder that libvirt needs."""
+    (tree / "etc/hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")
+    (tree / "etc/hostname").write_text("lab\n", encoding="utf-8")
+    (tree / "etc/resolv.conf").unlink(missing_ok=True)
+    (tree / "tmp/ca.crt").unlink(missing_ok=True)
+    shutil.rmtree(tree / "var/lib/apt/lists")
+    (tree / "var/lib/apt/lists").mkdir()
+    # The packages of libvirt 9.0 that are installed do not bring it.
+    (tree / "var/lib/libvirt").mkdir(exist_ok=True)
+
+
+def _run(
+    command: Sequence[str], environment: Mapping[str, str], order: Order, progress: Progress
+) -> list[str]:
+    """Run one stage and return its last lines, all of them where they are a listing.
+
+    :raise LabError: when it fails, with the line that says why.
+    """
+    return run_logged(
+        command,
+        doing=f"building the lab's root of {order.suite} from {order.mirror}",
+        log=order.log,
+        environment=environment,
+        watch=progress.step,
+        keep=None if "dpkg-query" in command else _LAST_LINES,
+    )

@@ -1,0 +1,1 @@
+"""Compare the simulator with the emulated host's kernel, call by call."""

@@ -1,0 +1,1 @@
+"""Start a guest in the emulated host and count its interrupts."""

@@ -1,0 +1,1 @@
+"""Define, start and find the emulated Arm host."""

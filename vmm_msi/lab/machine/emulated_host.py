@@ -1,0 +1,458 @@
+"""The emulated Arm host: a libvirt domain with a real kernel, for as long as a ``with`` block.
+
+::
+
+    with LabHost(Shape()) as lab, AgentLink(lab.agent_socket) as link:
+        link.call("hello")
+
+Everything that a host needs to run is in the run folder of its own :class:`LabDaemon`, and QEMU is
+in that one's namespace: both go with it. The host keeps nothing from one start to the next, so that
+switching it off is pulling the plug, and the daemon's end does that. Asking libvirt to would take
+0.2 s more, in which it waits for QEMU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import shutil
+import sys
+import time
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
+
+from vmm_msi import libvirt_driver
+from vmm_msi.errors import HypervisorError, LabError
+from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.lab.build import host_tools
+from vmm_msi.lab.build.arm64_root import ensure_armroot
+from vmm_msi.lab.build.cache import default_cache
+from vmm_msi.lab.build.cpio import concatenate
+from vmm_msi.lab.build.images import ensure_images
+from vmm_msi.lab.build.package_layer import package_layer
+from vmm_msi.lab.build.progress import Progress
+from vmm_msi.lab.build.root import ensure_root
+from vmm_msi.lab.machine.board import ensure_board
+from vmm_msi.lab.machine.daemon import LabDaemon
+from vmm_msi.lab.machine.host_xml import BOOT_TAG, NAME, ROOT_TAG, HostFiles, host_xml
+from vmm_msi.lab.machine.running import RunningLab, run_folder, running
+from vmm_msi.lab.rpc.link import AgentLink
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from types import TracebackType
+
+    from vmm_msi.lab.build.images import LabImages
+    from vmm_msi.lab.build.root import LabRoot
+    from vmm_msi.lab.machine.board import Board
+    from vmm_msi.lab.machine.shape import Shape
+
+__all__ = ["LabHost", "Parts", "RunningLab", "ensure_parts", "lab_for", "logs_folder", "running"]
+
+#: The longest that a host may take until its agent answers; a busy machine emulates slowly.
+BOOT_TIMEOUT_S = 300.0
+
+_SERIAL_LOG = "serial.log"
+_ITS_LOG = "its.log"
+#: How many hosts that failed have their logs kept.
+_LOGS_KEPT = 10
+
+_STARTING = "starting the emulated host"
+# What stands for the paths where they must not count: in what names a board in the cache.
+_ANYWHERE = HostFiles(
+    kernel=Path("/kernel"),
+    initrd=Path("/initrd"),
+    agent=Path("/agent"),
+    console=Path("/console"),
+    serial_log=Path("/log"),
+)
+_ASK_EVERY_S = 0.25
+_POLL_S = 0.02
+_LAST_LINES = 3
+# What Linux says before it gives up, kernel/panic.c; a trace and registers follow.
+_PANIC = "Kernel panic - not syncing"
+
+#: Bytes of a drive behind an NVMe controller.
+_DRIVE_SIZE = 64 << 20
+
+T = TypeVar("T")
+
+
+class _GuestFiles(TypedDict, total=False):
+    folders: Mapping[str, Path]
+    drives: Sequence[Path]
+    its_log: Path
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What a host is made from, all of it in the cache.
+
+    :ivar layer: the archive with this package.
+    :ivar arm_root: what its own libvirt is from; None for a host without guests.
+    """
+
+    root: LabRoot
+    images: LabImages
+    layer: Path
+    arm_root: LabRoot | None = None
+
+
+def ensure_parts(
+    shape: Shape,
+    suite: str = DEFAULT_SUITE,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+    patches: Path | None = None,
+) -> Parts:
+    """Return what a host is made from, building what the cache does not have.
+
+    :param patches: a folder of patches for the kernel.
+    :raise LabError: when something cannot be built.
+    """
+    host_tools.require_root(
+        "running the emulated host (libvirtd with chroot and mounts of its own)"
+    )
+    root = ensure_root(suite, cache, progress)
+    images = ensure_images(suite, shape.granule, cache, progress, patches)
+    arm_root = ensure_armroot(suite, cache, progress) if shape.guests else None
+    return Parts(root, images, package_layer(root, cache), arm_root)
+
+
+class LabHost:
+    """A running emulated host; a context manager.
+
+    :param shape: what it has.
+    :param suite: the Debian suite that libvirt, QEMU, kernel and user land are from.
+    :param cache: the folder of the cache; this user's when ``None``.
+    :param progress: told what goes on; silent when ``None``.
+    :param keep_logs: a folder that the logs of the serial console, QEMU and libvirtd are copied to
+        at the end, however the block is left.
+    :param crash_logs: the same, only when the host did not start or went off by itself.
+    :param patches: a folder of patches for its kernel.
+    :param canwbs: give its kernel the tables that promise CANWBS
+        (:mod:`vmm_msi.lab.machine.board`); else
+        QEMU's own, with which it gives no vIOMMU.
+    """
+
+    def __init__(
+        self,
+        shape: Shape,
+        *,
+        suite: str = DEFAULT_SUITE,
+        cache: Path | None = None,
+        progress: Progress | None = None,
+        keep_logs: Path | None = None,
+        crash_logs: Path | None = None,
+        patches: Path | None = None,
+        canwbs: bool = True,
+    ) -> None:
+        self.shape = shape
+        #: Seconds that each part of the start took.
+        self.timings: dict[str, float] = {}
+        #: What the agent said first: its kernel's release and page size.
+        self.hello: dict[str, Any] = {}
+        self._suite = suite
+        self._cache = cache
+        self._progress = progress or Progress(None)
+        self._keep_logs = keep_logs
+        self._crash_logs = crash_logs
+        self._patches = patches
+        self._canwbs = canwbs
+        self._stack = ExitStack()
+        self._daemon: LabDaemon | None = None
+        self._connection: libvirt_driver.Connection | None = None
+        self._board: Board | None = None
+        self._layer: Path | None = None
+
+    @property
+    def agent_socket(self) -> Path:
+        """The socket for :class:`vmm_msi.lab.rpc.link.AgentLink`."""
+        return self.daemon.share / "agent"
+
+    @property
+    def console_socket(self) -> Path:
+        """The socket of the serial console; it serves one client at a time."""
+        return self.daemon.share / "console"
+
+    @property
+    def serial_log(self) -> Path:
+        """All that the serial console printed so far."""
+        return self.daemon.log / _SERIAL_LOG
+
+    @property
+    def its_log(self) -> Path:
+        """What reached the ITS of a host with guests, see :mod:`vmm_msi.lab.guest.its_log`."""
+        return self.daemon.log / _ITS_LOG
+
+    @property
+    def boot_folder(self) -> Path:
+        """What guests in it start from."""
+        return self.daemon.share / BOOT_TAG
+
+    @property
+    def board(self) -> Board:
+        """The tables of its board, and the topology they tell."""
+        return _running(self._board)
+
+    @property
+    def layer(self) -> Path:
+        """The archive with the package that its agent is from."""
+        return _running(self._layer)
+
+    @property
+    def daemon(self) -> LabDaemon:
+        """The libvirtd that it runs under."""
+        return _running(self._daemon)
+
+    @property
+    def boot_s(self) -> float:
+        """Seconds from switching it on until its agent answered."""
+        return self.timings["firmware"] + self.timings["kernel"]
+
+    def __enter__(self) -> Self:
+        parts = ensure_parts(self.shape, self._suite, self._cache, self._progress, self._patches)
+        with ExitStack() as stack:
+            stack.callback(self._forget)
+            begun = time.monotonic()
+            self._layer = parts.layer
+            lent = {} if parts.arm_root is None else {ROOT_TAG: parts.arm_root.path.parent}
+            self._daemon = stack.enter_context(
+                LabDaemon(parts.root, self._keep_logs, folder=run_folder(), lent=lent)
+            )
+            stack.push(self._on_error)
+            self.timings["daemon"] = time.monotonic() - begun
+            self._connection = stack.enter_context(libvirt_driver.connect(self._daemon.uri))
+            self._boot(self._connection, self._daemon, parts)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def check(self) -> None:
+        """Make sure that it runs.
+
+        :raise LabError: when it went off; the message has what it said last.
+        """
+        try:
+            alive = _running(self._connection).is_active(NAME)
+        except HypervisorError as error:
+            raise LabError(f"running the emulated host: {error}") from error
+        if not alive:
+            raise LabError(f"running the emulated host: it went off by itself: {self.last_words()}")
+
+    def last_words(self) -> str:
+        """Return the last lines of the serial console, or what QEMU said where there are none."""
+        for path in (self.serial_log, self.daemon.log / "qemu" / f"{NAME}.log"):
+            with contextlib.suppress(OSError):
+                lines = path.read_text("utf-8", "replace").split("\n")
+                told = [" ".join(line.split()) for line in lines if line.strip()]
+                if told:
+                    last = [line for line in told if _PANIC in line] or told[-_LAST_LINES:]
+                    return f"{path.name}: {' | '.join(last)}"
+        return "it said nothing"
+
+    def _boot(self, connection: libvirt_driver.Connection, daemon: LabDaemon, parts: Parts) -> None:
+        """Start the host with its corrected tables."""
+        files = HostFiles(
+            kernel=daemon.share / "kernel",
+            initrd=daemon.share / "initrd",
+            agent=self.agent_socket,
+            console=self.console_socket,
+            # libvirtd sees the folder of its logs elsewhere.
+            serial_log=Path("/var/log/libvirt", _SERIAL_LOG),
+            **self._guest_files(daemon.share),
+        )
+        try:
+            shutil.copyfile(parts.images.kernel, files.kernel)
+            self._lay_out(files, parts)
+        except OSError as error:
+            raise _cannot_start(error, files.kernel) from error
+
+        def capture() -> dict[str, object]:
+            self._progress.stage("reading the tables of a new board: a first start without them")
+            self._start(connection, parts, files, b"")
+            with AgentLink(self.agent_socket) as link:
+                tables: dict[str, object] = link.call("tables")
+            connection.destroy(NAME)
+            connection.undefine(NAME)
+            return tables
+
+        xml = host_xml(self.shape, _ANYWHERE)
+        granule = self.shape.granule
+        self._board = ensure_board(xml, parts.root, granule, capture, self._cache)
+        self._progress.stage(f"{_STARTING}: {self.shape}")
+        self._start(connection, parts, files, self._board.override if self._canwbs else b"")
+        self._progress.clear()
+
+    def _guest_files(self, share: Path) -> _GuestFiles:
+        """Return what a host that runs guests has besides."""
+        if not self.shape.guests:
+            return {}
+        return {
+            "folders": {ROOT_TAG: share / ROOT_TAG, BOOT_TAG: share / BOOT_TAG},
+            "drives": [share / f"drive{number}" for number in range(self.shape.nvmes)],
+            "its_log": Path("/var/log/libvirt", _ITS_LOG),
+        }
+
+    @staticmethod
+    def _lay_out(files: HostFiles, parts: Parts) -> None:
+        """Put down what guests start from, and empty drives.
+
+        :raise OSError: when there is no room.
+        """
+        for drive in files.drives:
+            with drive.open("wb") as file:
+                file.truncate(_DRIVE_SIZE)
+        boot = files.folders.get(BOOT_TAG)
+        if boot is not None:
+            boot.mkdir()
+            (boot / files.kernel.name).hardlink_to(files.kernel)
+            archives = (parts.images.initrd.read_bytes(), parts.layer.read_bytes())
+            (boot / files.initrd.name).write_bytes(concatenate(archives))
+
+    def _start(
+        self,
+        connection: libvirt_driver.Connection,
+        parts: Parts,
+        files: HostFiles,
+        override: bytes,
+    ) -> None:
+        """Switch the host on and wait for its agent.
+
+        :param override: an archive with tables, or nothing.
+        """
+        try:
+            archives = (override, parts.images.initrd.read_bytes(), parts.layer.read_bytes())
+            files.initrd.write_bytes(concatenate(archives))
+        except OSError as error:
+            raise _cannot_start(error, files.initrd) from error
+        begun = time.monotonic()
+        connection.define(host_xml(self.shape, files))
+        connection.start(NAME)
+        on = time.monotonic()
+        self.hello = self._await_agent()
+        up = time.monotonic() - on
+        kernel = min(up, float(self.hello["uptime_s"]))
+        self.timings |= {"libvirt": on - begun, "firmware": up - kernel, "kernel": kernel}
+
+    def _await_agent(self) -> dict[str, Any]:
+        """Return what the agent says first.
+
+        :raise LabError: when the host goes off, or takes longer than it may.
+        """
+        deadline = time.monotonic() + BOOT_TIMEOUT_S
+        with AgentLink(self.agent_socket) as link:
+            while True:
+                try:
+                    hello: dict[str, Any] = link.call("hello", timeout_s=_ASK_EVERY_S)
+                except LabError:
+                    self.check()
+                    if time.monotonic() > deadline:
+                        raise LabError(
+                            f"{_STARTING}: its agent does not answer after {BOOT_TIMEOUT_S:.0f} s: "
+                            f"{self.last_words()}"
+                        ) from None
+                    self._progress.step(self.last_words())
+                    time.sleep(_POLL_S)
+                else:
+                    return hello
+
+    def _on_error(
+        self,
+        _kind: type[BaseException] | None,
+        error: BaseException | None,
+        _trace: TracebackType | None,
+    ) -> None:
+        """Keep the logs of a host that failed.
+
+        :raise LabError: what went wrong, with where the logs are.
+        """
+        if self._crash_logs is None or not isinstance(error, (LabError, HypervisorError)):
+            return
+        if keep_logs(self.daemon.log, self._crash_logs):
+            raise LabError(f"{error}; its logs are in {self._crash_logs}") from error
+
+    def _forget(self) -> None:
+        self._daemon = self._connection = self._board = self._layer = None
+
+
+def keep_logs(logs: Path, place: Path) -> bool:
+    """Copy the logs of a host to a place of :func:`logs_folder`, and remove the oldest there.
+
+    What went wrong counts, not that there is no room to keep its logs.
+
+    :return: whether they are kept.
+    """
+    with contextlib.suppress(OSError, shutil.Error):
+        shutil.copytree(logs, place, dirs_exist_ok=True)
+        for old in sorted(place.parent.iterdir())[:-_LOGS_KEPT]:
+            shutil.rmtree(old)
+        return True
+    return False
+
+
+def logs_folder(cache: Path | None = None) -> Path:
+    """Return a folder of the cache for the logs of a host that fails now; it is not made yet."""
+    now = dt.datetime.now(dt.UTC)
+    return (cache or default_cache()).absolute() / "lab-logs" / f"{now:%Y%m%dT%H%M%S.%fZ}"
+
+
+@contextlib.contextmanager
+def lab_for(
+    shape: Shape,
+    *,
+    suite: str = DEFAULT_SUITE,
+    cache: Path | None = None,
+    progress: Progress | None = None,
+) -> Iterator[RunningLab | LabHost]:
+    """Give a command an emulated host: the one that runs if it will do, else one of its own.
+
+    :param shape: what the command needs; a host that has more will do.
+    :param progress: told which it is, and what goes on; standard error when ``None``.
+    :raise LabError: when it cannot be started.
+    """
+    progress = progress or Progress(sys.stderr)
+    found = running()
+    if found is not None:
+        why = _unfit(found, shape, suite, cache)
+        if why is None:
+            progress.stage(f"using the lab that runs: {found.shape}")
+            yield found
+            return
+        progress.stage(f"the lab that runs {why}: starting another one for this command")
+    host = LabHost(
+        shape, suite=suite, cache=cache, progress=progress, crash_logs=logs_folder(cache)
+    )
+    with host as lab:
+        yield lab
+
+
+def _unfit(found: RunningLab, shape: Shape, suite: str, cache: Path | None) -> str | None:
+    """Return why the host that runs will not do, None when it will."""
+    if found.suite != suite:
+        return f"is from {found.suite}, not from {suite}"
+    if not found.shape.covers(shape):
+        return f"has {found.shape}, which is not enough for {shape}"
+    if found.layer != package_layer(ensure_root(suite, cache), cache):
+        return "has another version of vmm-msi"
+    return None
+
+
+def _cannot_start(error: OSError, path: Path) -> LabError:
+    return LabError(f"{_STARTING}: {error.filename or path}: {error.strerror}")
+
+
+def _running(part: T | None) -> T:
+    """Return a part that is there only while the host runs."""
+    if part is None:
+        raise LabError("using the emulated host: it does not run; use it inside its with block")
+    return part

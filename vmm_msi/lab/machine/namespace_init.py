@@ -1,0 +1,380 @@
+"""The first process of a lab daemon's namespaces: it mounts, starts the daemons and tidies up.
+
+:mod:`vmm_msi.lab.machine.daemon` runs this module as PID 1 of a new PID namespace, in a new mount
+namespace. Being PID 1 has two consequences that matter here:
+
+* When it ends, the kernel kills everything else in the namespace and the mounts are gone.
+* Orphans become its children. QEMU daemonizes while libvirtd probes it; a PID 1 that does not
+  reap it leaves a zombie that libvirtd waits 40 s for, six times over.
+
+Standard input is the lifeline: the caller's end closes when the caller ends, whatever the cause.
+Standard output carries one line of JSON: that the daemons were started, or what is wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm_msi.errors import LabError
+from vmm_msi.lab.build import host_tools
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+class Options(NamedTuple):
+    """What a daemon has besides its root.
+
+    :ivar hardware: the machine's devices.
+    :ivar lent: folders that it may read, by their name in its ``share``.
+    """
+
+    hardware: bool = False
+    lent: Mapping[str, str] = {}
+
+
+#: The caller's farewell: it removes the run folder itself.
+FAREWELL = b"end\n"
+#: The caller's wish that libvirtd be started again; what it runs goes on meanwhile.
+RESTART = b"restart\n"
+
+_LIBVIRTD = "/usr/sbin/libvirtd"
+_NODES = ("null", "zero", "full", "random", "urandom", "tty", "kvm")
+_WRITABLE = ("etc/libvirt", "tmp", "var/cache", "var/lib/libvirt", "var/log")
+_ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
+_STOP_TIMEOUT_S = 5.0
+
+# libvirt looks up the user and group that it was built to run QEMU as before it reads which ones it
+# shall use (src/qemu/qemu_conf.c virQEMUDriverConfigNew). Debian's older releases make them in a
+# package that the root does without; the number is theirs.
+_QEMU_USER = "libvirt-qemu"
+_ACCOUNTS = {
+    "passwd": f"{_QEMU_USER}:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n",
+    "group": f"{_QEMU_USER}:x:64055:\n",
+}
+
+# What libvirt found out about QEMU (src/qemu/qemu_capabilities.c virQEMUCapsInitialize). It is kept
+# beside the cached root, since finding out takes longer than starting a guest; libvirt itself tells
+# whether it still holds, by the times and versions it was made with, and passes over half a file.
+_CAPABILITIES = "var/cache/libvirt/qemu/capabilities"
+_KEPT = "capabilities"
+
+# Nothing confines libvirtd or QEMU here but the namespaces: there is no init system, no cgroup
+# manager and no security module to ask (https://libvirt.org/drvqemu.html).
+_QEMU_CONF = """\
+namespaces = []
+cgroup_controllers = []
+user = "root"
+group = "root"
+security_driver = "none"
+remember_owner = 0
+stdio_handler = "file"
+"""
+
+_LIBVIRTD_CONF = """\
+auth_unix_ro = "none"
+auth_unix_rw = "none"
+unix_sock_group = "root"
+unix_sock_ro_perms = "0700"
+unix_sock_rw_perms = "0700"
+log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
+"""
+
+
+def mount(source: str, target: Path, kind: str | None = None, options: str | None = None) -> None:
+    """Mount ``source`` on ``target``; without ``kind``, bind it there.
+
+    :raise LabError: when the kernel does not.
+    """
+    command = [host_tools.find_tool("mount"), "-n"]
+    command += ["--bind"] if kind is None else ["-t", kind]
+    command += ["-o", options] if options else []
+    done = subprocess.run(
+        [*command, source, str(target)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        said = (done.stderr.strip() or "no message").splitlines()[0]
+        raise LabError(f"mounting {kind or source} on {target}: {said}")
+
+
+def lay_root(tree: Path, run: Path, layer: str) -> str:
+    """Mount a writable view of ``tree`` on ``run``/root; the tree itself stays as it is.
+
+    :param layer: ``overlay``, ``tmpfs`` (only the folders libvirt writes to can be written) or
+        ``auto``, the first that the kernel allows.
+    :return: the one that is used.
+    """
+    root = run / "root"
+    # Here and nowhere else, since an overlay's upper layer cannot be on an overlay.
+    scratch = run / "scratch"
+    mount("scratch", scratch, "tmpfs", "mode=0755")
+    if layer != "tmpfs":
+        for name in ("lower", "upper", "work"):
+            (scratch / name).mkdir()
+        # By way of a bind mount: commas and colons in the tree's own path would need quoting.
+        mount(str(tree), scratch / "lower")
+        options = ",".join(f"{name}dir={scratch / name}" for name in ("lower", "upper", "work"))
+        try:
+            mount("overlay", root, "overlay", options)
+        except LabError:
+            if layer == "overlay":
+                raise
+        else:
+            return "overlay"
+    mount(str(tree), root)
+    mount(str(tree), root, options="remount,bind,ro")
+    for name in _WRITABLE:
+        copy = scratch / name
+        shutil.copytree(tree / name, copy, symlinks=True)
+        mount(str(copy), root / name)
+    return "tmpfs"
+
+
+def mount_system(run: Path, options: Options) -> None:
+    """Mount what the daemons expect below the root: /proc, /sys, /dev, /run, the logs."""
+    root = run / "root"
+    mount("proc", root / "proc", "proc")
+    if options.hardware:
+        # Nodes of devices that are handed over appear while the daemon runs.
+        mount("/sys", root / "sys")
+        mount("/dev", root / "dev")
+        # The mounts that /dev has: terminals and shared memory.
+        for name in ("pts", "shm"):
+            if Path("/dev", name).is_dir():
+                mount(f"/dev/{name}", root / "dev" / name)
+    else:
+        _mount_few_devices(root)
+    # From here on, one inode on both sides: the sockets, the logs and the files that are shared.
+    mount(str(run / "run"), root / "run")
+    logs = root / "var/log/libvirt"
+    logs.mkdir(parents=True, exist_ok=True)
+    mount(str(run / "log"), logs)
+    shared = root / (run / "share").relative_to("/")
+    shared.mkdir(parents=True, exist_ok=True)
+    mount(str(run / "share"), shared)
+    for name, folder in options.lent.items():
+        (shared / name).mkdir()
+        mount(folder, shared / name)
+        mount(folder, shared / name, options="remount,bind,ro")
+
+
+def _mount_few_devices(root: Path) -> None:
+    """Mount /sys for reading and a /dev without the machine's hardware."""
+    try:
+        mount("sysfs", root / "sys", "sysfs", "ro")
+    except LabError:
+        # Only the owner of the network namespace may mount a new one.
+        mount("/sys", root / "sys")
+    dev = root / "dev"
+    mount("dev", dev, "tmpfs", "mode=0755")
+    for name in _NODES:
+        if Path("/dev", name).exists():
+            (dev / name).touch()
+            mount(f"/dev/{name}", dev / name)
+    (dev / "pts").mkdir()
+    mount("devpts", dev / "pts", "devpts", "newinstance,ptmxmode=0666,mode=0620")
+    (dev / "ptmx").symlink_to("pts/ptmx")
+    (dev / "shm").mkdir(mode=0o1777)
+    (dev / "fd").symlink_to("/proc/self/fd")
+
+
+def write_configuration(root: Path) -> None:
+    """Write the settings for daemons without an init system around them."""
+    folder = root / "etc/libvirt"
+    (folder / "qemu.conf").write_text(_QEMU_CONF, encoding="utf-8")
+    (folder / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="utf-8")
+
+
+def provide_accounts(run: Path) -> None:
+    """Give libvirt the user and group that it looks for, where the root has none."""
+    for name, line in _ACCOUNTS.items():
+        listed = run / "root/etc" / name
+        text = listed.read_text(encoding="utf-8")
+        if f"\n{_QEMU_USER}:" in text:
+            continue
+        longer = run / "scratch" / name
+        longer.write_text(text + line, encoding="utf-8")
+        mount(str(longer), listed)
+
+
+def bring_capabilities(tree: Path, root: Path) -> None:
+    """Give libvirt what an earlier daemon of the same root found out about QEMU."""
+    with contextlib.suppress(OSError, shutil.Error):
+        shutil.copytree(tree.parent / _KEPT, root / _CAPABILITIES, dirs_exist_ok=True)
+
+
+def keep_capabilities(tree: Path, root: Path) -> None:
+    """Keep what libvirt found out about QEMU, for later daemons.
+
+    Each file is renamed into place when it is complete: another daemon may read or write the same.
+    """
+    kept = tree.parent / _KEPT
+    with contextlib.suppress(OSError):
+        for found in (root / _CAPABILITIES).glob("*.xml"):
+            content = found.read_bytes()
+            target = kept / found.name
+            if target.is_file() and target.read_bytes() == content:
+                continue
+            kept.mkdir(mode=0o700, exist_ok=True)
+            with tempfile.NamedTemporaryFile(dir=kept, prefix=".", delete=False) as file:
+                try:
+                    file.write(content)
+                    file.flush()
+                    Path(file.name).rename(target)
+                except OSError:
+                    Path(file.name).unlink(missing_ok=True)
+                    raise
+
+
+def start(root: Path, program: str, log: Path) -> int:
+    """Start a program of the root under chroot and return its process id."""
+    chroot = host_tools.find_tool("chroot")
+    write = os.O_WRONLY | os.O_CREAT | os.O_APPEND
+    return os.posix_spawn(
+        chroot,
+        [chroot, str(root), program],
+        _ENVIRONMENT,
+        file_actions=[
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, str(log), write, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ],
+        setsigmask=(),
+    )
+
+
+class Keeper:
+    """Reaps every child, and knows which daemons still run.
+
+    :param daemons: process id and name.
+    """
+
+    def __init__(self, daemons: Mapping[int, str]) -> None:
+        self.running = dict(daemons)
+        self.ended: str | None = None
+        self._wake, writer = socket.socketpair()
+        self._wake.setblocking(False)
+        writer.setblocking(False)
+        self._writer = writer
+        signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
+
+    def wait(self, lifeline: int | None, timeout: float | None = None) -> bool:
+        """Sleep until there is something to do; reap.
+
+        :param lifeline: the descriptor that tells of the caller; ``None`` when it no longer counts.
+        :return: whether the lifeline has something to read, or is closed.
+        """
+        watched = [self._wake.fileno()] + ([] if lifeline is None else [lifeline])
+        ready, _, _ = select.select(watched, [], [], timeout)
+        with contextlib.suppress(BlockingIOError):
+            self._wake.recv(4096)
+        with contextlib.suppress(ChildProcessError):
+            while (child := os.waitpid(-1, os.WNOHANG))[0]:
+                name = self.running.pop(child[0], None)
+                if name is not None and self.ended is None:
+                    self.ended = f"{name} ended with {os.waitstatus_to_exitcode(child[1])}"
+        return lifeline in ready
+
+    def end(self, name: str) -> None:
+        """End one daemon in order."""
+        (number,) = (pid for pid, each in self.running.items() if each == name)
+        os.kill(number, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while number in self.running and time.monotonic() < deadline:
+            self.wait(None, 1.0)
+        if number in self.running:
+            raise LabError(f"ending {name}: it did not in {_STOP_TIMEOUT_S:.0f} s")
+        self.ended = None
+
+    def stop(self) -> None:
+        """Ask the daemons to end, then kill whatever is left in the namespace."""
+        for pid in self.running:
+            os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        while self.running and (left := deadline - time.monotonic()) > 0:
+            self.wait(None, left)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.waitpid(-1, 0)
+
+
+def serve(tree: Path, run: Path, layer: str, options: Options) -> None:
+    """Run the daemons until the caller says goodbye or is gone.
+
+    :raise LabError: when something cannot be mounted or started, or a daemon ends by itself.
+    """
+    used = lay_root(tree, run, layer)
+    mount_system(run, options)
+    root = run / "root"
+    write_configuration(root)
+    provide_accounts(run)
+    bring_capabilities(tree, root)
+    daemons = {}
+    for program in ("/usr/sbin/virtlogd", _LIBVIRTD):
+        if (root / program.lstrip("/")).exists():
+            name = Path(program).name
+            daemons[start(root, program, run / "log" / f"{name}.out")] = name
+    lifeline = sys.stdin.fileno()
+    keeper = Keeper(daemons)
+    _tell({"started": sorted(daemons.values()), "layer": used})
+    said = RESTART
+    while keeper.ended is None and said == RESTART:
+        if keeper.wait(lifeline):
+            said = os.read(lifeline, len(RESTART))
+            if said == RESTART:
+                name = Path(_LIBVIRTD).name
+                keeper.end(name)
+                keeper.running[start(root, _LIBVIRTD, run / "log" / f"{name}.out")] = name
+                _tell({"restarted": name})
+    crash = keeper.ended
+    farewell = b"" if crash else said
+    keeper.stop()
+    keep_capabilities(tree, root)
+    if crash:
+        raise LabError(f"running libvirt in {run}: {crash}; see {run / 'log'}")
+    if farewell != FAREWELL:
+        # The caller is gone; nobody else is left to remove it.
+        host_tools.remove_folder(run)
+
+
+def _tell(message: Mapping[str, object]) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps(message), flush=True)
+
+
+def main() -> int:
+    """Serve as the first process of the namespaces, as :mod:`vmm_msi.lab.machine.daemon` asks."""
+    if os.getpid() != 1:
+        sys.stderr.write(
+            "vmm_msi.lab.machine.namespace_init: only for the first process of a PID namespace\n"
+        )
+        return 2
+    tree, run, layer, lock, options = sys.argv[1:]
+    # Held for as long as this process lives, and by no other.
+    os.set_inheritable(int(lock), False)
+    try:
+        serve(Path(tree), Path(run), layer, Options(**json.loads(options)))
+    except (LabError, OSError) as error:
+        _tell({"error": str(error)})
+        sys.stderr.write(f"{error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,188 @@
+"""The emulated host that ``vmm-msi lab up`` left running: how to find it.
+
+Its keeper (:mod:`vmm_msi.lab.machine.keeper`) holds a lock for as long as it lives. The lock is a
+record lock, fcntl(2) F_SETLK: the kernel drops it with the process, children do not inherit it, and
+F_GETLK tells whose it is. So there is no process id in a file to be trusted; the file with the
+state counts only when the lock's owner wrote it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import struct
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vmm_msi.errors import LabError
+from vmm_msi.lab.machine.board import Board
+from vmm_msi.lab.machine.daemon import RUN_FOLDER
+from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.types import Granule
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Names another folder for the state and for the run folders of daemons. It must be short, as it
+#: is part of the paths of sockets.
+RUN_FOLDER_VARIABLE = "VMM_MSI_RUN"
+
+_LOCK = "host.lock"
+_STATE = "host.json"
+
+# struct flock of 64-bit Linux (include/uapi/asm-generic/fcntl.h): type, whence, start, len, pid.
+_FLOCK = struct.Struct("@hhqqi4x")
+
+
+@dataclass(frozen=True)
+class RunningLab:
+    """An emulated host that somebody else keeps.
+
+    :ivar patches: the folder of the patches in its kernel, None where there are none.
+    :ivar agent_socket: the socket for :class:`vmm_msi.lab.rpc.link.AgentLink`.
+    :ivar console_socket: the socket of the serial console; it serves one client at a time.
+    :ivar serial_log: all that the serial console printed so far.
+    :ivar uri: the libvirt URI that it is a domain at.
+    :ivar board: the tables of its board, and the topology they tell.
+    :ivar layer: the archive with the package that its agent is from.
+    :ivar release: of its kernel.
+    :ivar since: when it was ready, in UTC, ISO 8601.
+    :ivar boot_s: seconds from switching it on until its agent answered.
+    :ivar pid: the process that keeps it.
+    """
+
+    shape: Shape
+    suite: str
+    patches: Path | None
+    agent_socket: Path
+    console_socket: Path
+    serial_log: Path
+    uri: str
+    board: Board
+    layer: Path
+    release: str
+    since: str
+    boot_s: float
+    pid: int
+
+
+def run_folder() -> Path:
+    """Return the folder for what is known of the running host."""
+    return Path(os.environ.get(RUN_FOLDER_VARIABLE) or RUN_FOLDER)
+
+
+def running() -> RunningLab | None:
+    """Return the host that ``vmm-msi lab up`` left, None where none is ready."""
+    owner = keeper_pid()
+    state = read_state()
+    if owner is None or state.get("pid") != owner or state.get("phase") != "running":
+        return None
+    try:
+        return _from_state(state)
+    except (KeyError, TypeError, ValueError):
+        # Written by another version of the package.
+        raise LabError(
+            f"looking for the running lab: {run_folder() / _STATE} is not of this version; "
+            "vmm-msi lab down ends the lab"
+        ) from None
+
+
+def keeper_pid() -> int | None:
+    """Return the process that holds the lock: it runs, starts or ends the host."""
+    try:
+        with (run_folder() / _LOCK).open("rb") as lock:
+            asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+            kind, _whence, _start, _length, pid = _FLOCK.unpack(
+                fcntl.fcntl(lock, fcntl.F_GETLK, asked)
+            )
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise _cannot("looking for the running lab", error) from error
+    return None if kind == fcntl.F_UNLCK else pid
+
+
+def take_lock() -> bool:
+    """Become the keeper, until this process ends; tell whether nobody was faster.
+
+    :raise LabError: when the lock cannot be made.
+    """
+    folder = run_folder()
+    try:
+        folder.mkdir(mode=0o711, parents=True, exist_ok=True)
+        # Never closed: the kernel drops all locks of a process on a file when it closes any
+        # descriptor of it.
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        raise _cannot("starting the lab", error) from error
+    return True
+
+
+def write_state(phase: str, **facts: object) -> None:
+    """Replace the state; only the owner of the lock may.
+
+    :param phase: ``starting``, ``running`` or ``crashed``.
+    :raise LabError: when it cannot be written.
+    """
+    path = run_folder() / _STATE
+    part = path.with_name(f"{_STATE}.new")
+    state = {"pid": os.getpid(), "phase": phase, **facts}
+    try:
+        part.write_text(json.dumps(state, indent=2, default=str) + "\n", encoding="utf-8")
+        part.rename(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise _cannot("writing down that the lab runs", error) from error
+
+
+def remove_state() -> None:
+    """Remove the state; only the owner of the lock may."""
+    with contextlib.suppress(OSError):
+        (run_folder() / _STATE).unlink(missing_ok=True)
+
+
+def read_state() -> dict[str, Any]:
+    """Return the state as it was last written, whoever wrote it; empty where there is none."""
+    try:
+        state = json.loads((run_folder() / _STATE).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return state if isinstance(state, dict) else {}
+
+
+def facts_of(lab: RunningLab) -> dict[str, Any]:
+    """Return what there is to know of a host, as JSON values; the reverse of reading the state."""
+    facts = {**asdict(lab), "board": lab.board.folder, "shape": asdict(lab.shape)}
+    facts["shape"]["granule"] = str(lab.shape.granule)
+    return {name: str(value) if isinstance(value, Path) else value for name, value in facts.items()}
+
+
+def _from_state(state: Mapping[str, Any]) -> RunningLab:
+    told = dict(state["shape"])
+    shape = Shape(**{**told, "granule": Granule.parse(told["granule"])})
+    return RunningLab(
+        shape=shape,
+        suite=str(state["suite"]),
+        patches=None if state["patches"] is None else Path(state["patches"]),
+        agent_socket=Path(state["agent_socket"]),
+        console_socket=Path(state["console_socket"]),
+        serial_log=Path(state["serial_log"]),
+        uri=str(state["uri"]),
+        board=Board(Path(state["board"]), shape.granule),
+        layer=Path(state["layer"]),
+        release=str(state["release"]),
+        since=str(state["since"]),
+        boot_s=float(state["boot_s"]),
+        pid=int(state["pid"]),
+    )
+
+
+def _cannot(doing: str, error: OSError) -> LabError:
+    return LabError(f"{doing}: {error.filename or run_folder()}: {error.strerror}")

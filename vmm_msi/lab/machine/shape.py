@@ -1,0 +1,142 @@
+"""What the emulated host has: how many SMMUs, and which devices behind each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
+
+from vmm_msi.errors import UsageError
+from vmm_msi.types import Granule
+
+#: Devices that one SMMU can have in front of it, a pair counting once: bus numbers go to the
+#: SMMUs in steps of 16, one of which is the expander bus's own.
+PORTS_PER_SMMU = 15
+
+#: Lowest and highest value of each number of a shape. QEMU's virt has wired interrupts for 16
+#: SMMUs (``hw/arm/virt.c``: 64 for the platform bus); bus numbers are what ends earlier.
+RANGES = {
+    "smmus": (1, 8),
+    "devices": (1, 32),
+    "pairs": (0, 16),
+    "nvmes": (0, 16),
+    "e1000es": (0, 8),
+    "igbs": (0, 8),
+    "memory": (512, 16384),
+    "vcpus": (1, 8),
+}
+
+#: Page sizes that its kernel is built with.
+GRANULES = (Granule.K4, Granule.K64)
+
+
+#: QEMU's names of the test device, of an NVMe controller and of two network cards, the second of
+#: which has virtual functions.
+EDU, NVME, E1000E, IGB = "edu", "nvme", "e1000e", "igb"
+
+#: MiB of RAM of a host with guests: guest RAM is pinned, and QEMU and firmware come on top.
+GUESTS_MEMORY = 3072
+
+
+class Port(NamedTuple):
+    """One root port and what is behind it.
+
+    :ivar smmu: index of the SMMU, from 0.
+    :ivar functions: functions of the device: 1, or 2 for a pair.
+    :ivar driver: QEMU's name of it.
+    """
+
+    smmu: int
+    functions: int
+    driver: str = EDU
+
+
+@dataclass(frozen=True)
+class Shape:
+    """The emulated host as it is asked for.
+
+    :ivar smmus: SMMUs, each with a PCI expander bus of its own.
+    :ivar devices: test devices that have an IOMMU group of their own, dealt out to the SMMUs in
+        turn.
+    :ivar pairs: test devices with two functions, which share an IOMMU group, dealt out likewise.
+    :ivar granule: page size of its kernel.
+    :ivar memory: RAM in MiB.
+    :ivar vcpus: processors.
+    :ivar nvmes: NVMe controllers, dealt out likewise; with a namespace each where it has guests.
+    :ivar e1000es: network cards, dealt out likewise.
+    :ivar igbs: network cards with virtual functions, dealt out likewise.
+    :ivar guests: it can run guests: its processors have EL2, and it has a libvirt of its own.
+    :raise UsageError: when a number is out of its range.
+    """
+
+    smmus: int = 2
+    devices: int = 4
+    pairs: int = 1
+    granule: Granule = Granule.K4
+    memory: int = 1024
+    vcpus: int = 2
+    nvmes: int = 0
+    e1000es: int = 0
+    igbs: int = 0
+    guests: bool = False
+
+    def __post_init__(self) -> None:
+        for name, (low, high) in RANGES.items():
+            value = getattr(self, name)
+            if self.guests and name == "devices":
+                low = 0
+            if not low <= value <= high:
+                raise UsageError(f"lab host: {value} {name}; valid is {low} to {high}")
+        if self.granule not in GRANULES:
+            raise UsageError(
+                f"lab host: granule {self.granule}; valid: {', '.join(map(str, GRANULES))}"
+            )
+        if not self.ports:
+            raise UsageError("lab host: no device at all; valid is one or more of any kind")
+        most = max(len(self.behind(smmu)) for smmu in range(self.smmus))
+        if most > PORTS_PER_SMMU:
+            raise UsageError(
+                f"lab host: {most} devices and pairs behind one SMMU; valid is up to "
+                f"{PORTS_PER_SMMU}: use more SMMUs"
+            )
+
+    @cached_property
+    def ports(self) -> tuple[Port, ...]:
+        """The root ports: those of single devices, those of pairs, those of NVMe controllers."""
+        singles = [Port(index % self.smmus, 1) for index in range(self.devices)]
+        pairs = [Port(index % self.smmus, 2) for index in range(self.pairs)]
+        others = [
+            Port(index % self.smmus, 1, driver)
+            for driver, count in ((NVME, self.nvmes), (E1000E, self.e1000es), (IGB, self.igbs))
+            for index in range(count)
+        ]
+        return (*singles, *pairs, *others)
+
+    def behind(self, smmu: int) -> tuple[Port, ...]:
+        """Return the root ports of one SMMU, in the order of their slots."""
+        return tuple(port for port in self.ports if port.smmu == smmu)
+
+    def covers(self, wanted: Shape) -> bool:
+        """Tell whether whatever works on a host of shape ``wanted`` works on this one.
+
+        Every SMMU of ``wanted`` has at least its devices here, under the same page size.
+        """
+        if self.granule is not wanted.granule or self.smmus < wanted.smmus:
+            return False
+        if self.guests is not wanted.guests:
+            return False
+        if self.memory < wanted.memory or self.vcpus < wanted.vcpus:
+            return False
+        return all(self.ports.count(port) >= wanted.ports.count(port) for port in wanted.ports)
+
+    def __str__(self) -> str:
+        counts = [(self.smmus, "SMMU"), (self.devices, "device"), (self.pairs, "pair")]
+        more = (
+            (self.nvmes, "NVMe controller"),
+            (self.e1000es, "e1000e card"),
+            (self.igbs, "igb card"),
+        )
+        counts += [(count, what) for count, what in more if count]
+        parts = [f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts]
+        guests = ["with guests"] if self.guests else []
+        return ", ".join([*parts, f"{self.granule} pages", *guests])

@@ -1,0 +1,1 @@
+"""Exchange requests and results with the agent in the emulated host."""

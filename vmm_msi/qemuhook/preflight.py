@@ -1,0 +1,80 @@
+"""What would keep a guest of ours from working on this host, before QEMU is started."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.domxml import owned, prerequisites
+from vmm_msi.domxml.placement import Placement
+from vmm_msi.types.pci_function import leaves_dma_alone
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.metadata import DomainRecord
+    from vmm_msi.types import PciAddress
+
+#: Where the kernel lists the PCI devices of the host.
+DEVICES = Path("/sys/bus/pci/devices")
+
+
+_BRIDGE = "0x06"  # the base class of bridges, PCI Code and ID Assignment 1.7
+
+
+def problems(domain: DomainXml, record: DomainRecord, devices: Path = DEVICES) -> list[str]:
+    """Return what is wrong with a guest of ours that is about to start, in a few words each.
+
+    :param record: what was added to it.
+    :param devices: the folder with the host's PCI devices.
+    :raise DomainXmlError: when it cannot be read.
+    """
+    found = [f"{part} is gone from the definition" for part in owned.gone(domain)]
+    if any(device.backend == "qemu" for device in record.devices):
+        found += map(str, prerequisites.problems(domain))
+    found += map(str, Placement(domain).empty_vsmmus())
+    assigned = {hostdev.host for hostdev in domain.hostdevs()}
+    for device in record.devices:
+        found += _on_host(device.host, assigned, devices)
+    return found
+
+
+def _on_host(host: PciAddress, assigned: Collection[PciAddress], devices: Path) -> Iterator[str]:
+    """Yield what is wrong with a device on the host.
+
+    The drivers of the devices that are assigned do not matter: libvirt may yet have to take them
+    from the host.
+    """
+    folder = devices / str(host)
+    if not folder.is_dir():
+        yield f"the host has no PCI device {host}"
+        return
+    members = folder / "iommu_group" / "devices"
+    if not members.is_dir():
+        yield f"{host} is in no IOMMU group: no IOMMU translates its DMA"
+        return
+    mine = {str(each) for each in assigned} | {str(host)}
+    for member in sorted(members.iterdir()):
+        driver = _driver(member)
+        if member.name not in mine and driver is not None and not _is_bridge(member):
+            yield (
+                f"{member.name} shares the IOMMU group of {host} and is in use by the host's "
+                f"driver {driver}"
+            )
+
+
+def _driver(device: Path) -> str | None:
+    """Return the driver that the host uses a device with; None where it uses none."""
+    link = device / "driver"
+    if not link.exists():
+        return None
+    name = link.resolve().name
+    return None if leaves_dma_alone(name) else name
+
+
+def _is_bridge(device: Path) -> bool:
+    try:
+        return (device / "class").read_text(encoding="ascii").startswith(_BRIDGE)
+    except OSError:
+        return False

@@ -1,0 +1,86 @@
+"""Compare's table: a row per strategy, then why MSIs did not arrive."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from vmm_msi.engine.session import outcomes
+from vmm_msi.report.columns import columns
+from vmm_msi.types import Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmm_msi.engine.compare import Result
+    from vmm_msi.types import PciAddress, Scenario, Verdict
+
+#: Devices that ``compare`` shows in a column each; more are counted only.
+MAX_DEVICE_COLUMNS = 8
+
+
+def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str]:
+    """Yield the lines of compare's table: a row per strategy, then why MSIs did not arrive."""
+    devices = [device.host for device in scenario.guest.devices]
+    its_of = {device.address: device.its for device in scenario.host.devices}
+    shown = devices if len(devices) <= MAX_DEVICE_COLUMNS else []
+    rows = [
+        [
+            "strategy",
+            "kernel",
+            *(f"{address} (ITS {its_of[address]})" for address in shown),
+            "delivered",
+            "S2",
+            "maps",
+            "slots",
+            "bindings",
+        ]
+    ]
+    failed: list[tuple[str, Verdict]] = []
+    for result in results:
+        name = _name(result)
+        counts = outcomes(result.verdicts)
+        total = sum(counts.values())
+        costs = result.costs
+        rows.append(
+            [
+                name,
+                str(result.options.get("profile", "")),
+                *(_cell(verdict) for verdict in result.verdicts if shown),
+                f"{counts[Outcome.DELIVERED]}/{total}",
+                str(costs.s2_domains),
+                str(costs.s2_mappings),
+                str(costs.sw_msi_slots),
+                str(costs.bindings),
+            ]
+        )
+        failed += [(name, v) for v in result.verdicts if v.outcome is not Outcome.DELIVERED]
+    yield from columns(rows)
+    if failed:
+        yield ""
+        yield "Why not delivered:"
+        yield from _reasons(failed)
+
+
+def _name(result: Result) -> str:
+    options = ",".join(f"{k}={v}" for k, v in result.options.items() if k != "profile")
+    return f"{result.strategy}:{options}" if options else result.strategy
+
+
+def _cell(verdict: Verdict) -> str:
+    if verdict.outcome is Outcome.DELIVERED:
+        return f"delivered at {verdict.programmed}"
+    return str(verdict.outcome)
+
+
+def _reasons(results: Iterable[tuple[str, Verdict]]) -> Iterator[str]:
+    """Yield a line per outcome and reason: whom it hit first, and how many more."""
+    groups: dict[tuple[Outcome, str], tuple[Verdict, dict[str, None], set[PciAddress]]] = {}
+    for name, verdict in results:
+        key = (verdict.outcome, verdict.reason.replace(str(verdict.device), ""))
+        _first, names, devices = groups.setdefault(key, (verdict, {}, set()))
+        names[name] = None
+        devices.add(verdict.device)
+    for first, names, devices in groups.values():
+        more = f" (and {len(devices) - 1} more devices)" if len(devices) > 1 else ""
+        yield f"  {', '.join(names)}"
+        yield f"      {first.device} {first.outcome}: {first.reason}{more}"

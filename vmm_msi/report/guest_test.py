@@ -1,0 +1,94 @@
+"""A run of a guest in words: what it was given, what its devices did, what arrived."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from vmm_msi.report.columns import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from vmm_msi.lab.guest.guest_test import DeviceRun, GuestTestResult
+
+#: Version of the JSON form; it goes up when a key changes its meaning or goes away.
+SCHEMA = 1
+
+
+def to_json(run: GuestTestResult) -> dict[str, Any]:
+    """Return the run as JSON of schema 1."""
+    return {
+        "schema": SCHEMA,
+        "releases": dict(run.releases),
+        "rmrs": [{"base": f"{base:#x}", "size": f"{size:#x}"} for base, size in run.rmrs],
+        "groups": list(run.groups),
+        "phases": [
+            {"after": phase.after, "devices": [_json(device) for device in phase.devices]}
+            for phase in run.phases
+        ],
+        "complete": run.complete,
+        "predicted": list(run.predicted),
+        "host_faults": list(run.host_faults),
+        "guest_faults": list(run.guest_faults),
+        "explained": list(run.explained),
+        "seconds": dict(run.seconds),
+    }
+
+
+def _json(device: DeviceRun) -> dict[str, Any]:
+    return {
+        **asdict(device),
+        "host": str(device.host),
+        "guest": None if device.guest is None else str(device.guest),
+        "arrived": device.arrived,
+        "complete": device.complete,
+    }
+
+
+def to_lines(run: GuestTestResult) -> Iterator[str]:
+    """Yield the lines of the report."""
+    yield ", ".join(f"{name} {release}" for name, release in run.releases.items())
+    ranges = [f"{base:#x}-{base + size - 1:#x}" for base, size in run.rmrs]
+    yield f"the guest's RMR: {', '.join(dict.fromkeys(ranges)) or 'none'}"
+    for group in run.groups:
+        yield (
+            f"the guest's IOMMU group {group['id']}: {', '.join(group['devices'])}; reserved "
+            f"{'; '.join(group['reserved']) or 'nothing'}"
+        )
+    yield f"the doctor, beforehand: {len(run.predicted) or 'nothing'}"
+    for finding in run.predicted:
+        yield f"  {finding['severity']} {finding['id']}: {finding['subject']}"
+    head = [
+        *("device", "in the guest", "driver", "work", "done"),
+        *("reached the ITS", "reached the guest", "per second", "vectors"),
+    ]
+    for phase in run.phases:
+        yield ""
+        yield f"after {phase.after}:"
+        yield from columns([head, *map(_row, phase.devices)])
+    yield ""
+    for whose, faults in (("host", run.host_faults), ("guest", run.guest_faults)):
+        yield f"faults that the {whose}'s kernel logged: {len(faults) or 'none'}"
+        yield from (f"  {count} times: {line}" for line, count in Counter(faults).items())
+    if run.explained:
+        yield ""
+        yield from run.explained
+
+
+def _row(device: DeviceRun) -> list[str]:
+    if device.guest is None:
+        return [str(device.host), "is not there", *[""] * 7]
+    rate = device.arrived / device.seconds if device.seconds else 0.0
+    return [
+        str(device.host),
+        str(device.guest),
+        device.driver or "none",
+        device.work,
+        str(device.done),
+        str(sum(device.landed.values())),
+        str(device.arrived),
+        f"{rate:.0f}",
+        ", ".join(f"{v.name} {v.before}->{v.after}" for v in device.vectors),
+    ]

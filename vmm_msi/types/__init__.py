@@ -1,0 +1,71 @@
+"""Frozen value types that every other module speaks in.
+
+Addresses are of three types that never mix: :class:`Iova` before stage 1, :class:`Ipa` between the
+stages (a guest physical address), :class:`Pa` after stage 2. "Domain" alone is never used: a
+:class:`GuestDomain` is libvirt's, an IOMMU domain is the kernel's.
+"""
+
+from vmm_msi.types.address import (
+    SW_MSI_WINDOW,
+    Address,
+    DeviceId,
+    Granule,
+    Iova,
+    Ipa,
+    Pa,
+    PciAddress,
+    ReservedKind,
+    ReservedRegion,
+    StreamId,
+)
+from vmm_msi.types.guest import GuestDevice, GuestDomain, MemoryRange, Order, Scenario, Stage1, Vits
+from vmm_msi.types.host import (
+    ITS_TRANSLATER_OFFSET,
+    ITS_TRANSLATER_PAGE_OFFSET,
+    HostDevice,
+    HostTopology,
+    Its,
+    PciRoute,
+    PciSegment,
+    ReservedMemory,
+    Smmu,
+)
+from vmm_msi.types.pci_function import PciFunction
+from vmm_msi.types.verdict import Costs, GuestPlan, Outcome, TraceStep, Verdict, VsmmuPlan
+
+__all__ = [
+    "ITS_TRANSLATER_OFFSET",
+    "ITS_TRANSLATER_PAGE_OFFSET",
+    "SW_MSI_WINDOW",
+    "Address",
+    "Costs",
+    "DeviceId",
+    "Granule",
+    "GuestDevice",
+    "GuestDomain",
+    "GuestPlan",
+    "HostDevice",
+    "HostTopology",
+    "Iova",
+    "Ipa",
+    "Its",
+    "MemoryRange",
+    "Order",
+    "Outcome",
+    "Pa",
+    "PciAddress",
+    "PciFunction",
+    "PciRoute",
+    "PciSegment",
+    "ReservedKind",
+    "ReservedMemory",
+    "ReservedRegion",
+    "Scenario",
+    "Smmu",
+    "Stage1",
+    "StreamId",
+    "TraceStep",
+    "Verdict",
+    "Vits",
+    "VsmmuPlan",
+]

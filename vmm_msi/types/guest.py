@@ -1,0 +1,111 @@
+"""What a guest has: virtual ITSes, stage 1 tables, devices; and a scenario of the two."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+from vmm_msi.types.address import Granule, Iova, Ipa, PciAddress
+from vmm_msi.types.host import ITS_TRANSLATER_PAGE_OFFSET, HostTopology
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Vits:
+    """A virtual ITS; its doorbell page (gDB) is an IPA."""
+
+    id: int
+    base: Ipa
+
+    @property
+    def gdb(self) -> Ipa:
+        """The page that holds the virtual GITS_TRANSLATER."""
+        return self.base.offset(ITS_TRANSLATER_PAGE_OFFSET)
+
+
+@dataclass(frozen=True, slots=True)
+class Stage1:
+    """One stage 1 that the guest owns: a translation table with a granule."""
+
+    id: str
+    granule: Granule = Granule.K4
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryRange:
+    """``size`` bytes of guest RAM from the IPA ``base``."""
+
+    base: Ipa
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuestDevice:
+    """A host device as the guest uses it.
+
+    :param stage1: id of the stage 1 the guest attaches it to.
+    :param vits: id of the virtual ITS the guest takes its MSIs from.
+    :param giova: the address the guest's stage 1 maps to that vITS's doorbell page.
+    """
+
+    host: PciAddress
+    stage1: str
+    vits: int
+    giova: Iova
+
+
+class Order(StrEnum):
+    """Order of the calls for several devices."""
+
+    #: attach, bind and prepare one device, then the next: what a VMM does.
+    INTERLEAVED = "interleaved"
+    #: attach and bind all devices, then prepare all.
+    BATCHED = "batched"
+
+
+@dataclass(frozen=True)
+class GuestDomain:
+    """A guest (libvirt's domain): its virtual ITSes, stage 1 tables, devices and habits.
+
+    :param memory: its RAM; QEMU's virt board puts it at 1 GiB.
+    :param honours_rmr: it maps the ranges of an IORT RMR node 1:1 at stage 1.
+    """
+
+    name: str
+    vits: tuple[Vits, ...]
+    stage1: tuple[Stage1, ...]
+    devices: tuple[GuestDevice, ...]
+    order: Order = Order.INTERLEAVED
+    honours_rmr: bool = True
+    memory: tuple[MemoryRange, ...] = (MemoryRange(Ipa(0x4000_0000), 0x4000_0000),)
+
+    @cached_property
+    def vits_by_id(self) -> Mapping[int, Vits]:
+        """The virtual ITSes by id."""
+        return {vits.id: vits for vits in self.vits}
+
+    @cached_property
+    def stage1_by_id(self) -> Mapping[str, Stage1]:
+        """The stage 1 tables by id."""
+        return {stage1.id: stage1 for stage1 in self.stage1}
+
+    @cached_property
+    def device_by_address(self) -> Mapping[PciAddress, GuestDevice]:
+        """The assigned devices by host address."""
+        return {device.host: device for device in self.devices}
+
+    def gdb(self, device: GuestDevice) -> Ipa:
+        """Return the doorbell page of the vITS that ``device`` uses."""
+        return self.vits_by_id[device.vits].gdb
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A host and a guest on it."""
+
+    host: HostTopology
+    guest: GuestDomain

@@ -1,0 +1,261 @@
+"""What a host has: ITSes, SMMUs, devices and the way from the ones to the others."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+# PciFunction is imported for real: fields are read back from JSON by their types.
+from vmm_msi.types.address import (
+    SW_MSI_WINDOW,
+    DeviceId,
+    Granule,
+    Pa,
+    PciAddress,
+    ReservedKind,
+    ReservedRegion,
+    StreamId,
+)
+from vmm_msi.types.pci_function import PciFunction  # noqa: TC001
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+#: Offset of GITS_TRANSLATER from the base of an ITS: the translation register frame follows the
+#: 64 KiB control frame (Arm GICv3 architecture specification, IHI 0069, 12.18 and 12.19).
+ITS_TRANSLATER_OFFSET = 0x10040
+ITS_TRANSLATER_PAGE_OFFSET = 0x10000
+
+
+@dataclass(frozen=True, slots=True)
+class Its:
+    """A physical Interrupt Translation Service; of a GICv5 one of its translate frames.
+
+    :param base: address of its control frame; of a GICv5 of its configuration frame.
+    :param translate_frame: where the frame with the doorbell is; None for a GICv3 ITS, whose frame
+        follows its control frame.
+    :param pre_its: address of the window of a pre-ITS, which turns a write into it into a DeviceID
+        and passes it on: the doorbell of each device is another address (Linux
+        ``drivers/irqchip/irq-gic-v3-its.c`` its_enable_quirk_socionext_synquacer).
+    """
+
+    id: int
+    base: Pa
+    translate_frame: Pa | None = None
+    pre_its: Pa | None = None
+
+    @property
+    def is_gicv5(self) -> bool:
+        """It is the ITS of a GICv5."""
+        return self.translate_frame is not None
+
+    @property
+    def isolates_msis(self) -> bool:
+        """A device can raise its own interrupts only.
+
+        IRQ_DOMAIN_FLAG_ISOLATED_MSI in Linux ``drivers/irqchip/irq-gic-v3-its.c`` and
+        ``irq-gic-v5-its.c``: a pre-ITS takes the flag away.
+        """
+        return self.pre_its is None
+
+    @property
+    def doorbell(self) -> Pa:
+        """The physical address that MSIs are written to (hDB).
+
+        GITS_TRANSLATER; of a GICv5 ITS_TRANSLATER, the first register of the translate frame: Linux
+        ``drivers/irqchip/irq-gic-v5-its.c`` gicv5_its_compose_msi_msg.
+        """
+        if self.translate_frame is not None:
+            return self.translate_frame
+        return self.base.offset(ITS_TRANSLATER_OFFSET)
+
+    @property
+    def doorbell_page(self) -> Pa:
+        """The 64 KiB page that holds the doorbell."""
+        return self.doorbell.align_down(0x10000)
+
+
+@dataclass(frozen=True, slots=True)
+class Smmu:
+    """A physical SMMU.
+
+    :param base: address of its registers; None where the source does not tell.
+    :param nested: it has both stages.
+    :param version: of the architecture: 3 for an SMMUv3, 2 for an SMMUv1 or v2.
+    """
+
+    id: int
+    base: Pa | None = None
+    nested: bool = True
+    version: int = 3
+
+
+@dataclass(frozen=True, slots=True)
+class HostDevice:
+    """A PCI function of the host, as the SMMU and the ITS see it.
+
+    :param smmu: id of the SMMU its DMA passes through; None where it passes through none.
+    :param its_group: ids of the ITSes it may use; Linux takes the first.
+    :param iommu_group: number of the group it can be assigned with; groups are isolated from
+        each other, devices of one group are not.
+    :param vectors: number of MSIs it can signal.
+    :param streams: number of StreamIDs it has; ``stream_id`` is the first.
+    """
+
+    address: PciAddress
+    smmu: int | None
+    stream_id: StreamId
+    its_group: tuple[int, ...]
+    device_id: DeviceId
+    iommu_group: int
+    vectors: int = 1
+    reserved: tuple[ReservedRegion, ...] = (SW_MSI_WINDOW,)
+    streams: int = 1
+
+    @property
+    def its(self) -> int:
+        """The ITS that Linux uses: the first of the group (``iort_find_domain_id``)."""
+        return self.its_group[0]
+
+    @property
+    def sw_msi_window(self) -> ReservedRegion | None:
+        """The window from which the kernel takes doorbell addresses."""
+        return next((r for r in self.reserved if r.kind is ReservedKind.SW_MSI), None)
+
+    @property
+    def hw_msi(self) -> ReservedRegion | None:
+        """A region in which MSIs bypass the SMMU, if the device has one."""
+        return next((r for r in self.reserved if r.kind is ReservedKind.HW_MSI), None)
+
+
+@dataclass(frozen=True, slots=True)
+class PciRoute:
+    """A range of RequesterIDs that one SMMU and one ITS group serve.
+
+    IDs count up with the RequesterID, or are one for all of the range.
+
+    :param segment: PCI segment.
+    :param first: first RequesterID of the range.
+    :param last: last RequesterID of the range.
+    :param smmu: id of the SMMU, None where the range bypasses all of them.
+    :param stream_base: StreamID of ``first``.
+    :param its_group: ITS ids in the order of the table; empty where there is none.
+    :param device_base: DeviceID of ``first``.
+    :param one_stream: all have the StreamID of ``first``.
+    :param one_device: all have the DeviceID of ``first``.
+    :param reserved: regions that firmware makes the kernel reserve for its devices, beside the
+        software MSI window.
+    """
+
+    segment: int
+    first: int
+    last: int
+    smmu: int | None
+    stream_base: int
+    its_group: tuple[int, ...]
+    device_base: int
+    one_stream: bool = False
+    one_device: bool = False
+    reserved: tuple[ReservedRegion, ...] = ()
+
+    def stream_of(self, rid: int) -> StreamId:
+        """Return the StreamID of a RequesterID of the range."""
+        return StreamId(self.stream_base + (0 if self.one_stream else rid - self.first))
+
+    def device_of(self, rid: int) -> DeviceId:
+        """Return the DeviceID of a RequesterID of the range."""
+        return DeviceId(self.device_base + (0 if self.one_device else rid - self.first))
+
+    def device(self, address: PciAddress, iommu_group: int, vectors: int = 1) -> HostDevice:
+        """Return the device at ``address``, which lies in this range."""
+        return HostDevice(
+            address=address,
+            smmu=self.smmu,
+            stream_id=self.stream_of(address.rid),
+            its_group=self.its_group,
+            device_id=self.device_of(address.rid),
+            iommu_group=iommu_group,
+            vectors=vectors,
+            reserved=(SW_MSI_WINDOW, *self.reserved),
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class PciSegment:
+    """What firmware promises for the PCI hosts of one segment; None where it does not say.
+
+    :param ats: ATS works.
+    :param canwbs: stage 2 alone can make their accesses write-back cacheable and shareable.
+    """
+
+    number: int
+    ats: bool | None = None
+    canwbs: bool | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ReservedMemory:
+    """Memory that firmware wants mapped 1:1 for StreamIDs: an RMR of the IORT.
+
+    :param smmu: id of the SMMU.
+    :param first_stream: first StreamID that needs it.
+    :param last_stream: last one.
+    :param relaxable: the mapping may go when the operating system takes the device over.
+    """
+
+    base: int
+    size: int
+    smmu: int
+    first_stream: int
+    last_stream: int
+    relaxable: bool = False
+
+
+@dataclass(frozen=True)
+class HostTopology:
+    """What is known of a host: SMMUs, ITSes, devices and the way from the ones to the others.
+
+    :param source: the file or folder it was read from, for messages.
+    :param granule: page size of stage 2, the host kernel's PAGE_SIZE.
+    :param granule_known: the source tells ``granule``; else it is assumed.
+    :param devices: devices the source lists by address.
+    :param routes: ranges in which any device can be resolved, disjoint per segment.
+    :param functions: PCI functions that the host's operating system lists.
+    :param segments: what firmware says of the PCI hosts.
+    :param reserved_memory: what firmware wants mapped 1:1.
+    :param missing: what the source does not have or what could not be read of it, and what would
+        help: for whoever looks for something that is not there.
+    """
+
+    source: str
+    granule: Granule
+    smmus: tuple[Smmu, ...]
+    itses: tuple[Its, ...]
+    devices: tuple[HostDevice, ...] = ()
+    routes: tuple[PciRoute, ...] = ()
+    functions: tuple[PciFunction, ...] = ()
+    segments: tuple[PciSegment, ...] = ()
+    reserved_memory: tuple[ReservedMemory, ...] = ()
+    granule_known: bool = True
+    missing: tuple[str, ...] = ()
+
+    @cached_property
+    def its_by_id(self) -> Mapping[int, Its]:
+        """The ITSes by id."""
+        return {its.id: its for its in self.itses}
+
+    @cached_property
+    def smmu_by_id(self) -> Mapping[int, Smmu]:
+        """The SMMUs by id."""
+        return {smmu.id: smmu for smmu in self.smmus}
+
+    @cached_property
+    def device_by_address(self) -> Mapping[PciAddress, HostDevice]:
+        """The listed devices by address."""
+        return {device.address: device for device in self.devices}
+
+    @cached_property
+    def function_by_address(self) -> Mapping[PciAddress, PciFunction]:
+        """The functions by address."""
+        return {function.address: function for function in self.functions}

@@ -1,0 +1,101 @@
+"""What became of MSIs, what it cost, and what is wanted in the domain XML."""
+
+from __future__ import annotations
+
+# Imported for real, not for type checkers alone: fields are read back from JSON by their types.
+from collections.abc import Mapping  # noqa: TC003
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from vmm_msi.types.address import Iova, PciAddress  # noqa: TC001
+
+
+class Outcome(StrEnum):
+    """What became of one MSI."""
+
+    DELIVERED = "delivered"
+    S1_FAULT = "s1-fault"
+    S2_FAULT = "s2-fault"
+    MISROUTED = "misrouted"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class TraceStep:
+    """One step of an MSI on its way.
+
+    :param step: ``programmed``, ``s1``, ``s2``, ``doorbell`` or ``its``.
+    :param values: what was seen there: addresses are hex strings, the rest ints or words.
+    """
+
+    step: str
+    values: Mapping[str, str | int | None] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What becomes of the MSIs ``first`` to ``first + count - 1`` of one device.
+
+    All vectors of a device write to one doorbell address, so they take one way through the SMMU
+    and differ in nothing but the EventID and the LPI, which count up with the vector.
+
+    :param its: id of the ITS that was reached, None where none was.
+    :param expected_its: id of the ITS that knows the device.
+    :param programmed: doorbell address in the device; None where it was not programmed.
+    :param errno: positive error number of a refusal, None where it has none.
+    :param lpi: LPI of vector ``first`` where it was delivered.
+    """
+
+    device: PciAddress
+    first: int
+    count: int
+    outcome: Outcome
+    its: int | None
+    expected_its: int
+    programmed: Iova | None = None
+    errno: int | None = None
+    reason: str = ""
+    trace: tuple[TraceStep, ...] = ()
+    lpi: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Costs:
+    """What a strategy uses.
+
+    :param s2_domains: stage 2 tables.
+    :param s2_mappings: doorbell pages mapped in all of them; guest RAM is not counted.
+    :param sw_msi_slots: pages taken from the software MSI window.
+    :param bindings: guest bindings the kernel holds.
+    """
+
+    s2_domains: int = 0
+    s2_mappings: int = 0
+    sw_msi_slots: int = 0
+    bindings: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class VsmmuPlan:
+    """One virtual SMMUv3 of the guest, in front of devices of one physical SMMU.
+
+    :param smmu: id of the physical SMMU.
+    :param its: id of the physical ITS its devices use, where the strategy separates by ITS.
+    :param accelerated: it uses the physical SMMU's own stage 1.
+    """
+
+    smmu: int
+    devices: tuple[PciAddress, ...]
+    its: int | None = None
+    accelerated: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class GuestPlan:
+    """What a strategy wants in the domain XML.
+
+    :param iommufd: devices are assigned through iommufd rather than VFIO's type1 container.
+    """
+
+    vsmmus: tuple[VsmmuPlan, ...]
+    iommufd: bool = True
