@@ -17,7 +17,7 @@ from vmm_msi.host.files import UnreadableError
 from vmm_msi.host.files.capture_paths import MANIFEST, PAGE_SIZE
 from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.files.pack import pack
-from vmm_msi.host.firmware.dt_blob import DeviceTree
+from vmm_msi.host.firmware.dt_nodes import DeviceTree
 from vmm_msi.host.live import load_live, read_host, read_sources
 from vmm_msi.host.resolve import resolve
 from vmm_msi.host.sources import load_host, load_sources

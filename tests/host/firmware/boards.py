@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import debian_kernel
 
 from vmm_msi.host.firmware.device_tree import load_devicetree
-from vmm_msi.host.firmware.dt_blob import DeviceTree
+from vmm_msi.host.firmware.dt_nodes import DeviceTree
 from vmm_msi.report.columns import columns
 
 HEAD = [

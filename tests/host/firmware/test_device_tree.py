@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import random
+import re
 import struct
 from bisect import bisect_right
+from collections import Counter
 from contextlib import suppress
 
+import libfdt
 import pytest
 from host.firmware.dt_builder import board, dtb, its, node, parse, pci, smmu
 from host.shared import shared_data
@@ -13,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm_msi.errors import TopologyError
+from vmm_msi.host.firmware import fdt
 from vmm_msi.host.firmware.device_tree import parse_devicetree
-from vmm_msi.host.firmware.dt_blob import MAX_SIZE
 from vmm_msi.host.resolve import resolve
 from vmm_msi.host.sources import load_host
 from vmm_msi.types import Its, Pa, PciAddress, PciRoute, PciSegment, Smmu
@@ -462,9 +466,84 @@ def test_any_change_ends_in_a_host_or_a_refusal(data):
         parse_devicetree(bytes(whole), "board.dtb")
 
 
+def field(whole, offset):
+    return struct.unpack_from(">I", whole, offset)[0]
+
+
+def mutants(count):
+    """Return device trees with damage to words of their header and structure block."""
+    whole = blob()
+    structure, size = field(whole, 8), field(whole, 36)
+    offsets = [*range(4, 40, 4), *range(structure, structure + size, 4)]
+    chance = random.Random(0)  # noqa: S311 - the same damage each time
+    for _ in range(count):
+        damaged = bytearray(whole)
+        for _ in range(chance.choice((1, 1, 2))):
+            word = chance.choice([*range(12), 0xFF, size, len(whole), 1 << 31, 0xFFFFFFFF])
+            struct.pack_into(">I", damaged, chance.choice(offsets), word)
+        yield bytes(damaged)
+
+
+STRICTER = re.compile(r"version \d+; at least|property name of more|not UTF-8")
+
+
+def verdict(damaged):
+    try:
+        fdt.read_nodes(damaged, "board.dtb")
+    except TopologyError as error:
+        return "too much" if STRICTER.search(str(error)) else "malformed"
+    return "valid"
+
+
+def test_libfdt_accepts_and_rejects_the_same_blobs():
+    """Only names of properties and old versions are rejected here alone."""
+    verdicts = Counter()
+    for damaged in mutants(5000):
+        ours = verdict(damaged)
+        theirs = libfdt.fdt_check_full(bytearray(damaged), len(damaged))
+        assert ours == "too much" or (ours == "valid") == (theirs == 0), theirs
+        verdicts[ours] += 1
+    assert min(verdicts["valid"], verdicts["malformed"]) > 500
+    assert verdicts["too much"] < 500
+
+
+def malformed():
+    """Return blobs with one word damaged: its offset, its value, where the error is, the reason."""
+    whole = blob()
+    size, structure, strings = len(whole), field(whole, 8), field(whole, 12)
+    end = structure + field(whole, 36)
+    return {
+        "compatible": (24, 18, 24, "it requires a reader of version 18"),
+        "structure": (8, size, 8, "the structure block is not within the "),
+        "strings": (12, 39, 12, "the strings block is not within the "),
+        "reservations": (16, size + 1, 16, "the memory reservation block is not within the "),
+        "no end of reservations": (16, size - 8, size - 8, "the memory reservation block does not"),
+        "name of the root": (structure + 4, 0x61000000, structure, "the root node has a name"),
+        "end without begin": (structure, 2, structure, "token 0x2 is out of place"),
+        "unknown token": (structure, 7, structure, "token 0x7 is out of place"),
+        "no end of a node": (end - 8, 4, end - 4, "token 0x9 is out of place"),
+        "more than a root": (end - 4, 4, end - 4, "token 0x4 is out of place"),
+        "no end": (36, field(whole, 36) - 4, end - 4, "the structure block ends within the tree"),
+        "size of a value": (structure + 12, 1 << 31, end, "the structure block ends within the "),
+        "name of a property": (
+            structure + 16, size, strings + size, "a property name does not end within the strings",
+        ),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("case", malformed())
+def test_a_malformed_blob_is_rejected_with_the_offset(case):
+    offset, word, where, reason = malformed()[case]
+    damaged = bytearray(blob())
+    struct.pack_into(">I", damaged, offset, word)
+    expected = f"board.dtb: not a valid device tree: offset {where:#x}: {reason}"
+    with pytest.raises(TopologyError, match=f"^{re.escape(expected)}"):
+        parse_devicetree(bytes(damaged), "board.dtb")
+
+
 def test_size_and_depth_are_bounded():
     with pytest.raises(TopologyError, match="larger than"):
-        parse_devicetree(blob() + bytes(MAX_SIZE), "board.dtb")
+        parse_devicetree(blob() + bytes(fdt.MAX_SIZE), "board.dtb")
     deep = "n {" * 70 + "};" * 70
     refused([its(0), deep], "deeper than 64")
     name = "p" * 300

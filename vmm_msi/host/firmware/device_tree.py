@@ -18,7 +18,8 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.host.firmware.dt_blob import MAX_SIZE, DeviceTree, DtNode
+from vmm_msi.host.firmware.dt_nodes import DeviceTree, DtNode
+from vmm_msi.host.firmware.fdt import MAX_SIZE
 from vmm_msi.host.firmware.intervals import MAX_PIECES, first_match, merge, overlapping
 from vmm_msi.types import Granule, HostTopology, Its, Pa, PciRoute, PciSegment, Smmu
 

@@ -11,13 +11,21 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.files import UnreadableError
-from vmm_msi.host.firmware.dt_blob import MAGIC, MAX_DEPTH, MAX_SIZE, VERSION
+from vmm_msi.host.firmware.dt_nodes import MAX_DEPTH
+from vmm_msi.host.firmware.fdt import (
+    BEGIN_NODE,
+    END,
+    END_NODE,
+    HEADER,
+    MAGIC,
+    MAX_SIZE,
+    PROPERTY,
+    VERSION,
+)
 
 if TYPE_CHECKING:
     from vmm_msi.host.files import HostTree
 
-_BEGIN_NODE, _END_NODE, _PROPERTY, _END = 1, 2, 3, 9
-_HEADER = struct.Struct(">10I")
 _RESERVATIONS = bytes(16)
 
 
@@ -33,17 +41,17 @@ def blob_of(tree: HostTree, path: str) -> bytes | None:
         return None
     flat = _Flattener(tree)
     flat.node(path, "", 0)
-    flat.add(struct.pack(">I", _END))
+    flat.add(struct.pack(">I", END))
     names = b"".join(flat.names)
     structure = b"".join(flat.parts)
-    start = _HEADER.size + len(_RESERVATIONS)
+    start = HEADER.size + len(_RESERVATIONS)
     strings = start + len(structure)
-    header = _HEADER.pack(
+    header = HEADER.pack(
         MAGIC,
         strings + len(names),
         start,
         strings,
-        _HEADER.size,
+        HEADER.size,
         VERSION,
         16,
         0,
@@ -66,7 +74,7 @@ class _Flattener:
         """Add a node; its properties come before the nodes below it."""
         if depth > MAX_DEPTH:
             self._fail(f"{path} is more than {MAX_DEPTH} nodes deep")
-        self.add(struct.pack(">I", _BEGIN_NODE) + _padded(name.encode() + b"\0"))
+        self.add(struct.pack(">I", BEGIN_NODE) + _padded(name.encode() + b"\0"))
         below = []
         for child in self.tree.names(path):
             place = f"{path}/{child}"
@@ -80,7 +88,7 @@ class _Flattener:
                 self._property(child.encode(), value)
         for child in below:
             self.node(f"{path}/{child}", child, depth + 1)
-        self.add(struct.pack(">I", _END_NODE))
+        self.add(struct.pack(">I", END_NODE))
 
     def add(self, part: bytes) -> None:
         """Add a part of the structure block."""
@@ -95,7 +103,7 @@ class _Flattener:
             at = self.name_at[name] = self.names_size
             self.names.append(name + b"\0")
             self.names_size += len(name) + 1
-        self.add(struct.pack(">III", _PROPERTY, len(value), at) + _padded(value))
+        self.add(struct.pack(">III", PROPERTY, len(value), at) + _padded(value))
 
     def _fail(self, message: str) -> None:
         raise TopologyError(f"reading the device tree of {self.tree.source}: {message}")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NoReturn
 
 from vmm_msi.errors import TopologyError
+from vmm_msi.host.firmware.fdt import read_nodes
 from vmm_msi.host.firmware.intervals import first_match, overlapping
 from vmm_msi.tomlfile import one_line
 
@@ -19,23 +20,10 @@ if TYPE_CHECKING:
 
     from vmm_msi.host.firmware.intervals import Piece
 
-#: Magic number of a device tree blob.
-MAGIC = 0xD00DFEED
-#: Version of the format since 2007: libfdt bounds the names of properties from this one on.
-VERSION = 17
-#: Bytes a blob may have: Linux ``arch/arm64/include/asm/boot.h`` MAX_FDT_SIZE.
-MAX_SIZE = 2 << 20
 #: Depth of a tree: Linux ``drivers/of/fdt.c`` FDT_MAX_DEPTH.
 MAX_DEPTH = 64
-#: Characters of a property's name; the specification allows 31.
-MAX_NAME = 255
 #: Cells that an address or a size may have: Linux ``drivers/of/address.c`` OF_MAX_ADDR_CELLS.
 _MAX_CELLS = 4
-_HEADER = struct.Struct(">10I")
-_CELL = struct.Struct(">I")
-#: Length of the value, offset of the name.
-_PROPERTY_HEAD = struct.Struct(">II")
-_BEGIN_NODE, _END_NODE, _PROPERTY, _NOP = 1, 2, 3, 4
 
 
 @dataclass(slots=True, eq=False)
@@ -228,90 +216,13 @@ def _join(cells: tuple[int, ...]) -> int:
     return value
 
 
-def _check_blob(data: bytes, source: str) -> tuple[int, int]:
-    """Check a blob, what libfdt leaves to its caller and what keeps reading bounded too.
-
-    :return: the offsets of its nodes and of the names of properties.
-    """
-    if len(data) > MAX_SIZE:
-        raise TopologyError(f"{source}: larger than the {MAX_SIZE} bytes Linux takes")
-    if len(data) < _HEADER.size:
-        raise TopologyError(
-            f"{source}: truncated at {len(data)} bytes; a device tree's header has {_HEADER.size}"
-        )
-    (magic, total, nodes, strings, _rsv, version, _compat, _cpu, size, _size) = _HEADER.unpack_from(
-        data
-    )
-    if magic != MAGIC:
-        raise TopologyError(f"{source}: offset 0x0: magic {magic:#x}, not {MAGIC:#x}")
-    if total > len(data):
-        raise TopologyError(
-            f"{source}: offset 0x4: truncated: total size {total}, but the file has {len(data)} "
-            "bytes"
-        )
-    if version < VERSION:
-        raise TopologyError(f"{source}: offset 0x14: version {version}; at least {VERSION} is read")
-    start = strings
-    for each in data[strings : strings + size].split(b"\0"):
-        if len(each) > MAX_NAME:
-            raise TopologyError(
-                f"{source}: offset {start:#x}: a property name of more than {MAX_NAME} characters"
-            )
-        start += len(each) + 1
-    import libfdt
-
-    if error := libfdt.fdt_check_full(bytearray(data), len(data)):
-        name = str(libfdt.FdtException(error)).rpartition(" ")[2]
-        raise TopologyError(f"{source}: not a valid device tree: {name}")
-    return nodes, strings
-
-
 def _read_nodes(data: bytes, source: str) -> Iterator[DtNode]:
-    """Yield the nodes of a blob: Devicetree Specification v0.4, 5.4.
-
-    libfdt has checked that the tokens are well formed and lie, like all names, within the blob.
-    """
-    start, strings = _check_blob(data, source)
-    tokens, offset = data[start:], 0
-    names: dict[int, str] = {}
     path: list[DtNode] = []
-    pending: DtNode | None = None
-    while True:
-        (token,) = _CELL.unpack_from(tokens, offset)
-        offset += 4
-        if token == _PROPERTY:
-            size, at = _PROPERTY_HEAD.unpack_from(tokens, offset)
-            offset += 8
-            name = names.get(at) or names.setdefault(at, _name(data, strings + at, source))
-            if pending is not None:
-                # Where a node has two of one name the first counts: of_find_property.
-                pending.properties.setdefault(name, tokens[offset : offset + size])
-            offset += size + 3 & ~3
-            continue
-        if token == _NOP:
-            continue
-        if pending is not None:
-            pending.settle()
-            yield pending
-            pending = None
-        if token == _BEGIN_NODE:
-            end = tokens.index(b"\0", offset)
-            name = tokens[offset:end].decode("utf-8", "replace")
-            pending = DtNode(source, name, path[-1] if path else None, len(path))
-            if pending.depth > MAX_DEPTH:
-                pending.fail(f"the tree is deeper than {MAX_DEPTH} nodes")
-            path.append(pending)
-            offset = end + 4 & ~3
-        elif token == _END_NODE:
-            path.pop()
-        else:
-            return
-
-
-def _name(data: bytes, offset: int, source: str) -> str:
-    try:
-        return data[offset : data.index(b"\0", offset)].decode()
-    except UnicodeError:
-        raise TopologyError(
-            f"{source}: not a valid device tree: offset {offset:#x}: a property name is not UTF-8"
-        ) from None
+    for depth, name, properties in read_nodes(data, source):
+        del path[depth:]
+        node = DtNode(source, name, path[-1] if path else None, depth, properties)
+        if depth > MAX_DEPTH:
+            node.fail(f"the tree is deeper than {MAX_DEPTH} nodes")
+        node.settle()
+        path.append(node)
+        yield node
