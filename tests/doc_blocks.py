@@ -22,6 +22,9 @@ DOCS = ROOT / "docs"
 PAGES = (
     ROOT / "README.md",
     ROOT / "CHANGELOG.md",
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "SECURITY.md",
+    ROOT / "tests" / "README.md",
     *sorted(DOCS.glob("*.md")),
     *sorted((ROOT / "vmm_msi" / "doctor" / "findings").glob("*.md")),
 )
@@ -59,7 +62,7 @@ def blocks(page: Path, text: str | None = None) -> list[Block]:
 def run_example(block: Block) -> str:
     """Run the commands of a console block, each a line that starts with ``$ ``; return it anew.
 
-    ``< FILE`` at the end of a line is its standard input.
+    ``< FILE`` at the end of a line is its standard input, ``> FILE`` takes its standard output.
     """
     out = []
     environment = {
@@ -79,9 +82,12 @@ def run_example(block: Block) -> str:
             if not line.startswith("$ "):
                 continue
             words = [word.replace("$PWD", folder) for word in shlex.split(line[2:])]
-            given = ""
+            given, saved = "", None
             if words[-2] == "<":
                 given = (place / words[-1]).read_text()
+                del words[-2:]
+            elif words[-2] == ">":
+                saved = place / words[-1]
                 del words[-2:]
             code = "import sys; from vmm_msi.cli import main; sys.exit(main())"
             done = subprocess.run(
@@ -90,11 +96,14 @@ def run_example(block: Block) -> str:
                 env=environment,
                 input=given,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.STDOUT if saved is None else subprocess.PIPE,
                 text=True,
                 check=False,
             )
-            out += [line, done.stdout.rstrip("\n")]
+            printed = done.stdout if saved is None else done.stderr
+            if saved is not None:
+                saved.write_text(done.stdout)
+            out += [line, *([printed.rstrip("\n")] if printed else [])]
     return "\n".join(out) + "\n"
 
 
@@ -184,6 +193,61 @@ def releases_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def support_by_release() -> str:
+    """Return what vmm-msi can write for each pair of releases, newest first, as Markdown."""
+    from vmm_msi.domxml.support import REQUIREMENTS, Feature, Support, Version
+
+    libvirts = {needs.libvirt for needs in REQUIREMENTS.values()}
+    qemus = {needs.qemu for needs in REQUIREMENTS.values() if needs.qemu}
+    oldest_pair: dict[tuple[Feature, ...], tuple[Version, Version]] = {}
+    for libvirt in libvirts:
+        for qemu in qemus:
+            support = Support(libvirt, qemu)
+            features = tuple(feature for feature in REQUIREMENTS if support.has(feature))
+            pair = (libvirt, qemu)
+            oldest_pair[features] = min(pair, oldest_pair.get(features, pair))
+    lines = ["| libvirt from | QEMU from | can write | nested vSMMU |", "|---|---|---|---|"]
+    for features, (libvirt, qemu) in sorted(oldest_pair.items(), key=lambda row: row[1])[::-1]:
+        xml = ", ".join(f"`{REQUIREMENTS[feature].xml}`" for feature in features)
+        nested = "yes" if Feature.ACCEL in features else "no"
+        lines.append(f"| {libvirt} | {qemu} | {xml} | {nested} |")
+    return "\n".join(lines) + "\n"
+
+
+def support_by_strategy() -> str:
+    """Return where each strategy works, as Markdown."""
+    from vmm_msi.doctor.rules_kernel import NESTED_MSI
+    from vmm_msi.domxml.support import REQUIREMENTS, Feature
+    from vmm_msi.iommu.profiles import PROFILES, newest_profile
+    from vmm_msi.plugins.manager import PluginManager
+
+    accel = REQUIREMENTS[Feature.ACCEL]
+    plugins = PluginManager.load()
+    profiles = " | ".join(profile.name for profile in PROFILES)
+    lines = [
+        f"| strategy | on a libvirt host | guest | {profiles} |",
+        f"|---|---|---|{'---|' * len(PROFILES)}",
+    ]
+    for choice in plugins.choices():
+        needs = plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
+        host = "`--backend sim` only"
+        if needs.qemu:
+            kernel = ".".join(map(str, NESTED_MSI))
+            host = f"Linux {kernel}, QEMU {accel.qemu}, libvirt {accel.libvirt}"
+        guest = "honours the RMR" if needs.rmr else "any"
+        default = newest_profile({needs.interface})
+        cells = [
+            "default"
+            if profile is default
+            else "yes"
+            if needs.capabilities <= profile.capabilities
+            else "no"
+            for profile in PROFILES
+        ]
+        lines.append(f"| `{choice}` | {host} | {guest} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
 def kernel_options() -> str:
     """Return the emulated host's kernel options, each group under its reason, as Markdown."""
     fragment = (ROOT / "vmm_msi" / "lab" / "build" / "kernel.config").read_text(encoding="utf-8")
@@ -223,6 +287,24 @@ def explained_events() -> str:
     lines = ["| event | says | how it comes about |", "|---|---|---|"]
     for kind, meaning in MEANINGS.items():
         lines.append(f"| `{kind.name}` | {meaning.what} | {meaning.why} |")
+    return "\n".join(lines) + "\n"
+
+
+def layers() -> str:
+    """Return the layers of imports, highest first, as a picture and a table of the rooms."""
+    import test_layers
+
+    lines = ["```text"]
+    lines += ["  ".join(sorted(units)) for units in reversed(test_layers.LAYERS)]
+    lines += ["```", "", "| room | purpose |", "|---|---|"]
+    for units in reversed(test_layers.LAYERS):
+        for name in sorted(test_layers.MODULES):
+            path = test_layers.MODULES[name]
+            room = name.removeprefix("vmm_msi.")
+            is_room = path.name == "__init__.py" or room in units
+            if is_room and test_layers.unit_of(name) in units:
+                summary = (ast.get_docstring(ast.parse(path.read_text())) or "").splitlines()[0]
+                lines.append(f"| `{room}` | {summary.replace('``', '`').removesuffix('.')} |")
     return "\n".join(lines) + "\n"
 
 
@@ -285,12 +367,15 @@ def findings_table() -> str:
 
 
 REGIONS = {
+    (DOCS / "architecture.md", "layers"): layers,
     (DOCS / "explain.md", "texts"): explained_texts,
     (DOCS / "explain.md", "events"): explained_events,
     (DOCS / "doctor.md", "findings"): findings_table,
     (DOCS / "lab.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "truth table"): truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,
+    (DOCS / "support.md", "releases"): support_by_release,
+    (DOCS / "support.md", "strategies"): support_by_strategy,
 }
 
 

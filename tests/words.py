@@ -1,0 +1,106 @@
+"""The words that this project does not use: patterns, what to write instead, and a counter.
+
+``python tests/words.py [FOLDER]`` prints how often each occurs in the product, the documentation
+and the tests.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+PLACES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "plugins", "scripts", "tests",
+          "vmm_msi", "xml-templates")  # fmt: skip
+ENDINGS = {"", ".md", ".py", ".service", ".sh", ".toml", ".xml"}
+#: Files that show the words because they are about them.
+EXEMPT = {"tests/words.py"}
+
+
+class Word(NamedTuple):
+    """A pattern that must not occur.
+
+    :param instead: what to write.
+    """
+
+    pattern: re.Pattern[str]
+    instead: str
+
+
+def _word(pattern: str, instead: str) -> Word:
+    return Word(re.compile(rf"(?<![\w-])(?:{pattern})(?![\w-])", re.IGNORECASE), instead)
+
+
+WORDS = (
+    _word("mend|mends|mended|mending", "fix, remedy"),
+    _word("told|foretold|tells? of|says? of|said of", "report, show, describe"),
+    _word("tells? (?:whether|which|what|how|where|why|who)", "return whether, show which"),
+    _word("meant", "selected, intended"),
+    _word("beforehand", "in advance"),
+    _word("giv(?:e|es|en|ing) (?:it |them |\\w+ )?away", "assign"),
+    _word("tak(?:e|es|en|ing) (?:it |them |that |this )?out", "remove"),
+    _word("(?<!there )(?:is|are|was|were) no (?!longer|more|less|better|worse)\\w+", "is not a"),
+    _word("of ours", "managed by vmm-msi"),
+    _word("(?:hold|holds|held) (?:it |them |one |the \\w+ |\\w+ )?against", "compare with"),
+    _word("takes root|wants?", "requires"),
+    _word("would (?:work|do)(?! (?:so|it|that))", "works, use"),
+    _word("made again|gone on with|anew", "retried, resumed, again"),
+    _word("the model|models? of (?:the )?kernel|modelled|modelling", "the simulator, simulated"),
+    _word("carr(?:y|ies|ied|ying) (?:it |them |that |this )?out|carriers?", "apply, binder"),
+    _word("takes? turns|tak(?:e|en|ing) turns", "host lock"),
+    _word("troupe|surroundings|gatherers?", "facts"),
+    _word("nobody|whoever|somebody|anybody", "name the reader or the program"),
+    _word("there is none|where there is none", "name what is missing"),
+)
+
+
+def files(root: Path = ROOT) -> list[Path]:
+    """Return the files whose words count."""
+    paths = []
+    for place in PLACES:
+        base = root / place
+        paths += [base] if base.is_file() else sorted(base.rglob("*"))
+    return [
+        path
+        for path in paths
+        if path.is_file()
+        and path.suffix in ENDINGS
+        and "__pycache__" not in path.parts
+        and path.relative_to(root).as_posix() not in EXEMPT
+    ]
+
+
+def occurrences(path: Path) -> list[tuple[int, str, Word]]:
+    """Return line number, text and word of each occurrence in a file."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError:
+        return []
+    return [
+        (number, match[0], word)
+        for number, line in enumerate(lines, 1)
+        for word in WORDS
+        for match in word.pattern.finditer(line)
+    ]
+
+
+def main() -> None:
+    """Print the counts, by word and by room."""
+    root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
+    by_word: Counter[str] = Counter()
+    by_room: Counter[str] = Counter()
+    for path in files(root):
+        for _, _, word in occurrences(path):
+            by_word[word.pattern.pattern] += 1
+            by_room["/".join(path.relative_to(root).parts[:2])] += 1
+    for counts in (by_word, by_room):
+        for name, count in counts.most_common():
+            print(f"{count:6} {name}")
+        print(f"{counts.total():6} in all\n")
+
+
+if __name__ == "__main__":
+    main()
