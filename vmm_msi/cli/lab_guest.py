@@ -21,7 +21,7 @@ _MOST = 1_000_000
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    from vmm_msi.lab.guest.guest_test import ACTS, KINDS
+    from vmm_msi.lab.guest.runner import ACTS, KINDS
     from vmm_msi.lab.machine.shape import NVME, RANGES
 
     parser.add_argument(
@@ -78,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.errors import UsageError
     from vmm_msi.host.files.pack import check_target, write_archive
     from vmm_msi.lab.build.progress import Progress
-    from vmm_msi.lab.guest.guest_test import ACTS, UNPLUG, Order, Runner, shape_for
     from vmm_msi.lab.guest.its_log import ItsLog
+    from vmm_msi.lab.guest.runner import ACTS, UNPLUG, Runner, RunSpec, shape_for
     from vmm_msi.lab.machine.emulated_host import LabHost, logs_folder
     from vmm_msi.lab.rpc.link import AgentLink
     from vmm_msi.report import guest_test as report
@@ -108,10 +108,10 @@ def run(args: argparse.Namespace) -> int:
         # Before libvirtd starts: without udev it learns of no device later.
         devices = runner.devices(kinds)
         runner.prepare()
-        order = Order(
+        spec = RunSpec(
             devices, args.strategy, args.count, acts, not args.no_rmr, args.record is not None
         )
-        found = runner.run(order)
+        found = runner.run(spec)
         progress.clear()
     if found.recording is not None:
         write_archive(args.record, found.recording)

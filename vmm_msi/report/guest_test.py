@@ -11,7 +11,7 @@ from vmm_msi.report.columns import columns
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.lab.guest.guest_test import DeviceRun, GuestTestResult
+    from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA = 1

@@ -89,10 +89,10 @@ def ensure_root(
     place = caches.entry(cache, "root", "the lab's root", (suite, architecture), made_from)
 
     def build(work: Path) -> Path:
-        order = root_recipe.Order(
+        spec = root_recipe.BuildSpec(
             work / "tree", suite, architecture, host_tools.apt_mirror(), place.log
         )
-        versions = root_recipe.build_tree(order, progress or Progress(None))
+        versions = root_recipe.build_tree(spec, progress or Progress(None))
         describe(work, suite, architecture, versions)
         return work
 

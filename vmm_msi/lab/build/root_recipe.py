@@ -72,7 +72,7 @@ path-exclude=/usr/share/man/*
 
 
 @dataclass(frozen=True)
-class Order:
+class BuildSpec:
     """What to build and where.
 
     :ivar tree: the folder to fill; its parent exists.
@@ -101,40 +101,40 @@ def packages(suite: str, architecture: str) -> list[str]:
     return sorted({*PACKAGES, *([] if own is None else [own])})
 
 
-def build_tree(order: Order, progress: Progress) -> dict[str, str]:
-    """Fill the order's tree and return the version of every package in it.
+def build_tree(spec: BuildSpec, progress: Progress) -> dict[str, str]:
+    """Fill the spec's tree and return the version of every package in it.
 
     :raise LabError: when a host tool is missing or a stage fails.
     """
     tools = host_tools.require_tools(TOOLS)
-    inside = [*contained(f"--mount-proc={order.tree}/proc"), tools["chroot"], f"{order.tree}"]
+    inside = [*contained(f"--mount-proc={spec.tree}/proc"), tools["chroot"], f"{spec.tree}"]
     environment = {
         "PATH": PATH,
         "LC_ALL": "C.UTF-8",
         "DEBIAN_FRONTEND": "noninteractive",
         **host_tools.apt_proxies(),
     }
-    order.log.write_text("", encoding="utf-8")
+    spec.log.write_text("", encoding="utf-8")
 
-    progress.stage(f"Debian {order.suite} {order.architecture}: base system (debootstrap)")
+    progress.stage(f"Debian {spec.suite} {spec.architecture}: base system (debootstrap)")
     bootstrap = [
-        *(tools["debootstrap"], "--variant=minbase", f"--arch={order.architecture}"),
-        *(order.suite, f"{order.tree}", order.mirror, f"{_script(order.suite)}"),
+        *(tools["debootstrap"], "--variant=minbase", f"--arch={spec.architecture}"),
+        *(spec.suite, f"{spec.tree}", spec.mirror, f"{_script(spec.suite)}"),
     ]
-    _run([*contained(), *bootstrap], environment, order, progress)
+    _run([*contained(), *bootstrap], environment, spec, progress)
 
-    wanted = packages(order.suite, order.architecture)
+    wanted = packages(spec.suite, spec.architecture)
     progress.stage(f"installing {' '.join(wanted)}")
     apt = ["apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", *host_tools.apt_options()]
-    apt += _prepare(order)
+    apt += _prepare(spec)
     install = [*apt, "--no-install-recommends", "install", *wanted]
-    _run([*inside, *install], environment, order, progress)
+    _run([*inside, *install], environment, spec, progress)
 
     progress.stage("tidying up")
-    _run([*inside, "apt-get", "clean"], environment, order, progress)
-    _tidy(order.tree)
+    _run([*inside, "apt-get", "clean"], environment, spec, progress)
+    _tidy(spec.tree)
     listing = ["dpkg-query", "--show", "--showformat", "${Package} ${Version}\\n"]
-    printed = _run([*inside, *listing], environment, order, progress)
+    printed = _run([*inside, *listing], environment, spec, progress)
     progress.clear()
     return dict(line.split(" ", 1) for line in printed if " " in line)
 
@@ -156,15 +156,15 @@ def _script(suite: str) -> Path:
     return script if script.exists() else _SCRIPTS / "sid"
 
 
-def _prepare(order: Order) -> list[str]:
+def _prepare(spec: BuildSpec) -> list[str]:
     """Set the fresh tree up for apt and return the options apt needs in it."""
-    tree = order.tree
+    tree = spec.tree
     policy = tree / "usr/sbin/policy-rc.d"
     policy.write_text(_POLICY, encoding="utf-8")
     policy.chmod(0o755)
     (tree / "etc/dpkg/dpkg.cfg.d/vmm-msi").write_text(_DPKG, encoding="utf-8")
     shutil.copyfile("/etc/hosts", tree / "etc/hosts")
-    if order.mirror.startswith("https:") and _CERTIFICATES.is_file():
+    if spec.mirror.startswith("https:") and _CERTIFICATES.is_file():
         shutil.copyfile(_CERTIFICATES, tree / "tmp/ca.crt")
         return ["-o", "Acquire::https::CAInfo=/tmp/ca.crt"]
     return []
@@ -183,7 +183,7 @@ def _tidy(tree: Path) -> None:
 
 
 def _run(
-    command: Sequence[str], environment: Mapping[str, str], order: Order, progress: Progress
+    command: Sequence[str], environment: Mapping[str, str], spec: BuildSpec, progress: Progress
 ) -> list[str]:
     """Run one stage and return its last lines, all of them where they are a listing.
 
@@ -191,8 +191,8 @@ def _run(
     """
     return run_logged(
         command,
-        doing=f"building the lab's root of {order.suite} from {order.mirror}",
-        log=order.log,
+        doing=f"building the lab's root of {spec.suite} from {spec.mirror}",
+        log=spec.log,
         environment=environment,
         watch=progress.step,
         keep=None if "dpkg-query" in command else _LAST_LINES,

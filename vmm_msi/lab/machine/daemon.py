@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Literal, Self
 import vmm_msi
 from vmm_msi.errors import LabError
 from vmm_msi.lab.build import host_tools
-from vmm_msi.lab.machine.namespace_init import FAREWELL, RESTART, Options
+from vmm_msi.lab.machine.namespace_init import FAREWELL, RESTART, DaemonOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -82,7 +82,7 @@ class LabDaemon:
         self._keep_logs = keep_logs
         self._wanted = layer
         self._folder = folder
-        self._options = Options(hardware, {k: f"{v}" for k, v in (lent or {}).items()})
+        self._options = DaemonOptions(hardware, {k: f"{v}" for k, v in (lent or {}).items()})
         self._run: Path | None = None
         self._process: subprocess.Popen[bytes] | None = None
 

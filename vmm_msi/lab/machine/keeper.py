@@ -52,7 +52,7 @@ _ANSWER, _PROGRESS = 1, 3
 _FIRST_FREE = 10
 
 
-class _Asked(BaseException):
+class _StopRequested(BaseException):
     """The keeper is asked to end."""
 
 
@@ -254,7 +254,7 @@ def main() -> int:
             _answer(taken=True)
             return 0
         return _keep(shape, told["suite"], cache, patches)
-    except _Asked:
+    except _StopRequested:
         return 0
     except VmmMsiError as error:
         _answer(error=str(error))
@@ -265,7 +265,7 @@ def _ask(_number: int, _frame: FrameType | None) -> NoReturn:
     # Once is enough; what is under way to end the host is not to be interrupted.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    raise _Asked
+    raise _StopRequested
 
 
 def _keep(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -> int:
@@ -336,12 +336,12 @@ def _now() -> str:
 def _answer(**message: object) -> None:
     """Tell the command that waits; when it is gone, nobody wants the host.
 
-    :raise _Asked: when it is gone.
+    :raise _StopRequested: when it is gone.
     """
     try:
         os.write(_ANSWER, json.dumps(message).encode() + b"\n")
     except BrokenPipeError:
-        raise _Asked from None
+        raise _StopRequested from None
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
-class Options(NamedTuple):
+class DaemonOptions(NamedTuple):
     """What a daemon has besides its root.
 
     :ivar hardware: the machine's devices.
@@ -142,7 +142,7 @@ def lay_root(tree: Path, run: Path, layer: str) -> str:
     return "tmpfs"
 
 
-def mount_system(run: Path, options: Options) -> None:
+def mount_system(run: Path, options: DaemonOptions) -> None:
     """Mount what the daemons expect below the root: /proc, /sys, /dev, /run, the logs."""
     root = run / "root"
     mount("proc", root / "proc", "proc")
@@ -313,7 +313,7 @@ class Keeper:
                 os.waitpid(-1, 0)
 
 
-def serve(tree: Path, run: Path, layer: str, options: Options) -> None:
+def serve(tree: Path, run: Path, layer: str, options: DaemonOptions) -> None:
     """Run the daemons until the caller says goodbye or is gone.
 
     :raise LabError: when something cannot be mounted or started, or a daemon ends by itself.
@@ -368,7 +368,7 @@ def main() -> int:
     # Held for as long as this process lives, and by no other.
     os.set_inheritable(int(lock), False)
     try:
-        serve(Path(tree), Path(run), layer, Options(**json.loads(options)))
+        serve(Path(tree), Path(run), layer, DaemonOptions(**json.loads(options)))
     except (LabError, OSError) as error:
         _tell({"error": str(error)})
         sys.stderr.write(f"{error}\n")

@@ -51,7 +51,7 @@ ACTS = (REBOOT, UNPLUG)
 
 
 @dataclass(frozen=True)
-class Order:
+class RunSpec:
     """What a run is to do.
 
     :param devices: what the guest is given, addresses in the emulated host.
@@ -251,7 +251,7 @@ class Runner:
         with _Timed(self, "start", "starting the guest"):
             self._link.call("start", timeout_s=_LONG_S)
 
-    def _start_without_rmr(self, order: Order) -> dict[str, Any]:
+    def _start_without_rmr(self, spec: RunSpec) -> dict[str, Any]:
         """Start the guest once more, with the IORT that it has now, but for the RMRs in it.
 
         Linux takes a table from the initial RAM file system (:mod:`vmm_msi.lab.machine.iort_edit`).
@@ -264,7 +264,7 @@ class Runner:
         with _Timed(self, "start without RMR", "starting the guest again, without RMRs"):
             self._link.call("stop")
             self._link.call("define", initrd=NO_RMR, words=_IMPATIENT, timeout_s=_LONG_S)
-            self.attach(order.devices, order.strategy)
+            self.attach(spec.devices, spec.strategy)
             self.start()
         return self.look()
 
@@ -304,18 +304,18 @@ class Runner:
                 found[hostdev.host] = by_port[str(name)]
         return found
 
-    def run(self, order: Order) -> GuestTestResult:
+    def run(self, spec: RunSpec) -> GuestTestResult:
         """Attach, start, look, work, change, work again, and return what was seen.
 
         :raise VmmMsiError: when a part fails.
         """
-        self.attach(order.devices, order.strategy)
+        self.attach(spec.devices, spec.strategy)
         predicted = self.predict()
         self.start()
-        seen = self.look() if order.rmr else self._start_without_rmr(order)
-        phases = [Phase("start", self.work(order.devices, seen, order))]
-        devices = list(order.devices)
-        for act in order.then:
+        seen = self.look() if spec.rmr else self._start_without_rmr(spec)
+        phases = [Phase("start", self.work(spec.devices, seen, spec))]
+        devices = list(spec.devices)
+        for act in spec.then:
             if act == REBOOT:
                 with _Timed(self, "reboot", "restarting the guest"):
                     self._link.call("restart", timeout_s=_LONG_S)
@@ -328,13 +328,13 @@ class Runner:
                         *("detach", self._facts["guest"], str(gone)),
                         *("-c", self._facts["uri"], "--scope", "live"),
                     )
-            phases.append(Phase(after, self.work(devices, self.look(), order)))
+            phases.append(Phase(after, self.work(devices, self.look(), spec)))
         host_faults = _faults(self._link.call("kernel-log"))
         guest_log = self._guest("kernel-log")
         guest_faults = _faults(guest_log)
         recording = None
-        if order.record:
-            recording = self.record(self._facts["guest"], guest_log, rmr=order.rmr)
+        if spec.record:
+            recording = self.record(self._facts["guest"], guest_log, rmr=spec.rmr)
         iort = seen["iort"]
         table = None if iort is None else parse_iort(base64.b64decode(iort), "the guest's IORT")
         return GuestTestResult(
@@ -383,7 +383,7 @@ class Runner:
             return self.command("explain", "\n".join(lines), *where, *words).splitlines()
 
     def work(
-        self, devices: Sequence[PciAddress], seen: Mapping[str, Any], order: Order
+        self, devices: Sequence[PciAddress], seen: Mapping[str, Any], spec: RunSpec
     ) -> list[DeviceRun]:
         """Make every device work and return what became of it."""
         places = self.place(seen)
@@ -396,8 +396,8 @@ class Runner:
             guest = PciAddress.parse(mine["address"])
             self._its_log.new()
             with _Timed(self, f"work {host}", f"making {host} work in the guest"):
-                if order.rmr:
-                    told = self._guest("exercise", address=str(guest), count=order.count)
+                if spec.rmr:
+                    told = self._guest("exercise", address=str(guest), count=spec.count)
                 else:
                     told = self._guest("await-fault", address=str(guest))
             landed = {

@@ -8,7 +8,7 @@ import pytest
 
 from vmm_msi.cli import main
 from vmm_msi.errors import UsageError
-from vmm_msi.lab.guest.guest_test import DeviceRun, GuestTestResult, Phase, Vector, shape_for
+from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult, Phase, Vector, shape_for
 from vmm_msi.lab.machine.shape import GUESTS_MEMORY, Shape
 from vmm_msi.report import guest_test as report
 from vmm_msi.types import PciAddress
