@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import socket
+import socketserver
+import struct
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
+from contextlib import ExitStack, suppress
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from waiting import wait_until
 
 from vmm_msi.errors import OutputError, UsageError
 from vmm_msi.watch import metrics
-from vmm_msi.watch.metrics import Address, Endpoint
+from vmm_msi.watch.metrics import Endpoint, ListenAddress
 from vmm_msi.watch.statistics import Statistics
 
 
@@ -42,9 +49,9 @@ def free_port():
 @pytest.fixture(params=["tcp", "unix"])
 def endpoint(request, tmp_path, statistics):
     if request.param == "tcp":
-        address = Address.parse(f":{free_port()}")
+        address = ListenAddress.parse(f":{free_port()}")
     else:
-        address = Address.parse(f"unix:{tmp_path}/socket")
+        address = ListenAddress.parse(f"unix:{tmp_path}/socket")
     healthy = [True]
     numbers = {"test:///x": statistics.numbers}
     with Endpoint(address, numbers, lambda: healthy[0]) as opened:
@@ -140,10 +147,199 @@ def test_a_client_that_dawdles_is_given_up(endpoint, monkeypatch):
     assert time.monotonic() - begin < 10
 
 
+def clients(stack, address, count, data=b""):
+    """Connect clients that send ``data`` and then wait."""
+    for _ in range(count):
+        client = stack.enter_context(connected(address))
+        if data:
+            client.sendall(data)
+
+
+def assert_answers_at_once(address):
+    begin = time.monotonic()
+    head, body = ask(address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert (head.partition("\r\n")[0], body) == ("HTTP/1.1 200 OK", "ok\n")
+    assert time.monotonic() - begin < 1
+
+
+@pytest.mark.parametrize("count", [50, 200])
+@pytest.mark.parametrize("data", [b"", b"GET /metrics HTTP/1.1\r\nHost: "], ids=["idle", "slow"])
+def test_health_beside_clients_that_wait(endpoint, count, data):
+    address, _healthy = endpoint
+    with ExitStack() as stack:
+        for _ in range(2):
+            clients(stack, address, count, data)
+            for _ in range(3):
+                assert_answers_at_once(address)
+    assert_answers_at_once(address)
+
+
+def test_health_beside_clients_that_send_a_byte_at_a_time(endpoint):
+    """50 of them, at a pace at which a timeout per read would never end them."""
+    address, _healthy = endpoint
+    stop = threading.Event()
+
+    def send_slowly():
+        while not stop.is_set():
+            with connected(address) as client, suppress(OSError):
+                client.sendall(b"GET /metrics HTTP/1.1\r\nX: ")
+                while not stop.wait(0.05):
+                    client.sendall(b"x")
+
+    threads = [threading.Thread(target=send_slowly) for _ in range(50)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            assert_answers_at_once(address)
+            time.sleep(0.02)
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_a_connection_has_one_deadline_in_all(endpoint, monkeypatch):
+    monkeypatch.setattr(metrics, "_REQUEST_S", 0.3)
+    begin = time.monotonic()
+    with connected(endpoint[0]) as client, suppress(OSError):
+        while time.monotonic() - begin < 30:
+            client.sendall(b"x")
+            time.sleep(0.05)
+    assert time.monotonic() - begin < 5
+
+
+def test_the_number_of_threads_is_bounded(endpoint):
+    address, _healthy = endpoint
+    before = threading.active_count()
+    with ExitStack() as stack:
+        clients(stack, address, 200)
+        assert_answers_at_once(address)
+        assert wait_until(lambda: threading.active_count() - before <= metrics._MAX_CONNECTIONS)
+    assert wait_until(lambda: threading.active_count() == before)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 5000 + b"\r\n",
+        b"GET /metrics HTTP/1.1\r\nX: " + b"y" * 20000 + b"\r\n\r\n",
+        b"GET /" + b"y" * 20000 + b" HTTP/1.1\r\n\r\n",
+        b"GET /metrics HTTP/1.1\r\n" + b"X: y\r\n" * 200 + b"\r\n",
+    ],
+    ids=["headers", "header", "target", "number of headers"],
+)
+def test_large_heads_are_refused(endpoint, request_):
+    try:
+        head, _body = ask(endpoint[0], request_)
+    except (ConnectionResetError, BrokenPipeError):
+        head = "HTTP/1.1 4"  # the endpoint closed the connection with a part unread
+    assert head.startswith("HTTP/1.1 4")
+    assert_answers_at_once(endpoint[0])
+
+
+@pytest.mark.parametrize("count", [1, 100])
+def test_an_exception_ends_nothing(tmp_path, statistics, caplog, count):
+    def broken():
+        raise ZeroDivisionError("broken")
+
+    address = ListenAddress.parse(f"unix:{tmp_path}/socket")
+    with Endpoint(address, {"test:///x": broken}, lambda: True):
+        for _ in range(count):
+            head, body = ask(address)
+            assert head.startswith("HTTP/1.1 500 Internal Server Error\r\n")
+            assert body == "internal error\n"
+        assert_answers_at_once(address)
+    assert (
+        caplog.messages == ["answering /metrics for --metrics: ZeroDivisionError('broken')"] * count
+    )
+
+
+def test_an_exception_outside_a_response_ends_nothing(endpoint, caplog, monkeypatch, capfd):
+    with monkeypatch.context() as patch:
+        patch.setattr(metrics, "_read_head", lambda *_: 1 / 0)
+        with suppress(ConnectionResetError):
+            assert ask(endpoint[0]) == ("", "")
+    assert_answers_at_once(endpoint[0])
+    assert caplog.messages == [
+        "answering a request for --metrics: ZeroDivisionError('division by zero')"
+    ]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_client_that_leaves_is_no_failure(endpoint, caplog, capfd):
+    for data in (b"", b"GET", b"GET /metrics HTTP/1.1\r\n\r\n"):
+        for _ in range(10):
+            with connected(endpoint[0]) as client:
+                linger = struct.pack("ii", 1, 0)
+                client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+                client.sendall(data)
+    assert_answers_at_once(endpoint[0])
+    assert (caplog.messages, capfd.readouterr()) == ([], ("", ""))
+
+
+def test_no_descriptor_is_free(endpoint, monkeypatch):
+    """accept() fails for a while; the endpoint neither ends nor keeps a processor busy."""
+    address, _healthy = endpoint
+    calls = []
+
+    def accept(_server):
+        calls.append(None)
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(socketserver.TCPServer, "get_request", accept)
+        with connected(address):
+            time.sleep(0.5)
+    assert 1 <= len(calls) < 20
+    assert_answers_at_once(address)
+
+
+def test_only_its_own_socket_is_removed(tmp_path, statistics):
+    path = tmp_path / "socket"
+    address = ListenAddress.parse(f"unix:{path}")
+    numbers = {"u": statistics.numbers}
+    with Endpoint(address, numbers, lambda: True):
+        path.unlink()
+        with Endpoint(address, numbers, lambda: True):
+            pass
+    assert not path.exists()
+    with socket.socket(socket.AF_UNIX) as other:
+        with Endpoint(address, numbers, lambda: True):
+            path.unlink()
+            other.bind(str(path))
+        assert path.is_socket()
+    path.unlink()
+    with Endpoint(address, numbers, lambda: True):
+        path.unlink()
+        path.write_text("a file of another program")
+    assert path.read_text() == "a file of another program"
+
+
+def test_a_stale_socket_of_another_user_stays(tmp_path, statistics, monkeypatch):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(path))
+    monkeypatch.setattr(os, "geteuid", lambda: path.stat().st_uid + 1)
+    with pytest.raises(OutputError, match="Address already in use"):
+        Endpoint(ListenAddress(path=path), {}, lambda: True).__enter__()
+    assert path.is_socket()
+
+
+def test_a_link_at_the_path_of_the_socket_stays(tmp_path, statistics):
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as stale:
+        stale.bind(str(tmp_path / "target"))
+    path.symlink_to("target")
+    with pytest.raises(OutputError, match="Address already in use"):
+        Endpoint(ListenAddress(path=path), {}, lambda: True).__enter__()
+    assert path.is_symlink()
+
+
 def test_what_was_listened_on_is_free_again(tmp_path, statistics):
     numbers = {"u": statistics.numbers}
     path = tmp_path / "socket"
-    address = Address.parse(f"unix:{path}")
+    address = ListenAddress.parse(f"unix:{path}")
     for _ in range(2):
         with Endpoint(address, numbers, lambda: True):
             assert path.stat().st_mode & 0o777 == 0o660
@@ -166,7 +362,7 @@ def test_a_port_that_is_taken(statistics):
         with pytest.raises(
             OutputError, match=rf"^listening on 127\.0\.0\.1:{port} for --metrics: "
         ):
-            Endpoint(Address.parse(f":{port}"), {}, lambda: True).__enter__()
+            Endpoint(ListenAddress.parse(f":{port}"), {}, lambda: True).__enter__()
 
 
 @pytest.mark.parametrize(
@@ -179,7 +375,7 @@ def test_a_port_that_is_taken(statistics):
     ],
 )
 def test_addresses(text, shown):
-    assert str(Address.parse(text)) == shown
+    assert str(ListenAddress.parse(text)) == shown
 
 
 @pytest.mark.parametrize(
@@ -187,15 +383,15 @@ def test_addresses(text, shown):
 )
 def test_what_is_no_address(text):
     with pytest.raises(UsageError, match=r"^--metrics .*valid is ADDRESS:PORT"):
-        Address.parse(text)
+        ListenAddress.parse(text)
 
 
 def test_without_the_library():
     code = (
         "import sys; sys.modules['prometheus_client'] = None\n"
-        "from vmm_msi.watch.metrics import Address, Endpoint\n"
+        "from vmm_msi.watch.metrics import ListenAddress, Endpoint\n"
         "from vmm_msi.errors import UsageError\n"
-        "try: Endpoint(Address(port=1), {}, bool)\n"
+        "try: Endpoint(ListenAddress(port=1), {}, bool)\n"
         "except UsageError as error: print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -63,10 +63,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch."""
-    from vmm_msi.watch.metrics import Address
+    from vmm_msi.watch.metrics import ListenAddress
 
     uris = _uris(args)
-    metrics = None if args.metrics is None else Address.parse(args.metrics)
+    metrics = None if args.metrics is None else ListenAddress.parse(args.metrics)
     if metrics is not None and args.once:
         raise UsageError(
             f"--metrics {metrics}: with --once nothing stays to be asked; leave it out"

@@ -1,22 +1,35 @@
-"""The service's numbers for Prometheus, over HTTP on one address or unix socket.
+"""Serve the metrics of the service to Prometheus, and its health, over HTTP.
 
-``GET /metrics`` and ``GET /healthz`` are answered, nothing else; one request at a time, each with
-bounds on its size and its time (https://prometheus.io/docs/instrumenting/exposition_formats/).
+The endpoint listens on one TCP address or unix socket and answers ``GET /metrics`` and
+``GET /healthz``. The HTTP server is the standard library's, with a thread per connection and with
+bounds: on the size of a request, on the time of a connection, and on the number of connections,
+where a new connection replaces the oldest one. Idle and slow clients therefore delay nobody.
+
+prometheus-client writes the text format (escaping, histograms, content type,
+https://prometheus.io/docs/instrumenting/exposition_formats/). Its own HTTP server is not used: it
+has no bounds, no unix socket and no ``/healthz``.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
+import socketserver
+import stat
+import sys
 import threading
 import time
 from dataclasses import dataclass
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from vmm_msi.errors import OutputError, UsageError
+from vmm_msi.watch.service_log import log
 from vmm_msi.watch.statistics import BUCKETS_S
 
 if TYPE_CHECKING:
@@ -29,17 +42,20 @@ if TYPE_CHECKING:
 PREFIX = "vmm_msi_watch"
 
 _LOOPBACK = "127.0.0.1"
+_TEXT = "text/plain; charset=utf-8"
 _REQUEST_BYTES = 8192
 _REQUEST_S = 5.0
-_JOIN_S = 2.0
+_MAX_CONNECTIONS = 32
+_BACKLOG = 128
+_POLL_S = 0.2
 _FORMS = "valid is ADDRESS:PORT, :PORT for this machine alone, [IPV6]:PORT or unix:PATH"
 
 
 @dataclass(frozen=True)
-class Address:
-    """Where to listen: on a TCP port of an IP address, or on a unix socket.
+class ListenAddress:
+    """The address that the endpoint listens on: a TCP port of an IP address, or a unix socket.
 
-    :param path: the socket; None for TCP.
+    :param path: path of the socket; None for TCP.
     """
 
     host: str = _LOOPBACK
@@ -47,26 +63,26 @@ class Address:
     path: Path | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Address:
-        """Read what ``--metrics`` names.
+    def parse(cls, text: str) -> ListenAddress:
+        """Parse the argument of ``--metrics``.
 
-        :raise UsageError: when it is neither.
+        :raise UsageError: when the argument is neither a TCP address nor a unix socket.
         """
         if text.startswith("unix:"):
             path = Path(text.removeprefix("unix:"))
             if not path.is_absolute():
-                raise UsageError(f"--metrics {text}: the path is not absolute; {_FORMS}")
+                raise UsageError(f"--metrics {text}: the path must be absolute; {_FORMS}")
             return cls(path=path)
         host, colon, port = text.rpartition(":")
         digits = port.isascii() and port.isdigit() and len(port) <= len("65535")
         if not colon or not digits or not 0 < int(port) <= 0xFFFF:
-            raise UsageError(f"--metrics {text}: no port is named; {_FORMS}")
+            raise UsageError(f"--metrics {text}: a port is missing; {_FORMS}")
         host = host.removeprefix("[").removesuffix("]") or _LOOPBACK
         for family in (socket.AF_INET, socket.AF_INET6):
             with contextlib.suppress(OSError):
                 socket.inet_pton(family, host)
                 return cls(host, int(port))
-        raise UsageError(f"--metrics {text}: {host!r} is no IP address; {_FORMS}")
+        raise UsageError(f"--metrics {text}: {host!r} is not an IP address; {_FORMS}")
 
     def __str__(self) -> str:
         if self.path is not None:
@@ -75,10 +91,10 @@ class Address:
 
 
 class Exposition:
-    """The text that Prometheus reads, from a registry of its own.
+    """Write the metrics as text, from a registry of its own.
 
-    :param numbers: asks a connection for its numbers, by URI.
-    :raise UsageError: when the library that writes the text is not installed.
+    :param numbers: by the URI of a connection, a function that returns its current numbers.
+    :raise UsageError: when prometheus-client is not installed.
     """
 
     def __init__(self, numbers: Mapping[str, Callable[[], Numbers]]) -> None:
@@ -96,11 +112,11 @@ class Exposition:
         self.content_type = prometheus_client.CONTENT_TYPE_LATEST
 
     def text(self) -> bytes:
-        """Return the numbers of this moment."""
+        """Return the current metrics in the text format of Prometheus."""
         return self._text(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        """Yield each metric with the samples of every connection."""
+        """Yield each metric with a sample for each connection."""
         from prometheus_client.core import (
             CounterMetricFamily,
             GaugeMetricFamily,
@@ -148,107 +164,197 @@ class Exposition:
 
 
 class Endpoint:
-    """Answers, in a thread of its own, for as long as a ``with`` block.
+    """Answer HTTP requests in threads of its own during a ``with`` block.
 
-    :param numbers: asks a connection for its numbers, by URI.
-    :param healthy: tells whether the service makes progress.
-    :raise UsageError: when the numbers cannot be written here.
+    :param numbers: by the URI of a connection, a function that returns its current numbers.
+    :param healthy: returns whether the service makes progress.
+    :raise UsageError: when prometheus-client is not installed.
     """
 
     def __init__(
         self,
-        address: Address,
+        address: ListenAddress,
         numbers: Mapping[str, Callable[[], Numbers]],
         healthy: Callable[[], bool],
     ) -> None:
         self.address = address
         self._exposition = Exposition(numbers)
         self._healthy = healthy
-        self._listener: socket.socket | None = None
-        self._thread: threading.Thread | None = None
+        self._server: _Server | None = None
+        self._socket_file: os.stat_result | None = None
 
     def __enter__(self) -> Self:
         try:
-            self._listener = _listen(self.address)
+            listener = _listen(self.address)
+            if self.address.path is not None:
+                self._socket_file = self.address.path.lstat()
         except OSError as error:
             raise OutputError(
                 f"listening on {self.address} for --metrics: {error.strerror or error}; {_FORMS}"
             ) from error
-        self._thread = threading.Thread(
-            target=self._serve, args=(self._listener,), name="metrics", daemon=True
-        )
-        self._thread.start()
+        self._server = _Server(listener, self._respond)
+        threading.Thread(
+            target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True
+        ).start()
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._listener is not None:
-            # It wakes the thread, which close() alone does not.
-            with contextlib.suppress(OSError):
-                self._listener.shutdown(socket.SHUT_RDWR)
-            self._listener.close()
-        if self._thread is not None:
-            self._thread.join(_JOIN_S)
-        if self.address.path is not None:
-            self.address.path.unlink(missing_ok=True)
+        if self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+        if self.address.path is not None and self._socket_file is not None:
+            # Another process may have put its own socket in place of this one.
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(self.address.path.lstat(), self._socket_file):
+                    self.address.path.unlink()
 
-    def _serve(self, listener: socket.socket) -> None:
-        while True:
-            try:
-                client, _peer = listener.accept()
-            except OSError:
-                if listener.fileno() == -1 or not _is_listening(listener):
-                    return
-                time.sleep(0.1)  # no descriptor is free, say
-                continue
-            with client, contextlib.suppress(OSError):
-                self._answer(client, time.monotonic() + _REQUEST_S)
-
-    def _answer(self, client: socket.socket, deadline: float) -> None:
-        request = _read_head(client, deadline)
-        method, _, rest = request.partition(b" ")
-        target = rest.partition(b" ")[0].partition(b"?")[0]
-        status, kind, body = "404 Not Found", "text/plain; charset=utf-8", b"see /metrics\n"
-        if not request:
-            status, body = "400 Bad Request", b"no HTTP request\n"
-        elif method != b"GET":
-            status, body = "405 Method Not Allowed", b"only GET\n"
-        elif target == b"/metrics":
-            status, kind, body = "200 OK", self._exposition.content_type, self._exposition.text()
-        elif target == b"/healthz":
-            well = self._healthy()
-            status = "200 OK" if well else "503 Service Unavailable"
-            body = b"ok\n" if well else b"no progress\n"
-        head = (
-            f"HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {len(body)}\r\n"
-            f"{'Allow: GET' + chr(13) + chr(10) if status[:3] == '405' else ''}"
-            "Connection: close\r\n\r\n"
-        )
-        client.settimeout(max(0.1, deadline - time.monotonic()))
-        client.sendall(head.encode() + body)
+    def _respond(self, method: str, target: str) -> _Response:
+        """Return the response to a request; an exception becomes status 500."""
+        if method != "GET":
+            return _Response(HTTPStatus.METHOD_NOT_ALLOWED, b"only GET\n")
+        try:
+            match target.partition("?")[0]:
+                case "/metrics":
+                    text = self._exposition.text()
+                    return _Response(HTTPStatus.OK, text, self._exposition.content_type)
+                case "/healthz" if self._healthy():
+                    return _Response(HTTPStatus.OK, b"ok\n")
+                case "/healthz":
+                    return _Response(HTTPStatus.SERVICE_UNAVAILABLE, b"no progress\n")
+        except Exception as error:  # noqa: BLE001 - the client and the log get it
+            log.error("answering %s for --metrics: %r", target, error)
+            return _Response(HTTPStatus.INTERNAL_SERVER_ERROR, b"internal error\n")
+        return _Response(HTTPStatus.NOT_FOUND, b"see /metrics\n")
 
 
-def _listen(address: Address) -> socket.socket:
+@dataclass(frozen=True, slots=True)
+class _Response:
+    status: HTTPStatus
+    body: bytes
+    content_type: str = _TEXT
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answer one request and close the connection."""
+
+    protocol_version = "HTTP/1.1"
+    error_content_type = _TEXT
+    error_message_format = "%(message)s\n"
+    server: _Server
+
+    def handle(self) -> None:
+        deadline = time.monotonic() + _REQUEST_S
+        self.rfile = io.BytesIO(_read_head(self.connection, deadline))
+        self.connection.settimeout(max(0.1, deadline - time.monotonic()))
+        self.raw_requestline = self.rfile.readline()
+        if not self.raw_requestline.strip():
+            self.requestline = self.request_version = self.command = ""
+            self.send_error(HTTPStatus.BAD_REQUEST, "no HTTP request")
+        elif self.parse_request():  # which answers a request that it cannot parse
+            self._send(self.server.respond(self.command, self.path))
+
+    def _send(self, response: _Response) -> None:
+        self.send_response(response.status)
+        self.send_header("Content-Type", response.content_type)
+        self.send_header("Content-Length", str(len(response.body)))
+        if response.status is HTTPStatus.METHOD_NOT_ALLOWED:
+            self.send_header("Allow", "GET")
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(response.body)
+
+    def send_response(self, code: int, message: str | None = None) -> None:
+        """Send the status line alone: no release of Python, no line in the log."""
+        self.send_response_only(code, message)
+
+    def log_message(self, *_arguments: object) -> None:
+        """Log nothing: the log is about guests."""
+
+
+class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
+    """The standard library's server with a bound on the connections that are open at once.
+
+    :param listener: the socket to accept connections on; the server closes it.
+    :param respond: returns the response to a method and a target.
+    """
+
+    daemon_threads = True
+
+    def __init__(self, listener: socket.socket, respond: Callable[[str, str], _Response]) -> None:
+        super().__init__(("", 0), _Handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listener
+        self.respond = respond
+        self._open: list[socket.socket] = []  # the oldest connection first
+        self._lock = threading.Lock()
+
+    def get_request(self) -> tuple[socket.socket, object]:
+        """Accept a connection, and end the oldest one above the bound."""
+        try:
+            connection, peer = super().get_request()
+        except OSError:
+            time.sleep(0.1)  # the process may have no free descriptor
+            raise
+        with self._lock:
+            self._open.append(connection)
+            if len(self._open) > _MAX_CONNECTIONS:
+                _wake(self._open.pop(0))
+        return connection, peer
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        with self._lock:
+            self._open = [connection for connection in self._open if connection is not request]
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        super().server_close()
+        with self._lock:
+            for connection in self._open:
+                _wake(connection)
+
+    def handle_error(self, *_request: object) -> None:
+        """Log what ended a connection, unless the client did."""
+        error = sys.exception()
+        if not isinstance(error, OSError):
+            log.error("answering a request for --metrics: %r", error)
+
+
+def _wake(connection: socket.socket) -> None:
+    """Have the thread of a connection end; the caller holds the lock that delays its closing."""
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+
+
+def _listen(address: ListenAddress) -> socket.socket:
+    """Return a socket that listens on ``address``.
+
+    :raise OSError: when the address cannot be used.
+    """
     if address.path is None:
         family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-        return socket.create_server((address.host, address.port), family=family, backlog=16)
+        return socket.create_server((address.host, address.port), family=family, backlog=_BACKLOG)
     listener = socket.socket(socket.AF_UNIX)
     try:
-        _remove_dead(address.path)
+        _remove_stale(address.path)
         old = os.umask(0o117)
         try:
             listener.bind(os.fspath(address.path))
         finally:
             os.umask(old)
-        listener.listen(16)
+        listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise
     return listener
 
 
-def _remove_dead(path: Path) -> None:
-    """Remove a socket that nobody listens on any more."""
-    if not path.is_socket():
+def _remove_stale(path: Path) -> None:
+    """Remove a socket that an earlier process of this user left, and that no process listens on."""
+    try:
+        status = path.lstat()
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode) or status.st_uid != os.geteuid():
         return
     with socket.socket(socket.AF_UNIX) as probe:
         probe.settimeout(1.0)
@@ -258,25 +364,19 @@ def _remove_dead(path: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _is_listening(listener: socket.socket) -> bool:
-    with contextlib.suppress(OSError):
-        return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
-    return False
-
-
 def _read_head(client: socket.socket, deadline: float) -> bytes:
-    """Return the first line of a request whose head is complete; nothing where it is not."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        left = deadline - time.monotonic()
-        if left <= 0 or len(data) > _REQUEST_BYTES:
+    """Return the head of a request; nothing if the client does not send all of it in time."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        seconds = deadline - time.monotonic()
+        if seconds <= 0 or len(head) > _REQUEST_BYTES:
             return b""
-        client.settimeout(left)
+        client.settimeout(seconds)
         try:
             part = client.recv(_REQUEST_BYTES)
         except TimeoutError:
             return b""
         if not part:
             return b""
-        data += part
-    return data.partition(b"\r\n")[0]
+        head += part
+    return head

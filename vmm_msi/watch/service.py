@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from vmm_msi.watch.binder import Binder
-    from vmm_msi.watch.metrics import Address
+    from vmm_msi.watch.metrics import ListenAddress
     from vmm_msi.watch.systemd_notify import Notifier
 
 #: How long a worker or the event loop may be at one thing before the service counts as stuck,
@@ -47,7 +47,7 @@ class Plan:
 
     uris: Sequence[str]
     load: Callable[[], Binder]
-    metrics: Address | None = None
+    metrics: ListenAddress | None = None
 
 
 def once(plan: Plan) -> None:
