@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from vmm_msi.config import Choice
 from vmm_msi.types import (
     SW_MSI_WINDOW,
+    BindOrder,
     DeviceId,
     Granule,
     GuestDevice,
@@ -17,7 +18,6 @@ from vmm_msi.types import (
     Ipa,
     Its,
     MemoryRange,
-    Order,
     Pa,
     PciAddress,
     ReservedKind,
@@ -118,7 +118,7 @@ def scenarios(draw: st.DrawFn, max_devices: int = 6) -> Scenario:
         vits=vits,
         stage1=tuple(stage1),
         devices=tuple(guest_devices),
-        order=draw(st.sampled_from(list(Order))),
+        order=draw(st.sampled_from(list(BindOrder))),
         honours_rmr=draw(st.booleans()),
         memory=draw(st.sampled_from(MEMORY)),
     )

@@ -33,6 +33,7 @@ from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.samples import path as sample
 from vmm_msi.types import (
     SW_MSI_WINDOW,
+    BindOrder,
     DeviceId,
     Granule,
     GuestDevice,
@@ -43,7 +44,6 @@ from vmm_msi.types import (
     Ipa,
     Its,
     MemoryRange,
-    Order,
     Outcome,
     Pa,
     PciAddress,
@@ -249,7 +249,7 @@ def test_the_scenario_example_has_every_key_and_the_values_it_says():
             GuestDevice(a, "s1a", 0, Iova(0xFFFF_F000)),
             GuestDevice(b, "s1b", 0, Iova(0xFFFF_E000)),
         ),
-        order=Order.BATCHED,
+        order=BindOrder.BATCHED,
         memory=(MemoryRange(Ipa(0x4000_0000), 0x8000_0000),),
     )
     assert parse_scenario(block.text, "x") == Scenario(host, guest)

@@ -11,6 +11,7 @@ from vmm_msi.host.scenario import load_host_toml, load_scenario, parse_scenario
 from vmm_msi.host.sources import load_host
 from vmm_msi.types import (
     SW_MSI_WINDOW,
+    BindOrder,
     Granule,
     GuestDevice,
     HostDevice,
@@ -18,7 +19,6 @@ from vmm_msi.types import (
     Ipa,
     Its,
     MemoryRange,
-    Order,
     Pa,
     PciAddress,
     ReservedKind,
@@ -86,7 +86,7 @@ def test_the_contract():
         HostDevice(PciAddress(1, 2, 0, 1), 0, 0x201, (1, 0), 0x10201, 2, 1, (SW_MSI_WINDOW,)),
     )
     assert host.routes == ()
-    assert (guest.name, guest.order, guest.honours_rmr) == ("guest", Order.BATCHED, False)
+    assert (guest.name, guest.order, guest.honours_rmr) == ("guest", BindOrder.BATCHED, False)
     assert guest.vits == (Vits(0, Ipa(0x8080000)), Vits(1, Ipa(0x8100000)))
     assert guest.stage1 == (Stage1("s1a", Granule.K64),)
     assert guest.devices == (

@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.types import (
+    BindOrder,
     Granule,
     GuestDevice,
     GuestDomain,
     Iova,
     Ipa,
     MemoryRange,
-    Order,
     PciAddress,
     Stage1,
     Vits,
@@ -35,7 +35,7 @@ _MIB = 1 << 20
 
 
 def guest_from_xml(
-    domain: DomainXml, also: Iterable[PciAddress] = (), order: Order = Order.INTERLEAVED
+    domain: DomainXml, also: Iterable[PciAddress] = (), order: BindOrder = BindOrder.INTERLEAVED
 ) -> GuestDomain:
     """Return the guest that ``domain`` describes.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
 from vmm_msi.plugins.hookspecs import Action, Event, PluginKind, Session
-from vmm_msi.types import GuestPlan, Order, Outcome, Verdict, VsmmuPlan
+from vmm_msi.types import BindOrder, GuestPlan, Outcome, Verdict, VsmmuPlan
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -327,7 +327,7 @@ class GuestSession:
 
     def _schedule(self) -> Iterator[tuple[PciAddress, Callable[[PciAddress], object]]]:
         addresses = [device.host for device in self.guest.devices]
-        if self.guest.order is Order.INTERLEAVED:
+        if self.guest.order is BindOrder.INTERLEAVED:
             for address in addresses:
                 yield address, self.attach
                 yield address, self.bind
@@ -354,29 +354,29 @@ class GuestSession:
             event = Event(action, self.guest.name, name, device, {} if values is None else values)
         try:
             if event is not None and action not in _UNDOING:
-                self._plugins.ask(event)
+                self._plugins.veto(event)
             yield
         except VmmMsiError as error:
-            self._tell(event, str(error))
+            self._notify(event, str(error))
             raise
         except Exception as error:
-            self._tell(event, str(error))
+            self._notify(event, str(error))
             raise PluginError(
                 f"strategy {name}: {action} of {device or self.guest.name} failed with "
                 f"{type(error).__name__}: {error}"
             ) from error
-        self._tell(event)
+        self._notify(event)
 
     def _is_known(self, part: _Part, device: PciAddress | None) -> bool:
         """Tell whether a device, or the guest where it is None, was brought up before."""
         return id(part) in self._known_parts if device is None else device in self._known
 
-    def _tell(self, event: Event | None, error: str = "") -> None:
+    def _notify(self, event: Event | None, error: str = "") -> None:
         if event is not None and not self._rehearsal:
             told = Event(
                 event.action, event.guest, event.strategy, event.device, event.values, error
             )
-            self._plugins.tell(told)
+            self._plugins.notify(told)
 
 
 _UNDOING = frozenset({Action.DETACH_DOMAIN, Action.DETACH_DEVICE, Action.UNBIND_DOORBELL})

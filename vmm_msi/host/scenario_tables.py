@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm_msi.tomlfile import Number, Table
-from vmm_msi.types import Order, ReservedKind
+from vmm_msi.types import BindOrder, ReservedKind
 
 
 class SmmuTable(Table, frozen=True):
@@ -86,7 +86,7 @@ class GuestTable(Table, frozen=True):
     """``[guest]``."""
 
     name: str = "guest"
-    order: Order = Order.INTERLEAVED
+    order: BindOrder = BindOrder.INTERLEAVED
     honours_rmr: bool = True
     vits: tuple[VitsTable, ...] = ()
     stage1: tuple[Stage1Table, ...] = ()

@@ -279,7 +279,7 @@ class PluginManager:
         """Tell whether anyone is interested in events."""
         return bool(self._observers)
 
-    def ask(self, event: Event) -> None:
+    def veto(self, event: Event) -> None:
         """Let the observers object to an action.
 
         :raise RefusedError: when one does.
@@ -297,7 +297,7 @@ class PluginManager:
             if reasons:
                 raise RefusedError(f"{what}: vetoed by {name}: {'; '.join(reasons)}")
 
-    def tell(self, event: Event) -> None:
+    def notify(self, event: Event) -> None:
         """Tell the observers what happened; their failures are logged and change nothing."""
         for name, observer in self._observers.items():
             try:

@@ -72,7 +72,7 @@ def carry_out_in_turn(
     finally:
         if plugins is not None and plugins.has_observers:
             for event in change.events:
-                plugins.tell(replace(event, error=error))
+                plugins.notify(replace(event, error=error))
 
 
 def _carry_out(connection: Connection, change: Change) -> None:

@@ -18,7 +18,15 @@ from vmm_msi.types.address import (
     ReservedRegion,
     StreamId,
 )
-from vmm_msi.types.guest import GuestDevice, GuestDomain, MemoryRange, Order, Scenario, Stage1, Vits
+from vmm_msi.types.guest import (
+    BindOrder,
+    GuestDevice,
+    GuestDomain,
+    MemoryRange,
+    Scenario,
+    Stage1,
+    Vits,
+)
 from vmm_msi.types.host import (
     ITS_TRANSLATER_OFFSET,
     ITS_TRANSLATER_PAGE_OFFSET,
@@ -38,6 +46,7 @@ __all__ = [
     "ITS_TRANSLATER_PAGE_OFFSET",
     "SW_MSI_WINDOW",
     "Address",
+    "BindOrder",
     "Costs",
     "DeviceId",
     "Granule",
@@ -50,7 +59,6 @@ __all__ = [
     "Ipa",
     "Its",
     "MemoryRange",
-    "Order",
     "Outcome",
     "Pa",
     "PciAddress",

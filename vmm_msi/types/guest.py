@@ -58,7 +58,7 @@ class GuestDevice:
     giova: Iova
 
 
-class Order(StrEnum):
+class BindOrder(StrEnum):
     """Order of the calls for several devices."""
 
     #: attach, bind and prepare one device, then the next: what a VMM does.
@@ -79,7 +79,7 @@ class GuestDomain:
     vits: tuple[Vits, ...]
     stage1: tuple[Stage1, ...]
     devices: tuple[GuestDevice, ...]
-    order: Order = Order.INTERLEAVED
+    order: BindOrder = BindOrder.INTERLEAVED
     honours_rmr: bool = True
     memory: tuple[MemoryRange, ...] = (MemoryRange(Ipa(0x4000_0000), 0x4000_0000),)
 
