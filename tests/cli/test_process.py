@@ -10,6 +10,7 @@ import subprocess
 import sys
 
 import pytest
+from signals import DEFAULT_SIGNALS
 
 from vmm_msi import samples
 from vmm_msi.cli import COMMANDS
@@ -194,7 +195,8 @@ def test_interrupted(tmp_path):
     """A scenario that is a pipe: the command waits for it when the signal comes."""
     fifo = tmp_path / "scenario.toml"
     os.mkfifo(fifo)
-    command = [sys.executable, "-m", "vmm_msi", "compare", "--scenario", str(fifo), "-o", "out"]
+    words = ["compare", "--scenario", str(fifo), "-o", "out"]
+    command = [*DEFAULT_SIGNALS, sys.executable, "-m", "vmm_msi", *words]
     pipe = subprocess.PIPE
     with (
         subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=tmp_path) as process,

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import pytest
+from signals import DEFAULT_SIGNALS
 from waiting import wait_until
 
 from vmm_msi import libvirt_driver
@@ -296,7 +297,10 @@ def test_whatever_ends_it_the_next_up_works(run_folder, tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
 def test_a_command_that_ends_while_it_starts_leaves_nothing(run_folder, number):
     with subprocess.Popen(
-        [*COMMAND, "up"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*DEFAULT_SIGNALS, *COMMAND, "up"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as command:
         try:
             assert wait_until(lambda: Seen(run_folder).qemu())

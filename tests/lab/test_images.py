@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from conftest import unavailable
+from signals import DEFAULT_SIGNALS
 from waiting import wait_until
 
 from vmm_msi.cli import main
@@ -305,7 +306,7 @@ def test_interrupted_compilation_is_gone_on_with(tmp_path, host, monkeypatch, ho
     deb, cache = tmp_path / "slow.deb", tmp_path / "cache"
     deb.write_bytes(package(tmp_path / "package", sleep=61))
     with subprocess.Popen(
-        [sys.executable, "-c", KILLED, str(deb), str(cache)],
+        [*DEFAULT_SIGNALS, sys.executable, "-c", KILLED, str(deb), str(cache)],
         env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"},
         stderr=subprocess.DEVNULL,
     ) as process:
