@@ -168,8 +168,8 @@ def test_a_domain_of_libvirt(vmm_msi):
     [
         (["--guest", "missing.xml"], 3, "missing.xml"),
         (["--host", "missing.dtb"], 3, "missing.dtb: cannot be read"),
-        (["--guest", "a.xml", "--domain", "b"], 2, "not allowed with argument"),
-        (["--format", "html"], 2, "invalid choice"),
+        (["--guest", "a.xml", "--domain", "b"], 2, "--domain"),
+        (["--format", "html"], 2, "html"),
     ],
 )
 def test_what_cannot_be_used_is_one_clear_line(vmm_msi, words, code, error):

@@ -228,19 +228,19 @@ def test_what_libvirt_says_goes_into_a_capture_and_out():
 
 
 @pytest.mark.parametrize(
-    ("data", "reason"),
+    ("data", "message"),
     [
         (b'{"libvirt": "new"}', "x: 'new' is no release; valid is one such as 12.8.0"),
-        (b'{"qemu": 11}', "x: Expected `str | null`, got `int` - at `$.qemu`"),
-        (b"", "x: Input data was truncated"),
-        (b'{"qemu": "\xff"}', "x: 'utf-8' codec can't decode byte 0xff"),
-        (b'{"a":' + b"[" * 100_000, "x: "),
+        (b'{"qemu": 11}', "x: .*qemu"),
+        (b"", "x: ."),
+        (b'{"qemu": "\xff"}', "x: ."),
+        (b'{"a":' + b"[" * 100_000, "x: ."),
     ],
 )
-def test_what_a_capture_says_of_software_may_be_malformed(data, reason):
-    with pytest.raises(TopologyError) as caught:
+def test_what_a_capture_says_of_software_may_be_malformed(data, message):
+    """Names the file; the reason is the JSON reader's unless it is about a release."""
+    with pytest.raises(TopologyError, match=f"^{message}"):
         decode(data, "x")
-    assert str(caught.value).startswith(reason)
 
 
 @pytest.mark.parametrize(

@@ -206,17 +206,17 @@ def test_refusal_of_the_kernel_keeps_its_errno(link):
     [
         ("", {}, "'' is not among what the agent does: hello, "),
         ("Hello", {}, "'Hello' is not among"),
-        ("hello", {"unasked": 1}, "unexpected keyword argument 'unasked'"),
-        ("hello", {"_tell": 1}, "multiple values for argument '_tell'"),
-        ("call", {}, "missing 2 required positional arguments"),
+        ("hello", {"unasked": 1}, "TypeError: .*'unasked'"),
+        ("hello", {"_tell": 1}, "TypeError: .*'_tell'"),
+        ("call", {}, "TypeError: .*'method'.*'arguments'"),
         ("command", {"argv": 7}, "TypeError"),
         ("define", {}, "no libvirtd runs here; say libvirt first"),
         ("start", {}, "no libvirtd runs here; say libvirt first"),
         ("guest", {"do": "look", "arguments": {}, "wait_s": 1}, "say libvirt first"),
         ("exercise", {"address": "ffff:ff:1f.7", "count": 1}, "has no drive and no network"),
         ("open", {}, "LabError|ValidationError"),
-        ("open", {"host": [], "stand_ins": []}, "Expected `object`"),
-        ("conform", {"devices": "all", "scenarios": [], "expected": []}, "Expected `array`"),
+        ("open", {"host": [], "stand_ins": []}, "ValidationError: "),
+        ("conform", {"devices": "all", "scenarios": [], "expected": []}, "ValidationError: "),
         ("conform", {"devices": [], "scenarios": 7, "expected": []}, "'scenarios'"),
         ("conform", {"devices": [], "scenarios": []}, "'expected'"),
     ],
@@ -288,7 +288,7 @@ def test_lines_that_are_too_long(tmp_path_factory, monkeypatch):
         fits = request(1, "close", pad="")
         fits = request(1, "close", pad="x" * (longest - len(fits)))
         (told,) = host.ask(fits)
-        assert "unexpected keyword" in told["error"]["text"]
+        assert "'pad'" in told["error"]["text"]
         for size in (longest, longest + 1, 50 * longest):
             refused, answered = host.ask(b"x" * size + b"\n" + request(2, "hello"), 2)
             assert f"longer than {longest} bytes" in refused["error"]["text"]

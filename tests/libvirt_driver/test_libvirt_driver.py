@@ -83,7 +83,8 @@ def test_schema_error_puts_the_old_definition_back(connection):
     old = connection.domain_xml("guest0")
     new = attached(old, XmlLayout())
     with pytest.raises(
-        HypervisorError, match=r"defining guest guest0 .*failed to validate"
+        HypervisorError,
+        match=r"defining guest guest0 .*; valid is what this libvirt's schemas allow",
     ) as caught:
         redefine(connection, "guest0", old, new)
     assert "\n" not in str(caught.value)
@@ -158,7 +159,7 @@ def test_lookup(connection):
         connection.domain_xml("nobody")
     with pytest.raises(HypervisorError, match="there is none"):
         connection.is_active(uuid.replace("5b", "6b", 1))
-    with pytest.raises(NoHostDeviceError, match=r"host device 0000:09:00\.0 .*not found"):
+    with pytest.raises(NoHostDeviceError, match=r"host device 0000:09:00\.0 "):
         connection.node_device(PciAddress.parse("09:00.0"))
 
 

@@ -46,22 +46,17 @@ def refused_by_the_parser(new):
 
 
 @pytest.mark.parametrize(
-    ("spoil", "words"),
-    [
-        (
-            refused_by_the_schema,
-            "failed to validate against schema.*; valid is what this",
-        ),
-        (refused_by_the_parser, "Multiple 'pci' controllers with index '0'"),
-    ],
+    ("spoil", "by_schema"),
+    [(refused_by_the_schema, True), (refused_by_the_parser, False)],
 )
-def test_what_libvirt_refuses_is_not_there(connection, spoil, words):
+def test_what_libvirt_refuses_is_not_there(connection, spoil, by_schema):
     attach(connection, A)
     before = texts(connection)
     change = plan(connection, A2)
     spoil(change.new)
-    with pytest.raises(HypervisorError, match=f"defining guest guest0 at test:.*{words}"):
+    with pytest.raises(HypervisorError, match="defining guest guest0 at test:") as caught:
         carry_out(connection, change)
+    assert str(caught.value).endswith("valid is what this libvirt's schemas allow") is by_schema
     assert texts(connection) == before
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import msgspec
 import pytest
 from recording.hand_made import recording
 
@@ -52,20 +53,31 @@ def test_a_file_that_is_too_large(tmp_path):
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "Input data was truncated"),
-        (b"\xff", "JSON is malformed: invalid character (byte 0)"),
-        (b"[" * 100_000, "maximum recursion depth exceeded while deserializing an object"),
         (b"[]", "it is no JSON object; valid is what vmm-msi record wrote"),
         (b"{}", "schema is None; this vmm-msi reads 1"),
         (b'{"schema": 2}', "schema is 2; this vmm-msi reads 1"),
         (b'{"schema": true}', "schema is True; this vmm-msi reads 1"),
-        (b'{"schema": 1}', "Object missing required field `releases`"),
     ],
 )
 def test_what_is_no_recording(data, message):
     with pytest.raises(InputError) as caught:
         recording_json.decode(data, "run.json")
     assert str(caught.value).startswith(f"reading recording run.json: {message}")
+
+
+@pytest.mark.parametrize(
+    ("data", "cause"),
+    [
+        (b"", msgspec.DecodeError),
+        (b"\xff", msgspec.DecodeError),
+        (b"[" * 100_000, RecursionError),
+        (b'{"schema": 1}', msgspec.ValidationError),
+    ],
+)
+def test_what_the_json_reader_rejects(data, cause):
+    with pytest.raises(InputError, match=r"^reading recording run\.json: .") as caught:
+        recording_json.decode(data, "run.json")
+    assert type(caught.value.__cause__) is cause
 
 
 @pytest.mark.parametrize(
@@ -76,22 +88,6 @@ def test_what_is_no_recording(data, message):
             ["host", "smmus", 0, "mac"],
             "1",
             "host.smmus[0].mac: there is no such key; valid is what vmm-msi record writes",
-        ),
-        (
-            ["devices", 0, "vectors", 0, "programmed"],
-            134217792,
-            (
-                'expected Iova, a hex string like "0x8000040" - at '
-                "`$.devices[0].vectors[0].programmed`"
-            ),
-        ),
-        (
-            ["devices", 0, "vectors", 0, "programmed"],
-            "0x10000000000000000",
-            (
-                'expected Iova, a hex string like "0x8000040" - at '
-                "`$.devices[0].vectors[0].programmed`"
-            ),
         ),
         (
             ["devices", 0, "vectors", 0, "interrupts"],
@@ -143,6 +139,16 @@ def test_what_cannot_be(way, value, message):
         place = place[step]
     place[way[-1]] = value
     assert refusal(changed) == message
+
+
+@pytest.mark.parametrize("value", [134217792, "0x10000000000000000"])
+def test_what_is_no_address(value):
+    """The JSON reader adds the path in a form of its own."""
+    changed = document()
+    changed["devices"][0]["vectors"][0]["programmed"] = value
+    message, _, path = refusal(changed).partition(" - ")
+    assert message == 'expected Iova, a hex string like "0x8000040"'
+    assert "devices[0].vectors[0].programmed" in path
 
 
 def test_a_device_that_is_there_twice():
