@@ -56,11 +56,11 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
   why      the host's kernel programmed the device with an address of its SW MSI window, and the
            guest's stage 1 does not map the window 1:1: the guest was not told of it by an RMR, or
            does not heed it
-  mend     take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
+  remedy   take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
            --strategy identity
-  mend     take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
+  remedy   take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
            --strategy multi-its:mode=vsmmu
-  mend     multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
+  remedy   multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
            vSMMU for each; not by QEMU, but by a VMM that holds the iommufd itself, on a kernel like
            series-v15 (docs/kernels.md)
   see      vmm-msi doctor --explain no-acpi; also acpi-without-uefi, no-accel
@@ -99,7 +99,7 @@ def test_the_document(vmm_msi, given):
             "note": "SMMU 0, ITS 0, in three-devices",
         }
     ]
-    assert [mend["strategy"] for mend in said["mends"]] == [
+    assert [remedy["strategy"] for remedy in said["mends"]] == [
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",

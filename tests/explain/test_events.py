@@ -284,7 +284,7 @@ def test_slots_are_counted_in_the_pages_of_the_host():
     said = stage1(0x8100040, known)
     assert "page 16 of the SW MSI window" in said.iova_is
     assert "behind what the RMR tells the guest" in said.iova_is
-    assert said.mends[0].what.startswith("fewer pITSes in one guest")
+    assert said.remedies[0].what.startswith("fewer pITSes in one guest")
     assert stage1(0x8100040).iova_is.startswith("nothing that is known to be a doorbell")
 
 
@@ -302,7 +302,7 @@ def test_permission_and_size():
         "S2: 0x8090000 -> hDB, with write permission (IOMMU_IOAS_MAP_WRITEABLE)"
     )
     said = stage2(0xF_0000_0000_0000, kind=EventKind.F_ADDR_SIZE)
-    assert [mend.what for mend in said.mends] == [
+    assert [remedy.what for remedy in said.remedies] == [
         "vmm-msi attach guest0 0000:01:00.0 --vsmmu oas=44, the size that each pSMMU has"
     ]
 
@@ -321,7 +321,7 @@ def test_configuration_errors(kind):
     assert said.what.startswith(f"event {kind.name}: ")
     assert said.stage is None
     assert [each.address for each in said.devices] == [A]
-    assert all("{" not in mend.what for mend in said.mends)
+    assert all("{" not in remedy.what for remedy in said.remedies)
 
 
 def test_every_event_of_the_architecture_has_a_meaning():

@@ -67,18 +67,18 @@ def check(plugins, scenario, counts):
             assert said.missing
             both = explained(plugins, scenario, lines + decoded(event, verdict.device))
             assert replace(both, what="") == replace(said, what="")
-            check_mends(plugins, scenario, said, counts)
+            check_remedies(plugins, scenario, said, counts)
     return number
 
 
-def check_mends(plugins, scenario, said, counts):
+def check_remedies(plugins, scenario, said, counts):
     """Every strategy that is named delivers, with the change that is named."""
-    named = [mend for mend in said.mends if mend.strategy]
-    for mend in named:
-        guest = replace(scenario.guest, honours_rmr=bool(mend.change)) if mend.change else None
+    named = [remedy for remedy in said.remedies if remedy.strategy]
+    for remedy in named:
+        guest = replace(scenario.guest, honours_rmr=bool(remedy.change)) if remedy.change else None
         again = Scenario(scenario.host, guest or scenario.guest)
-        verdicts = run(plugins, again, Choice.parse(mend.strategy))
-        assert {verdict.outcome for verdict in verdicts} == {Outcome.DELIVERED}, mend
+        verdicts = run(plugins, again, Choice.parse(remedy.strategy))
+        assert {verdict.outcome for verdict in verdicts} == {Outcome.DELIVERED}, remedy
         counts["mends that the explainer named, each delivered on the model"] += 1
 
 
@@ -107,8 +107,8 @@ def test_refusals_of_the_series_as_the_kernel_words_them(row, plugins, counts):
                 said = found.found[0].explanation
                 assert said.id in {"no-guest-binding", "doorbells-of-two-itses"}
                 assert [each.address for each in said.devices] == [verdict.device]
-                assert f"coerced:revision={revision}" not in [m.strategy for m in said.mends]
-                check_mends(plugins, scenario, said, counts)
+                assert f"coerced:revision={revision}" not in [m.strategy for m in said.remedies]
+                check_remedies(plugins, scenario, said, counts)
                 counts["refusals of the series that were explained"] += 1
 
 
@@ -123,14 +123,14 @@ def test_what_is_named_for_the_baseline(plugins):
     scenario = parse_scenario(pair("shared").toml(), "x")
     event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
     said = explained(plugins, scenario, raw(event))
-    assert [mend.strategy for mend in said.mends] == [
+    assert [remedy.strategy for remedy in said.remedies] == [
         "identity",
         "multi-its:mode=vsmmu",
         "coerced:revision=v15",
         "direct",
         "multi-its:mode=s2",
     ]
-    assert [bool(mend.change) for mend in said.mends] == [True, True, False, False, False]
+    assert [bool(remedy.change) for remedy in said.remedies] == [True, True, False, False, False]
 
 
 def test_a_guest_doorbell_that_stage_2_does_not_lead_on_from(plugins):
@@ -140,7 +140,7 @@ def test_a_guest_doorbell_that_stage_2_does_not_lead_on_from(plugins):
     )
     said = explained(plugins, scenario, raw(event))
     assert said.missing == "S2: 0x8090000 (gDB) -> 0x201010040 (hDB, ITS 1)"
-    assert [mend.strategy for mend in said.mends] == [
+    assert [remedy.strategy for remedy in said.remedies] == [
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",

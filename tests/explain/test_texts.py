@@ -54,9 +54,9 @@ def test_every_form_is_recognised_wherever_it_stands(form):
         said = only(before + printed(form.format))
         assert said.id == form.text.id
         assert said.program is form.text.program
-        sentences = [said.what, said.why, said.missing, *(mend.what for mend in said.mends)]
+        sentences = [said.what, said.why, said.missing, *(remedy.what for remedy in said.remedies)]
         assert not re.search(r"[{}]|%[sdux]", "".join(sentences).replace("{…}", ""))
-        assert said.mends or form.text.strategies
+        assert said.remedies or form.text.strategies
 
 
 def test_ids_are_unique_and_texts_complete():
@@ -65,7 +65,7 @@ def test_ids_are_unique_and_texts_complete():
     for text in texts():
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", text.id)
         assert text.source
-        for sentence in (text.what, text.why, text.missing, *text.mends, *text.cases.values()):
+        for sentence in (text.what, text.why, text.missing, *text.remedies, *text.cases.values()):
             assert not sentence.endswith(".")
 
 
@@ -123,4 +123,6 @@ def test_a_fault_of_an_smmuv2_has_its_address_and_stream():
 def test_values_are_put_into_what_would_mend_it():
     said = only("qemu-system-aarch64: Host SMMUv3 SSIDSIZE not compatible (host=0, QEMU=20)")
     assert said.what == "the vSMMU has 20 bits of SubstreamID, the pSMMU has 0"
-    assert [mend.what for mend in said.mends] == ["vmm-msi attach GUEST DEVICE --vsmmu ssidsize=0"]
+    assert [remedy.what for remedy in said.remedies] == [
+        "vmm-msi attach GUEST DEVICE --vsmmu ssidsize=0"
+    ]

@@ -22,7 +22,7 @@ class Meaning:
 
     what: str
     why: str
-    mends: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
 
 
 MEANINGS: dict[EventKind, Meaning] = {

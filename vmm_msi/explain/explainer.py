@@ -11,7 +11,7 @@ from vmm_msi.errors import InputError
 from vmm_msi.explain import known_texts, log_lines
 from vmm_msi.explain.address_kinds import at_iova
 from vmm_msi.explain.event_text import EventText
-from vmm_msi.explain.explanation import Explanation, Found, Mend, Report, Subject
+from vmm_msi.explain.explanation import Explanation, Found, Remedy, Report, Subject
 from vmm_msi.explain.faults import explain_event
 from vmm_msi.explain.related_findings import OF_TEXT
 from vmm_msi.types import Iova, PciAddress, StreamId
@@ -165,9 +165,9 @@ def _of_text(
     }
     rest = line[found.start() :]
     why = next((meaning for words, meaning in text.cases.items() if words in rest), text.why)
-    mends: Sequence[Mend] = [Mend(each.format(*values, **names)) for each in text.mends]
+    remedies: Sequence[Remedy] = [Remedy(each.format(*values, **names)) for each in text.remedies]
     if text.strategies and strategies is not None:
-        mends = [*mends, *strategies.mends(device, ignores_rmr=False)]
+        remedies = [*remedies, *strategies.remedies(device, ignores_rmr=False)]
     at = None
     if iova is not None:
         at = at_iova(iova, situation.host_device(device), situation)
@@ -182,7 +182,7 @@ def _of_text(
         iova_is="" if at is None else at.words,
         missing=text.missing,
         why=why,
-        mends=tuple(mends),
+        remedies=tuple(remedies),
         findings=OF_TEXT.get(text.id, ()),
         source=text.source,
     )

@@ -19,7 +19,7 @@ class Program(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Mend:
+class Remedy:
     """What would mend it.
 
     :param what: the exact change, or what the strategy does and who carries it out.
@@ -74,7 +74,7 @@ class Explanation:
     ipa_is: str = ""
     missing: str = ""
     why: str = ""
-    mends: tuple[Mend, ...] = ()
+    remedies: tuple[Remedy, ...] = ()
     findings: tuple[str, ...] = ()
     source: str = ""
 

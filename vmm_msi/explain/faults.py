@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.explain import related_findings
 from vmm_msi.explain.address_kinds import At, Place, at_iova, at_ipa, vitses
 from vmm_msi.explain.configuration import MEANINGS
-from vmm_msi.explain.explanation import Explanation, Mend, Program, Subject
+from vmm_msi.explain.explanation import Explanation, Program, Remedy, Subject
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.types import SW_MSI_WINDOW
 
@@ -38,7 +38,7 @@ class Cause:
 
     why: str
     missing: str = ""
-    mends: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
     strategies: bool = False
     ignores_rmr: bool = False
     findings: tuple[str, ...] = ()
@@ -94,7 +94,7 @@ def explain_event(
             devices=subjects,
             stream=event.stream_id,
             why=meaning.why,
-            mends=tuple(Mend(each.format(**names)) for each in meaning.mends),
+            remedies=tuple(Remedy(each.format(**names)) for each in meaning.remedies),
             source=_SOURCE,
         )
     iova = at_iova(event.iova, device, situation)
@@ -102,10 +102,10 @@ def explain_event(
     if ipa is not None and ipa.place is Place.GDB and iova.place is Place.UNKNOWN:
         iova = At(Place.GIOVA, "gIOVA, what the guest's stage 1 maps to its doorbell", msi=True)
     cause = _cause(event, iova, ipa, device, situation)
-    mends = [Mend(each.format(**names)) for each in cause.mends]
+    remedies = [Remedy(each.format(**names)) for each in cause.remedies]
     if cause.strategies and strategies is not None:
         address = subjects[0].address if len(subjects) == 1 else None
-        mends += strategies.mends(address, ignores_rmr=cause.ignores_rmr)
+        remedies += strategies.remedies(address, ignores_rmr=cause.ignores_rmr)
     whose = "the host's tables" if event.stage == 2 else _owner(device, situation)
     on = ", read for a stage 1 table," if event.table_walk else ""
     access = f" ({logged.access})" if logged.access else ""
@@ -122,7 +122,7 @@ def explain_event(
         ipa_is="" if ipa is None else ipa.words,
         missing=cause.missing,
         why=cause.why,
-        mends=tuple(mends),
+        remedies=tuple(remedies),
         findings=cause.findings,
         source=_SOURCE,
     )
@@ -137,7 +137,7 @@ def _announced(kind: EventKind) -> Explanation:
         program=Program.KERNEL,
         what=f"event {kind.name}: {what}",
         why="device, address and stage are in the lines after it, which are not here",
-        mends=(Mend("give those as well: dmesg | vmm-msi explain"),),
+        remedies=(Remedy("give those as well: dmesg | vmm-msi explain"),),
         source=_SOURCE,
     )
 
@@ -161,7 +161,7 @@ def _cause(
     if event.kind is EventKind.F_ACCESS:
         return Cause(
             "the table has an entry that was never accessed, and the SMMU does not set the flag",
-            mends=("the guest's kernel: no strategy mends it",),
+            remedies=("the guest's kernel: no strategy mends it",),
         )
     if event.kind is EventKind.F_ADDR_SIZE:
         return _size(event)
@@ -176,7 +176,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
         return Cause(
             f"the device is not in {situation.guest_name}, so stage 1 is the host's own: its "
             "driver did not map what the device uses",
-            mends=("the device's driver on the host: no strategy mends it",),
+            remedies=("the device's driver on the host: no strategy mends it",),
         )
     if at.place is Place.SLOT:
         window = SW_MSI_WINDOW
@@ -194,7 +194,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
             "the host's kernel gives each pITS of one iommufd file descriptor a page of the "
             "window, and this one lies behind the 1 MiB that the RMR covers",
             f"S1: {page} -> {page}",
-            mends=(
+            remedies=(
                 (
                     "fewer pITSes in one guest: 16 with 64K pages, 64 with 4K; assign devices of "
                     "the same pITSes, or divide them among guests"
@@ -215,7 +215,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
             "the address is the right one, and the guest's stage 1 has no entry for it any more: "
             "the guest freed the interrupt or the table, or did not finish setting it up",
             f"S1: {page} -> {vitses(situation)[0].gdb}",
-            mends=("the guest's driver: no strategy mends it; in the guest, bind it again",),
+            remedies=("the guest's driver: no strategy mends it; in the guest, bind it again",),
         )
     if at.place is Place.GDB:
         return Cause(
@@ -238,7 +238,7 @@ def _stage1(event: SmmuEvent, at: At, device: HostDevice | None, situation: Situ
     return Cause(
         "the driver did not map what the device uses, or unmapped it too early",
         f"S1: {page} -> an IPA of the guest's choice",
-        mends=(_DMA,),
+        remedies=(_DMA,),
     )
 
 
@@ -254,7 +254,7 @@ def _stage2(
             "the guest put a stage 1 table where it has no RAM for stage 2, so that nothing the "
             "device does is translated",
             f"S2: {page} -> the guest's memory",
-            mends=("the guest's RAM has to be in stage 2: see QEMU's log for a failed mapping",),
+            remedies=("the guest's RAM has to be in stage 2: see QEMU's log for a failed mapping",),
         )
     if at.place is Place.GDB:
         return Cause(
@@ -269,7 +269,7 @@ def _stage2(
             "page: the kernel mapped it in another stage 2, or took it out when the device changed "
             "hands",
             f"S2: {page} -> {doorbell}",
-            mends=("have the guest enable the interrupt anew: bind its driver again",),
+            remedies=("have the guest enable the interrupt anew: bind its driver again",),
             strategies=True,
         )
     if at.place is Place.HDB:
@@ -279,13 +279,13 @@ def _stage2(
             "it is RAM of the guest, and stage 2 does not have it: mapping it failed, or it was "
             "plugged out",
             f"S2: {page} -> the guest's memory",
-            mends=("QEMU's log has why: vmm-msi explain < /var/log/libvirt/qemu/{guest}.log",),
+            remedies=("QEMU's log has why: vmm-msi explain < /var/log/libvirt/qemu/{guest}.log",),
         )
     return Cause(
         "the guest's stage 1 leads the device to an IPA where nothing is: a BAR of another device "
         "(peer-to-peer DMA), or a wrong entry of the guest's",
         f"S2: {page} -> nothing that is known",
-        mends=(_DMA,),
+        remedies=(_DMA,),
     )
 
 
@@ -294,7 +294,7 @@ def _bare_doorbell(missing: str) -> Cause:
         "the host's kernel programmed the device with the doorbell's own address, as it does where "
         "the device has no SW MSI window: /sys/kernel/iommu_groups/*/reserved_regions",
         missing,
-        mends=("a device of another host: nested translation needs a SW MSI window",),
+        remedies=("a device of another host: nested translation needs a SW MSI window",),
         findings=related_findings.NO_WINDOW,
     )
 
@@ -304,7 +304,7 @@ def _permission(event: SmmuEvent, at: At) -> Cause:
         return Cause(
             "the guest mapped it read-only, and the device writes",
             f"S1: {event.iova.align_down(0x1000)}, with write permission",
-            mends=("the guest's driver: no strategy mends it",),
+            remedies=("the guest's driver: no strategy mends it",),
         )
     page = "it" if event.ipa is None else str(event.ipa.align_down(0x1000))
     if at.place in {Place.GDB, Place.SLOT, Place.HDB}:
@@ -317,7 +317,7 @@ def _permission(event: SmmuEvent, at: At) -> Cause:
     return Cause(
         "it is mapped read-only in stage 2, as ROM and firmware images are",
         f"S2: {page}, with write permission",
-        mends=(_DMA,),
+        remedies=(_DMA,),
     )
 
 
@@ -326,11 +326,13 @@ def _size(event: SmmuEvent) -> Cause:
         return Cause(
             "the guest's stage 1 has an entry with an IPA that its vSMMU, or the pSMMU, cannot put "
             "out",
-            mends=("vmm-msi attach {guest} {device} --vsmmu oas=44, the size that each pSMMU has",),
+            remedies=(
+                "vmm-msi attach {guest} {device} --vsmmu oas=44, the size that each pSMMU has",
+            ),
         )
     return Cause(
         "the IPA is larger than stage 2 takes: the vSMMU promises more bits than the pSMMU has",
-        mends=("vmm-msi attach {guest} {device} --vsmmu oas=44, the size that each pSMMU has",),
+        remedies=("vmm-msi attach {guest} {device} --vsmmu oas=44, the size that each pSMMU has",),
     )
 
 

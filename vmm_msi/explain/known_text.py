@@ -30,7 +30,7 @@ class Text:
     :param why: how it comes about.
     :param cases: how it comes about where the line also has one of these words.
     :param missing: the mapping that is not there.
-    :param mends: what would mend it.
+    :param remedies: what would mend it.
     :param strategies: strategies that deliver on the model are named, too.
     :param iova: which conversion is an IOVA.
     :param stream: which conversion is a StreamID, in the bits of ``stream_mask``.
@@ -45,7 +45,7 @@ class Text:
     cases: Mapping[str, str] = field(default_factory=dict)
     missing: str = ""
     stage: int | None = None
-    mends: tuple[str, ...] = ()
+    remedies: tuple[str, ...] = ()
     strategies: bool = False
     iova: int | None = None
     stream: int | None = None

@@ -9,7 +9,7 @@ import msgspec
 
 from vmm_msi.engine.compare import compare, profile_for
 from vmm_msi.errors import TopologyError
-from vmm_msi.explain.explanation import Mend
+from vmm_msi.explain.explanation import Remedy
 from vmm_msi.host import sources
 from vmm_msi.plugins.hookspecs import PluginKind
 from vmm_msi.types import Outcome, Scenario
@@ -86,7 +86,7 @@ class Strategies:
         self._working: tuple[Working, ...] | None = None
         self.note = ""
 
-    def mends(self, device: PciAddress | None, *, ignores_rmr: bool) -> tuple[Mend, ...]:
+    def remedies(self, device: PciAddress | None, *, ignores_rmr: bool) -> tuple[Remedy, ...]:
         """Return the strategies that would deliver, for the device that is meant.
 
         :param ignores_rmr: the text shows that the guest does not map the window, whatever its
@@ -102,9 +102,11 @@ class Strategies:
                 self._working = ()
                 self.note = f"no strategy was tried on the model: {error}"
         heeds = guest.honours_rmr and not ignores_rmr
-        return tuple(self._mend(each, device, guest.name, heeds=heeds) for each in self._working)
+        return tuple(self._remedy(each, device, guest.name, heeds=heeds) for each in self._working)
 
-    def _mend(self, found: Working, device: PciAddress | None, guest: str, *, heeds: bool) -> Mend:
+    def _remedy(
+        self, found: Working, device: PciAddress | None, guest: str, *, heeds: bool
+    ) -> Remedy:
         name = str(found.choice)
         change = self._rmr_change() if found.rmr and not heeds else ""
         recorded = self._situation.record.device(device) if device is not None else None
@@ -125,7 +127,7 @@ class Strategies:
                 "QEMU, but by a VMM that holds the iommufd itself, on a kernel like "
                 f"{found.kernel} (docs/kernels.md)"
             )
-        return Mend(what, name, change)
+        return Remedy(what, name, change)
 
     def _is_recorded(self, choice: Choice, device: PciAddress | None) -> bool:
         recorded = self._situation.record.device(device) if device is not None else None
@@ -155,7 +157,7 @@ class Strategies:
             "Linux 6.0 or newer, without acpi=off"
         )
 
-    def _unproven(self) -> Iterator[Mend]:
+    def _unproven(self) -> Iterator[Remedy]:
         """Yield what QEMU carries out, where there is no host and guest to try it on."""
         self.note = (
             "no strategy was tried on the model: with --host and --domain or --guest those are "
@@ -166,4 +168,4 @@ class Strategies:
             if self._plugins.needs(choice.strategy, options).qemu:
                 profile_for(self._plugins, choice)
                 info = self._plugins.info(choice.strategy, PluginKind.STRATEGY)
-                yield Mend(f"{info.summary}; asks of the guest: {info.guest}", str(choice))
+                yield Remedy(f"{info.summary}; asks of the guest: {info.guest}", str(choice))

@@ -29,7 +29,7 @@ TEXTS: tuple[Text, ...] = (
             "invalidated: it hangs, was reset or is gone",
             "Abort on command fetch": "the SMMU could not read its queue in memory",
         },
-        mends=(
+        remedies=(
             (
                 "where a device with ATS does not answer: reset it or take it out, and give its "
                 "vSMMU no ATS: vmm-msi attach {guest} {device} --vsmmu ats=off"
@@ -44,7 +44,7 @@ TEXTS: tuple[Text, ...] = (
         f"{_SMMU} arm_smmu_cmdq_issue_cmdlist",
         why="it stopped at an earlier command (look for a CMDQ error before this), or it hangs; "
         "translations that should be gone may still be used",
-        mends=("find the device whose invalidation it waits for, and reset it",),
+        remedies=("find the device whose invalidation it waits for, and reset it",),
     ),
     Text(
         "smmu-global-error",
@@ -56,7 +56,7 @@ TEXTS: tuple[Text, ...] = (
         "the SMMU reports an error of its own, of no device",
         f"{_SMMU} arm_smmu_gerror_handler",
         why="what it is, the lines after it say; in Service Failure Mode it ends all accesses",
-        mends=("this is the host's SMMU or its driver, no guest and no strategy mends it",),
+        remedies=("this is the host's SMMU or its driver, no guest and no strategy mends it",),
     ),
     Text(
         "smmu-events-lost",
@@ -68,7 +68,7 @@ TEXTS: tuple[Text, ...] = (
         "the SMMU had more events than its queue holds: faults are missing from the log",
         f"{_SMMU} arm_smmu_evtq_thread",
         why="a device faults again and again, mostly one whose MSIs or DMA find no translation",
-        mends=("mend the fault that is logged most often before it",),
+        remedies=("mend the fault that is logged most often before it",),
     ),
     Text(
         "smmu-own-msi",
@@ -83,7 +83,7 @@ TEXTS: tuple[Text, ...] = (
         "the SMMU's own interrupt does not arrive, so that its events are not seen in time",
         f"{_SMMU} arm_smmu_gerror_handler, arm_smmu_setup_unique_irqs",
         why="this is the MSI of the SMMU itself, not that of a device",
-        mends=(_FIRMWARE,),
+        remedies=(_FIRMWARE,),
     ),
     Text(
         "smmu-page-request",
@@ -91,7 +91,7 @@ TEXTS: tuple[Text, ...] = (
         ("unexpected PRI request received:",),
         "a device asked for a page (PRI), and nobody handles that",
         f"{_SMMU} arm_smmu_handle_ppr",
-        mends=("give its vSMMU no ATS: vmm-msi attach {guest} {device} --vsmmu ats=off",),
+        remedies=("give its vSMMU no ATS: vmm-msi attach {guest} {device} --vsmmu ats=off",),
     ),
     Text(
         "smmu-stream-alias",
@@ -101,7 +101,7 @@ TEXTS: tuple[Text, ...] = (
         f"{_SMMU} arm_smmu_insert_master",
         why="they are behind a PCIe-to-PCI bridge, or the firmware maps both to one StreamID; an "
         "SMMUv3 cannot keep them apart",
-        mends=("assign neither of them, or put one into a slot that is not behind that bridge",),
+        remedies=("assign neither of them, or put one into a slot that is not behind that bridge",),
         stream=0,
     ),
     Text(
@@ -110,7 +110,7 @@ TEXTS: tuple[Text, ...] = (
         ("no translation support!", "AArch64 table format not supported!"),
         "the SMMU translates nothing that Linux could use",
         f"{_SMMU} arm_smmu_device_hw_probe",
-        mends=("another host: without both stages there is no nested vSMMU",),
+        remedies=("another host: without both stages there is no nested vSMMU",),
     ),
     Text(
         "smmu-rmr-bypass",
@@ -119,7 +119,7 @@ TEXTS: tuple[Text, ...] = (
         "StreamID 0x{0} needs a 1:1 mapping by the firmware's word (RMR), and got none",
         f"{_SMMU} arm_smmu_rmr_install_bypass_ste",
         why="the stream table has no room for that StreamID",
-        mends=(_FIRMWARE,),
+        remedies=(_FIRMWARE,),
         stream=0,
     ),
     Text(
@@ -130,7 +130,7 @@ TEXTS: tuple[Text, ...] = (
         f"{_SMMU2} arm_smmu_context_fault",
         why="the IOMMU domain of that device does not have the address",
         stage=1,
-        mends=(_VERSION_2,),
+        remedies=(_VERSION_2,),
         iova=1,
         stream=3,
         stream_mask=0xFFFF,
@@ -148,7 +148,7 @@ TEXTS: tuple[Text, ...] = (
         f"{_SMMU2} arm_smmu_global_fault",
         why="the firmware does not describe its StreamID, or its driver is not bound yet; what the "
         "text suggests lets every such device access all memory",
-        mends=(_FIRMWARE, _VERSION_2),
+        remedies=(_FIRMWARE, _VERSION_2),
         stream=0,
     ),
     Text(
@@ -164,7 +164,7 @@ TEXTS: tuple[Text, ...] = (
         "Linux gives it to no guest",
         "iommu/iommu.c __iommu_device_set_domain",
         why="/sys/kernel/iommu_groups/*/reserved_regions has a region of type direct for it",
-        mends=("assign another device", _FIRMWARE),
+        remedies=("assign another device", _FIRMWARE),
     ),
     Text(
         "direct-mapping-failed",
@@ -172,7 +172,7 @@ TEXTS: tuple[Text, ...] = (
         ("IOMMU driver was not able to establish FW requested direct mapping.",),
         "the firmware wants memory mapped 1:1 for this device, and the SMMU's driver could not",
         "iommu/iommu.c iommu_setup_default_domain",
-        mends=(_FIRMWARE,),
+        remedies=(_FIRMWARE,),
     ),
     Text(
         "msi-not-isolated",
@@ -187,7 +187,7 @@ TEXTS: tuple[Text, ...] = (
         "of the host (EPERM)",
         "vfio/vfio_iommu_type1.c vfio_iommu_type1_attach_group",
         why="the device's MSIs go through no ITS, or the ITS does not tell devices apart",
-        mends=(
+        remedies=(
             "a device whose MSIs go through an ITS: vmm-msi topology show has each device's",
             (
                 "where the guest is trusted as the host is: "
@@ -211,7 +211,7 @@ TEXTS: tuple[Text, ...] = (
         "interrupt of the host",
         "iommu/iommufd/device.c iommufd_device_bind",
         why="iommufd.allow_unsafe_interrupts=1 is set; without it this is refused with EPERM",
-        mends=("a device whose MSIs go through an ITS, and the parameter left at 0",),
+        remedies=("a device whose MSIs go through an ITS, and the parameter left at 0",),
     ),
     Text(
         "locked-memory",
@@ -220,7 +220,7 @@ TEXTS: tuple[Text, ...] = (
         "a process that assigns devices may lock {0} bytes of memory, and needs more: the guest's "
         "RAM is pinned",
         "vfio/vfio_iommu_type1.c vfio_pin_pages_remote",
-        mends=(
+        remedies=(
             (
                 "<memtune><hard_limit/></memtune> of the RAM and 1 GiB, or LimitMEMLOCK=infinity "
                 "in the unit of who starts QEMU"
@@ -233,7 +233,7 @@ TEXTS: tuple[Text, ...] = (
         ("Cannot bind to PF with SR-IOV enabled",),
         "a device that has virtual functions cannot be assigned itself",
         "vfio/pci/vfio_pci_core.c vfio_pci_core_register_device",
-        mends=("assign a virtual function, or write 0 to its sriov_numvfs",),
+        remedies=("assign a virtual function, or write 0 to its sriov_numvfs",),
     ),
     Text(
         "no-guest-binding",
@@ -265,7 +265,7 @@ TEXTS: tuple[Text, ...] = (
         "an ITS does not finish its commands: interrupts are not set up or not moved",
         "irqchip/irq-gic-v3-its.c its_wait_for_range_completion",
         why="it hangs, or it met a command it cannot do, such as for a DeviceID beyond its table",
-        mends=("this is the pITS or its driver, no strategy mends it",),
+        remedies=("this is the pITS or its driver, no strategy mends it",),
     ),
     Text(
         "its-device-table",
@@ -277,7 +277,7 @@ TEXTS: tuple[Text, ...] = (
         "an ITS's table has no room for all DeviceIDs: devices beyond it get no MSIs",
         "irqchip/irq-gic-v3-its.c its_parse_indirect_baser, irq-gic-v5-its.c",
         why="DeviceIDs are far apart (several segments on one ITS)",
-        mends=("a kernel with 64K pages, or a device whose DeviceID is lower",),
+        remedies=("a kernel with 64K pages, or a device whose DeviceID is lower",),
     ),
     Text(
         "its-absent",
@@ -289,7 +289,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "an ITS that the firmware describes cannot be used: its devices have no MSIs",
         "irqchip/irq-gic-v3-its.c its_probe_one, its_init",
-        mends=("devices on another ITS", _FIRMWARE),
+        remedies=("devices on another ITS", _FIRMWARE),
     ),
     Text(
         "iort-broken",
@@ -301,7 +301,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "the firmware's IORT contradicts itself: a device has the wrong StreamID, DeviceID or ITS",
         "acpi/arm64/iort.c",
-        mends=(_FIRMWARE,),
+        remedies=(_FIRMWARE,),
     ),
     Text(
         "pci-no-memory",
@@ -311,7 +311,7 @@ TEXTS: tuple[Text, ...] = (
         "pci/setup-res.c pci_enable_resources",
         why="in a guest: a device was plugged in behind an expander bus without memory to spare, "
         "and Linux took that of its neighbours",
-        mends=(
+        remedies=(
             (
                 "reserve memory from the start: vmm-msi attach {guest} … --spare-ports N "
                 "--spare-memory MIB"

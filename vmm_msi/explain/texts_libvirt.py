@@ -18,7 +18,7 @@ TEXTS: tuple[Text, ...] = (
         "the host has no /dev/iommu, and the guest asks for iommufd",
         "qemu/qemu_validate.c, util/viriommufd.c",
         why="the kernel was built without CONFIG_IOMMUFD, or the module iommufd is not loaded",
-        mends=(
+        remedies=(
             (
                 "modprobe iommufd; where there is no such module, a kernel with CONFIG_IOMMUFD, "
                 "CONFIG_VFIO_DEVICE_CDEV and CONFIG_ARM_SMMU_V3_IOMMUFD"
@@ -35,7 +35,7 @@ TEXTS: tuple[Text, ...] = (
         ("IOMMUFD is not supported by this version of qemu",),
         "this QEMU has no iommufd",
         "qemu/qemu_validate.c",
-        mends=(_NEWER,),
+        remedies=(_NEWER,),
     ),
     Text(
         "libvirt-fdgroup",
@@ -43,7 +43,7 @@ TEXTS: tuple[Text, ...] = (
         ("file descriptor group '%1$s' was not associated with the domain",),
         "the guest takes /dev/iommu from the file descriptor group {0}, and nobody handed it over",
         "qemu/qemu_process.c qemuProcessGetPassedIommuFd",
-        mends=(
+        remedies=(
             (
                 "start it through the program that hands it over (virDomainFDAssociate, "
                 "docs/api.md); virsh start cannot"
@@ -59,7 +59,7 @@ TEXTS: tuple[Text, ...] = (
         "qemu/qemu_validate.c qemuValidateDomainDefFeatures",
         why="on Arm it is the firmware that hands the tables over; identity needs them: the RMR is "
         "in the IORT",
-        mends=("<os firmware='efi'>",),
+        remedies=("<os firmware='efi'>",),
     ),
     Text(
         "libvirt-iommu-acpi",
@@ -67,7 +67,7 @@ TEXTS: tuple[Text, ...] = (
         ("IOMMU device: '%1$s' requires ACPI",),
         "the guest has an <iommu model='{0}'> and no ACPI",
         "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
-        mends=("<features><acpi/></features> and <os firmware='efi'>",),
+        remedies=("<features><acpi/></features> and <os firmware='efi'>",),
     ),
     Text(
         "libvirt-iommu-machine",
@@ -75,7 +75,7 @@ TEXTS: tuple[Text, ...] = (
         ("IOMMU device: '%1$s' is only supported with ARM Virt machines",),
         "the guest has an <iommu model='{0}'> and is no Arm guest on the machine virt",
         "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
-        mends=("<type arch='aarch64' machine='virt'>",),
+        remedies=("<type arch='aarch64' machine='virt'>",),
     ),
     Text(
         "libvirt-iommu-qemu",
@@ -88,7 +88,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "this QEMU is too old for the vSMMU that the guest asks for",
         "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
-        mends=(_NEWER,),
+        remedies=(_NEWER,),
     ),
     Text(
         "libvirt-one-iommu",
@@ -105,7 +105,7 @@ TEXTS: tuple[Text, ...] = (
         "the guest has several <iommu>, of which not each is a vSMMU for one expander bus",
         "conf/domain_validate.c virDomainDefIOMMUValidate",
         why="one that serves the whole machine goes alone; a libvirt before 11.10 takes one",
-        mends=(
+        remedies=(
             "give each <driver pciBus='N'/>, the index of its expander bus, as vmm-msi attach does",
             _NEWER,
         ),
@@ -122,7 +122,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "a property of the vSMMU goes with accel='on' alone",
         "conf/domain_validate.c virDomainIOMMUDefValidate",
-        mends=("<driver accel='on'/> as vmm-msi attach {guest} {device} --vsmmu … writes it",),
+        remedies=("<driver accel='on'/> as vmm-msi attach {guest} {device} --vsmmu … writes it",),
     ),
     Text(
         "libvirt-smmu-controller",
@@ -131,7 +131,7 @@ TEXTS: tuple[Text, ...] = (
         "an <iommu model='smmuv3'> names a pciBus that is no expander bus",
         "qemu/qemu_command.c qemuBuildPCINestedSmmuv3DevProps",
         why="pciBus is the index of the pcie-expander-bus controller, not its busNr",
-        mends=("have vmm-msi attach write it, or put the controller's index there",),
+        remedies=("have vmm-msi attach write it, or put the controller's index there",),
     ),
     Text(
         "libvirt-not-assignable",
@@ -144,7 +144,7 @@ TEXTS: tuple[Text, ...] = (
         "hypervisor/virhostdev.c virHostdevPreparePCIDevices",
         why="it is a bridge, or it is behind a switch without ACS, so that it can reach its "
         "neighbours past the SMMU",
-        mends=("assign the endpoints behind it; for a switch without ACS, another slot",),
+        remedies=("assign the endpoints behind it; for a switch without ACS, another slot",),
     ),
     Text(
         "libvirt-in-use",
@@ -155,7 +155,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "another guest has the device",
         "hypervisor/virhostdev.c virHostdevPreparePCIDevices",
-        mends=("take it out of that guest: vmm-msi detach there, or virsh detach-device",),
+        remedies=("take it out of that guest: vmm-msi detach there, or virsh detach-device",),
     ),
     Text(
         "libvirt-unmanaged",
@@ -163,7 +163,7 @@ TEXTS: tuple[Text, ...] = (
         ("Unmanaged PCI device %1$s must be manually detached from the host",),
         "the device is managed='no', and a driver of the host has it",
         "hypervisor/virhostdev.c virHostdevPreparePCIDevices",
-        mends=("virsh nodedev-detach it, or attach it without --unmanaged",),
+        remedies=("virsh nodedev-detach it, or attach it without --unmanaged",),
     ),
     Text(
         "libvirt-no-device",
@@ -177,7 +177,7 @@ TEXTS: tuple[Text, ...] = (
         "util/virpci.c",
         why="it is at another address now, or the kernel has no CONFIG_VFIO_DEVICE_CDEV, which "
         "iommufd needs",
-        mends=("lspci -D for its address; ls /dev/vfio/devices for the node",),
+        remedies=("lspci -D for its address; ls /dev/vfio/devices for the node",),
     ),
     Text(
         "libvirt-no-vfio",
@@ -190,7 +190,7 @@ TEXTS: tuple[Text, ...] = (
         "qemu/qemu_hostdev.c",
         why="vfio-pci is not loaded, or no SMMU is in use: turned off in the firmware, or missing "
         "from the kernel",
-        mends=("modprobe vfio-pci; ls /sys/kernel/iommu_groups has to show groups",),
+        remedies=("modprobe vfio-pci; ls /sys/kernel/iommu_groups has to show groups",),
     ),
     Text(
         "libvirt-memory-limit",
@@ -202,6 +202,6 @@ TEXTS: tuple[Text, ...] = (
         "libvirt may not let QEMU lock the guest's memory, which assigned devices need pinned",
         "util/virprocess.c virProcessSetMaxMemLock",
         why="the daemon itself runs with a lower limit and without CAP_SYS_RESOURCE",
-        mends=("LimitMEMLOCK=infinity in the unit of libvirtd or virtqemud",),
+        remedies=("LimitMEMLOCK=infinity in the unit of libvirtd or virtqemud",),
     ),
 )

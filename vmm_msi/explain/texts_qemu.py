@@ -31,7 +31,7 @@ TEXTS: tuple[Text, ...] = (
             "Operation not supported": "the device has several StreamIDs (EOPNOTSUPP; Linux "
             "arm_vsmmu_vdevice_init)",
         },
-        mends=(
+        remedies=(
             (
                 "a vSMMU for each pSMMU, as vmm-msi attach makes them; vmm-msi status {guest} "
                 "shows which device is behind which"
@@ -51,7 +51,7 @@ TEXTS: tuple[Text, ...] = (
             "Invalid argument": "the S2 is that of another pSMMU, or no nesting parent (EINVAL; "
             "Linux arm_vsmmu_init, iommufd_viommu_alloc_ioctl)",
         },
-        mends=("a kernel with CONFIG_ARM_SMMU_V3_IOMMUFD=y", _ANOTHER),
+        remedies=("a kernel with CONFIG_ARM_SMMU_V3_IOMMUFD=y", _ANOTHER),
     ),
     Text(
         "qemu-hwpt",
@@ -64,7 +64,7 @@ TEXTS: tuple[Text, ...] = (
             "arm_smmu_domain_alloc_paging_flags)",
             "Invalid argument": "the S2 is that of another pSMMU (EINVAL)",
         },
-        mends=(_ANOTHER,),
+        remedies=(_ANOTHER,),
     ),
     Text(
         "qemu-install-ste",
@@ -82,7 +82,7 @@ TEXTS: tuple[Text, ...] = (
         why="the guest's stream table entry has what the kernel does not pass on, or the device "
         "has no vDEVICE (ENOENT)",
         stage=1,
-        mends=("the host's log (dmesg | vmm-msi explain) has the cause where it has one",),
+        remedies=("the host's log (dmesg | vmm-msi explain) has the cause where it has one",),
     ),
     Text(
         "qemu-events",
@@ -96,7 +96,7 @@ TEXTS: tuple[Text, ...] = (
         "events of the vSMMU did not reach the guest: it is not told of its stage 1 faults",
         f"{_ACCEL} smmuv3_accel_event_read",
         why="more faults than the queue holds, mostly of one device that faults again and again",
-        mends=("mend the fault that the guest's own log shows: vmm-msi explain --in-guest",),
+        remedies=("mend the fault that the guest's own log shows: vmm-msi explain --in-guest",),
     ),
     Text(
         "qemu-invalidate",
@@ -106,7 +106,7 @@ TEXTS: tuple[Text, ...] = (
         "backends/iommufd.c iommufd_backend_invalidate_cache",
         why="the guest sent a command for a StreamID without a device, or one the kernel does not "
         "pass on",
-        mends=("a guest kernel that uses the StreamIDs behind its own vSMMU",),
+        remedies=("a guest kernel that uses the StreamIDs behind its own vSMMU",),
     ),
     Text(
         "qemu-iommufd-missing",
@@ -114,7 +114,7 @@ TEXTS: tuple[Text, ...] = (
         ("/dev/iommu does not exist (is your kernel config missing CONFIG_IOMMUFD?)",),
         "the host has no /dev/iommu",
         "backends/iommufd.c iommufd_backend_connect",
-        mends=(
+        remedies=(
             (
                 "modprobe iommufd; where there is no such module, a kernel with CONFIG_IOMMUFD, "
                 "CONFIG_VFIO_DEVICE_CDEV and CONFIG_ARM_SMMU_V3_IOMMUFD"
@@ -133,7 +133,7 @@ TEXTS: tuple[Text, ...] = (
             "No such file": "the kernel was built without CONFIG_IOMMUFD, or the module iommufd is "
             "not loaded",
         },
-        mends=("have libvirt open it: <iommufd enabled='yes'/> and no fdgroup",),
+        remedies=("have libvirt open it: <iommufd enabled='yes'/> and no fdgroup",),
     ),
     Text(
         "qemu-vfio-cdev",
@@ -146,7 +146,7 @@ TEXTS: tuple[Text, ...] = (
         "hw/vfio/device.c, hw/vfio/iommufd.c iommufd_cdev_getfd",
         why="the kernel was built without CONFIG_VFIO_DEVICE_CDEV, or the device is not bound to "
         "vfio-pci",
-        mends=("bind it to vfio-pci (virsh nodedev-detach); have CONFIG_VFIO_DEVICE_CDEV",),
+        remedies=("bind it to vfio-pci (virsh nodedev-detach); have CONFIG_VFIO_DEVICE_CDEV",),
     ),
     Text(
         "qemu-bind",
@@ -163,7 +163,7 @@ TEXTS: tuple[Text, ...] = (
             "Invalid argument": "the firmware wants memory mapped 1:1 for it (EINVAL; the host's "
             "log says so)",
         },
-        mends=(_GROUP,),
+        remedies=(_GROUP,),
     ),
     Text(
         "qemu-attach-hwpt",
@@ -178,7 +178,7 @@ TEXTS: tuple[Text, ...] = (
             "the SW MSI window (EADDRINUSE; Linux iopt_table_enforce_dev_resv_regions)",
             "No such file": "a device of its IOMMU group has no vDEVICE (ENOENT)",
         },
-        mends=("assign all devices of the group behind one vSMMU, or none but this one",),
+        remedies=("assign all devices of the group behind one vSMMU, or none but this one",),
     ),
     Text(
         "qemu-emulated-endpoint",
@@ -187,7 +187,7 @@ TEXTS: tuple[Text, ...] = (
         "an emulated device is on the expander bus of an accelerated vSMMU",
         f"{_ACCEL} smmuv3_accel_supports_as, smmuv3_accel_find_add_as",
         why="what QEMU emulates does not pass through the pSMMU: assigned devices alone may be",
-        mends=("put it on another bus: <address bus='0x00'/>, or a root port of pcie.0",),
+        remedies=("put it on another bus: <address bus='0x00'/>, or a root port of pcie.0",),
     ),
     Text(
         "qemu-without-iommufd",
@@ -200,7 +200,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "an assigned device is behind an accelerated vSMMU and does not use iommufd",
         f"{_ACCEL} smmuv3_accel_find_add_as",
-        mends=("<iommufd enabled='yes'/>, as vmm-msi attach {guest} {device} writes it",),
+        remedies=("<iommufd enabled='yes'/>, as vmm-msi attach {guest} {device} writes it",),
     ),
     Text(
         "qemu-cold-plug",
@@ -214,7 +214,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "a vSMMU without a device takes its properties from the pSMMU, and knows of none",
         f"{_ACCEL} smmuv3_accel_reset",
-        mends=(
+        remedies=(
             "attach a device behind it before the start",
             "or tell it all properties: --vsmmu ats=…,ril=…,ssidsize=…,oas=…",
         ),
@@ -232,7 +232,7 @@ TEXTS: tuple[Text, ...] = (
         "hw/arm/virt.c",
         why="it needs KVM, a GIC of the kernel, and ACPI: the guest learns of the window from the "
         "IORT",
-        mends=(
+        remedies=(
             (
                 "<domain type='kvm'>, <features><acpi/><gic version='3'/></features>, "
                 "<os firmware='efi'>"
@@ -251,7 +251,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "a property of the vSMMU goes with accel=on alone",
         "hw/arm/smmuv3.c smmu_validate_property",
-        mends=("<driver accel='on'/>, as vmm-msi attach {guest} {device} --vsmmu … writes it",),
+        remedies=("<driver accel='on'/>, as vmm-msi attach {guest} {device} --vsmmu … writes it",),
     ),
     Text(
         "qemu-migration",
@@ -262,7 +262,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "a guest with an accelerated vSMMU cannot be migrated or saved, memory snapshots included",
         "hw/arm/smmuv3.c",
-        mends=("take its devices out first: vmm-msi detach {guest} all",),
+        remedies=("take its devices out first: vmm-msi detach {guest} all",),
     ),
     Text(
         "qemu-host-differs",
@@ -276,7 +276,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "the pSMMU lacks what QEMU's vSMMU always has",
         _INFO,
-        mends=(_ANOTHER,),
+        remedies=(_ANOTHER,),
     ),
     Text(
         "qemu-host-ssidsize",
@@ -284,7 +284,7 @@ TEXTS: tuple[Text, ...] = (
         ("Host SMMUv3 SSIDSIZE not compatible (host=%u, QEMU=%u)",),
         "the vSMMU has {1} bits of SubstreamID, the pSMMU has {0}",
         _INFO,
-        mends=("vmm-msi attach {guest} {device} --vsmmu ssidsize={0}",),
+        remedies=("vmm-msi attach {guest} {device} --vsmmu ssidsize={0}",),
     ),
     Text(
         "qemu-host-ril",
@@ -292,7 +292,7 @@ TEXTS: tuple[Text, ...] = (
         ("Host SMMUv3 doesn't support Range Invalidation",),
         "the vSMMU has range invalidation, the pSMMU has not",
         _INFO,
-        mends=("vmm-msi attach {guest} {device} --vsmmu ril=off",),
+        remedies=("vmm-msi attach {guest} {device} --vsmmu ril=off",),
     ),
     Text(
         "qemu-host-ats",
@@ -300,7 +300,7 @@ TEXTS: tuple[Text, ...] = (
         ("Host SMMUv3 doesn't support Address Translation Services",),
         "the vSMMU has ATS, the pSMMU has not",
         _INFO,
-        mends=("vmm-msi attach {guest} {device} --vsmmu ats=off",),
+        remedies=("vmm-msi attach {guest} {device} --vsmmu ats=off",),
     ),
     Text(
         "qemu-host-oas",
@@ -308,7 +308,7 @@ TEXTS: tuple[Text, ...] = (
         ("Host SMMUv3 supports only %d-bit IPA, but the vSMMU OAS implies %d-bit IPA",),
         "the guest may use IPAs of {1} bits, the pSMMU takes {0}",
         _INFO,
-        mends=("vmm-msi attach {guest} {device} --vsmmu oas=44",),
+        remedies=("vmm-msi attach {guest} {device} --vsmmu oas=44",),
     ),
     Text(
         "qemu-host-granule",
@@ -320,7 +320,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "the pSMMU lacks a page size that QEMU's vSMMU has",
         _INFO,
-        mends=(_ANOTHER,),
+        remedies=(_ANOTHER,),
     ),
     Text(
         "qemu-no-device",
@@ -329,7 +329,7 @@ TEXTS: tuple[Text, ...] = (
         "the host has no device at that address",
         "hw/vfio/pci.c",
         why="it is at another address now, or its driver or its virtual functions are not there",
-        mends=("lspci -D for its address",),
+        remedies=("lspci -D for its address",),
     ),
     Text(
         "qemu-no-group",
@@ -339,7 +339,7 @@ TEXTS: tuple[Text, ...] = (
         "hw/vfio/container-legacy.c",
         why="the SMMU is turned off in the firmware or missing from the kernel, or the firmware's "
         "tables lead the device past it",
-        mends=("vmm-msi topology show has which SMMU each device is behind",),
+        remedies=("vmm-msi topology show has which SMMU each device is behind",),
     ),
     Text(
         "qemu-group-busy",
@@ -351,7 +351,7 @@ TEXTS: tuple[Text, ...] = (
             "Device or resource busy": "another process has it open, such as another guest",
             "No such device": "it is not bound to vfio-pci",
         },
-        mends=(_GROUP,),
+        remedies=(_GROUP,),
     ),
     Text(
         "qemu-group-viable",
@@ -368,7 +368,7 @@ TEXTS: tuple[Text, ...] = (
         "an IOMMU group has a device that a driver of the host uses",
         "hw/vfio/container-legacy.c vfio_group_get",
         why=_GROUP,
-        mends=(
+        remedies=(
             (
                 "bind the others to vfio-pci as well: ls /sys/bus/pci/devices/ADDRESS/iommu_group/"
                 "devices, virsh nodedev-detach"
@@ -390,7 +390,7 @@ TEXTS: tuple[Text, ...] = (
             "'No interrupt remapping support'",
             "Cannot allocate memory": "more memory would have to be locked than QEMU may",
         },
-        mends=("dmesg | vmm-msi explain, for the kernel's own word on it",),
+        remedies=("dmesg | vmm-msi explain, for the kernel's own word on it",),
     ),
     Text(
         "qemu-map-failed",
@@ -412,7 +412,7 @@ TEXTS: tuple[Text, ...] = (
         },
         missing="S2: the guest's RAM",
         stage=2,
-        mends=(
+        remedies=(
             "<memtune><hard_limit/></memtune> of the RAM and 1 GiB, where memory may not be locked",
         ),
     ),
@@ -434,7 +434,7 @@ TEXTS: tuple[Text, ...] = (
             "64 slots (EOVERFLOW; Linux iommufd_sw_msi_get_map)",
             "Cannot allocate memory": "no address was found for its doorbell (ENOMEM)",
         },
-        mends=("dmesg | vmm-msi explain, for the kernel's own word on it",),
+        remedies=("dmesg | vmm-msi explain, for the kernel's own word on it",),
     ),
     Text(
         "qemu-two-iommus",
@@ -445,7 +445,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "a vSMMU for the whole machine and one for an expander bus do not go together",
         "hw/arm/virt.c",
-        mends=("give each <iommu> a <driver pciBus='N'/>, as vmm-msi attach does, or have one",),
+        remedies=("give each <iommu> a <driver pciBus='N'/>, as vmm-msi attach does, or have one",),
     ),
     Text(
         "qemu-smmu-place",
@@ -459,6 +459,6 @@ TEXTS: tuple[Text, ...] = (
         ),
         "a vSMMU is on a bus that none can serve",
         "hw/arm/smmu-common.c smmu_base_realize",
-        mends=("pciBus of its <driver> is the index of a pcie-expander-bus",),
+        remedies=("pciBus of its <driver> is the index of a pcie-expander-bus",),
     ),
 )

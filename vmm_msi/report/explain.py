@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.explain.explanation import Explanation, Found, Mend, Report, Subject
+    from vmm_msi.explain.explanation import Explanation, Found, Remedy, Report, Subject
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA = 1
@@ -50,8 +50,8 @@ def _paragraph(found: Found) -> Iterator[str]:
     yield from _row("IPA", "" if said.ipa is None else f"{said.ipa}: {said.ipa_is}")
     yield from _row("missing", said.missing)
     yield from _row("why", said.why)
-    for mend in said.mends:
-        yield from _row("mend", _mend(mend))
+    for remedy in said.remedies:
+        yield from _row("remedy", _remedy(remedy))
     if said.findings:
         first, *others = said.findings
         also = f"; also {', '.join(others)}" if others else ""
@@ -88,11 +88,11 @@ def _subject(subject: Subject) -> str:
     return f"{name} ({subject.note})" if subject.note else name
 
 
-def _mend(mend: Mend) -> str:
-    words = mend.what
-    if mend.strategy not in words:
-        words = f"{mend.strategy}: {words}"
-    return f"{words}; {mend.change}" if mend.change else words
+def _remedy(remedy: Remedy) -> str:
+    words = remedy.what
+    if remedy.strategy not in words:
+        words = f"{remedy.strategy}: {words}"
+    return f"{words}; {remedy.change}" if remedy.change else words
 
 
 def _rest(report: Report) -> Iterator[str]:
@@ -136,7 +136,7 @@ def _document(found: Found) -> dict[str, object]:
         "why": said.why,
         "mends": [
             {"what": each.what, "strategy": each.strategy or None, "change": each.change or None}
-            for each in said.mends
+            for each in said.remedies
         ],
         "findings": list(said.findings),
         "source": said.source,
