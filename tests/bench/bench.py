@@ -34,7 +34,7 @@ from vmm_msi.libvirt_driver import connect
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import (
     AttachRequest,
-    Carrier,
+    BinderKind,
     DetachRequest,
     attach,
     detach,
@@ -186,7 +186,7 @@ DEVICES = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
 def bench_attach(plugins: PluginManager, uri: str, where: str, rounds: int) -> None:
     """Attach and detach against the same libvirt calls alone, alternately."""
     host = sources.load_host(samples.path("eight-its-server.dtb"))
-    request = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), carrier=Carrier.SIM)
+    request = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), binder=BinderKind.SIM)
     settings = Config()
     took: dict[str, list[tuple[float, float]]] = {"attach": [], "detach": []}
     with connect(uri) as connection:

@@ -24,7 +24,7 @@ from vmm_msi.config import Choice, Config
 from vmm_msi.host import sources
 from vmm_msi.libvirt_driver import Connection, connect
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.provision import AttachRequest, Carrier, DetachRequest
+from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest
 from vmm_msi.report.columns import columns
 from vmm_msi.types import PciAddress
 
@@ -36,7 +36,7 @@ CYCLES = 10_000
 TRACED = 300
 GUEST = "guest0"
 DEVICES = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
-REQUEST = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), carrier=Carrier.SIM)
+REQUEST = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), binder=BinderKind.SIM)
 
 
 def ours(connection: Connection) -> Callable[[], None]:

@@ -12,7 +12,7 @@ from vmm_msi.doctor.case import Guest
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.provision import AttachRequest, Carrier, definition_file
+from vmm_msi.provision import AttachRequest, BinderKind, definition_file
 
 PLUGINS = PluginManager.load()
 GUEST = "guest0"
@@ -29,10 +29,10 @@ NIC = """
 def rendered(*devices, strategy=None, kind="kvm", host=HOST, memory=4096 * MIB, **request):
     """Return what ``vmm-msi render`` makes of the template, for the newest libvirt and QEMU."""
     named = None if strategy is None else Choice.parse(strategy)
-    carrier = Carrier.QEMU if kind == "kvm" else Carrier.SIM
-    wanted = AttachRequest(GUEST, devices or (A, B), named, **{"carrier": carrier, **request})
+    binder = BinderKind.QEMU if kind == "kvm" else BinderKind.SIM
+    wanted = AttachRequest(GUEST, devices or (A, B), named, **{"binder": binder, **request})
     start = DomainXml.parse(str(nested_guest(GUEST, memory=memory, kind=kind)), f"{GUEST}.xml")
-    return definition_file.attaching(
+    return definition_file.plan_attach(
         start, definition_file.newest(), PLUGINS, Config(), host, wanted
     ).new
 

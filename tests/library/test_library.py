@@ -140,12 +140,12 @@ def test_qemu_gets_the_very_file_that_was_handed_over(qemu):
     with pytest.raises(HypervisorError, match=r"starting guest guest0 .*'iommu'"):
         qemu.start("guest0")
     fd = os.memfd_create("handed-over")
-    vmm_msi.hand_over(qemu, "guest0", fd)
+    vmm_msi.pass_iommufd(qemu, "guest0", fd)
     os.close(fd)
     qemu.start("guest0")
     assert any("memfd:handed-over" in name for name in open_in_qemu(qemu.domain_xml("guest0").uuid))
     with pytest.raises(RefusedError, match="it runs already; shut it down first"):
-        vmm_msi.hand_over(qemu, "guest0", 0)
+        vmm_msi.pass_iommufd(qemu, "guest0", 0)
 
 
 def test_what_cannot_be_handed_over(tmp_path):
@@ -154,7 +154,7 @@ def test_what_cannot_be_handed_over(tmp_path):
         own(f"test://{node_file(tmp_path)}") as connection,
         pytest.raises(RefusedError, match=words),
     ):
-        vmm_msi.hand_over(connection, "guest0", 0)
+        vmm_msi.pass_iommufd(connection, "guest0", 0)
 
 
 def test_an_iommufd_that_is_not_there(tmp_path):

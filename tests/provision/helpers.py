@@ -48,13 +48,13 @@ def plan(connection, *devices, strategy=None, guest="guest0", settings=None, plu
 
 def attach(connection, *devices, plugins=PLUGINS, **options):
     change = plan(connection, *devices, plugins=plugins, **options)
-    provision.carry_out(connection, change, plugins)
+    provision.apply_change(connection, change, plugins)
     return change
 
 
 def detach(connection, *devices, guest="guest0", plugins=PLUGINS):
     change = provision.plan_detach(connection, DetachRequest(guest, devices))
-    provision.carry_out(connection, change, plugins)
+    provision.apply_change(connection, change, plugins)
     return change
 
 

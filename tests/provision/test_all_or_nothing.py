@@ -14,7 +14,7 @@ from provision.helpers import A2, A, B, attach, detach, plan, texts
 from vmm_msi.errors import HypervisorError, PluginError, RefusedError
 from vmm_msi.plugins import Action, PluginInfo, PluginKind, hookimpl
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.provision import carry_out
+from vmm_msi.provision import apply_change
 from vmm_msi.types import GuestPlan, VsmmuPlan
 from vmm_msi_plugins import identity
 
@@ -25,7 +25,7 @@ def test_an_interrupt_puts_the_old_definition_back_too(connection):
     for at in range(1, 100):
         failing, calls = failing_at(connection, at, True, raising(KeyboardInterrupt()))
         try:
-            carry_out(failing, change)
+            apply_change(failing, change)
         except KeyboardInterrupt:
             assert texts(connection) == before
             continue
@@ -55,7 +55,7 @@ def test_what_libvirt_refuses_is_not_there(connection, spoil, by_schema):
     change = plan(connection, A2)
     spoil(change.new)
     with pytest.raises(HypervisorError, match="defining guest guest0 at test:") as caught:
-        carry_out(connection, change)
+        apply_change(connection, change)
     assert str(caught.value).endswith("valid is what this libvirt's schemas allow") is by_schema
     assert texts(connection) == before
 
@@ -135,7 +135,7 @@ def test_observers_learn_what_was_carried_out(connection):
     plugins = with_plugin(observer(seen))
     change = plan(connection, A, B, plugins=plugins)
     assert seen == []
-    carry_out(connection, change, plugins)
+    apply_change(connection, change, plugins)
     assert seen == [(Action.ATTACH_DEVICE, device, "identity", False) for device in (A, B)]
     seen.clear()
     detach(connection, B, plugins=plugins)
@@ -149,7 +149,7 @@ def test_observers_learn_what_libvirt_refused(connection):
     change = plan(connection, A, plugins=plugins)
     refused_by_the_schema(change.new)
     with pytest.raises(HypervisorError):
-        carry_out(connection, change, plugins)
+        apply_change(connection, change, plugins)
     assert seen == [(Action.ATTACH_DEVICE, A, "identity", True)]
 
 

@@ -31,7 +31,7 @@ from vmm_msi.errors import (
     UsageError,
 )
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.provision import Carrier, carry_out
+from vmm_msi.provision import BinderKind, apply_change
 from vmm_msi.types import Outcome, PciAddress
 
 
@@ -216,7 +216,7 @@ def test_what_the_user_adds_in_between_stays(connection):
 def test_strategies(connection, strategy, devices, kernel, programmed):
     before = texts(connection)
     change = attach(connection, *devices, strategy=strategy)
-    assert change.carrier is Carrier.SIM
+    assert change.binder is BinderKind.SIM
     assert f"the doorbell binding is modelled ({kernel})" in " ".join(change.notes)
     record = read_record(connection.domain_xml("guest0"))
     name, _, options = strategy.partition(":")
@@ -370,7 +370,7 @@ REFUSALS = {
         "strategy identity: the backend .*series-v8.* lacks",
     ),
     "not a QEMU": (
-        {"carrier": Carrier.QEMU},
+        {"binder": BinderKind.QEMU},
         RefusedError,
         "--backend qemu: this libvirt connection is TEST; --backend sim works",
     ),
@@ -490,7 +490,7 @@ def test_a_read_only_connection_plans_and_changes_nothing(connection):
         before = texts(readonly)
         change = plan(readonly, A)
         with pytest.raises(HypervisorError, match="connect for reading and writing"):
-            carry_out(readonly, change)
+            apply_change(readonly, change)
         assert texts(readonly) == before
 
 

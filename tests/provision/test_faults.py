@@ -30,8 +30,7 @@ from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, host_lock
-from vmm_msi.provision.host_lock import turn
+from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest, Scope, host_lock
 
 GUEST = "faulty"
 LOST = "lost"
@@ -42,7 +41,7 @@ LOST_WORDS = (
 
 
 def attaching(connection, scope=Scope.CONFIG, device=B, plugins=PLUGINS, **request):
-    wanted = AttachRequest(GUEST, (device,), carrier=Carrier.SIM, scope=scope, **request)
+    wanted = AttachRequest(GUEST, (device,), binder=BinderKind.SIM, scope=scope, **request)
     return provision.attach(connection, plugins, Config(), HOST, wanted)
 
 
@@ -155,7 +154,7 @@ def each_fault(world, what, after, change):
             except HypervisorError as raised:
                 error = raised
         # Whoever is next has the turn at once.
-        with turn(world.watcher.hostname(), patience_s=0):
+        with host_lock.held(world.watcher.hostname(), timeout_s=0):
             pass
         if error is None:
             assert seen == [False]

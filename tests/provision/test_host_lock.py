@@ -13,8 +13,7 @@ import pytest
 from provision.helpers import A, B, attach, plan, texts
 
 from vmm_msi.errors import HypervisorError
-from vmm_msi.provision import carry_out, host_lock
-from vmm_msi.provision.host_lock import turn
+from vmm_msi.provision import apply_change, host_lock
 
 HOST = "some-host"
 
@@ -31,7 +30,7 @@ def folder(monkeypatch):
 @pytest.fixture
 def path(folder):
     """The lock file, which is not there."""
-    with turn(HOST):
+    with host_lock.held(HOST):
         (found,) = folder.iterdir()
     found.unlink()
     return found
@@ -41,7 +40,7 @@ def in_another_process(folder, body):
     """Start Python with ``body``, which can use ``turn``; return it when it has said something."""
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom vmm_msi.provision import host_lock\n"
-        f"from vmm_msi.provision.host_lock import turn\nhost_lock.FOLDER = Path({str(folder)!r})\n"
+        f"from vmm_msi.provision import host_lock\nhost_lock.FOLDER = Path({str(folder)!r})\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code + body], stdout=subprocess.PIPE, stdin=subprocess.PIPE
@@ -50,14 +49,14 @@ def in_another_process(folder, body):
     return child
 
 
-HOLD = f"with turn({HOST!r}):\n    print('now', flush=True)\n    sys.stdin.read()\n"
+HOLD = f"with host_lock.held({HOST!r}):\n    print('now', flush=True)\n    sys.stdin.read()\n"
 
 
 def test_one_at_a_time(folder):
     with in_another_process(folder, HOLD) as child:
         with (
             pytest.raises(HypervisorError) as caught,
-            turn(HOST, patience_s=0.05),
+            host_lock.held(HOST, timeout_s=0.05),
         ):
             pytest.fail("two have the turn")
         (path,) = folder.iterdir()
@@ -66,11 +65,11 @@ def test_one_at_a_time(folder):
             f"more than 0 s; fuser {path} tells who"
         )
         # Another host is another turn.
-        with turn("other-host", patience_s=0):
+        with host_lock.held("other-host", timeout_s=0):
             pass
         child.stdin.close()
         assert child.wait(10) == 0
-    with turn(HOST, patience_s=0):
+    with host_lock.held(HOST, timeout_s=0):
         pass
 
 
@@ -78,18 +77,18 @@ def test_a_process_that_is_killed_gives_its_turn_back_at_once(folder):
     with in_another_process(folder, HOLD) as child:
         child.kill()
         child.wait(10)
-        with turn(HOST, patience_s=0):
+        with host_lock.held(HOST, timeout_s=0):
             pass
 
 
 def test_a_turn_ends_though_a_child_of_its_process_lives_on(folder):
     body = (
-        f"with turn({HOST!r}):\n    child = os.fork()\n    if not child:\n"
+        f"with host_lock.held({HOST!r}):\n    child = os.fork()\n    if not child:\n"
         "        sys.stdin.read()\n        os._exit(0)\n"
         "print('now', flush=True)\nos.waitpid(child, 0)\n"
     )
     with in_another_process(folder, body) as child:
-        with turn(HOST, patience_s=0):
+        with host_lock.held(HOST, timeout_s=0):
             pass
         child.stdin.close()
         assert child.wait(10) == 0
@@ -99,7 +98,7 @@ def test_a_lock_file_that_was_removed_while_somebody_waited(folder, path):
     """What is locked is the file that is there, so that the next one finds it locked, too."""
     with in_another_process(folder, HOLD) as child:
         path.unlink()
-        with turn(HOST, patience_s=0):
+        with host_lock.held(HOST, timeout_s=0):
             assert path.exists()
         child.stdin.close()
         assert child.wait(10) == 0
@@ -108,7 +107,7 @@ def test_a_lock_file_that_was_removed_while_somebody_waited(folder, path):
 def test_whoever_is_first_makes_it_for_all(path):
     before = os.umask(0o077)
     try:
-        with turn(HOST):
+        with host_lock.held(HOST):
             pass
     finally:
         os.umask(before)
@@ -145,7 +144,7 @@ def test_a_lock_file_that_is_something_else(path, kind):
     make(path)
     before = sorted(path.parent.iterdir())
     opened = len([*Path("/proc/self/fd").iterdir()])
-    with pytest.raises(HypervisorError) as caught, turn(HOST):
+    with pytest.raises(HypervisorError) as caught, host_lock.held(HOST):
         pytest.fail("it was taken for a lock")
     assert str(caught.value) == (
         f"waiting for the turn to change guests on {HOST}: {path}: {words}; valid is a plain file "
@@ -167,7 +166,7 @@ def test_a_lock_that_may_not_be_used(folder, path, what):
         os.seteuid(65534)  # root may read anything
     try:
         words = f"{path}: Permission denied; valid is a plain"
-        with pytest.raises(HypervisorError, match=words), turn(HOST):
+        with pytest.raises(HypervisorError, match=words), host_lock.held(HOST):
             pytest.fail("it was used")
     finally:
         os.seteuid(user)
@@ -176,7 +175,10 @@ def test_a_lock_that_may_not_be_used(folder, path, what):
 
 def test_a_folder_that_is_not_there(monkeypatch, folder):
     monkeypatch.setattr(host_lock, "FOLDER", folder / "gone")
-    with pytest.raises(HypervisorError, match=r"in a folder .*/gone that is there$"), turn(HOST):
+    with (
+        pytest.raises(HypervisorError, match=r"in a folder .*/gone that is there$"),
+        host_lock.held(HOST),
+    ):
         pytest.fail("there is none")
 
 
@@ -185,13 +187,13 @@ def test_a_plan_that_is_out_of_date_does_nothing(connection):
     attach(connection, B)
     before = texts(connection)
     with pytest.raises(HypervisorError) as caught:
-        carry_out(connection, change)
+        apply_change(connection, change)
     assert str(caught.value) == (
         "changing guest0: somebody else changed it since this was planned; nothing was done, plan "
         "it again"
     )
     assert texts(connection) == before
-    carry_out(connection, plan(connection, A))
+    apply_change(connection, plan(connection, A))
 
 
 def test_a_device_that_another_guest_got_since_is_not_given_twice(connection):
@@ -199,7 +201,7 @@ def test_a_device_that_another_guest_got_since_is_not_given_twice(connection):
     attach(connection, A)
     before = texts(connection)
     with pytest.raises(HypervisorError) as caught:
-        carry_out(connection, change)
+        apply_change(connection, change)
     assert str(caught.value) == (
         f"changing guest1: domain guest0 got {A} since this was planned; nothing was done, plan it "
         "again"

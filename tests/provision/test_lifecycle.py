@@ -15,7 +15,7 @@ from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import Support, Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, RefusedError, UsageError
-from vmm_msi.provision import AttachRequest, Carrier, DetachRequest, Scope, Surroundings, planner
+from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest, LibvirtFacts, Scope, planner
 from vmm_msi.types import PciAddress, PciFunction
 
 NEWEST = Support(Version(12, 8), Version(11, 1))
@@ -24,8 +24,8 @@ VF = PciAddress(0, 1, 0, 1)
 NODES = {device: PciFunction(device, number) for number, device in enumerate((A, B, C, VF), 10)}
 
 
-def around(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, guest=GUEST, **state):
-    return Surroundings(
+def facts(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, guest=GUEST, **state):
+    return LibvirtFacts(
         driver=driver,
         support=replace(support, guest=guest.kind, caps=caps or DomainCaps()),
         guest=GuestState(guest, **state),
@@ -34,10 +34,10 @@ def around(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, gu
     )
 
 
-def plan(surroundings, *devices, strategy=None, **request):
+def plan(libvirt_facts, *devices, strategy=None, **request):
     named = None if strategy is None else Choice.parse(strategy)
     wanted = AttachRequest("guest0", devices, named, **request)
-    return planner.attaching(surroundings, PLUGINS, Config(), HOST, wanted)
+    return planner.plan_attach(libvirt_facts, PLUGINS, Config(), HOST, wanted)
 
 
 def with_cells(*pairs, memory=None):
@@ -82,18 +82,18 @@ def on_nodes(**numbers):
     ],
 )
 def test_a_bus_is_on_the_cell_of_its_devices(pairs, nodes, devices, cells):
-    change = plan(around(guest=with_cells(*pairs), nodes=on_nodes(**nodes)), *devices)
+    change = plan(facts(guest=with_cells(*pairs), nodes=on_nodes(**nodes)), *devices)
     assert cells_of_buses(change) == cells
 
 
 def test_memory_of_all_cells_counts_for_those_without_a_node_of_their_own():
     guest = with_cells((0, "0"), (1, None), memory="3")
-    change = plan(around(guest=guest, nodes=on_nodes(a=3)), A)
+    change = plan(facts(guest=guest, nodes=on_nodes(a=3)), A)
     assert cells_of_buses(change) == [1]
 
 
 def test_no_cell_on_that_node_is_told():
-    change = plan(around(guest=with_cells((0, "0")), nodes=on_nodes(a=1)), A)
+    change = plan(facts(guest=with_cells((0, "0")), nodes=on_nodes(a=1)), A)
     assert (
         "0000:01:00.0: on NUMA node 1 of the host, and no cell of the guest has its memory there "
         "alone: the bus gets no <node>"
@@ -104,7 +104,7 @@ def test_no_cell_on_that_node_is_told():
 def test_a_node_set_that_is_none(nodeset):
     guest = with_cells((0, nodeset))
     with pytest.raises(DomainXmlError, match=r"reading the NUMA cells of guest0: .* such as 0-3,"):
-        plan(around(guest=guest, nodes=on_nodes(a=1)), A)
+        plan(facts(guest=guest, nodes=on_nodes(a=1)), A)
 
 
 # Virtual functions.
@@ -118,7 +118,7 @@ def functions():
 
 
 def test_a_virtual_function_is_attached_as_a_device_of_its_own():
-    change = plan(around(nodes=functions()), VF)
+    change = plan(facts(nodes=functions()), VF)
     assert [hostdev.host for hostdev in change.new.hostdevs()] == [VF]
     assert {verdict.outcome for verdict in change.verdicts} == {"delivered"}
 
@@ -132,7 +132,7 @@ def test_a_virtual_function_is_attached_as_a_device_of_its_own():
 )
 def test_a_function_whose_other_half_a_guest_has(device, held, words):
     with pytest.raises(RefusedError, match=words):
-        plan(around(nodes=functions(), holders=[(held, "other")]), device)
+        plan(facts(nodes=functions(), holders=[(held, "other")]), device)
 
 
 # Unmanaged devices.
@@ -141,7 +141,7 @@ def test_a_function_whose_other_half_a_guest_has(device, held, words):
 @pytest.mark.parametrize("driver", ["vfio-pci", "mlx5-vfio-pci", "nvgrace-gpu-vfio-pci"])
 def test_unmanaged_devices_stay_as_they_are(driver):
     nodes = {A: replace(NODES[A], driver=driver)}
-    change = plan(around(nodes=nodes), A, managed=False)
+    change = plan(facts(nodes=nodes), A, managed=False)
     assert [hostdev.managed for hostdev in change.new.hostdevs()] == [False]
 
 
@@ -150,19 +150,19 @@ def test_an_unmanaged_device_that_is_not_ready(driver):
     nodes = {A: replace(NODES[A], driver=driver)}
     has = "no driver" if driver is None else "the driver nvme"
     with pytest.raises(RefusedError) as caught:
-        plan(around(nodes=nodes), A, managed=False)
+        plan(facts(nodes=nodes), A, managed=False)
     assert str(caught.value) == (
         f"attaching 0000:01:00.0 to guest0 unmanaged: it has {has}, not vfio-pci; bind it with "
         "virsh nodedev-detach pci_0000_01_00_0, or attach it managed"
     )
-    assert plan(around(nodes=nodes), A).new.hostdevs()[0].managed
+    assert plan(facts(nodes=nodes), A).new.hostdevs()[0].managed
 
 
 def test_a_device_that_libvirt_does_not_know():
     with pytest.raises(RefusedError, match="libvirt knows no such device of the host; valid is"):
-        plan(around(nodes={}), A)
-    assert plan(around(nodes={}), A, carrier=Carrier.SIM).new.hostdevs()
-    assert plan(around(nodes={}, driver=None), A).new.hostdevs()
+        plan(facts(nodes={}), A)
+    assert plan(facts(nodes={}), A, binder=BinderKind.SIM).new.hostdevs()
+    assert plan(facts(nodes={}, driver=None), A).new.hostdevs()
 
 
 # What libvirt says of the guest and of itself.
@@ -179,15 +179,15 @@ def test_a_device_that_libvirt_does_not_know():
 )
 def test_a_guest_that_cannot_be_changed_so(state, scope, words):
     with pytest.raises(RefusedError, match=words):
-        plan(around(**state), A, scope=scope)
+        plan(facts(**state), A, scope=scope)
     with pytest.raises(RefusedError, match=words):
-        planner.detaching(GuestState(GUEST, **state), DetachRequest("guest0", (A,), scope))
+        planner.plan_detach(GuestState(GUEST, **state), DetachRequest("guest0", (A,), scope))
 
 
 def test_snapshots_are_told():
-    change = plan(around(snapshots=2), A)
+    change = plan(facts(snapshots=2), A)
     assert any(note.startswith("the guest has 2 snapshots: going back") for note in change.notes)
-    assert not any("snapshots" in note for note in plan(around(), A).notes)
+    assert not any("snapshots" in note for note in plan(facts(), A).notes)
 
 
 @pytest.mark.parametrize(
@@ -200,18 +200,18 @@ def test_snapshots_are_told():
 )
 def test_what_domain_capabilities_exclude(caps, words):
     with pytest.raises(RefusedError, match=words):
-        plan(around(caps=caps), A)
+        plan(facts(caps=caps), A)
 
 
 def test_capabilities_that_say_nothing_exclude_nothing():
-    assert plan(around(caps=DomainCaps()), A).new.hostdevs()
+    assert plan(facts(caps=DomainCaps()), A).new.hostdevs()
 
 
 # Properties of vSMMUs, free ports, file descriptors.
 
 
 def test_properties_are_those_of_each_new_vsmmu():
-    change = plan(around(), A, C, driver={"oas": "48", "ats": "on"})
+    change = plan(facts(), A, C, driver={"oas": "48", "ats": "on"})
     assert [iommu.driver for iommu in change.new.iommus()] == [
         {"pciBus": "1", "accel": "on", "oas": "48", "ats": "on"},
         {"pciBus": "3", "accel": "on", "oas": "48", "ats": "on"},
@@ -229,7 +229,7 @@ def test_properties_are_those_of_each_new_vsmmu():
 )
 def test_properties_that_a_vsmmu_does_not_have(driver, words):
     with pytest.raises(UsageError, match=words):
-        plan(around(), A, driver=driver)
+        plan(facts(), A, driver=driver)
 
 
 def test_properties_that_this_libvirt_does_not_have():
@@ -238,17 +238,17 @@ def test_properties_that_this_libvirt_does_not_have():
         r"libvirt 11\.10\.0 cannot write <driver oas>.* Would work here: the same without --vsmmu"
     )
     with pytest.raises(RefusedError, match=words):
-        plan(around(support=older), A, carrier=Carrier.SIM, driver={"oas": "48"})
+        plan(facts(support=older), A, binder=BinderKind.SIM, driver={"oas": "48"})
 
 
 def test_free_ports_are_there_for_later():
-    change = plan(around(), A, spare_ports=3)
+    change = plan(facts(), A, spare_ports=3)
     (vsmmu,) = read_record(change.new).vsmmus
     assert len(vsmmu.spare_ports) == 3
-    undone = planner.detaching(GuestState(change.new), DetachRequest("guest0"))
+    undone = planner.plan_detach(GuestState(change.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
     with pytest.raises(UsageError, match="spare ports: -1; valid is 0 or more"):
-        plan(around(), A, spare_ports=-1)
+        plan(facts(), A, spare_ports=-1)
 
 
 RESERVE = """
@@ -284,77 +284,79 @@ def reserved_by_us(change):
 
 
 def test_memory_is_reserved_for_what_is_plugged_in_later():
-    change = plan(around(), A, spare_ports=1)
+    change = plan(facts(), A, spare_ports=1)
     assert reserved_by_us(change) == {"pci.2": 64 << 20, "pci.3": 64 << 20}
     assert bars(change) == []
-    more = plan(around(guest=change.new), B, C, spare_ports=2, spare_memory=1024)
+    more = plan(facts(guest=change.new), B, C, spare_ports=2, spare_memory=1024)
     assert reserved_by_us(more) == reserved_by_us(change) | {
         f"pci.{port}": 1024 << 20 for port in (4, 5, 7, 8, 9)
     }
-    undone = planner.detaching(GuestState(more.new), DetachRequest("guest0", (A, B)))
+    undone = planner.plan_detach(GuestState(more.new), DetachRequest("guest0", (A, B)))
     assert set(reserved_by_us(undone)) == {
         f"pci.{port}"
         for vsmmu in undone.record.vsmmus
         for port in (*vsmmu.spare_ports, undone.record.device(C).root_port)
     }
-    undone = planner.detaching(GuestState(undone.new), DetachRequest("guest0"))
+    undone = planner.plan_detach(GuestState(undone.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
 
 
 def test_memory_is_not_reserved_without_a_need():
-    assert reserved_by_us(plan(around(), A)) == {}
-    assert reserved_by_us(plan(around(), A, spare_ports=1, carrier=Carrier.SIM)) == {}
+    assert reserved_by_us(plan(facts(), A)) == {}
+    assert reserved_by_us(plan(facts(), A, spare_ports=1, binder=BinderKind.SIM)) == {}
     reserved = DomainXml.parse(str(GUEST).replace("</domain>", RESERVE), "the test")
     for guest in (reserved, with_cmdline("quiet pci=hpiosize=0,hpmmioprefsize=0")):
-        change = plan(around(guest=guest), A, spare_ports=1)
+        change = plan(facts(guest=guest), A, spare_ports=1)
         assert (reserved_by_us(change), bars(change)) == ({}, [])
-        assert str(planner.detaching(GuestState(change.new), DetachRequest("g")).new) == str(guest)
+        assert str(planner.plan_detach(GuestState(change.new), DetachRequest("g")).new) == str(
+            guest
+        )
 
 
 def test_an_override_of_the_users_stays():
     mine = DomainXml.parse(str(GUEST).replace("</domain>", OVERRIDE), "the test")
-    change = plan(around(guest=mine), A, spare_ports=2)
+    change = plan(facts(guest=mine), A, spare_ports=2)
     assert reserved_by_us(change) == {"pci.3": 67108864, "pci.2": 64 << 20, "pci.4": 64 << 20}
 
 
 def test_a_note_where_nothing_is_reserved():
-    assert len(bars(plan(around(), A, spare_ports=1, spare_memory=0))) == 1
-    assert bars(plan(around(), A)) == []
+    assert len(bars(plan(facts(), A, spare_ports=1, spare_memory=0))) == 1
+    assert bars(plan(facts(), A)) == []
     for memory in (-1, 1 << 20):
         with pytest.raises(UsageError, match=r"spare memory: .* MiB; valid is 0 to 524288"):
-            plan(around(), A, spare_ports=1, spare_memory=memory)
+            plan(facts(), A, spare_ports=1, spare_memory=memory)
 
 
 def test_memory_for_what_is_plugged_in_now():
-    first = plan(around(), A, spare_ports=2, spare_memory=0)
-    assert len(bars(plan(around(**running(first)), B, scope=Scope.LIVE))) == 1
+    first = plan(facts(), A, spare_ports=2, spare_memory=0)
+    assert len(bars(plan(facts(**running(first)), B, scope=Scope.LIVE))) == 1
     reserved = DomainXml.parse(str(first.new).replace("</domain>", RESERVE), "the test")
     # What counts is what QEMU was started with.
-    mended = around(guest=reserved, running=first.new)
+    mended = facts(guest=reserved, running=first.new)
     assert len(bars(plan(mended, B, scope=Scope.LIVE))) == 1
     assert bars(plan(mended, B)) == []
-    assert bars(plan(around(guest=reserved, running=reserved), B, scope=Scope.BOTH)) == []
+    assert bars(plan(facts(guest=reserved, running=reserved), B, scope=Scope.BOTH)) == []
 
 
 def test_a_group_of_file_descriptors_is_named():
-    change = plan(around(), A, fdgroup="iommu")
+    change = plan(facts(), A, fdgroup="iommu")
     assert change.new.iommufd_fdgroup == "iommu"
-    undone = planner.detaching(GuestState(change.new), DetachRequest("guest0"))
+    undone = planner.plan_detach(GuestState(change.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
     older = Support(Version(12, 2), Version(11, 1))
     words = "cannot write <iommufd fdgroup>.* Would work here: the same without --fdgroup"
     with pytest.raises(RefusedError, match=words):
-        plan(around(support=older), A, fdgroup="iommu", carrier=Carrier.SIM)
+        plan(facts(support=older), A, fdgroup="iommu", binder=BinderKind.SIM)
     with pytest.raises(UsageError, match="file descriptor group: it has no name"):
-        plan(around(), A, fdgroup="")
+        plan(facts(), A, fdgroup="")
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
 def test_a_time_that_nobody_can_wait_for(seconds):
-    attached = plan(around(), A)
+    attached = plan(facts(), A)
     request = DetachRequest("guest0", release_s=seconds)
     with pytest.raises(UsageError, match=r"release timeout: .* s; valid is 0 or more"):
-        planner.detaching(GuestState(attached.new), request)
+        planner.plan_detach(GuestState(attached.new), request)
 
 
 # What runs.
@@ -366,8 +368,8 @@ def running(change):
 
 
 def test_the_definition_and_what_runs_get_the_device_in_one_place():
-    first = plan(around(), A, spare_ports=1)
-    change = plan(around(**running(first)), B, scope=Scope.BOTH)
+    first = plan(facts(), A, spare_ports=1)
+    change = plan(facts(**running(first)), B, scope=Scope.BOTH)
     assert str(change.new) == str(change.live.new)
     ((device, xml),) = change.live.devices
     assert device == B
@@ -381,12 +383,12 @@ def test_the_definition_and_what_runs_get_the_device_in_one_place():
 
 
 def test_what_runs_alone():
-    first = plan(around(), A, spare_ports=1)
-    change = plan(around(**running(first)), B, scope=Scope.LIVE)
+    first = plan(facts(), A, spare_ports=1)
+    change = plan(facts(**running(first)), B, scope=Scope.LIVE)
     assert change.new is change.old
     assert [device.host for device in change.record.devices] == [A, B]
     assert "the next start is without it" in " ".join(change.notes)
-    out = planner.detaching(
+    out = planner.plan_detach(
         GuestState(first.new, change.live.new), DetachRequest("guest0", (), Scope.LIVE)
     )
     assert [device for device, _xml in out.live.devices] == [A, B]
@@ -394,17 +396,17 @@ def test_what_runs_alone():
 
 
 def test_one_that_the_definition_has_can_be_plugged():
-    first = plan(around(), A, spare_ports=1)
-    later = plan(around(guest=first.new), B)
+    first = plan(facts(), A, spare_ports=1)
+    later = plan(facts(guest=first.new), B)
     state = {"guest": later.new, "running": first.new, "holders": [(A, "guest0"), (B, "guest0")]}
-    change = plan(around(**state), B, scope=Scope.LIVE)
+    change = plan(facts(**state), B, scope=Scope.LIVE)
     assert [device for device, _xml in change.live.devices] == [B]
     with pytest.raises(RefusedError, match="it is attached already; detach it first"):
-        plan(around(**state), B, scope=Scope.BOTH)
+        plan(facts(**state), B, scope=Scope.BOTH)
 
 
 @pytest.mark.parametrize("asked", [{"spare_ports": 1}, {"driver": {"oas": "48"}}, {"fdgroup": "x"}])
 def test_what_cannot_be_asked_of_what_runs(asked):
-    first = plan(around(), A, spare_ports=1)
+    first = plan(facts(), A, spare_ports=1)
     with pytest.raises(UsageError, match="attaching with --scope live: spare ports, vSMMU prop"):
-        plan(around(**running(first)), B, scope=Scope.LIVE, **asked)
+        plan(facts(**running(first)), B, scope=Scope.LIVE, **asked)

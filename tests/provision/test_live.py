@@ -43,7 +43,7 @@ def guest(lab_daemon):
 
 
 def attach(connection, *devices, **request):
-    wanted = AttachRequest(GUEST, devices, carrier=provision.Carrier.SIM, **request)
+    wanted = AttachRequest(GUEST, devices, binder=provision.BinderKind.SIM, **request)
     return provision.attach(connection, PLUGINS, Config(), HOST, wanted)
 
 
@@ -109,12 +109,12 @@ def test_the_definition_is_put_back_when_the_guest_keeps_a_device(guest):
 def test_a_device_that_cannot_be_undone_is_named(guest):
     """The second device is refused, and this driver does not take the first one out again."""
     before, _running = state(guest)
-    request = AttachRequest(GUEST, (B, A2), carrier=provision.Carrier.SIM, scope=Scope.BOTH)
+    request = AttachRequest(GUEST, (B, A2), binder=provision.BinderKind.SIM, scope=Scope.BOTH)
     change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
     first, (device, _xml) = change.live.devices
     broken = replace(change.live, devices=(first, (device, "<hostdev/>")))
     with pytest.raises(UndoError) as caught:
-        provision.carry_out(guest, replace(change, live=broken))
+        provision.apply_change(guest, replace(change, live=broken))
     assert "plugging a device into the running guest nested" in str(caught.value)
     assert f"undoing it in the running guest failed too: {B} may be in it: unplugging" in str(
         caught.value
@@ -127,12 +127,12 @@ def test_a_device_that_cannot_be_undone_is_named(guest):
 
 
 def test_a_plan_that_is_out_of_date(guest):
-    request = AttachRequest(GUEST, (B,), carrier=provision.Carrier.SIM, scope=Scope.BOTH)
+    request = AttachRequest(GUEST, (B,), binder=provision.BinderKind.SIM, scope=Scope.BOTH)
     change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
     attach(guest, A2, scope=Scope.LIVE)
     before = state(guest)
     with pytest.raises(HypervisorError, match="somebody else changed it since this was planned"):
-        provision.carry_out(guest, change)
+        provision.apply_change(guest, change)
     assert state(guest) == before
 
 

@@ -20,7 +20,6 @@ from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.provision import host_lock
-from vmm_msi.provision.host_lock import turn
 
 pytestmark = pytest.mark.lab_root
 
@@ -45,7 +44,7 @@ def check(connection):
 
     :return: which guest has which device.
     """
-    with turn(connection.hostname()):
+    with host_lock.held(connection.hostname()):
         xmls = [connection.domain_xml(name) for name in GUESTS]
     holders = {}
     for xml in xmls:
@@ -137,7 +136,7 @@ def test_a_command_that_is_killed_leaves_the_old_or_the_new(lab_daemon, daemon, 
     # libvirt finishes the call that it began; look until it had the time to.
     deadline = time.monotonic() + 0.5
     while time.monotonic() < deadline:
-        with turn(daemon.hostname()):
+        with host_lock.held(daemon.hostname()):
             found = str(daemon.domain_xml(guest))
         assert found in (str(old), new)
         time.sleep(0.05)

@@ -15,7 +15,7 @@ from vmm_msi import provision
 from vmm_msi.config import Config
 from vmm_msi.errors import RefusedError
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.provision import AttachRequest, Carrier, DetachRequest
+from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest
 from vmm_msi.types import PciAddress
 
 GUESTS = ("together0", "together1", "together2")
@@ -47,7 +47,7 @@ def by_call(connection, command, guest, device):
     if command == "detach":
         provision.detach(connection, DetachRequest(guest, (device,)), PLUGINS)
         return True
-    request = AttachRequest(guest, (device,), carrier=Carrier.SIM)
+    request = AttachRequest(guest, (device,), binder=BinderKind.SIM)
     try:
         provision.attach(connection, PLUGINS, Config(), HOST, request)
     except RefusedError:

@@ -108,13 +108,13 @@ def request_of(
     :raise InputError: for a device that is no PCI address.
     :raise UsageError: for a property of a vSMMU that is not KEY=VALUE.
     """
-    from vmm_msi.provision import AttachRequest, Carrier, Scope
+    from vmm_msi.provision import AttachRequest, BinderKind, Scope
 
     return AttachRequest(
         domain=domain,
         devices=tuple(PciAddress.parse(text) for text in args.device),
         named=named,
-        carrier=None if args.backend is None else Carrier(args.backend),
+        binder=None if args.backend is None else BinderKind(args.backend),
         allow_faults=args.allow_faults,
         scope=Scope(scope),
         managed=not args.unmanaged,

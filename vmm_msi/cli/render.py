@@ -103,7 +103,7 @@ def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
     host = host_or_live(args)
-    return definition_file.attaching(
+    return definition_file.plan_attach(
         definition, support, plugins, settings, host, request, take_over=args.take_over
     )
 
@@ -114,7 +114,7 @@ def _removing(args: argparse.Namespace, definition: DomainXml) -> Change:
     from vmm_msi.types import PciAddress
 
     devices = () if args.device == [ALL] else tuple(map(PciAddress.parse, args.device))
-    return planner.detaching(GuestState(definition), DetachRequest(definition.name, devices))
+    return planner.plan_detach(GuestState(definition), DetachRequest(definition.name, devices))
 
 
 def _support(args: argparse.Namespace) -> Support:

@@ -37,7 +37,7 @@ def guest_kind(case: Case) -> Iterator[Finding]:
     fatal = set(Check)
     if case.plugins is not None:
         needed = simulated.needs(case, case.plugins).values()
-        fatal = fatal_checks(simulated.carrier(case), needed)
+        fatal = fatal_checks(simulated.binder_of(case), needed)
     told_by_acpi = bool({Check.ACPI, Check.FIRMWARE} & fatal)
     if Check.ARCH in found:
         yield Finding(

@@ -11,7 +11,7 @@ from vmm_msi.doctor.rule_helpers import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.errors import RefusedError, errno_name
 from vmm_msi.provision.checks import NOT_CARRIED, carried, needs_of
-from vmm_msi.provision.request import Carrier
+from vmm_msi.provision.request import BinderKind
 from vmm_msi.types import SW_MSI_WINDOW, Outcome
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ _SHOWN = 8
 def not_carried(case: Case) -> Iterator[Finding]:
     """Yield strategies that QEMU and the kernel do not carry out."""
     plugins = case.plugins
-    if plugins is None or simulated.carrier(case) is Carrier.SIM:
+    if plugins is None or simulated.binder_of(case) is BinderKind.SIM:
         return
     for choice, needs in simulated.needs(case, plugins).items():
         if needs.qemu:

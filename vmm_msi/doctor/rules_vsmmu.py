@@ -219,8 +219,8 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
             f"virsh start fails: file descriptor group '{group}' was not associated with the "
             "domain; only a program that opens /dev/iommu and hands it over on its own connection "
             "can start it.",
-            "Start it by such a program (virDomainFDAssociate, vmm_msi.hand_over), or take fdgroup "
-            "out.",
+            "Start it by such a program (virDomainFDAssociate, vmm_msi.pass_iommufd), or remove "
+            "fdgroup.",
         )
     uses = xml.iommufd or any(hostdev.iommufd for hostdev in xml.hostdevs())
     if uses and group is None and is_session(case):

@@ -15,7 +15,7 @@ from vmm_msi.errors import RefusedError, TopologyError
 from vmm_msi.host import sources
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.provision.checks import needs_of
-from vmm_msi.provision.request import Carrier
+from vmm_msi.provision.request import BinderKind
 from vmm_msi.types import Outcome, Scenario
 
 if TYPE_CHECKING:
@@ -44,14 +44,14 @@ def guest_name(case: Case) -> str:
     return "" if case.guest is None else case.guest.xml.name
 
 
-def carrier(case: Case) -> Carrier:
+def binder_of(case: Case) -> BinderKind:
     """Return who is to bind the guest's doorbells: the model only where it is recorded so."""
     devices = _record(case).devices
     if case.guest is not None and case.guest.xml.type == "test":
-        return Carrier.SIM
-    if devices and all(device.backend == Carrier.SIM.value for device in devices):
-        return Carrier.SIM
-    return Carrier.QEMU
+        return BinderKind.SIM
+    if devices and all(device.backend == BinderKind.SIM.value for device in devices):
+        return BinderKind.SIM
+    return BinderKind.QEMU
 
 
 def choices(case: Case) -> dict[PciAddress, Choice]:

@@ -4,7 +4,7 @@
 anything (``checks`` says what is refused, ``modelled`` what the model is run with), ``carry``
 carries a plan out or leaves everything as it was, ``turns`` keeps others from changing guests
 meanwhile. ``files`` plans for XML that no libvirt has yet. Who carries the doorbell binding out is
-said by :class:`Carrier`.
+said by :class:`BinderKind`.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 from vmm_msi.domxml import owned
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import RefusedError
-from vmm_msi.provision import planner
-from vmm_msi.provision.apply import carry_out, carry_out_in_turn
-from vmm_msi.provision.fd_passing import hand_over, open_iommufd
-from vmm_msi.provision.host_lock import turn
-from vmm_msi.provision.libvirt_facts import Surroundings, gather
+from vmm_msi.provision import host_lock, planner
+from vmm_msi.provision.apply import apply_change, apply_change_locked
+from vmm_msi.provision.fd_passing import open_iommufd, pass_iommufd
+from vmm_msi.provision.libvirt_facts import LibvirtFacts, read_facts
 from vmm_msi.provision.request import (
     AttachRequest,
-    Carrier,
+    BinderKind,
     Change,
     DetachRequest,
     LiveChange,
@@ -37,21 +36,21 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttachRequest",
-    "Carrier",
+    "BinderKind",
     "Change",
     "DetachRequest",
+    "LibvirtFacts",
     "LiveChange",
     "Scope",
     "Status",
-    "Surroundings",
+    "apply_change",
     "attach",
-    "carry_out",
     "detach",
-    "gather",
-    "hand_over",
     "open_iommufd",
+    "pass_iommufd",
     "plan_attach",
     "plan_detach",
+    "read_facts",
     "status",
 ]
 
@@ -70,8 +69,8 @@ def plan_attach(
     :raise TopologyError: when the host description lacks a device.
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
-    around = gather(connection, request)
-    return planner.attaching(around, plugins, settings, host, request)
+    facts = read_facts(connection, request)
+    return planner.plan_attach(facts, plugins, settings, host, request)
 
 
 def plan_detach(connection: Connection, request: DetachRequest) -> Change:
@@ -82,7 +81,7 @@ def plan_detach(connection: Connection, request: DetachRequest) -> Change:
     :raise UsageError: when there is nothing to take out.
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
-    return planner.detaching(connection.state(request.domain), request)
+    return planner.plan_detach(connection.state(request.domain), request)
 
 
 def attach(
@@ -94,12 +93,12 @@ def attach(
 ) -> Change:
     """Attach devices, all or none, while no other change of a guest on that host is under way.
 
-    :raise VmmMsiError: as :func:`plan_attach` and :func:`carry_out`; everything is as it was,
+    :raise VmmMsiError: as :func:`plan_attach` and :func:`apply_change`; everything is as it was,
         but for an :class:`~vmm_msi.errors.UndoError`.
     """
-    with turn(connection.hostname()):
+    with host_lock.held(connection.hostname()):
         change = plan_attach(connection, plugins, settings, host, request)
-        carry_out_in_turn(connection, change, plugins)
+        apply_change_locked(connection, change, plugins)
     return change
 
 
@@ -108,12 +107,12 @@ def detach(
 ) -> Change:
     """Take devices out, all or none, while no other change of a guest on that host is under way.
 
-    :raise VmmMsiError: as :func:`plan_detach` and :func:`carry_out`; everything is as it was,
+    :raise VmmMsiError: as :func:`plan_detach` and :func:`apply_change`; everything is as it was,
         but for an :class:`~vmm_msi.errors.UndoError`.
     """
-    with turn(connection.hostname()):
+    with host_lock.held(connection.hostname()):
         change = plan_detach(connection, request)
-        carry_out_in_turn(connection, change, plugins)
+        apply_change_locked(connection, change, plugins)
     return change
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.metadata import NAMESPACE, PREFIX, bare_record, read_record
 from vmm_msi.errors import HypervisorError, VmmMsiError
-from vmm_msi.provision.host_lock import turn
+from vmm_msi.provision import host_lock
 
 if TYPE_CHECKING:
     from vmm_msi.domxml.libvirt_domain import DomainXml
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 _POLL_S = 0.05
 
 
-def carry_out(connection: Connection, change: Change, plugins: PluginManager | None = None) -> None:
+def apply_change(
+    connection: Connection, change: Change, plugins: PluginManager | None = None
+) -> None:
     """Carry out a change that was planned before; undo all of it on any failure.
 
     It waits for its turn, and looks whether the guest is still what the change was planned from,
@@ -33,7 +35,7 @@ def carry_out(connection: Connection, change: Change, plugins: PluginManager | N
         part, or when a running guest does not give a device back; everything is as it was.
     :raise UndoError: when something is not, or when the connection was lost and nobody can tell.
     """
-    with turn(connection.hostname()):
+    with host_lock.held(connection.hostname()):
         state = connection.state(change.old.name)
         now: list[tuple[DomainXml, DomainXml | None]] = [(change.old, state.definition)]
         if change.live is not None:
@@ -50,22 +52,22 @@ def carry_out(connection: Connection, change: Change, plugins: PluginManager | N
                     f"changing {change.old.name}: domain {holder} got {device} since this was "
                     "planned; nothing was done, plan it again"
                 )
-        carry_out_in_turn(connection, change, plugins)
+        apply_change_locked(connection, change, plugins)
 
 
-def carry_out_in_turn(
+def apply_change_locked(
     connection: Connection, change: Change, plugins: PluginManager | None = None
 ) -> None:
     """Carry out a change that was planned in the same turn (:func:`~.turns.turn`).
 
     First the definition, which can be put back at once, then device by device what runs.
 
-    :raise HypervisorError: see :func:`carry_out`.
-    :raise UndoError: see :func:`carry_out`.
+    :raise HypervisorError: see :func:`apply_change`.
+    :raise UndoError: see :func:`apply_change`.
     """
     error = ""
     try:
-        _carry_out(connection, change)
+        _apply(connection, change)
     except BaseException as failure:
         error = str(failure) or type(failure).__name__
         raise
@@ -75,7 +77,7 @@ def carry_out_in_turn(
                 plugins.notify(replace(event, error=error))
 
 
-def _carry_out(connection: Connection, change: Change) -> None:
+def _apply(connection: Connection, change: Change) -> None:
     # Late, so that planning an edit of a file needs no libvirt.
     from vmm_msi.libvirt_driver import redefine
 

@@ -12,7 +12,7 @@ from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
 from vmm_msi.errors import RefusedError, UsageError
-from vmm_msi.provision.request import Carrier, Scope
+from vmm_msi.provision.request import BinderKind, Scope
 from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.support import Support
     from vmm_msi.plugins.hookspecs import Needs
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.provision.libvirt_facts import Surroundings
+    from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest
     from vmm_msi.types import GuestPlan, PciAddress, PciFunction, Verdict
 
@@ -103,16 +103,16 @@ def check_state(guest: GuestState, scope: Scope) -> None:
         )
 
 
-def check_free(around: Surroundings, request: AttachRequest) -> None:
+def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
     """Refuse devices that this guest or another one of this libvirt has already.
 
     A virtual function goes away with the host's driver of its physical function, so the two are
     one as far as other guests go.
     """
-    name = around.guest.definition.name
+    name = facts.guest.definition.name
     mine = [
-        (request.scope.config, around.guest.definition),
-        (request.scope.live, around.guest.running),
+        (request.scope.config, facts.guest.definition),
+        (request.scope.live, facts.guest.running),
     ]
     for wanted, xml in mine:
         if not wanted or xml is None:
@@ -129,7 +129,7 @@ def check_free(around: Surroundings, request: AttachRequest) -> None:
                     f"attaching {device} to {name}: it has a <hostdev> for it already; take it "
                     "out there first"
                 )
-    for held in holdings(name, request.devices, around.holders, around.nodes):
+    for held in holdings(name, request.devices, facts.holders, facts.nodes):
         raise RefusedError(f"attaching {held.device} to {name}: {held}")
 
 
@@ -183,11 +183,11 @@ def holdings(
                 yield Holding(device, holder_of[other], other, kind)
 
 
-def check_carrier(
-    plugins: PluginManager, carrier: Carrier, driver: str | None, needs: Mapping[Choice, Needs]
+def check_binder(
+    plugins: PluginManager, binder: BinderKind, driver: str | None, needs: Mapping[Choice, Needs]
 ) -> None:
     """Refuse strategies that nobody would carry out."""
-    if carrier is Carrier.SIM:
+    if binder is BinderKind.SIM:
         return
     if driver not in {None, "QEMU"}:
         raise RefusedError(
@@ -215,41 +215,41 @@ def needs_of(plugins: PluginManager, choice: Choice) -> Needs:
     return plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
 
 
-def check_guest(old: DomainXml, carrier: Carrier, needs: Iterable[Needs]) -> None:
+def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> None:
     """Refuse a guest that cannot have nested vSMMUs, or not with these strategies."""
-    fatal = fatal_checks(carrier, needs)
+    fatal = fatal_checks(binder, needs)
     found = [problem for problem in prerequisites.problems(old) if problem.check in fatal]
     if found:
         raise RefusedError(f"guest {old.name}: {'; '.join(map(str, found))}")
 
 
-def fatal_checks(carrier: Carrier, needs: Iterable[Needs]) -> set[Check]:
+def fatal_checks(binder: BinderKind, needs: Iterable[Needs]) -> set[Check]:
     """Return what a guest cannot do without, with strategies of these needs."""
     fatal = {Check.ARCH, Check.MACHINE, Check.GIC}
     if any(need.rmr for need in needs):
         fatal |= {Check.ACPI, Check.FIRMWARE}
-    if carrier is Carrier.QEMU:
+    if binder is BinderKind.QEMU:
         fatal.add(Check.KVM)
     return fatal
 
 
-def check_devices(around: Surroundings, carrier: Carrier, request: AttachRequest) -> None:
+def check_devices(facts: LibvirtFacts, binder: BinderKind, request: AttachRequest) -> None:
     """Refuse devices that the libvirt that is to hand them over does not know or does not have.
 
     The vfio-pci family is told by name: variant drivers end in it, too (Linux
     ``drivers/vfio/pci``: mlx5-vfio-pci, nvgrace-gpu-vfio-pci).
     """
-    if carrier is not Carrier.QEMU or around.driver is None:
+    if binder is not BinderKind.QEMU or facts.driver is None:
         return
-    name = around.guest.definition.name
-    unknown = [str(device) for device in request.devices if device not in around.nodes]
+    name = facts.guest.definition.name
+    unknown = [str(device) for device in request.devices if device not in facts.nodes]
     if unknown:
         raise RefusedError(
             f"attaching {', '.join(unknown)} to {name}: libvirt knows no such device of the host; "
             "valid is what virsh nodedev-list --cap pci shows"
         )
     for device in request.devices:
-        driver = around.nodes[device].driver
+        driver = facts.nodes[device].driver
         if request.managed or (driver or "").replace("_", "-").endswith("vfio-pci"):
             continue
         has = "no driver" if driver is None else f"the driver {driver}"
@@ -277,38 +277,40 @@ def check_caps(support: Support, name: str) -> None:
 
 
 def check_support(
-    support: Support, plan: GuestPlan, carrier: Carrier, request: AttachRequest
+    support: Support, plan: GuestPlan, binder: BinderKind, request: AttachRequest
 ) -> None:
     """Check that libvirt and QEMU can express the plan, and say what would work if not."""
-    gaps = support.missing(_features(plan, carrier, request))
+    gaps = support.missing(_features(plan, binder, request))
     if gaps:
         raise RefusedError(
             f"guest {request.domain} would need {len(plan.vsmmus)} vSMMUs: "
-            f"{'; '.join(map(str, gaps))}. {_what_works(support, plan, carrier, request)}"
+            f"{'; '.join(map(str, gaps))}. {_what_works(support, plan, binder, request)}"
         )
 
 
-def _features(plan: GuestPlan, carrier: Carrier, request: AttachRequest) -> list[Feature]:
+def _features(plan: GuestPlan, binder: BinderKind, request: AttachRequest) -> list[Feature]:
     features = [Feature.SMMUV3, *(DRIVER_VALUES[name][0] for name in request.driver)]
     if request.fdgroup is not None:
         features += [Feature.DOMAIN_IOMMUFD, Feature.FDGROUP]
-    if len(plan.vsmmus) > 1 or carrier is Carrier.QEMU:
+    if len(plan.vsmmus) > 1 or binder is BinderKind.QEMU:
         features.append(Feature.PCI_BUS)
-    if carrier is Carrier.QEMU:
+    if binder is BinderKind.QEMU:
         features += [Feature.ACCEL, Feature.HOSTDEV_IOMMUFD]
     return features
 
 
-def _what_works(support: Support, plan: GuestPlan, carrier: Carrier, request: AttachRequest) -> str:
+def _what_works(
+    support: Support, plan: GuestPlan, binder: BinderKind, request: AttachRequest
+) -> str:
     """Say what this libvirt could do instead of ``plan``."""
     if not support.has(Feature.SMMUV3):
         return "Nothing works with this libvirt"
     plain = replace(request, driver={}, fdgroup=None)
-    if not support.missing(_features(plan, carrier, plain)):
+    if not support.missing(_features(plan, binder, plain)):
         asked = ["--vsmmu"] if request.driver else []
         asked += ["--fdgroup"] if request.fdgroup is not None else []
         return f"Would work here: the same without {' and '.join(asked)}"
-    if carrier is Carrier.QEMU:
+    if binder is BinderKind.QEMU:
         return "Would work here: --backend sim, which writes the XML and models the binding"
     if len({vsmmu.smmu for vsmmu in plan.vsmmus}) == 1:
         return "Would work here: multi-its:mode=s2, which needs one vSMMU for these devices"

@@ -17,7 +17,7 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.support import REQUIREMENTS, Support
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.provision import planner
-from vmm_msi.provision.libvirt_facts import Surroundings
+from vmm_msi.provision.libvirt_facts import LibvirtFacts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -58,7 +58,7 @@ def read(data: bytes, source: str) -> DomainXml:
         ) from None
 
 
-def attaching(
+def plan_attach(
     definition: DomainXml,
     support: Support,
     plugins: PluginManager,
@@ -79,13 +79,13 @@ def attaching(
     theirs: dict[PciAddress, Element] = {}
     if take_over:
         start, theirs = _without(start, request.devices)
-    around = Surroundings(
+    facts = LibvirtFacts(
         driver=None,
         support=replace(support, guest=start.kind),
         guest=GuestState(start),
         holders=[(hostdev.host, start.name) for hostdev in start.hostdevs()],
     )
-    change = planner.attaching(around, plugins, settings, host, request)
+    change = planner.plan_attach(facts, plugins, settings, host, request)
     new = _with(change.new, theirs)
     return replace(change, old=definition, new=new, notes=(*notes, *change.notes))
 

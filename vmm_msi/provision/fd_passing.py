@@ -35,7 +35,7 @@ def open_iommufd(path: Path = DEV_IOMMU) -> int:
         ) from error
 
 
-def hand_over(connection: Connection, domain: str, fd: int) -> None:
+def pass_iommufd(connection: Connection, domain: str, fd: int) -> None:
     """Give an open /dev/iommu to a guest that is off; start it on the same connection next.
 
     libvirt keeps a copy for as long as this connection is open, and QEMU one for as long as it

@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 #: (Filesystem Hierarchy Standard 3.0, 3.15 and 5.9).
 FOLDER = Path("/run/lock")
 #: Seconds to wait for somebody else's turn to end.
-PATIENCE_S = 60.0
+TIMEOUT_S = 60.0
 _POLL_S = 0.01
 
 
 @contextlib.contextmanager
-def turn(host: str, patience_s: float = PATIENCE_S) -> Iterator[None]:
+def held(host: str, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
     """Wait until no other change of a guest on ``host`` is under way, and keep others from one.
 
     The lock is the kernel's (flock(2)): it ends with the process that has it.
@@ -43,12 +43,12 @@ def turn(host: str, patience_s: float = PATIENCE_S) -> Iterator[None]:
     digest = hashlib.sha256(host.encode()).hexdigest()[:16]
     path = FOLDER / f"vmm-msi-{digest}.lock"
     doing = f"waiting for the turn to change guests on {host}"
-    deadline = time.monotonic() + patience_s
+    deadline = time.monotonic() + timeout_s
     try:
         while (descriptor := _try(path)) is None:
             if time.monotonic() > deadline:
                 raise HypervisorError(
-                    f"{doing}: somebody else has {path} locked for more than {patience_s:.0f} s; "
+                    f"{doing}: somebody else has {path} locked for more than {timeout_s:.0f} s; "
                     f"fuser {path} tells who"
                 )
             time.sleep(_POLL_S)

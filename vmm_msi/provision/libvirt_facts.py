@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.domxml.domcaps import DomainCaps
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import NoHostDeviceError
-from vmm_msi.provision.request import Carrier
+from vmm_msi.provision.request import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class LibvirtFacts:
     """What libvirt says of a guest, of the devices that are to be attached and of itself.
 
     :param driver: libvirt's name of the driver; None where there is no libvirt.
@@ -53,19 +53,19 @@ def known_nodes(
     return nodes
 
 
-def gather(connection: Connection, request: AttachRequest) -> Surroundings:
+def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
     """Ask libvirt for all that attaching is planned from.
 
     :raise HypervisorError: when libvirt cannot be asked or has no such domain.
     """
     versions = connection.versions()
     guest = connection.state(request.domain)
-    qemu = request.carrier_on(versions.driver) is Carrier.QEMU and versions.driver == "QEMU"
+    qemu = request.binder_on(versions.driver) is BinderKind.QEMU and versions.driver == "QEMU"
     devices = list(request.devices)
     for xml in filter(None, (guest.definition, guest.running)):
         devices += [device.host for device in (read_record(xml) or DomainRecord()).devices]
     caps = connection.capabilities_for(guest.definition) if qemu else DomainCaps()
-    return Surroundings(
+    return LibvirtFacts(
         driver=versions.driver,
         support=versions.support(guest.definition.kind, caps),
         guest=guest,

@@ -1,7 +1,7 @@
 """Plan attaching and detaching: the new XML, what the model says of it, what is refused.
 
 Nothing is asked of libvirt here and nothing is changed: a plan is made from
-:class:`~vmm_msi.provision.libvirt_facts.Surroundings`.
+:class:`~vmm_msi.provision.libvirt_facts.LibvirtFacts`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vmm_msi.errors import UsageError
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.plugins.hookspecs import Action, Event
 from vmm_msi.provision import checks
-from vmm_msi.provision.request import Carrier, Change, LiveChange
+from vmm_msi.provision.request import BinderKind, Change, LiveChange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.metadata import DeviceRecord
     from vmm_msi.domxml.support import Support
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.provision.libvirt_facts import Surroundings
+    from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest, DetachRequest, Scope
     from vmm_msi.types import GuestDomain, GuestPlan, HostTopology, PciAddress, Verdict, VsmmuPlan
 
@@ -48,8 +48,8 @@ class _Edited:
     choices: Mapping[PciAddress, Choice]
 
 
-def attaching(
-    around: Surroundings,
+def plan_attach(
+    facts: LibvirtFacts,
     plugins: PluginManager,
     settings: Config,
     host: HostTopology,
@@ -62,58 +62,58 @@ def attaching(
     :raise TopologyError: when the host description lacks a device.
     """
     checks.check_request(request)
-    guest = around.guest
+    guest = facts.guest
     checks.check_state(guest, request.scope)
-    checks.check_free(around, request)
+    checks.check_free(facts, request)
     old = guest.definition
-    inputs = (around, plugins, settings, host, request)
+    inputs = (facts, plugins, settings, host, request)
     config = _edited(editor.apply, old, *inputs) if request.scope.config else None
     live = None
     if request.scope.live and guest.running is not None:
         live = _edited(editor.plug, guest.running, *inputs)
     edits = [edited for edited in (config, live) if edited is not None]
     notes = list(dict.fromkeys(note for edited in edits for note in edited.notes))
-    carrier = request.carrier_on(around.driver)
+    binder = request.binder_on(facts.driver)
     events = tuple(
         Event(
             Action.ATTACH_DEVICE,
             old.name,
             edits[0].choices[device].strategy,
             device,
-            {"carrier": carrier.value},
+            {"binder": binder.value},
         )
         for device in request.devices
     )
     return Change(
         old=old,
         new=old if config is None else config.xml,
-        carrier=carrier,
+        binder=binder,
         live=None if live is None else _plugging(guest, live.xml, request.devices),
         verdicts=edits[-1].verdicts,
         notes=(
             *notes,
-            *_memory_notes(guest.running, config, request, carrier),
+            *_memory_notes(guest.running, config, request, binder),
             *_notes(guest, request.scope),
         ),
         events=events,
     )
 
 
-def _reserve(support: Support, old: DomainXml, carrier: Carrier, request: AttachRequest) -> int:
+def _reserve(support: Support, old: DomainXml, binder: BinderKind, request: AttachRequest) -> int:
     """Return the bytes to reserve for each port; 0 for a guest that does it for all by itself."""
-    able = carrier is Carrier.QEMU and support.has(Feature.OVERRIDE)
+    able = binder is BinderKind.QEMU and support.has(Feature.OVERRIDE)
     needed = request.spare_ports and not keeps_bars(old, for_each_port=False)
     return request.spare_memory << 20 if able and needed else 0
 
 
 def _memory_notes(
-    running: DomainXml | None, config: _Edited | None, request: AttachRequest, carrier: Carrier
+    running: DomainXml | None, config: _Edited | None, request: AttachRequest, binder: BinderKind
 ) -> list[str]:
     """Say what plugging a device in needs that this guest does not show."""
     plugged = [running] if request.scope.live else []
     if request.spare_ports and config is not None:
         plugged.append(config.xml)
-    if carrier is not Carrier.QEMU or all(keeps_bars(xml) for xml in plugged if xml is not None):
+    if binder is not BinderKind.QEMU or all(keeps_bars(xml) for xml in plugged if xml is not None):
         return []
     note = (
         "a Linux guest takes the BARs of the devices behind the same bus away when one is plugged "
@@ -126,7 +126,7 @@ def _memory_notes(
 def _edited(
     edit: Callable[..., DomainXml],
     old: DomainXml,
-    around: Surroundings,
+    facts: LibvirtFacts,
     plugins: PluginManager,
     settings: Config,
     host: HostTopology,
@@ -140,41 +140,41 @@ def _edited(
     for device in request.devices:
         choices[device] = settings.choice(old.name, device, request.named)
     selector = settings.its_selector(old.name)
-    carrier = request.carrier_on(around.driver)
+    binder = request.binder_on(facts.driver)
     needs = {choice: checks.needs_of(plugins, choice) for choice in choices.values()}
-    checks.check_carrier(plugins, carrier, around.driver, needs)
-    checks.check_guest(old, carrier, needs.values())
-    checks.check_devices(around, carrier, request)
-    host = with_groups(host, choices, around.nodes)
-    notes = [] if around.driver is None else list(group_notes(choices, around.nodes))
+    checks.check_binder(plugins, binder, facts.driver, needs)
+    checks.check_guest(old, binder, needs.values())
+    checks.check_devices(facts, binder, request)
+    host = with_groups(host, choices, facts.nodes)
+    notes = [] if facts.driver is None else list(group_notes(choices, facts.nodes))
     guest = guest_of(old, choices)
     profile = profile_for(needs)
     backend = SimBackend(host, guest, profile)
     run = GuestSession(plugins, host, guest, backend, choices, selector, rehearsal=True)
     plan = _merged(run.plan())
     layout = replace(
-        around.support.layout(),
+        facts.support.layout(),
         driver=dict(request.driver),
         managed=request.managed,
         spare_ports=request.spare_ports,
         fdgroup=request.fdgroup,
-        reserve=_reserve(around.support, old, carrier, request),
+        reserve=_reserve(facts.support, old, binder, request),
     )
-    checks.check_support(around.support, plan, carrier, request)
-    checks.check_caps(around.support, old.name)
+    checks.check_support(facts.support, plan, binder, request)
+    checks.check_caps(facts.support, old.name)
     run.attach_all()
     verdicts = tuple(run.deliver(device.host) for device in guest.devices)
     if not request.allow_faults:
         checks.check_verdicts(verdicts, record)
-    if carrier is Carrier.SIM:
+    if binder is BinderKind.SIM:
         notes.append(
             f"the XML is real, the doorbell binding is modelled ({profile.name}): nothing carries "
             "it out when the guest runs"
         )
-    cells, more = _cells(old, plan, around)
+    cells, more = _cells(old, plan, facts)
     notes += more
     assignments = {
-        device: _assignment(choices[device], carrier, guest, device, verdicts, cells.get(device))
+        device: _assignment(choices[device], binder, guest, device, verdicts, cells.get(device))
         for device in request.devices
     }
     new = edit(old, plan, layout, assignments)
@@ -186,7 +186,7 @@ def _edited(
 
 
 def _cells(
-    guest: DomainXml, plan: GuestPlan, around: Surroundings
+    guest: DomainXml, plan: GuestPlan, facts: LibvirtFacts
 ) -> tuple[dict[PciAddress, int], list[str]]:
     """Return the guest NUMA cell for the bus that each device is to be behind.
 
@@ -195,7 +195,7 @@ def _cells(
     found: dict[PciAddress, int] = {}
     notes = []
     for vsmmu in plan.vsmmus:
-        known = [around.nodes[device] for device in vsmmu.devices if device in around.nodes]
+        known = [facts.nodes[device] for device in vsmmu.devices if device in facts.nodes]
         nodes = {node.numa_node for node in known}
         if len(known) < len(vsmmu.devices) or len(nodes) != 1 or None in nodes:
             continue
@@ -220,7 +220,7 @@ def _plugging(guest: GuestState, new: DomainXml, devices: Iterable[PciAddress]) 
     )
 
 
-def detaching(guest: GuestState, request: DetachRequest) -> Change:
+def plan_detach(guest: GuestState, request: DetachRequest) -> Change:
     """Plan to take devices out that were attached by vmm-msi; all of them when none is named.
 
     :raise DomainXmlError: when one was not attached by vmm-msi.
@@ -233,13 +233,13 @@ def detaching(guest: GuestState, request: DetachRequest) -> Change:
     old = guest.definition
     new, live = old, None
     events: dict[PciAddress, Event] = {}
-    carriers = set()
+    binders = set()
     notes = []
     if request.scope.config:
         record = read_record(old) or DomainRecord()
         for device in _to_detach(old, record, request):
             events[device.host] = _detached(old, device)
-            carriers.add(device.backend)
+            binders.add(device.backend)
         new = close_gaps(editor.remove(old, *events, record=record))
         stay = {
             each.host: each.binding and replace(each.binding, programmed=None, outcome=None)
@@ -259,13 +259,13 @@ def detaching(guest: GuestState, request: DetachRequest) -> Change:
         for device in devices:
             left = editor.unplug(left, device.host)
             events[device.host] = _detached(old, device)
-            carriers.add(device.backend)
+            binders.add(device.backend)
         present = tuple((d.host, parts[d.host]) for d in devices if d.host in parts)
         live = LiveChange(running, left, present, plugging=False, release_s=request.release_s)
     return Change(
         old=old,
         new=new,
-        carrier=Carrier.QEMU if Carrier.QEMU in carriers else Carrier.SIM,
+        binder=BinderKind.QEMU if BinderKind.QEMU in binders else BinderKind.SIM,
         live=live,
         notes=(*notes, *_notes(guest, request.scope)),
         events=tuple(events.values()),
@@ -313,7 +313,7 @@ def _merged(plan: GuestPlan) -> GuestPlan:
 
 def _assignment(
     choice: Choice,
-    carrier: Carrier,
+    binder: BinderKind,
     guest: GuestDomain,
     device: PciAddress,
     verdicts: Iterable[Verdict],
@@ -324,7 +324,7 @@ def _assignment(
         options["profile"] = choice.profile
     return editor.Assignment(
         strategy=choice.strategy,
-        backend=carrier.value,
+        backend=binder.value,
         its=_its_reached(verdicts, device),
         options=options,
         binding=_binding(guest, device, verdicts),

@@ -25,7 +25,7 @@ RELEASE_S = 10.0
 SPARE_MEMORY_MIB = 64
 
 
-class Carrier(StrEnum):
+class BinderKind(StrEnum):
     """Who binds the doorbells of a guest that runs."""
 
     #: QEMU and the kernel, by identity.
@@ -59,7 +59,7 @@ class AttachRequest:
     """What the user asks for.
 
     :param named: strategy the user names for the new devices; else the configuration's.
-    :param carrier: None for what the hypervisor can do by itself.
+    :param binder: None for what the hypervisor can do by itself.
     :param allow_faults: attach also where the model says that MSIs will not arrive.
     :param managed: libvirt binds the devices to vfio-pci and back by itself.
     :param driver: properties of new vSMMUs, such as ``{"oas": "48"}``
@@ -73,7 +73,7 @@ class AttachRequest:
     domain: str
     devices: tuple[PciAddress, ...]
     named: Choice | None = None
-    carrier: Carrier | None = None
+    binder: BinderKind | None = None
     allow_faults: bool = False
     scope: Scope = Scope.CONFIG
     managed: bool = True
@@ -82,11 +82,11 @@ class AttachRequest:
     spare_memory: int = SPARE_MEMORY_MIB
     fdgroup: str | None = None
 
-    def carrier_on(self, driver: str | None) -> Carrier:
+    def binder_on(self, driver: str | None) -> BinderKind:
         """Return who is to bind, on a connection of libvirt's ``driver``; None is no libvirt."""
-        if self.carrier is not None:
-            return self.carrier
-        return Carrier.QEMU if driver in {None, "QEMU"} else Carrier.SIM
+        if self.binder is not None:
+            return self.binder
+        return BinderKind.QEMU if driver in {None, "QEMU"} else BinderKind.SIM
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Change:
 
     old: DomainXml
     new: DomainXml
-    carrier: Carrier
+    binder: BinderKind
     live: LiveChange | None = None
     verdicts: tuple[Verdict, ...] = ()
     notes: tuple[str, ...] = ()
