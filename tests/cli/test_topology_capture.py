@@ -67,7 +67,7 @@ def test_a_real_daemon_tells_its_releases(take, nowhere, lab_daemon):
         versions.hypervisor,
         "QEMU",
     )
-    assert told.said_by == f"libvirt at {lab_daemon.uri}"
+    assert told.source == f"libvirt at {lab_daemon.uri}"
 
 
 def test_a_capture_goes_to_standard_output(take, host, nowhere):

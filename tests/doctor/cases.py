@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from vmm_msi.doctor.case import Case, Kernel, SmmuHardware, Software
+from vmm_msi.doctor.case import Case, KernelFacts, SmmuHardware, Software
 from vmm_msi.doctor.finding import Evidence
 from vmm_msi.domxml.support import Version
 from vmm_msi.types import (
@@ -88,7 +88,7 @@ HOST = HostTopology(
 
 HEALTHY = Case(
     host=HOST,
-    kernel=Kernel(
+    kernel=KernelFacts(
         release="7.2.0",
         options=OPTIONS,
         options_from="/boot/config-7.2.0",
@@ -101,7 +101,7 @@ HEALTHY = Case(
         smmus={0: hardware(), 1: hardware()},
     ),
     software=Software(
-        libvirt=Version(12, 8, 0), qemu=Version(11, 1, 0), driver="QEMU", said_by="qemu:///system"
+        libvirt=Version(12, 8, 0), qemu=Version(11, 1, 0), driver="QEMU", source="qemu:///system"
     ),
     devices=(A, A2, B),
 )

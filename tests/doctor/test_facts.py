@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from host.files.arm_host import FEATURES, LOG, RELEASE, SMMU_BASE, arm_host, packed_config
 
-from vmm_msi.doctor.case import Kernel, SmmuHardware, Software
+from vmm_msi.doctor.case import KernelFacts, SmmuHardware, Software
 from vmm_msi.doctor.facts import NO_LIMIT, read_kernel, read_software
 from vmm_msi.doctor.finding import Evidence
 from vmm_msi.doctor.software import ask_emulator, ask_libvirt, decode, encode
@@ -77,7 +77,7 @@ def test_software(tree):
         Version(12, 8, 0),
         Version(11, 1, 0),
         "QEMU",
-        said_by="libvirt",
+        source="libvirt",
         daemon_locked_memory=67108864,
     )
 
@@ -124,13 +124,13 @@ def test_what_could_not_be_read_is_told_of():
     reasons = {path: "Permission denied", LOG_FILE: "/dev/kmsg: Operation not permitted"}
     unreadable = []
     kernel = read_kernel(MemoryTree("x", {}, unreadable=reasons), None, unreadable)
-    assert kernel == Kernel()
+    assert kernel == KernelFacts()
     assert {(each.where, each.what) for each in unreadable} == set(reasons.items())
 
 
 def test_an_empty_host_is_not_known():
     tree = MemoryTree("x", {})
-    assert (read_kernel(tree, topology(1)), read_software(tree)) == (Kernel(), Software())
+    assert (read_kernel(tree, topology(1)), read_software(tree)) == (KernelFacts(), Software())
 
 
 # --- SMMUs -------------------------------------------------------------------------------------
@@ -222,7 +222,7 @@ def test_what_the_daemon_may_lock(limit, bytes_):
 def test_what_libvirt_says_goes_into_a_capture_and_out():
     with connect("test:///default") as connection:
         asked = ask_libvirt(connection)
-    assert (asked.driver, asked.qemu, asked.said_by) == ("TEST", None, "libvirt at test:///default")
+    assert (asked.driver, asked.qemu, asked.source) == ("TEST", None, "libvirt at test:///default")
     assert decode(encode(asked), "x") == asked
     assert decode(encode(Software()), "x") == Software()
 
@@ -260,7 +260,7 @@ def test_the_emulator_is_asked(tmp_path, monkeypatch, script, version):
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     found = ask_emulator()
     assert found.qemu == version
-    assert found.said_by == (f"{program} --version" if version else "")
+    assert found.source == (f"{program} --version" if version else "")
 
 
 def test_an_emulator_that_hangs_is_left(tmp_path, monkeypatch):

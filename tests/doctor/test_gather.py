@@ -9,7 +9,7 @@ from provision.helpers import HOST as SERVER
 from provision.helpers import node_file
 
 from vmm_msi.config import Choice, Config
-from vmm_msi.doctor.devices import stand_ins
+from vmm_msi.doctor.devices import representatives
 from vmm_msi.doctor.guest_case import case_of
 from vmm_msi.doctor.host_case import HostSources, with_host_facts
 from vmm_msi.doctor.rules import examine
@@ -57,7 +57,7 @@ def test_devices_that_are_named(written):
 
 def test_without_a_guest_all_that_could_be_assigned():
     assert gathered().devices == (A, A2, B)
-    assert gathered(host=SERVER).devices == stand_ins(SERVER)
+    assert gathered(host=SERVER).devices == representatives(SERVER)
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_guest_of_the_test_driver(tmp_path):
     assert case.guest.written is None
     assert case.guest.xml.name == "guest0"
     assert case.software.driver == "TEST"
-    assert case.software.said_by == f"libvirt at {uri}"
+    assert case.software.source == f"libvirt at {uri}"
     (function,) = case.host.functions
     assert (function.address, function.iommu_group, function.members) == (device, 10, (device,))
 

@@ -30,9 +30,10 @@ from doctor.cases import (
 )
 
 from vmm_msi.doctor import rules
-from vmm_msi.doctor.case import Disagreement, Guest
+from vmm_msi.doctor.case import Guest
 from vmm_msi.doctor.finding import Evidence, Severity
 from vmm_msi.domxml.libvirt_domain import DomainXml
+from vmm_msi.host.crosscheck import Disagreement
 from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.types import (
     SW_MSI_WINDOW,
@@ -154,9 +155,7 @@ BROKEN = {
     "disagreement": (
         replace(
             HEALTHY,
-            disagreements=(
-                Disagreement(str(A), (Evidence("IORT", "SMMU 0"), Evidence("sysfs", "SMMU 1"))),
-            ),
+            disagreements=(Disagreement(str(A), (("IORT", "SMMU 0"), ("sysfs", "SMMU 1"))),),
         ),
         [("sources-disagree", W, str(A))],
     ),
@@ -354,7 +353,7 @@ OF_ONE_DEVICE = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_device_that_nobody_asked_for(name):
     case, expected = BROKEN[name]
-    found = {(f.id, f.severity, f.subject) for f in examine(replace(case, asked=False))}
+    found = {(f.id, f.severity, f.subject) for f in examine(replace(case, devices_selected=False))}
     assert found == {
         (id_, W if id_ in OF_ONE_DEVICE else severity, subject)
         for id_, severity, subject in expected

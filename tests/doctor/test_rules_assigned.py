@@ -65,7 +65,7 @@ def test_a_device_that_is_not_there_and_was_asked_for_without_a_guest():
     assert [each for each in ids(case) if each.startswith("error")] == ["error device-missing"]
     finding = only(case, "device-missing")
     assert finding.remedy == f"Name a device that lspci -D shows, such as {A}, {A2}, {B}."
-    assert "error device-missing" not in ids(replace(case, asked=False))
+    assert "error device-missing" not in ids(replace(case, devices_selected=False))
 
 
 def test_a_device_that_another_guest_has():

@@ -178,7 +178,7 @@ SESSION = Software(
     Version(12, 8),
     Version(11, 1),
     "QEMU",
-    said_by="libvirt at qemu:///session",
+    source="libvirt at qemu:///session",
     daemon_locked_memory=8 << 20,
 )
 

@@ -17,7 +17,7 @@ ONE = rendered(A)
 
 def software(libvirt, qemu, **told):
     return Software(
-        Version(*libvirt), Version(*qemu), "QEMU", said_by="libvirt at qemu:///system", **told
+        Version(*libvirt), Version(*qemu), "QEMU", source="libvirt at qemu:///system", **told
     )
 
 

@@ -138,9 +138,9 @@ def test_a_group_of_file_descriptors():
 
 
 def test_a_libvirt_that_may_not_open_it():
-    session = Software(Version(12, 8), Version(11, 1), "QEMU", said_by="libvirt at qemu:///session")
+    session = Software(Version(12, 8), Version(11, 1), "QEMU", source="libvirt at qemu:///session")
     assert only(case_of(ONE, software=session), "missing-fdgroup").severity is Severity.ERROR
-    system = Software(Version(12, 8), Version(11, 1), "QEMU", said_by="libvirt at qemu:///system")
+    system = Software(Version(12, 8), Version(11, 1), "QEMU", source="libvirt at qemu:///system")
     assert "error missing-fdgroup" not in ids(case_of(ONE, software=system))
 
 

@@ -11,7 +11,7 @@ from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.explain.configuration import MEANINGS
 from vmm_msi.explain.event_text import EventText
-from vmm_msi.explain.explainer import MAX_FOUND, explain
+from vmm_msi.explain.explainer import MAX_EXPLAINED, explain
 from vmm_msi.explain.explanation import Subject
 from vmm_msi.explain.log_lines import lines
 from vmm_msi.explain.situation import Situation
@@ -78,8 +78,8 @@ def situation(*, host=HOST, in_guest=False, without=""):
 
 def only(text, known=None):
     report = explain("\n".join(text) if isinstance(text, list) else text, known or Situation())
-    assert report.unknown == 0
-    (found,) = report.found
+    assert report.unrecognised == 0
+    (found,) = report.lines
     return found.explanation
 
 
@@ -108,8 +108,8 @@ PREFIXES = [
 def test_one_event_whatever_logged_it(prefix):
     text = raw(FAULT) + decoded(FAULT, "0000:01:00.0")
     report = explain("\n".join(prefixed(text, prefix)), Situation())
-    (found,) = report.found
-    assert (found.line, found.count, report.unknown) == (1, 1, 0)
+    (found,) = report.lines
+    assert (found.line, found.count, report.unrecognised) == (1, 1, 0)
     assert found.text == "arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:"
     said = found.explanation
     assert said.what == (
@@ -125,28 +125,28 @@ def test_one_event_whatever_logged_it(prefix):
 def test_an_event_of_which_only_the_first_line_is_there():
     head = raw(FAULT)[0]
     report = explain(f"{head}\n{head}\n", Situation())
-    (found,) = report.found
-    assert (found.line, found.count, report.unknown) == (1, 2, 0)
+    (found,) = report.lines
+    assert (found.line, found.count, report.unrecognised) == (1, 2, 0)
     said = found.explanation
     assert (said.id, said.what) == (
         "smmu-F_TRANSLATION",
         "event F_TRANSLATION: the tables have no translation",
     )
     assert said.why == "device, address and stage are in the lines after it, which are not here"
-    (none,) = explain(head.replace("0x10", "0xfe"), Situation()).found
+    (none,) = explain(head.replace("0x10", "0xfe"), Situation()).lines
     assert none.explanation.id == "smmu-event-unknown"
 
 
 def test_an_event_without_its_words_is_the_one_that_is_said_after_it():
     """As ``dmesg | grep event`` shows it."""
     report = explain("\n".join([raw(FAULT)[0], *decoded(FAULT, "0000:01:00.0")]), Situation())
-    (found,) = report.found
+    (found,) = report.lines
     assert (found.count, found.explanation.devices) == (1, (Subject(A),))
 
 
 def test_an_event_that_was_cut_off_is_not_the_next_one():
     report = explain("\n".join([*raw(FAULT)[:3], *raw(FAULT)]), Situation())
-    assert [(found.line, found.explanation.stage) for found in report.found] == [(1, None), (4, 1)]
+    assert [(found.line, found.explanation.stage) for found in report.lines] == [(1, None), (4, 1)]
 
 
 S2 = SmmuEvent(EventKind.F_TRANSLATION, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(0x809_0040))
@@ -347,11 +347,11 @@ def test_the_same_again_is_counted():
     other = replace(FAULT, iova=Iova(0x800_1040))
     text = [*raw(FAULT), "something else", *raw(other), *raw(FAULT), *raw(FAULT)]
     report = explain("\n".join(text), Situation())
-    assert [(f.explanation.iova, f.line, f.count) for f in report.found] == [
+    assert [(f.explanation.iova, f.line, f.count) for f in report.lines] == [
         (0x800_0040, 1, 3),
         (0x800_1040, 7, 1),
     ]
-    assert report.unknown == 1
+    assert report.unrecognised == 1
 
 
 def test_events_of_two_smmus_that_are_mixed():
@@ -359,7 +359,7 @@ def test_events_of_two_smmus_that_are_mixed():
     first = raw(FAULT) + decoded(FAULT, A)
     second = raw(other, "arm-smmu-v3.1.auto") + decoded(other, B, "arm-smmu-v3.1.auto")
     mixed = [line for both in zip(first, second, strict=True) for line in both]
-    found = explain("\n".join(mixed), Situation()).found
+    found = explain("\n".join(mixed), Situation()).lines
     assert [(f.line, f.explanation.devices) for f in found] == [
         (1, (Subject(A),)),
         (2, (Subject(B),)),
@@ -368,22 +368,24 @@ def test_events_of_two_smmus_that_are_mixed():
 
 def test_events_that_the_kernel_did_not_log():
     report = explain("[  12.3] arm_smmu_evtq_thread: 37 callbacks suppressed", Situation())
-    assert (report.found, report.suppressed, report.unknown) == ((), 37, 0)
+    assert (report.lines, report.suppressed, report.unrecognised) == ((), 37, 0)
 
 
 def test_too_many_different_ones_are_counted():
-    text = [line for i in range(MAX_FOUND + 7) for line in raw(replace(FAULT, iova=Iova(i << 12)))]
+    text = [
+        line for i in range(MAX_EXPLAINED + 7) for line in raw(replace(FAULT, iova=Iova(i << 12)))
+    ]
     report = explain("\n".join(text), Situation())
-    assert (len(report.found), report.left_out) == (MAX_FOUND, 7)
+    assert (len(report.lines), report.left_out) == (MAX_EXPLAINED, 7)
 
 
 def test_an_event_that_is_cut_off_is_not_made_up():
     report = explain("\n".join(raw(FAULT)[:3]), Situation())
-    (found,) = report.found
+    (found,) = report.lines
     said = found.explanation
     assert (said.devices, said.stream, said.stage, said.iova) == ((), None, None, None)
-    assert report.unknown == 0
-    assert explain("\n".join(raw(FAULT)[2:]), Situation()).unknown == 3
+    assert report.unrecognised == 0
+    assert explain("\n".join(raw(FAULT)[2:]), Situation()).unrecognised == 3
 
 
 def test_what_is_kept_of_an_event_is_given_out_once():

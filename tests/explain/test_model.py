@@ -39,8 +39,8 @@ def run(plugins, scenario, choice):
 def explained(plugins, scenario, lines):
     situation = Situation(scenario.host, scenario.guest)
     report = explain("\n".join(lines), situation, Strategies(plugins, situation, SELECTOR))
-    assert report.unknown == 0
-    (found,) = report.found
+    assert report.unrecognised == 0
+    (found,) = report.lines
     return found.explanation
 
 
@@ -104,7 +104,7 @@ def test_refusals_of_the_series_as_the_kernel_words_them(row, plugins, counts):
         for verdict in run(plugins, scenario, Choice.parse(f"coerced:revision={revision}")):
             found = explain(f"vfio-pci {verdict.device}: {verdict.reason}", situation, strategies)
             if verdict.outcome is Outcome.REFUSED and verdict.errno != errno.EEXIST:
-                said = found.found[0].explanation
+                said = found.lines[0].explanation
                 assert said.id in {"no-guest-binding", "doorbells-of-two-itses"}
                 assert [each.address for each in said.devices] == [verdict.device]
                 assert f"coerced:revision={revision}" not in [m.strategy for m in said.remedies]

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from vmm_msi.errors import InputError
 from vmm_msi.explain import log_lines, printf
-from vmm_msi.explain.explainer import MAX_FOUND, explain
+from vmm_msi.explain.explainer import MAX_EXPLAINED, explain
 from vmm_msi.explain.known_texts import forms
 from vmm_msi.explain.situation import Situation
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
@@ -29,7 +29,7 @@ def test_more_than_is_read_is_refused():
 
 def test_what_is_not_utf_8_is_read_all_the_same():
     text = log_lines.decode(b"\xff\xfe vfio: \x00 IOMMU_VDEVICE_ALLOC failed", "x")
-    assert explain(text, Situation()).found[0].explanation.id == "qemu-vdevice"
+    assert explain(text, Situation()).lines[0].explanation.id == "qemu-vdevice"
 
 
 def test_lines_end_in_all_ways_and_empty_ones_do_not_count():
@@ -40,7 +40,7 @@ def test_what_a_terminal_would_obey_is_not_kept():
     text = "\x1b[32m[   12.3] \x1b[0m\x1b[31mgroup 7 is not viable\x1b[0m \x1b]0;title\x07 \u202e"
     (line,) = log_lines.lines(text)
     assert line.text == "group 7 is not viable ?]0;title? ?"
-    assert explain(text, Situation()).found[0].text == line.text
+    assert explain(text, Situation()).lines[0].text == line.text
 
 
 @pytest.mark.parametrize("form", forms(), ids=lambda form: form.key[:30])
@@ -85,7 +85,7 @@ def test_all_forms_in_one_long_log():
     text = "\n".join(form.key for form in forms())
     text += "\nnothing of interest, but a line as long as a line of a kernel's log is" * 10_000
     started = time.process_time()
-    assert explain(text, Situation()).unknown >= 10_000
+    assert explain(text, Situation()).unrecognised >= 10_000
     assert time.process_time() - started < SECONDS
 
 
@@ -99,14 +99,14 @@ def test_many_different_events_on_a_host_with_many_routes():
     started = time.process_time()
     report = explain(text, Situation(host))
     assert time.process_time() - started < SECONDS
-    assert (len(report.found), report.left_out) == (MAX_FOUND, 10_000 - MAX_FOUND)
+    assert (len(report.lines), report.left_out) == (MAX_EXPLAINED, 10_000 - MAX_EXPLAINED)
 
 
 def test_memory_does_not_grow_with_what_is_repeated():
     event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
     text = "\n".join(raw(event) * 5_000)
     tracemalloc.start()
-    (found,) = explain(text, Situation()).found
+    (found,) = explain(text, Situation()).lines
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert found.count == 5_000
@@ -116,7 +116,7 @@ def test_memory_does_not_grow_with_what_is_repeated():
 @given(st.text(max_size=300))
 def test_any_text(text):
     report = explain(text, Situation())
-    assert report.unknown + len(report.found) <= text.count("\n") + 1
+    assert report.unrecognised + len(report.lines) <= text.count("\n") + 1
 
 
 PARTS = st.sampled_from(

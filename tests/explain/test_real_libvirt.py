@@ -65,5 +65,5 @@ def test_what_libvirt_says_of_a_guest(id_, changes, lab_daemon):
     xml = DomainXml.parse(GUEST.format(**parts), "the test")
     with connect(lab_daemon.uri) as connection:
         said = refused(connection, xml)
-    (found,) = explain(f"error: {said}", Situation()).found
+    (found,) = explain(f"error: {said}", Situation()).lines
     assert found.explanation.id == id_, said

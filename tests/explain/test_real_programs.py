@@ -62,7 +62,7 @@ def test_what_qemu_says_when_it_is_run(arguments, id_, lab_root):
     words += ["-M", "virt", "-nodefaults", "-nic", "none", "-display", "none", "-S", *arguments]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode
-    (found,) = explain(done.stderr, Situation()).found
+    (found,) = explain(done.stderr, Situation()).lines
     assert found.explanation.id == id_
     if "vfio-pci" in arguments[-1]:
         assert str(found.explanation.devices[0].address) == "0000:ff:1f.7"

@@ -43,8 +43,8 @@ def printed(form):
 
 def only(text, situation=None):
     report = explain(text, situation or Situation())
-    assert report.unknown == 0
-    (found,) = report.found
+    assert report.unrecognised == 0
+    (found,) = report.lines
     return found.explanation
 
 

@@ -239,8 +239,8 @@ def test_the_kernels_own_log_is_explained(load, opener, link, lab_host):
     backend.close()
     lines = [line for line in shell(lab_host, "dmesg").splitlines() if "smmu" in line]
     situation = Situation(scenario.host, scenario.guest)
-    (told,) = explain("\n".join(lines), situation).found
-    (alone,) = explain("\n".join(line for line in lines if "\t" not in line), situation).found
+    (told,) = explain("\n".join(lines), situation).lines
+    (alone,) = explain("\n".join(line for line in lines if "\t" not in line), situation).lines
     for said in (told.explanation, alone.explanation):
         stand_in = device_roles.stand_ins(scenario, link.call("devices"))[device]
         assert [each.address for each in said.devices] == [stand_in]

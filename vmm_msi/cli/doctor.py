@@ -110,11 +110,11 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _about(case: Case, domain: str | None) -> str:
-    from vmm_msi.doctor.devices import stand_ins
+    from vmm_msi.doctor.devices import representatives
 
     count = len(case.devices)
     devices = f"{count} device{'' if count == 1 else 's'}"
-    if count and not case.host.functions and case.devices == stand_ins(case.host):
+    if count and not case.host.functions and case.devices == representatives(case.host):
         devices = f"no devices listed, {count} range{'' if count == 1 else 's'} of addresses"
     guest = "" if domain is None else f", guest {domain}"
     files = "" if case.tree is not None else ", its kernel not looked at"

@@ -84,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         for line in to_lines(report):
             print(line)
-    return 0 if report.found or report.suppressed else EXIT_UNKNOWN
+    return 0 if report.lines or report.suppressed else EXIT_UNKNOWN
 
 
 def _text(args: argparse.Namespace) -> str:

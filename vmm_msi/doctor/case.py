@@ -1,4 +1,9 @@
-"""What the doctor looks at: a host, and what is to run on it."""
+"""What the doctor examines: a host, and the guest and devices that are to run on it.
+
+A :class:`Case` is what the rules read, and all that they read: host, kernel, software and guest as
+facts, from whatever source they come. The host's own files give most of them
+(:mod:`vmm_msi.doctor.host_case`); libvirt gives the rest (:mod:`vmm_msi.doctor.guest_case`).
+"""
 
 from __future__ import annotations
 
@@ -15,6 +20,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Version
+    from vmm_msi.host.crosscheck import Disagreement
     from vmm_msi.host.files import HostTree
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology, PciAddress
@@ -22,13 +28,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SmmuHardware:
-    """What an SMMU's driver said of it in the kernel's log, or its ID registers through iommufd.
+    """Features of an SMMU, from its driver's lines in the kernel log or its ID registers.
 
-    None where nothing was said.
+    A feature that neither reports is None.
 
-    :param nested: the driver nests the stages; it does not on some that have both, for errata.
+    :param nested: the driver nests the stages; with some errata it does not, although the SMMU has
+        both.
     :param s2fwb: stage 2 can force write-back (IDR3.FWB).
-    :param coherent: its table walks are coherent, as firmware has it.
+    :param coherent: firmware describes its table walks as coherent.
     """
 
     stage1: bool | None = None
@@ -40,18 +47,18 @@ class SmmuHardware:
 
 
 @dataclass(frozen=True, slots=True)
-class Kernel:
+class KernelFacts:
     """What is known of the host's kernel.
 
-    :param release: as ``uname -r`` has it.
-    :param options: its configuration, without ``CONFIG_``: ``y``, ``m`` or a value; what is off is
-        not there. None where the configuration could not be read.
-    :param options_from: where the configuration is from.
+    :param release: as ``uname -r`` prints it.
+    :param options: its configuration, names without ``CONFIG_``: ``y``, ``m`` or a value; options
+        that are off are absent. None if the configuration could not be read.
+    :param options_from: file that the configuration comes from.
     :param parameters: parameters of modules, by ``module.parameter``.
     :param log: lines of its log about SMMUs, ITSes, IOMMU groups and VFIO.
-    :param smmus: what the log says of each SMMU, by the id it has in the topology.
-    :param cmdline: its command line; None where that is not known.
-    :param dev_iommu: there is a /dev/iommu; None where that is not known.
+    :param smmus: features of each SMMU that the log shows, by the SMMU's id in the topology.
+    :param cmdline: its command line; None if unknown.
+    :param dev_iommu: whether /dev/iommu exists; None if unknown.
     """
 
     release: str | None = None
@@ -66,9 +73,9 @@ class Kernel:
 
 @dataclass(frozen=True, slots=True)
 class Software:
-    """Which libvirt and QEMU are there; None where that is not known.
+    """Releases of libvirt and QEMU on the host; None if unknown.
 
-    :param said_by: where the releases are from.
+    :param source: where the releases come from.
     :param daemon_locked_memory: bytes that the daemon that starts guests may lock.
     """
 
@@ -76,7 +83,7 @@ class Software:
     qemu: Version | None = None
     driver: str | None = None
     caps: DomainCaps | None = None
-    said_by: str = ""
+    source: str = ""
     daemon_locked_memory: int | None = None
 
 
@@ -85,9 +92,9 @@ class Guest:
     """The guest that is to run.
 
     :param xml: its definition.
-    :param written: the definition as it was given, where it did not come from libvirt: what libvirt
-        would drop from it without a word is only there.
-    :param holders: which other guest has which device.
+    :param written: the definition as its author wrote it, if it did not come from libvirt; it may
+        have parts that libvirt drops silently.
+    :param holders: assigned devices of all guests, each with the guest that has it.
     """
 
     xml: DomainXml
@@ -95,41 +102,29 @@ class Guest:
     holders: Sequence[tuple[PciAddress, str]] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Disagreement:
-    """Sources that tell different things of the same.
-
-    :param subject: what they are about: a device, an SMMU, an ITS.
-    :param told: what each of them says.
-    """
-
-    subject: str
-    told: tuple[Evidence, ...]
-
-
 @dataclass(frozen=True)
 class Case:
-    """All that is looked at; rules read it and nothing else.
+    """All that the rules read.
 
-    :param tree: the host's files; None where there is only a description of it.
-    :param devices: the host's devices that are meant: those of the guest, else all that could be
-        assigned.
-    :param asked: they were named, by the guest or by whoever asks; else what is wrong with one of
-        them is no more than good reason to take another.
-    :param choice: the strategy that is to be used; None for the one a device was attached with,
-        else the configuration's.
-    :param plugins: the strategies there are; None where nothing is asked of strategies.
-    :param disagreements: what the sources of ``host`` disagree about.
+    :param tree: the host's files; None if only descriptions of it are available.
+    :param devices: the devices to examine: the selected ones, else those of the guest, else all
+        that could be assigned.
+    :param devices_selected: the caller or the guest names the devices. Otherwise a problem of one
+        device is only a reason to choose another.
+    :param choice: the strategy to use; None for the one that a device was attached with, else the
+        one of the configuration.
+    :param plugins: the loaded strategies; None to run no rule about strategies.
+    :param disagreements: what the sources of ``host`` describe differently.
     :param unreadable: files that could not be read, and why.
     """
 
     host: HostTopology
     tree: HostTree | None = None
-    kernel: Kernel = field(default_factory=Kernel)
+    kernel: KernelFacts = field(default_factory=KernelFacts)
     software: Software = field(default_factory=Software)
     guest: Guest | None = None
     devices: tuple[PciAddress, ...] = ()
-    asked: bool = True
+    devices_selected: bool = True
     choice: Choice | None = None
     plugins: PluginManager | None = None
     config: Config = field(default_factory=Config)

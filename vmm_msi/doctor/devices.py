@@ -27,7 +27,7 @@ def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
     return tuple(function.address for function in translated or functions)
 
 
-def with_ways(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:
+def with_routed(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:
     """Return ``host`` with the devices at ``addresses`` listed, as far as its routes tell of them.
 
     Unlike :func:`vmm_msi.host.resolve.with_devices` it lists a device that is behind no SMMU or has
@@ -62,7 +62,7 @@ def _by_routes(host: HostTopology, address: PciAddress) -> HostDevice | None:
     )
 
 
-def stand_ins(host: HostTopology) -> tuple[PciAddress, ...]:
+def representatives(host: HostTopology) -> tuple[PciAddress, ...]:
     """Return the first address of each SMMU and ITS group of each PCI segment.
 
     For a host of which only routes are known. Ranges without an SMMU or an ITS count where a

@@ -9,7 +9,7 @@ import re
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from vmm_msi.doctor.case import Kernel, SmmuHardware, Software
+from vmm_msi.doctor.case import KernelFacts, SmmuHardware, Software
 from vmm_msi.doctor.finding import Evidence
 from vmm_msi.doctor.software import decode
 from vmm_msi.host.files import UnreadableError, redact, text
@@ -53,7 +53,7 @@ _FINDS_S2FWB_SINCE = (6, 15)
 
 def read_kernel(
     tree: HostTree, host: HostTopology | None, unreadable: list[Evidence] | None = None
-) -> Kernel:
+) -> KernelFacts:
     """Read what is known of a host's kernel.
 
     :param host: the host's topology, whose SMMUs the log's are found in by their addresses.
@@ -63,7 +63,7 @@ def read_kernel(
     release = asked.text(tree, "/proc/sys/kernel/osrelease")
     options, options_from = _options(tree, release, asked)
     log = asked.of(lambda: kernel_log(tree)) or []
-    return Kernel(
+    return KernelFacts(
         release=release,
         options=options,
         options_from=options_from,
@@ -88,7 +88,7 @@ def read_software(tree: HostTree, unreadable: list[Evidence] | None = None) -> S
         found.libvirt,
         found.qemu,
         found.driver,
-        said_by=found.said_by,
+        source=found.source,
         daemon_locked_memory=asked.of(lambda: _locked_memory(tree)),
     )
 

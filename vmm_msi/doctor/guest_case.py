@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.case import Case, Guest, Software
-from vmm_msi.doctor.devices import assignable, stand_ins, with_ways
+from vmm_msi.doctor.devices import assignable, representatives, with_routed
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.errors import DomainXmlError, UsageError
 from vmm_msi.host.join import host_of_functions, join
@@ -57,7 +57,7 @@ def case_of(
             connection = stack.enter_context(connect(uri, readonly=True))
         guest = None if domain is None else _guest(domain, connection)
         meant = tuple(devices) or _devices(host, guest)
-        host = with_ways(host, meant)
+        host = with_routed(host, meant)
         if connection is not None:
             host = _with_nodes(host, connection, meant)
             software = _software(connection)
@@ -66,7 +66,7 @@ def case_of(
         software=software,
         guest=guest,
         devices=meant,
-        asked=bool(devices) or guest is not None,
+        devices_selected=bool(devices) or guest is not None,
         choice=choice,
         plugins=plugins,
         config=config,
@@ -101,7 +101,7 @@ def _read(path: Path) -> DomainXml:
 def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:
     if guest is not None:
         return tuple(dict.fromkeys(hostdev.host for hostdev in guest.xml.hostdevs()))
-    return assignable(host) or stand_ins(host)
+    return assignable(host) or representatives(host)
 
 
 def _with_nodes(
@@ -138,5 +138,5 @@ def _software(connection: Connection) -> Software:
         libvirt=versions.libvirt,
         qemu=versions.hypervisor,
         driver=versions.driver,
-        said_by=f"libvirt at {connection.uri}",
+        source=f"libvirt at {connection.uri}",
     )

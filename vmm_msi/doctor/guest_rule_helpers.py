@@ -25,4 +25,4 @@ def at(xml: DomainXml, element: Element, what: str) -> Evidence:
 
 def is_session(case: Case) -> bool:
     """Tell whether the libvirt that was asked runs as a user without privileges."""
-    return case.software.said_by.partition("?")[0].endswith(":///session")
+    return case.software.source.partition("?")[0].endswith(":///session")

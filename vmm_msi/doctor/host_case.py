@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor.case import Case, Disagreement
-from vmm_msi.doctor.devices import assignable, stand_ins, with_ways
-from vmm_msi.doctor.finding import Evidence
+from vmm_msi.doctor.case import Case
+from vmm_msi.doctor.devices import assignable, representatives, with_routed
 from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.join import join
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from vmm_msi.doctor.finding import Evidence
     from vmm_msi.host.files import HostTree
     from vmm_msi.types import HostTopology, PciAddress
 
@@ -40,8 +40,8 @@ def case_of_host(there_is: HostSources, wanted: Sequence[PciAddress] = ()) -> Ca
     :raise InputError: when a file of it has not what belongs there.
     """
     host = join(there_is.sources, there_is.name)
-    devices = tuple(wanted) or assignable(host) or stand_ins(host)
-    case = Case(host=with_ways(host, devices), devices=devices, asked=bool(wanted))
+    devices = tuple(wanted) or assignable(host) or representatives(host)
+    case = Case(host=with_routed(host, devices), devices=devices, devices_selected=bool(wanted))
     return _with_facts(case, there_is)
 
 
@@ -52,7 +52,7 @@ def with_host_facts(case: Case, there_is: HostSources) -> Case:
 
     :raise InputError: when a file of the host has not what belongs there.
     """
-    return _with_facts(replace(case, host=with_ways(case.host, case.devices)), there_is)
+    return _with_facts(replace(case, host=with_routed(case.host, case.devices)), there_is)
 
 
 def _with_facts(case: Case, there_is: HostSources) -> Case:
@@ -71,9 +71,6 @@ def _with_facts(case: Case, there_is: HostSources) -> Case:
         tree=there_is.tree,
         kernel=kernel,
         software=software,
-        disagreements=tuple(
-            Disagreement(one.subject, tuple(Evidence(*said) for said in one.statements))
-            for one in disagreements(there_is.sources)
-        ),
+        disagreements=tuple(disagreements(there_is.sources)),
         unreadable=tuple(unreadable),
     )

@@ -45,7 +45,7 @@ def missing_from(case: Case, address: PciAddress) -> str | None:
     nothing.
     """
     functions = case.host.function_by_address
-    if not case.asked or address in functions:
+    if not case.devices_selected or address in functions:
         return None
     if case.tree is not None and case.tree.exists(SYSFS):
         folder = f"{SYSFS}/{address}"

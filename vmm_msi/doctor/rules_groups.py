@@ -92,7 +92,7 @@ def group_host_driver(case: Case) -> Iterator[Finding]:
         names = named(other.address for other in others)
         yield Finding(
             "group-host-driver",
-            Severity.ERROR if case.asked else Severity.WARNING,
+            Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(address),
             tuple(sysfs(other.address, "driver", other.host_driver) for other in others),
             f"QEMU cannot take {address} while the host uses {names} of its IOMMU group "

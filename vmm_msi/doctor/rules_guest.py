@@ -149,7 +149,7 @@ def ram_in_reserved(case: Case) -> Iterator[Finding]:
     if not xml.kind.is_virt:
         return
     ram = list(guest_ram(xml))
-    host = simulated.placed(case)
+    host = simulated.resolved_host(case)
     seen: set[ReservedRegion] = set()
     for device in host.devices:
         for region in device.reserved:
@@ -220,7 +220,7 @@ def memlock(case: Case) -> Iterator[Finding]:
             "memlock",
             Severity.ERROR,
             subject(xml),
-            (Evidence(case.software.said_by, f"its daemon may lock {has} bytes"), pinned),
+            (Evidence(case.software.source, f"its daemon may lock {has} bytes"), pinned),
             f"libvirt cannot let QEMU lock {wanted} bytes: cannot limit locked memory of process.",
             f"Use qemu:///system, or raise the user's limit to {wanted} bytes (LimitMEMLOCK= of "
             "systemd, memlock in limits.conf).",

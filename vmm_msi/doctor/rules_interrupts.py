@@ -38,7 +38,7 @@ def unsafe_needed(case: Case) -> Iterator[Finding]:
         value = case.kernel.parameters.get(_IOMMUFD)
         yield Finding(
             "unsafe-interrupts-needed",
-            Severity.ERROR if case.asked else Severity.WARNING,
+            Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(address),
             (
                 Evidence(case.host.source, f"ITS {its.id} of {address} has a pre-ITS"),

@@ -20,7 +20,7 @@ def no_its(case: Case) -> Iterator[Finding]:
         if device is not None and not device.its_group:
             yield Finding(
                 "no-its",
-                Severity.ERROR if case.asked else Severity.WARNING,
+                Severity.ERROR if case.devices_selected else Severity.WARNING,
                 str(address),
                 (Evidence(case.host.source, f"no ITS group for RequesterID {address.rid:#x}"),),
                 f"{address} cannot be attached: no strategy has a physical ITS to lead its MSIs "

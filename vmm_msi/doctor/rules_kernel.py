@@ -10,7 +10,7 @@ from vmm_msi.doctor.rule_helpers import kernel_release, named
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.doctor.case import Case, Kernel
+    from vmm_msi.doctor.case import Case, KernelFacts
 
 #: The first release with nested SMMUv3s for iommufd, and the first whose iommufd maps doorbells
 #: for a device that is behind one.
@@ -20,16 +20,16 @@ NESTED_MSI = (6, 15)
 _BUILT = "IOMMUFD=m, ARM_SMMU_V3_IOMMUFD=y, VFIO_DEVICE_CDEV=y and VFIO_PCI=m"
 
 
-def _is_off(kernel: Kernel, option: str) -> bool:
+def _is_off(kernel: KernelFacts, option: str) -> bool:
     """Tell whether it is known that the kernel was built without an option."""
     return kernel.options is not None and option not in kernel.options
 
 
-def _off(kernel: Kernel, option: str) -> tuple[Evidence, ...]:
+def _off(kernel: KernelFacts, option: str) -> tuple[Evidence, ...]:
     return (Evidence(kernel.options_from, f"CONFIG_{option} is not set"),)
 
 
-def _this(kernel: Kernel) -> str:
+def _this(kernel: KernelFacts) -> str:
     return f"Linux {kernel.release}" if kernel.release else "the kernel"
 
 

@@ -28,7 +28,7 @@ def no_smmu(case: Case) -> Iterator[Finding]:
         if device is not None and device.smmu is None:
             yield Finding(
                 "no-smmu",
-                Severity.ERROR if case.asked else Severity.WARNING,
+                Severity.ERROR if case.devices_selected else Severity.WARNING,
                 str(address),
                 (Evidence(case.host.source, f"no SMMU for RequesterID {address.rid:#x}"),),
                 f"{address} cannot be assigned: VFIO gives away no device whose DMA nothing "
@@ -48,7 +48,7 @@ def no_iommu_group(case: Case) -> Iterator[Finding]:
             continue
         yield Finding(
             "no-iommu-group",
-            Severity.ERROR if case.asked else Severity.WARNING,
+            Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(address),
             (sysfs(address, "iommu_group", "is not there"),),
             f"{address} cannot be assigned: vfio-pci does not take a device without an IOMMU "

@@ -48,7 +48,7 @@ def too_old(case: Case) -> Iterator[Finding]:
             "libvirt-too-old",
             Severity.ERROR,
             whose,
-            (Evidence(software.said_by, old[0].has), *_places(wanted, old)),
+            (Evidence(software.source, old[0].has), *_places(wanted, old)),
             f"{'; '.join(map(str, old))}: without validation it drops what it does not know.",
             f"Use libvirt {max(REQUIREMENTS[gap.feature].libvirt for gap in old)} or newer.",
         )
@@ -61,7 +61,7 @@ def too_old(case: Case) -> Iterator[Finding]:
             "qemu-too-old",
             Severity.ERROR,
             whose,
-            (Evidence(software.said_by, old[0].has), *_places(wanted, old)),
+            (Evidence(software.source, old[0].has), *_places(wanted, old)),
             f"{'; '.join(map(str, old))}.",
             f"Use QEMU {needed} or newer.",
         )

@@ -45,12 +45,12 @@ def not_root(case: Case) -> Iterator[Finding]:
 
 def disagree(case: Case) -> Iterator[Finding]:
     """Yield what the sources about the host tell differently."""
-    for each in case.disagreements:
+    for disagreement in case.disagreements:
         yield Finding(
             "sources-disagree",
             Severity.WARNING,
-            each.subject,
-            each.told,
+            disagreement.subject,
+            tuple(Evidence(*statement) for statement in disagreement.statements),
             "One of them is wrong or not of this host, and what is planned from it may be, too.",
             "Name a HOST of this machine as it runs now; where firmware and kernel disagree, "
             "believe the kernel and look for a newer firmware.",

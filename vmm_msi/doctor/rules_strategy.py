@@ -38,7 +38,7 @@ def not_carried(case: Case) -> Iterator[Finding]:
             "strategy-not-carried",
             Severity.ERROR,
             _whose(case),
-            (Evidence(simulated.chosen_in(case), f"strategy {choice}"),),
+            (Evidence(simulated.choice_source(case), f"strategy {choice}"),),
             f"Its MSIs do not arrive in a guest of QEMU: {NOT_CARRIED}.",
             f"Use {' or '.join(carried(plugins))}, or --backend sim, which only models the "
             "binding.",
@@ -53,9 +53,9 @@ def msi_lost(case: Case) -> Iterator[Finding]:
     plugins = case.plugins
     if plugins is None:
         return
-    lost: dict[tuple[Outcome, int | None], list[tuple[simulated.Modelled, Verdict]]] = {}
+    lost: dict[tuple[Outcome, int | None], list[tuple[simulated.SimulatedGuest, Verdict]]] = {}
     try:
-        for result in simulated.tried(case, plugins):
+        for result in simulated.simulate(case, plugins):
             for verdict in result.verdicts:
                 if verdict.outcome is not Outcome.DELIVERED:
                     key = verdict.outcome, verdict.errno
@@ -65,7 +65,7 @@ def msi_lost(case: Case) -> Iterator[Finding]:
             "strategy-unusable",
             Severity.ERROR,
             _whose(case),
-            (Evidence(simulated.chosen_in(case), ", ".join(map(str, _named(case)))),),
+            (Evidence(simulated.choice_source(case), ", ".join(map(str, _named(case)))),),
             f"attach refuses it: {error}.",
             f"Use {' or '.join(carried(plugins))} for all devices of the guest.",
         )
@@ -74,7 +74,7 @@ def msi_lost(case: Case) -> Iterator[Finding]:
 
 
 def _lost(
-    case: Case, plugins: PluginManager, found: list[tuple[simulated.Modelled, Verdict]]
+    case: Case, plugins: PluginManager, found: list[tuple[simulated.SimulatedGuest, Verdict]]
 ) -> Finding:
     result, first = found[0]
     chosen = simulated.choices(case)[first.device]
@@ -124,7 +124,7 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
     needs = simulated.needs(case, case.plugins)
     if not any(need.rmr for need in needs.values()):
         return
-    for device in simulated.placed(case).devices:
+    for device in simulated.resolved_host(case).devices:
         window = device.sw_msi_window
         same = window is not None and window.base == SW_MSI_WINDOW.base
         if window is None or (same and window.size == SW_MSI_WINDOW.size):
@@ -154,7 +154,7 @@ def rmr_needed(case: Case) -> Iterator[Finding]:
     try:
         faults = [
             verdict
-            for result in simulated.tried(case, plugins, ignores_rmr=True)
+            for result in simulated.simulate(case, plugins, ignores_rmr=True)
             for verdict in result.verdicts
             if verdict.device in given and verdict.outcome is Outcome.S1_FAULT
         ]

@@ -35,7 +35,7 @@ def many(case: Case) -> Iterator[Finding]:
             continue
         yield Finding(
             "many-streams",
-            Severity.ERROR if case.asked else Severity.WARNING,
+            Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(each.address),
             (found[1],),
             f"{each.address} cannot be behind a vSMMU: it has {found[0]} StreamIDs, and the kernel "
@@ -57,7 +57,7 @@ def shared(case: Case) -> Iterator[Finding]:
             continue
         yield Finding(
             "shared-stream",
-            Severity.ERROR if case.asked else Severity.WARNING,
+            Severity.ERROR if case.devices_selected else Severity.WARNING,
             named(addresses),
             tuple(
                 sysfs(address, "config", f"RequesterID {rid:#x} in segment {segment}")

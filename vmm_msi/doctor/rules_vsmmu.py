@@ -151,7 +151,7 @@ def vsmmu_spans_smmus(case: Case) -> Iterator[Finding]:
         return
     xml = case.guest.xml
     placement = Placement(xml)
-    devices = simulated.placed(case).device_by_address
+    devices = simulated.resolved_host(case).device_by_address
     for iommu in placement.vsmmus:
         behind: dict[int, list[PciHostdev]] = {}
         for hostdev in placement.behind(iommu):
@@ -231,7 +231,7 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
             subject(xml),
             (
                 Evidence(where, "iommufd without an fdgroup"),
-                Evidence(case.software.said_by, "a libvirt without privileges"),
+                Evidence(case.software.source, "a libvirt without privileges"),
             ),
             "The start fails: failed to set memory accounting for iommufd: Operation not "
             "permitted, since that needs CAP_SYS_RESOURCE.",

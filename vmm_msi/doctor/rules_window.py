@@ -29,7 +29,7 @@ def hw_msi(case: Case) -> Iterator[Finding]:
         if hardware:
             yield Finding(
                 "hw-msi-region",
-                Severity.ERROR if case.asked else Severity.WARNING,
+                Severity.ERROR if case.devices_selected else Severity.WARNING,
                 str(each.address),
                 tuple(Evidence(place, str(region)) for region in hardware),
                 f"{each.address} cannot be attached: its MSIs bypass the SMMU, which vmm-msi "
@@ -57,7 +57,7 @@ def direct(case: Case) -> Iterator[Finding]:
         if evidence:
             yield Finding(
                 "direct-region",
-                Severity.ERROR if case.asked else Severity.WARNING,
+                Severity.ERROR if case.devices_selected else Severity.WARNING,
                 str(each.address),
                 tuple(evidence),
                 f"{each.address} cannot be assigned: firmware wants memory mapped 1:1 for it at "

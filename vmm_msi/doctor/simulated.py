@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Modelled:
+class SimulatedGuest:
     """What the model says of one guest.
 
     :param kernel: name of the kernel profile.
@@ -76,7 +76,7 @@ def needs(case: Case, plugins: PluginManager) -> dict[Choice, Needs]:
     return {choice: needs_of(plugins, choice) for choice in sorted(named, key=str)}
 
 
-def chosen_in(case: Case) -> str:
+def choice_source(case: Case) -> str:
     """Return where the strategies are chosen."""
     if case.choice is not None:
         return "--strategy"
@@ -98,7 +98,7 @@ def _record(case: Case) -> DomainRecord:
     return found or DomainRecord()
 
 
-def placed(case: Case) -> HostTopology:
+def resolved_host(case: Case) -> HostTopology:
     """Return the host with those of the devices that have a way to an SMMU and an ITS.
 
     With the groups and the reserved regions that its kernel or its libvirt tells. Of the others
@@ -132,7 +132,9 @@ def _kept(case: Case, found: list[PciAddress]) -> tuple[HostDevice, ...]:
     )
 
 
-def tried(case: Case, plugins: PluginManager, *, ignores_rmr: bool = False) -> Iterator[Modelled]:
+def simulate(
+    case: Case, plugins: PluginManager, *, ignores_rmr: bool = False
+) -> Iterator[SimulatedGuest]:
     """Bring the guest up on the model with the strategies of its devices.
 
     Without a guest each device is tried in one of its own.
@@ -141,7 +143,7 @@ def tried(case: Case, plugins: PluginManager, *, ignores_rmr: bool = False) -> I
     :raise RefusedError: when no modelled kernel, or not this host, can carry the strategies out.
     :raise UsageError: for a strategy, an option or a selector that does not exist.
     """
-    host = placed(case)
+    host = resolved_host(case)
     chosen = choices(case)
     for scenario in _scenarios(case, host):
         if ignores_rmr:
@@ -152,7 +154,7 @@ def tried(case: Case, plugins: PluginManager, *, ignores_rmr: bool = False) -> I
 
 def _try(
     case: Case, plugins: PluginManager, scenario: Scenario, chosen: Mapping[PciAddress, Choice]
-) -> Modelled:
+) -> SimulatedGuest:
     host, guest = scenario.host, scenario.guest
     profile = profile_for({choice: needs_of(plugins, choice) for choice in chosen.values()})
     selector = case.config.its_selector(guest_name(case))
@@ -162,7 +164,7 @@ def _try(
             verdicts = tuple(run.try_all())
         finally:
             run.stop()
-    return Modelled(scenario, profile.name, verdicts)
+    return SimulatedGuest(scenario, profile.name, verdicts)
 
 
 def _scenarios(case: Case, host: HostTopology) -> Iterator[Scenario]:
@@ -178,7 +180,7 @@ def _scenarios(case: Case, host: HostTopology) -> Iterator[Scenario]:
         yield Scenario(host, replace(guest, devices=mine))
 
 
-def delivering(case: Case, plugins: PluginManager, lost: Modelled) -> list[Choice]:
+def delivering(case: Case, plugins: PluginManager, lost: SimulatedGuest) -> list[Choice]:
     """Return the strategies that deliver every MSI of a guest, what QEMU carries out first."""
     devices = [device.host for device in lost.scenario.guest.devices]
     found = []

@@ -44,7 +44,7 @@ def ask_libvirt(connection: Connection) -> Software:
         versions.libvirt,
         versions.hypervisor,
         versions.driver,
-        said_by=f"libvirt at {connection.uri}",
+        source=f"libvirt at {connection.uri}",
     )
 
 
@@ -57,7 +57,7 @@ def ask_emulator() -> Software:
     if match is None:
         return Software()
     version = Version(int(match[1]), int(match[2]), int(match[3] or 0))
-    return Software(qemu=version, said_by=f"{program} --version")
+    return Software(qemu=version, source=f"{program} --version")
 
 
 def _first_words(program: str) -> bytes:
@@ -86,7 +86,7 @@ def encode(software: Software) -> bytes:
         None if software.libvirt is None else str(software.libvirt),
         None if software.qemu is None else str(software.qemu),
         software.driver,
-        software.said_by,
+        software.source,
     )
     return msgspec.json.format(msgspec.json.encode(told)) + b"\n"
 
@@ -105,7 +105,7 @@ def decode(data: bytes, source: str) -> Software:
         _version(told.libvirt, source),
         _version(told.qemu, source),
         told.driver,
-        said_by=told.said_by,
+        source=told.said_by,
     )
 
 

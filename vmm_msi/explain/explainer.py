@@ -11,7 +11,7 @@ from vmm_msi.errors import InputError
 from vmm_msi.explain import known_texts, log_lines
 from vmm_msi.explain.address_kinds import at_iova
 from vmm_msi.explain.event_text import EventText
-from vmm_msi.explain.explanation import Explanation, Found, Remedy, Report, Subject
+from vmm_msi.explain.explanation import ExplainedLine, ExplainedText, Explanation, Remedy, Subject
 from vmm_msi.explain.faults import explain_event
 from vmm_msi.explain.related_findings import OF_TEXT
 from vmm_msi.types import Iova, PciAddress, StreamId
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from vmm_msi.explain.situation import Situation
 
 #: Different explanations that are kept.
-MAX_FOUND = 200
+MAX_EXPLAINED = 200
 #: Different events and lines that are looked at for them.
-_MAX_KNOWN = 5 * MAX_FOUND
+_MAX_KNOWN = 5 * MAX_EXPLAINED
 #: Characters of a line that are shown.
 _SHOWN = 300
 
@@ -51,7 +51,7 @@ def explain(
     situation: Situation,
     strategies: Strategies | None = None,
     notes: Sequence[str] = (),
-) -> Report:
+) -> ExplainedText:
     """Return what the lines of a text mean.
 
     :param strategies: names the strategies that would deliver; None to name none.
@@ -68,9 +68,9 @@ def explain(
     for pending in events.end():
         meanings.event(pending)
     told = strategies.note if strategies is not None else ""
-    return Report(
-        found=meanings.sorted(),
-        unknown=meanings.unknown,
+    return ExplainedText(
+        lines=meanings.sorted(),
+        unrecognised=meanings.unrecognised,
         left_out=meanings.left_out,
         suppressed=events.suppressed,
         notes=(*notes, *([told] if told else [])),
@@ -83,7 +83,7 @@ class _Meanings:
     What was explained is not looked at again, and of too many different events and lines no more
     is looked at than is shown.
 
-    :ivar unknown: lines in which nothing was recognised.
+    :ivar unrecognised: lines in which nothing was recognised.
     :ivar left_out: what is not shown.
     """
 
@@ -92,8 +92,8 @@ class _Meanings:
         self._situation = situation
         self._strategies = strategies
         self._known: dict[Logged | str, Explanation] = {}
-        self._found: dict[Explanation, Found] = {}
-        self.unknown = 0
+        self._found: dict[Explanation, ExplainedLine] = {}
+        self.unrecognised = 0
         self.left_out = 0
 
     def event(self, pending: Pending) -> None:
@@ -107,7 +107,7 @@ class _Meanings:
         """Take a line that is of no event."""
         found = self._look(line.text)
         if found is None:
-            self.unknown += 1
+            self.unrecognised += 1
             return
         text, match = found
         if line.text not in self._known and not self._is_full():
@@ -116,12 +116,12 @@ class _Meanings:
             )
         self._add(line, self._known.get(line.text))
 
-    def sorted(self) -> tuple[Found, ...]:
+    def sorted(self) -> tuple[ExplainedLine, ...]:
         """Return what was found, in the order of the lines."""
         return tuple(sorted(self._found.values(), key=lambda found: found.line))
 
     def _is_full(self) -> bool:
-        return len(self._known) >= _MAX_KNOWN or len(self._found) >= MAX_FOUND
+        return len(self._known) >= _MAX_KNOWN or len(self._found) >= MAX_EXPLAINED
 
     def _look(self, line: str) -> tuple[Text, re.Match[str]] | None:
         for form in self._forms:
@@ -137,7 +137,7 @@ class _Meanings:
         before = self._found.get(explanation)
         if before is None:
             text = " ".join(line.text.split())[:_SHOWN]
-            self._found[explanation] = Found(explanation, line.number, text)
+            self._found[explanation] = ExplainedLine(explanation, line.number, text)
             return
         first = min(before.line, line.number)
         self._found[explanation] = replace(before, line=first, count=before.count + 1)

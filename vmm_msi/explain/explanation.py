@@ -80,7 +80,7 @@ class Explanation:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ExplainedLine:
     """An explanation, and where it applies.
 
     :param line: number of the first line.
@@ -95,17 +95,17 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Report:
+class ExplainedText:
     """What came of a text.
 
-    :param unknown: lines in which nothing was recognised.
+    :param unrecognised: lines in which nothing was recognised.
     :param left_out: different explanations that are not listed, there being too many.
     :param suppressed: events that the kernel counted and did not log.
     :param notes: what could not be looked at.
     """
 
-    found: tuple[Found, ...]
-    unknown: int = 0
+    lines: tuple[ExplainedLine, ...]
+    unrecognised: int = 0
     left_out: int = 0
     suppressed: int = 0
     notes: tuple[str, ...] = ()

@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.explain.explanation import Explanation, Found, Remedy, Report, Subject
+    from vmm_msi.explain.explanation import (
+        ExplainedLine,
+        ExplainedText,
+        Explanation,
+        Remedy,
+        Subject,
+    )
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA = 1
@@ -17,27 +23,27 @@ _NAMES = 9
 _WIDTH = 100
 
 
-def to_lines(report: Report) -> Iterator[str]:
+def to_lines(report: ExplainedText) -> Iterator[str]:
     """Yield a paragraph per explanation, then what was not explained."""
-    for found in report.found:
+    for found in report.lines:
         yield from _paragraph(found)
         yield ""
     yield from _rest(report)
 
 
-def to_json(report: Report) -> dict[str, object]:
+def to_json(report: ExplainedText) -> dict[str, object]:
     """Return the document: addresses and StreamIDs are hex strings."""
     return {
         "schema": SCHEMA,
-        "explanations": [_document(found) for found in report.found],
-        "lines_not_recognised": report.unknown,
+        "explanations": [_document(found) for found in report.lines],
+        "lines_not_recognised": report.unrecognised,
         "explanations_left_out": report.left_out,
         "events_not_logged": report.suppressed,
         "notes": list(report.notes),
     }
 
 
-def _paragraph(found: Found) -> Iterator[str]:
+def _paragraph(found: ExplainedLine) -> Iterator[str]:
     said = found.explanation
     times = f" (and {found.count - 1} more like it)" if found.count > 1 else ""
     yield f"line {found.line}: {found.text}{times}"
@@ -95,21 +101,21 @@ def _remedy(remedy: Remedy) -> str:
     return f"{words}; {remedy.change}" if remedy.change else words
 
 
-def _rest(report: Report) -> Iterator[str]:
-    if not report.found:
+def _rest(report: ExplainedText) -> Iterator[str]:
+    if not report.lines:
         yield "nothing of it was recognised"
     if report.suppressed:
         yield f"{report.suppressed} more events were counted by the kernel and not logged"
     if report.left_out:
         yield f"{report.left_out} more lines were recognised and are not shown"
-    if report.unknown:
-        lines = "1 line was" if report.unknown == 1 else f"{report.unknown} lines were"
+    if report.unrecognised:
+        lines = "1 line was" if report.unrecognised == 1 else f"{report.unrecognised} lines were"
         yield f"{lines} not recognised"
     for note in report.notes:
         yield f"note: {note}"
 
 
-def _document(found: Found) -> dict[str, object]:
+def _document(found: ExplainedLine) -> dict[str, object]:
     said = found.explanation
     return {
         "id": said.id,
