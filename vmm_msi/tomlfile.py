@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from vmm_msi.terminal import printable
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -390,5 +392,5 @@ def _values(kind: object) -> str:
 
 def one_line(text: object) -> str:
     """Return ``text`` on one line and not too long for a message."""
-    shown = "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text)[: _MAX_SHOWN + 1])
+    shown = printable(str(text)[: _MAX_SHOWN + 1])
     return shown if len(str(text)) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"

@@ -143,7 +143,7 @@ def test_one_line_of_bounded_length(call, capfd):
     text = WITHOUT.decode().replace("<name>g</name>", f"<name>{name}</name>").replace("\x1b", "")
     assert call(text.encode()) == REFUSED
     _, err = capfd.readouterr()
-    assert err.startswith("vmm-msi hook: guest a b[31mnnn")
+    assert err.startswith("vmm-msi hook: guest a\\nb[31mnnn")
     assert len(err) == 1001
 
 

@@ -8,9 +8,10 @@ of their class; everything else is a bug and keeps its traceback.
 from __future__ import annotations
 
 import argparse
-import os
 import sys
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
+
+from vmm_msi.terminal import discard_output, print_error, print_line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,9 +60,16 @@ def load_command(name: str) -> Command:
     return module
 
 
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors quote words of the command line so that a terminal can show them."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(printable(message))
+
+
 def build_parser(loaded: Sequence[str] = ()) -> argparse.ArgumentParser:
     """Return the parser, with the arguments of the commands named in ``loaded``."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vmm-msi",
         description="Swap, compare and prove strategies for the MSI doorbells of PCI devices that "
         "are assigned to Arm guests behind a nested SMMU.",
@@ -85,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.version:
         from vmm_msi import __version__
 
-        print(f"vmm-msi {__version__}")
+        print_line(f"vmm-msi {__version__}")
         return 0
     if args.command is None:
         parser.print_help()
@@ -97,36 +105,26 @@ def _run(args: argparse.Namespace) -> int:
     from vmm_msi.errors import OutputError, VmmMsiError
 
     if sys.stdout is None:
-        print(f"vmm-msi {args.command}: standard output is closed; open it", file=sys.stderr)
+        print_error(f"vmm-msi {args.command}: standard output is closed; open it")
         return OutputError.exit_code
     try:
         code = load_command(args.command).run(args)
         sys.stdout.flush()
     except VmmMsiError as error:
-        print(f"vmm-msi {args.command}: {_one_line(error)}", file=sys.stderr)
+        print_error(f"vmm-msi {args.command}: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        print(f"vmm-msi {args.command}: interrupted", file=sys.stderr)
+        print_error(f"vmm-msi {args.command}: interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
         # The reader went away.
-        _silence()
+        discard_output()
         return 0
     except OSError as error:
         # Commands translate errors of the files they open; what is left is standard output.
         if error.filename is not None:
             raise
-        print(f"vmm-msi {args.command}: standard output: {error.strerror}", file=sys.stderr)
-        _silence()
+        print_error(f"vmm-msi {args.command}: standard output: {error.strerror}")
+        discard_output()
         return OutputError.exit_code
     return code
-
-
-def _silence() -> None:
-    """Let the interpreter's own flush at exit go nowhere."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _one_line(error: Exception) -> str:
-    """Return the message without line breaks and control characters, which names may have."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(error))

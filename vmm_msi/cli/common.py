@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import ConfigError, UsageError
+from vmm_msi.terminal import print_document, printable
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
@@ -71,9 +72,9 @@ def add_host(parser: argparse._ActionsContainer, what: str) -> None:
 
 def print_json(document: object) -> None:
     """Print a document for programs to read."""
-    import msgspec
+    from vmm_msi.report.json_text import json_text
 
-    print(msgspec.json.format(msgspec.json.encode(document)).decode())
+    print_document(json_text(document))
 
 
 def add_granule(parser: argparse.ArgumentParser) -> None:
@@ -148,12 +149,25 @@ def load_plugins(
     """
     from vmm_msi.plugins.manager import PluginManager
 
+    _print_warnings()
     strategies, selectors = settings.names()
     wanted = {choice.strategy for choice in named} | strategies | selectors
     disabled = {*args.disable_plugin, *settings.table.plugins.disabled}
     plugins = PluginManager.load(disabled, wanted)
     _check_options(settings, plugins)
     return plugins
+
+
+def _print_warnings() -> None:
+    """Let warnings that the package logs pass :func:`printable` on their way to standard error."""
+    import logging
+
+    class Formatter(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            return printable(super().format(record))
+
+    if logging.lastResort is not None:
+        logging.lastResort.setFormatter(Formatter())
 
 
 def _check_options(settings: Config, plugins: PluginManager) -> None:

@@ -19,6 +19,7 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.config import Choice
 from vmm_msi.errors import OutputError, UsageError
+from vmm_msi.terminal import StatusLine, print_lines
 from vmm_msi.types import Scenario
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
             else:
                 from vmm_msi.report.compare import compare_table
 
-                out.writelines(f"{line}\n" for line in compare_table(scenario, results))
+                print_lines(compare_table(scenario, results), out)
     return 0
 
 
@@ -174,18 +175,15 @@ def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
 
 
 def _with_progress(results: Iterable[Result], names: list[str]) -> Iterator[Result]:
-    """Pass results on; where standard error is a terminal, say what is being worked on."""
-    shown = sys.stderr.isatty()
+    """Pass results on, and show on standard error which strategy is running."""
+    status = StatusLine(sys.stderr)
     iterator = iter(results)
     try:
         for number, name in enumerate(names, 1):
-            if shown:
-                line = f"\r\033[K[{number}/{len(names)}] {name}"
-                print(line, end="", file=sys.stderr, flush=True)
+            status.show(f"[{number}/{len(names)}] {name}")
             yield next(iterator)
     finally:
-        if shown:
-            print("\r\033[K", end="", file=sys.stderr, flush=True)
+        status.clear()
 
 
 @contextmanager

@@ -18,6 +18,7 @@ def run(args: argparse.Namespace) -> int:
     import shtab
 
     from vmm_msi.cli import COMMANDS, build_parser
+    from vmm_msi.terminal import print_document
 
-    print(shtab.complete(build_parser(tuple(COMMANDS)), args.shell))
+    print_document(shtab.complete(build_parser(tuple(COMMANDS)), args.shell) + "\n")
     return 0

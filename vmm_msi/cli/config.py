@@ -12,6 +12,7 @@ from vmm_msi.cli.common import (
     print_json,
 )
 from vmm_msi.errors import ConfigError, UsageError
+from vmm_msi.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -60,15 +61,14 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from vmm_msi.report.columns import columns
 
-    print(f"{settings.path or 'no configuration file'}: fine")
+    print_line(f"{settings.path or 'no configuration file'}: fine")
     rows = [["libvirt domain", "device", "strategy", "ITS selector"]]
     rows.append(["(any)", "(any)", table.strategy, table.its_selector])
     for name, entry in domains.items():
         rows.append([name, "(any)", str(entry["strategy"]), str(entry["its_selector"])])
     for domain in table.domain:
         rows += [[domain.name, device.address, device.strategy, ""] for device in domain.device]
-    for line in columns(rows):
-        print(line)
+    print_lines(columns(rows))
     return 0
 
 

@@ -16,6 +16,7 @@ from vmm_msi.cli.common import (
     print_json,
 )
 from vmm_msi.errors import TopologyError, UsageError
+from vmm_msi.terminal import print_lines
 from vmm_msi.types import Granule, PciAddress
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     if args.explain is not None:
         from vmm_msi.doctor import pages
 
-        print(pages.page(args.explain), end="")
+        print_lines(pages.page(args.explain).splitlines())
         return 0
     from vmm_msi.doctor.finding import Severity
     from vmm_msi.doctor.rules import examine
@@ -102,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         }
         print_json(report.to_json(about, findings))
     else:
-        print("\n".join(report.to_lines(_about(case, args.domain), findings)))
+        print_lines(report.to_lines(_about(case, args.domain), findings))
     found = {finding.severity for finding in findings}
     if Severity.ERROR in found:
         return EXIT_ERRORS

@@ -6,6 +6,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from vmm_msi.terminal import print_document, print_line, print_lines
+
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable
@@ -71,11 +73,11 @@ def is_preview(args: argparse.Namespace) -> bool:
 def preview(args: argparse.Namespace, change: Change) -> None:
     """Print what the user wants to see instead of a change."""
     if args.print_xml:
-        sys.stdout.write(str(change.after))
+        print_document(str(change.after))
     elif args.print_diff:
         from vmm_msi.domxml.diff import unified
 
-        sys.stdout.write(unified(str(change.before), str(change.after), change.old.name))
+        print_document(unified(str(change.before), str(change.after), change.old.name))
         _print_notes(change.notes, sys.stderr)
     else:
         print_change(args, change, "nothing was changed; this is what would be")
@@ -103,22 +105,20 @@ def print_record(
         _print_json(name, record, list(notes), what)
         return
     if what:
-        print(f"{name}: {what}")
+        print_line(f"{name}: {what}")
     if not record.devices:
-        print(f"{name}: has no device that vmm-msi attached")
+        print_line(f"{name}: has no device that vmm-msi attached")
     else:
         from vmm_msi.report.columns import columns
 
         rows = [["device", "strategy", "bound by", "vSMMU", "pSMMU", "pITS", "programmed", "MSIs"]]
         rows += [_row(device) for device in record.devices]
-        for line in columns(rows):
-            print(line)
+        print_lines(columns(rows))
     _print_notes(notes, sys.stdout)
 
 
 def _print_notes(notes: Iterable[str], out: TextIO) -> None:
-    for note in notes:
-        print(f"note: {note}", file=out)
+    print_lines((f"note: {note}" for note in notes), out)
 
 
 def _row(device: DeviceRecord) -> list[str]:

@@ -19,6 +19,7 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.cli.domain_options import add_connection
 from vmm_msi.errors import TopologyError, UsageError
+from vmm_msi.terminal import print_error, print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -82,8 +83,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         print_json(to_json(report))
     else:
-        for line in to_lines(report):
-            print(line)
+        print_lines(to_lines(report))
     return 0 if report.lines or report.suppressed else EXIT_UNKNOWN
 
 
@@ -98,7 +98,7 @@ def _text(args: argparse.Namespace) -> str:
     if sys.stdin is None:
         raise UsageError("standard input is closed; give TEXT, or a log: dmesg | vmm-msi explain")
     if sys.stdin.isatty():
-        print("reading from the terminal; end it with Ctrl-D", file=sys.stderr)
+        print_error("reading from the terminal; end it with Ctrl-D")
     return log_lines.decode(sys.stdin.buffer.read(log_lines.MAX_BYTES + 1), "standard input")
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_format, print_json
+from vmm_msi.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -128,9 +128,8 @@ def _report(
         }
         print_json(document)
         return
-    print(f"{path}: {done}")
-    for note in notes:
-        print(f"note: {note}")
+    print_line(f"{path}: {done}")
+    print_lines(f"note: {note}" for note in notes)
 
 
 def _status(args: argparse.Namespace) -> None:
@@ -149,18 +148,19 @@ def _status(args: argparse.Namespace) -> None:
         _print_status(installed, journals, notes)
         return
     if installed is None:
-        print(f"{script.place(args.hooks_dir)}: is not installed")
+        print_line(f"{script.place(args.hooks_dir)}: is not installed")
     else:
-        print(f"{installed.path}: is installed, in mode {installed.mode}")
-        print(f"vmm-msi {installed.version}, run by {installed.interpreter}")
+        print_line(f"{installed.path}: is installed, in mode {installed.mode}")
+        print_line(f"vmm-msi {installed.version}, run by {installed.interpreter}")
     for each in journals:
-        print(f"\n{each.guest} ({each.uuid})")
+        print_line()
+        print_line(f"{each.guest} ({each.uuid})")
         for step in each.steps:
             extra = "" if step.extra == "-" else f" ({step.extra})"
-            print(f"  {step.time} {step.operation}{extra}{', refused' if step.refused else ''}")
-            for words in step.problems:
-                print(f"      {words}")
-    sys.stdout.writelines(f"note: {note}\n" for note in notes)
+            refused = ", refused" if step.refused else ""
+            print_line(f"  {step.time} {step.operation}{extra}{refused}")
+            print_lines(f"      {words}" for words in step.problems)
+    print_lines(f"note: {note}" for note in notes)
 
 
 def _notes(installed: Installed) -> list[str]:

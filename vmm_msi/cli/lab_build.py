@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.terminal import print_line
 
 if TYPE_CHECKING:
     import argparse
@@ -97,7 +98,7 @@ def _run_build(args: argparse.Namespace) -> int:
 
 def _print_table(facts: dict[str, object]) -> None:
     for name, value in facts.items():
-        print(f"{name:<13}{value}")
+        print_line(f"{name:<13}{value}")
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.cli.lab_host import add_shape, shape_of
+from vmm_msi.terminal import print_error
 
 if TYPE_CHECKING:
     import argparse
@@ -50,7 +51,8 @@ def run(args: argparse.Namespace) -> int:
     if told["status"]:
         raise LabError(f"capturing the emulated host: {told['stderr'].strip()}")
     write_archive(args.output, base64.b64decode(told["files"][_NAME]), force=args.force)
-    print(told["stderr"].strip().replace(_NAME, str(args.output)), file=sys.stderr)
+    for line in told["stderr"].splitlines():
+        print_error(line.replace(_NAME, str(args.output)))
     return 0
 
 

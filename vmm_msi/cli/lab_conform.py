@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.cli.lab_host import add_shape, shape_of
+from vmm_msi.terminal import print_line, print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -150,12 +151,12 @@ def _print(args: argparse.Namespace, report: Report, seed: int | None) -> None:
         facts["seed"] = seed
     facts |= {f"{name} (s)": f"{value:.1f}" for name, value in report.seconds.items()}
     for name, value in facts.items():
-        print(f"{name:<16}{value}")
+        print_line(f"{name:<16}{value}")
     for mismatch in report.mismatches:
-        print(f"\nscenario {mismatch.number}:")
-        for line in lines(mismatch):
-            print(f"  {line}")
-        print(f"  to replay: {json.dumps(scenario_to_json(mismatch.scenario))}")
+        print_line()
+        print_line(f"scenario {mismatch.number}:")
+        print_lines(f"  {line}" for line in lines(mismatch))
+        print_line(f"  to replay: {json.dumps(scenario_to_json(mismatch.scenario))}")
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {"conform": Subcommand(configure, run)}

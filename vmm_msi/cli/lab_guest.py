@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.cli.lab_host import add_source
+from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -118,7 +119,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         print_json(report.to_json(found))
     else:
-        print("\n".join(report.to_lines(found)))
+        print_lines(report.to_lines(found))
     return 0 if found.complete else LOST
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
+from vmm_msi.terminal import print_line
 
 if TYPE_CHECKING:
     import argparse
@@ -99,7 +100,7 @@ def _run_up(args: argparse.Namespace) -> int:
         shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"), args.patches
     )
     how = f"runs, ready after {lab.boot_s:.1f} s" if started else f"runs already, since {lab.since}"
-    print(f"the lab {how}: Linux {lab.release}, {lab.shape}")
+    print_line(f"the lab {how}: Linux {lab.release}, {lab.shape}")
     return 0
 
 
@@ -111,7 +112,7 @@ def _run_down(_args: argparse.Namespace) -> int:
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.machine.keeper import down
 
-    print("the lab is off" if down(Progress(sys.stderr, "lab down")) else "no lab runs")
+    print_line("the lab is off" if down(Progress(sys.stderr, "lab down")) else "no lab runs")
     return 0
 
 
@@ -124,7 +125,7 @@ def _run_status(args: argparse.Namespace) -> int:
     if shape is not None:
         facts |= {name: shape[name] for name in ("smmus", "devices", "pairs", "nvmes", "granule")}
     for name, value in facts.items():
-        print(f"{name.replace('_', ' '):<16}{'none' if value is None else value}")
+        print_line(f"{name.replace('_', ' '):<16}{'none' if value is None else value}")
     return 0
 
 

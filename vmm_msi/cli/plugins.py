@@ -11,6 +11,7 @@ from vmm_msi.cli.common import (
     load_plugins,
     print_json,
 )
+from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -43,12 +44,10 @@ def run(args: argparse.Namespace) -> int:
         kind = record.info.kind.value if record.info is not None else "?"
         summary = record.info.summary if record.info is not None else record.problem
         rows.append([record.name, kind, record.state, record.origin, summary])
-    for line in columns(rows):
-        print(line)
+    print_lines(columns(rows))
     if args.long:
         for record in plugins.records():
-            for line in _details(record):
-                print(line)
+            print_lines(_details(record))
     return 0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_granule, add_host, check_uris, host_or_live
 from vmm_msi.cli.domain_options import add_connection, add_target
 from vmm_msi.errors import InputError, UnreadableError, UsageError
+from vmm_msi.terminal import print_error
 
 if TYPE_CHECKING:
     import argparse
@@ -82,13 +82,12 @@ def run(args: argparse.Namespace) -> int:
     data = recording_json.encode(found)
     write_archive(target, data, force=args.force)
     counted = sum(device.interrupts for device in found.devices)
-    print(
+    print_error(
         f"wrote {target or 'standard output'}: {len(found.devices)} devices, {len(found.slots)} "
-        f"slots, {counted} interrupts, {len(found.events)} events",
-        file=sys.stderr,
+        f"slots, {counted} interrupts, {len(found.events)} events"
     )
     for text in found.unread:
-        print(f"not read: {text}", file=sys.stderr)
+        print_error(f"not read: {text}")
     return 0
 
 

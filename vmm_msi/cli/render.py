@@ -18,6 +18,7 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.cli.detach import ALL
 from vmm_msi.errors import UsageError
+from vmm_msi.terminal import print_document, print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -87,10 +88,8 @@ def run(args: argparse.Namespace) -> int:
         from vmm_msi.domxml.diff import unified
 
         text = unified(str(change.before), text, definition.name)
-    # XML is UTF-8 whatever the terminal is.
-    sys.stdout.buffer.write(text.encode())
-    for note in change.notes:
-        print(f"note: {note}", file=sys.stderr)
+    print_document(text)
+    print_lines((f"note: {note}" for note in change.notes), sys.stderr)
     return 0
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins, print_json
+from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -44,7 +45,5 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         print_json(to_json(found))
     else:
-        # Names in a file from anywhere may have what does something to a terminal.
-        for line in to_lines(found):
-            print("".join(c if c.isprintable() else repr(c)[1:-1] for c in line))
+        print_lines(to_lines(found))
     return 0 if found.agrees else EXIT_DIFFERS

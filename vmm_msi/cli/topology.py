@@ -17,6 +17,7 @@ from vmm_msi.cli.common import (
 from vmm_msi.errors import TopologyError
 from vmm_msi.report import system
 from vmm_msi.report.columns import section
+from vmm_msi.terminal import print_lines
 from vmm_msi.types import Granule, PciAddress
 
 if TYPE_CHECKING:
@@ -72,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         print_json(to_json(host, found))
         return 0
-    print("\n".join(to_lines(host)))
+    print_lines(to_lines(host))
     if len(sources) > 1:
-        print("\n".join(system.disagreement_lines(found)))
+        print_lines(system.disagreement_lines(found))
     return 0
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import UsageError
 from vmm_msi.host.files.capture_paths import SOFTWARE
 from vmm_msi.report.columns import aligned
+from vmm_msi.terminal import print_error, print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -73,13 +73,13 @@ def run(args: argparse.Namespace) -> int:
             "host's /"
         )
     if args.dry_run:
-        print("\n".join(_list(found)))
+        print_lines(_list(found))
     else:
         data = found.packed(f"vmm-msi {__version__}")
         write_archive(target, data, force=args.force)
-        print(_summary(found, str(target or "standard output"), len(data)), file=sys.stderr)
+        print_error(_summary(found, str(target or "standard output"), len(data)))
     for line in _not_read(found):
-        print(line, file=sys.stderr)
+        print_error(line)
     return 0
 
 

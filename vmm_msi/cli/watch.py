@@ -17,6 +17,7 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.cli.domain_options import DEFAULT_URI
 from vmm_msi.errors import UsageError
+from vmm_msi.terminal import print_document
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
@@ -126,7 +127,7 @@ def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
         words += ["--config", str(args.config.absolute())]
     for host in args.host or ():
         words += ["--host", host if isinstance(host, str) else str(host.absolute())]
-    sys.stdout.write(unit.render(words, [] if args.host is not None else _tables()))
+    print_document(unit.render(words, [] if args.host is not None else _tables()))
 
 
 def _program() -> list[str]:

@@ -12,6 +12,7 @@ from vmm_msi.domxml.metadata import NAMESPACE_BASE, read_record
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.qemuhook import preflight, run_records
+from vmm_msi.terminal import print_error, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,7 +81,8 @@ def run(
     if not refused:
         return 0
     line = f"vmm-msi hook: guest {domain.name}: {'; '.join(problems)}"
-    _say("".join(c if c.isprintable() else " " for c in line)[:_LINE])
+    with contextlib.suppress(OSError):
+        print_error(printable(line)[:_LINE])
     return REFUSED
 
 
@@ -91,8 +93,3 @@ def _read(stdin: int) -> bytes:
         while len(data) <= MAX_BYTES and (piece := os.read(stdin, 1 << 16)):
             data += piece
     return data if len(data) <= MAX_BYTES else b""
-
-
-def _say(line: str) -> None:
-    with contextlib.suppress(OSError):
-        os.write(2, f"{line}\n".encode(errors="backslashreplace"))

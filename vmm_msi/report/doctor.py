@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Severity
+from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -97,9 +98,8 @@ def _block(alike: Sequence[Finding]) -> Iterator[str]:
 
 
 def _wrapped(label: str, text: str) -> Iterator[str]:
-    printable = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
     yield from textwrap.wrap(
-        printable,
+        printable(text),
         _WIDTH,
         initial_indent=f"  {label:<4}  ",
         subsequent_indent=" " * 8,

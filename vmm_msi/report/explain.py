@@ -5,6 +5,8 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING
 
+from vmm_msi.terminal import printable
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -69,7 +71,7 @@ def _row(name: str, value: str) -> Iterator[str]:
     if value:
         head = f"  {name.ljust(_NAMES)}"
         yield from textwrap.wrap(
-            value,
+            printable(value),
             _WIDTH,
             initial_indent=head,
             subsequent_indent=" " * len(head),

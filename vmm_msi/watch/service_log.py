@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from typing import TYPE_CHECKING, TextIO
 
+from vmm_msi.terminal import print_line
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -82,6 +84,22 @@ class _Formatter(logging.Formatter):
         return " ".join([*words, *(f"{name}={_word(value)}" for name, value in line.items())])
 
 
+class _Handler(logging.Handler):
+    """Print each record as a line."""
+
+    def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
+        super().__init__()
+        self._stream = stream
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print_line(self.format(record), self._stream)
+            self._stream.flush()
+        except Exception:  # noqa: BLE001 - as logging's own handlers do it
+            self.handleError(record)
+
+
 def _word(value: object) -> str:
     """Return a value as text of one line, quoted where it is not one word."""
     text = str(value)
@@ -92,8 +110,7 @@ def _word(value: object) -> str:
 @contextmanager
 def logging_to(stream: TextIO, *, as_json: bool) -> Iterator[None]:
     """Write what the package logs to ``stream``, during the ``with`` block."""
-    handler = logging.StreamHandler(stream)
-    handler.setFormatter(_Formatter(as_json=as_json))
+    handler = _Handler(stream, _Formatter(as_json=as_json))
     root = logging.getLogger("vmm_msi")
     before = root.level, root.propagate
     root.addHandler(handler)

@@ -13,6 +13,7 @@ from vmm_msi.errors import OutputError, TopologyError
 from vmm_msi.host.files import MAX_FILE
 from vmm_msi.host.files.archive import MAX_COMPRESSED, MAX_MEMBERS, MAX_TOTAL
 from vmm_msi.host.files.paths import MAX_PATH
+from vmm_msi.terminal import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -101,8 +102,7 @@ def write_archive(target: Path | None, data: bytes, *, force: bool = False) -> N
     check_target(target, force=force)
     try:
         if target is None:
-            sys.stdout.buffer.write(data)
-            sys.stdout.buffer.flush()
+            write_bytes(data)
         elif target.exists() and not target.is_file():
             target.write_bytes(data)
         else:

@@ -6,6 +6,8 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
+from vmm_msi.terminal import StatusLine, print_line, printable
+
 if TYPE_CHECKING:
     from typing import TextIO
 
@@ -26,7 +28,7 @@ class Progress:
     def __init__(self, stream: TextIO | None, title: str = "lab") -> None:
         self._stream = stream
         self._title = title
-        self._live = stream is not None and stream.isatty()
+        self._status = StatusLine(stream)
         self._start = time.monotonic()
         self._drawn = 0.0
         self._told = 0.0
@@ -37,7 +39,8 @@ class Progress:
             self.clear()
             self._told = time.monotonic()
             seconds = self._told - self._start
-            print(f"{self._title}: [{seconds:4.0f} s] {what}", file=self._stream, flush=True)
+            print_line(f"{self._title}: [{seconds:4.0f} s] {what}", self._stream)
+            self._stream.flush()
 
     def step(self, what: str) -> None:
         """Show one step of the current stage; on a terminal only, and only the latest."""
@@ -49,7 +52,7 @@ class Progress:
         :param total: how many there will be, about.
         """
         share = min(done / total, _ALMOST) if total > 0 else 0.0
-        if self._live:
+        if self._status.is_live:
             filled = int(share * _BAR)
             self._draw(f"[{'#' * filled}{'.' * (_BAR - filled)}] {share:4.0%} {what}")
         elif self._stream is not None and time.monotonic() - self._told >= _REPORT_S:
@@ -57,14 +60,12 @@ class Progress:
 
     def clear(self) -> None:
         """Take the step line off the terminal."""
-        if self._stream is not None and self._live:
-            print("\r\x1b[K", end="", file=self._stream, flush=True)
+        self._status.clear()
 
     def _draw(self, what: str) -> None:
         now = time.monotonic()
-        if self._stream is None or not self._live or now - self._drawn < _REDRAW_S:
+        if not self._status.is_live or now - self._drawn < _REDRAW_S:
             return
         self._drawn = now
         width = shutil.get_terminal_size().columns - 1
-        text = f"    {' '.join(what.split())}"[:width]
-        print(f"\r\x1b[K{text}", end="", file=self._stream, flush=True)
+        self._status.show(printable(f"    {' '.join(what.split())}")[:width])

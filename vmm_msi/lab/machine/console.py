@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import os
 import select
-import shutil
 import socket
 import sys
 import termios
@@ -14,6 +13,7 @@ import tty
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import LabError
+from vmm_msi.terminal import print_error, print_lines, write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,14 +24,17 @@ _CHUNK = 1 << 16
 
 
 def print_log(path: Path) -> None:
-    """Print all that the console said so far on standard output.
+    """Print the console's log on standard output: unchanged to a file, as lines on a terminal.
 
     :raise LabError: when the log cannot be read.
     """
     try:
         with path.open("rb") as log:
-            sys.stdout.flush()
-            shutil.copyfileobj(log, sys.stdout.buffer)
+            if sys.stdout.isatty():
+                print_lines(line.decode(errors="replace").rstrip("\r\n") for line in log)
+            else:
+                while chunk := log.read(_CHUNK):
+                    write_bytes(chunk)
     except FileNotFoundError as error:
         raise LabError(f"lab console: {path} is gone; the lab has just ended") from error
 
@@ -47,14 +50,15 @@ def attach(path: Path) -> None:
             console.connect(os.fspath(path))
         except OSError as error:
             raise LabError(f"lab console: {path}: {error.strerror}; is it running?") from error
+        print_error("lab console: connected; Ctrl-] leaves, Enter wakes the shell")
         with _raw(sys.stdin.fileno()):
-            print("lab console: connected; Ctrl-] leaves, Enter wakes the shell\r", file=sys.stderr)
             gone = _relay(console)
-    print(f"\nlab console: {'the host is gone' if gone else 'left'}", file=sys.stderr)
+    print_error("")
+    print_error(f"lab console: {'the host is gone' if gone else 'left'}")
 
 
 def _relay(console: socket.socket) -> bool:
-    """Copy both ways; return whether the host's end closed first."""
+    """Copy both ways, unchanged as a serial line does; return whether the host closed first."""
     keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
     while True:
         ready, _, _ = select.select([keys, console], [], [])

@@ -37,6 +37,7 @@ from vmm_msi.lab.machine.running import (
     write_state,
 )
 from vmm_msi.lab.machine.shape import Shape
+from vmm_msi.terminal import print_error
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
@@ -295,7 +296,7 @@ def _keep(shape: Shape, suite: str, cache: Path | None, patches: Path | None) ->
     except VmmMsiError as error:
         if not ready:
             raise
-        sys.stderr.write(f"{error}\n")
+        print_error(error)
         with contextlib.suppress(LabError):
             write_state("crashed", error=str(error), logs=logs, when=_now())
         return 1

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab.build import host_tools
+from vmm_msi.terminal import print_error, print_line
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -354,14 +355,15 @@ def serve(tree: Path, run: Path, layer: str, options: DaemonOptions) -> None:
 
 def _tell(message: Mapping[str, object]) -> None:
     with contextlib.suppress(BrokenPipeError):
-        print(json.dumps(message), flush=True)
+        print_line(json.dumps(message))
+        sys.stdout.flush()
 
 
 def main() -> int:
     """Serve as the first process of the namespaces, as :mod:`vmm_msi.lab.machine.daemon` asks."""
     if os.getpid() != 1:
-        sys.stderr.write(
-            "vmm_msi.lab.machine.namespace_init: only for the first process of a PID namespace\n"
+        print_error(
+            "vmm_msi.lab.machine.namespace_init: only for the first process of a PID namespace"
         )
         return 2
     tree, run, layer, lock, options = sys.argv[1:]
@@ -371,7 +373,7 @@ def main() -> int:
         serve(Path(tree), Path(run), layer, DaemonOptions(**json.loads(options)))
     except (LabError, OSError) as error:
         _tell({"error": str(error)})
-        sys.stderr.write(f"{error}\n")
+        print_error(error)
         return 1
     return 0
 

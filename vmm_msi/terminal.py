@@ -1,0 +1,111 @@
+r"""Write text for people: the one place where the product prints to a terminal.
+
+Names, log lines and messages come from files, guests, firmware, libvirt and plugins. A terminal
+obeys some characters in them: escape sequences, the C1 controls, carriage returns, and Unicode's
+bidirectional overrides, which show text in an order other than its own. None of them is printed;
+each is shown as an escape such as ``\x1b``.
+
+Documents for programs (XML, JSON, scripts) pass unchanged to a file or a pipe.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# ECMA-48: return to the first column and erase to the end of the line.
+_ERASE_LINE = "\r\x1b[K"
+
+
+def printable(text: object) -> str:
+    """Return ``text`` as one line that a terminal shows and does not obey.
+
+    A character that Python does not count as printable becomes its escape: control characters, also
+    line breaks and tabs, format characters such as U+202E, and the lone surrogates by which Python
+    keeps file names that are not UTF-8.
+    """
+    line = str(text)
+    return line if line.isprintable() else "".join(map(_escaped, line))
+
+
+def _escaped(character: str) -> str:
+    return character if character.isprintable() else repr(character)[1:-1]
+
+
+def print_line(text: object = "", stream: TextIO | None = None) -> None:
+    """Print one line.
+
+    :param stream: default: standard output.
+    """
+    print(printable(text), file=stream or sys.stdout)
+
+
+def print_lines(lines: Iterable[object], stream: TextIO | None = None) -> None:
+    """Print lines, each while the iterable yields it.
+
+    :param stream: default: standard output.
+    """
+    for line in lines:
+        print_line(line, stream)
+
+
+def print_error(text: object) -> None:
+    """Print one line on standard error; nothing where that is closed."""
+    # sys.stderr is None then, which print() takes for standard output.
+    if sys.stderr is not None:
+        print_line(text, sys.stderr)
+
+
+def print_document(text: str) -> None:
+    """Print a document for programs on standard output, unchanged and as UTF-8.
+
+    On a terminal it is text for people: line breaks and tabs stay, and every other character is
+    shown as by :func:`printable`.
+    """
+    if sys.stdout.isatty():
+        sys.stdout.write("".join(c if c in "\n\t" else _escaped(c) for c in text))
+    else:
+        write_bytes(text.encode(errors="surrogateescape"))
+
+
+def write_bytes(data: bytes) -> None:
+    """Write bytes to standard output, which is a file or a pipe."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def discard_output() -> None:
+    """Discard what is still to be written to standard output, the flush at exit included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class StatusLine:
+    """A line on a terminal that the next one replaces; nothing is shown anywhere else.
+
+    :param stream: where to show it; None shows nothing.
+    """
+
+    def __init__(self, stream: TextIO | None) -> None:
+        self._stream = stream if stream is not None and stream.isatty() else None
+
+    @property
+    def is_live(self) -> bool:
+        """Whether the line is seen."""
+        return self._stream is not None
+
+    def show(self, text: object) -> None:
+        """Replace the line."""
+        self._write(printable(text))
+
+    def clear(self) -> None:
+        """Remove the line."""
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        if self._stream is not None:
+            print(f"{_ERASE_LINE}{text}", end="", file=self._stream, flush=True)
