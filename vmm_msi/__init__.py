@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config, load_config
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.errors import VmmMsiError
-    from vmm_msi.host.live import load_live
-    from vmm_msi.host.sources import load_host
+    from vmm_msi.host.sources import load_host, load_live
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision import (
@@ -74,8 +73,7 @@ _MODULES = {
     "config": ("Choice", "Config", "load_config"),
     "domxml.metadata": ("DomainRecord",),
     "errors": ("VmmMsiError",),
-    "host.live": ("load_live",),
-    "host.sources": ("load_host",),
+    "host.sources": ("load_host", "load_live"),
     "libvirt_driver": ("Connection",),
     "plugins.manager": ("PluginManager",),
     "provision": (

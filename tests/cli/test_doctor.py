@@ -151,7 +151,7 @@ def test_a_page_that_is_not_there_names_those_that_are_like_it(vmm_msi):
     [
         (["nowhere.toml"], 3, "nowhere.toml"),
         (["nowhere.tar.zst"], 3, "nowhere.tar.zst"),
-        (["--root", "nowhere"], 3, "nowhere: no folder; valid is one laid out like the host's /"),
+        (["--root", "nowhere"], 3, "nowhere: not a folder; use one laid out like the host's /"),
         ([TWO, "--strategy", "no-such"], 2, "no-such"),
         ([TWO, "--device", "nonsense"], 3, "nonsense"),
     ],
@@ -212,7 +212,7 @@ def test_a_description_beside_the_files_is_compared_with_them(vmm_msi, server):
 def test_the_files_of_two_hosts_are_refused(vmm_msi, server, captured):
     code, out, err = vmm_msi("doctor", server, captured)
     assert (code, out) == (2, "")
-    assert err.endswith(f"{captured}: {server} has files of the host already; name one\n")
+    assert err.endswith(f"{captured}: {server} has files of the host already; name one of them\n")
 
 
 def test_a_kernel_that_is_right_is_not_complained_of(vmm_msi, server):

@@ -119,8 +119,8 @@ def test_a_capture_under_another_name_is_said_to_be_one(take, vmm_msi, host):
     code, out, err = vmm_msi("doctor", "host.zst")
     assert (code, out) == (3, "")
     assert err == (
-        "vmm-msi doctor: host.zst: is compressed with zstd, as a capture is, which is known by its "
-        "name: rename it to host.tar.zst\n"
+        "vmm-msi doctor: host.zst: compressed with zstd like a capture, but the name of a capture "
+        "ends in .tar.zst: rename it to host.tar.zst\n"
     )
 
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import debian_kernel
 
-from vmm_msi.doctor.host_case import HostSources, case_of_host
+from vmm_msi.doctor.host_case import case_of_host
 from vmm_msi.doctor.rules import examine
 from vmm_msi.host.files.archive import open_archive
 from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.host.live import read_sources
+from vmm_msi.host.sources import HostSources
 
 CAPTURE = Path(__file__).resolve().parent.parent / "captures" / "two-smmus.tar.zst"
 RELEASE = "7.2.12+deb14-arm64"
@@ -49,7 +50,7 @@ def test_debians_kernel_has_no_iommufd():
     config = debian_kernel.config()
     assert "# CONFIG_IOMMUFD is not set" in config.splitlines()
     tree = OtherKernel(config)
-    case = case_of_host(HostSources(tree.source, tuple(read_sources(tree)), tree))
+    case = case_of_host(HostSources(tree.source, read_sources(tree), (tree,)))
     found = {finding.id: finding for finding in examine(case)}
     finding = found["kernel-no-iommufd"]
     assert [str(one) for one in finding.evidence] == [

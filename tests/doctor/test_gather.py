@@ -11,12 +11,13 @@ from provision.helpers import node_file
 from vmm_msi.config import Choice, Config
 from vmm_msi.doctor.devices import representatives
 from vmm_msi.doctor.guest_case import case_of
-from vmm_msi.doctor.host_case import HostSources, with_host_facts
+from vmm_msi.doctor.host_case import with_host_facts
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml.support import Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, HypervisorError, UsageError
 from vmm_msi.host.files.in_memory import MemoryTree
+from vmm_msi.host.sources import HostSources
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.types import PciAddress
 
@@ -105,7 +106,7 @@ def test_the_files_of_a_host(written):
     """Its kernel and what a capture was told of libvirt are read where it is known by its files."""
     tree = MemoryTree("host", {"/proc/sys/kernel/osrelease": b"7.2.0\n"})
     path = written(rendered(A))
-    case = with_host_facts(gathered(path), HostSources("host", (HOST,), tree))
+    case = with_host_facts(gathered(path), HostSources("host", (HOST,), (tree,)))
     assert (case.tree, case.kernel.release) == (tree, "7.2.0")
 
 

@@ -5,9 +5,17 @@ from __future__ import annotations
 from host.firmware.iort_builder import iort, its_group, madt, rmr, root_complex, smmu_v3
 from host.host_files import HostFiles, config
 
+from vmm_msi.host.join import join
+from vmm_msi.host.live import read_sources
+
 SMMUS = (0x2B400000, 0x2B500000)
 ITSES = ((0, 0x30040000), (1, 0x30060000))
 NAMES = tuple(f"smmu3.0x{base:016x}" for base in SMMUS)
+
+
+def read_tree(tree, granule=None):
+    """Read a host from its files, all sources joined."""
+    return join(read_sources(tree, granule), tree.source)
 
 
 def tables(*, memory=(), smmus=SMMUS):

@@ -9,7 +9,7 @@ from host.hosts import server
 
 from vmm_msi import samples
 from vmm_msi.cli import main
-from vmm_msi.host import live
+from vmm_msi.host.files import folder
 
 NODE = f"test://{samples.path('test-driver.xml')}"
 BOARD = str(samples.path("eight-its-server.dtb"))
@@ -110,7 +110,7 @@ def test_this_machine(show, monkeypatch, root):
     """What this machine has differs; a folder stands for it the second time."""
     assert show().startswith("this machine: stage 2 granule ")
     whole = show("--root", root)
-    monkeypatch.setattr(live, "read_live", lambda: live.read_sources(live.FolderTree(root)))
+    monkeypatch.setattr(folder, "this_machine", lambda: folder.FolderTree(root))
     assert rows(show())[1:] == rows(whole)[1:]
 
 
@@ -134,7 +134,7 @@ def test_libvirt_and_tables(show, root):
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (["--root", "/no/such"], 3, "/no/such: no folder; valid is one laid out like the host's /"),
+        (["--root", "/no/such"], 3, "/no/such: not a folder; use one laid out like the host's /"),
         (["test:///no/such"], 6, "connecting to test:///no/such: there is no file /no/such; valid"),
     ],
 )

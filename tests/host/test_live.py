@@ -8,19 +8,20 @@ import time
 import pytest
 from host.firmware.dt_builder import dtb
 from host.host_files import ACPI, HostFiles, config
-from host.hosts import ITSES, NAMES, SMMUS, server, tables
+from host.hosts import ITSES, NAMES, SMMUS, read_tree, server, tables
 
 from vmm_msi import samples
 from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.host import crosscheck, live
 from vmm_msi.host.files import UnreadableError
+from vmm_msi.host.files import folder as host_folder
 from vmm_msi.host.files.capture_paths import MANIFEST, PAGE_SIZE
 from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.files.pack import pack
 from vmm_msi.host.firmware.dt_nodes import DeviceTree
-from vmm_msi.host.live import load_live, read_host, read_sources
+from vmm_msi.host.live import read_sources
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host, load_sources
+from vmm_msi.host.sources import load_host, load_live, read_host
 from vmm_msi.types import Granule, Pa, PciAddress
 
 BOARD = samples.path("eight-its-server.dtb")
@@ -31,7 +32,7 @@ def address(text):
 
 
 def test_a_server_with_acpi():
-    host = read_host(server().tree())
+    host = read_tree(server().tree())
     assert (host.source, host.granule, host.granule_known) == ("host.tar.zst", Granule.K4, False)
     assert [smmu.base for smmu in host.smmus] == list(SMMUS)
     assert [(its.id, its.base) for its in host.itses] == list(ITSES)
@@ -46,7 +47,7 @@ def test_a_server_with_acpi():
 
 def test_aliases_become_stream_ids_and_the_device_id():
     """A sound card behind a bridge to PCI: its DMA has two StreamIDs, its MSIs the bridge's."""
-    device = resolve(read_host(server().tree()), address("0001:02:03.0"))
+    device = resolve(read_tree(server().tree()), address("0001:02:03.0"))
     assert (device.smmu, device.stream_id, device.streams) == (1, 0x218, 2)
     assert (device.its, device.device_id) == (1, 0x10200)
     assert (device.iommu_group, device.vectors) == (5, 1)
@@ -57,9 +58,9 @@ def test_a_capture_has_the_page_size_in_it(size):
     files = server()
     files.files[PAGE_SIZE] = b"%d\n" % size
     for granule in (None, Granule.K16):
-        host = read_host(files.tree(), granule)
+        host = read_tree(files.tree(), granule)
         assert (host.granule, host.granule_known) == (Granule(size), True)
-    assert read_host(server().tree(), Granule.K64).granule == Granule.K64
+    assert read_tree(server().tree(), Granule.K64).granule == Granule.K64
 
 
 @pytest.mark.parametrize("size", [b"8192", b"0", b"big"])
@@ -67,21 +68,20 @@ def test_no_page_size_at_all(size):
     files = server()
     files.files[PAGE_SIZE] = size
     with pytest.raises(UnreadableError, match=r"/vmm-msi/page-size of host.tar.zst: .* is no"):
-        read_host(files.tree())
+        read_tree(files.tree())
 
 
 def test_who_is_not_root_has_functions_and_groups_and_is_told_what_is_missing():
     files = server()
     for name in ("IORT", "APIC"):
         files.unreadable[f"{ACPI}/{name}"] = "Permission denied"
-    host = read_host(files.tree("this machine"))
+    host = read_tree(files.tree("this machine"))
     assert [smmu.base for smmu in host.smmus] == [Pa(base) for base in SMMUS]
     assert len(host.functions) == 7
     (gap,) = host.missing
     assert gap == (
-        "/sys/firmware/acpi/tables/IORT of this machine tells of the way to SMMUs and ITSes, and "
-        "cannot be read: Permission denied; try as root, or name a copy of it, which root made, as "
-        "HOST"
+        "/sys/firmware/acpi/tables/IORT of this machine shows how devices reach SMMUs and ITSes, "
+        "and cannot be read: Permission denied; run as root, or name a copy made by root as HOST"
     )
     with pytest.raises(TopologyError) as caught:
         resolve(host, address("0000:01:00.0"))
@@ -90,7 +90,7 @@ def test_who_is_not_root_has_functions_and_groups_and_is_told_what_is_missing():
 
 def test_neither_table():
     files = HostFiles().function("0000:00:01.0", group=0)
-    host = read_host(files.tree())
+    host = read_tree(files.tree())
     assert [str(function.address) for function in host.functions] == ["0000:00:01.0"]
     with pytest.raises(TopologyError, match=r"host.tar.zst has neither .*IORT nor a device tree"):
         resolve(host, address("0000:00:01.0"))
@@ -99,7 +99,7 @@ def test_neither_table():
 def test_without_apic_the_routes_are_there():
     files = server()
     del files.files[f"{ACPI}/APIC"]
-    host = read_host(files.tree())
+    host = read_tree(files.tree())
     assert (host.itses, len(host.routes)) == ((), 2)
     with pytest.raises(TopologyError, match="APIC is missing"):
         resolve(host, address("0000:01:00.0"))
@@ -109,10 +109,10 @@ def test_a_malformed_table_is_refused():
     files = server()
     files.files[f"{ACPI}/IORT"] = b"IORT"
     with pytest.raises(TopologyError, match=r"host.tar.zst/sys/firmware/acpi/tables/IORT: offset"):
-        read_host(files.tree())
+        read_tree(files.tree())
     files = HostFiles().tables(fdt=b"\xd0\x0d\xfe\xed")
     with pytest.raises(TopologyError, match=r"host.tar.zst/sys/firmware/fdt: "):
-        read_host(files.tree())
+        read_tree(files.tree())
 
 
 def test_beside_acpi_a_device_tree_may_be_empty():
@@ -126,7 +126,7 @@ def test_beside_acpi_a_device_tree_may_be_empty():
 
 
 def test_a_device_tree():
-    host = read_host(HostFiles().tables(fdt=BOARD.read_bytes()).tree())
+    host = read_tree(HostFiles().tables(fdt=BOARD.read_bytes()).tree())
     assert host.routes == load_host(BOARD).routes
     assert resolve(host, address("0002:01:00.0")).device_id == 0x20100
 
@@ -148,7 +148,7 @@ def test_a_device_tree_as_a_folder(tmp_path):
     """Everybody can read it; nodes come in the order of their names, so that ids differ."""
     files = as_folder(BOARD.read_bytes())
     files.unreadable["/sys/firmware/fdt"] = "Permission denied"
-    blob, folder = load_host(BOARD), read_host(files.tree())
+    blob, folder = load_host(BOARD), read_tree(files.tree())
     assert folder.missing == ()
     for segment in range(8):
         ways = []
@@ -167,14 +167,14 @@ def test_a_folder_that_is_no_device_tree(depth, size, message):
     files.files["/proc/device-tree" + "/node" * depth + "/a"] = bytes(size // 2)
     files.files["/proc/device-tree" + "/node" * depth + "/b"] = bytes(size // 2)
     with pytest.raises(TopologyError, match=f"device tree of host.tar.zst: .*{message}"):
-        read_host(files.tree())
+        read_tree(files.tree())
 
 
 def test_a_folder_laid_out_like_the_root(tmp_path):
     root = server().write(tmp_path)
     host = load_host(root)
     assert host.source == str(root)
-    assert len(load_sources(root)) == 2
+    assert len(read_host([root]).sources) == 2
     assert resolve(host, address("0000:01:00.0")).vectors == 129
     # A folder with the tables themselves is one with the tables.
     assert load_host(root / ACPI[1:]).functions == ()
@@ -187,20 +187,24 @@ def test_a_capture(tmp_path):
     path.write_bytes(pack(files.files, files.links, files.folders))
     host = load_host(path)
     assert (host.source, host.granule) == (str(path), Granule.K64)
-    assert host.functions == read_host(files.tree()).functions
+    assert host.functions == read_tree(files.tree()).functions
     assert resolve(host, address("0001:02:03.0")).streams == 2
 
 
 def test_this_machine(monkeypatch, tmp_path):
     """What it has differs; that it is read with its own page size does not."""
-    for source in live.read_live():
+    for source in read_host().sources:
         assert (source.granule, source.granule_known) == (os.sysconf("SC_PAGE_SIZE"), True)
     for files, error, message in (
-        (HostFiles(), UsageError, "has neither .* so it is no Arm host with an SMMU; name a HOST"),
+        (
+            HostFiles(),
+            UsageError,
+            "has neither .*: it is not an Arm host with an SMMU; name a HOST",
+        ),
         (server(), None, None),
     ):
         tree = FolderTree(files.write(tmp_path / message[:3] if message else tmp_path / "server"))
-        monkeypatch.setattr(live, "this_machine", lambda tree=tree: tree)
+        monkeypatch.setattr(host_folder, "this_machine", lambda tree=tree: tree)
         if error is None:
             assert resolve(load_live(), address("0000:01:00.0")).vectors == 129
         elif not (live.ACPI_TABLES / "IORT").exists():

@@ -9,8 +9,8 @@ from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu
 
 from vmm_msi import samples
 from vmm_msi.errors import TopologyError
-from vmm_msi.host.resolve import isolates_msis, resolve
-from vmm_msi.host.sources import load_host, with_devices
+from vmm_msi.host.resolve import isolates_msis, resolve, with_devices
+from vmm_msi.host.sources import load_host
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     Granule,

@@ -10,8 +10,8 @@ from vmm_msi.cli.common import (
     add_granule,
     add_host,
     check_uris,
-    host_or_live,
     load_config,
+    load_host,
     load_plugins,
 )
 from vmm_msi.cli.domain_options import (
@@ -132,7 +132,7 @@ def run(args: argparse.Namespace) -> int:
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
     check_uris(args, [args.connect])
-    host = host_or_live(args)
+    host = load_host(args)
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 

@@ -11,9 +11,10 @@ from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable
 
     from vmm_msi.config import Choice, Config
+    from vmm_msi.host.sources import HostSources
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology
 
@@ -87,33 +88,38 @@ def add_granule(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_sources(names: Sequence[Path | str], granule: Granule | None = None) -> list[HostTopology]:
-    """Return what each source about a host says, in the order of the names.
+def read_host(args: argparse.Namespace) -> HostSources:
+    """Read the sources that the arguments name with HOST, ``--host`` and ``--root``.
 
-    :param names: as :func:`host_name` returns them.
-    :param granule: page size of the host's kernel, where no source tells.
+    :return: the sources of this machine if they name none.
     """
     from vmm_msi.host import sources
 
-    found: list[HostTopology] = []
-    for name in names:
-        if isinstance(name, Path):
-            found += sources.load_sources(name, granule)
-            continue
-        from vmm_msi.libvirt_driver import connect
-        from vmm_msi.libvirt_driver.node_devices import host_of
+    granule = None if args.granule is None else Granule.parse(args.granule)
+    root = getattr(args, "root", None)
+    return sources.read_host(args.host or (), granule, root=root, ask_libvirt=_ask_libvirt)
 
-        with connect(name, readonly=True) as connection:
-            found.append(host_of(connection))
-    return found
+
+def _ask_libvirt(uri: str) -> HostTopology:
+    """Return the PCI functions that the libvirt at ``uri`` lists."""
+    from vmm_msi.libvirt_driver import connect
+    from vmm_msi.libvirt_driver.node_devices import host_of
+
+    with connect(uri, readonly=True) as connection:
+        return host_of(connection)
 
 
 def load_host(args: argparse.Namespace) -> HostTopology:
-    """Read the host that the arguments name, by one source or several."""
-    from vmm_msi.host.join import join
+    """Read the host that the arguments name; this machine if they name none.
 
-    granule = None if args.granule is None else Granule.parse(args.granule)
-    return join(load_sources(args.host, granule), " + ".join(map(str, args.host)))
+    :raise UsageError: when they name none and this machine is not an Arm host with an SMMU.
+    """
+    from vmm_msi.host.sources import check_this_machine
+
+    host = read_host(args).joined()
+    if not args.host:
+        check_this_machine(host)
+    return host
 
 
 def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:
@@ -124,13 +130,6 @@ def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:
     for uri in uris if args.host is None else ():
         if "://" in uri and not uri.split("://", 1)[1].startswith("/"):
             raise UsageError(f"{uri} is another machine: name a description of it with --host")
-
-
-def host_or_live(args: argparse.Namespace) -> HostTopology:
-    """Read the host that the arguments name, else this machine."""
-    from vmm_msi.host.live import load_live
-
-    return load_live() if args.host is None else load_host(args)
 
 
 def load_config(args: argparse.Namespace) -> Config:

@@ -140,7 +140,7 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
 
 
 def _scenario(args: argparse.Namespace) -> Scenario:
-    from vmm_msi.host import sources
+    from vmm_msi.host.resolve import with_devices
     from vmm_msi.host.scenario import load_scenario
 
     if args.scenario is not None:
@@ -152,7 +152,7 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     host = load_host(args)
     guest = _guest(args, host)
     addresses = [device.host for device in guest.devices]
-    return Scenario(sources.with_devices(host, addresses), guest)
+    return Scenario(with_devices(host, addresses), guest)
 
 
 def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:

@@ -12,20 +12,18 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     host_name,
-    load_sources,
     print_json,
+    read_host,
 )
-from vmm_msi.errors import TopologyError, UsageError
+from vmm_msi.errors import UsageError
 from vmm_msi.terminal import print_lines
-from vmm_msi.types import Granule, PciAddress
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     import argparse
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.doctor.host_case import HostSources
-    from vmm_msi.host.files import HostTree
-    from vmm_msi.types import HostTopology
+    from vmm_msi.host.sources import HostSources
 
 #: Exit codes where something was found; errors of the command itself have those of errors.py.
 EXIT_ERRORS = 8
@@ -124,7 +122,6 @@ def _about(case: Case, domain: str | None) -> str:
 
 def _case(args: argparse.Namespace) -> Case:
     from vmm_msi.doctor import host_case
-    from vmm_msi.host.join import join
 
     wanted = [PciAddress.parse(text) for text in args.device]
     if args.domain is args.connect is args.strategy is args.config is None:
@@ -141,8 +138,7 @@ def _case(args: argparse.Namespace) -> Case:
         plugins.info(choice.strategy, PluginKind.STRATEGY)
     uri = _uri(args)
     there_is = _sources(args)
-    host = join(there_is.sources, there_is.name)
-    case = case_of(host, args.domain, uri, choice, wanted, plugins, settings)
+    case = case_of(there_is.joined(), args.domain, uri, choice, wanted, plugins, settings)
     return host_case.with_host_facts(case, there_is)
 
 
@@ -164,50 +160,19 @@ def _uri(args: argparse.Namespace) -> str | None:
 
 
 def _sources(args: argparse.Namespace) -> HostSources:
-    from vmm_msi.doctor.host_case import HostSources
-    from vmm_msi.host import live
+    """Read the host's sources.
 
-    granule = None if args.granule is None else Granule.parse(args.granule)
-    if args.root is None and not args.host:
-        sources = live.read_live()
-        if not any(one.smmus or one.itses or one.routes for one in sources):
-            live.load_live()  # says why, on a machine that is no Arm host
-        here = live.this_machine()
-        return HostSources(here.source, sources, here)
-    tree: HostTree | None = None
-    found: list[HostTopology] = []
-    if args.root is not None:
-        from vmm_msi.host.files.folder import FolderTree
+    :raise UsageError: for files of two hosts, and on a machine that is not an Arm host.
+    """
+    read = read_host(args)
+    if len(read.trees) > 1:
+        first, second, *_more = read.trees
+        raise UsageError(
+            f"{second.source}: {first.source} has files of the host already; name one of them"
+        )
+    known = any(host.smmus or host.itses or host.routes for host in read.sources)
+    if args.root is None and not args.host and not known:
+        from vmm_msi.host.sources import check_this_machine
 
-        if not args.root.is_dir():
-            raise TopologyError(f"{args.root}: no folder; valid is one laid out like the host's /")
-        tree = FolderTree(args.root)
-        found += live.read_sources(tree, granule)
-    for name in args.host:
-        its_tree = _tree(name)
-        if its_tree is None:
-            found += load_sources([name], granule)
-            continue
-        if tree is not None:
-            raise UsageError(f"{name}: {tree.source} has files of the host already; name one")
-        tree = its_tree
-        found += live.read_sources(tree, granule)
-    names = [str(name) for name in (args.root, *args.host) if name is not None]
-    return HostSources(" + ".join(names), tuple(found), tree)
-
-
-def _tree(name: Path | str) -> HostTree | None:
-    """Return the files of a host that a HOST has; None where it is a description."""
-    from vmm_msi.host.sources import CAPTURE
-
-    if not isinstance(name, Path):
-        return None
-    if name.name.endswith(CAPTURE):
-        from vmm_msi.host.files.archive import open_archive
-
-        return open_archive(name)
-    if (name / "sys").is_dir() and not (name / "IORT").exists():
-        from vmm_msi.host.files.folder import FolderTree
-
-        return FolderTree(name)
-    return None
+        check_this_machine(read.joined())
+    return read

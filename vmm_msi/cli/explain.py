@@ -12,8 +12,8 @@ from vmm_msi.cli.common import (
     add_granule,
     add_host,
     check_uris,
-    host_or_live,
     load_config,
+    load_host,
     load_plugins,
     print_json,
 )
@@ -105,11 +105,11 @@ def _text(args: argparse.Namespace) -> str:
 def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
     """Return the host that is named, else this machine where it is one."""
     if args.host is not None:
-        return host_or_live(args)
+        return load_host(args)
     try:
         if args.domain is not None:
             check_uris(args, [args.connect])
-        host = host_or_live(args)
+        host = load_host(args)
     except (UsageError, TopologyError) as error:
         notes.append(f"no host is known: {error}")
         return None

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_granule, add_host, check_uris, host_or_live
+from vmm_msi.cli.common import add_granule, add_host, check_uris, load_host
 from vmm_msi.cli.domain_options import add_connection, add_target
 from vmm_msi.errors import InputError, UnreadableError, UsageError
 from vmm_msi.terminal import print_error
@@ -47,9 +47,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Record a guest that runs."""
+    from vmm_msi.host.files.folder import this_machine
     from vmm_msi.host.files.kernel_log import kernel_log
     from vmm_msi.host.files.pack import check_target, write_archive
-    from vmm_msi.host.live import this_machine
     from vmm_msi.recording import recording_json
     from vmm_msi.recording.recorder import Found, make
 
@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
         )
     log = None if args.guest_log is None else _guest_log(args.guest_log)
     xml, releases = _ask(args)
-    host = host_or_live(args)
+    host = load_host(args)
     unread = []
     lines: list[str] = []
     recent: list[str] = []

@@ -12,8 +12,8 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     add_host,
-    host_or_live,
     load_config,
+    load_host,
     load_plugins,
 )
 from vmm_msi.cli.detach import ALL
@@ -101,7 +101,7 @@ def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support
     request = request_of(args, definition.name, named, "config")
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
-    host = host_or_live(args)
+    host = load_host(args)
     return definition_file.plan_attach(
         definition, support, plugins, settings, host, request, take_over=args.take_over
     )

@@ -11,14 +11,13 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     host_name,
-    load_sources,
     print_json,
+    read_host,
 )
-from vmm_msi.errors import TopologyError
 from vmm_msi.report import system
 from vmm_msi.report.columns import section
 from vmm_msi.terminal import print_lines
-from vmm_msi.types import Granule, PciAddress
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     import argparse
@@ -63,36 +62,17 @@ def run(args: argparse.Namespace) -> int:
     if args.action == "capture":
         return topology_capture.run(args)
     from vmm_msi.host.crosscheck import disagreements
-    from vmm_msi.host.files import THIS_MACHINE
-    from vmm_msi.host.join import join
 
-    sources = _sources(args)
-    names = [str(name) for name in (args.root, *args.host) if name is not None]
-    host = join(sources, " + ".join(names) or THIS_MACHINE)
-    found = disagreements(sources)
+    read = read_host(args)
+    host = read.joined()
+    conflicts = disagreements(read.sources)
     if args.format == "json":
-        print_json(to_json(host, found))
+        print_json(to_json(host, conflicts))
         return 0
     print_lines(to_lines(host))
-    if len(sources) > 1:
-        print_lines(system.disagreement_lines(found))
+    if len(read.sources) > 1:
+        print_lines(system.disagreement_lines(conflicts))
     return 0
-
-
-def _sources(args: argparse.Namespace) -> list[HostTopology]:
-    from vmm_msi.host import live
-
-    granule = None if args.granule is None else Granule.parse(args.granule)
-    found: list[HostTopology] = []
-    if args.root is not None:
-        from vmm_msi.host.files.folder import FolderTree
-
-        if not args.root.is_dir():
-            raise TopologyError(f"{args.root}: no folder; valid is one laid out like the host's /")
-        found += live.read_sources(FolderTree(args.root), granule)
-    elif not args.host:
-        found += live.read_live()
-    return found + load_sources(args.host, granule)
 
 
 def to_json(host: HostTopology, found: Sequence[Disagreement] = ()) -> dict[str, object]:

@@ -11,8 +11,8 @@ from vmm_msi.cli.common import (
     add_granule,
     add_host,
     check_uris,
-    host_or_live,
     load_config,
+    load_host,
     load_plugins,
 )
 from vmm_msi.cli.domain_options import DEFAULT_URI
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.watch.service_log import logging_to
     from vmm_msi.watch.systemd_notify import Notifier
 
-    host = host_or_live(args)
+    host = load_host(args)
 
     def load() -> Binder:
         settings = load_config(args)

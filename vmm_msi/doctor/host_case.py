@@ -2,34 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.case import Case
 from vmm_msi.doctor.devices import assignable, representatives, with_routed
 from vmm_msi.host.crosscheck import disagreements
-from vmm_msi.host.join import join
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vmm_msi.doctor.finding import Evidence
-    from vmm_msi.host.files import HostTree
-    from vmm_msi.types import HostTopology, PciAddress
-
-
-@dataclass(frozen=True, slots=True)
-class HostSources:
-    """What there is of a host.
-
-    :param name: what it is called.
-    :param sources: what each source says of it, the most believed first.
-    :param tree: its files; None where there are only descriptions.
-    """
-
-    name: str
-    sources: tuple[HostTopology, ...]
-    tree: HostTree | None = None
+    from vmm_msi.host.sources import HostSources
+    from vmm_msi.types import PciAddress
 
 
 def case_of_host(there_is: HostSources, wanted: Sequence[PciAddress] = ()) -> Case:
@@ -39,7 +24,7 @@ def case_of_host(there_is: HostSources, wanted: Sequence[PciAddress] = ()) -> Ca
         lists devices, one for each SMMU and ITS group of a PCI segment.
     :raise InputError: when a file of it has not what belongs there.
     """
-    host = join(there_is.sources, there_is.name)
+    host = there_is.joined()
     devices = tuple(wanted) or assignable(host) or representatives(host)
     case = Case(host=with_routed(host, devices), devices=devices, devices_selected=bool(wanted))
     return _with_facts(case, there_is)

@@ -12,7 +12,7 @@ from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.engine.session import GuestSession
 from vmm_msi.engine.setup import profile_for, with_groups
 from vmm_msi.errors import RefusedError, TopologyError
-from vmm_msi.host import sources
+from vmm_msi.host.resolve import resolve
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.provision.checks import needs_of
 from vmm_msi.provision.request import BinderKind
@@ -107,7 +107,7 @@ def resolved_host(case: Case) -> HostTopology:
     found = []
     for device in case.devices:
         with suppress(TopologyError):
-            sources.resolve(case.host, device)
+            resolve(case.host, device)
             found.append(device)
     functions = case.host.function_by_address
     host = with_groups(replace(case.host, devices=_kept(case, found)), found, functions)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.errors import RefusedError
-from vmm_msi.host import sources
 from vmm_msi.host.join import host_of_functions, join
+from vmm_msi.host.resolve import with_devices
 from vmm_msi.iommu.profiles import newest_profile, profile_named
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def with_groups(
     :raise TopologyError: when the description has no place for a device.
     """
     told = host_of_functions("libvirt", nodes.values())
-    return sources.with_devices(join((host, told), host.source), devices)
+    return with_devices(join((host, told), host.source), devices)
 
 
 def group_notes(

@@ -10,7 +10,7 @@ import msgspec
 from vmm_msi.engine.compare import compare, profile_for
 from vmm_msi.errors import TopologyError
 from vmm_msi.explain.explanation import Remedy
-from vmm_msi.host import sources
+from vmm_msi.host.resolve import with_devices
 from vmm_msi.plugins.hookspecs import PluginKind
 from vmm_msi.types import Outcome, Scenario
 
@@ -48,7 +48,7 @@ def working(
 
     :raise TopologyError: when the host does not have a device of the guest.
     """
-    whole = sources.with_devices(host, [device.host for device in guest.devices])
+    whole = with_devices(host, [device.host for device in guest.devices])
     scenario = Scenario(whole, replace(guest, honours_rmr=True))
     choices = plugins.choices()
     found = []

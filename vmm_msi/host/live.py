@@ -1,4 +1,4 @@
-"""A host from its own files: this machine's, those of a folder or those of a capture."""
+"""Read a host from its own files: this machine's, a folder's or a capture's."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import TopologyError, UsageError
-from vmm_msi.host.files import THIS_MACHINE, UnreadableError, number, place
+from vmm_msi.errors import TopologyError, UnreadableError
+from vmm_msi.host.files import THIS_MACHINE, number, place
 from vmm_msi.host.files.capture_paths import PAGE_SIZE
-from vmm_msi.host.files.folder import FolderTree
-from vmm_msi.host.join import join
 from vmm_msi.host.pci import sysfs
 from vmm_msi.types import Granule, HostTopology
 
@@ -20,75 +18,35 @@ if TYPE_CHECKING:
 
 ACPI_TABLES = Path("/sys/firmware/acpi/tables")
 DEVICE_TREE = Path("/sys/firmware/fdt")
-#: The device tree as a folder, which everybody can read.
+#: The device tree as a folder, which every user can read.
 DEVICE_TREE_FOLDER = "/proc/device-tree"
 
 
-def load_live() -> HostTopology:
-    """Read this machine, with its kernel's page size.
-
-    The tables of the firmware are readable by root only.
-
-    :raise UsageError: when it has neither an IORT nor a device tree with an SMMU or an ITS.
-    :raise TopologyError: when what it has cannot be read or is malformed.
-    """
-    host = join(read_live(), THIS_MACHINE)
-    if not host.missing:
-        return host
-    paths = (str(ACPI_TABLES / "IORT"), str(DEVICE_TREE))
-    if any(map(os.path.exists, paths)):
-        raise TopologyError("; ".join(host.missing))
-    raise UsageError(
-        f"this machine has neither {paths[0]} nor {paths[1]}, so it is no Arm host with an SMMU; "
-        "name a HOST that is: a TOML file, a device-tree blob, a folder with IORT and APIC, or a "
-        "capture"
-    )
-
-
-def this_machine() -> FolderTree:
-    """Return the files of the machine that this runs on."""
-    return FolderTree(Path("/"))
-
-
-def read_live() -> tuple[HostTopology, ...]:
-    """Return what each source on this machine says: :func:`read_sources`."""
-    return read_sources(this_machine())
-
-
-def read_host(tree: HostTree, granule: Granule | None = None) -> HostTopology:
-    """Read a host from its files: the sources of :func:`read_sources` as one.
-
-    :param granule: as there.
-    :raise InputError: as there.
-    """
-    return join(read_sources(tree, granule), tree.source)
-
-
 def read_sources(tree: HostTree, granule: Granule | None = None) -> tuple[HostTopology, ...]:
-    """Return what each source in a host's files says, the most believed first.
+    """Return what each source in a host's files reports, the most trusted first.
 
-    ACPI comes before a device tree, as in Linux ``arch/arm64/kernel/acpi.c``; sysfs is the last
-    and always there. What the tables' absence means is said by its ``missing``.
+    ACPI comes before a device tree, as in Linux ``arch/arm64/kernel/acpi.c``. sysfs comes last and
+    is always present; its ``missing`` says why there are no tables.
 
-    :param granule: page size of the host's kernel, where neither a capture nor this machine tells.
+    :param granule: page size of the host's kernel, used unless a capture or this machine has it.
     :raise TopologyError: when a table is malformed.
-    :raise InputError: when a file of sysfs has not what the kernel writes there.
+    :raise InputError: when a file of sysfs has something that the kernel does not write there.
     """
-    told = _page_size(tree) or granule
-    size = Granule.K4 if told is None else told
+    page_size = _page_size(tree) or granule
+    size = Granule.K4 if page_size is None else page_size
     tables = _Tables(tree, size)
-    found = [source for source in (tables.acpi(), tables.device_tree()) if source is not None]
-    found.append(
+    sources = [source for source in (tables.acpi(), tables.device_tree()) if source is not None]
+    sources.append(
         HostTopology(
             place(tree, "/sys"),
             size,
             smmus=sysfs.read_smmus(tree),
             itses=(),
             functions=sysfs.read_functions(tree),
-            missing=() if found else (tables.missing(),),
+            missing=() if sources else (tables.missing(),),
         )
     )
-    return tuple(replace(one, granule_known=told is not None) for one in found)
+    return tuple(replace(source, granule_known=page_size is not None) for source in sources)
 
 
 def _page_size(tree: HostTree) -> Granule | None:
@@ -101,14 +59,14 @@ def _page_size(tree: HostTree) -> Granule | None:
         return Granule(size)
     except ValueError:
         raise UnreadableError(
-            tree.source, PAGE_SIZE, f"{size} is no page size; valid are 4096, 16384 and 65536"
+            tree.source, PAGE_SIZE, f"{size} is not a page size; use 4096, 16384 or 65536"
         ) from None
 
 
 class _Tables:
-    """What a host's firmware hands over.
+    """The tables that a host's firmware passes to its kernel.
 
-    :ivar unreadable: what is there and cannot be read.
+    :ivar unreadable: the tables that exist and cannot be read.
     """
 
     def __init__(self, tree: HostTree, granule: Granule) -> None:
@@ -141,24 +99,24 @@ class _Tables:
         try:
             host = parse_devicetree(data, place(self.tree, path), self.granule)
         except TopologyError:
-            # Beside ACPI there is one without devices: Linux drivers/firmware/efi/libstub/fdt.c.
+            # The tree beside ACPI has no devices: Linux drivers/firmware/efi/libstub/fdt.c.
             if self.has_iort or self.unreadable:
                 return None
             raise
         return host if host.smmus or host.itses else None
 
     def missing(self) -> str:
-        """Say why there are no tables."""
+        """Return why there are no tables and what to use instead."""
         if not self.unreadable:
             return (
                 f"{self.tree.source} has neither {ACPI_TABLES / 'IORT'} nor a device tree with an "
-                "SMMU or an ITS, which tell of the way to them; name a HOST that has, beside this "
-                "one"
+                "SMMU or an ITS, which show how devices reach them; name a HOST that has one as "
+                "well"
             )
         first = self.unreadable[0]
         return (
-            f"{first.path} of {self.tree.source} tells of the way to SMMUs and ITSes, and cannot "
-            f"be read: {first.reason}; try as root, or name a copy of it, which root made, as HOST"
+            f"{first.path} of {self.tree.source} shows how devices reach SMMUs and ITSes, and "
+            f"cannot be read: {first.reason}; run as root, or name a copy made by root as HOST"
         )
 
     def _read(self, path: str) -> bytes | None:

@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm_msi.host.scenario_tables import (
-        DeviceTable,
         GuestDeviceTable,
         GuestTable,
+        HostDeviceTable,
         HostTable,
         ItsTable,
         MemoryTable,
@@ -143,7 +143,11 @@ class _Check:
         return HostTopology(self.source, granule, smmus, itses, devices)
 
     def host_device(
-        self, table: DeviceTable, at: KeyPath, known: tuple[set[int], set[int]], granule: Granule
+        self,
+        table: HostDeviceTable,
+        at: KeyPath,
+        known: tuple[set[int], set[int]],
+        granule: Granule,
     ) -> HostDevice:
         address = self.address(table.address, (*at, "address"))
         smmus, itses = known

@@ -29,7 +29,7 @@ class ReservedTable(Table, frozen=True):
     type: ReservedKind
 
 
-class DeviceTable(Table, frozen=True):
+class HostDeviceTable(Table, frozen=True):
     """``[[host.device]]``; StreamID and DeviceID follow from the address unless given."""
 
     address: str
@@ -49,7 +49,7 @@ class HostTable(Table, frozen=True):
     granule: str
     smmu: tuple[SmmuTable, ...] = ()
     its: tuple[ItsTable, ...] = ()
-    device: tuple[DeviceTable, ...] = ()
+    device: tuple[HostDeviceTable, ...] = ()
 
 
 class VitsTable(Table, frozen=True):
@@ -59,7 +59,7 @@ class VitsTable(Table, frozen=True):
     base: Number
 
 
-class Stage1Table(Table, frozen=True):
+class GuestStage1Table(Table, frozen=True):
     """``[[guest.stage1]]``."""
 
     id: str
@@ -89,7 +89,7 @@ class GuestTable(Table, frozen=True):
     order: BindOrder = BindOrder.INTERLEAVED
     honours_rmr: bool = True
     vits: tuple[VitsTable, ...] = ()
-    stage1: tuple[Stage1Table, ...] = ()
+    stage1: tuple[GuestStage1Table, ...] = ()
     device: tuple[GuestDeviceTable, ...] = ()
     memory: tuple[MemoryTable, ...] | None = None
 

@@ -1,24 +1,30 @@
-"""Host discovery: TOML, firmware tables, sysfs or libvirt's node devices become a HostTopology.
+"""Read a HOST: recognise each description that a command names and load what it reports.
 
-``live`` reads a host from its own files, ``join`` puts sources together, ``crosscheck`` compares
-them, ``resolve`` finds a device.
+:func:`read_host` is the one way in. It passes the files of a host (this machine, a folder laid out
+like ``/``, a capture) to :mod:`vmm_msi.host.live`, firmware tables to :mod:`vmm_msi.host.firmware`,
+a scenario file to :mod:`vmm_msi.host.scenario` and a libvirt URI to its caller's connection.
+:mod:`vmm_msi.host.join` then merges the sources into one topology.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
+import os
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import TopologyError
-from vmm_msi.host.resolve import resolve, with_devices
-from vmm_msi.types import Granule
+from vmm_msi.errors import TopologyError, UsageError
+from vmm_msi.host.files import THIS_MACHINE
+from vmm_msi.host.join import join
+from vmm_msi.types import Granule, HostTopology
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
-    from vmm_msi.types import HostTopology
+    from vmm_msi.host.files import HostTree
 
-__all__ = ["load_host", "load_sources", "resolve", "with_devices"]
+    #: Asks the libvirt at a URI for the host's PCI functions.
+    AskLibvirt = Callable[[str], HostTopology]
 
 #: How the name of a capture ends.
 CAPTURE = ".tar.zst"
@@ -28,68 +34,162 @@ _FORMS = (
     "ACPI tables IORT and APIC, a folder laid out like the host's /, or a capture "
     f"({CAPTURE})"
 )
+_DEVICE_TREE_MAGIC = b"\xd0\x0d\xfe\xed"
+_ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
+
+
+@dataclass(frozen=True, slots=True)
+class HostSources:
+    """The sources about one host.
+
+    :param name: what messages call the host.
+    :param sources: what each source reports, the most trusted first.
+    :param trees: the host's files, for each HOST that has them; empty if all are descriptions.
+    """
+
+    name: str
+    sources: tuple[HostTopology, ...]
+    trees: tuple[HostTree, ...] = ()
+
+    @property
+    def tree(self) -> HostTree | None:
+        """The host's files; None if there are only descriptions."""
+        return self.trees[0] if self.trees else None
+
+    def joined(self) -> HostTopology:
+        """Return the sources merged into one topology."""
+        return join(self.sources, self.name)
+
+
+def read_host(
+    names: Sequence[Path | str] = (),
+    granule: Granule | None = None,
+    *,
+    root: Path | None = None,
+    ask_libvirt: AskLibvirt | None = None,
+) -> HostSources:
+    """Read every HOST that is named; this machine if none is.
+
+    :param names: in order of trust: a path for a description, a string for a libvirt URI.
+    :param granule: page size of the host's kernel, used if no source reports it.
+    :param root: a folder laid out like the host's ``/``, more trusted than ``names``.
+    :param ask_libvirt: required for a libvirt URI.
+    :raise TopologyError: when a description has no known form, cannot be read or is malformed.
+    :raise ScenarioError: when a TOML file has an error.
+    """
+    from vmm_msi.host.files.folder import FolderTree, this_machine
+    from vmm_msi.host.live import read_sources
+
+    sources: list[HostTopology] = []
+    trees: list[HostTree] = []
+    if root is not None:
+        if not root.is_dir():
+            raise TopologyError(f"{root}: not a folder; use one laid out like the host's /")
+        trees.append(FolderTree(root))
+    elif not names:
+        trees.append(this_machine())
+    for tree in trees:
+        sources += read_sources(tree, granule)
+    for name in names:
+        if isinstance(name, str):
+            if ask_libvirt is None:
+                raise UsageError(f"{name}: a libvirt URI; {_FORMS}")
+            sources.append(ask_libvirt(name))
+            continue
+        opened = _open(name, granule)
+        if isinstance(opened, HostTopology):
+            sources.append(opened)
+        else:
+            trees.append(opened)
+            sources += read_sources(opened, granule)
+    shown = [str(name) for name in (root, *names) if name is not None]
+    return HostSources(" + ".join(shown) or THIS_MACHINE, tuple(sources), tuple(trees))
 
 
 def load_host(path: Path, granule: Granule | None = None) -> HostTopology:
-    """Read the description of a host, of any kind.
+    """Read the description of a host.
 
     :param path: a ``.toml`` file, a device tree blob, a folder with ACPI tables or laid out like
         the host's ``/``, or a capture (``.tar.zst``).
-    :param granule: page size of the host's kernel, in bytes, where the description does not tell:
-        a TOML file and a capture do. 4K is assumed where nothing tells.
-    :raise TopologyError: when it is none of them, cannot be read or is malformed.
+    :param granule: page size of the host's kernel in bytes, used if the description does not have
+        it: a TOML file and a capture do. The default is 4K.
+    :raise TopologyError: when it has none of these forms, cannot be read or is malformed.
     :raise ScenarioError: when it is a TOML file with an error.
     """
-    from vmm_msi.host.join import join
-
-    return join(load_sources(path, granule), str(path))
+    return read_host([path], granule).joined()
 
 
-def load_sources(path: Path, granule: Granule | None = None) -> tuple[HostTopology, ...]:
-    """Return what each source in a description says; :func:`load_host` is them as one.
+def load_live() -> HostTopology:
+    """Read this machine, with its kernel's page size.
 
-    :raise VmmMsiError: as for :func:`load_host`.
+    Only root can read the firmware's tables.
+
+    :raise UsageError: when it has neither an IORT nor a device tree with an SMMU or an ITS.
+    :raise TopologyError: when its tables cannot be read or are malformed.
     """
+    host = read_host().joined()
+    check_this_machine(host)
+    return host
+
+
+def check_this_machine(host: HostTopology) -> None:
+    """Refuse this machine if its files do not show how devices reach SMMUs and ITSes.
+
+    :param host: this machine, as :func:`read_host` reads it.
+    :raise UsageError: when it has neither an IORT nor a device tree.
+    :raise TopologyError: when its tables cannot be read.
+    """
+    from vmm_msi.host.live import ACPI_TABLES, DEVICE_TREE
+
+    if not host.missing:
+        return
+    tables = (ACPI_TABLES / "IORT", DEVICE_TREE)
+    if any(map(os.path.exists, tables)):
+        raise TopologyError("; ".join(host.missing))
+    raise UsageError(
+        f"this machine has neither {tables[0]} nor {tables[1]}: it is not an Arm host with an "
+        "SMMU; name a HOST that is: a TOML file, a device tree blob, a folder with IORT and APIC, "
+        "or a capture"
+    )
+
+
+def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
+    """Return the host's files if ``path`` has them, else the topology that it describes."""
     try:
         if path.is_dir():
-            return _folder(path, granule)
+            if (path / "sys").is_dir() and not (path / "IORT").exists():
+                from vmm_msi.host.files.folder import FolderTree
+
+                return FolderTree(path)
+            from vmm_msi.host.firmware.acpi import load_acpi
+
+            return _with_granule(load_acpi(path, granule or Granule.K4), granule)
         if path.suffix == ".toml":
             from vmm_msi.host.scenario import load_host_toml
 
-            return (load_host_toml(path),)
+            return load_host_toml(path)
         if path.name.endswith(CAPTURE):
             from vmm_msi.host.files.archive import open_archive
-            from vmm_msi.host.live import read_sources
 
-            return read_sources(open_archive(path), granule)
+            return open_archive(path)
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as failure:
         raise TopologyError(f"{path}: cannot be read: {failure.strerror}; {_FORMS}") from failure
     except ValueError as failure:
         raise TopologyError(f"{str(path)!r}: not a file name: {failure}; {_FORMS}") from failure
-    if magic == b"\xd0\x0d\xfe\xed":
+    if magic == _DEVICE_TREE_MAGIC:
         from vmm_msi.host.firmware.device_tree import load_devicetree
 
-        return (_told(load_devicetree(path, granule or Granule.K4), granule),)
-    if magic == b"\x28\xb5\x2f\xfd":  # RFC 8878, 3.1.1
+        return _with_granule(load_devicetree(path, granule or Granule.K4), granule)
+    if magic == _ZSTD_MAGIC:
         raise TopologyError(
-            f"{path}: is compressed with zstd, as a capture is, which is known by its name: rename "
-            f"it to {path.name.partition('.')[0]}{CAPTURE}"
+            f"{path}: compressed with zstd like a capture, but the name of a capture ends in "
+            f"{CAPTURE}: rename it to {path.name.partition('.')[0]}{CAPTURE}"
         )
     raise TopologyError(f"{path}: starts with {magic!r}; {_FORMS}")
 
 
-def _folder(path: Path, granule: Granule | None) -> tuple[HostTopology, ...]:
-    if not (path / "IORT").exists() and (path / "sys").is_dir():
-        from vmm_msi.host.files.folder import FolderTree
-        from vmm_msi.host.live import read_sources
-
-        return read_sources(FolderTree(path), granule)
-    from vmm_msi.host.firmware.acpi import load_acpi
-
-    return (_told(load_acpi(path, granule or Granule.K4), granule),)
-
-
-def _told(host: HostTopology, granule: Granule | None) -> HostTopology:
+def _with_granule(host: HostTopology, granule: Granule | None) -> HostTopology:
+    """Return ``host``, whose tables have no page size, with whether ``granule`` is known."""
     return replace(host, granule_known=granule is not None)

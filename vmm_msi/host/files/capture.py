@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from vmm_msi.host.files import UnreadableError, redact, text
-from vmm_msi.host.files.capture_list import SOURCES, Kind
+from vmm_msi.host.files.capture_list import SOURCES, CaptureKind
 from vmm_msi.host.files.capture_paths import KERNEL_LOG, MANIFEST, PAGE_SIZE
 from vmm_msi.host.files.kernel_log import KMSG, kernel_log
 from vmm_msi.host.files.pack import pack
@@ -114,19 +114,19 @@ class _Taker:
 
     def _take(self, source: Source, path: str) -> int | None:
         """Take one path and return how many bytes it has; None where there is no such thing."""
-        if source.kind is Kind.LINK:
+        if source.kind is CaptureKind.LINK:
             return self._take_link(path)
         place = self._plain(path)
-        if source.kind in {Kind.FILE_EXISTS, Kind.FOLDER_EXISTS}:
+        if source.kind in {CaptureKind.FILE_EXISTS, CaptureKind.FOLDER_EXISTS}:
             if not self._tree.exists(place):
                 return None
-            if source.kind is Kind.FOLDER_EXISTS:
+            if source.kind is CaptureKind.FOLDER_EXISTS:
                 self.found.folders[place] = None
                 data = b""
             else:
                 data = self.found.files.setdefault(place, b"")
         else:
-            read = self._config if source.kind is Kind.CONFIG_SPACE else self._file
+            read = self._config if source.kind is CaptureKind.CONFIG_SPACE else self._file
             found = read(place)
             if found is None:
                 return None

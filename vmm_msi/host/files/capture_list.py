@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-class Kind(Enum):
+class CaptureKind(Enum):
     """What of a path is taken."""
 
     FILE = "file"
@@ -40,7 +40,7 @@ class Source:
 
     path: str
     why: str
-    kind: Kind = Kind.FILE
+    kind: CaptureKind = CaptureKind.FILE
     cut: Callable[[bytes], bytes] | None = None
     kept: str = ""
 
@@ -76,8 +76,8 @@ SOURCES: tuple[Source, ...] = (
         kept="names, and how buses, SMMUs and ITSes are described",
     ),
     Source(PAGE_SIZE, "the page size of stage 2, and of a slot of the SW MSI window"),
-    Source("/sys/bus/pci/devices", "that PCI is there", Kind.FOLDER_EXISTS),
-    Source(_DEVICE, "which devices there are, below which bridges", Kind.LINK),
+    Source("/sys/bus/pci/devices", "that PCI is there", CaptureKind.FOLDER_EXISTS),
+    Source(_DEVICE, "which devices there are, below which bridges", CaptureKind.LINK),
     *(
         Source(f"{_DEVICE}/{name}", _ALIASES)
         for name in (
@@ -93,26 +93,26 @@ SOURCES: tuple[Source, ...] = (
     Source(
         f"{_DEVICE}/config",
         "what kind of port or bridge it is, MSI, MSI-X, ATS, PASID, ACS",
-        Kind.CONFIG_SPACE,
+        CaptureKind.CONFIG_SPACE,
         kept="the header and those capabilities",
     ),
-    Source(f"{_DEVICE}/driver", "whether a driver of the host has the device", Kind.LINK),
-    Source(f"{_DEVICE}/iommu", "which SMMU the kernel has it behind", Kind.LINK),
-    Source(f"{_DEVICE}/iommu_group", "what can be assigned with what", Kind.LINK),
-    Source(f"{_DEVICE}/physfn", "whether it is a virtual function", Kind.LINK),
-    Source(f"{_DEVICE}/virtfn*", "its virtual functions", Kind.LINK),
-    Source(f"{_DEVICE}/msi_irqs/*", "how many MSIs its driver uses now", Kind.FILE_EXISTS),
-    Source("/sys/kernel/iommu_groups", "that the kernel has IOMMUs", Kind.FOLDER_EXISTS),
-    Source(f"{_GROUP}/devices/*", "what can be assigned with what", Kind.LINK),
+    Source(f"{_DEVICE}/driver", "whether a driver of the host has the device", CaptureKind.LINK),
+    Source(f"{_DEVICE}/iommu", "which SMMU the kernel has it behind", CaptureKind.LINK),
+    Source(f"{_DEVICE}/iommu_group", "what can be assigned with what", CaptureKind.LINK),
+    Source(f"{_DEVICE}/physfn", "whether it is a virtual function", CaptureKind.LINK),
+    Source(f"{_DEVICE}/virtfn*", "its virtual functions", CaptureKind.LINK),
+    Source(f"{_DEVICE}/msi_irqs/*", "how many MSIs its driver uses now", CaptureKind.FILE_EXISTS),
+    Source("/sys/kernel/iommu_groups", "that the kernel has IOMMUs", CaptureKind.FOLDER_EXISTS),
+    Source(f"{_GROUP}/devices/*", "what can be assigned with what", CaptureKind.LINK),
     Source(f"{_GROUP}/reserved_regions", "the MSI window and what guest memory must not cover"),
     Source(f"{_GROUP}/type", "how the host itself uses the IOMMU"),
-    Source("/sys/class/iommu", "that the kernel has IOMMUs", Kind.FOLDER_EXISTS),
-    Source("/sys/class/iommu/*", "which device is the SMMU at which address", Kind.LINK),
+    Source("/sys/class/iommu", "that the kernel has IOMMUs", CaptureKind.FOLDER_EXISTS),
+    Source("/sys/class/iommu/*", "which device is the SMMU at which address", CaptureKind.LINK),
     *(
         source
         for module in MODULES
         for source in (
-            Source(f"/sys/module/{module}", "whether it is loaded", Kind.FOLDER_EXISTS),
+            Source(f"/sys/module/{module}", "whether it is loaded", CaptureKind.FOLDER_EXISTS),
             Source(
                 f"/sys/module/{module}/parameters/*",
                 "such as allow_unsafe_interrupts and enable_unsafe_noiommu_mode",
@@ -136,10 +136,10 @@ SOURCES: tuple[Source, ...] = (
         cut=redact.memory,
         kept="the size of memory and huge pages",
     ),
-    Source("/dev/iommu", "whether iommufd can be used", Kind.FILE_EXISTS),
-    Source("/dev/vfio/vfio", "whether VFIO can be used", Kind.FILE_EXISTS),
-    Source("/dev/kvm", "whether KVM can be used", Kind.FILE_EXISTS),
-    Source("/sys/firmware/efi", "whether the host was booted by UEFI", Kind.FOLDER_EXISTS),
+    Source("/dev/iommu", "whether iommufd can be used", CaptureKind.FILE_EXISTS),
+    Source("/dev/vfio/vfio", "whether VFIO can be used", CaptureKind.FILE_EXISTS),
+    Source("/dev/kvm", "whether KVM can be used", CaptureKind.FILE_EXISTS),
+    Source("/sys/firmware/efi", "whether the host was booted by UEFI", CaptureKind.FOLDER_EXISTS),
     Source(
         KERNEL_LOG,
         "what the kernel's drivers say that SMMUs and ITSes can do, and faults",

@@ -109,12 +109,12 @@ def parse_devicetree(data: bytes, source: str, granule: Granule = Granule.K4) ->
     :param data: the blob.
     :param source: the file it is from, for messages.
     :raise TopologyError: when it is malformed, a map leads to no node or would fall into more than
-        :data:`MAX_PIECES` pieces, or the address of an ITS or SMMU cannot be told.
+        :data:`MAX_PIECES` intervals, or the address of an ITS or SMMU cannot be told.
     """
-    return _Reader(DeviceTree(data, source)).host(granule)
+    return _HostBuilder(DeviceTree(data, source)).host(granule)
 
 
-class _Reader:
+class _HostBuilder:
     def __init__(self, tree: DeviceTree) -> None:
         self.tree = tree
         self.nodes = tree.by_phandle()
@@ -285,28 +285,30 @@ class _Reader:
         """Yield what ``of_map_id`` makes of the RequesterIDs ``first`` to ``last``, in order."""
         entries = list(self._entries(host, name, cells_name))
         mask = _mask(host, name)
-        pieces = first_match([(one.base, one.base + one.size - 1) for one in entries])
+        intervals = first_match([(one.base, one.base + one.size - 1) for one in entries])
         # The low end of the mask: RequesterIDs that differ in its zeros only share their ID, those
         # that differ in its ones only stay in sequence.
         constant = not mask & 1
         changing = mask if constant else ~mask
         block = min(changing & -changing, _RIDS) or _RIDS
         at = first
-        while at <= last and pieces:
+        while at <= last and intervals:
             self._count(host, name)
             end = min(at | block - 1, last)
             masked = at & mask
-            for piece in overlapping(pieces, masked, masked if constant else masked + end - at):
+            for interval in overlapping(
+                intervals, masked, masked if constant else masked + end - at
+            ):
                 self._count(host, name)
-                low = at + piece.first - masked
+                low = at + interval.first - masked
                 if first < low:
                     yield _Span(first, low - 1, None, first)
-                entry = entries[piece.number]
-                first = end + 1 if constant else at + piece.last - masked + 1
+                entry = entries[interval.number]
+                first = end + 1 if constant else at + interval.last - masked + 1
                 if entry.out is None:
                     yield _Span(low, first - 1, entry.target, low)
                 else:
-                    out = entry.out + piece.first - entry.base
+                    out = entry.out + interval.first - entry.base
                     yield _Span(low, first - 1, entry.target, out, constant)
             at = end + 1
         if first <= last:

@@ -18,7 +18,7 @@ from vmm_msi.tomlfile import one_line
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from vmm_msi.host.firmware.intervals import Piece
+    from vmm_msi.host.firmware.intervals import Interval
 
 #: Depth of a tree: Linux ``drivers/of/fdt.c`` FDT_MAX_DEPTH.
 MAX_DEPTH = 64
@@ -136,7 +136,7 @@ class DeviceTree:
     def __init__(self, data: bytes, source: str) -> None:
         self.source = source
         self.nodes = tuple(_read_nodes(data, source))
-        self._ranges: dict[DtNode, tuple[tuple[Piece, ...], list[tuple[int, int, int]]]] = {}
+        self._ranges: dict[DtNode, tuple[tuple[Interval, ...], list[tuple[int, int, int]]]] = {}
 
     def by_phandle(self) -> Mapping[int, DtNode]:
         """Return the nodes by phandle.
@@ -182,14 +182,16 @@ class DeviceTree:
             node.fail(f"{bus.path} has no ranges: {address:#x} there is no CPU address")
         if not bus.properties["ranges"]:
             return address
-        pieces, entries = self._parsed_ranges(bus)
-        piece = next(overlapping(pieces, address, address), None)
-        if piece is None:
+        intervals, entries = self._parsed_ranges(bus)
+        interval = next(overlapping(intervals, address, address), None)
+        if interval is None:
             node.fail(f"address {address:#x} is in none of the ranges of {bus.path}")
-        child, parent, _size = entries[piece.number]
+        child, parent, _size = entries[interval.number]
         return parent + address - child
 
-    def _parsed_ranges(self, bus: DtNode) -> tuple[tuple[Piece, ...], list[tuple[int, int, int]]]:
+    def _parsed_ranges(
+        self, bus: DtNode
+    ) -> tuple[tuple[Interval, ...], list[tuple[int, int, int]]]:
         if bus not in self._ranges and bus.parent is not None:
             child, parent = bus.count("#address-cells"), bus.parent.count("#address-cells")
             width = child + parent + bus.count("#size-cells")
@@ -204,8 +206,8 @@ class DeviceTree:
                 )
                 for at in range(0, len(cells), width)
             ]
-            pieces = first_match([(base, base + size - 1) for base, _out, size in entries])
-            self._ranges[bus] = pieces, entries
+            intervals = first_match([(base, base + size - 1) for base, _out, size in entries])
+            self._ranges[bus] = intervals, entries
         return self._ranges[bus]
 
 

@@ -12,12 +12,12 @@ from vmm_msi.types import PciRoute
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-#: Linear pieces that the RequesterIDs of a host may fall into: four segments of which no two
+#: Linear intervals that the RequesterIDs of a host may fall into: four segments of which no two
 #: neighbouring RequesterIDs have neighbouring StreamIDs or DeviceIDs.
 MAX_PIECES = 4 * 65536
 
 
-class Piece(NamedTuple):
+class Interval(NamedTuple):
     """The IDs ``first`` to ``last``, which all belong to the range with that number."""
 
     first: int
@@ -25,21 +25,21 @@ class Piece(NamedTuple):
     number: int
 
 
-def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Piece, ...]:
-    """Cut overlapping ranges (first and last ID) into pieces, sorted and disjoint.
+def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Interval, ...]:
+    """Cut overlapping ranges (first and last ID) into intervals, sorted and disjoint.
 
     An ID belongs to the range that comes first in ``ranges``; empty ranges (last below first) are
     left out. Needs n log n steps.
     """
     plain = sorted(
-        Piece(first, last, index) for index, (first, last) in enumerate(ranges) if first <= last
+        Interval(first, last, index) for index, (first, last) in enumerate(ranges) if first <= last
     )
     if all(low.last < high.first for low, high in pairwise(plain)):
         return tuple(plain)
     starts = sorted((first, index) for index, (first, last) in enumerate(ranges) if first <= last)
     cuts = sorted({first for first, _ in starts} | {ranges[index][1] + 1 for _, index in starts})
     active: list[int] = []
-    pieces: list[Piece] = []
+    intervals: list[Interval] = []
     position = 0
     for cut, following in pairwise(cuts):
         while position < len(starts) and starts[position][0] <= cut:
@@ -50,20 +50,20 @@ def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Piece, ...]:
         if not active:
             continue
         index = active[0]
-        if pieces and pieces[-1].number == index and pieces[-1].last == cut - 1:
-            pieces[-1] = Piece(pieces[-1].first, following - 1, index)
+        if intervals and intervals[-1].number == index and intervals[-1].last == cut - 1:
+            intervals[-1] = Interval(intervals[-1].first, following - 1, index)
         else:
-            pieces.append(Piece(cut, following - 1, index))
-    return tuple(pieces)
+            intervals.append(Interval(cut, following - 1, index))
+    return tuple(intervals)
 
 
-def overlapping(pieces: Sequence[Piece], first: int, last: int) -> Iterator[Piece]:
-    """Yield the parts of sorted, disjoint ``pieces`` that lie from ``first`` to ``last``."""
-    position = max(bisect_left(pieces, Piece(first + 1, 0, 0)) - 1, 0)
-    while position < len(pieces) and pieces[position].first <= last:
-        piece = pieces[position]
-        if piece.last >= first:
-            yield Piece(max(piece.first, first), min(piece.last, last), piece.number)
+def overlapping(intervals: Sequence[Interval], first: int, last: int) -> Iterator[Interval]:
+    """Yield the parts of sorted, disjoint ``intervals`` that lie from ``first`` to ``last``."""
+    position = max(bisect_left(intervals, Interval(first + 1, 0, 0)) - 1, 0)
+    while position < len(intervals) and intervals[position].first <= last:
+        interval = intervals[position]
+        if interval.last >= first:
+            yield Interval(max(interval.first, first), min(interval.last, last), interval.number)
         position += 1
 
 

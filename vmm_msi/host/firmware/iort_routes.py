@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.host.firmware.intervals import MAX_PIECES, Piece, first_match, merge, overlapping
+from vmm_msi.host.firmware.intervals import MAX_PIECES, Interval, first_match, merge, overlapping
 from vmm_msi.host.firmware.iort import ItsGroup, NodeType, SmmuNode
 from vmm_msi.types import PciRoute
 
@@ -68,7 +68,7 @@ class _Composer:
     def __init__(self, iort: Iort) -> None:
         self.iort = iort
         self.number = {node.offset: index for index, node in enumerate(iort.smmus)}
-        self.pieces: dict[int, tuple[Piece, ...]] = {}
+        self.intervals: dict[int, tuple[Interval, ...]] = {}
         self.steps = 0
 
     def all(self) -> Iterator[PciRoute]:
@@ -104,15 +104,15 @@ class _Composer:
         """Take one ID mapping: ``iort_id_map`` for all IDs at once."""
         mappings = walk.node.mappings
         last_id = walk.id if walk.constant else walk.id + walk.last - walk.first
-        for piece in overlapping(self._pieces_of(walk.node), walk.id, last_id):
+        for interval in overlapping(self._intervals_of(walk.node), walk.id, last_id):
             self._count()
-            mapping = mappings[piece.number]
+            mapping = mappings[interval.number]
             target = self.iort.by_offset[mapping.target]
-            low = walk.first if walk.constant else walk.first + piece.first - walk.id
-            high = walk.last if walk.constant else walk.first + piece.last - walk.id
+            low = walk.first if walk.constant else walk.first + interval.first - walk.id
+            high = walk.last if walk.constant else walk.first + interval.last - walk.id
             out = mapping.output_base
             if not mapping.single:
-                out += piece.first - mapping.input_base
+                out += interval.first - mapping.input_base
             constant = walk.constant or mapping.single
             if walk.smmu is None and isinstance(target, SmmuNode):
                 yield _Walk(target, low, high, out, constant, target, out, constant)
@@ -120,11 +120,11 @@ class _Composer:
             stream = walk.stream + (0 if walk.stream_constant else low - walk.first)
             yield _Walk(target, low, high, out, constant, walk.smmu, stream, walk.stream_constant)
 
-    def _pieces_of(self, node: Node) -> tuple[Piece, ...]:
-        if node.offset not in self.pieces:
+    def _intervals_of(self, node: Node) -> tuple[Interval, ...]:
+        if node.offset not in self.intervals:
             own = node.own_mapping if isinstance(node, SmmuNode) else None
-            self.pieces[node.offset] = _linux_pieces(node.mappings, node.type, own)
-        return self.pieces[node.offset]
+            self.intervals[node.offset] = _linux_intervals(node.mappings, node.type, own)
+        return self.intervals[node.offset]
 
     def _finish(self, segment: int, walk: _Walk, its_group: tuple[int, ...]) -> PciRoute:
         smmu = None if walk.smmu is None else self.number[walk.smmu.offset]
@@ -151,9 +151,9 @@ class _Composer:
             )
 
 
-def _linux_pieces(
+def _linux_intervals(
     mappings: Sequence[IdMapping], node_type: int, own: int | None
-) -> tuple[Piece, ...]:
+) -> tuple[Interval, ...]:
     """Tell which ID mapping Linux uses for which input IDs.
 
     The first that contains the ID, but the last ID of a mapping belongs to it only if no later
@@ -163,11 +163,11 @@ def _linux_pieces(
     :param own: index of the mapping that is for the node itself, not for its inputs.
     """
     plain = sorted(
-        Piece(one.input_base, one.input_last, index)
+        Interval(one.input_base, one.input_last, index)
         for index, one in enumerate(mappings)
         if index != own and not (one.single and node_type not in _SINGLE)
     )
-    if not any(mappings[piece.number].single for piece in plain) and all(
+    if not any(mappings[interval.number].single for interval in plain) and all(
         low.last < high.first for low, high in pairwise(plain)
     ):
         return tuple(plain)
@@ -193,28 +193,28 @@ def _linux_pieces(
     inner = first_match(ranges)
     winners: list[tuple[int, int]] = []
     for point, tentative in ends.items():
-        before = next((piece.number for piece in overlapping(inner, point, point)), tentative)
+        before = next((interval.number for interval in overlapping(inner, point, point)), tentative)
         if before > tentative:
             later = [index for index in starts[point] if index > tentative]
             at = bisect_right(singles, tentative)
             later += singles[at : at + 1]
             before = min(later, default=tentative)
         winners.append((point, before))
-    pieces = first_match([(point, point) for point, _index in winners] + ranges)
-    return tuple(_joined(pieces, [index for _point, index in winners]))
+    intervals = first_match([(point, point) for point, _index in winners] + ranges)
+    return tuple(_joined(intervals, [index for _point, index in winners]))
 
 
-def _joined(pieces: Sequence[Piece], points: Sequence[int]) -> Iterator[Piece]:
-    """Give the pieces the index of their mapping and join neighbours of one mapping."""
-    held: Piece | None = None
-    for piece in pieces:
-        small = piece.number < len(points)
-        index = points[piece.number] if small else piece.number - len(points)
-        if held is not None and held.number == index and held.last + 1 == piece.first:
-            held = Piece(held.first, piece.last, index)
+def _joined(intervals: Sequence[Interval], points: Sequence[int]) -> Iterator[Interval]:
+    """Give the intervals the index of their mapping and join neighbours of one mapping."""
+    held: Interval | None = None
+    for interval in intervals:
+        small = interval.number < len(points)
+        index = points[interval.number] if small else interval.number - len(points)
+        if held is not None and held.number == index and held.last + 1 == interval.first:
+            held = Interval(held.first, interval.last, index)
             continue
         if held is not None:
             yield held
-        held = Piece(piece.first, piece.last, index)
+        held = Interval(interval.first, interval.last, index)
     if held is not None:
         yield held
