@@ -13,7 +13,7 @@ MAX_LINES = 500
 #: Layers from the bottom up: a unit imports from lower ones and from itself. A room within a room
 #: (``host.files``) may be a unit of its own.
 LAYERS = (
-    {"errors", "terminal"},
+    {"errors", "quantity", "terminal"},
     {"types", "tomlfile", "samples", "templates", "host.files"},
     {"host.firmware", "host.pci"},
     {"iommu", "domxml", "config"},

@@ -1,4 +1,4 @@
-"""What the tests of watch share: an observer that remembers, and a guest that runs."""
+"""Shared by the tests of watch: an observer that records events, and a running guest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import NAMESPACE, PREFIX
 from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.watch.binder import Binder
-from vmm_msi.watch.reconcile import Guests
+from vmm_msi.watch.binder import SimBinder
+from vmm_msi.watch.reconcile import Reconciler
 from vmm_msi.watch.statistics import Statistics
 
 __all__ = ["HOST", "HOST_FILE", "A", "Audit", "B", "attach", "node", "node_file", "running"]
@@ -23,7 +23,7 @@ DOWN = ["unbind-doorbell", "detach-device"]
 
 
 class Audit:
-    """An observer that remembers, and objects to the devices in ``vetoed``."""
+    """An observer that records events, and vetoes those of the devices in ``vetoed``."""
 
     def __init__(self, *vetoed):
         self.events = []
@@ -31,7 +31,7 @@ class Audit:
 
     @hookimpl
     def vmm_msi_describe(self):
-        return PluginInfo(name="audit", kind=PluginKind.OBSERVER, summary="remembers")
+        return PluginInfo(name="audit", kind=PluginKind.OBSERVER, summary="records events")
 
     @hookimpl
     def vmm_msi_veto(self, event):
@@ -41,8 +41,8 @@ class Audit:
     def vmm_msi_observe(self, event):
         self.events.append(event)
 
-    def take(self):
-        """Return what came since the last time: action and device."""
+    def drain(self):
+        """Return action and device of the events since the last call."""
         events, self.events = self.events, []
         return [(str(event.action), event.device) for event in events]
 
@@ -51,11 +51,11 @@ def binder(*observers, settings=None):
     plugins = PluginManager.load()
     for observer in observers:
         plugins.register(observer)
-    return Binder(plugins, settings or Config(), HOST)
+    return SimBinder(plugins, settings or Config(), HOST)
 
 
-def guests(uri="test"):
-    return Guests(uri, Statistics())
+def reconciler(uri="test"):
+    return Reconciler(uri, Statistics())
 
 
 def ups(*devices):
@@ -70,7 +70,7 @@ UUID = "5b6d4f0a-2a5e-4b0e-9d53-0f6d3a7f1e00"
 
 
 def live(connection, uuid=UUID):
-    return DomainXml.parse(connection.live_text(uuid), "it")
+    return DomainXml.parse(connection.live_text(uuid), "the guest")
 
 
 def bound(connection, uuid=UUID):
@@ -78,18 +78,18 @@ def bound(connection, uuid=UUID):
 
 
 def outcomes(connection, uuid=UUID):
-    found = bound(connection, uuid)
-    return None if found is None else [(d.host, str(d.outcome)) for d in found.devices]
+    stored = bound(connection, uuid)
+    return None if stored is None else [(d.host, str(d.outcome)) for d in stored.devices]
 
 
 def write_live_record(connection, record_xml, uuid=UUID):
-    """Replace the record in the live metadata, as a live change would."""
+    """Replace the record in the live metadata, as attach and detach do in a running guest."""
     connection.set_live_metadata(uuid, NAMESPACE, PREFIX, record_xml)
 
 
 @contextmanager
 def running(file, *devices):
-    """Give a connection to the sample node with guest0, which runs with ``devices``."""
+    """Yield a connection to the sample node, where guest0 runs with ``devices``."""
     with node(file) as connection:
         if devices:
             attach(connection, *devices)

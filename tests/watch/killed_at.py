@@ -1,6 +1,6 @@
-"""``vmm-msi`` in a process that kills itself right before one of its calls of libvirt.
+"""Run ``vmm-msi`` and kill the process right before one of its calls of libvirt.
 
-The arguments are the number of the call and the words of the command line.
+The arguments are the number of the call and the command line.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The service in a process of its own, its log and what it tells systemd."""
+"""Run the service in a process of its own, and collect its log and its notifications."""
 
 from __future__ import annotations
 
@@ -14,59 +14,61 @@ from provision.helpers import HOST_FILE
 from waiting import wait_until
 
 
-def environment(**more):
+def environment(**variables):
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("VMM_MSI_", "LIBVIRT_"))}
-    return {**kept, **more}
+    return {**kept, **variables}
 
 
-def command(*words, host=True):
+def command(*arguments, host=True):
     return [
-        *(sys.executable, "-m", "vmm_msi", "watch", *map(str, words)),
+        *(sys.executable, "-m", "vmm_msi", "watch", *map(str, arguments)),
         *(("--host", str(HOST_FILE)) if host else ()),
     ]
 
 
-def once(*words, code=0):
-    """Run it once; return its log, or its error."""
-    done = subprocess.run(
-        command(*words, "--once", "--log-format", "json"),
+def once(*arguments, code=0):
+    """Run ``watch --once``; return its log and its standard error."""
+    result = subprocess.run(
+        command(*arguments, "--once", "--log-format", "json"),
         capture_output=True,
         text=True,
         check=False,
         env=environment(),
         timeout=60,
     )
-    assert done.returncode == code, done.stderr
-    assert done.stderr.count("\n") == bool(code)
-    assert "Traceback" not in done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()], done.stderr
+    assert result.returncode == code, result.stderr
+    assert result.stderr.count("\n") == bool(code)
+    assert "Traceback" not in result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()], result.stderr
 
 
 class Watch:
-    """The service, for as long as a ``with`` block; it ends in order and without a traceback."""
+    """The service during a ``with`` block; it must exit without a traceback."""
 
-    def __init__(self, *words, folder=None, **more):
-        self._words = words
-        self._more = more
+    def __init__(self, *arguments, folder=None, **variables):
+        self._arguments = arguments
+        self._variables = variables
         self._folder = folder
         self._socket = None
         self.log = []
-        self.told = []
+        self.notifications = []
 
     def __enter__(self):
-        more = self._more
+        variables = self._variables
         if self._folder is not None:
             path = f"{self._folder}/notify"
             self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
             self._socket.bind(path)
-            more = {**more, "NOTIFY_SOCKET": path}
-            self._hearer = threading.Thread(target=self._hear, args=(self._socket,), daemon=True)
-            self._hearer.start()
+            variables = {**variables, "NOTIFY_SOCKET": path}
+            self._receiver = threading.Thread(
+                target=self._receive, args=(self._socket,), daemon=True
+            )
+            self._receiver.start()
         self.process = subprocess.Popen(
-            command(*self._words),
+            command(*self._arguments),
             stderr=subprocess.PIPE,
             text=True,
-            env=environment(**more),
+            env=environment(**variables),
             cwd=self._folder,
         )
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -85,9 +87,9 @@ class Watch:
             self._reader.join(10)
             self.process.stderr.close()
             if self._socket is not None:
-                # What was sent before is still heard.
+                # The receiver still reads the datagrams that were sent before.
                 self._socket.shutdown(socket.SHUT_RDWR)
-                self._hearer.join(10)
+                self._receiver.join(10)
                 self._socket.close()
         if kind is None:
             assert self.process.returncode in {0, -signal.SIGKILL}, self.log
@@ -96,12 +98,12 @@ class Watch:
         for line in self.process.stderr:
             self.log.append(json.loads(line) if line.startswith("{") else {"event": line})
 
-    def _hear(self, receiver):
-        while words := receiver.recv(4096):
-            self.told += words.decode().split("\n")
+    def _receive(self, receiver):
+        while message := receiver.recv(4096):
+            self.notifications += message.decode().split("\n")
 
-    def found(self, event, **fields):
-        """Return what was logged of an event with these fields."""
+    def logged(self, event, **fields):
+        """Return the lines in the log with this event and these fields."""
         return [
             line
             for line in list(self.log)
@@ -110,9 +112,9 @@ class Watch:
         ]
 
     def wait_for(self, event, count=1, **fields):
-        """Wait until that many of an event with these fields were logged, and return them."""
-        assert wait_until(lambda: len(self.found(event, **fields)) >= count), self.log[-20:]
-        return self.found(event, **fields)
+        """Wait for ``count`` lines with this event and these fields, and return them."""
+        assert wait_until(lambda: len(self.logged(event, **fields)) >= count), self.log[-20:]
+        return self.logged(event, **fields)
 
     def signal(self, number):
         self.process.send_signal(number)

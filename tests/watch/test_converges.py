@@ -1,4 +1,4 @@
-"""Killed at any time and started again, the service brings every guest to the same state."""
+"""After a kill at any time and a restart, the service brings every guest to the same state."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def guest_name(number):
 
 @pytest.fixture
 def connection(lab_daemon):
-    """The test driver with three guests that have devices and one that has none."""
+    """Yield a connection to the test driver, with three guests with devices and one without."""
     with connect(lab_daemon.test_uri) as opened:
         for number in range(4):
             opened.define(nested_guest(guest_name(number), memory=128 << 20, kind="test"))
-            devices = [PciAddress(number, 1 + each, 0, 0) for each in range(number)]
+            devices = [PciAddress(number, 1 + bus, 0, 0) for bus in range(number)]
             if devices:
                 attach(opened, *devices, guest=guest_name(number), host=HOST, plugins=PLUGINS)
         yield opened
@@ -57,12 +57,12 @@ def toggle(connection, name):
 
 
 class Churn:
-    """Starts and stops guests in no order, on a connection of its own, until it is left."""
+    """Start and stop guests at random, on a connection of its own, during a ``with`` block."""
 
     def __init__(self, uri, seed):
         self._uri = uri
         self._random = random.Random(seed)  # noqa: S311 - not for secrets
-        self._ended = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run)
         self.toggles = 0
 
@@ -71,50 +71,50 @@ class Churn:
         return self
 
     def __exit__(self, *_error):
-        self._ended.set()
+        self._stop.set()
         self._thread.join()
 
     def _run(self):
         with connect(self._uri) as connection:
-            while not self._ended.wait(self._random.uniform(0, 0.02)):
+            while not self._stop.wait(self._random.uniform(0, 0.02)):
                 toggle(connection, guest_name(self._random.randrange(4)))
                 self.toggles += 1
 
 
 def problems(connection):
-    """Say what is not as it should be, a line for each guest."""
-    found = []
+    """Return the differences from the desired state of the guests, one line each."""
+    lines = []
     for number in range(4):
         name = guest_name(number)
         uuid = connection.domain_xml(name).uuid
         text = connection.live_text(uuid)
         if text is None:
-            # What is shut off has no element in its definition.
+            # The definition of a guest never has the element.
             if NAMESPACE in str(connection.domain_xml(name)):
-                found.append(f"{name}: is off and has an element")
+                lines.append(f"{name}: is shut off and has an element")
             continue
         count = text.count(f'"{NAMESPACE}"')
         if count != bool(number):
-            found.append(f"{name}: {count} elements")
+            lines.append(f"{name}: {count} elements")
             continue
         if not number:
             continue
         state = bound(connection, uuid)
         if f"id='{state.run}'" not in text.partition(">")[0]:
-            found.append(f"{name}: of another run")
+            lines.append(f"{name}: element of another run")
         hosts = [device.host for device in state.devices]
-        if hosts != [PciAddress(number, 1 + each, 0, 0) for each in range(number)]:
-            found.append(f"{name}: {hosts}")
-        found += [
+        if hosts != [PciAddress(number, 1 + bus, 0, 0) for bus in range(number)]:
+            lines.append(f"{name}: {hosts}")
+        lines += [
             f"{name}: {device}"
             for device in state.devices
             if device.outcome is not Outcome.DELIVERED or device.programmed is None
         ]
-    return found
+    return lines
 
 
 def test_killed_while_guests_come_and_go(connection):
-    """SIGKILL at times that chance picks, from before it connects to while it binds."""
+    """SIGKILL at random times, between the start and the binding of devices."""
     chance = random.Random(4)  # noqa: S311 - not for secrets
     killed = 0
     with Churn(connection.uri, 5) as churn:
@@ -125,9 +125,9 @@ def test_killed_while_guests_come_and_go(connection):
                 watch.signal(signal.SIGKILL)
                 assert watch.process.wait(30) == -signal.SIGKILL
                 killed += 1
-            assert [line["error"] for line in watch.found("failed")] == []
+            assert [line["error"] for line in watch.logged("failed")] == []
     assert (killed, churn.toggles > KILLS) == (KILLS, True)
-    # What it left is put right once, and then there is nothing to do.
+    # The next run repairs the state; the one after that changes nothing.
     once("-c", connection.uri)
     assert problems(connection) == []
     log, _ = once("-c", connection.uri)
@@ -135,22 +135,22 @@ def test_killed_while_guests_come_and_go(connection):
 
 
 def test_killed_at_each_call(connection):
-    """A process that is killed before its n-th call of libvirt, and a guest that just started."""
+    """Kill the process before its n-th call of libvirt, for every n, after a guest started."""
     script = Path(__file__).with_name("killed_at.py")
-    words = [sys.executable, script, None, *command("-c", connection.uri, "--once")[3:]]
+    arguments = [sys.executable, script, None, *command("-c", connection.uri, "--once")[3:]]
     path = os.pathsep.join([str(Path(__file__).parents[1]), *sys.path])
     for at in range(1, 60):
         connection.start(guest_name(2))
-        words[2] = str(at)
-        done = subprocess.run(
-            list(map(str, words)),
+        arguments[2] = str(at)
+        result = subprocess.run(
+            list(map(str, arguments)),
             capture_output=True,
             text=True,
             check=False,
             env=environment(PYTHONPATH=path),
         )
-        killed = done.returncode == -signal.SIGKILL
-        assert killed or done.returncode == 0, done.stderr
+        killed = result.returncode == -signal.SIGKILL
+        assert killed or result.returncode == 0, result.stderr
         if killed:
             once("-c", connection.uri)
         assert problems(connection) == [], at
@@ -158,16 +158,16 @@ def test_killed_at_each_call(connection):
         if not killed:
             assert at > 10
             return
-    pytest.fail("there is no end of calls")
+    pytest.fail("no run reached the last call")
 
 
-def test_alive_while_guests_come_and_go(connection):
+def test_state_after_guests_come_and_go(connection):
     with Watch("-c", connection.uri) as watch:
         watch.wait_for("service-ready")
         with Churn(connection.uri, 6):
             time.sleep(2)
         assert wait_until(lambda: problems(connection) == []), problems(connection)
-        assert [line["error"] for line in watch.found("failed")] == []
+        assert [line["error"] for line in watch.logged("failed")] == []
 
 
 def memory(process):
@@ -177,7 +177,7 @@ def memory(process):
 
 
 def processor_time(process):
-    """Return the time that a process had a processor, in clock ticks."""
+    """Return the processor time of a process, in clock ticks."""
     fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
     return int(fields[11]) + int(fields[12])
 
@@ -191,7 +191,7 @@ def test_memory_and_time_stay_flat(connection):
             begin = processor_time(watch.process)
             for number in range(part * LIFECYCLES, (part + 1) * LIFECYCLES):
                 connection.start(name)
-                assert wait_until(lambda n=number: len(watch.found("bound")) == (n + 1) * devices)
+                assert wait_until(lambda n=number: len(watch.logged("bound")) == (n + 1) * devices)
                 connection.destroy(name)
             watch.wait_for("unbound", (part + 1) * LIFECYCLES * devices)
             times.append(processor_time(watch.process) - begin)
@@ -200,7 +200,7 @@ def test_memory_and_time_stay_flat(connection):
     assert times[2] < 2 * times[0], times
 
 
-def test_a_guest_that_is_gone_is_no_failure(connection):
+def test_metadata_of_a_missing_guest(connection):
     assert connection.live_text("00000000-0000-0000-0000-000000000000") is None
     uuid = connection.domain_xml(guest_name(1)).uuid
     assert connection.live_text(uuid) is None

@@ -1,4 +1,4 @@
-"""What a worker is to look at: merged, bounded, in order."""
+"""The inbox of a worker: merged, bounded, in order."""
 
 from __future__ import annotations
 
@@ -7,32 +7,30 @@ import time
 
 from vmm_msi.domxml import bound_metadata, metadata
 from vmm_msi.libvirt_driver.event_loop import GuestEvent
-from vmm_msi.watch.inbox import Inbox, Look, Order
+from vmm_msi.watch.inbox import GuestCheck, Inbox, WorkerCommand
 from vmm_msi.watch.statistics import Statistics
 from vmm_msi.watch.worker import FIRST_DELAY_S, LAST_DELAY_S, Backoff
 
 
 def everything(inbox):
-    found = []
-    while (work := inbox.take(0)) is not None:
-        found.append(work)
-    return found
+    items = []
+    while (item := inbox.get(0)) is not None:
+        items.append(item)
+    return items
 
 
-def test_many_events_of_one_guest_are_one_look():
+def test_events_of_one_guest_become_one_check():
     statistics = Statistics()
     inbox = Inbox(statistics)
     for event in (GuestEvent.STARTED, GuestEvent.REBOOTED, GuestEvent.STOPPED, GuestEvent.CRASHED):
         inbox.guest(event, "a", "")
     inbox.guest(GuestEvent.DEVICE_ADDED, "b", "")
-    assert everything(inbox) == [Look("a", rebooted=True), Look("b", rebooted=False)]
-    counted = statistics.numbers().events
-    assert counted == dict.fromkeys(
-        ["started", "rebooted", "stopped", "crashed", "device-added"], 1
-    )
+    assert everything(inbox) == [GuestCheck("a", rebooted=True), GuestCheck("b", rebooted=False)]
+    counts = statistics.snapshot().events
+    assert counts == dict.fromkeys(["started", "rebooted", "stopped", "crashed", "device-added"], 1)
 
 
-def test_only_what_changes_a_run_is_looked_at():
+def test_events_of_the_definition_are_ignored():
     inbox = Inbox(Statistics())
     inbox.guest(GuestEvent.DEFINED, "a", "")
     inbox.guest(GuestEvent.UNDEFINED, "a", "")
@@ -40,54 +38,54 @@ def test_only_what_changes_a_run_is_looked_at():
         inbox.guest(GuestEvent.METADATA_CHANGED, "a", namespace)
     assert everything(inbox) == []
     inbox.guest(GuestEvent.METADATA_CHANGED, "a", metadata.NAMESPACE)
-    assert everything(inbox) == [Look("a", rebooted=False)]
+    assert everything(inbox) == [GuestCheck("a", rebooted=False)]
 
 
-def test_too_many_guests_are_one_reconcile():
+def test_too_many_guests_become_one_reconcile():
     inbox = Inbox(Statistics(), limit=4)
-    inbox.look("reset", rebooted=True)
+    inbox.check("reset", rebooted=True)
     for number in range(1000):
-        inbox.look(f"{number}")
+        inbox.check(f"{number}")
         assert len(inbox._guests) <= 4
-    found = everything(inbox)
-    assert found[:2] == [Order.OVERFLOW, Look("reset", rebooted=True)]
-    assert len(found) <= 5
+    items = everything(inbox)
+    assert items[:2] == [WorkerCommand.OVERFLOW, GuestCheck("reset", rebooted=True)]
+    assert len(items) <= 5
     for number in range(1000):
-        inbox.look(f"{number}", rebooted=True)
+        inbox.check(f"{number}", rebooted=True)
         assert len(inbox._guests) <= 4
 
 
-def test_orders_come_first_and_stop_stays():
+def test_commands_come_first_and_stop_stays():
     inbox = Inbox(Statistics())
-    inbox.look("a")
+    inbox.check("a")
     inbox.reconcile()
     inbox.closed()
-    assert [inbox.take(0), inbox.take(0), inbox.take(0)] == [
-        Order.LOST, Order.RECONCILE, Look("a", rebooted=False)
+    assert [inbox.get(0), inbox.get(0), inbox.get(0)] == [
+        WorkerCommand.CONNECTION_LOST, WorkerCommand.RECONCILE, GuestCheck("a", rebooted=False)
     ]  # fmt: skip
     inbox.closed()
     inbox.reconcile()
     inbox.connected()
-    assert inbox.take(0) is None
+    assert inbox.get(0) is None
     inbox.stop()
-    assert [inbox.take(0), inbox.take(None)] == [Order.STOP] * 2
+    assert [inbox.get(0), inbox.get(None)] == [WorkerCommand.STOP] * 2
     assert inbox.is_stopped()
 
 
-def test_a_pause_ends_early_and_takes_the_reconcile_with_it():
+def test_a_reconcile_ends_a_pause_and_is_consumed():
     inbox = Inbox(Statistics())
     begin = time.monotonic()
     threading.Timer(0.05, inbox.reconcile).start()
     inbox.pause(60)
     assert time.monotonic() - begin < 30
-    assert inbox.take(0) is None
+    assert inbox.get(0) is None
     inbox.pause(0.05)
     inbox.stop()
     inbox.pause(60)
     assert time.monotonic() - begin < 30
 
 
-def test_delays_grow_to_a_minute_and_begin_again():
+def test_delays_grow_to_a_minute_and_start_again():
     backoff = Backoff()
     delays = [backoff.next() for _ in range(9)]
     limits = [2, 4, 8, 16, 32, 60, 60, 60, 60]

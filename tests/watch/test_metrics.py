@@ -1,4 +1,4 @@
-"""What Prometheus is told, over TCP and over a unix socket."""
+"""The metrics endpoint, over TCP and over a unix socket."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from vmm_msi.watch.statistics import Statistics
 
 @pytest.fixture
 def statistics():
-    made = Statistics(up=True)
-    made.event("started")
-    made.event("started")
-    made.failure("connect")
-    made.changed(binds=3, unbinds=1)
-    made.reconnected()
+    statistics = Statistics(up=True)
+    statistics.event("started")
+    statistics.event("started")
+    statistics.failure("connect")
+    statistics.changed(binds=3, unbinds=1)
+    statistics.reconnected()
     for seconds in (0.001, 0.005, 0.05, 100):
-        made.reconciled(seconds)
-    made.guest("a", Counter(delivered=2))
-    made.guest("b", Counter({"s1-fault": 1}))
-    made.guest("c", Counter(delivered=1))
-    made.guest("c", None)
-    return made
+        statistics.reconciled(seconds)
+    statistics.guest("a", Counter(delivered=2))
+    statistics.guest("b", Counter({"s1-fault": 1}))
+    statistics.guest("c", Counter(delivered=1))
+    statistics.guest("c", None)
+    return statistics
 
 
 def free_port():
@@ -53,8 +53,8 @@ def endpoint(request, tmp_path, statistics):
     else:
         address = ListenAddress.parse(f"unix:{tmp_path}/socket")
     healthy = [True]
-    numbers = {"test:///x": statistics.numbers}
-    with Endpoint(address, numbers, lambda: healthy[0]) as opened:
+    snapshots = {"test:///x": statistics.snapshot}
+    with Endpoint(address, snapshots, lambda: healthy[0]) as opened:
         yield opened.address, healthy
 
 
@@ -78,11 +78,11 @@ def ask(address, request=b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n"):
     return head.decode(), body.decode()
 
 
-def test_the_numbers(endpoint):
+def test_metrics(endpoint):
     head, body = ask(endpoint[0])
     assert head.startswith("HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=")
     assert f"Content-Length: {len(body)}" in head
-    found = {
+    samples = {
         (sample.name, *(v for k, v in sorted(sample.labels.items()) if k != "uri")): sample.value
         for family in text_string_to_metric_families(body)
         for sample in family.samples
@@ -90,8 +90,8 @@ def test_the_numbers(endpoint):
     }
     buckets = {"0.005": 2, "0.02": 2, "0.1": 3, "0.5": 3, "2.0": 3, "10.0": 3, "60.0": 3, "+Inf": 4}
     name = "vmm_msi_watch"
-    assert found.pop((f"{name}_reconcile_seconds_sum",)) == pytest.approx(100.056)
-    assert found == {
+    assert samples.pop((f"{name}_reconcile_seconds_sum",)) == pytest.approx(100.056)
+    assert samples == {
         (f"{name}_connection_up",): 1,
         (f"{name}_guests",): 2,
         (f"{name}_devices", "delivered"): 2,
@@ -128,16 +128,16 @@ def test_health(endpoint):
         (b"x" * 20000, "400"),
     ],
 )
-def test_nothing_else_is_answered(endpoint, request_, status):
+def test_other_requests_are_refused(endpoint, request_, status):
     try:
         head, _body = ask(endpoint[0], request_)
     except ConnectionResetError:
-        head = f"HTTP/1.1 {status}"  # it was closed with a part unread
+        head = f"HTTP/1.1 {status}"  # the endpoint closed the connection with a part unread
     assert head.startswith(f"HTTP/1.1 {status}")
     assert ask(endpoint[0])[0].startswith("HTTP/1.1 200")
 
 
-def test_a_client_that_dawdles_is_given_up(endpoint, monkeypatch):
+def test_an_incomplete_request_is_refused_at_the_deadline(endpoint, monkeypatch):
     monkeypatch.setattr(metrics, "_REQUEST_S", 0.3)
     begin = time.monotonic()
     with connected(endpoint[0]) as slow:
@@ -164,7 +164,7 @@ def assert_answers_at_once(address):
 
 @pytest.mark.parametrize("count", [50, 200])
 @pytest.mark.parametrize("data", [b"", b"GET /metrics HTTP/1.1\r\nHost: "], ids=["idle", "slow"])
-def test_health_beside_clients_that_wait(endpoint, count, data):
+def test_health_despite_waiting_clients(endpoint, count, data):
     address, _healthy = endpoint
     with ExitStack() as stack:
         for _ in range(2):
@@ -174,8 +174,8 @@ def test_health_beside_clients_that_wait(endpoint, count, data):
     assert_answers_at_once(address)
 
 
-def test_health_beside_clients_that_send_a_byte_at_a_time(endpoint):
-    """50 of them, at a pace at which a timeout per read would never end them."""
+def test_health_despite_clients_that_send_slowly(endpoint):
+    """50 clients send a byte every 50 ms, so that a timeout per read would never end them."""
     address, _healthy = endpoint
     stop = threading.Event()
 
@@ -199,7 +199,7 @@ def test_health_beside_clients_that_send_a_byte_at_a_time(endpoint):
             thread.join()
 
 
-def test_a_connection_has_one_deadline_in_all(endpoint, monkeypatch):
+def test_the_deadline_is_for_the_whole_connection(endpoint, monkeypatch):
     monkeypatch.setattr(metrics, "_REQUEST_S", 0.3)
     begin = time.monotonic()
     with connected(endpoint[0]) as client, suppress(OSError):
@@ -239,7 +239,7 @@ def test_large_heads_are_refused(endpoint, request_):
 
 
 @pytest.mark.parametrize("count", [1, 100])
-def test_an_exception_ends_nothing(tmp_path, statistics, caplog, count):
+def test_an_exception_in_a_response_is_status_500(tmp_path, statistics, caplog, count):
     def broken():
         raise ZeroDivisionError("broken")
 
@@ -255,7 +255,7 @@ def test_an_exception_ends_nothing(tmp_path, statistics, caplog, count):
     )
 
 
-def test_an_exception_outside_a_response_ends_nothing(endpoint, caplog, monkeypatch, capfd):
+def test_an_exception_outside_a_response_ends_one_connection(endpoint, caplog, monkeypatch, capfd):
     with monkeypatch.context() as patch:
         patch.setattr(metrics, "_read_head", lambda *_: 1 / 0)
         with suppress(ConnectionResetError):
@@ -267,7 +267,7 @@ def test_an_exception_outside_a_response_ends_nothing(endpoint, caplog, monkeypa
     assert capfd.readouterr() == ("", "")
 
 
-def test_a_client_that_leaves_is_no_failure(endpoint, caplog, capfd):
+def test_a_reset_connection_is_not_logged(endpoint, caplog, capfd):
     for data in (b"", b"GET", b"GET /metrics HTTP/1.1\r\n\r\n"):
         for _ in range(10):
             with connected(endpoint[0]) as client:
@@ -278,8 +278,8 @@ def test_a_client_that_leaves_is_no_failure(endpoint, caplog, capfd):
     assert (caplog.messages, capfd.readouterr()) == ([], ("", ""))
 
 
-def test_no_descriptor_is_free(endpoint, monkeypatch):
-    """accept() fails for a while; the endpoint neither ends nor keeps a processor busy."""
+def test_the_endpoint_survives_a_lack_of_descriptors(endpoint, monkeypatch):
+    """accept() fails for a while; the endpoint neither exits nor keeps a processor busy."""
     address, _healthy = endpoint
     calls = []
 
@@ -298,19 +298,19 @@ def test_no_descriptor_is_free(endpoint, monkeypatch):
 def test_only_its_own_socket_is_removed(tmp_path, statistics):
     path = tmp_path / "socket"
     address = ListenAddress.parse(f"unix:{path}")
-    numbers = {"u": statistics.numbers}
-    with Endpoint(address, numbers, lambda: True):
+    snapshots = {"u": statistics.snapshot}
+    with Endpoint(address, snapshots, lambda: True):
         path.unlink()
-        with Endpoint(address, numbers, lambda: True):
+        with Endpoint(address, snapshots, lambda: True):
             pass
     assert not path.exists()
     with socket.socket(socket.AF_UNIX) as other:
-        with Endpoint(address, numbers, lambda: True):
+        with Endpoint(address, snapshots, lambda: True):
             path.unlink()
             other.bind(str(path))
         assert path.is_socket()
     path.unlink()
-    with Endpoint(address, numbers, lambda: True):
+    with Endpoint(address, snapshots, lambda: True):
         path.unlink()
         path.write_text("a file of another program")
     assert path.read_text() == "a file of another program"
@@ -336,29 +336,29 @@ def test_a_link_at_the_path_of_the_socket_stays(tmp_path, statistics):
     assert path.is_symlink()
 
 
-def test_what_was_listened_on_is_free_again(tmp_path, statistics):
-    numbers = {"u": statistics.numbers}
+def test_the_address_can_be_used_again(tmp_path, statistics):
+    snapshots = {"u": statistics.snapshot}
     path = tmp_path / "socket"
     address = ListenAddress.parse(f"unix:{path}")
     for _ in range(2):
-        with Endpoint(address, numbers, lambda: True):
+        with Endpoint(address, snapshots, lambda: True):
             assert path.stat().st_mode & 0o777 == 0o660
             with pytest.raises(OutputError, match="Address already in use"):
-                Endpoint(address, numbers, lambda: True).__enter__()
+                Endpoint(address, snapshots, lambda: True).__enter__()
         assert not path.exists()
     with socket.socket(socket.AF_UNIX) as dead:
         dead.bind(str(path))
-    with Endpoint(address, numbers, lambda: True):
+    with Endpoint(address, snapshots, lambda: True):
         assert ask(address)[0].startswith("HTTP/1.1 200")
-    path.write_text("a file of somebody's")
+    path.write_text("a file of another program")
     with pytest.raises(OutputError, match="Address already in use"):
-        Endpoint(address, numbers, lambda: True).__enter__()
-    assert path.read_text() == "a file of somebody's"
+        Endpoint(address, snapshots, lambda: True).__enter__()
+    assert path.read_text() == "a file of another program"
 
 
-def test_a_port_that_is_taken(statistics):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def test_a_port_in_use(statistics):
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
         with pytest.raises(
             OutputError, match=rf"^listening on 127\.0\.0\.1:{port} for --metrics: "
         ):
@@ -381,7 +381,7 @@ def test_addresses(text, shown):
 @pytest.mark.parametrize(
     "text", ["", "9177", ":0", ":65536", "host:80", "unix:x", ":-1", "1.2.3:4"]
 )
-def test_what_is_no_address(text):
+def test_invalid_addresses(text):
     with pytest.raises(UsageError, match=r"^--metrics .*valid is ADDRESS:PORT"):
         ListenAddress.parse(text)
 
@@ -394,8 +394,10 @@ def test_without_the_library():
         "try: Endpoint(ListenAddress(port=1), {}, bool)\n"
         "except UsageError as error: print(error)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == (
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout == (
         "--metrics: the Python package prometheus-client is not installed; install it with "
         "pip install 'vmm-msi[metrics]'\n"
     )

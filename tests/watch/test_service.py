@@ -27,7 +27,7 @@ DELIVERED = [(A, "delivered"), (B, "delivered")]
 
 
 def define(connection, kind="test", *devices):
-    """Define a guest with devices attached; return its UUID."""
+    """Define a guest and attach devices to it; return its UUID."""
     connection.define(nested_guest(GUEST, memory=128 << 20, kind=kind))
     if devices:
         attach(connection, *devices, guest=GUEST, host=HOST, plugins=PLUGINS)
@@ -42,7 +42,10 @@ def remove(connection):
 
 @pytest.fixture
 def test_driver(lab_daemon):
-    """The test driver with a guest that is shut off; a connection is held, or it forgets."""
+    """Yield a connection to the test driver, with a guest that is shut off.
+
+    The driver drops its guests when its last connection is closed.
+    """
     with connect(lab_daemon.test_uri) as connection:
         define(connection, "test", A, B)
         yield connection
@@ -51,16 +54,16 @@ def test_driver(lab_daemon):
 
 @pytest.fixture
 def daemon(lab_root):
-    """A daemon of the test's own, to restart and to stop."""
-    with LabDaemon(lab_root) as started:
-        yield started
+    """Yield a daemon for one test, which may restart or stop it."""
+    with LabDaemon(lab_root) as own:
+        yield own
 
 
 def uuid_of(connection):
     return connection.domain_xml(GUEST).uuid
 
 
-def test_guests_are_followed_and_the_end_unbinds_nothing(test_driver):
+def test_guests_are_followed_and_stay_bound_when_the_service_exits(test_driver):
     uuid = uuid_of(test_driver)
     with Watch("-c", test_driver.uri) as watch:
         watch.wait_for("service-ready")
@@ -79,31 +82,31 @@ def test_guests_are_followed_and_the_end_unbinds_nothing(test_driver):
         assert wait_until(lambda: outcomes(test_driver, uuid) == DELIVERED)
         watch.signal(signal.SIGTERM)
         assert watch.process.wait(30) == 0
-    assert watch.found("service-stopping", signal="SIGTERM")
-    assert len(watch.found("unbound")) == 2
+    assert watch.logged("service-stopping", signal="SIGTERM")
+    assert len(watch.logged("unbound")) == 2
     assert outcomes(test_driver, uuid) == DELIVERED
-    with Watch("-c", test_driver.uri) as again:
-        again.wait_for("reconciled", watched=1)
-        again.wait_for("service-ready")
-        assert again.found("bound") == []
-        again.signal(signal.SIGINT)
-        assert again.process.wait(30) == 0
+    with Watch("-c", test_driver.uri) as restarted:
+        restarted.wait_for("reconciled", watched=1)
+        restarted.wait_for("service-ready")
+        assert restarted.logged("bound") == []
+        restarted.signal(signal.SIGINT)
+        assert restarted.process.wait(30) == 0
 
 
-def test_a_device_that_is_attached_live(test_driver):
-    """A live attach: the device, then the record. The test driver tells of the record alone."""
+def test_a_live_attach(test_driver):
+    """The device comes before the record. The test driver sends an event for the record only."""
     from lxml import etree
 
     from vmm_msi.domxml.metadata import NAMESPACE as RECORD
 
     record = test_driver.domain_xml(GUEST).root.find(f"metadata/{{{RECORD}}}domain")
-    hostdevs = [each.element for each in test_driver.domain_xml(GUEST).hostdevs()]
+    hostdevs = [hostdev.element for hostdev in test_driver.domain_xml(GUEST).hostdevs()]
     remove(test_driver)
     define(test_driver)
     test_driver.start(GUEST)
     uuid = uuid_of(test_driver)
-    for each in record.iter("*"):
-        each.tag = etree.QName(each).localname
+    for element in record.iter("*"):
+        element.tag = etree.QName(element).localname
     etree.cleanup_namespaces(record)
     raw = test_driver._raw.lookupByName(GUEST)
     with Watch("-c", test_driver.uri) as watch:
@@ -116,7 +119,7 @@ def test_a_device_that_is_attached_live(test_driver):
             assert test_driver.set_live_metadata(uuid, RECORD, "vmm-msi", text)
             watch.wait_for("bound", number)
             assert wait_until(lambda n=number: outcomes(test_driver, uuid) == DELIVERED[:n])
-    assert watch.found("unbound") == []
+    assert watch.logged("unbound") == []
 
 
 def test_two_connections_and_one_is_down(test_driver, tmp_path):
@@ -125,15 +128,15 @@ def test_two_connections_and_one_is_down(test_driver, tmp_path):
     test_driver.start(GUEST)
     with Watch("-c", late, "-c", test_driver.uri, folder=tmp_path) as watch:
         watch.wait_for("bound", 2, uri=test_driver.uri)
-        assert wait_until(lambda: "READY=1" in watch.told)
-        assert wait_until(lambda: any(t.startswith("STATUS=1 of 2") for t in watch.told))
+        assert wait_until(lambda: "READY=1" in watch.notifications)
+        assert wait_until(lambda: any(n.startswith("STATUS=1 of 2") for n in watch.notifications))
         failed = watch.wait_for("connect-failed", 2, uri=late)
         assert 1 <= failed[0]["retry_seconds"] <= 2 <= failed[1]["retry_seconds"] <= 4
         link.symlink_to(test_driver.uri.partition("socket=")[2])
-        # A reload does not wait for the back-off.
+        # A reload does not wait for the backoff.
         watch.signal(signal.SIGHUP)
         watch.wait_for("reconciled", uri=late, watched=1)
-        assert watch.found("bound", uri=late) == []
+        assert watch.logged("bound", uri=late) == []
         watch.wait_for("reconciled", 2, uri=test_driver.uri)
 
 
@@ -142,59 +145,60 @@ def test_signals_and_systemd(test_driver, tmp_path):
     config.write_text('strategy = "identity"\n')
     options = ("-c", test_driver.uri, "--config", config)
     with Watch(*options, folder=tmp_path, WATCHDOG_USEC="400000") as watch:
-        assert wait_until(lambda: watch.told.count("WATCHDOG=1") > 3)
-        assert watch.told.count("READY=1") == 1
+        assert wait_until(lambda: watch.notifications.count("WATCHDOG=1") > 3)
+        assert watch.notifications.count("READY=1") == 1
         watch.signal(signal.SIGHUP)
         watch.wait_for("config-reloaded", file=config)
-        assert wait_until(lambda: watch.told.count("READY=1") == 2)
-        assert watch.told.index("RELOADING=1") < len(watch.told) - watch.told[::-1].index("READY=1")
+        assert wait_until(lambda: watch.notifications.count("READY=1") == 2)
+        sent = watch.notifications
+        assert sent.index("RELOADING=1") < len(sent) - sent[::-1].index("READY=1")
         config.write_text("strategy = 1\n")
         watch.signal(signal.SIGHUP)
         (line,) = watch.wait_for("config-invalid")
         assert f"{config}:1" in line["error"]
-        assert wait_until(lambda: watch.told.count("READY=1") == 3)
+        assert wait_until(lambda: watch.notifications.count("READY=1") == 3)
         test_driver.start(GUEST)
         watch.wait_for("bound", 2)
         assert wait_until(
-            lambda: "STATUS=1 of 1 connections up, 2 devices bound in 1 guests" in watch.told
+            lambda: "STATUS=1 of 1 connection up, 2 devices bound in 1 guest" in watch.notifications
         )
-    assert watch.told[-1] == "STOPPING=1"
+    assert watch.notifications[-1] == "STOPPING=1"
 
 
-def test_a_libvirtd_that_restarts(daemon, tmp_path):
-    """The test driver forgets its guests, the QEMU driver keeps them and their metadata."""
+def test_a_restart_of_libvirtd(daemon, tmp_path):
+    """The test driver drops its guests, the QEMU driver keeps them and their metadata."""
     options = ("-c", daemon.test_uri, "-c", daemon.uri)
-    with Watch(*options, folder=tmp_path) as watch, connect(daemon.uri) as held:
+    with Watch(*options, folder=tmp_path) as watch, connect(daemon.uri) as qemu:
         watch.wait_for("service-ready")
-        define(held, "qemu")
-        held.start(GUEST)
-        uuid = uuid_of(held)
+        define(qemu, "qemu")
+        qemu.start(GUEST)
+        uuid = uuid_of(qemu)
         device = BoundDevice(A, "identity", "sim", Iova(0x8000040), Outcome.DELIVERED)
-        written = Bound(1, "first-in-group", (device,))
-        held.set_live_metadata(uuid, NAMESPACE, PREFIX, bound_xml(written))
-        with connect(daemon.test_uri) as before:
-            define(before, "test", A)
-            before.start(GUEST)
+        stored = Bound(1, "first-in-group", (device,))
+        qemu.set_live_metadata(uuid, NAMESPACE, PREFIX, bound_xml(stored))
+        with connect(daemon.test_uri) as test:
+            define(test, "test", A)
+            test.start(GUEST)
             watch.wait_for("bound", uri=daemon.test_uri)
         daemon.restart()
         for uri in (daemon.uri, daemon.test_uri):
             watch.wait_for("connection-lost", uri=uri)
             watch.wait_for("connected", 2, uri=uri)
             watch.wait_for("reconciled", 2, uri=uri)
-        # Its guest is gone with the old daemon.
+        # The guest of the test driver is gone with the old daemon.
         watch.wait_for("unbound", uri=daemon.test_uri)
-        # That guest runs on, and has no device: what its element says is no longer so.
+        # QEMU's guest still runs, but it has no device, so its element is outdated.
         watch.wait_for("unbound", uri=daemon.uri)
-        with connect(daemon.uri) as after:
-            assert wait_until(lambda: bound(after, uuid) is None)
-        with connect(daemon.test_uri) as after:
-            define(after, "test", A, B)
-            after.start(GUEST)
+        with connect(daemon.uri) as qemu:
+            assert wait_until(lambda: bound(qemu, uuid) is None)
+        with connect(daemon.test_uri) as test:
+            define(test, "test", A, B)
+            test.start(GUEST)
             watch.wait_for("bound", 3, uri=daemon.test_uri)
-            assert wait_until(lambda: outcomes(after, uuid_of(after)) == DELIVERED)
-            remove(after)
-        with connect(daemon.uri) as after:
-            remove(after)
+            assert wait_until(lambda: outcomes(test, uuid_of(test)) == DELIVERED)
+            remove(test)
+        with connect(daemon.uri) as qemu:
+            remove(qemu)
 
 
 def metric(path, name, **labels):
@@ -213,8 +217,8 @@ def metric(path, name, **labels):
     return 0.0
 
 
-def test_events_of_qemu(lab_daemon, tmp_path):
-    """QEMU, emulated: a reset and a device that comes and goes are seen and change nothing."""
+def test_events_of_emulated_qemu(lab_daemon, tmp_path):
+    """The service counts a reset and a hotplug of a guest without devices and binds nothing."""
     path = tmp_path / "metrics"
     with connect(lab_daemon.uri) as qemu:
         xml = nested_guest(GUEST, memory=128 << 20, kind="qemu")
@@ -235,8 +239,8 @@ def test_events_of_qemu(lab_daemon, tmp_path):
                 assert wait_until(lambda: metric(path, "events_total", kind="stopped") == 1)
                 assert metric(path, "connection_up") == 1
             assert not path.exists()
-            assert not watch.found("bound")
-            assert not watch.found("failed")
+            assert not watch.logged("bound")
+            assert not watch.logged("failed")
         finally:
             remove(qemu)
 
@@ -250,25 +254,25 @@ def libvirtd_of(daemon):
     pytest.fail("the daemon has no libvirtd")
 
 
-def test_a_libvirtd_that_hangs_is_not_called_alive(daemon, tmp_path):
+def test_the_watchdog_is_not_answered_while_libvirtd_hangs(daemon, tmp_path):
     with Watch("-c", daemon.test_uri, folder=tmp_path, WATCHDOG_USEC="1000000") as watch:
         watch.wait_for("service-ready")
-        assert wait_until(lambda: "WATCHDOG=1" in watch.told)
+        assert wait_until(lambda: "WATCHDOG=1" in watch.notifications)
         libvirtd = libvirtd_of(daemon)
         os.kill(libvirtd, signal.SIGSTOP)
         try:
             watch.signal(signal.SIGHUP)
             watch.wait_for("service-stuck", 2, what=daemon.test_uri)
-            alive = watch.told.count("WATCHDOG=1")
+            alive = watch.notifications.count("WATCHDOG=1")
             watch.wait_for("service-stuck", 4, what=daemon.test_uri)
-            assert watch.told.count("WATCHDOG=1") == alive
+            assert watch.notifications.count("WATCHDOG=1") == alive
         finally:
             os.kill(libvirtd, signal.SIGCONT)
-        assert wait_until(lambda: watch.told.count("WATCHDOG=1") > alive)
+        assert wait_until(lambda: watch.notifications.count("WATCHDOG=1") > alive)
         watch.wait_for("reconciled", 2)
 
 
-# Once.
+# watch --once
 
 
 def test_once(test_driver):
@@ -280,7 +284,7 @@ def test_once(test_driver):
     assert outcomes(test_driver, uuid_of(test_driver)) == DELIVERED
 
 
-def test_once_does_what_it_can(test_driver):
+def test_once_serves_the_remaining_connections(test_driver):
     test_driver.start(GUEST)
     down = "test+unix:///default?socket=/no/such/socket"
     log, error = once("-c", down, "-c", test_driver.uri, code=6)
@@ -288,7 +292,7 @@ def test_once_does_what_it_can(test_driver):
     assert error.startswith(f"vmm-msi watch: connecting to {down}: ")
 
 
-def test_once_tells_of_a_guest_that_failed(test_driver):
+def test_once_reports_a_guest_that_failed(test_driver):
     test_driver.start(GUEST)
     uuid = uuid_of(test_driver)
     test_driver.set_live_metadata(uuid, NAMESPACE, PREFIX, "<guest/>")

@@ -1,4 +1,4 @@
-"""The systemd unit: as systemd reads it."""
+"""The systemd unit, as systemd reads it."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ ACPI = [Path("/sys/firmware/acpi/tables", name) for name in ("IORT", "APIC")]
 
 
 def line_of(text, name):
-    (found,) = (line for line in text.splitlines() if line.startswith(f"{name}="))
-    return found.removeprefix(f"{name}=")
+    (setting,) = (line for line in text.splitlines() if line.startswith(f"{name}="))
+    return setting.removeprefix(f"{name}=")
 
 
 def verified(text, folder):
-    """Return what systemd has to say of a unit."""
+    """Return the complaints of systemd about a unit."""
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
         unavailable("no systemd-analyze to verify the unit with")
     path = folder / "vmm-msi-watch.service"
     path.write_text(text)
-    done = subprocess.run(
+    result = subprocess.run(
         [analyze, "verify", "--man=no", str(path)], capture_output=True, text=True, check=False
     )
-    # Of the machine's other units it speaks too.
-    return [line for line in done.stderr.splitlines() if "vmm-msi-watch" in line]
+    # It complains about the machine's other units, too.
+    return [line for line in result.stderr.splitlines() if "vmm-msi-watch" in line]
 
 
 @pytest.mark.parametrize("tables", [[], ACPI, [Path("/sys/firmware/fdt")]], ids=len)
-def test_systemd_takes_it(tmp_path, tables):
+def test_systemd_accepts_the_unit(tmp_path, tables):
     text = unit.render([sys.executable, "-m", "vmm_msi", "watch", "-c", "a%b $c 'd\"e"], tables)
     assert verified(text, tmp_path) == []
 
 
-def test_an_error_would_be_seen(tmp_path):
+def test_systemd_reports_an_error(tmp_path):
     text = unit.render(["/no/such/program"], []).replace("ProtectSystem=", "ProtectSytem=")
     assert len(verified(text, tmp_path)) == 2
 
@@ -53,26 +53,28 @@ def test_an_error_would_be_seen(tmp_path):
     [([], ""), (ACPI, " --host %d"), ([Path("/sys/firmware/fdt")], " --host %d/fdt")],
     ids=["named", "acpi", "device-tree"],
 )
-def test_what_root_alone_can_read_is_given_to_it(tables, arguments):
+def test_systemd_passes_files_that_only_root_can_read(tables, arguments):
     text = unit.render(["/usr/bin/vmm-msi", "watch"], tables)
     assert line_of(text, "ExecStart") == f"/usr/bin/vmm-msi watch{arguments}"
-    given = [line for line in text.splitlines() if line.startswith("LoadCredential=")]
-    assert given == [f"LoadCredential={table.name}:{table}" for table in tables]
+    credentials = [line for line in text.splitlines() if line.startswith("LoadCredential=")]
+    assert credentials == [f"LoadCredential={table.name}:{table}" for table in tables]
     assert "@" not in text.replace("@system-service", "").replace("@privileged @resources", "")
 
 
-def test_words_are_quoted():
-    words = ["/x", "a b", "100%", "$HOME", 'q"q', "back\\slash", ""]
-    text = line_of(unit.render(words, []), "ExecStart")
+def test_arguments_are_quoted():
+    arguments = ["/x", "a b", "100%", "$HOME", 'q"q', "back\\slash", ""]
+    text = line_of(unit.render(arguments, []), "ExecStart")
     assert text == r'/x "a b" 100%% $$HOME "q\"q" "back\\slash" ""'
 
 
-def test_the_command_prints_it_for_its_own_arguments(capsys, tmp_path, monkeypatch):
+def test_the_unit_has_the_arguments_of_the_command(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    words = "watch --print-unit -c qemu:///system -c test:///default --metrics :9177 --host h.toml"
+    command = (
+        "watch --print-unit -c qemu:///system -c test:///default --metrics :9177 --host h.toml"
+    )
     uri = "qemu+ssh://h/system"
     more = ["--host", uri, "--config", "c.toml", "--disable-plugin", "x"]
-    assert main([*words.split(), *more]) == 0
+    assert main([*command.split(), *more]) == 0
     program, _, rest = line_of(capsys.readouterr().out, "ExecStart").partition(" watch ")
     assert program.endswith(("vmm-msi", "-m vmm_msi"))
     assert rest == (
@@ -81,7 +83,7 @@ def test_the_command_prints_it_for_its_own_arguments(capsys, tmp_path, monkeypat
     )
 
 
-def test_what_cannot_work_is_refused(capsys):
+def test_invalid_arguments_are_refused(capsys):
     assert main(["watch", "--print-unit", "-c", "qemu+ssh://host/system"]) == 2
     assert "name a description of it with --host" in capsys.readouterr().err
     assert main(["watch", "--print-unit", "--metrics", "9177"]) == 2
@@ -89,7 +91,7 @@ def test_what_cannot_work_is_refused(capsys):
     assert capsys.readouterr().out == ""
 
 
-def test_the_program_can_be_read_by_systemd(capsys):
+def test_the_unit_names_an_existing_program(capsys):
     assert main(["watch", "--print-unit"]) == 0
     text = capsys.readouterr().out
     assert line_of(text, "Type") == "notify"

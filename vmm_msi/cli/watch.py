@@ -32,106 +32,106 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--connect",
         metavar="URI",
         action="append",
-        help="libvirt connection; may be repeated; default: $LIBVIRT_DEFAULT_URI, else "
-        f"{DEFAULT_URI}",
+        help=f"libvirt connection; repeatable; default: $LIBVIRT_DEFAULT_URI, else {DEFAULT_URI}",
     )
     add_host(parser, "the host, by default this machine")
     add_granule(parser)
     parser.add_argument(
         "--metrics",
         metavar="ADDRESS",
-        help="answer Prometheus at ADDRESS:PORT, at :PORT of the loopback address, or on the "
-        "socket unix:PATH; default: nowhere",
+        help="serve metrics for Prometheus at ADDRESS:PORT, at :PORT of the loopback address, or "
+        "on the socket unix:PATH; default: no metrics",
     )
     parser.add_argument(
         "--log-format",
         choices=("text", "json"),
-        help="how to write the log: text, the default on a terminal, or json, one object a line",
+        help="format of the log: text, or json with one object per line; default: text on a "
+        "terminal, else json",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
         "--once",
         action="store_true",
-        help="look at every guest once, print what was done, and end",
+        help="reconcile every guest once, print the changes, and exit",
     )
     mode.add_argument(
         "--print-unit",
         action="store_true",
-        help="print a systemd unit for this command line, and end",
+        help="print a systemd unit for this command line, and exit",
     )
     add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Watch."""
+    """Run the service, reconcile once, or print the unit."""
     from vmm_msi.watch.metrics import ListenAddress
 
     uris = _uris(args)
     metrics = None if args.metrics is None else ListenAddress.parse(args.metrics)
     if metrics is not None and args.once:
         raise UsageError(
-            f"--metrics {metrics}: with --once nothing stays to be asked; leave it out"
+            f"--metrics {metrics}: --once exits before anything reads them; omit one of the two"
         )
     if args.print_unit:
         _print_unit(args, uris)
         return 0
     from vmm_msi.watch import service
-    from vmm_msi.watch.binder import Binder
+    from vmm_msi.watch.binder import SimBinder
     from vmm_msi.watch.service_log import logging_to
     from vmm_msi.watch.systemd_notify import Notifier
 
     host = load_host(args)
 
-    def load() -> Binder:
+    def load() -> SimBinder:
         settings = load_config(args)
-        return Binder(load_plugins(args, settings), settings, host)
+        return SimBinder(load_plugins(args, settings), settings, host)
 
-    plan = service.Plan(uris, load, metrics)
+    options = service.ServiceOptions(uris, load, metrics)
     stream = sys.stdout if args.once else sys.stderr
     as_json = args.log_format == "json" or (args.log_format is None and not stream.isatty())
     with logging_to(stream, as_json=as_json):
         if args.once:
-            service.once(plan)
+            service.reconcile_once(options)
         else:
-            service.Service(plan, Notifier(os.environ)).run()
+            service.Service(options, Notifier(os.environ)).run()
     return 0
 
 
 def _uris(args: argparse.Namespace) -> tuple[str, ...]:
-    """Return the connections, each once.
+    """Return the URIs of the connections, without duplicates.
 
-    :raise UsageError: when one is another machine and no host is described.
+    :raise UsageError: when a URI is of another machine and the command line names no host.
     """
-    named = args.connect or [os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI]
-    check_uris(args, named)
-    return tuple(dict.fromkeys(named))
+    uris = args.connect or [os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI]
+    check_uris(args, uris)
+    return tuple(dict.fromkeys(uris))
 
 
 def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
     from vmm_msi.watch import unit
 
-    words = [*_program(), "watch"]
+    command = [*_program(), "watch"]
     for uri in uris:
-        words += ["-c", uri]
+        command += ["-c", uri]
     granule = args.granule
     if granule is None and args.host is None:
-        # The tables that are handed over do not tell.
+        # The firmware tables that the unit passes do not have it.
         granule = str(Granule(os.sysconf("SC_PAGE_SIZE")))
-    named = {"granule": granule, "metrics": args.metrics, "log-format": args.log_format}
-    for option, value in named.items():
+    values = {"granule": granule, "metrics": args.metrics, "log-format": args.log_format}
+    for option, value in values.items():
         if value is not None:
-            words += [f"--{option}", value]
+            command += [f"--{option}", value]
     for name in args.disable_plugin:
-        words += ["--disable-plugin", name]
+        command += ["--disable-plugin", name]
     if args.config is not None:
-        words += ["--config", str(args.config.absolute())]
+        command += ["--config", str(args.config.absolute())]
     for host in args.host or ():
-        words += ["--host", host if isinstance(host, str) else str(host.absolute())]
-    print_document(unit.render(words, [] if args.host is not None else _tables()))
+        command += ["--host", host if isinstance(host, str) else str(host.absolute())]
+    print_document(unit.render(command, [] if args.host is not None else _tables()))
 
 
 def _program() -> list[str]:
-    """Return the words that start this program."""
+    """Return the command line that starts this program."""
     import sysconfig
     from pathlib import Path
 
@@ -140,7 +140,7 @@ def _program() -> list[str]:
 
 
 def _tables() -> list[Path]:
-    """Return the files that describe this machine; the ACPI tables where it has neither kind."""
+    """Return the paths of this machine's device tree, or else of its ACPI tables."""
     from vmm_msi.host.live import ACPI_TABLES, DEVICE_TREE
 
     acpi = [ACPI_TABLES / name for name in ("IORT", "APIC")]

@@ -1,8 +1,8 @@
-"""``vmm-msi watch``: keep the doorbells of the guests that run bound, for as long as they run.
+"""``vmm-msi watch``: keep the doorbells of running guests bound.
 
-``service`` owns the process: signals, one worker per connection, systemd, metrics. A ``worker``
-owns a connection, ``inbox`` has what it is to look at, ``guests`` brings one guest to where its
-record says it should be, ``binder`` does that on the model. The state is in libvirt, in the live
-metadata of each guest (:mod:`vmm_msi.domxml.bound_metadata`); what is in memory can be lost at any
-time.
+``service`` owns the process: signals, one worker per connection, systemd and the metrics endpoint.
+A ``worker`` owns one connection; its ``inbox`` queues the guests to check. ``reconcile`` compares
+the record of a guest with what is bound and binds or unbinds the difference; ``binder`` does so in
+the simulator. libvirt holds all state, in the live metadata of each guest
+(:mod:`vmm_msi.domxml.bound_metadata`), so the process may lose its memory at any time.
 """

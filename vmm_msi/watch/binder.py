@@ -1,4 +1,4 @@
-"""What a guest that runs should have bound, and binding it on the model."""
+"""Determine which devices of a running guest should be bound, and bind them in the simulator."""
 
 from __future__ import annotations
 
@@ -27,11 +27,13 @@ if TYPE_CHECKING:
     from vmm_msi.types import GuestDomain, HostTopology
 
 
-def wanted(xml: DomainXml, run: int, selector: str) -> Bound:
-    """Return what should be bound for a guest: the recorded devices that it really has.
+def desired_bindings(xml: DomainXml, run: int, selector: str) -> Bound:
+    """Return the devices to bind: those in the record that the guest has as ``<hostdev>``.
 
-    :param xml: its live XML.
-    :return: the devices, none with an outcome.
+    :param xml: the live XML of the guest.
+    :param run: libvirt's id of this run of the guest.
+    :param selector: name of the ITS selector.
+    :return: the devices, without outcomes.
     :raise DomainXmlError: when the record cannot be read.
     """
     record = read_record(xml)
@@ -49,11 +51,12 @@ def wanted(xml: DomainXml, run: int, selector: str) -> Bound:
 
 
 @dataclass(frozen=True)
-class Binder:
-    """Binds on the model, as the strategies of the record do it.
+class SimBinder:
+    """Bind devices in the simulator with the strategies of their records.
 
-    :param plugins: the strategies, and the observers that are told.
-    :param settings: names the ITS selector of a guest.
+    :param plugins: the strategies, and the observers to notify.
+    :param settings: name the ITS selector of a guest.
+    :param host: the host that the guests run on.
     """
 
     plugins: PluginManager
@@ -68,20 +71,21 @@ class Binder:
         kept: Sequence[BoundDevice],
         new: Sequence[BoundDevice],
     ) -> tuple[BoundDevice, ...]:
-        """Bring up ``new`` behind what is up already.
+        """Bind ``new``, in addition to the devices that are bound already.
 
-        A device that is refused has that as its outcome; the others are brought up.
+        A refused device gets the outcome ``refused``; the remaining devices are still bound.
 
         :param guest: the guest with at least these devices.
-        :return: ``new`` with what became of each.
-        :raise VmmMsiError: when none can be brought up; observers were told of taking down what
-            was.
+        :param kept: the devices that are bound already.
+        :return: ``new`` with the programmed address and the outcome of each device.
+        :raise VmmMsiError: when no device can be bound; observers were notified of every step
+            that was undone.
         """
-        run = self._run(connection, guest, selector, kept, new)
+        session = self._session(connection, guest, selector, kept, new)
         try:
-            verdicts = {verdict.device: verdict for verdict in run.try_all()}
+            verdicts = {verdict.device: verdict for verdict in session.try_all()}
         except VmmMsiError:
-            self._take_down(run, new)
+            self._take_down(session, new)
             raise
         return tuple(
             replace(
@@ -100,29 +104,29 @@ class Binder:
         kept: Sequence[BoundDevice],
         gone: Sequence[BoundDevice],
     ) -> None:
-        """Take ``gone`` down; what is kept stays up.
+        """Unbind ``gone`` and leave ``kept`` bound.
 
         :param guest: the guest with at least these devices.
-        :raise VmmMsiError: the first failure, after everything was tried.
+        :raise VmmMsiError: the first failure, after every device was tried.
         """
-        run = self._run(connection, guest, selector, (*kept, *gone), ())
-        for _verdict in run.try_all():
+        session = self._session(connection, guest, selector, (*kept, *gone), ())
+        for _verdict in session.try_all():
             pass
-        self._take_down(run, gone)
+        self._take_down(session, gone)
 
     @staticmethod
-    def _take_down(run: GuestSession, devices: Iterable[BoundDevice]) -> None:
+    def _take_down(session: GuestSession, devices: Iterable[BoundDevice]) -> None:
         failures = []
         for device in devices:
             try:
-                run.take_down(device.host)
+                session.take_down(device.host)
             except VmmMsiError as failure:
                 failures.append(failure)
-        run.end_unused()
+        session.end_unused()
         if failures:
             raise failures[0]
 
-    def _run(
+    def _session(
         self,
         connection: Connection,
         guest: GuestDomain,
@@ -130,9 +134,10 @@ class Binder:
         known: Sequence[BoundDevice],
         new: Sequence[BoundDevice],
     ) -> GuestSession:
-        """Return the guest's run with these devices, in this order.
+        """Return a session of the guest with these devices, in this order.
 
-        :param known: what was refused before is left out: it is not up.
+        :param known: the devices that were tried already; refused ones are not bound and are
+            skipped.
         """
         known = [device for device in known if device.outcome is not Outcome.REFUSED]
         choices = {device.host: Choice.parse(device.strategy) for device in (*known, *new)}
@@ -150,6 +155,6 @@ class Binder:
         )
 
 
-def guest_of(xml: DomainXml, devices: Iterable[BoundDevice]) -> GuestDomain:
-    """Return the guest with its own devices and ``devices``, which may be gone from it."""
+def guest_with_devices(xml: DomainXml, devices: Iterable[BoundDevice]) -> GuestDomain:
+    """Return the guest with its own devices and ``devices``, which it may no longer have."""
     return guest_from_xml(xml, also=[device.host for device in devices])

@@ -1,4 +1,4 @@
-"""What a worker is to look at next: bounded, and never in the way of who puts something in."""
+"""Queue the guests that a worker has to check: bounded, and without delaying the caller."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from vmm_msi.libvirt_driver.event_loop import GuestEvent
 if TYPE_CHECKING:
     from vmm_msi.watch.statistics import Statistics
 
-#: Guests that may wait at once; with more, all are looked at.
+#: Guests that may wait at once; beyond that, every guest is checked.
 LIMIT = 1024
 
-# They change the definition, not what runs.
+# They change the definition, not the guest that runs.
 _IGNORED = {GuestEvent.DEFINED, GuestEvent.UNDEFINED}
 
 
-class Order(Enum):
-    """What concerns more than one guest."""
+class WorkerCommand(Enum):
+    """A command for the worker that concerns more than one guest, highest priority first."""
 
     STOP = auto()
-    LOST = auto()
+    CONNECTION_LOST = auto()
     RECONCILE = auto()
-    #: The same, since there were more events than could be kept.
+    #: Reconcile because the inbox overflowed.
     OVERFLOW = auto()
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """Look at one guest.
+class GuestCheck:
+    """Request to check one guest.
 
-    :param rebooted: it was reset.
+    :param rebooted: the guest was reset since its last check.
     """
 
     uuid: str
@@ -43,92 +43,93 @@ class Look:
 
 
 class Inbox:
-    """Orders and guests; many events of one guest are one look at it."""
+    """Queue commands and guests; several events of one guest become one check."""
 
     def __init__(self, statistics: Statistics, limit: int = LIMIT) -> None:
         self._statistics = statistics
         self._limit = limit
         self._changed = threading.Condition()
-        self._orders: dict[Order, None] = {}
+        self._commands: dict[WorkerCommand, None] = {}
         self._guests: dict[str, bool] = {}
 
     def guest(self, event: GuestEvent, uuid: str, namespace: str) -> None:
-        """Put in an event of a guest; see :class:`vmm_msi.libvirt_driver.event_loop.Sink`."""
+        """Queue an event of a guest; see :class:`vmm_msi.libvirt_driver.event_loop.Sink`."""
         self._statistics.event(event.value)
         if event in _IGNORED:
             return
         if event is GuestEvent.METADATA_CHANGED and not namespace.startswith(NAMESPACE_BASE):
             return
-        self.look(uuid, rebooted=event is GuestEvent.REBOOTED)
+        self.check(uuid, rebooted=event is GuestEvent.REBOOTED)
 
-    def look(self, uuid: str, *, rebooted: bool = False) -> None:
-        """Put in a guest."""
+    def check(self, uuid: str, *, rebooted: bool = False) -> None:
+        """Queue a check of one guest."""
         with self._changed:
             if len(self._guests) >= self._limit and uuid not in self._guests:
-                # A reconcile finds all by itself but who was reset.
+                # A reconcile detects every change of a guest except a reset.
                 self._guests = {uuid: True for uuid, reset in self._guests.items() if reset}
                 if len(self._guests) >= self._limit:
                     self._guests.clear()
-                self._orders[Order.OVERFLOW] = None
+                self._commands[WorkerCommand.OVERFLOW] = None
             self._guests[uuid] = rebooted or self._guests.get(uuid, False)
             self._changed.notify()
 
     def closed(self) -> None:
-        """Put in that the connection is lost."""
-        self._order(Order.LOST)
+        """Report that the connection is lost."""
+        self._command(WorkerCommand.CONNECTION_LOST)
 
     def reconcile(self) -> None:
-        """Put in a reconcile; a worker that waits to connect again does so at once."""
-        self._order(Order.RECONCILE)
+        """Request a reconcile; a worker that waits to reconnect does so at once."""
+        self._command(WorkerCommand.RECONCILE)
 
     def stop(self) -> None:
-        """Put in that this is all."""
-        self._order(Order.STOP)
+        """Request a stop."""
+        self._command(WorkerCommand.STOP)
 
     def connected(self) -> None:
-        """Forget that an earlier connection was lost, and what the reconcile at hand does."""
+        """Drop the commands that a new connection and its first reconcile make obsolete."""
         with self._changed:
-            for order in (Order.LOST, Order.RECONCILE, Order.OVERFLOW):
-                self._orders.pop(order, None)
+            for command in WorkerCommand:
+                if command is not WorkerCommand.STOP:
+                    self._commands.pop(command, None)
 
     def is_stopped(self) -> bool:
-        """Tell whether this is all."""
+        """Return whether a stop was requested."""
         with self._changed:
-            return Order.STOP in self._orders
+            return WorkerCommand.STOP in self._commands
 
-    def take(self, seconds: float | None) -> Order | Look | None:
-        """Return what is next: orders first; None when nothing came in that time.
+    def get(self, seconds: float | None) -> WorkerCommand | GuestCheck | None:
+        """Return the next item, commands first; None when ``seconds`` passed without one.
 
-        :param seconds: how long to wait; None for as long as it takes.
+        :param seconds: how long to wait; None to wait without a limit.
         """
         deadline = None if seconds is None else time.monotonic() + seconds
         with self._changed:
             while True:
-                for order in Order:
-                    if order in self._orders:
-                        if order is not Order.STOP:
-                            del self._orders[order]
-                        return order
+                for command in WorkerCommand:
+                    if command in self._commands:
+                        if command is not WorkerCommand.STOP:
+                            del self._commands[command]
+                        return command
                 if self._guests:
                     uuid = next(iter(self._guests))
-                    return Look(uuid, self._guests.pop(uuid))
+                    return GuestCheck(uuid, self._guests.pop(uuid))
                 left = None if deadline is None else deadline - time.monotonic()
                 if left is not None and left <= 0:
                     return None
                 self._changed.wait(left)
 
     def pause(self, seconds: float) -> None:
-        """Wait, unless it is to stop or to reconcile, which is what comes after a pause."""
+        """Wait; a stop or a reconcile ends the pause, and the reconcile with it."""
         deadline = time.monotonic() + seconds
         with self._changed:
-            while Order.STOP not in self._orders and Order.RECONCILE not in self._orders:
+            while not self._commands.keys() & {WorkerCommand.STOP, WorkerCommand.RECONCILE}:
                 left = deadline - time.monotonic()
                 if left <= 0:
                     break
                 self._changed.wait(left)
-            self._orders.pop(Order.RECONCILE, None)
+            self._commands.pop(WorkerCommand.RECONCILE, None)
 
-    def _order(self, order: Order) -> None:
+    def _command(self, command: WorkerCommand) -> None:
         with self._changed:
-            self._orders[order] = None
+            self._commands[command] = None
             self._changed.notify()

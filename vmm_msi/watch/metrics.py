@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from prometheus_client import Metric
 
-    from vmm_msi.watch.statistics import Numbers
+    from vmm_msi.watch.statistics import Snapshot
 
 PREFIX = "vmm_msi_watch"
 
@@ -93,11 +93,11 @@ class ListenAddress:
 class Exposition:
     """Write the metrics as text, from a registry of its own.
 
-    :param numbers: by the URI of a connection, a function that returns its current numbers.
+    :param snapshots: by the URI of a connection, a function that returns its snapshot.
     :raise UsageError: when prometheus-client is not installed.
     """
 
-    def __init__(self, numbers: Mapping[str, Callable[[], Numbers]]) -> None:
+    def __init__(self, snapshots: Mapping[str, Callable[[], Snapshot]]) -> None:
         try:
             import prometheus_client
         except ImportError:
@@ -105,7 +105,7 @@ class Exposition:
                 "--metrics: the Python package prometheus-client is not installed; install it "
                 "with pip install 'vmm-msi[metrics]'"
             ) from None
-        self._numbers = numbers
+        self._snapshots = snapshots
         self._registry = prometheus_client.CollectorRegistry(auto_describe=False)
         self._registry.register(self)
         self._text = prometheus_client.generate_latest
@@ -125,48 +125,46 @@ class Exposition:
 
         up = GaugeMetricFamily(f"{PREFIX}_connection_up", "1 while libvirt answers", labels=["uri"])
         guests = GaugeMetricFamily(
-            f"{PREFIX}_guests", "Running guests with a device that is bound", labels=["uri"]
+            f"{PREFIX}_guests", "Running guests with a bound device", labels=["uri"]
         )
         devices = GaugeMetricFamily(
-            f"{PREFIX}_devices", "Devices that are bound, by outcome", labels=["uri", "outcome"]
+            f"{PREFIX}_devices", "Bound devices, by outcome", labels=["uri", "outcome"]
         )
         events = CounterMetricFamily(
-            f"{PREFIX}_events", "Events of guests, by kind", labels=["uri", "kind"]
+            f"{PREFIX}_events", "Guest events, by kind", labels=["uri", "kind"]
         )
         failures = CounterMetricFamily(
-            f"{PREFIX}_failures", "What failed: connect or guest", labels=["uri", "what"]
+            f"{PREFIX}_failures", "Failures, by kind: connect or guest", labels=["uri", "what"]
         )
         binds = CounterMetricFamily(f"{PREFIX}_binds", "Devices bound", labels=["uri"])
         unbinds = CounterMetricFamily(f"{PREFIX}_unbinds", "Devices unbound", labels=["uri"])
-        again = CounterMetricFamily(
-            f"{PREFIX}_reconnects", "Connections made again", labels=["uri"]
-        )
+        reconnects = CounterMetricFamily(f"{PREFIX}_reconnects", "Reconnects", labels=["uri"])
         times = HistogramMetricFamily(
-            f"{PREFIX}_reconcile_seconds", "Time to look at every guest", labels=["uri"]
+            f"{PREFIX}_reconcile_seconds", "Time to reconcile every guest", labels=["uri"]
         )
-        for uri, ask in self._numbers.items():
-            now = ask()
+        for uri, take_snapshot in self._snapshots.items():
+            now = take_snapshot()
             up.add_metric([uri], now.up)
             guests.add_metric([uri], now.guests)
             for outcome, count in sorted(now.outcomes.items()):
                 devices.add_metric([uri, outcome], count)
             for kind, count in sorted(now.events.items()):
                 events.add_metric([uri, kind], count)
-            for what, count in sorted(now.failures.items()):
-                failures.add_metric([uri, what], count)
+            for kind, count in sorted(now.failures.items()):
+                failures.add_metric([uri, kind], count)
             binds.add_metric([uri], now.binds)
             unbinds.add_metric([uri], now.unbinds)
-            again.add_metric([uri], now.reconnects)
+            reconnects.add_metric([uri], now.reconnects)
             bounds = [*map(str, BUCKETS_S), "+Inf"]
             buckets = list(zip(bounds, accumulate(now.buckets), strict=True))
             times.add_metric([uri], buckets, now.seconds)
-        yield from (up, guests, devices, events, failures, binds, unbinds, again, times)
+        yield from (up, guests, devices, events, failures, binds, unbinds, reconnects, times)
 
 
 class Endpoint:
     """Answer HTTP requests in threads of its own during a ``with`` block.
 
-    :param numbers: by the URI of a connection, a function that returns its current numbers.
+    :param snapshots: by the URI of a connection, a function that returns its snapshot.
     :param healthy: returns whether the service makes progress.
     :raise UsageError: when prometheus-client is not installed.
     """
@@ -174,11 +172,11 @@ class Endpoint:
     def __init__(
         self,
         address: ListenAddress,
-        numbers: Mapping[str, Callable[[], Numbers]],
+        snapshots: Mapping[str, Callable[[], Snapshot]],
         healthy: Callable[[], bool],
     ) -> None:
         self.address = address
-        self._exposition = Exposition(numbers)
+        self._exposition = Exposition(snapshots)
         self._healthy = healthy
         self._server: _Server | None = None
         self._socket_file: os.stat_result | None = None

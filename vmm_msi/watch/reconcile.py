@@ -1,11 +1,11 @@
-"""Bring the guests of one connection to where their records say they should be.
+"""Reconcile the guests of one connection with their records.
 
-Safe to kill at any point: what is begun is written into the guest's live metadata before it is
-done, and what was done after it. Whoever comes next reads that and goes on from there:
+The process may be killed at any point: a device is written into the guest's live metadata before
+it is bound, and again with its outcome afterwards. The next process resumes from there:
 
-* a device with an outcome is bound; it is left alone;
-* a device without one was begun; it is unbound and bound again;
-* what the record does not ask for is unbound.
+* a device with an outcome is bound and stays so;
+* a device without an outcome may be half bound: it is unbound and bound again;
+* a device that is not in the record is unbound.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, Bound, bound_xml, r
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import DomainXmlError, HypervisorError, VmmMsiError
 from vmm_msi.types import Outcome
-from vmm_msi.watch.binder import guest_of, wanted
-from vmm_msi.watch.service_log import LogEvent, tell
+from vmm_msi.watch.binder import desired_bindings, guest_with_devices
+from vmm_msi.watch.service_log import LogEvent, log_event
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
@@ -29,18 +29,18 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.bound_metadata import BoundDevice
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.types import GuestDomain
-    from vmm_msi.watch.binder import Binder
+    from vmm_msi.watch.binder import SimBinder
     from vmm_msi.watch.statistics import Statistics
 
-# What both of our elements have in their namespace: a guest without it is none of our business.
-_OURS = "https://vmm-msi.org/xmlns/libvirt/"
+# Both namespaces of vmm-msi begin with it; a guest without it is not managed by vmm-msi.
+_NAMESPACE_BASE = "https://vmm-msi.org/xmlns/libvirt/"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What this process knows of a guest that runs.
+class WatchedGuest:
+    """A running guest with bound devices, as this process knows it.
 
-    :param guest: with all devices of ``bound``.
+    :param guest: the guest with at least the devices of ``bound``.
     """
 
     name: str
@@ -49,20 +49,20 @@ class Entry:
 
 
 @dataclass(frozen=True)
-class _State:
-    """A guest that runs, as its live XML has it.
+class _LiveGuest:
+    """A running guest, as its live XML describes it.
 
-    :param found: the element that is there, whatever run it is of.
+    :param stored: the bound devices in its metadata, of this run or of an earlier one.
     """
 
     uuid: str
     xml: DomainXml
     run: int
-    found: Bound | None
+    stored: Bound | None
 
 
-class Guests:
-    """The guests of one connection; for one thread.
+class Reconciler:
+    """Reconcile the guests of one connection, in one thread.
 
     :param beat: called before each guest, as a sign of life.
     """
@@ -70,7 +70,8 @@ class Guests:
     def __init__(
         self, uri: str, statistics: Statistics, beat: Callable[[], None] = lambda: None
     ) -> None:
-        self.entries: dict[str, Entry] = {}
+        #: The guests with bound devices, by UUID.
+        self.watched: dict[str, WatchedGuest] = {}
         #: The first error of the last reconcile.
         self.failure: VmmMsiError | None = None
         self._uri = uri
@@ -78,46 +79,46 @@ class Guests:
         self._beat = beat
 
     def reconcile(
-        self, connection: Connection, binder: Binder, rebooted: Collection[str] = ()
+        self, connection: Connection, binder: SimBinder, rebooted: Collection[str] = ()
     ) -> list[str]:
-        """Look at every guest that runs, and at those that ran.
+        """Reconcile every running guest and every guest that stopped since the last time.
 
-        :param rebooted: the UUIDs of those that are known to have been reset.
-        :return: the UUIDs of guests to look at again: libvirt refused something.
+        :param rebooted: the UUIDs of guests that were reset.
+        :return: the UUIDs of guests to check again, because libvirt refused a call.
         :raise HypervisorError: when the connection is lost.
         """
         start = time.monotonic()
         self.failure = None
         running = connection.running()
-        gone = self.entries.keys() - set(running)
-        again = [
+        stopped = self.watched.keys() - set(running)
+        retry = [
             uuid
-            for uuid in (*sorted(gone), *running)
-            if not self.look(connection, binder, uuid, rebooted=uuid in rebooted)
+            for uuid in (*sorted(stopped), *running)
+            if not self.check(connection, binder, uuid, rebooted=uuid in rebooted)
         ]
         seconds = time.monotonic() - start
         self._statistics.reconciled(seconds)
-        tell(
+        log_event(
             LogEvent.RECONCILED,
             uri=self._uri,
             running=len(running),
-            watched=len(self.entries),
+            watched=len(self.watched),
             seconds=round(seconds, 3),
         )
-        return again
+        return retry
 
-    def look(
-        self, connection: Connection, binder: Binder, uuid: str, *, rebooted: bool = False
+    def check(
+        self, connection: Connection, binder: SimBinder, uuid: str, *, rebooted: bool = False
     ) -> bool:
-        """Bring one guest to where it should be; a failure is logged.
+        """Reconcile one guest and log a failure.
 
-        :param rebooted: it was reset since it was last looked at, so nothing is bound any more.
-        :return: whether that is all; False when it may work later.
+        :param rebooted: the guest was reset since its last check, so no device is bound any more.
+        :return: False if the guest should be checked again later.
         :raise HypervisorError: when the connection is lost.
         """
         self._beat()
         try:
-            self._bring(connection, binder, uuid, rebooted=rebooted)
+            self._reconcile_guest(connection, binder, uuid, rebooted=rebooted)
         except VmmMsiError as error:
             if isinstance(error, HypervisorError) and not connection.is_alive():
                 raise
@@ -125,139 +126,149 @@ class Guests:
             return not isinstance(error, HypervisorError)
         return True
 
-    def _bring(self, connection: Connection, binder: Binder, uuid: str, *, rebooted: bool) -> None:
+    def _reconcile_guest(
+        self, connection: Connection, binder: SimBinder, uuid: str, *, rebooted: bool
+    ) -> None:
         text = connection.live_text(uuid)
-        entry = self.entries.get(uuid)
-        if text is None or _OURS not in text:
-            if entry is not None:
-                self._end(connection, binder, uuid, entry)
+        watched = self.watched.get(uuid)
+        if text is None or _NAMESPACE_BASE not in text:
+            if watched is not None:
+                self._forget(connection, binder, uuid, watched)
             return
-        state = self._read(uuid, text)
-        if entry is not None and entry.bound.run != state.run:
-            self._end(connection, binder, uuid, entry)
-            entry = None
-        found = state.found if state.found is not None and state.found.run == state.run else None
-        # This process knows best what it did: what it wrote last may not have arrived.
-        before = entry.bound if entry is not None else found
-        selector = binder.settings.its_selector(state.xml.name)
-        target = wanted(state.xml, state.run, selector)
+        live = self._parse(uuid, text)
+        if watched is not None and watched.bound.run != live.run:
+            self._forget(connection, binder, uuid, watched)
+            watched = None
+        # The memory of this process comes first: its last write to libvirt may have failed.
+        current = live.stored
+        if watched is not None:
+            current = watched.bound
+        elif current is not None and current.run != live.run:
+            current = None
+        selector = binder.settings.its_selector(live.xml.name)
+        desired = desired_bindings(live.xml, live.run, selector)
         kept: tuple[BoundDevice, ...] = ()
-        if before is not None and before.selector == selector and not rebooted:
+        if current is not None and current.selector == selector and not rebooted:
             kept = tuple(
                 device
-                for device in before.devices
-                if device.outcome is not None and any(map(device.is_same, target.devices))
+                for device in current.devices
+                if device.outcome is not None and any(map(device.is_same, desired.devices))
             )
-        stay = replace(target, devices=kept)
-        gone = tuple(d for d in before.devices if d not in kept) if before is not None else ()
-        new = tuple(d for d in target.devices if not any(map(d.is_same, kept)))
+        unchanged = replace(desired, devices=kept)
+        gone = tuple(d for d in current.devices if d not in kept) if current is not None else ()
+        new = tuple(d for d in desired.devices if not any(map(d.is_same, kept)))
         if rebooted and gone:
-            tell(LogEvent.GUEST_REBOOTED, uri=self._uri, domain=state.xml.name)
-        if before is not None and gone:
-            guest = guest_of(state.xml, before.devices)
-            old = Entry(state.xml.name, guest, before)
-            self._unbind(connection, binder, old, kept, gone)
-        self._keep(state, stay)
+            log_event(LogEvent.GUEST_REBOOTED, uri=self._uri, domain=live.xml.name)
+        if current is not None and gone:
+            guest = guest_with_devices(live.xml, current.devices)
+            bound_so_far = WatchedGuest(live.xml.name, guest, current)
+            self._unbind(connection, binder, bound_so_far, kept, gone)
+        self._remember(live, unchanged)
         if new:
-            self._bind(connection, binder, state, stay, new)
-        elif state.found != (stay if kept else None):
-            self._write(connection, state, stay)
+            self._bind(connection, binder, live, unchanged, new)
+        elif live.stored != (unchanged if kept else None):
+            self._write(connection, live, unchanged)
 
-    def _read(self, uuid: str, text: str) -> _State:
+    def _parse(self, uuid: str, text: str) -> _LiveGuest:
         xml = DomainXml.parse(text, f"guest {uuid} at {self._uri}")
         run = xml.root.get("id", "")
         if not (run.isascii() and run.isdigit()):
             raise DomainXmlError(
-                f"reading guest {xml.name} at {self._uri}: its id is {run!r}; libvirt gives a "
-                "guest that runs a number"
+                f"reading guest {xml.name} at {self._uri}: its id is {run!r}; the id of a running "
+                "guest is a number"
             )
-        return _State(uuid, xml, int(run), read_bound(xml))
+        return _LiveGuest(uuid, xml, int(run), read_bound(xml))
 
     def _bind(
         self,
         connection: Connection,
-        binder: Binder,
-        state: _State,
-        stay: Bound,
+        binder: SimBinder,
+        live: _LiveGuest,
+        unchanged: Bound,
         new: Sequence[BoundDevice],
     ) -> None:
-        """Bind ``new`` behind what stays, with a note of it before."""
-        begun = replace(stay, devices=(*stay.devices, *new))
-        if not self._write(connection, state, begun):
-            return  # it stopped: there is nothing to bind
-        guest = guest_of(state.xml, begun.devices)
+        """Bind ``new`` in addition to ``unchanged``; write the devices down in advance."""
+        begun = replace(unchanged, devices=(*unchanged.devices, *new))
+        if not self._write(connection, live, begun):
+            return  # the guest stopped
+        guest = guest_with_devices(live.xml, begun.devices)
         try:
-            done = binder.bind(connection, guest, stay.selector, stay.devices, new)
+            results = binder.bind(connection, guest, unchanged.selector, unchanged.devices, new)
         except VmmMsiError:
-            self._write(connection, state, stay)
+            self._write(connection, live, unchanged)
             raise
-        bound = replace(stay, devices=(*stay.devices, *done))
-        self._keep(state, bound)
-        self._statistics.changed(binds=sum(d.outcome is not Outcome.REFUSED for d in done))
-        for device in done:
+        bound = replace(unchanged, devices=(*unchanged.devices, *results))
+        self._remember(live, bound)
+        self._statistics.changed(binds=sum(d.outcome is not Outcome.REFUSED for d in results))
+        for device in results:
             delivered = device.outcome is Outcome.DELIVERED
-            tell(
+            log_event(
                 LogEvent.BOUND if delivered else LogEvent.NOT_DELIVERED,
                 logging.INFO if delivered else logging.WARNING,
                 uri=self._uri,
-                domain=state.xml.name,
+                domain=live.xml.name,
                 device=device.host,
                 strategy=device.strategy,
                 by=device.by,
                 programmed=device.programmed,
                 outcome=device.outcome,
             )
-        if not self._write(connection, state, bound):
-            self._end(connection, binder, state.uuid, self.entries[state.uuid])
+        if not self._write(connection, live, bound):
+            self._forget(connection, binder, live.uuid, self.watched[live.uuid])
 
-    def _end(self, connection: Connection, binder: Binder, uuid: str, entry: Entry) -> None:
-        """Unbind all of a run that is over; its metadata went with it."""
-        self._unbind(connection, binder, entry, (), entry.bound.devices)
-        del self.entries[uuid]
+    def _forget(
+        self, connection: Connection, binder: SimBinder, uuid: str, watched: WatchedGuest
+    ) -> None:
+        """Unbind every device of a run that is over; libvirt dropped its live metadata."""
+        self._unbind(connection, binder, watched, (), watched.bound.devices)
+        del self.watched[uuid]
         self._statistics.guest(uuid, None)
 
     def _unbind(
         self,
         connection: Connection,
-        binder: Binder,
-        entry: Entry,
+        binder: SimBinder,
+        watched: WatchedGuest,
         kept: Sequence[BoundDevice],
         gone: Sequence[BoundDevice],
     ) -> None:
-        """Unbind what was up; what a strategy cannot undo is logged, and counts as gone."""
+        """Unbind ``gone``; log a failure of a strategy and count its device as unbound."""
         gone = [device for device in gone if device.outcome is not Outcome.REFUSED]
         if not gone:
             return
-        selector = entry.bound.selector
+        selector = watched.bound.selector
         try:
-            binder.unbind(connection, entry.guest, selector, kept, gone)
+            binder.unbind(connection, watched.guest, selector, kept, gone)
         except HypervisorError:
             raise
         except VmmMsiError as error:
-            self._failed(error, domain=entry.name)
+            self._failed(error, domain=watched.name)
         self._statistics.changed(unbinds=len(gone))
         for device in gone:
-            tell(LogEvent.UNBOUND, uri=self._uri, domain=entry.name, device=device.host)
+            log_event(LogEvent.UNBOUND, uri=self._uri, domain=watched.name, device=device.host)
 
-    def _keep(self, state: _State, bound: Bound) -> None:
-        """Remember what is bound."""
+    def _remember(self, live: _LiveGuest, bound: Bound) -> None:
+        """Update the guests with bound devices and their statistics."""
         if not bound.devices:
-            self.entries.pop(state.uuid, None)
-            self._statistics.guest(state.uuid, None)
+            self.watched.pop(live.uuid, None)
+            self._statistics.guest(live.uuid, None)
             return
-        guest = guest_of(state.xml, bound.devices)
-        self.entries[state.uuid] = Entry(state.xml.name, guest, bound)
+        guest = guest_with_devices(live.xml, bound.devices)
+        self.watched[live.uuid] = WatchedGuest(live.xml.name, guest, bound)
         outcomes = Counter(str(device.outcome) for device in bound.devices)
-        self._statistics.guest(state.uuid, outcomes)
+        self._statistics.guest(live.uuid, outcomes)
 
     @staticmethod
-    def _write(connection: Connection, state: _State, bound: Bound) -> bool:
+    def _write(connection: Connection, live: _LiveGuest, bound: Bound) -> bool:
+        """Write the bound devices into the live metadata; return False if the guest stopped."""
         xml = bound_xml(bound) if bound.devices else None
-        return connection.set_live_metadata(state.uuid, NAMESPACE, PREFIX, xml)
+        return connection.set_live_metadata(live.uuid, NAMESPACE, PREFIX, xml)
 
     def _failed(
         self, error: VmmMsiError, uuid: str | None = None, domain: str | None = None
     ) -> None:
         self.failure = self.failure or error
         self._statistics.failure("guest")
-        tell(LogEvent.FAILED, logging.ERROR, uri=self._uri, uuid=uuid, domain=domain, error=error)
+        log_event(
+            LogEvent.FAILED, logging.ERROR, uri=self._uri, uuid=uuid, domain=domain, error=error
+        )

@@ -1,4 +1,4 @@
-"""The process: one worker per connection, signals, systemd, metrics; and the same once."""
+"""Run the service: one worker per connection, signals, systemd, metrics; or reconcile once."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import HypervisorError, VmmMsiError
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.libvirt_driver.event_loop import TICK_S, EventLoop
+from vmm_msi.quantity import quantity
 from vmm_msi.watch.metrics import Endpoint
-from vmm_msi.watch.reconcile import Guests
-from vmm_msi.watch.service_log import LogEvent, tell
+from vmm_msi.watch.reconcile import Reconciler
+from vmm_msi.watch.service_log import LogEvent, log_event
 from vmm_msi.watch.statistics import Statistics
 from vmm_msi.watch.worker import Worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vmm_msi.watch.binder import Binder
+    from vmm_msi.watch.binder import SimBinder
     from vmm_msi.watch.metrics import ListenAddress
     from vmm_msi.watch.systemd_notify import Notifier
 
-#: How long a worker or the event loop may be at one thing before the service counts as stuck,
-#: where systemd says nothing. Longer than a dead connection takes to be noticed.
+#: Time without progress after which the service is stuck, unless systemd sets a watchdog. It is
+#: longer than the time in which libvirt's keepalive detects a dead connection.
 STUCK_S = 60.0
 
-# How long a connection is waited for before the service calls itself ready without it.
+# Time after which the service reports that it is ready although a connection is not up.
 _READY_S = 10.0
 _STOP_S = 10.0
 _TICK_S = 5.0
@@ -38,34 +39,35 @@ _SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What the service is to do.
+class ServiceOptions:
+    """The options of the service.
 
+    :param uris: the connections to serve.
     :param load: reads configuration and plugins, at the start and for each SIGHUP.
-    :param metrics: where they can be asked for; None for nowhere.
+    :param metrics: the address of the metrics endpoint; None for no endpoint.
     """
 
     uris: Sequence[str]
-    load: Callable[[], Binder]
+    load: Callable[[], SimBinder]
     metrics: ListenAddress | None = None
 
 
-def once(plan: Plan) -> None:
-    """Reconcile every connection, one after the other.
+def reconcile_once(options: ServiceOptions) -> None:
+    """Reconcile every connection once, one after the other.
 
-    :raise VmmMsiError: the first failure, after everything was tried.
+    :raise VmmMsiError: the first failure, after every connection was tried.
     """
-    binder = plan.load()
+    binder = options.load()
     first: VmmMsiError | None = None
-    for uri in plan.uris:
-        guests = Guests(uri, Statistics())
+    for uri in options.uris:
+        reconciler = Reconciler(uri, Statistics())
         failure: VmmMsiError | None
         try:
             with connect(uri) as connection:
-                guests.reconcile(connection, binder)
-            failure = guests.failure
+                reconciler.reconcile(connection, binder)
+            failure = reconciler.failure
         except HypervisorError as error:
-            tell(LogEvent.CONNECT_FAILED, logging.WARNING, uri=uri, error=error)
+            log_event(LogEvent.CONNECT_FAILED, logging.WARNING, uri=uri, error=error)
             failure = error
         first = first or failure
     if first is not None:
@@ -73,35 +75,35 @@ def once(plan: Plan) -> None:
 
 
 class Service:
-    """The service; made and run in the main thread, which gets the signals.
+    """The service. Create and run it in the main thread, which receives the signals.
 
-    :param notifier: tells systemd.
-    :raise VmmMsiError: when the configuration or the metrics' address cannot be used.
+    :param notifier: notifies systemd.
+    :raise VmmMsiError: when the configuration cannot be used.
     """
 
-    def __init__(self, plan: Plan, notifier: Notifier) -> None:
-        self._plan = plan
+    def __init__(self, options: ServiceOptions, notifier: Notifier) -> None:
+        self._options = options
         self._notifier = notifier
-        self._binder = plan.load()
+        self._binder = options.load()
         self._limit = notifier.watchdog or STUCK_S
-        self._workers = [Worker(uri, lambda: self._binder) for uri in plan.uris]
+        self._workers = [Worker(uri, lambda: self._binder) for uri in options.uris]
         self._loop = EventLoop()
         self._ready = False
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT; what is bound for guests that run stays bound.
+        """Serve until SIGTERM or SIGINT; the devices of running guests stay bound.
 
-        :raise VmmMsiError: when the metrics' address is taken.
+        :raise VmmMsiError: when the endpoint cannot listen on the address for the metrics.
         """
         with ExitStack() as stack:
             signals = stack.enter_context(_signals())
-            if self._plan.metrics is not None:
-                numbers = {worker.uri: worker.statistics.numbers for worker in self._workers}
+            if self._options.metrics is not None:
+                snapshots = {worker.uri: worker.statistics.snapshot for worker in self._workers}
                 stack.enter_context(
-                    Endpoint(self._plan.metrics, numbers, lambda: not self._stuck())
+                    Endpoint(self._options.metrics, snapshots, lambda: not self._stuck())
                 )
             stack.enter_context(self._loop)
-            tell(LogEvent.SERVICE_STARTED, connections=len(self._workers))
+            log_event(LogEvent.SERVICE_STARTED, connections=len(self._workers))
             for worker in self._workers:
                 worker.start()
             try:
@@ -122,33 +124,34 @@ class Service:
             except queue.Empty:
                 continue
             if number != signal.SIGHUP:
-                tell(LogEvent.SERVICE_STOPPING, signal=signal.Signals(number).name)
+                log_event(LogEvent.SERVICE_STOPPING, signal=signal.Signals(number).name)
                 return
             self._reload()
 
     def _report(self, seconds: float) -> None:
-        """Tell systemd how it goes."""
+        """Report readiness, liveness and status to systemd."""
         if not self._ready and (
             seconds > _READY_S or all(worker.tried.is_set() for worker in self._workers)
         ):
             self._ready = True
-            tell(LogEvent.SERVICE_READY)
+            log_event(LogEvent.SERVICE_READY)
             self._notifier.ready()
         stuck = self._stuck()
         if stuck:
-            tell(LogEvent.SERVICE_STUCK, logging.ERROR, what=stuck)
+            log_event(LogEvent.SERVICE_STUCK, logging.ERROR, what=stuck)
         else:
             self._notifier.alive()
-        numbers = [worker.statistics.numbers() for worker in self._workers]
-        up = sum(each.up for each in numbers)
-        devices = sum(sum(each.outcomes.values()) for each in numbers)
+        snapshots = [worker.statistics.snapshot() for worker in self._workers]
+        up = sum(snapshot.up for snapshot in snapshots)
+        devices = sum(sum(snapshot.outcomes.values()) for snapshot in snapshots)
+        guests = sum(snapshot.guests for snapshot in snapshots)
         self._notifier.status(
-            f"{up} of {len(numbers)} connections up, {devices} devices bound in "
-            f"{sum(each.guests for each in numbers)} guests"
+            f"{up} of {quantity(len(snapshots), 'connection')} up, "
+            f"{quantity(devices, 'device')} bound in {quantity(guests, 'guest')}"
         )
 
     def _stuck(self) -> str:
-        """Say what makes no progress; nothing where all does."""
+        """Return the names of the parts that make no progress; empty if all do."""
         if self._loop.age() > max(self._limit, 3 * TICK_S):
             return "libvirt's event loop"
         return ", ".join(worker.uri for worker in self._workers if worker.busy() > self._limit)
@@ -156,11 +159,11 @@ class Service:
     def _reload(self) -> None:
         self._notifier.reloading()
         try:
-            self._binder = self._plan.load()
+            self._binder = self._options.load()
         except VmmMsiError as error:
-            tell(LogEvent.CONFIG_INVALID, logging.ERROR, error=error)
+            log_event(LogEvent.CONFIG_INVALID, logging.ERROR, error=error)
         else:
-            tell(LogEvent.CONFIG_RELOADED, file=self._binder.settings.path)
+            log_event(LogEvent.CONFIG_RELOADED, file=self._binder.settings.path)
         for worker in self._workers:
             worker.inbox.reconcile()
         self._notifier.ready()
@@ -176,14 +179,14 @@ class Service:
 
 @contextmanager
 def _signals() -> Iterator[queue.SimpleQueue[int]]:
-    """Give the numbers of signals that come in during the ``with`` block."""
-    came: queue.SimpleQueue[int] = queue.SimpleQueue()
-    before = {
-        number: signal.signal(number, lambda caught, _frame: came.put(caught))
+    """Queue the signals that arrive during the ``with`` block."""
+    received: queue.SimpleQueue[int] = queue.SimpleQueue()
+    handlers = {
+        number: signal.signal(number, lambda caught, _frame: received.put(caught))
         for number in _SIGNALS
     }
     try:
-        yield came
+        yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)

@@ -1,7 +1,7 @@
-"""What the service writes to its log: one line for each thing that happened, as JSON or as text.
+"""Write the log of the service: one line per event, as JSON or as text.
 
-The names in :class:`LogEvent` are for programs and do not change; docs/watch.md says what each
-means and which fields it has. Domain XML and secrets are never logged.
+The names in :class:`LogEvent` are a stable interface; docs/watch.md describes the events and their
+fields. Domain XML and secrets are never logged.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("vmm_msi.watch")
 
-# Exactly these: an address is an int too.
+# These types only, not their subclasses: an address is an int, too.
 _NUMBERS = (int, float)
 
 
 class LogEvent(StrEnum):
-    """What happened."""
+    """The name of an event in the log."""
 
     SERVICE_STARTED = "service-started"
     SERVICE_READY = "service-ready"
@@ -43,34 +43,34 @@ class LogEvent(StrEnum):
     NOT_DELIVERED = "not-delivered"
     UNBOUND = "unbound"
     FAILED = "failed"
-    #: A line of another part of the program, such as an observer that failed.
+    #: A message of another part of the program, for example about an observer that failed.
     MESSAGE = "message"
 
 
-def tell(event: LogEvent, level: int = logging.INFO, **fields: object) -> None:
-    """Log ``event`` with its fields; those that are None are left out.
+def log_event(event: LogEvent, level: int = logging.INFO, **fields: object) -> None:
+    """Log ``event`` with its fields, except those that are None.
 
-    :param fields: numbers stay numbers; addresses and all else become text.
+    :param fields: numbers stay numbers; every other value, addresses included, becomes text.
     """
-    known = {
+    values = {
         name: value if type(value) in _NUMBERS else str(value)
         for name, value in fields.items()
         if value is not None
     }
-    log.log(level, "%s", event.value, extra={"event": event.value, "fields": known})
+    log.log(level, "%s", event.value, extra={"event": event.value, "fields": values})
 
 
 class _Formatter(logging.Formatter):
-    """One line for each record; its time is in UTC, as RFC 3339 writes it."""
+    """Format a record as one line, with its time in UTC as in RFC 3339."""
 
     def __init__(self, *, as_json: bool) -> None:
         super().__init__()
         self._as_json = as_json
 
     def format(self, record: logging.LogRecord) -> str:
-        when = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         line: dict[str, object] = {
-            "time": when.replace("+00:00", "Z"),
+            "time": time.replace("+00:00", "Z"),
             "level": record.levelname.lower(),
         }
         event = getattr(record, "event", None)
@@ -80,8 +80,8 @@ class _Formatter(logging.Formatter):
             line |= {"event": event, **getattr(record, "fields", {})}
         if self._as_json:
             return json.dumps(line)
-        words = [str(line.pop(name)) for name in ("time", "level", "event")]
-        return " ".join([*words, *(f"{name}={_word(value)}" for name, value in line.items())])
+        head = [str(line.pop(name)) for name in ("time", "level", "event")]
+        return " ".join([*head, *(f"{name}={_quoted(value)}" for name, value in line.items())])
 
 
 class _Handler(logging.Handler):
@@ -100,8 +100,8 @@ class _Handler(logging.Handler):
             self.handleError(record)
 
 
-def _word(value: object) -> str:
-    """Return a value as text of one line, quoted where it is not one word."""
+def _quoted(value: object) -> str:
+    """Return a value as text on one line, in quotes unless it is a single word."""
     text = str(value)
     plain = text.isprintable() and text and not any(c in text for c in " \"'=")
     return text if plain else json.dumps(text)
@@ -109,10 +109,10 @@ def _word(value: object) -> str:
 
 @contextmanager
 def logging_to(stream: TextIO, *, as_json: bool) -> Iterator[None]:
-    """Write what the package logs to ``stream``, during the ``with`` block."""
+    """Write the package's log messages to ``stream`` during the ``with`` block."""
     handler = _Handler(stream, _Formatter(as_json=as_json))
     root = logging.getLogger("vmm_msi")
-    before = root.level, root.propagate
+    level, propagate = root.level, root.propagate
     root.addHandler(handler)
     root.setLevel(logging.INFO)
     root.propagate = False
@@ -120,5 +120,5 @@ def logging_to(stream: TextIO, *, as_json: bool) -> Iterator[None]:
         yield
     finally:
         root.removeHandler(handler)
-        root.setLevel(before[0])
-        root.propagate = before[1]
+        root.setLevel(level)
+        root.propagate = propagate

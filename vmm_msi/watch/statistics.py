@@ -1,4 +1,4 @@
-"""What the service counts, whether or not anybody asks for it."""
+"""Count what the service does, for the metrics and the status of the service."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Upper bounds of the buckets for the time of a reconcile, in seconds; the last has none.
+#: Upper bounds of the histogram of reconcile times, in seconds; a last bucket has no bound.
 BUCKETS_S = (0.005, 0.02, 0.1, 0.5, 2.0, 10.0, 60.0)
 
 
 @dataclass(frozen=True)
-class Numbers:
-    """The numbers of one connection at one moment.
+class Snapshot:
+    """The counters and states of one connection at one moment.
 
-    :param events: by kind of event.
-    :param failures: by what failed: ``connect`` or ``guest``.
-    :param buckets: reconciles by :data:`BUCKETS_S`, one more for those that took longer.
-    :param seconds: what all reconciles took together.
-    :param outcomes: devices that are bound now, by outcome.
+    :param up: the connection is up.
+    :param guests: number of guests with bound devices.
+    :param events: number of events by kind.
+    :param failures: number of failures by kind: ``connect`` or ``guest``.
+    :param buckets: number of reconciles by the bounds in :data:`BUCKETS_S`, and above the last.
+    :param seconds: total time of all reconciles.
+    :param outcomes: number of bound devices by outcome.
     """
 
     up: bool
@@ -40,7 +42,7 @@ class Numbers:
 
 @dataclass
 class Statistics:
-    """Counts for one connection; its worker and libvirt's event loop count, others read."""
+    """Counters of one connection; its worker and libvirt's event loop write, other threads read."""
 
     up: bool = False
     _events: Counter[str] = field(default_factory=Counter)
@@ -58,43 +60,43 @@ class Statistics:
         with self._lock:
             self._events[kind] += 1
 
-    def failure(self, what: str) -> None:
+    def failure(self, kind: str) -> None:
         """Count a failure."""
         with self._lock:
-            self._failures[what] += 1
+            self._failures[kind] += 1
 
     def changed(self, *, binds: int = 0, unbinds: int = 0) -> None:
-        """Count devices that were bound and unbound."""
+        """Count bound and unbound devices."""
         with self._lock:
             self._binds += binds
             self._unbinds += unbinds
 
     def reconnected(self) -> None:
-        """Count a connection that is back."""
+        """Count a reconnect."""
         with self._lock:
             self._reconnects += 1
 
     def reconciled(self, seconds: float) -> None:
-        """Count a reconcile."""
+        """Count a reconcile that took ``seconds``."""
         with self._lock:
             self._buckets[bisect_left(BUCKETS_S, seconds)] += 1
             self._seconds += seconds
 
     def guest(self, uuid: str, outcomes: Counter[str] | None) -> None:
-        """Set the outcomes of a guest's devices; None when it has none any more."""
+        """Set the outcomes of a guest's bound devices; None if no device is bound."""
         with self._lock:
             if outcomes is None:
                 self._outcomes.pop(uuid, None)
             else:
                 self._outcomes[uuid] = outcomes
 
-    def numbers(self) -> Numbers:
-        """Return all of it, of one moment."""
+    def snapshot(self) -> Snapshot:
+        """Return all values at this moment."""
         with self._lock:
             outcomes: Counter[str] = Counter()
-            for each in self._outcomes.values():
-                outcomes.update(each)
-            return Numbers(
+            for guest_outcomes in self._outcomes.values():
+                outcomes.update(guest_outcomes)
+            return Snapshot(
                 up=self.up,
                 guests=len(self._outcomes),
                 events=dict(self._events),

@@ -1,7 +1,7 @@
-"""Tell systemd how the service does.
+"""Notify systemd of the state of the service.
 
-The protocol of sd_notify(3): a datagram of ``NAME=value`` lines to the socket in $NOTIFY_SOCKET,
-a path or, with ``@`` in front, an abstract name.
+The protocol is that of sd_notify(3): a datagram of ``NAME=value`` lines to the socket in
+$NOTIFY_SOCKET, which is a path or, after ``@``, an abstract name.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class Notifier:
-    """Sends to the service manager; to nobody where there is none.
+    """Send notifications to the service manager; without $NOTIFY_SOCKET, send nothing.
 
-    :param environment: what the service manager gave this process.
+    :param environment: the environment of this process.
     """
 
     def __init__(self, environment: Mapping[str, str]) -> None:
         address = environment.get("NOTIFY_SOCKET", "")
         self._address = "\0" + address[1:] if address.startswith("@") else address
         self._status = ""
-        #: Seconds within which a sign of life is expected; None where none is.
+        #: Seconds within which systemd expects a sign of life; None if it expects none.
         self.watchdog = _watchdog(environment)
 
     def send(self, **values: str) -> None:
-        """Send values by name; a service manager that does not listen is no failure of ours."""
+        """Send values by name; ignore a service manager that does not listen."""
         if not self._address:
             return
         message = "\n".join(f"{name}={value}" for name, value in values.items())
@@ -39,19 +39,19 @@ class Notifier:
             sender.sendto(message.encode(), self._address)
 
     def ready(self) -> None:
-        """Tell that the service does its work."""
+        """Report that the service is ready."""
         self.send(READY="1")
 
     def reloading(self) -> None:
-        """Tell that the configuration is being read again; :meth:`ready` ends it."""
+        """Report that the configuration is being reloaded, until :meth:`ready`."""
         self.send(RELOADING="1", MONOTONIC_USEC=str(time.monotonic_ns() // 1000))
 
     def stopping(self) -> None:
-        """Tell that the service ends."""
+        """Report that the service is stopping."""
         self.send(STOPPING="1")
 
     def alive(self) -> None:
-        """Give a sign of life."""
+        """Send a sign of life for the watchdog."""
         self.send(WATCHDOG="1")
 
     def status(self, text: str) -> None:
@@ -66,7 +66,10 @@ _DATAGRAM = socket.SOCK_DGRAM | socket.SOCK_CLOEXEC
 
 
 def _watchdog(environment: Mapping[str, str]) -> float | None:
-    """Return the seconds of sd_watchdog_enabled(3); None where it is for another process."""
+    """Return the watchdog's interval in seconds; None if it is unset or for another process.
+
+    sd_watchdog_enabled(3).
+    """
     if environment.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
     text = environment.get("WATCHDOG_USEC", "")

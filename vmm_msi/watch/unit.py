@@ -1,4 +1,4 @@
-"""The systemd unit of the service, made from the file beside this module.
+"""Render the systemd unit of the service from the template beside this module.
 
 systemd.service(5), systemd.exec(5), systemd.unit(5).
 """
@@ -20,30 +20,30 @@ _PLAIN = frozenset(
 
 
 def render(command: Sequence[str], tables: Sequence[Path]) -> str:
-    """Return the unit.
+    """Return the text of the unit.
 
-    :param command: the program and its arguments; ``--host`` is added where ``tables`` says so.
-    :param tables: files of this machine that describe it and that root alone can read: systemd
-        reads them and gives the service copies. One is a device tree, several are ACPI tables;
-        none where the command names a description.
+    :param command: the program and its arguments, without ``--host`` if ``tables`` has a file.
+    :param tables: the firmware tables of this machine: one device tree, or several ACPI tables.
+        Only root can read them, so systemd does and passes copies to the service. Empty if the
+        command has ``--host``.
     """
-    words = [_quoted(word) for word in command]
+    arguments = [_quoted(argument) for argument in command]
     lines = []
     if tables:
         lines = [
-            "# Root alone may read these, so systemd reads them: they are copied to --host.",
+            "# Only root can read these files; systemd copies them for --host.",
             *(f"LoadCredential={table.name}:{table}" for table in tables),
         ]
-        words += ["--host", "%d" if len(tables) > 1 else f"%d/{tables[0].name}"]
+        arguments += ["--host", "%d" if len(tables) > 1 else f"%d/{tables[0].name}"]
     text = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     host = "".join(f"{line}\n" for line in lines)
-    return text.replace("@COMMAND@", " ".join(words)).replace("@HOST@\n", host)
+    return text.replace("@COMMAND@", " ".join(arguments)).replace("@HOST@\n", host)
 
 
-def _quoted(word: str) -> str:
-    """Return a word as systemd.service(5) reads it back."""
-    escaped = word.replace("%", "%%").replace("$", "$$")
-    if word and _PLAIN.issuperset(word):
+def _quoted(argument: str) -> str:
+    """Return an argument with the quoting and escapes of systemd.service(5)."""
+    escaped = argument.replace("%", "%%").replace("$", "$$")
+    if argument and _PLAIN.issuperset(argument):
         return escaped
     inner = escaped.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{inner}"'

@@ -1,4 +1,4 @@
-"""One connection: it is made, lost and made again here, and its guests are looked at."""
+"""Keep one connection open, reopen it when it is lost, and reconcile its guests."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import HypervisorError
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.libvirt_driver.event_loop import subscribed
-from vmm_msi.watch.inbox import Inbox, Look, Order
-from vmm_msi.watch.reconcile import Guests
-from vmm_msi.watch.service_log import LogEvent, tell
+from vmm_msi.watch.inbox import GuestCheck, Inbox, WorkerCommand
+from vmm_msi.watch.reconcile import Reconciler
+from vmm_msi.watch.service_log import LogEvent, log_event
 from vmm_msi.watch.statistics import Statistics
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm_msi.libvirt_driver import Connection
-    from vmm_msi.watch.binder import Binder
+    from vmm_msi.watch.binder import SimBinder
 
 FIRST_DELAY_S = 1.0
 LAST_DELAY_S = 60.0
@@ -29,7 +29,7 @@ _random = random.SystemRandom()
 
 
 class Backoff:
-    """Delays that grow, each by chance between half and all of what it may be."""
+    """Exponential backoff from 2 s to 60 s with 50 % jitter."""
 
     def __init__(self) -> None:
         self._limit = 2 * FIRST_DELAY_S
@@ -41,42 +41,42 @@ class Backoff:
         return delay
 
     def reset(self) -> None:
-        """Begin again with the shortest."""
+        """Start again with the shortest delay."""
         self._limit = 2 * FIRST_DELAY_S
 
 
 class Worker:
-    """A thread for one connection. The event loop must run before it is started.
+    """Serve one connection in a thread. Start the event loop first.
 
-    :param binder: the one to use now; it may be another one next time.
+    :param binder: returns the current binder; a reload of the configuration replaces it.
     """
 
-    def __init__(self, uri: str, binder: Callable[[], Binder]) -> None:
+    def __init__(self, uri: str, binder: Callable[[], SimBinder]) -> None:
         self.uri = uri
         self.statistics = Statistics()
         self.inbox = Inbox(self.statistics)
-        self.guests = Guests(uri, self.statistics, self._beat)
-        #: Set when the guests were looked at once, or nobody answered.
+        self.reconciler = Reconciler(uri, self.statistics, self._beat)
+        #: Set when the first reconcile is done or the first attempt to connect failed.
         self.tried = threading.Event()
-        #: What ended the thread before it was told to stop.
+        #: The exception that ended the thread.
         self.error: BaseException | None = None
         self._binder = binder
         self._busy_since: float | None = None
-        self._again: dict[str, bool] = {}
+        self._retry: dict[str, bool] = {}
         self._thread = threading.Thread(target=self._run, name=f"watch {uri}", daemon=True)
 
     def start(self) -> None:
-        """Start."""
+        """Start the thread."""
         self._thread.start()
 
     def stop(self, seconds: float) -> bool:
-        """Ask it to stop after the guest at hand; tell whether it did in time."""
+        """Stop the thread after the current guest; return whether it stopped in time."""
         self.inbox.stop()
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
     def busy(self) -> float:
-        """Return for how many seconds it has been at the guest at hand; 0 where it waits."""
+        """Return how many seconds the current guest has taken; 0 while the worker waits."""
         since = self._busy_since
         return 0.0 if since is None else time.monotonic() - since
 
@@ -86,7 +86,7 @@ class Worker:
     def _run(self) -> None:
         try:
             self._keep_connected()
-        except BaseException as error:  # noqa: BLE001 - the service ends with it
+        except BaseException as error:  # noqa: BLE001 - the service raises it
             self.error = error
         finally:
             self.tried.set()
@@ -98,7 +98,7 @@ class Worker:
             up = False
             delay = 0.0
             try:
-                # To connect is to wait for another: not our progress.
+                # Connecting does not count as busy: its duration depends on libvirt alone.
                 with connect(self.uri) as connection, subscribed(connection, self.inbox):
                     self.inbox.connected()
                     self._beat()
@@ -106,7 +106,7 @@ class Worker:
                     connections += 1
                     if connections > 1:
                         self.statistics.reconnected()
-                    tell(LogEvent.CONNECTED, uri=self.uri)
+                    log_event(LogEvent.CONNECTED, uri=self.uri)
                     self._reconcile(connection)
                     backoff.reset()
                     self.tried.set()
@@ -117,7 +117,7 @@ class Worker:
                     return
                 delay = backoff.next()
                 self.statistics.failure("connect")
-                tell(
+                log_event(
                     LogEvent.CONNECTION_LOST if up else LogEvent.CONNECT_FAILED,
                     logging.WARNING,
                     uri=self.uri,
@@ -132,48 +132,48 @@ class Worker:
                 self.inbox.pause(delay)
 
     def _serve(self, connection: Connection) -> None:
-        """Look at what the inbox has until it is to stop.
+        """Process the inbox until a stop is requested.
 
         :raise HypervisorError: when the connection is lost.
         """
         backoff = Backoff()
         due: float | None = None
         while True:
-            if self._again and due is None:
+            if self._retry and due is None:
                 due = time.monotonic() + backoff.next()
-            elif not self._again:
+            elif not self._retry:
                 due = None
                 backoff.reset()
             self._busy_since = None
             wait = None if due is None else max(0.0, due - time.monotonic())
-            work = self.inbox.take(wait)
+            item = self.inbox.get(wait)
             self._beat()
-            match work:
-                case Order.STOP:
+            match item:
+                case WorkerCommand.STOP:
                     return
-                case Order.LOST:
+                case WorkerCommand.CONNECTION_LOST:
                     if not connection.is_alive():
                         raise HypervisorError(f"watching {self.uri}: libvirt closed the connection")
-                case Order.OVERFLOW:
-                    tell(LogEvent.EVENTS_OVERFLOWED, logging.WARNING, uri=self.uri)
+                case WorkerCommand.OVERFLOW:
+                    log_event(LogEvent.EVENTS_OVERFLOWED, logging.WARNING, uri=self.uri)
                     self._reconcile(connection)
-                case Order.RECONCILE:
+                case WorkerCommand.RECONCILE:
                     self._reconcile(connection)
-                case Look(uuid, rebooted):
-                    self._look(connection, uuid, rebooted=rebooted)
+                case GuestCheck(uuid, rebooted):
+                    self._check(connection, uuid, rebooted=rebooted)
                 case None:
                     due = None
-                    for uuid, rebooted in list(self._again.items()):
-                        self._look(connection, uuid, rebooted=rebooted)
+                    for uuid, rebooted in list(self._retry.items()):
+                        self._check(connection, uuid, rebooted=rebooted)
 
-    def _look(self, connection: Connection, uuid: str, *, rebooted: bool) -> None:
-        rebooted = self._again.pop(uuid, False) or rebooted
-        # Kept until it is done, so that it outlives a connection that is lost meanwhile.
-        self._again[uuid] = rebooted
-        if self.guests.look(connection, self._binder(), uuid, rebooted=rebooted):
-            del self._again[uuid]
+    def _check(self, connection: Connection, uuid: str, *, rebooted: bool) -> None:
+        rebooted = self._retry.pop(uuid, False) or rebooted
+        # Kept until the check is done, so that it survives a lost connection.
+        self._retry[uuid] = rebooted
+        if self.reconciler.check(connection, self._binder(), uuid, rebooted=rebooted):
+            del self._retry[uuid]
 
     def _reconcile(self, connection: Connection) -> None:
-        rebooted = {uuid for uuid, reset in self._again.items() if reset}
-        again = self.guests.reconcile(connection, self._binder(), rebooted)
-        self._again = {uuid: uuid in rebooted for uuid in again}
+        rebooted = {uuid for uuid, reset in self._retry.items() if reset}
+        retry = self.reconciler.reconcile(connection, self._binder(), rebooted)
+        self._retry = {uuid: uuid in rebooted for uuid in retry}

@@ -1,8 +1,8 @@
-"""One connection's guests, on libvirt's test driver within this process."""
+"""Reconcile the guests of libvirt's test driver within this process."""
 
 from __future__ import annotations
 
-import libvirt  # noqa: TID251 - an error of its own is put in, around the real calls
+import libvirt  # noqa: TID251 - the tests raise its errors around the real calls
 import pytest
 from lxml import etree
 from provision.failing import Failing
@@ -15,10 +15,10 @@ from watch.helpers import (
     binder,
     bound,
     downs,
-    guests,
     live,
     node_file,
     outcomes,
+    reconciler,
     running,
     ups,
     write_live_record,
@@ -47,13 +47,13 @@ def audit():
 
 
 def record_without(connection, *devices):
-    """Return the live record without ``devices``, as libvirt takes it."""
+    """Return the live record without ``devices``, in the form that libvirt accepts."""
     (element,) = live(connection).root.iterfind(f"metadata/{{{RECORD}}}domain")
     for device in devices:
         for child in element.iterfind(f"{{{RECORD}}}device[@host='{device}']"):
             element.remove(child)
-    for each in element.iter("*"):
-        each.tag = etree.QName(each).localname
+    for child in element.iter("*"):
+        child.tag = etree.QName(child).localname
     etree.cleanup_namespaces(element)
     return etree.tostring(element, encoding="unicode", with_tail=False)
 
@@ -62,11 +62,11 @@ def put(connection, element):
     connection.set_live_metadata(UUID, NAMESPACE, PREFIX, element)
 
 
-def test_a_guest_that_runs_is_bound_once(file, audit):
+def test_a_running_guest_is_bound_once(file, audit):
     with running(file, A, B) as connection:
-        watched = guests()
-        assert watched.reconcile(connection, binder(audit)) == []
-        assert audit.take() == [DOMAIN_UP, *ups(A, B)]
+        service = reconciler()
+        assert service.reconcile(connection, binder(audit)) == []
+        assert audit.drain() == [DOMAIN_UP, *ups(A, B)]
         assert bound(connection) == Bound(
             int(live(connection).root.get("id")),
             "first-in-group",
@@ -76,177 +76,177 @@ def test_a_guest_that_runs_is_bound_once(file, audit):
             ),
         )
         before = str(live(connection))
-        for again in (watched, guests()):
+        for again in (service, reconciler()):
             assert again.reconcile(connection, binder(audit)) == []
-        assert audit.take() == []
+        assert audit.drain() == []
         assert str(live(connection)) == before
         assert "bound/1" not in str(connection.domain_xml("guest0"))
 
 
 def test_a_guest_without_a_record_is_left_alone(file, audit):
     with running(file) as connection:
-        watched = guests()
+        service = reconciler()
         before = str(live(connection))
-        watched.reconcile(connection, binder(audit))
-        assert (str(live(connection)), audit.take(), watched.entries) == (before, [], {})
+        service.reconcile(connection, binder(audit))
+        assert (str(live(connection)), audit.drain(), service.watched) == (before, [], {})
 
 
-def test_what_is_attached_to_the_definition_waits_for_the_next_start(file, audit):
+def test_an_attach_to_the_definition_counts_from_the_next_start(file, audit):
     with running(file) as connection:
-        watched = guests()
+        service = reconciler()
         attach(connection, A)
-        watched.reconcile(connection, binder(audit))
-        assert (bound(connection), audit.take()) == (None, [])
+        service.reconcile(connection, binder(audit))
+        assert (bound(connection), audit.drain()) == (None, [])
         connection.destroy("guest0")
         connection.start("guest0")
-        watched.look(connection, binder(audit), UUID)
-        assert audit.take() == [DOMAIN_UP, *ups(A)]
+        service.check(connection, binder(audit), UUID)
+        assert audit.drain() == [DOMAIN_UP, *ups(A)]
 
 
-@pytest.mark.parametrize("seen", [True, False], ids=["event", "reconcile"])
-def test_a_guest_that_stopped_is_unbound(file, audit, seen):
+@pytest.mark.parametrize("by_event", [True, False], ids=["event", "reconcile"])
+def test_a_stopped_guest_is_unbound(file, audit, by_event):
     with running(file, A, B) as connection:
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
-        audit.take()
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
+        audit.drain()
         connection.destroy("guest0")
-        if seen:
-            watched.look(connection, binder(audit), UUID)
+        if by_event:
+            service.check(connection, binder(audit), UUID)
         else:
-            watched.reconcile(connection, binder(audit))
-        assert audit.take() == [*downs(A, B), DOMAIN_DOWN]
-        assert watched.entries == {}
+            service.reconcile(connection, binder(audit))
+        assert audit.drain() == [*downs(A, B), DOMAIN_DOWN]
+        assert service.watched == {}
 
 
-def test_a_guest_that_stopped_and_started_unseen_is_bound_again(file, audit):
+def test_a_guest_that_restarted_between_checks_is_bound_again(file, audit):
     with running(file, A) as connection:
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
-        audit.take()
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
+        audit.drain()
         connection.destroy("guest0")
         connection.start("guest0")
-        watched.look(connection, binder(audit), UUID)
-        assert audit.take() == [*downs(A), DOMAIN_DOWN, DOMAIN_UP, *ups(A)]
+        service.check(connection, binder(audit), UUID)
+        assert audit.drain() == [*downs(A), DOMAIN_DOWN, DOMAIN_UP, *ups(A)]
         assert outcomes(connection) == [(A, "delivered")]
 
 
-@pytest.mark.parametrize(("write", "told"), [(1, False), (2, True)])
-def test_a_guest_that_stops_while_it_is_bound(file, audit, write, told):
+@pytest.mark.parametrize(("write", "bound_by_then"), [(1, False), (2, True)])
+def test_a_guest_that_stops_during_the_bind(file, audit, write, bound_by_then):
     with running(file, A) as connection:
-        watched = guests()
-        counted = Failing(connection._raw, 0, False, None)
-        watched.look(Connection(counted, connection.uri, readonly=False), binder(), UUID)
-        calls = [n for n, name in enumerate(counted.calls, 1) if name == "setMetadata"]
+        service = reconciler()
+        counting = Failing(connection._raw, 0, False, None)
+        service.check(Connection(counting, connection.uri, readonly=False), binder(), UUID)
+        calls = [n for n, name in enumerate(counting.calls, 1) if name == "setMetadata"]
         connection.destroy("guest0")
-        watched.reconcile(connection, binder())
+        service.reconcile(connection, binder())
         connection.start("guest0")
         raw = Failing(
             connection._raw, calls[write - 1], False, lambda: connection.destroy("guest0")
         )
-        watched.look(Connection(raw, connection.uri, readonly=False), binder(audit), UUID)
-        assert audit.take() == told * [DOMAIN_UP, *ups(A), *downs(A), DOMAIN_DOWN]
-        assert (watched.entries, watched.failure) == ({}, None)
+        service.check(Connection(raw, connection.uri, readonly=False), binder(audit), UUID)
+        assert audit.drain() == bound_by_then * [DOMAIN_UP, *ups(A), *downs(A), DOMAIN_DOWN]
+        assert (service.watched, service.failure) == ({}, None)
         assert not connection.is_active("guest0")
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["same", "restarted"])
 def test_a_reboot_binds_again(file, audit, fresh):
     with running(file, A, B) as connection:
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
-        audit.take()
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
+        audit.drain()
         before = bound(connection)
-        watched = guests() if fresh else watched
-        watched.look(connection, binder(audit), UUID, rebooted=True)
-        assert audit.take() == [*downs(A, B), DOMAIN_DOWN, DOMAIN_UP, *ups(A, B)]
+        service = reconciler() if fresh else service
+        service.check(connection, binder(audit), UUID, rebooted=True)
+        assert audit.drain() == [*downs(A, B), DOMAIN_DOWN, DOMAIN_UP, *ups(A, B)]
         assert bound(connection) == before
 
 
 @pytest.mark.parametrize("fresh", [False, True], ids=["same", "restarted"])
-def test_a_device_that_comes_and_goes_moves_no_other(file, audit, fresh):
+def test_a_hotplugged_device_leaves_the_others_bound(file, audit, fresh):
     with running(file, A, B) as connection:
         full = record_without(connection)
         write_live_record(connection, record_without(connection, B))
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
-        assert audit.take() == [DOMAIN_UP, *ups(A)]
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
+        assert audit.drain() == [DOMAIN_UP, *ups(A)]
         first = bound(connection).devices
-        watched = guests() if fresh else watched
+        service = reconciler() if fresh else service
         write_live_record(connection, full)
-        watched.look(connection, binder(audit), UUID)
-        assert audit.take() == ups(B)
+        service.check(connection, binder(audit), UUID)
+        assert audit.drain() == ups(B)
         assert bound(connection).devices[:1] == first
         assert outcomes(connection) == BOTH
-        watched = guests() if fresh else watched
+        service = reconciler() if fresh else service
         write_live_record(connection, record_without(connection, A))
-        watched.look(connection, binder(audit), UUID)
-        assert audit.take() == downs(A)
+        service.check(connection, binder(audit), UUID)
+        assert audit.drain() == downs(A)
         assert outcomes(connection) == [(B, "delivered")]
-        watched = guests() if fresh else watched
+        service = reconciler() if fresh else service
         write_live_record(connection, None)
-        watched.look(connection, binder(audit), UUID)
-        assert audit.take() == [*downs(B), DOMAIN_DOWN]
-        assert (bound(connection), watched.entries) == (None, {})
+        service.check(connection, binder(audit), UUID)
+        assert audit.drain() == [*downs(B), DOMAIN_DOWN]
+        assert (bound(connection), service.watched) == (None, {})
 
 
-def test_an_element_that_was_taken_out_is_put_back(file, audit):
+def test_a_removed_element_is_written_again(file, audit):
     with running(file, A) as connection:
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
-        audit.take()
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
+        audit.drain()
         before = bound(connection)
         put(connection, None)
-        watched.reconcile(connection, binder(audit))
-        assert (audit.take(), bound(connection)) == ([], before)
+        service.reconcile(connection, binder(audit))
+        assert (audit.drain(), bound(connection)) == ([], before)
 
 
-def test_the_element_of_a_saved_run_does_not_count(file, audit):
-    """A guest that is restored brings back the metadata of the run that was saved."""
+def test_the_element_of_a_saved_run_is_ignored(file, audit):
+    """libvirt restores the metadata of the saved run with the guest."""
     with running(file, A) as connection:
         device = BoundDevice(A, "identity", "sim", Iova(0x40), Outcome.DELIVERED)
         put(connection, bound_xml(Bound(4000, "first-in-group", (device,))))
-        guests().reconcile(connection, binder(audit))
-        assert audit.take() == [DOMAIN_UP, *ups(A)]
+        reconciler().reconcile(connection, binder(audit))
+        assert audit.drain() == [DOMAIN_UP, *ups(A)]
         assert bound(connection).devices[0].programmed == Iova(0x8000040)
 
 
-def test_an_element_without_a_record_goes(file, audit):
+def test_an_element_without_a_record_is_removed(file, audit):
     with running(file) as connection:
         device = BoundDevice(A, "identity", "sim", Iova(0x8000040), Outcome.DELIVERED)
         run = int(live(connection).root.get("id"))
         put(connection, bound_xml(Bound(run, "first-in-group", (device,))))
-        guests().reconcile(connection, binder(audit))
-        assert audit.take() == [*downs(A), DOMAIN_DOWN]
+        reconciler().reconcile(connection, binder(audit))
+        assert audit.drain() == [*downs(A), DOMAIN_DOWN]
         assert bound(connection) is None
 
 
-def test_what_was_begun_is_undone_and_done_again(file, audit):
+def test_a_half_bound_device_is_unbound_and_bound_again(file, audit):
     with running(file, A, B) as connection:
-        guests().reconcile(connection, binder())
-        found = bound(connection)
-        first, second = found.devices
+        reconciler().reconcile(connection, binder())
+        stored = bound(connection)
+        first, second = stored.devices
         begun = BoundDevice(B, second.strategy, second.by)
-        put(connection, bound_xml(Bound(found.run, found.selector, (first, begun))))
-        guests().reconcile(connection, binder(audit))
-        assert audit.take() == [*downs(B), *ups(B)]
-        assert bound(connection) == found
+        put(connection, bound_xml(Bound(stored.run, stored.selector, (first, begun))))
+        reconciler().reconcile(connection, binder(audit))
+        assert audit.drain() == [*downs(B), *ups(B)]
+        assert bound(connection) == stored
 
 
 def test_a_veto_is_an_outcome(file):
     audit = Audit(B)
     with running(file, A, B) as connection:
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
         assert outcomes(connection) == [(A, "delivered"), (B, "refused")]
-        assert audit.take() == [DOMAIN_UP, *ups(A), ("attach-device", B)]
-        watched.reconcile(connection, binder(audit))
-        assert audit.take() == []
-        assert watched.failure is None
+        assert audit.drain() == [DOMAIN_UP, *ups(A), ("attach-device", B)]
+        service.reconcile(connection, binder(audit))
+        assert audit.drain() == []
+        assert service.failure is None
         connection.destroy("guest0")
-        watched.reconcile(connection, binder(audit))
-        assert audit.take() == [*downs(A), DOMAIN_DOWN]
-        numbers = watched._statistics.numbers()
-        assert (numbers.binds, numbers.unbinds) == (1, 1)
+        service.reconcile(connection, binder(audit))
+        assert audit.drain() == [*downs(A), DOMAIN_DOWN]
+        snapshot = service._statistics.snapshot()
+        assert (snapshot.binds, snapshot.unbinds) == (1, 1)
 
 
 def test_two_strategies_in_one_guest(file, audit):
@@ -255,15 +255,15 @@ def test_two_strategies_in_one_guest(file, audit):
         attach(connection, A)
         attach(connection, B, strategy="host-cookie", allow_faults=True)
         connection.start("guest0")
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
-        assert audit.take() == [DOMAIN_UP, *ups(A), DOMAIN_UP, *ups(B)]
-        found = bound(connection).devices
-        assert [device.strategy for device in found] == ["identity", "host-cookie"]
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
+        assert audit.drain() == [DOMAIN_UP, *ups(A), DOMAIN_UP, *ups(B)]
+        strategies = [device.strategy for device in bound(connection).devices]
+        assert strategies == ["identity", "host-cookie"]
         assert outcomes(connection) == BOTH
         write_live_record(connection, record_without(connection, B))
-        guests().reconcile(connection, binder(audit))
-        assert audit.take() == [*downs(B), DOMAIN_DOWN]
+        reconciler().reconcile(connection, binder(audit))
+        assert audit.drain() == [*downs(B), DOMAIN_DOWN]
         connection.destroy("guest0")
 
 
@@ -274,35 +274,35 @@ def test_another_selector_binds_again(file, audit):
             return PluginInfo(name="other", kind=PluginKind.ITS_SELECTOR, summary="as the default")
 
     with running(file, A) as connection:
-        watched = guests()
-        watched.reconcile(connection, binder(audit))
-        audit.take()
+        service = reconciler()
+        service.reconcile(connection, binder(audit))
+        audit.drain()
         table = ConfigTable(domain=[DomainTable("guest0", its_selector="other")])
-        watched.reconcile(connection, binder(audit, Other(), settings=Config(table)))
-        assert audit.take() == [*downs(A), DOMAIN_DOWN, DOMAIN_UP, *ups(A)]
+        service.reconcile(connection, binder(audit, Other(), settings=Config(table)))
+        assert audit.drain() == [*downs(A), DOMAIN_DOWN, DOMAIN_UP, *ups(A)]
         assert bound(connection).selector == "other"
 
 
 @pytest.mark.parametrize(
-    ("namespace", "element", "words"),
+    ("namespace", "element", "message"),
     [
         (NAMESPACE, "<guest run='1'/>", "<guest> lacks its-selector"),
         (NAMESPACE.replace("/1", "/2"), "<guest/>", "it is of version '2'"),
     ],
     ids=["broken", "newer"],
 )
-def test_an_element_that_cannot_be_read_is_left_alone(file, audit, namespace, element, words):
+def test_an_unreadable_element_is_left_alone(file, audit, namespace, element, message):
     with running(file, A) as connection:
         connection.set_live_metadata(UUID, namespace, PREFIX, element)
         before = str(live(connection))
-        watched = guests()
-        assert watched.reconcile(connection, binder(audit)) == []
-        assert words in str(watched.failure)
-        assert "virsh metadata guest0" in str(watched.failure)
-        assert (str(live(connection)), audit.take()) == (before, [])
+        service = reconciler()
+        assert service.reconcile(connection, binder(audit)) == []
+        assert message in str(service.failure)
+        assert "virsh metadata guest0" in str(service.failure)
+        assert (str(live(connection)), audit.drain()) == (before, [])
 
 
-def test_a_strategy_that_breaks_leaves_nothing_bound(file, audit):
+def test_a_broken_observer_leaves_nothing_bound(file, audit):
     class Broken(Audit):
         @hookimpl
         def vmm_msi_veto(self, event):
@@ -312,23 +312,23 @@ def test_a_strategy_that_breaks_leaves_nothing_bound(file, audit):
 
     broken = Broken()
     with running(file, A, B) as connection:
-        watched = guests()
-        assert watched.reconcile(connection, binder(broken)) == []
-        assert watched.failure is not None
+        service = reconciler()
+        assert service.reconcile(connection, binder(broken)) == []
+        assert service.failure is not None
         assert bound(connection) is None
-        failed, *undone = broken.take()[5:]
+        failed, *undone = broken.drain()[5:]
         assert failed == ("bind-doorbell", B)
         assert undone == [*downs(A), ("detach-device", B), DOMAIN_DOWN]
-        watched.reconcile(connection, binder(audit))
-        assert audit.take() == [DOMAIN_UP, *ups(A, B)]
+        service.reconcile(connection, binder(audit))
+        assert audit.drain() == [DOMAIN_UP, *ups(A, B)]
         assert outcomes(connection) == BOTH
 
 
-# A process that is killed, before or after each call of libvirt.
+# The process is killed before or after each call of libvirt.
 
 
 class KilledError(BaseException):
-    """Nothing of ours catches it."""
+    """Derived from BaseException, so that vmm-msi does not catch it."""
 
 
 def raising(error):
@@ -339,7 +339,7 @@ def raising(error):
 
 
 def balanced(events):
-    """Tell whether no device was bound while it was."""
+    """Return whether no device was bound twice without an unbind between."""
     up = set()
     for action, device in events:
         if action == "prepare-msi":
@@ -352,60 +352,60 @@ def balanced(events):
 
 
 def begin(connection, audit, change):
-    """Bring a guest to where ``change`` is next; return the guests that are watched."""
-    watched = guests()
+    """Bring a guest to the state before ``change``; return the reconciler."""
+    service = reconciler()
     if change != "bind":
-        watched.reconcile(connection, binder(audit))
+        service.reconcile(connection, binder(audit))
     if change == "grow":
         full = record_without(connection)
         write_live_record(connection, record_without(connection, B))
-        watched.reconcile(connection, binder(audit))
+        service.reconcile(connection, binder(audit))
         write_live_record(connection, full)
     elif change == "shrink":
         write_live_record(connection, record_without(connection, A))
     elif change == "restart":
         connection.destroy("guest0")
         connection.start("guest0")
-    return watched
+    return service
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("change", ["bind", "reboot", "grow", "shrink", "restart"])
 def test_killed_at_each_call(file, change, after):
-    wanted = [(B, "delivered")] if change == "shrink" else BOTH
+    expected = [(B, "delivered")] if change == "shrink" else BOTH
     for at in range(1, 100):
         audit = Audit()
         with running(file, A, B) as connection:
-            watched = begin(connection, audit, change)
+            service = begin(connection, audit, change)
             raw = Failing(connection._raw, at, after, raising(KilledError()))
             killing = Connection(raw, connection.uri, readonly=False)
             killed = True
             try:
                 if change == "reboot":
-                    watched.look(killing, binder(audit), UUID, rebooted=True)
+                    service.check(killing, binder(audit), UUID, rebooted=True)
                 else:
-                    watched.reconcile(killing, binder(audit))
+                    service.reconcile(killing, binder(audit))
                 killed = False
             except KilledError:
-                guests().reconcile(connection, binder(audit))
-            assert outcomes(connection) == wanted, raw.calls
+                reconciler().reconcile(connection, binder(audit))
+            assert outcomes(connection) == expected, raw.calls
             run = int(live(connection).root.get("id"))
             assert bound(connection).run == run
-            # A run that ended takes with it what was bound; only a witness of that can tell.
+            # No process that starts after the end of a run knows what was bound in it.
             if change != "restart":
-                assert balanced(audit.take()), raw.calls
-            guests().reconcile(connection, binder(audit))
-            assert change == "restart" or audit.take() == []
+                assert balanced(audit.drain()), raw.calls
+            reconciler().reconcile(connection, binder(audit))
+            assert change == "restart" or audit.drain() == []
             connection.destroy("guest0")
             if not killed:
                 assert len(raw.calls) < at
                 return
-    pytest.fail("there is no end of calls")
+    pytest.fail("no run reached the last call")
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
-def test_refused_at_each_call(file, after):
-    """A call that libvirt refuses, on a connection that stands: it is looked at again."""
+def test_refusal_at_each_call(file, after):
+    """libvirt refuses one call on a live connection: the guest is checked again."""
     for at in range(1, 100):
         audit = Audit()
         with running(file, A, B) as connection:
@@ -413,21 +413,21 @@ def test_refused_at_each_call(file, after):
                 connection._raw.lookupByUUIDString("no UUID")
             except libvirt.libvirtError as error:
                 raw = Failing(connection._raw, at, after, raising(error))
-            watched = guests()
+            service = reconciler()
             failing = Connection(raw, connection.uri, readonly=False)
-            again = []
+            retry = []
             try:
-                again = watched.reconcile(failing, binder(audit))
+                retry = service.reconcile(failing, binder(audit))
             except HypervisorError:
-                # Listing the guests, or the connection seems to be gone: it is made again.
-                watched.reconcile(connection, binder(audit))
-            for uuid in again:
-                assert watched.look(connection, binder(audit), uuid)
+                # Listing the guests failed, or the connection seems to be lost: reconnect.
+                service.reconcile(connection, binder(audit))
+            for uuid in retry:
+                assert service.check(connection, binder(audit), uuid)
             assert outcomes(connection) == BOTH, raw.calls
-            assert balanced(audit.take()), raw.calls
-            guests().reconcile(connection, binder(audit))
-            assert audit.take() == []
+            assert balanced(audit.drain()), raw.calls
+            reconciler().reconcile(connection, binder(audit))
+            assert audit.drain() == []
             connection.destroy("guest0")
             if len(raw.calls) < at:
                 return
-    pytest.fail("there is no end of calls")
+    pytest.fail("no run reached the last call")

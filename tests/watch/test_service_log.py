@@ -1,4 +1,4 @@
-"""The log: one line for each thing that happened."""
+"""The log of the service: one line per event."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from datetime import datetime, timedelta
 import pytest
 
 from vmm_msi.types import Iova, PciAddress
-from vmm_msi.watch.service_log import LogEvent, logging_to, tell
+from vmm_msi.watch.service_log import LogEvent, log_event, logging_to
 
 
 def lines(as_json, **fields):
     out = io.StringIO()
     with logging_to(out, as_json=as_json):
-        tell(LogEvent.BOUND, **fields)
+        log_event(LogEvent.BOUND, **fields)
         logging.getLogger("vmm_msi.plugins.manager").warning("observer %s failed", "x")
     return out.getvalue().splitlines()
 
@@ -34,8 +34,8 @@ def test_json():
             missing=None,
         ),
     )
-    when = datetime.fromisoformat(first.pop("time"))
-    assert when.utcoffset() == timedelta(0)
+    time = datetime.fromisoformat(first.pop("time"))
+    assert time.utcoffset() == timedelta(0)
     assert first == {
         "level": "info",
         "event": "bound",
@@ -56,7 +56,7 @@ def test_text():
     assert second.split(" ", 1)[1] == 'warning message message="observer x failed"'
 
 
-def test_nothing_is_left(capsys):
+def test_the_logger_is_restored(capsys):
     lines(as_json=True)
     root = logging.getLogger("vmm_msi")
     assert (root.handlers, root.propagate, root.level) == ([], True, logging.NOTSET)
@@ -64,5 +64,5 @@ def test_nothing_is_left(capsys):
 
 
 @pytest.mark.parametrize("event", list(LogEvent))
-def test_names_are_words(event):
+def test_names_match_their_values(event):
     assert event.value == event.name.lower().replace("_", "-")

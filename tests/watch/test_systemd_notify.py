@@ -1,4 +1,4 @@
-"""sd_notify(3), with a socket such as systemd's."""
+"""Notifications by sd_notify(3), received on a socket such as systemd's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmm_msi.watch.systemd_notify import Notifier
 
 @pytest.fixture(params=["path", "abstract"])
 def listening(request, tmp_path):
-    """A socket, and what $NOTIFY_SOCKET would be."""
+    """Yield a socket and the value of $NOTIFY_SOCKET for it."""
     name = f"@vmm-msi-test-{os.getpid()}" if request.param == "abstract" else f"{tmp_path}/notify"
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as receiver:
         receiver.bind("\0" + name[1:] if name.startswith("@") else name)
@@ -20,7 +20,7 @@ def listening(request, tmp_path):
         yield receiver, name
 
 
-def test_what_systemd_is_told(listening):
+def test_notifications(listening):
     receiver, name = listening
     notifier = Notifier({"NOTIFY_SOCKET": name})
     notifier.ready()
@@ -40,7 +40,7 @@ def test_what_systemd_is_told(listening):
 
 
 @pytest.mark.parametrize("name", ["", "/no/such/socket"])
-def test_nobody_listens(name):
+def test_a_missing_socket_is_ignored(name):
     Notifier({"NOTIFY_SOCKET": name}).ready()
     Notifier({}).ready()
 
