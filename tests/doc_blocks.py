@@ -371,7 +371,7 @@ REGIONS = {
     (DOCS / "explain.md", "texts"): explained_texts,
     (DOCS / "explain.md", "events"): explained_events,
     (DOCS / "doctor.md", "findings"): findings_table,
-    (DOCS / "lab.md", "kernel options"): kernel_options,
+    (DOCS / "lab-internals.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "truth table"): truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,
     (DOCS / "support.md", "releases"): support_by_release,

@@ -125,11 +125,11 @@ def stale(run_folder):
 
 def test_up_is_used_and_goes_down(stale):
     assert status() == {"schema": 1, "state": "off"}
-    assert lab("down").stdout == "no lab runs\n"
+    assert lab("down").stdout == "no lab is running\n"
 
     done = lab("up")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("the lab runs, ready after ")
+    assert done.stdout.startswith("the lab is up after ")
     assert "starting the emulated host: 2 SMMUs, 4 devices, 1 pair, 4K pages" in done.stderr
     # What the killed one left is gone.
     [folder] = run_folders(stale)
@@ -146,7 +146,7 @@ def test_up_is_used_and_goes_down(stale):
 
     again = lab("up")
     assert again.returncode == 0
-    assert again.stdout.startswith(f"the lab runs already, since {facts['since']}")
+    assert again.stdout.startswith(f"the lab is already up since {facts['since']}")
     other = lab("up", "--smmus", "3")
     assert other.returncode == UsageError.exit_code
     assert "runs, not with 3 SMMUs" in other.stderr
@@ -168,7 +168,7 @@ def test_up_is_used_and_goes_down(stale):
 
     start = time.monotonic()
     done = lab("down")
-    assert (done.returncode, done.stdout) == (0, "the lab is off\n")
+    assert (done.returncode, done.stdout) == (0, "the lab is down\n")
     assert time.monotonic() - start < 5
     assert seen.all_gone()
     assert run_folders(stale) == []
@@ -273,7 +273,7 @@ def test_whatever_ends_it_the_next_up_works(run_folder, tmp_path):
     assert wait_until(seen.all_gone)
     assert run_folders(run_folder) == []
     facts = status()
-    assert facts["state"] == "off, it went off by itself"
+    assert facts["state"] == "off: it stopped by itself"
     assert "running the emulated host: it went off by itself: serial.log:" in facts["error"]
     logs = Path(facts["logs"])
     assert logs.parent == cache / "lab-logs"
@@ -290,7 +290,7 @@ def test_whatever_ends_it_the_next_up_works(run_folder, tmp_path):
     assert lab("up", *shape).returncode == 0
     assert wait_until(seen.ended)
     assert Seen(run_folder).qemu()
-    assert lab("down").stdout == "the lab is off\n"
+    assert lab("down").stdout == "the lab is down\n"
     assert Seen(run_folder).all_gone()
 
 
@@ -451,7 +451,7 @@ def test_a_lab_that_will_not_do_is_left_alone(run_folder, tmp_path, monkeypatch,
 
 def test_console_without_a_lab(run_folder, capsys):
     assert main(["lab", "console"]) == LabError.exit_code
-    assert "no lab runs; start one with vmm-msi lab up" in capsys.readouterr().err
+    assert "no lab is running; start one with vmm-msi lab up" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["--smmus", "9"], ["--devices", "0"], ["--pairs", "-1"]])

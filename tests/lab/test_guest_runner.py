@@ -64,7 +64,7 @@ def test_a_run_in_words():
         "linux 7.2.12, libvirt 12.8.0, qemu 11.1.2",
         "the guest's RMR: 0x8000000-0x80fffff",
         "the guest's IOMMU group 1: 0000:21:00.0; reserved 0x1 0x2 direct",
-        "the doctor, beforehand: 1",
+        "predicted by the doctor: 1",
         "  note no-migration: guest lab-guest",
         "",
         "after start:",

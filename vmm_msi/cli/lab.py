@@ -1,7 +1,7 @@
-"""``vmm-msi lab``: what is needed to try things on a machine without Arm hardware.
+"""``vmm-msi lab``: build and run an emulated Arm host on a machine without Arm hardware.
 
-The subcommands are in modules of their own, each with a table ``SUBCOMMANDS``; what a
-subcommand works with is imported when it runs.
+Subcommands live in modules of their own, each with a table ``SUBCOMMANDS``; their imports are
+deferred until they run.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 _WORDS: dict[str, tuple[str, str]] = {
     "root": (
         "lab_build",
-        "build, once, a Debian root with a current libvirt and QEMU, and say where it is",
+        "build a Debian root with a current libvirt and QEMU (once) and print its path",
     ),
     "build": (
         "lab_build",
-        "build, once, the kernel and the user land of the emulated Arm host, and the root",
+        "build the emulated Arm host's kernel, user land and root (once)",
     ),
     "up": ("lab_host", "start the emulated Arm host and leave it running"),
     "down": ("lab_host", "stop the emulated Arm host"),
-    "status": ("lab_host", "say whether the emulated Arm host runs, and what it has"),
+    "status": ("lab_host", "show whether the emulated Arm host runs, and its devices"),
     "console": ("lab_host", "connect to the serial console of the emulated Arm host"),
     "guest": (
         "lab_guest",
         "run a guest with assigned devices in the emulated Arm host and count their interrupts",
     ),
-    "capture": ("lab_capture", "write a capture of the emulated Arm host, as of a real one"),
+    "capture": ("lab_capture", "write a capture of the emulated Arm host"),
     "conform": (
         "lab_conform",
-        "run random calls on the model and on the real kernel and compare what each returns",
+        "run random call sequences in the simulator and on the real kernel and compare the results",
     ),
 }
 
 
 class Subcommand(NamedTuple):
-    """One word after ``lab``."""
+    """One subcommand of ``lab``."""
 
     configure: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], int]

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 
 def _add_place(parser: argparse.ArgumentParser, what: str) -> None:
     parser.add_argument(
-        "--suite", default=DEFAULT_SUITE, help="Debian suite to take it from (default: %(default)s)"
+        "--suite", default=DEFAULT_SUITE, help="Debian suite to build from (default: %(default)s)"
     )
     parser.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help=f"where {what} are kept (default: vmm-msi in $XDG_CACHE_HOME or ~/.cache)",
+        help=f"cache folder for {what} (default: vmm-msi in $XDG_CACHE_HOME or ~/.cache)",
     )
 
 
@@ -59,7 +59,7 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
         "--patches",
         type=Path,
         metavar="DIR",
-        help="apply DIR/*.patch to the kernel's source, in the order of their names (patch -p1)",
+        help="apply DIR/*.patch to the kernel source in order of name (patch -p1)",
     )
     add_format(parser)
 

@@ -1,4 +1,4 @@
-"""``vmm-msi lab capture``: a capture of the emulated host, to try things on that read one."""
+"""``vmm-msi lab capture``: write a capture of the emulated host, as a sample to read."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write to FILE, such as host.tar.zst",
     )
-    parser.add_argument("--force", action="store_true", help="write over a FILE that is there")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Let the emulated host capture itself, and keep what it made."""
+    """Run ``topology capture`` in the emulated host and save its file."""
     from vmm_msi.errors import LabError
     from vmm_msi.host.files.pack import check_target, write_archive
     from vmm_msi.lab.build.progress import Progress
@@ -46,12 +46,12 @@ def run(args: argparse.Namespace) -> int:
         lab_for(shape, suite=args.suite, cache=args.cache, progress=progress) as lab,
         AgentLink(lab.agent_socket) as link,
     ):
-        told = link.call("command", argv=["topology", "capture", "-o", _NAME], fetch=[_NAME])
+        reply = link.call("command", argv=["topology", "capture", "-o", _NAME], fetch=[_NAME])
     progress.clear()
-    if told["status"]:
-        raise LabError(f"capturing the emulated host: {told['stderr'].strip()}")
-    write_archive(args.output, base64.b64decode(told["files"][_NAME]), force=args.force)
-    for line in told["stderr"].splitlines():
+    if reply["status"]:
+        raise LabError(f"capturing the emulated host: {reply['stderr'].strip()}")
+    write_archive(args.output, base64.b64decode(reply["files"][_NAME]), force=args.force)
+    for line in reply["stderr"].splitlines():
         print_error(line.replace(_NAME, str(args.output)))
     return 0
 

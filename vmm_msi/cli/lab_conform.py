@@ -1,4 +1,4 @@
-"""``vmm-msi lab conform``: hold the model against the real kernel."""
+"""``vmm-msi lab conform``: compare the simulator with the real kernel, call by call."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.conformance.conform import Report
 
-#: Exit code where model and kernel do not agree.
+#: Exit code when simulator and kernel disagree.
 MISMATCH = 1
 
 _COUNT = 200
@@ -35,33 +35,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=_COUNT,
         metavar="N",
-        help="how many scenarios to draw (default: %(default)s)",
+        help="number of random scenarios (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=_SEED,
         metavar="S",
-        help="what to draw them from; the same number draws the same ones (default: %(default)s)",
+        help="random seed; the same seed gives the same scenarios (default: %(default)s)",
     )
     parser.add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
-        help="run the scenario in FILE, as --save writes it, in place of drawn ones",
+        help="run the scenario in FILE, written by --save, instead of random ones",
     )
     parser.add_argument(
         "--save",
         type=Path,
         metavar="DIR",
-        help="write a scenario for each mismatch to DIR, shrunk, for --replay",
+        help="write a shrunk scenario for each mismatch to DIR, for --replay",
     )
     add_shape(parser)
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare, and return 1 where there is a mismatch."""
+    """Compare simulator and kernel; return 1 if any result differs."""
     from vmm_msi.errors import UsageError
     from vmm_msi.lab.build.progress import Progress
 
@@ -85,7 +85,7 @@ def _read(path: Path) -> Scenario:
     try:
         return scenario_from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"{path}: no JSON: {error}") from error
+        raise ScenarioError(f"{path}: not JSON: {error}") from error
     except ScenarioError as error:
         raise ScenarioError(f"{path}: {error}") from error
 
@@ -108,14 +108,14 @@ def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Prog
         model = SimMachine(host, output_bits=conform.OUTPUT_BITS)
         drawn = [replayed] if replayed else scenarios(model, args.count, args.seed)
         side = conform.KernelSide(link, [device.address for device in host.devices])
-        progress.stage(f"comparing the model with Linux: {len(drawn)} scenarios")
+        progress.stage(f"comparing the simulator with Linux: {len(drawn)} scenarios")
         report = conform.compare(
             model, side, drawn, lambda done, total: progress.count(done, total, f"{done}/{total}")
         )
         progress.clear()
         logs = logs_folder(args.cache)
         if report.mismatches and keep_logs(lab.serial_log.parent, logs):
-            progress.stage(f"the logs of the emulated host are in {logs}")
+            progress.stage(f"logs of the emulated host: {logs}")
     report.seconds = {"start": ready - begun, **report.seconds}
     report.seconds["total"] = time.monotonic() - begun
     return report

@@ -1,4 +1,4 @@
-"""``vmm-msi lab guest``: a real guest in the emulated host, behind a nested SMMU."""
+"""``vmm-msi lab guest``: run a real guest behind a nested SMMU in the emulated host."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from vmm_msi.terminal import print_lines
 if TYPE_CHECKING:
     import argparse
 
-#: Exit status where an interrupt was lost.
+#: Exit code when an interrupt was lost.
 LOST = 1
 
 _MOST = 1_000_000
@@ -29,8 +29,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--devices",
         default=NVME,
         metavar="KIND[,…]",
-        help=f"devices that the guest is given: {', '.join(KINDS)}; a kind may be named several "
-        "times (default: %(default)s)",
+        help=f"devices to assign: {', '.join(KINDS)}; a kind may be repeated "
+        "(default: %(default)s)",
     )
     low, high = RANGES["smmus"]
     parser.add_argument(
@@ -38,44 +38,44 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=1,
         metavar="N",
-        help=f"physical SMMUs that the devices are dealt out to, for each of which the guest has a "
-        f"vSMMU; {low} to {high} (default: %(default)s)",
+        help=f"number of physical SMMUs to spread the devices over, with a vSMMU for each; "
+        f"{low} to {high} (default: %(default)s)",
     )
     parser.add_argument(
-        "--strategy", metavar="NAME[:key=value,…]", help="strategy, as vmm-msi attach takes it"
+        "--strategy", metavar="NAME[:key=value,…]", help="strategy, as for vmm-msi attach"
     )
     parser.add_argument(
         "--count",
         type=int,
         default=1000,
         metavar="N",
-        help="pieces of work for each device, such as reads; each makes it signal at least one "
-        f"interrupt, 1 to {_MOST} (default: %(default)s)",
+        help="operations per device, such as reads; each causes at least one interrupt; "
+        f"1 to {_MOST} (default: %(default)s)",
     )
     parser.add_argument(
         "--then",
         default="",
         metavar="ACT[,…]",
-        help=f"what is done to the guest afterwards: {', '.join(ACTS)} (of the last device); "
-        "the devices that are left work again each time",
+        help=f"actions on the running guest: {', '.join(ACTS)} (the last device); after each, the "
+        "remaining devices are exercised again",
     )
     parser.add_argument(
         "--no-rmr",
         action="store_true",
-        help="take the RMRs out of the guest's IORT, to see how that fails",
+        help="remove the RMRs from the guest's IORT, to see the failure",
     )
     parser.add_argument(
         "--record",
         type=Path,
         metavar="FILE",
-        help="keep what happened in a file, for vmm-msi replay; one that is there is kept",
+        help="write a recording to FILE, for vmm-msi replay; an existing FILE is not overwritten",
     )
     add_source(parser)
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a guest, and return 1 where an interrupt was lost."""
+    """Run a guest; return 1 if an interrupt was lost."""
     from vmm_msi.errors import UsageError
     from vmm_msi.host.files.pack import check_target, write_archive
     from vmm_msi.lab.build.progress import Progress
@@ -106,21 +106,21 @@ def run(args: argparse.Namespace) -> int:
     )
     with host as lab, AgentLink(lab.agent_socket) as link:
         runner = Runner(link, ItsLog(lab.its_log), lab.boot_folder, progress)
-        # Before libvirtd starts: without udev it learns of no device later.
+        # Before libvirtd starts: without udev it does not notice devices that appear later.
         devices = runner.devices(kinds)
         runner.prepare()
         spec = RunSpec(
             devices, args.strategy, args.count, acts, not args.no_rmr, args.record is not None
         )
-        found = runner.run(spec)
+        result = runner.run(spec)
         progress.clear()
-    if found.recording is not None:
-        write_archive(args.record, found.recording)
+    if result.recording is not None:
+        write_archive(args.record, result.recording)
     if args.format == "json":
-        print_json(report.to_json(found))
+        print_json(report.to_json(result))
     else:
-        print_lines(report.to_lines(found))
-    return 0 if found.complete else LOST
+        print_lines(report.to_lines(result))
+    return 0 if result.complete else LOST
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {"guest": Subcommand(configure, run)}

@@ -16,13 +16,13 @@ if TYPE_CHECKING:
     from vmm_msi.lab.machine.running import RunningLab
     from vmm_msi.lab.machine.shape import Shape
 
-# How long the status waits for a command that talks to the agent.
+# How long ``status`` waits while another command uses the agent.
 _BUSY_S = 0.5
 _ANSWER_S = 5.0
 
 
 def add_shape(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say which emulated host is wanted."""
+    """Add the arguments that describe the emulated host."""
     from vmm_msi.lab.machine.shape import GRANULES, RANGES, Shape
 
     what = {
@@ -45,30 +45,30 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
         "--granule",
         choices=[str(granule) for granule in GRANULES],
         default=str(default.granule),
-        help="page size of its kernel (default: %(default)s)",
+        help="page size of the kernel (default: %(default)s)",
     )
     add_source(parser)
 
 
 def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that say what an emulated host is made from."""
+    """Add the arguments that select what the emulated host is built from."""
     from vmm_msi.lab import DEFAULT_SUITE
 
     parser.add_argument(
-        "--suite", default=DEFAULT_SUITE, help="Debian suite it is made from (default: %(default)s)"
+        "--suite", default=DEFAULT_SUITE, help="Debian suite to use (default: %(default)s)"
     )
     parser.add_argument(
         "--cache",
         type=Path,
         metavar="DIR",
-        help="where what it is made from is kept (default: vmm-msi in $XDG_CACHE_HOME or ~/.cache)",
+        help="cache folder (default: vmm-msi in $XDG_CACHE_HOME or ~/.cache)",
     )
 
 
 def shape_of(args: argparse.Namespace) -> Shape:
-    """Return the shape that the arguments ask for.
+    """Return the shape that the arguments describe.
 
-    :raise UsageError: when a number is out of its range.
+    :raise UsageError: if a number is out of range.
     """
     from vmm_msi.lab.machine.shape import Shape
     from vmm_msi.types import Granule
@@ -88,7 +88,7 @@ def _configure_up(parser: argparse.ArgumentParser) -> None:
         "--patches",
         type=Path,
         metavar="DIR",
-        help="run the kernel that vmm-msi lab build --patches DIR builds",
+        help="use the kernel built by vmm-msi lab build --patches DIR",
     )
 
 
@@ -99,8 +99,8 @@ def _run_up(args: argparse.Namespace) -> int:
     lab, started = up(
         shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"), args.patches
     )
-    how = f"runs, ready after {lab.boot_s:.1f} s" if started else f"runs already, since {lab.since}"
-    print_line(f"the lab {how}: Linux {lab.release}, {lab.shape}")
+    state = f"is up after {lab.boot_s:.1f} s" if started else f"is already up since {lab.since}"
+    print_line(f"the lab {state}: Linux {lab.release}, {lab.shape}")
     return 0
 
 
@@ -112,7 +112,7 @@ def _run_down(_args: argparse.Namespace) -> int:
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.machine.keeper import down
 
-    print_line("the lab is off" if down(Progress(sys.stderr, "lab down")) else "no lab runs")
+    print_line("the lab is down" if down(Progress(sys.stderr, "lab down")) else "no lab is running")
     return 0
 
 
@@ -130,7 +130,7 @@ def _run_status(args: argparse.Namespace) -> int:
 
 
 def _status() -> dict[str, Any]:
-    """Return what is known of the lab in the background."""
+    """Return the state of the lab in the background."""
     from vmm_msi.lab.machine.running import facts_of, keeper_pid, read_state, running
 
     lab = running()
@@ -138,10 +138,10 @@ def _status() -> dict[str, Any]:
         return {"state": "running", "agent": _agent(lab), **facts_of(lab)}
     state = read_state()
     if keeper_pid() is not None:
-        return {"state": "starting or ending"}
+        return {"state": "starting or stopping"}
     if state.get("phase") == "crashed":
-        told = {name: state.get(name) for name in ("when", "error", "logs")}
-        return {"state": "off, it went off by itself", **told}
+        crash = {name: state.get(name) for name in ("when", "error", "logs")}
+        return {"state": "off: it stopped by itself", **crash}
     return {"state": "off"}
 
 
@@ -163,8 +163,8 @@ def _configure_console(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--log",
         action="store_true",
-        help="print all that the console said so far and end; also what is done where standard "
-        "input and output are no terminal",
+        help="print the console's output so far and exit; the default when standard input or "
+        "output is not a terminal",
     )
 
 
@@ -175,7 +175,7 @@ def _run_console(args: argparse.Namespace) -> int:
 
     lab = running()
     if lab is None:
-        raise LabError("lab console: no lab runs; start one with vmm-msi lab up")
+        raise LabError("lab console: no lab is running; start one with vmm-msi lab up")
     if args.log or not (sys.stdin.isatty() and sys.stdout.isatty()):
         console.print_log(lab.serial_log)
     else:

@@ -1,4 +1,4 @@
-"""A run of a guest in words: what it was given, what its devices did, what arrived."""
+"""Print the result of a guest test: its devices, their work, the interrupts that arrived."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
             f"the guest's IOMMU group {group['id']}: {', '.join(group['devices'])}; reserved "
             f"{'; '.join(group['reserved']) or 'nothing'}"
         )
-    yield f"the doctor, beforehand: {len(run.predicted) or 'nothing'}"
+    yield f"predicted by the doctor: {len(run.predicted) or 'nothing'}"
     for finding in run.predicted:
         yield f"  {finding['severity']} {finding['id']}: {finding['subject']}"
     head = [
@@ -79,7 +79,7 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
 
 def _row(device: DeviceRun) -> list[str]:
     if device.guest is None:
-        return [str(device.host), "is not there", *[""] * 7]
+        return [str(device.host), "not in the guest", *[""] * 7]
     rate = device.arrived / device.seconds if device.seconds else 0.0
     return [
         str(device.host),

@@ -147,7 +147,7 @@ def _place(
     made_from = {
         "suite": suite,
         "granule": str(granule),
-        "options": hashlib.sha256(fragment(granule).encode()).hexdigest(),
+        "options": hashlib.sha256("\n".join(_options(fragment(granule))).encode()).hexdigest(),
         "patches": [[name, hashlib.sha256(patch).hexdigest()] for name, patch in patches],
         "recipe": VERSION,
     }
@@ -166,9 +166,12 @@ def fragment(granule: Granule) -> str:
 def lost_options(options: str, config: str) -> list[str]:
     """Return the lines of ``options`` that a ``.config`` does not have."""
     have = set(config.splitlines())
-    return [
-        line for line in options.splitlines() if line.startswith("CONFIG_") and line not in have
-    ]
+    return [line for line in _options(options) if line not in have]
+
+
+def _options(text: str) -> list[str]:
+    """Return the lines of a fragment that set an option: comments do not change a kernel."""
+    return [line for line in text.splitlines() if line.startswith("CONFIG_")]
 
 
 def read_patches(folder: Path | None) -> list[tuple[str, bytes]]:
