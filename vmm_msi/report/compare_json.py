@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, TextIO
 
 import msgspec
 
+from vmm_msi.report.json_text import escape_unprintable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
@@ -24,50 +26,62 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
+# Where a number goes that differs from vector to vector. JSON text contains no NUL of its own.
+_NUL = "\0"
+_NUMBER = msgspec.Raw(_NUL.encode())
+
 
 def write(results: Iterable[Result], out: TextIO) -> None:
-    """Write the document to ``out`` while the results come in."""
+    """Write the document to ``out``, each result when it is there."""
     out.write(f'{{"schema": {SCHEMA}, "results": [')
-    between = "\n"
-    for result in results:
-        head = _encode({"strategy": result.strategy, "options": dict(result.options)})
-        out.write(f'{between}{head[:-1]}, "verdicts": [')
+    for number, result in enumerate(results):
+        strategy, options = _encode(result.strategy), _encode(dict(result.options))
+        out.write("," if number else "")
+        out.write(f'\n{{"strategy":{strategy},"options":{options}, "verdicts": [')
         separator = "\n"
         for verdict in result.verdicts:
-            for line in _lines(verdict):
-                out.write(f"{separator}{line}")
+            for vector in _vectors(verdict):
+                out.write(separator)
+                out.write(vector)
                 separator = ",\n"
         out.write(f'],\n"costs": {_encode(asdict(result.costs))}}}')
-        between = ",\n"
     out.write("]}\n")
 
 
-def _lines(verdict: Verdict) -> Iterator[str]:
-    """Yield a JSON object per vector; all but vector, EventID and LPI is encoded once."""
-    shared = {
-        "outcome": verdict.outcome.value,
-        "its": verdict.its,
-        "expected_its": verdict.expected_its,
-        "programmed_iova": None if verdict.programmed is None else str(verdict.programmed),
-        "errno": verdict.errno,
-        "reason": verdict.reason,
-    }
-    head = f'{{"device":"{verdict.device}","vector":'
-    middle = "," + _encode(shared)[1:-1] + ',"trace":['
-    steps = [_encode({"step": step.step, **step.values}) for step in verdict.trace]
-    if not verdict.trace or verdict.trace[-1].step != "its":
-        tail = middle + ",".join(steps) + "]}"
+def _vectors(verdict: Verdict) -> Iterator[str]:
+    """Yield a JSON object per vector.
+
+    A device has up to 2,048 vectors, which differ in the vector itself, the EventID and the LPI;
+    the rest is encoded once.
+    """
+    trace: list[dict[str, object]] = [{"step": s.step, **s.values} for s in verdict.trace]
+    if trace and trace[-1]["step"] == "its":
+        trace[-1].pop("lpi", None)
+        trace[-1] |= {"event_id": _NUMBER, "lpi": _NUMBER}
+    template = _encode(
+        {
+            "device": str(verdict.device),
+            "vector": _NUMBER,
+            "outcome": verdict.outcome.value,
+            "its": verdict.its,
+            "expected_its": verdict.expected_its,
+            "programmed_iova": None if verdict.programmed is None else str(verdict.programmed),
+            "errno": verdict.errno,
+            "reason": verdict.reason,
+            "trace": trace,
+        }
+    )
+    before, *middle, after = template.split(_NUL)
+    if not middle:
         for vector in range(verdict.first, verdict.first + verdict.count):
-            yield f"{head}{vector}{tail}"
+            yield f"{before}{vector}{after}"
         return
-    last = {key: value for key, value in verdict.trace[-1].values.items() if key != "lpi"}
-    its = _encode({"step": "its", **last})[:-1]
-    before = middle + ",".join([*steps[:-1], its])
+    its, event = middle
     for index in range(verdict.count):
-        lpi = "null" if verdict.lpi is None else verdict.lpi + index
         vector = verdict.first + index
-        yield f'{head}{vector}{before},"event_id":{vector},"lpi":{lpi}}}]}}'
+        lpi = "null" if verdict.lpi is None else verdict.lpi + index
+        yield f"{before}{vector}{its}{vector}{event}{lpi}{after}"
 
 
 def _encode(value: object) -> str:
-    return msgspec.json.encode(value).decode()
+    return _NUL.join(map(escape_unprintable, msgspec.json.encode(value).decode().split(_NUL)))
