@@ -241,16 +241,16 @@ def bench_help() -> None:
 
 
 def bench_hook(folder: Path) -> None:
-    """The script that libvirt runs, for guests without a UUID: nothing is written down."""
+    """Time the script that libvirt runs, for guests without a UUID, so that it stores nothing."""
     hooks = folder / "hooks"
     script.install(hooks, "record")
-    command = [str(script.place(hooks)), "bench", "prepare", "begin", "-"]
+    command = [str(script.script_path(hooks)), "bench", "prepare", "begin", "-"]
     bare = ["/bin/sh", "-c", "cat >/dev/null"]
     guest = nested_guest("bench", memory=1 << 30)
     plan = GuestPlan((VsmmuPlan(0, DEVICES),), iommufd=True)
     assignments = {device: editor.Assignment("identity", "qemu") for device in DEVICES}
-    ours = editor.apply(guest, plan, XmlLayout(), assignments)
-    for whose, domain in (("a guest that is not ours", guest), ("a guest of ours", ours)):
+    managed = editor.apply(guest, plan, XmlLayout(), assignments)
+    for kind, domain in (("another guest", guest), ("a vmm-msi guest", managed)):
         xml = str(domain).encode()
         took, peer = [], []
         for _ in range(21):
@@ -258,7 +258,7 @@ def bench_hook(folder: Path) -> None:
                 run = partial(subprocess.run, words, input=xml, check=True)
                 times.append(seconds(run))
         print(
-            f"hook, {whose}: {statistics.median(took) * 1e3:.1f} ms; sh -c cat "
+            f"hook, {kind}: {statistics.median(took) * 1e3:.1f} ms; sh -c cat "
             f"{statistics.median(peer) * 1e3:.1f} ms (aim: at most 150)"
         )
 

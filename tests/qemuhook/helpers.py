@@ -1,4 +1,4 @@
-"""Guests of ours and PCI devices in a folder, for the tests of the hook."""
+"""Guests managed by vmm-msi, and PCI devices in a folder, for the tests of the hook."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ UUID = "5b6d4f0a-2a5e-4b0e-9d53-0f6d3a7f1e00"
 
 
 def plain(name="g", kind="kvm"):
-    """Return a guest that nothing was attached to."""
+    """Return a guest without attached devices."""
     domain = nested_guest(name, memory=1 << 30, kind=kind)
     element = domain.root.makeelement("uuid")
     element.text = UUID
@@ -22,7 +22,7 @@ def plain(name="g", kind="kvm"):
     return domain
 
 
-def ours(name="g", kind="kvm", backend="qemu"):
+def managed(name="g", kind="kvm", backend="qemu"):
     """Return a guest with A and B, each behind an accelerated vSMMU of its own."""
     plan = GuestPlan((VsmmuPlan(0, (A,)), VsmmuPlan(1, (B,))), iommufd=True)
     assignments = {device: editor.Assignment("identity", backend) for device in (A, B)}
@@ -30,7 +30,7 @@ def ours(name="g", kind="kvm", backend="qemu"):
 
 
 class Host:
-    """The PCI devices of a host as the kernel shows them, below a folder."""
+    """PCI devices of a host below a folder, laid out as in sysfs."""
 
     def __init__(self, folder):
         self.folder = folder / "devices"
@@ -54,7 +54,7 @@ class Host:
 
 
 def descriptor(data):
-    """Return a descriptor that reads ``data`` from a file in memory."""
+    """Return the descriptor of a file in memory that contains ``data``."""
     number = os.memfd_create("xml")
     os.write(number, data)
     os.lseek(number, 0, os.SEEK_SET)

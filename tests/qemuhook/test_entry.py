@@ -1,4 +1,4 @@
-"""One call of the hook, in this process and as libvirt makes it."""
+"""One call of the hook, in this process and as libvirt calls it."""
 
 from __future__ import annotations
 
@@ -10,86 +10,86 @@ import time
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from qemuhook.helpers import UUID, descriptor, ours, plain
+from qemuhook.helpers import UUID, descriptor, managed, plain
 
 from vmm_msi.domxml.metadata import NAMESPACE, NAMESPACE_BASE
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.qemuhook import script
 from vmm_msi.qemuhook.entry import REFUSED, run
-from vmm_msi.qemuhook.run_records import JOURNALS, read_all
+from vmm_msi.qemuhook.run_records import RUN_RECORDS, read_all
 
-LOOKED_AT = ("prepare", "restore", "migrate")
+CHECKED = ("prepare", "restore", "migrate")
 OTHERS = ("start", "started", "stopped", "release", "reconnect", "attach")
-OPERATIONS = (*LOOKED_AT, *OTHERS)
-WITHOUT = str(ours()).replace("<iommufd enabled='yes'/>", "").encode()
+OPERATIONS = (*CHECKED, *OTHERS)
+BROKEN = str(managed()).replace("<iommufd enabled='yes'/>", "").encode()
 GONE = "<iommufd enabled='yes'/> is gone from the definition"
 
 
 @pytest.fixture
 def call(host, tmp_path):
-    """Run the hook in this process; return its exit status."""
+    """Return a function that runs the hook in this process and returns its exit status."""
 
     def hook(data, operation="prepare", mode="check", extra="-"):
         number = descriptor(data)
         try:
-            words = [mode, "g", operation, "begin", extra]
-            return run(words, number, host.folder, tmp_path / "journals")
+            arguments = [mode, "g", operation, "begin", extra]
+            return run(arguments, number, host.folder, tmp_path / "records")
         finally:
             os.close(number)
 
     return hook
 
 
-def steps(tmp_path):
+def calls(tmp_path):
     return [
-        (step.operation, step.extra, step.problems, step.refused)
-        for each in read_all(tmp_path / "journals")
-        for step in each.steps
+        (call.operation, call.extra, call.problems, call.refused)
+        for record in read_all(tmp_path / "records")
+        for call in record.steps
     ]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_a_guest_that_is_not_ours(call, capfd, tmp_path, operation):
+def test_a_guest_of_another_program(call, capfd, tmp_path, operation):
     assert call(str(plain()).encode(), operation) == 0
     assert capfd.readouterr() == ("", "")
-    assert not (tmp_path / "journals").exists()
+    assert not (tmp_path / "records").exists()
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_a_guest_in_order(call, capfd, tmp_path, operation):
-    assert call(str(ours()).encode(), operation) == 0
+    assert call(str(managed()).encode(), operation) == 0
     assert capfd.readouterr() == ("", "")
-    assert steps(tmp_path) == [(operation, "-", (), False)]
-    assert read_all(tmp_path / "journals")[0].uuid == UUID
+    assert calls(tmp_path) == [(operation, "-", (), False)]
+    assert read_all(tmp_path / "records")[0].uuid == UUID
 
 
-@pytest.mark.parametrize("operation", LOOKED_AT)
-def test_a_guest_that_would_not_work_is_refused(call, capfd, tmp_path, operation):
-    assert call(WITHOUT, operation) == REFUSED
+@pytest.mark.parametrize("operation", CHECKED)
+def test_a_guest_with_a_problem_is_refused(call, capfd, tmp_path, operation):
+    assert call(BROKEN, operation) == REFUSED
     assert capfd.readouterr() == ("", f"vmm-msi hook: guest g: {GONE}\n")
-    assert steps(tmp_path) == [(operation, "-", (GONE,), True)]
+    assert calls(tmp_path) == [(operation, "-", (GONE,), True)]
 
 
 @pytest.mark.parametrize("operation", OTHERS)
-def test_a_guest_that_runs_is_never_touched(call, capfd, tmp_path, operation):
+def test_a_running_guest_is_never_refused(call, capfd, tmp_path, operation):
     """libvirt kills a guest whose hook fails at reconnect."""
-    assert call(WITHOUT, operation) == 0
+    assert call(BROKEN, operation) == 0
     assert capfd.readouterr() == ("", "")
-    assert steps(tmp_path) == [(operation, "-", (), False)]
+    assert calls(tmp_path) == [(operation, "-", (), False)]
 
 
 def test_mode_record(call, capfd, tmp_path):
-    assert call(WITHOUT, mode="record") == 0
-    assert call(WITHOUT, "release", mode="record", extra="destroyed") == 0
+    assert call(BROKEN, mode="record") == 0
+    assert call(BROKEN, "release", mode="record", extra="destroyed") == 0
     assert capfd.readouterr() == ("", "")
-    assert steps(tmp_path) == [
+    assert calls(tmp_path) == [
         ("prepare", "-", (GONE,), False),
         ("release", "destroyed", (), False),
     ]
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("old", "new", "message"),
     [
         (NAMESPACE, f"{NAMESPACE_BASE}2", "it is of version '2'; this vmm-msi reads version '1'"),
         ("vmm-msi:vsmmu pxb", "vmm-msi:vsmmu pbx", "<vsmmu> lacks pxb"),
@@ -97,13 +97,13 @@ def test_mode_record(call, capfd, tmp_path):
     ],
     ids=["version", "edited", "definition"],
 )
-def test_a_record_that_cannot_be_read(call, capfd, old, new, words):
-    text = str(ours())
+def test_an_unreadable_record(call, capfd, old, new, message):
+    text = str(managed())
     assert old in text
     assert call(text.replace(old, new).encode()) == REFUSED
     out, err = capfd.readouterr()
     assert out == ""
-    assert words in err
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -111,36 +111,36 @@ def test_a_record_that_cannot_be_read(call, capfd, old, new, words):
     "data",
     [
         NAMESPACE.encode(),
-        WITHOUT[:-20],
-        b"<!DOCTYPE a>" + WITHOUT,
+        BROKEN[:-20],
+        b"<!DOCTYPE a>" + BROKEN,
         str(plain()).replace("<memory", f"<description>{NAMESPACE}</description><memory").encode(),
-        WITHOUT + b" " * MAX_BYTES,
+        BROKEN + b" " * MAX_BYTES,
     ],
     ids=["bare", "cut off", "doctype", "in a description", "too large"],
 )
-def test_what_is_not_known_to_be_ours(call, capfd, tmp_path, data):
+def test_unreadable_xml_is_ignored(call, capfd, tmp_path, data):
     assert call(data) == 0
     assert capfd.readouterr() == ("", "")
-    assert steps(tmp_path) == []
+    assert calls(tmp_path) == []
 
 
-def test_nothing_can_be_written_down(host, tmp_path, capfd):
+def test_unwritable_run_records(host, tmp_path, capfd):
     (tmp_path / "file").touch()
-    for data, status in ((str(ours()).encode(), 0), (WITHOUT, REFUSED)):
-        words = ["check", "g", "prepare", "begin", "-"]
-        assert run(words, descriptor(data), host.folder, tmp_path / "file" / "below") == status
+    for data, status in ((str(managed()).encode(), 0), (BROKEN, REFUSED)):
+        arguments = ["check", "g", "prepare", "begin", "-"]
+        assert run(arguments, descriptor(data), host.folder, tmp_path / "file" / "below") == status
     assert capfd.readouterr() == ("", f"vmm-msi hook: guest g: {GONE}\n")
 
 
 def test_a_closed_standard_input(host, tmp_path):
-    number = descriptor(WITHOUT)
+    number = descriptor(BROKEN)
     os.close(number)
     assert run(["check", "g", "prepare", "begin", "-"], number, host.folder, tmp_path) == 0
 
 
-def test_one_line_of_bounded_length(call, capfd):
+def test_the_message_is_one_line_of_bounded_length(call, capfd):
     name = "a\nb\x1b[31m" + "n" * 5000
-    text = WITHOUT.decode().replace("<name>g</name>", f"<name>{name}</name>").replace("\x1b", "")
+    text = BROKEN.decode().replace("<name>g</name>", f"<name>{name}</name>").replace("\x1b", "")
     assert call(text.encode()) == REFUSED
     _, err = capfd.readouterr()
     assert err.startswith("vmm-msi hook: guest a\\nb[31mnnn")
@@ -153,41 +153,41 @@ FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 @FUZZ
 @given(
     st.lists(st.text(max_size=20) | st.sampled_from(("check", *OPERATIONS)), max_size=7),
-    st.sampled_from((b"", str(plain()).encode(), str(ours()).encode())),
+    st.sampled_from((b"", str(plain()).encode(), str(managed()).encode())),
 )
-def test_any_arguments(host, tmp_path, words, data):
-    assert run(words, descriptor(data), host.folder, tmp_path / "journals") == 0
+def test_any_arguments(host, tmp_path, arguments, data):
+    assert run(arguments, descriptor(data), host.folder, tmp_path / "records") == 0
 
 
 @FUZZ
-@given(st.binary(max_size=300), st.integers(0, len(WITHOUT)), st.sampled_from(OPERATIONS))
+@given(st.binary(max_size=300), st.integers(0, len(BROKEN)), st.sampled_from(OPERATIONS))
 def test_any_standard_input(host, tmp_path, noise, place, operation):
-    """What is cut off, spoilt or something else ends in one of the two, never in an exception."""
-    for data in (noise, WITHOUT[:place] + noise + WITHOUT[place:], WITHOUT[:place]):
-        words = ["check", "g", operation, "begin", "-"]
-        status = run(words, descriptor(data), host.folder, tmp_path / "journals")
-        assert status == 0 or (operation in LOOKED_AT and status == REFUSED)
+    """Truncated, damaged or other data results in 0 or a refusal, never in an exception."""
+    for data in (noise, BROKEN[:place] + noise + BROKEN[place:], BROKEN[:place]):
+        arguments = ["check", "g", operation, "begin", "-"]
+        status = run(arguments, descriptor(data), host.folder, tmp_path / "records")
+        assert status == 0 or (operation in CHECKED and status == REFUSED)
 
 
-# As libvirt runs it.
+# The script as libvirt runs it.
 
 ENVIRONMENT = {"LC_ALL": "C", "PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "HOME": "/root"}
 
 
 @pytest.fixture(scope="module")
 def hook(tmp_path_factory):
-    """The installed script. It writes down what it sees where it does so for real."""
+    """Install the script; return its path. It stores its calls in the real folder."""
     hooks = tmp_path_factory.mktemp("hooks")
     script.install(hooks, "check")
-    yield script.place(hooks)
-    # Only root may write there.
+    yield script.script_path(hooks)
+    # Only root may write to the folder.
     with contextlib.suppress(PermissionError):
-        (JOURNALS / f"{UUID}.json").unlink(missing_ok=True)
+        (RUN_RECORDS / f"{UUID}.json").unlink(missing_ok=True)
 
 
-def execute(hook, data, *words, **options):
+def execute(hook, data, *arguments, **options):
     return subprocess.run(
-        [hook, *words],
+        [hook, *arguments],
         input=data,
         capture_output=True,
         check=False,
@@ -207,56 +207,57 @@ PREPARE = ("g", "prepare", "begin", "-")
         (b"", 0, b""),
         (b"\x00\xff<", 0, b""),
         (b"x" * (MAX_BYTES * 2), 0, b""),
-        (str(ours()).encode(), 1, b"the host has no PCI device 0001:01:00.0"),
-        (WITHOUT, 1, b"is gone from the definition; the host has no PCI device"),
+        (str(managed()).encode(), 1, b"the host has no PCI device 0001:01:00.0"),
+        (BROKEN, 1, b"is gone from the definition; the host has no PCI device"),
         (b"<a>" + NAMESPACE.encode(), 0, b""),
     ],
-    ids=["not ours", "nothing", "binary", "too large", "ours", "spoilt", "broken"],
+    ids=["other guest", "nothing", "binary", "too large", "managed", "problem", "malformed"],
 )
 def test_the_script(hook, data, code, err):
-    done = execute(hook, data, *PREPARE)
-    assert (done.returncode, done.stdout) == (code, b"")
-    assert err in done.stderr
-    assert done.stderr.count(b"\n") == code
+    result = execute(hook, data, *PREPARE)
+    assert (result.returncode, result.stdout) == (code, b"")
+    assert err in result.stderr
+    assert result.stderr.count(b"\n") == code
 
 
 @pytest.mark.parametrize(
-    "words", [(), ("g",), (*PREPARE, "more"), ("-", "-", "-", "-"), ("$(reboot)", "'", '"', "\\")]
+    "arguments",
+    [(), ("g",), (*PREPARE, "more"), ("-", "-", "-", "-"), ("$(reboot)", "'", '"', "\\")],
 )
-def test_the_script_with_other_arguments(hook, words):
-    done = execute(hook, WITHOUT, *words)
-    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+def test_the_script_with_other_arguments(hook, arguments):
+    result = execute(hook, BROKEN, *arguments)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
 
 
 def test_the_script_without_a_standard_input(hook):
-    done = subprocess.run(
+    result = subprocess.run(
         ["/bin/sh", "-c", 'exec "$0" g prepare begin - <&-', hook], check=False, env=ENVIRONMENT
     )
-    assert done.returncode == 0
+    assert result.returncode == 0
 
 
 @pytest.mark.parametrize("mode", ["check", "record"])
-def test_by_hand(hook, mode):
+def test_hook_run(hook, mode):
     command = [script.sys.executable, "-m", "vmm_msi", "hook", "run", "--mode", mode, *PREPARE]
-    for data, code in ((b"", 0), (str(plain()).encode(), 0), (WITHOUT, int(mode == "check"))):
-        done = subprocess.run(command, input=data, capture_output=True, check=False)
-        assert (done.returncode, done.stdout) == (code, b"")
-        assert done.stderr.count(b"\n") == code
+    for data, code in ((b"", 0), (str(plain()).encode(), 0), (BROKEN, int(mode == "check"))):
+        result = subprocess.run(command, input=data, capture_output=True, check=False)
+        assert (result.returncode, result.stdout) == (code, b"")
+        assert result.stderr.count(b"\n") == code
 
 
 @pytest.mark.parametrize("interpreter", ["/nowhere/python", "/bin/false", "/bin/cat"])
-def test_an_interpreter_that_is_gone_lets_guests_start(hook, tmp_path, interpreter):
+def test_guests_start_without_the_interpreter(hook, tmp_path, interpreter):
     text = hook.read_text()
     broken = tmp_path / "hook"
     broken.write_text(text.replace(script.sys.executable, interpreter))
     broken.chmod(0o755)
     assert broken.read_text() != text
-    done = execute(broken, WITHOUT, *PREPARE)
-    assert (done.returncode, done.stdout) == (0, b"")
+    result = execute(broken, BROKEN, *PREPARE)
+    assert (result.returncode, result.stdout) == (0, b"")
 
 
-def test_a_guest_that_is_not_ours_costs_little(hook):
-    """Without any Python; a bound that holds on a busy machine, of many tries the best."""
+def test_a_guest_of_another_program_costs_little(hook):
+    """It starts no Python. The best of many tries, within a bound that holds on a busy machine."""
     best = 1.0
     for _ in range(10):
         start = time.perf_counter()

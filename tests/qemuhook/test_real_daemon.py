@@ -1,4 +1,4 @@
-"""A real libvirtd that runs the hook when it starts and stops real guests."""
+"""A real libvirtd runs the hook when it starts and stops real guests."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SCRIPT = "/etc/libvirt/hooks/qemu.d/50-vmm-msi"
 
 
 class Inside:
-    """Commands in the daemon's root, with a Python environment that this package is in."""
+    """Run commands in the daemon's root, with a Python environment that has this package."""
 
     def __init__(self, daemon):
         self._daemon = daemon
@@ -39,7 +39,7 @@ class Inside:
         self._install()
 
     def _install(self):
-        """Lay out what ``python -m venv`` does, and this package where pip would put it."""
+        """Create the layout of ``python -m venv``, with this package where pip would install it."""
         (self._environment / "bin").mkdir(parents=True)
         (self._environment / "bin/python").symlink_to("/usr/bin/python3")
         (self._environment / "pyvenv.cfg").write_text(
@@ -52,23 +52,23 @@ class Inside:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(content)
 
-    def run(self, *words, code=0):
-        done = subprocess.run(
-            inside_of(self._daemon, *words),
+    def run(self, *command, code=0):
+        result = subprocess.run(
+            inside_of(self._daemon, *command),
             capture_output=True,
             text=True,
             check=False,
             env=ENVIRONMENT,
         )
-        assert (done.returncode, done.stderr) == (code, "")
-        return done.stdout
+        assert (result.returncode, result.stderr) == (code, "")
+        return result.stdout
 
-    def hook(self, *words):
+    def hook(self, *arguments):
         python = self._environment / "bin/python"
-        return json.loads(self.run(python, "-m", "vmm_msi", "hook", *words, "--format", "json"))
+        return json.loads(self.run(python, "-m", "vmm_msi", "hook", *arguments, "--format", "json"))
 
     def reload(self):
-        """Have libvirtd look for hooks again, as systemctl reload does."""
+        """Have libvirtd search for hooks again, as systemctl reload does."""
         (libvirtd,) = (
             child
             for first in children(self._daemon.pid)
@@ -79,12 +79,12 @@ class Inside:
 
 
 def children(pid):
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.fixture(scope="module")
 def daemon(lab_root):
-    """A daemon of this module's own: hooks are for every guest of a libvirt."""
+    """Yield a daemon for this module: a hook concerns every guest of a libvirt."""
     with LabDaemon(lab_root) as own:
         yield own
 
@@ -102,7 +102,7 @@ def connection(daemon):
 
 @pytest.fixture
 def guest(connection):
-    """Define a guest; stop and undefine those that a test leaves."""
+    """Return a function that defines a guest; stop and undefine the guests after the test."""
     names = []
 
     def define(xml):
@@ -121,7 +121,7 @@ def plain(name):
 
 
 def two_vsmmus(name):
-    """Return a guest of ours with two vSMMUs; the devices behind them are not on this machine."""
+    """Return a vmm-msi guest with two vSMMUs, but without their devices: the host lacks those."""
     plan = GuestPlan((VsmmuPlan(0, (A,), accelerated=False), VsmmuPlan(1, (B,), accelerated=False)))
     assignments = {device: editor.Assignment("identity", "sim") for device in (A, B)}
     domain = editor.apply(plain(name), replace(plan, iommufd=False), XmlLayout(), assignments)
@@ -143,26 +143,26 @@ def starts(connection, name):
 
 
 def recorded(inside, name):
-    """Return what the hook saw of a guest, once libvirt has called it for the last time."""
+    """Return the calls of the hook for a guest, after libvirt's last call."""
     deadline = time.monotonic() + 30
     while time.monotonic() < deadline:
-        found = [each for each in inside.hook("status")["guests"] if each["guest"] == name]
-        if found and found[0]["steps"][-1]["operation"] == "release":
+        records = [record for record in inside.hook("status")["guests"] if record["guest"] == name]
+        if records and records[0]["steps"][-1]["operation"] == "release":
             return [
-                (step["operation"], step["extra"], step["problems"], step["refused"])
-                for step in found[0]["steps"]
+                (call["operation"], call["extra"], call["problems"], call["refused"])
+                for call in records[0]["steps"]
             ]
         time.sleep(0.1)
-    raise AssertionError(found)
+    raise AssertionError(records)
 
 
 @pytest.fixture
 def installed(inside, connection, guest):
-    """The hook in libvirt's folder, seen by libvirt."""
-    said = inside.hook("install")
-    (note,) = said["notes"]
-    assert "libvirt sees this one when it is told to reload or is restarted" in note
-    assert (said["path"], said["changed"]) == (SCRIPT, True)
+    """Install the hook and wait until libvirt uses it."""
+    document = inside.hook("install")
+    (note,) = document["notes"]
+    assert "libvirt uses it after a reload or restart" in note
+    assert (document["path"], document["changed"]) == (SCRIPT, True)
     inside.reload()
     guest(without_a_vsmmu(two_vsmmus("probe")))
     deadline = time.monotonic() + 30
@@ -177,14 +177,14 @@ def installed(inside, connection, guest):
 
 
 def test_libvirt_runs_the_hook(inside, connection, guest, installed):
-    shown = inside.hook("status")
-    assert shown["installed"]["in_step"] is True
-    assert shown["installed"]["works"] is True
-    assert shown["installed"]["mode"] == "check"
-    assert shown["notes"] == []
+    status = inside.hook("status")
+    assert status["installed"]["in_step"] is True
+    assert status["installed"]["works"] is True
+    assert status["installed"]["mode"] == "check"
+    assert status["notes"] == []
 
-    guest(plain("stranger"))
-    starts(connection, "stranger")
+    guest(plain("other"))
+    starts(connection, "other")
 
     in_order = guest(two_vsmmus("in-order"))
     starts(connection, "in-order")
@@ -196,13 +196,13 @@ def test_libvirt_runs_the_hook(inside, connection, guest, installed):
         ("release", "destroyed", [], False),
     ]
 
-    spoilt = without_a_vsmmu(in_order)
-    pxb = read_record(spoilt).vsmmus[1].pxb
+    damaged = without_a_vsmmu(in_order)
+    pxb = read_record(damaged).vsmmus[1].pxb
     problem = (
         f"the <iommu model='smmuv3'> of the pcie-expander-bus with index {pxb} is gone from the "
         "definition"
     )
-    connection.define(spoilt)
+    connection.define(damaged)
     with pytest.raises(HypervisorError) as refused:
         connection.start("in-order")
     assert f"vmm-msi hook: guest in-order: {problem}" in str(refused.value)
@@ -213,8 +213,8 @@ def test_libvirt_runs_the_hook(inside, connection, guest, installed):
         ("release", "failed", [], False),
     ]
 
-    said = inside.hook("install", "--mode", "record")
-    assert (said["changed"], said["notes"]) == (True, [])
+    document = inside.hook("install", "--mode", "record")
+    assert (document["changed"], document["notes"]) == (True, [])
     starts(connection, "in-order")
     assert recorded(inside, "in-order") == [
         ("prepare", "-", [problem], False),
@@ -223,9 +223,9 @@ def test_libvirt_runs_the_hook(inside, connection, guest, installed):
         ("stopped", "-", [], False),
         ("release", "destroyed", [], False),
     ]
-    assert "stranger" not in {each["guest"] for each in inside.hook("status")["guests"]}
+    assert "other" not in {record["guest"] for record in inside.hook("status")["guests"]}
 
 
-def test_taken_out_it_is_not_run(inside, connection, guest, installed):
+def test_libvirt_does_not_run_the_hook_after_uninstall(inside, connection, guest, installed):
     assert inside.hook("uninstall")["done"] == "removed"
     starts(connection, "probe")

@@ -1,4 +1,4 @@
-"""Installing, taking out and looking at the script, by the commands."""
+"""Install, remove and check the script, with the commands."""
 
 from __future__ import annotations
 
@@ -17,86 +17,86 @@ from vmm_msi.qemuhook import run_records, script
 
 @pytest.fixture
 def hook(tmp_path, tmp_path_factory, monkeypatch, capfd):
-    """Run ``vmm-msi hook``; return exit code, standard output and error.
+    """Return a function that runs ``vmm-msi hook``; it returns exit code, output and errors.
 
-    What a hook of this machine saw is left out.
+    The run records of this machine do not count.
     """
-    monkeypatch.setattr(run_records, "JOURNALS", tmp_path_factory.mktemp("journals"))
+    monkeypatch.setattr(run_records, "RUN_RECORDS", tmp_path_factory.mktemp("records"))
 
-    def run(word, *words):
-        code = main(["hook", word, "--hooks-dir", str(tmp_path), *words])
+    def run(subcommand, *arguments):
+        code = main(["hook", subcommand, "--hooks-dir", str(tmp_path), *arguments])
         return code, *capfd.readouterr()
 
     return run
 
 
 @pytest.fixture
-def place(tmp_path):
+def path(tmp_path):
     return tmp_path / "qemu.d" / "50-vmm-msi"
 
 
-def test_there_and_back(hook, place, tmp_path):
+def test_install_and_uninstall(hook, path, tmp_path):
     code, out, err = hook("install")
     assert (code, err) == (0, "")
     assert out.startswith(
-        f"{place}: installed\nnote: there was no hook for QEMU guests before: libvirt sees this "
-        "one when it is told to reload or is restarted"
+        f"{path}: installed\nnote: this is the first hook for QEMU guests: libvirt uses it after a "
+        "reload or restart"
     )
-    assert stat.S_IMODE(place.stat().st_mode) == 0o755
-    assert place.stat().st_uid == os.geteuid()
-    assert [path.name for path in place.parent.iterdir()] == ["50-vmm-msi"]
-    before = place.stat()
-    assert hook("install")[1].startswith(f"{place}: is installed and up to date\n")
-    assert place.stat() == before
+    assert stat.S_IMODE(path.stat().st_mode) == 0o755
+    assert path.stat().st_uid == os.geteuid()
+    assert [file.name for file in path.parent.iterdir()] == ["50-vmm-msi"]
+    before = path.stat()
+    assert hook("install")[1].startswith(f"{path}: is installed and up to date\n")
+    assert path.stat() == before
     assert "is installed, in mode check\n" in hook("status")[1]
-    assert hook("install", "--mode", "record")[1].startswith(f"{place}: installed\n")
+    assert hook("install", "--mode", "record")[1].startswith(f"{path}: installed\n")
     assert f"in mode record\nvmm-msi 0.1.0, run by {sys.executable}\n" in hook("status")[1]
-    assert hook("uninstall") == (0, f"{place}: removed\n", "")
-    assert hook("uninstall") == (0, f"{place}: is not installed\n", "")
-    assert f"{place}: is not installed\n" in hook("status")[1]
-    assert list(place.parent.iterdir()) == []
+    assert hook("uninstall") == (0, f"{path}: removed\n", "")
+    assert hook("uninstall") == (0, f"{path}: is not installed\n", "")
+    assert f"{path}: is not installed\n" in hook("status")[1]
+    assert list(path.parent.iterdir()) == []
 
 
-def test_it_is_a_shell_script(hook, place):
+def test_the_script_is_valid_shell(hook, path):
     hook("install")
-    subprocess.run(["/bin/sh", "-n", place], check=True)
+    subprocess.run(["/bin/sh", "-n", path], check=True)
 
 
-def test_dry_run(hook, place, tmp_path):
-    assert hook("install", "--dry-run")[1].startswith(f"{place}: would be installed\n")
+def test_dry_run(hook, path, tmp_path):
+    assert hook("install", "--dry-run")[1].startswith(f"{path}: would be installed\n")
     assert list(tmp_path.iterdir()) == []
     hook("install")
-    assert hook("uninstall", "--dry-run") == (0, f"{place}: would be removed\n", "")
-    assert place.exists()
+    assert hook("uninstall", "--dry-run") == (0, f"{path}: would be removed\n", "")
+    assert path.exists()
 
 
-def test_json(hook, place):
-    said = json.loads(hook("install", "--format", "json")[1])
-    assert said | {"notes": []} == {
+def test_json(hook, path):
+    document = json.loads(hook("install", "--format", "json")[1])
+    assert document | {"notes": []} == {
         "schema": 1,
-        "path": str(place),
+        "path": str(path),
         "mode": "check",
         "done": "installed",
         "changed": True,
         "notes": [],
     }
-    shown = json.loads(hook("status", "--format", "json")[1])
-    assert shown["installed"] == {
-        "path": str(place),
+    status = json.loads(hook("status", "--format", "json")[1])
+    assert status["installed"] == {
+        "path": str(path),
         "version": "0.1.0",
         "mode": "check",
         "interpreter": sys.executable,
         "in_step": True,
         "works": True,
     }
-    assert (shown["schema"], shown["notes"]) == (1, [])
-    said = json.loads(hook("uninstall", "--format", "json")[1])
-    assert (said["done"], said["changed"], said["mode"]) == ("removed", True, None)
+    assert (status["schema"], status["notes"]) == (1, [])
+    document = json.loads(hook("uninstall", "--format", "json")[1])
+    assert (document["done"], document["changed"], document["mode"]) == ("removed", True, None)
     assert json.loads(hook("status", "--format", "json")[1])["installed"] is None
 
 
 @pytest.mark.parametrize("where", ["qemu", "qemu.d/10-other"])
-def test_beside_another_hook_nothing_needs_to_be_reloaded(hook, place, tmp_path, where):
+def test_install_beside_another_hook(hook, path, tmp_path, where):
     other = tmp_path / where
     other.parent.mkdir(exist_ok=True)
     other.write_text("#!/bin/sh\n")
@@ -107,59 +107,65 @@ def test_beside_another_hook_nothing_needs_to_be_reloaded(hook, place, tmp_path,
 
 
 @pytest.mark.parametrize("text", ["#!/bin/sh\nexit 1\n", "", "\n"])
-def test_a_file_of_somebody_elses_stays(hook, place, text):
-    place.parent.mkdir()
-    place.write_text(text)
+def test_a_file_of_another_program_stays(hook, path, text):
+    path.parent.mkdir()
+    path.write_text(text)
     code, out, err = hook("install")
     assert (code, out) == (5, "")
     assert err == (
-        f"vmm-msi hook: installing {place}: the file that is there is not vmm-msi's; move it out "
-        "of the way\n"
+        f"vmm-msi hook: installing {path}: another program's file is in its place; move it away\n"
     )
     code, out, err = hook("uninstall")
     assert (code, out) == (5, "")
-    assert err == f"vmm-msi hook: removing {place}: it is not vmm-msi's; remove it by hand\n"
-    assert place.read_text() == text
+    assert err == (
+        f"vmm-msi hook: removing {path}: the file belongs to another program; remove it by hand\n"
+    )
+    assert path.read_text() == text
 
 
-def test_a_folder_that_cannot_be_used(hook, place):
-    place.parent.write_text("")
+def test_a_folder_that_is_a_file(hook, path):
+    path.parent.write_text("")
     code, out, err = hook("install")
-    assert (code, out, err) == (1, "", f"vmm-msi hook: reading {place}: Not a directory\n")
+    assert (code, out, err) == (1, "", f"vmm-msi hook: reading {path}: Not a directory\n")
 
 
-def test_what_is_out_of_step_is_said(hook, place):
+def test_status_of_an_outdated_script(hook, path):
     hook("install")
-    text = place.read_text()
-    place.write_text(text.replace("# version: 0.1.0", "# version: 0.0.9"))
-    shown = json.loads(hook("status", "--format", "json")[1])
-    assert (shown["installed"]["version"], shown["installed"]["in_step"]) == ("0.0.9", False)
-    assert shown["notes"] == [
-        "it is not what this vmm-msi would install; vmm-msi hook install renews it"
+    text = path.read_text()
+    path.write_text(text.replace("# version: 0.1.0", "# version: 0.0.9"))
+    status = json.loads(hook("status", "--format", "json")[1])
+    assert (status["installed"]["version"], status["installed"]["in_step"]) == ("0.0.9", False)
+    assert status["notes"] == [
+        (
+            "the script differs from the one that this vmm-msi would install; update it with "
+            "vmm-msi hook install"
+        )
     ]
-    place.write_text(text.replace(sys.executable, "/nowhere/python"))
-    shown = json.loads(hook("status", "--format", "json")[1])
-    assert (shown["installed"]["works"], shown["installed"]["in_step"]) == (False, False)
-    assert "/nowhere/python cannot be run or finds no vmm-msi" in shown["notes"][0]
-    place.write_text(text)
-    place.chmod(0o644)
+    path.write_text(text.replace(sys.executable, "/nowhere/python"))
+    status = json.loads(hook("status", "--format", "json")[1])
+    assert (status["installed"]["works"], status["installed"]["in_step"]) == (False, False)
+    assert "/nowhere/python does not run or cannot import vmm-msi" in status["notes"][0]
+    path.write_text(text)
+    path.chmod(0o644)
     assert json.loads(hook("status", "--format", "json")[1])["installed"]["in_step"] is False
-    assert hook("install")[1].startswith(f"{place}: installed\n")
+    assert hook("install")[1].startswith(f"{path}: installed\n")
 
 
-def test_what_it_saw_is_for_root_alone(hook, tmp_path, monkeypatch):
+def test_unreadable_run_records(hook, tmp_path, monkeypatch):
     folder = tmp_path / "file"
     folder.touch()
-    monkeypatch.setattr(run_records, "JOURNALS", folder)
+    monkeypatch.setattr(run_records, "RUN_RECORDS", folder)
     code, out, err = hook("status")
     assert (code, err) == (0, "")
-    assert out.endswith(f"note: what it saw is in {folder}: Not a directory; root can read it\n")
+    assert out.endswith(
+        f"note: reading the calls in {folder}: Not a directory; root can read them\n"
+    )
 
 
-def test_what_libvirt_could_not_run_is_refused(tmp_path, monkeypatch):
-    """libvirt hands on no PYTHONPATH, and -I looks at none."""
+def test_an_interpreter_without_vmm_msi_is_refused(tmp_path, monkeypatch):
+    """libvirt does not pass on PYTHONPATH, and -I ignores it."""
     monkeypatch.setattr(sys, "executable", "/bin/true")
-    with pytest.raises(RefusedError, match="/bin/true -I, which libvirt would run, does not find"):
+    with pytest.raises(RefusedError, match="/bin/true -I, which libvirt would run, cannot import"):
         script.install(tmp_path, "check")
     monkeypatch.setattr(sys, "executable", "python\n")
     with pytest.raises(RefusedError, match="valid is an absolute path"):

@@ -12,54 +12,60 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from vmm_msi.qemuhook.run_records import Journal
-    from vmm_msi.qemuhook.script import Installed
+    from vmm_msi.qemuhook.run_records import RunRecord
+    from vmm_msi.qemuhook.script import InstalledScript
 
 _HOOKS = "/etc/libvirt/hooks"
 _MODES = ("check", "record")
 
-_WORDS = {
-    "install": "put the hook into libvirt's folder",
-    "uninstall": "take it out again",
-    "status": "say whether it is installed and in order, and show what it saw",
-    "run": "do what libvirt has it do, with the domain XML from standard input",
+_SUMMARIES = {
+    "install": "install the hook in libvirt's folder",
+    "uninstall": "remove the hook",
+    "status": "show whether the hook is installed and works, and the calls of each guest",
+    "run": "run the hook as libvirt does, with the domain XML from standard input",
 }
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the subcommands and their arguments."""
-    words = parser.add_subparsers(
+    subcommands = parser.add_subparsers(
         title="subcommands", dest="hook_command", metavar="SUBCOMMAND", required=True
     )
-    for word, summary in _WORDS.items():
-        below = words.add_parser(word, help=summary, description=summary, allow_abbrev=False)
-        if word != "run":
-            below.add_argument(
+    for name, summary in _SUMMARIES.items():
+        subcommand = subcommands.add_parser(
+            name, help=summary, description=summary, allow_abbrev=False
+        )
+        if name != "run":
+            subcommand.add_argument(
                 "--hooks-dir",
                 type=Path,
                 default=Path(_HOOKS),
                 metavar="FOLDER",
                 help=f"libvirt's folder of hooks; default: {_HOOKS}",
             )
-        if word in {"install", "run"}:
-            below.add_argument(
+        if name in {"install", "run"}:
+            subcommand.add_argument(
                 "--mode",
                 choices=_MODES,
                 default=_MODES[0],
-                help="check: refuse to start a guest of ours that would not work (default); "
-                "record: only write down why it would not",
+                help="check: refuse to start a vmm-msi guest that has problems (default); "
+                "record: only record the problems",
             )
-        if word in {"install", "uninstall"}:
-            below.add_argument(
-                "--dry-run", action="store_true", help="say what would be done; change nothing"
+        if name in {"install", "uninstall"}:
+            subcommand.add_argument(
+                "--dry-run", action="store_true", help="print the changes, but apply none"
             )
-        if word == "run":
-            below.add_argument("guest", metavar="GUEST", help="the guest's name")
-            below.add_argument("operation", metavar="OPERATION", help="prepare, start, stopped …")
-            below.add_argument("sub_operation", metavar="SUB-OPERATION", help="begin or end")
-            below.add_argument("extra", metavar="EXTRA", help="the reason, for release, or -")
+        if name == "run":
+            subcommand.add_argument("guest", metavar="GUEST", help="the guest's name")
+            subcommand.add_argument(
+                "operation", metavar="OPERATION", help="prepare, start, stopped, …"
+            )
+            subcommand.add_argument("sub_operation", metavar="SUB-OPERATION", help="begin or end")
+            subcommand.add_argument(
+                "extra", metavar="EXTRA", help="the reason of a release, else -"
+            )
         else:
-            add_format(below)
+            add_format(subcommand)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -67,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
     if args.hook_command == "run":
         from vmm_msi.qemuhook import entry
 
-        words = (args.mode, args.guest, args.operation, args.sub_operation, args.extra)
-        return 1 if entry.run(words) == entry.REFUSED else 0
+        arguments = (args.mode, args.guest, args.operation, args.sub_operation, args.extra)
+        return 1 if entry.run(arguments) == entry.REFUSED else 0
     commands = {"install": _install, "uninstall": _uninstall, "status": _status}
     commands[args.hook_command](args)
     return 0
@@ -77,20 +83,20 @@ def run(args: argparse.Namespace) -> int:
 def _install(args: argparse.Namespace) -> None:
     from vmm_msi.qemuhook import script
 
-    path = script.place(args.hooks_dir)
-    was_there = script.inspect(args.hooks_dir)
+    path = script.script_path(args.hooks_dir)
+    previous = script.inspect(args.hooks_dir)
     changed = script.install(args.hooks_dir, args.mode, dry_run=args.dry_run)
     notes = []
-    if was_there is None and not script.has_others(args.hooks_dir):
+    if previous is None and not script.has_other_hooks(args.hooks_dir):
         notes.append(
-            "there was no hook for QEMU guests before: libvirt sees this one when it is told to "
-            "reload or is restarted, for instance by systemctl reload libvirtd (or virtqemud); "
-            "guests that run are left alone"
+            "this is the first hook for QEMU guests: libvirt uses it after a reload or restart, "
+            "for example systemctl reload libvirtd (or virtqemud); a reload does not affect "
+            "running guests"
         )
-    theirs = script.untrusted(args.hooks_dir)
-    if theirs is not None:
+    writable = script.writable_path(args.hooks_dir)
+    if writable is not None:
         notes.append(
-            f"libvirt runs hooks as root, and somebody other than root may write to {theirs}"
+            f"libvirt runs hooks as root, and a user other than root may write to {writable}"
         )
     done = "installed" if changed else "is installed and up to date"
     if changed and args.dry_run:
@@ -105,7 +111,7 @@ def _uninstall(args: argparse.Namespace) -> None:
     done = "removed" if changed else "is not installed"
     if changed and args.dry_run:
         done = "would be removed"
-    _report(args, script.place(args.hooks_dir), done, [], changed=changed, mode=None)
+    _report(args, script.script_path(args.hooks_dir), done, [], changed=changed, mode=None)
 
 
 def _report(
@@ -137,46 +143,49 @@ def _status(args: argparse.Namespace) -> None:
 
     installed = script.inspect(args.hooks_dir)
     notes = [] if installed is None else _notes(installed)
-    journals = []
+    records: list[RunRecord] = []
     try:
-        journals = run_records.read_all(run_records.JOURNALS)
+        records = run_records.read_all(run_records.RUN_RECORDS)
     except OSError as error:
         notes.append(
-            f"what it saw is in {run_records.JOURNALS}: {error.strerror}; root can read it"
+            f"reading the calls in {run_records.RUN_RECORDS}: {error.strerror}; root can read them"
         )
     if args.format == "json":
-        _print_status(installed, journals, notes)
+        _print_status(installed, records, notes)
         return
     if installed is None:
-        print_line(f"{script.place(args.hooks_dir)}: is not installed")
+        print_line(f"{script.script_path(args.hooks_dir)}: is not installed")
     else:
         print_line(f"{installed.path}: is installed, in mode {installed.mode}")
         print_line(f"vmm-msi {installed.version}, run by {installed.interpreter}")
-    for each in journals:
+    for record in records:
         print_line()
-        print_line(f"{each.guest} ({each.uuid})")
-        for step in each.steps:
-            extra = "" if step.extra == "-" else f" ({step.extra})"
-            refused = ", refused" if step.refused else ""
-            print_line(f"  {step.time} {step.operation}{extra}{refused}")
-            print_lines(f"      {words}" for words in step.problems)
+        print_line(f"{record.guest} ({record.uuid})")
+        for call in record.steps:
+            extra = "" if call.extra == "-" else f" ({call.extra})"
+            refused = ", refused" if call.refused else ""
+            print_line(f"  {call.time} {call.operation}{extra}{refused}")
+            print_lines(f"      {problem}" for problem in call.problems)
     print_lines(f"note: {note}" for note in notes)
 
 
-def _notes(installed: Installed) -> list[str]:
+def _notes(installed: InstalledScript) -> list[str]:
     notes = []
     if not installed.works:
         notes.append(
-            f"{installed.interpreter} cannot be run or finds no vmm-msi: every guest is let "
-            "start; vmm-msi hook install puts it right"
+            f"{installed.interpreter} does not run or cannot import vmm-msi, so every guest starts "
+            "unchecked; fix it with vmm-msi hook install"
         )
     elif not installed.in_step:
-        notes.append("it is not what this vmm-msi would install; vmm-msi hook install renews it")
+        notes.append(
+            "the script differs from the one that this vmm-msi would install; update it with "
+            "vmm-msi hook install"
+        )
     return notes
 
 
 def _print_status(
-    installed: Installed | None, journals: Sequence[Journal], notes: Sequence[str]
+    installed: InstalledScript | None, records: Sequence[RunRecord], notes: Sequence[str]
 ) -> None:
     import dataclasses
 
@@ -186,7 +195,7 @@ def _print_status(
     document = {
         "schema": 1,
         "installed": script,
-        "guests": [dataclasses.asdict(each) for each in journals],
+        "guests": [dataclasses.asdict(record) for record in records],
         "notes": list(notes),
     }
     print_json(document)

@@ -1,6 +1,6 @@
 """The hook that libvirt runs when a QEMU guest starts or stops: https://libvirt.org/hooks.html.
 
-``script`` writes the file that libvirt runs and tells whether it is in order; ``entry`` is what
-that file starts for a guest of ours: ``look`` says what is wrong with the guest, ``journal`` keeps
-what happened. Nothing here calls libvirt, which waits for the hook and would wait for ever.
+``script`` installs and checks the script that libvirt runs. For a guest managed by vmm-msi, the
+script starts ``entry``; ``preflight`` lists the problems of the guest and ``run_records`` stores
+the calls. Nothing here calls libvirt: libvirt waits for the hook, so such a call would deadlock.
 """

@@ -1,4 +1,4 @@
-"""What the installed script starts for a guest of ours: look, write down, refuse or let start."""
+"""Handle one call of the hook for a vmm-msi guest: check it, store the call, refuse or allow it."""
 
 from __future__ import annotations
 
@@ -18,66 +18,66 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-#: Refuse to start a guest that would not work, or only write down why it would not.
+#: Refuse to start a guest that has problems, or only record the problems.
 MODES = ("check", "record")
 
-#: Exit status for a refusal. The script makes 1 of it, and 0 of any other: what fails in here, or
-#: keeps this from being run at all, must not keep a guest from starting.
+#: Exit status of a refusal. The script turns it into 1 and any other status into 0: a failure of
+#: the hook itself must not keep a guest from starting.
 REFUSED = 3
 
-# src/util/virhook.c virHookQemuOp. When one of the first three fails, libvirt starts no guest;
-# when reconnect fails, it kills one that runs.
-_LOOKED_AT = ("prepare", "restore", "migrate")
-_NOTED = (*_LOOKED_AT, "start", "started", "stopped", "release", "reconnect", "attach")
+# src/util/virhook.c virHookQemuOp. When one of the first three fails, libvirt does not start the
+# guest; when reconnect fails, it kills a running guest.
+_CHECKED = ("prepare", "restore", "migrate")
+_RECORDED = (*_CHECKED, "start", "started", "stopped", "release", "reconnect", "attach")
 
 _LINE = 1000
 
 
 def main() -> None:
-    """Run with the arguments of this process: the mode and libvirt's own four."""
+    """Run with the arguments of this process: the mode, then libvirt's four arguments."""
     sys.exit(run(sys.argv[1:]))
 
 
 def run(
-    words: Sequence[str],
+    arguments: Sequence[str],
     stdin: int = 0,
     devices: Path = preflight.DEVICES,
-    journals: Path = run_records.JOURNALS,
+    records: Path = run_records.RUN_RECORDS,
 ) -> int:
-    """Handle one call of the hook; say on standard error why it is refused, and print nothing.
+    """Handle one call of the hook, and report a refusal on standard error.
 
-    libvirt would take what is printed for the XML of the guest.
+    Standard output stays empty: libvirt would read it as the guest's new XML.
 
-    :param words: the mode, GUEST, OPERATION, SUB-OPERATION and EXTRA; what they should not be is
-        passed over.
+    :param arguments: the mode, GUEST, OPERATION, SUB-OPERATION and EXTRA; invalid ones are
+        ignored.
     :param stdin: descriptor to read the domain XML from.
     :param devices: the folder with the host's PCI devices.
-    :param journals: the folder for what is written down.
+    :param records: the folder of the run records.
     :return: :data:`REFUSED`, or 0 in every other case.
     """
-    if len(words) != 1 + 4 or words[0] not in MODES or words[2] not in _NOTED:
+    if len(arguments) != 1 + 4 or arguments[0] not in MODES or arguments[2] not in _RECORDED:
         return 0
-    mode, guest, operation, _sub_operation, extra = words
+    mode, guest, operation, _sub_operation, extra = arguments
     data = _read(stdin)
     if NAMESPACE_BASE.encode() not in data:
         return 0
     try:
         domain = DomainXml.parse(data, f"guest {guest}")
     except DomainXmlError:
-        return 0  # so it is not known to be ours
+        return 0  # it may belong to another program
     problems: list[str] = []
     try:
         record = read_record(domain)
         if record is None:
             return 0
-        if operation in _LOOKED_AT:
+        if operation in _CHECKED:
             problems = preflight.problems(domain, record, devices)
     except DomainXmlError as error:
-        problems = [str(error)] if operation in _LOOKED_AT else []
+        problems = [str(error)] if operation in _CHECKED else []
     refused = bool(problems) and mode == "check"
-    step = run_records.Step(run_records.now(), operation, extra, tuple(problems), refused)
+    call = run_records.HookCall(run_records.now(), operation, extra, tuple(problems), refused)
     with contextlib.suppress(OSError):
-        run_records.note((domain.uuid or "").strip().lower(), domain.name, step, journals)
+        run_records.add_call((domain.uuid or "").strip().lower(), domain.name, call, records)
     if not refused:
         return 0
     line = f"vmm-msi hook: guest {domain.name}: {'; '.join(problems)}"
@@ -87,7 +87,7 @@ def run(
 
 
 def _read(stdin: int) -> bytes:
-    """Return what is on standard input, nothing where that cannot be domain XML."""
+    """Return the data on standard input; nothing if it is too large for domain XML."""
     data = b""
     with contextlib.suppress(OSError):
         while len(data) <= MAX_BYTES and (piece := os.read(stdin, 1 << 16)):

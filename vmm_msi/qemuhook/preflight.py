@@ -1,4 +1,4 @@
-"""What would keep a guest of ours from working on this host, before QEMU is started."""
+"""List the problems that would keep a vmm-msi guest from working, before QEMU starts."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.types import PciAddress
 
-#: Where the kernel lists the PCI devices of the host.
+#: The folder in which the kernel lists the PCI devices of the host.
 DEVICES = Path("/sys/bus/pci/devices")
-
 
 _BRIDGE = "0x06"  # the base class of bridges, PCI Code and ID Assignment 1.7
 
 
 def problems(domain: DomainXml, record: DomainRecord, devices: Path = DEVICES) -> list[str]:
-    """Return what is wrong with a guest of ours that is about to start, in a few words each.
+    """Return the problems of a vmm-msi guest that is about to start, a phrase each.
 
-    :param record: what was added to it.
+    :param record: the guest's record of the devices and elements that vmm-msi added.
     :param devices: the folder with the host's PCI devices.
-    :raise DomainXmlError: when it cannot be read.
+    :raise DomainXmlError: when the definition cannot be read.
     """
-    found = [f"{part} is gone from the definition" for part in owned.gone(domain)]
+    phrases = [f"{part} is gone from the definition" for part in owned.gone(domain)]
     if any(device.backend == "qemu" for device in record.devices):
-        found += map(str, prerequisites.problems(domain))
-    found += map(str, Placement(domain).empty_vsmmus())
+        phrases += map(str, prerequisites.problems(domain))
+    phrases += map(str, Placement(domain).empty_vsmmus())
     assigned = {hostdev.host for hostdev in domain.hostdevs()}
     for device in record.devices:
-        found += _on_host(device.host, assigned, devices)
-    return found
+        phrases += _host_problems(device.host, assigned, devices)
+    return phrases
 
 
-def _on_host(host: PciAddress, assigned: Collection[PciAddress], devices: Path) -> Iterator[str]:
-    """Yield what is wrong with a device on the host.
+def _host_problems(
+    host: PciAddress, assigned: Collection[PciAddress], devices: Path
+) -> Iterator[str]:
+    """Yield the problems of a device on the host.
 
-    The drivers of the devices that are assigned do not matter: libvirt may yet have to take them
-    from the host.
+    The drivers of assigned devices do not matter: libvirt may unbind them after the hook.
     """
     folder = devices / str(host)
     if not folder.is_dir():
@@ -52,12 +52,12 @@ def _on_host(host: PciAddress, assigned: Collection[PciAddress], devices: Path) 
         return
     members = folder / "iommu_group" / "devices"
     if not members.is_dir():
-        yield f"{host} is in no IOMMU group: no IOMMU translates its DMA"
+        yield f"{host} has no IOMMU group: no IOMMU translates its DMA"
         return
-    mine = {str(each) for each in assigned} | {str(host)}
+    own = {str(address) for address in assigned} | {str(host)}
     for member in sorted(members.iterdir()):
         driver = _driver(member)
-        if member.name not in mine and driver is not None and not _is_bridge(member):
+        if member.name not in own and driver is not None and not _is_bridge(member):
             yield (
                 f"{member.name} shares the IOMMU group of {host} and is in use by the host's "
                 f"driver {driver}"
@@ -65,7 +65,7 @@ def _on_host(host: PciAddress, assigned: Collection[PciAddress], devices: Path) 
 
 
 def _driver(device: Path) -> str | None:
-    """Return the driver that the host uses a device with; None where it uses none."""
+    """Return the host's driver of a device; None without one, or if it leaves DMA alone."""
     link = device / "driver"
     if not link.exists():
         return None

@@ -1,6 +1,6 @@
-"""What the hook saw of each guest of ours: one small JSON file per guest, of its last run.
+"""Store the calls of the hook: a small JSON file per vmm-msi guest, for its last run.
 
-They are in /run, so they are gone when the host is started anew. Nothing depends on them.
+The files are in /run, so a reboot removes them. Nothing depends on them.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Where the files are.
-JOURNALS = Path("/run/vmm-msi/hook")
+#: The folder of the files.
+RUN_RECORDS = Path("/run/vmm-msi/hook")
 
-#: What a run of a guest begins with; an incoming one is prepared afterwards.
-_FIRST = ("migrate", "restore")
-_BEGINNINGS = (*_FIRST, "prepare", "attach")
+#: Operations that begin the run of an incoming guest; prepare follows them in the same run.
+_INCOMING = ("migrate", "restore")
+#: Operations that begin a run.
+_BEGINNINGS = (*_INCOMING, "prepare", "attach")
 
-# What one file, and the folder, may grow to.
-_STEPS = 32
+# Limits of one file, and of the folder.
+_CALLS = 32
 _PROBLEMS = 8
-_WORDS = 400
+_CHARACTERS = 400
 _FILES = 256
 _BYTES = 1 << 20
 
@@ -34,14 +35,14 @@ _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class HookCall:
     """One call of the hook.
 
-    :param time: when, UTC, ISO 8601.
-    :param operation: libvirt's word for it.
-    :param extra: libvirt's last argument: the reason, for release; ``-`` where there is none.
-    :param problems: what was wrong, where it was looked for.
-    :param refused: the start was refused.
+    :param time: the time of the call, UTC, ISO 8601.
+    :param operation: libvirt's name of the operation.
+    :param extra: libvirt's last argument: the reason for a release, else ``-``.
+    :param problems: the problems of the guest, if this operation checks it.
+    :param refused: the hook refused to start the guest.
     """
 
     time: str
@@ -52,23 +53,23 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Journal:
-    """The last run of a guest, as far as the hook was called."""
+class RunRecord:
+    """The calls of the hook for the last run of a guest."""
 
     uuid: str
     guest: str
-    steps: tuple[Step, ...] = ()
+    steps: tuple[HookCall, ...] = ()
 
 
 def now() -> str:
-    """Return the time as :class:`Step` has it."""
+    """Return the current time in the format of :class:`HookCall`."""
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 
 
-def note(uuid: str, guest: str, step: Step, folder: Path = JOURNALS) -> None:
-    """Add a step to a guest's journal, or begin it anew with a step that begins a run.
+def add_call(uuid: str, guest: str, call: HookCall, folder: Path = RUN_RECORDS) -> None:
+    """Add a call to a guest's run record; a call that begins a run replaces the record.
 
-    :raise OSError: when it cannot be written.
+    :raise OSError: when the file cannot be written.
     """
     if not _UUID.fullmatch(uuid):
         return
@@ -76,37 +77,39 @@ def note(uuid: str, guest: str, step: Step, folder: Path = JOURNALS) -> None:
     folder.mkdir(mode=0o700, exist_ok=True)
     path = folder / f"{uuid}.json"
     old = _read(path)
-    steps = () if old is None else old.steps
-    if step.operation in _BEGINNINGS and not (steps and steps[-1].operation in _FIRST):
-        steps = ()
-    step = Step(
-        step.time,
-        step.operation,
-        step.extra[:_WORDS],
-        tuple(words[:_WORDS] for words in step.problems[:_PROBLEMS]),
-        step.refused,
+    calls = () if old is None else old.steps
+    if call.operation in _BEGINNINGS and not (calls and calls[-1].operation in _INCOMING):
+        calls = ()
+    call = HookCall(
+        call.time,
+        call.operation,
+        call.extra[:_CHARACTERS],
+        tuple(problem[:_CHARACTERS] for problem in call.problems[:_PROBLEMS]),
+        call.refused,
     )
     if old is None:
         _make_room(folder)
-    journal = Journal(uuid, guest[:_WORDS], (*steps, step)[-_STEPS:])
-    _write(path, {"schema": 1, **asdict(journal)})
+    record = RunRecord(uuid, guest[:_CHARACTERS], (*calls, call)[-_CALLS:])
+    _write(path, {"schema": 1, **asdict(record)})
 
 
-def read_all(folder: Path = JOURNALS) -> list[Journal]:
-    """Return every journal, by the guest's name; what is none is passed over.
+def read_all(folder: Path = RUN_RECORDS) -> list[RunRecord]:
+    """Return every run record, sorted by the guest's name; skip invalid files.
 
-    :raise OSError: when there is a folder that may not be read.
+    :raise OSError: when the folder may not be read.
     """
     try:
-        paths = [each for each in folder.iterdir() if each.suffix == ".json"]
+        paths = [path for path in folder.iterdir() if path.suffix == ".json"]
     except FileNotFoundError:
         return []
-    found = map(_read, paths)
-    return sorted((each for each in found if each is not None), key=lambda each: each.guest)
+    records = (_read(path) for path in paths)
+    return sorted(
+        (record for record in records if record is not None), key=lambda record: record.guest
+    )
 
 
 def _write(path: Path, document: object) -> None:
-    """Replace a file with a complete one."""
+    """Write a file under a temporary name and rename it."""
     new = path.with_suffix(".new")
     flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(new, flags, 0o600), "w", encoding="utf-8") as file:
@@ -114,16 +117,16 @@ def _write(path: Path, document: object) -> None:
     new.replace(path)
 
 
-def _read(path: Path) -> Journal | None:
-    """Return a journal; None for what is none, or too large to be one."""
+def _read(path: Path) -> RunRecord | None:
+    """Return a run record; None if the file is missing, invalid or too large."""
     try:
         with path.open("rb") as file:
             data = file.read(_BYTES + 1)
         if len(data) > _BYTES:
             return None
         document = json.loads(data)
-        steps = [
-            Step(
+        calls = [
+            HookCall(
                 str(step["time"]),
                 str(step["operation"]),
                 str(step["extra"]),
@@ -132,13 +135,13 @@ def _read(path: Path) -> Journal | None:
             )
             for step in document["steps"]
         ]
-        return Journal(str(document["uuid"]), str(document["guest"]), tuple(steps))
+        return RunRecord(str(document["uuid"]), str(document["guest"]), tuple(calls))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _make_room(folder: Path) -> None:
-    """Remove the oldest journals where there are many: guests may come and go for months."""
+    """Remove the oldest run records above the limit: a host may run many guests in months."""
     paths: Sequence[Path] = list(folder.glob("*.json"))
     if len(paths) < _FILES:
         return

@@ -1,8 +1,8 @@
-"""The script that libvirt runs: write it, take it out, tell whether it is in order.
+"""Install, remove and check the script that libvirt runs.
 
-It is a shell script, so that a guest that is not ours costs no Python. Only the one exit status
-by which :mod:`vmm_msi.qemuhook.entry` refuses makes it fail: an interpreter that was removed, a
-package that was updated half way or a bug in there lets every guest start.
+It is a shell script, so that guests of other programs start no Python. It fails only for the exit
+status by which :mod:`vmm_msi.qemuhook.entry` refuses a guest: with a missing interpreter, a
+half-updated package or a bug in the hook, every guest starts.
 """
 
 from __future__ import annotations
@@ -23,20 +23,21 @@ from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.errors import OutputError, RefusedError
 from vmm_msi.qemuhook import entry
 
-#: Where libvirt looks for hooks; another where it was built with another --sysconfdir.
+#: libvirt's folder of hooks; it differs if libvirt was built with another --sysconfdir.
 HOOKS = Path("/etc/libvirt/hooks")
 
 _FOLDER = "qemu.d"
 _NAME = "50-vmm-msi"
-_MARK = "# Written by vmm-msi hook install, taken out by vmm-msi hook uninstall."
+#: The second line of every version of the script begins with it.
+_MARK = "# Written by vmm-msi hook install"
 _SCRIPT = """\
 #!/bin/sh
-{mark}
+{mark}; remove with vmm-msi hook uninstall.
 # version: {version}
 # mode: {mode}
 # interpreter: {interpreter}
 
-# The domain XML; a byte more than libvirt would take is enough to know that it is none.
+# The domain XML, and a byte more than its limit, which shows that it is too large.
 xml=$(head -c {limit}) || exit 0
 case $xml in
 *{namespace}*) ;;
@@ -54,11 +55,11 @@ _FIELD = re.compile(r"^# (version|mode|interpreter): (.*)$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
-class Installed:
-    """The script that is there.
+class InstalledScript:
+    """The installed script.
 
-    :param in_step: it is what this vmm-msi would write for its mode.
-    :param works: its interpreter can be run and finds a vmm-msi.
+    :param in_step: it is the script that this vmm-msi would install for its mode.
+    :param works: its interpreter runs and can import vmm-msi.
     """
 
     path: Path
@@ -69,16 +70,16 @@ class Installed:
     works: bool
 
 
-def place(hooks: Path) -> Path:
+def script_path(hooks: Path) -> Path:
     """Return the path of the script below libvirt's folder of hooks."""
     return hooks / _FOLDER / _NAME
 
 
-def content(mode: str) -> str:
-    """Return the script for this installation.
+def script_text(mode: str) -> str:
+    """Return the text of the script for this installation.
 
     :param mode: one of :data:`~vmm_msi.qemuhook.entry.MODES`.
-    :raise RefusedError: when the path of the interpreter cannot be written into one.
+    :raise RefusedError: when the script cannot contain the path of the interpreter.
     """
     interpreter = sys.executable
     if not interpreter.isprintable() or not interpreter.startswith("/"):
@@ -100,26 +101,26 @@ def content(mode: str) -> str:
 
 
 def install(hooks: Path, mode: str, *, dry_run: bool = False) -> bool:
-    """Write the script, in one step.
+    """Install the script atomically.
 
-    :param dry_run: only look whether it could be.
-    :return: whether anything has to be written.
-    :raise RefusedError: when a file that is not ours is there, or this installation could not be
-        found by what libvirt starts.
-    :raise OutputError: when it cannot be written.
+    :param dry_run: only check whether the script could be installed.
+    :return: whether the script changes.
+    :raise RefusedError: when another program's file is in its place, or the interpreter that
+        libvirt would run cannot import this vmm-msi.
+    :raise OutputError: when the script cannot be written.
     """
-    path = place(hooks)
-    text = content(mode)
+    path = script_path(hooks)
+    text = script_text(mode)
     if _probe(sys.executable) != f"{vmm_msi.__version__} {entry.__file__}":
         raise RefusedError(
-            f"installing {path}: {sys.executable} -I, which libvirt would run, does not find this "
-            "vmm-msi; valid is one that pip installed into an environment or the system, not one "
-            "that $PYTHONPATH or the user's own site folder leads to"
+            f"installing {path}: {sys.executable} -I, which libvirt would run, cannot import this "
+            "vmm-msi; install vmm-msi with pip into an environment or the system: -I ignores "
+            "$PYTHONPATH and the user's site folder"
         )
     old = _read(path)
-    if old is not None and not _is_ours(old):
+    if old is not None and not _is_own(old):
         raise RefusedError(
-            f"installing {path}: the file that is there is not vmm-msi's; move it out of the way"
+            f"installing {path}: another program's file is in its place; move it away"
         )
     if old == text and stat.S_IMODE(path.stat().st_mode) == 0o755:
         return False
@@ -134,18 +135,20 @@ def install(hooks: Path, mode: str, *, dry_run: bool = False) -> bool:
 
 
 def uninstall(hooks: Path, *, dry_run: bool = False) -> bool:
-    """Remove the script; the folders stay, since libvirt or others may have made them.
+    """Remove the script, but no folder: another program may have created it.
 
-    :return: whether there was one.
-    :raise RefusedError: when the file that is there is not ours.
-    :raise OutputError: when it cannot be removed.
+    :return: whether the script was installed.
+    :raise RefusedError: when the file belongs to another program.
+    :raise OutputError: when the script cannot be removed.
     """
-    path = place(hooks)
+    path = script_path(hooks)
     old = _read(path)
     if old is None:
         return False
-    if not _is_ours(old):
-        raise RefusedError(f"removing {path}: it is not vmm-msi's; remove it by hand")
+    if not _is_own(old):
+        raise RefusedError(
+            f"removing {path}: the file belongs to another program; remove it by hand"
+        )
     if dry_run:
         return True
     try:
@@ -155,58 +158,59 @@ def uninstall(hooks: Path, *, dry_run: bool = False) -> bool:
     return True
 
 
-def inspect(hooks: Path) -> Installed | None:
-    """Return what is known of the script that is there, None where there is none of ours.
+def inspect(hooks: Path) -> InstalledScript | None:
+    """Return the installed script; None if it is not installed.
 
-    :raise OutputError: when it cannot be read.
+    :raise OutputError: when the file cannot be read.
     """
-    path = place(hooks)
+    path = script_path(hooks)
     text = _read(path)
-    if text is None or not _is_ours(text):
+    if text is None or not _is_own(text):
         return None
-    said = dict(_FIELD.findall(text))
-    mode, interpreter = said.get("mode", ""), said.get("interpreter", "")
-    return Installed(
+    fields = dict(_FIELD.findall(text))
+    mode, interpreter = fields.get("mode", ""), fields.get("interpreter", "")
+    return InstalledScript(
         path=path,
-        version=said.get("version", ""),
+        version=fields.get("version", ""),
         mode=mode,
         interpreter=interpreter,
-        in_step=mode in entry.MODES and text == content(mode) and os.access(path, os.X_OK),
+        in_step=mode in entry.MODES and text == script_text(mode) and os.access(path, os.X_OK),
         works=bool(interpreter) and _probe(interpreter) is not None,
     )
 
 
-def has_others(hooks: Path) -> bool:
-    """Tell whether libvirt has another hook for QEMU guests there.
+def has_other_hooks(hooks: Path) -> bool:
+    """Return whether another hook for QEMU guests is installed.
 
-    It looks whether there is any when it starts and when it is told to reload (src/util/virhook.c
-    virHookInitialize); once there is, it lists the folder at each call.
+    libvirt checks for hooks when it starts and when it reloads (src/util/virhook.c
+    virHookInitialize); if it has one, it lists the folder at each call.
     """
-    found = [hooks / "qemu", *(hooks / _FOLDER).glob("*")]
-    return any(path.is_file() and os.access(path, os.X_OK) for path in found if path.name != _NAME)
+    paths = [hooks / "qemu", *(hooks / _FOLDER).glob("*")]
+    return any(path.is_file() and os.access(path, os.X_OK) for path in paths if path.name != _NAME)
 
 
-def untrusted(hooks: Path) -> str | None:
-    """Return what of the hook and this installation somebody else than root may write to, if any.
+def writable_path(hooks: Path) -> str | None:
+    """Return a path of the hook or this installation that a user other than root may write to.
 
     libvirt runs hooks as root.
     """
     python = Path(sys.executable)
-    ends = (place(hooks).absolute(), python, python.resolve(), Path(vmm_msi.__file__))
+    ends = (script_path(hooks).absolute(), python, python.resolve(), Path(vmm_msi.__file__))
     for path in dict.fromkeys(path for end in ends for path in (end, *end.parents)):
         if not path.exists():
             continue
-        found = path.lstat()
-        writable = not stat.S_ISLNK(found.st_mode) and found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if found.st_uid != 0 or (writable and not found.st_mode & stat.S_ISVTX):
+        status = path.lstat()
+        shared = stat.S_IWGRP | stat.S_IWOTH
+        writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & shared
+        if status.st_uid != 0 or (writable and not status.st_mode & stat.S_ISVTX):
             return str(path)
     return None
 
 
 def _probe(interpreter: str) -> str | None:
-    """Return what the interpreter says of the vmm-msi it finds; None where there is none."""
+    """Return version and path of the vmm-msi that an interpreter imports; None if it cannot."""
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             [interpreter, "-I", "-c", _PROBE],
             capture_output=True,
             text=True,
@@ -217,11 +221,13 @@ def _probe(interpreter: str) -> str | None:
         )
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip() if done.returncode == 0 else None
+    return result.stdout.strip() if result.returncode == 0 else None
 
 
-def _is_ours(text: str) -> bool:
-    return text.split("\n", 2)[1:2] == [_MARK]
+def _is_own(text: str) -> bool:
+    """Return whether ``vmm-msi hook install`` wrote a file with this text."""
+    _, _, rest = text.partition("\n")
+    return rest.startswith(_MARK)
 
 
 def _read(path: Path) -> str | None:
@@ -235,7 +241,10 @@ def _read(path: Path) -> str | None:
 
 
 def _write(path: Path, text: str) -> None:
-    """Put a complete file into place; libvirt passes over one that is not executable yet."""
+    """Write a file under a temporary name and rename it.
+
+    libvirt ignores the temporary file, which is not executable.
+    """
     with tempfile.NamedTemporaryFile(
         "w", dir=path.parent, prefix=f".{_NAME}-", encoding="utf-8", delete=False
     ) as file:

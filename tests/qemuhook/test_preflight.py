@@ -1,5 +1,5 @@
 import pytest
-from qemuhook.helpers import A, B, ours
+from qemuhook.helpers import A, B, managed
 
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.qemuhook.preflight import problems
@@ -7,40 +7,40 @@ from vmm_msi.qemuhook.preflight import problems
 C = "0002:01:00.0"
 
 
-def seen(host, domain):
+def problems_of(host, domain):
     return problems(domain, read_record(domain), host.folder)
 
 
 def test_a_guest_in_order(host):
-    assert seen(host, ours()) == []
+    assert problems_of(host, managed()) == []
 
 
-def test_a_part_that_is_gone(host):
-    domain = ours()
+def test_a_missing_part(host):
+    domain = managed()
     domain.devices.remove(domain.iommus()[0].element)
-    (words,) = seen(host, domain)
-    assert words == (
+    (problem,) = problems_of(host, domain)
+    assert problem == (
         "the <iommu model='smmuv3'> of the pcie-expander-bus with index 1 is gone from the "
         "definition"
     )
 
 
 def test_a_guest_that_cannot_be_nested(host):
-    domain = ours()
+    domain = managed()
     domain.root.set("type", "qemu")
     domain.root.find("features/gic").set("version", "2")
-    assert seen(host, domain) == [
+    assert problems_of(host, domain) == [
         "<gic version> is '2'; an ITS needs '3'",
         "domain type is 'qemu'; an accelerated vSMMU needs 'kvm'",
     ]
 
 
-def test_a_modelled_binding_needs_no_kvm(host):
-    assert seen(host, ours(kind="qemu", backend="sim")) == []
+def test_a_simulated_binding_does_not_need_kvm(host):
+    assert problems_of(host, managed(kind="qemu", backend="sim")) == []
 
 
 @pytest.mark.parametrize(
-    ("driver", "words"),
+    ("driver", "missing"),
     [
         ({}, "ats, ril, ssidsize"),
         ({"ats": "auto", "ril": "on", "ssidsize": "0"}, "ats"),
@@ -48,42 +48,44 @@ def test_a_modelled_binding_needs_no_kvm(host):
     ],
     ids=["defaults", "one", "none"],
 )
-def test_an_accelerated_vsmmu_without_a_device(host, driver, words):
+def test_an_accelerated_vsmmu_without_a_device(host, driver, missing):
     """QEMU: accel=on with 'auto' properties requires at least one cold-plugged VFIO device."""
-    domain = ours()
+    domain = managed()
     domain.devices.remove(domain.hostdevs()[0].element)
     for name, value in driver.items():
         domain.iommus()[0].element.find("driver").set(name, value)
-    found = [f"the <hostdev> of {A} is gone from the definition"]
-    if words is not None:
-        found.append(
+    expected = [f"the <hostdev> of {A} is gone from the definition"]
+    if missing is not None:
+        expected.append(
             "no assigned device is behind the accelerated vSMMU of controller 1, and QEMU would "
-            f"have to take {words} from one"
+            f"have to take {missing} from one"
         )
-    assert seen(host, domain) == found
+    assert problems_of(host, domain) == expected
 
 
-def test_controllers_that_are_plugged_into_each_other(host):
-    """libvirt refuses them; what looks at them must end all the same."""
-    domain = ours()
+def test_controllers_in_a_circle(host):
+    """libvirt refuses them; the check must terminate nevertheless."""
+    domain = managed()
     for controller in domain.controllers()[1:3]:
         address = controller.element.find("address")
         if address is None:
             address = controller.element.makeelement("address", {"type": "pci"})
             controller.element.append(address)
         address.set("bus", "2" if controller.index == 1 else "1")
-    assert seen(host, domain) == []
+    assert problems_of(host, domain) == []
 
 
 def test_a_device_that_the_host_lacks(empty_host):
     empty_host.device(A, group=1)
-    assert seen(empty_host, ours()) == [f"the host has no PCI device {B}"]
+    assert problems_of(empty_host, managed()) == [f"the host has no PCI device {B}"]
 
 
 def test_a_device_without_a_group(empty_host):
     empty_host.device(A, group=1)
     empty_host.device(B)
-    assert seen(empty_host, ours()) == [f"{B} is in no IOMMU group: no IOMMU translates its DMA"]
+    assert problems_of(empty_host, managed()) == [
+        f"{B} has no IOMMU group: no IOMMU translates its DMA"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -99,13 +101,13 @@ def test_a_device_without_a_group(empty_host):
         ("shpchp", "0x060400", False),
     ],
 )
-def test_what_shares_the_group(host, driver, kind, bad):
+def test_another_device_in_the_group(host, driver, kind, bad):
     host.device(C, group=1, driver=driver, kind=kind)
-    words = f"{C} shares the IOMMU group of {A} and is in use by the host's driver {driver}"
-    assert seen(host, ours()) == ([words] if bad else [])
+    problem = f"{C} shares the IOMMU group of {A} and is in use by the host's driver {driver}"
+    assert problems_of(host, managed()) == ([problem] if bad else [])
 
 
-def test_what_shares_the_group_and_is_assigned_too(empty_host):
+def test_two_assigned_devices_in_one_group(empty_host):
     empty_host.device(A, group=1, driver="nvme")
     empty_host.device(B, group=1, driver="nvme")
-    assert seen(empty_host, ours()) == []
+    assert problems_of(empty_host, managed()) == []
