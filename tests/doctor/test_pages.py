@@ -9,7 +9,7 @@ from vmm_msi.doctor import pages, rules
 from vmm_msi.errors import UsageError
 
 IDS = doc_blocks.finding_ids()
-SECTIONS = ["What is looked at", "What happens", "What to do", "Source"]
+SECTIONS = ["What is checked", "What happens", "What to do", "Sources"]
 
 
 def test_every_finding_has_a_page_and_every_page_is_about_one():
@@ -27,7 +27,7 @@ def test_a_page_is_of_the_form(name):
     assert [section.partition("\n")[0] for section in sections] == SECTIONS
     for section in sections:
         assert section.partition("\n")[2].strip(), section
-    assert re.search(r"^## Source\n.*\S", text, re.DOTALL | re.MULTILINE)
+    assert re.search(r"^## Sources\n.*\S", text, re.DOTALL | re.MULTILINE)
     assert max(map(len, text.splitlines())) <= 112
 
 

@@ -1,4 +1,4 @@
-"""The pages about findings: what is looked at, what happens, what to do, and where that is from.
+"""The pages about findings: what is checked, what happens, what to do, and the sources.
 
 They are files ``vmm_msi/doctor/findings/ID.md``, package data.
 """
