@@ -99,7 +99,7 @@ def test_killed_between_the_rename_and_the_tidying(tmp_path):
 
 
 def test_what_lacks_its_purpose_is_refused(tmp_path):
-    with pytest.raises(LabError, match="lacks what it is for; use --suite forky"):
+    with pytest.raises(LabError, match="is incomplete; use --suite forky"):
         fill(entry(tmp_path), lambda work: work)
 
 
@@ -220,6 +220,6 @@ def test_full_disk(tmp_path):
 
 
 def test_missing_space_is_said_before(tmp_path):
-    with pytest.raises(LabError, match=r"testing: .* GB free, 1000000000\.0 GB are needed; make"):
+    with pytest.raises(LabError, match=r"testing: .* GB free, 1000000000\.0 GB required; free"):
         host_tools.require_space(tmp_path / "not/there/yet", 10**18, "testing")
     host_tools.require_space(tmp_path, 1, "testing")

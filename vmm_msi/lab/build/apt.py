@@ -1,7 +1,7 @@
-"""Ask an apt of our own for packages: no root, any suite, any architecture.
+"""Run a private apt to fetch packages: no root, any suite, any architecture.
 
-Its lists, its package cache and its idea of what is installed (nothing) are in one folder; the
-machine's apt is only asked which mirror it uses and how (``hosttools``). apt checks what it gets
+Its lists, its package cache and its status file (nothing installed) are in one folder; from the
+machine's apt it takes only the mirror and its options (``host_tools``). apt verifies downloads
 against Debian's archive keyring (apt-secure(8), ``signed-by`` of sources.list(5)).
 """
 
@@ -27,8 +27,8 @@ _KEYRINGS = (
     Path("/usr/share/keyrings/debian-archive-keyring.pgp"),
 )
 
-# apt.conf(5). The file named by APT_CONFIG is read first, so it keeps the machine's own files, and
-# what they make apt run, from being read at all.
+# apt.conf(5). The file named by APT_CONFIG is read first, so it keeps apt from reading the
+# machine's own files and from running their hooks.
 _CONFIG = """\
 Dir::Etc::main "/dev/null";
 Dir::Etc::parts "/dev/null";
@@ -51,12 +51,12 @@ APT::Update::Error-Mode "any";
 
 
 class PrivateApt:
-    """An apt with a folder of its own.
+    """An apt with its own folder.
 
-    :param folder: where it keeps everything; made when missing.
+    :param folder: its state, cache and configuration; created when missing.
     :param suite: the Debian suite it reads.
     :param architecture: Debian's name of the architecture it resolves for.
-    :param log: takes what apt prints.
+    :param log: file for apt's output.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class PrivateApt:
     def update(self) -> None:
         """Fetch the suite's package lists.
 
-        :raise LabError: when the archive keyring is missing or the lists cannot be had.
+        :raise LabError: when the archive keyring is missing or the lists cannot be fetched.
         """
         folder = self._folder
         for name in ("state/lists/partial", "cache/archives/partial", "log"):
@@ -93,46 +93,46 @@ class PrivateApt:
         self._apt("update")
 
     def newest(self, prefix: str) -> str:
-        """Return the package whose name is ``prefix`` and the highest version.
+        """Return the name ``prefix`` + version with the highest version.
 
-        :raise LabError: when no package is named so.
+        :raise LabError: when there is no such package.
         """
-        found = {}
+        versions = {}
         for line in self._run(["apt-cache", "pkgnames", prefix], None):
             version = line.strip().removeprefix(prefix)
             if re.fullmatch(r"\d+(\.\d+)*", version):
-                found[tuple(map(int, version.split(".")))] = version
-        if not found:
+                versions[tuple(map(int, version.split(".")))] = version
+        if not versions:
             raise LabError(
                 f"looking in Debian {self._suite}: no package is named {prefix}VERSION; "
                 f"use --suite {DEFAULT_SUITE}"
             )
-        return prefix + found[max(found)]
+        return prefix + versions[max(versions)]
 
     def download(self, packages: Iterable[str]) -> list[Path]:
-        """Fetch packages with everything they depend on and return the files, sorted.
+        """Fetch packages with all dependencies and return the files, sorted.
 
-        What was fetched before is not fetched again, and only what is asked for is kept.
+        Files that are already there are not fetched again; files of other packages are removed.
 
-        :raise LabError: when a package is missing or cannot be had.
+        :raise LabError: when a package is missing or cannot be fetched.
         """
-        wanted = [*packages]
-        # Nothing is installed here, so that all of the dependencies are new.
-        listed = self._apt("install", "--print-uris", *wanted, keep=None)
+        names = [*packages]
+        # Nothing is installed here, so apt fetches all dependencies.
+        listed = self._apt("install", "--print-uris", *names, keep=None)
         uris = [line.split() for line in listed if line.startswith("'")]
-        names = {words[1] for words in uris if len(words) > 1}
+        file_names = {words[1] for words in uris if len(words) > 1}
         for old in self.archives.glob("*.deb"):
-            if old.name not in names:
+            if old.name not in file_names:
                 old.unlink()
-        self._apt("install", "--download-only", *wanted)
+        self._apt("install", "--download-only", *names)
         return sorted(self.archives.glob("*.deb"))
 
     def fetch(self, package: str, folder: Path) -> Path:
-        """Fetch one package, without what it depends on, into ``folder`` and return the file.
+        """Fetch one package without dependencies into ``folder`` and return the file.
 
-        A file that a killed download left half done is completed.
+        An interrupted download is completed.
 
-        :raise LabError: when it is missing or cannot be had.
+        :raise LabError: when it is missing or cannot be fetched.
         """
         listed = self._apt("download", "--print-uris", package)
         names = [line.split()[1] for line in listed if line.startswith("'")]

@@ -1,10 +1,8 @@
-"""The root of the libvirt that runs *in* the emulated host: the lab's root again, for arm64.
+"""Build the arm64 root for the libvirt that runs *in* the emulated host.
 
-It is not put into the emulated host's memory: the host mounts the folder, read-only, by 9p, and
-:class:`vmm_msi.lab.machine.daemon.LabDaemon` runs its libvirtd there, as it runs the other root's
-here.
-
-Its entry in the cache is laid out like that of :mod:`vmm_msi.lab.build.root`.
+The emulated host mounts the folder read-only by 9p, instead of holding it in memory, and
+:class:`vmm_msi.lab.machine.daemon.LabDaemon` runs its libvirtd there. The cache entry has the
+layout of :mod:`vmm_msi.lab.build.root`.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from vmm_msi.lab.build.root import LabRoot, describe, read_root
 if TYPE_CHECKING:
     from pathlib import Path
 
-#: Raise it when the same suite and packages shall give another tree.
+#: Increment when the same suite and packages must give a different tree.
 VERSION = 1
 
 #: libvirt with its QEMU driver and the one that knows the host's devices, QEMU and its UEFI.
@@ -36,7 +34,7 @@ PACKAGES = (
     "udev",
 )
 
-#: Patterns of what is taken out: documentation, and firmware with Secure Boot, 100 MiB of it.
+#: Patterns of files to remove: documentation, and firmware with Secure Boot, 100 MiB of it.
 _SUPERFLUOUS = (
     *("usr/include", "usr/share/doc", "usr/share/info", "usr/share/locale", "usr/share/man"),
     *("usr/share/AAVMF/*.secboot.*", "usr/share/AAVMF/*.ms.fd", "usr/share/AAVMF/*.snakeoil.fd"),
@@ -67,7 +65,7 @@ _FILES = {
 def ensure_armroot(
     suite: str = DEFAULT_SUITE, cache: Path | None = None, progress: Progress | None = None
 ) -> LabRoot:
-    """Return the arm64 root of ``suite``, building it when the cache has none.
+    """Return the arm64 root of ``suite``; build it if the cache does not have it.
 
     :raise UsageError: when ``suite`` cannot be a suite's name.
     :raise LabError: when it cannot be built.

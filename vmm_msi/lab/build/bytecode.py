@@ -1,8 +1,8 @@
-"""Compile Python files for the user land of the emulated host, with the lab root's Python.
+"""Compile Python files for the emulated host's user land, with the lab root's Python.
 
-Byte code depends on the version of Python and on nothing else (``importlib.util.MAGIC_NUMBER``),
-so the machine's own build of the same version does it. It runs by the root's dynamic linker: no
-chroot, no privileges.
+Byte code depends only on the version of Python (``importlib.util.MAGIC_NUMBER``), so the root's
+Python of the same version can compile for arm64. The root's dynamic linker starts it: no chroot, no
+privileges.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 _PYTHON = re.compile(r"python(3\.\d+)")
 
-# Files named on standard input are compiled next to themselves; the code's own file name is where
-# they will be. Nobody changes them there, so Python need not look at their time (PEP 552).
+# Compile the files named on standard input in place; the code's file name is the one in the
+# emulated host. The files never change there, so Python need not check their times (PEP 552).
 _PROGRAM = """\
 import json, os, py_compile, sys
-order = json.load(sys.stdin)
-for name in order["files"]:
+job = json.load(sys.stdin)
+for name in job["files"]:
     py_compile.compile(
-        os.path.join(order["folder"], name),
-        cfile=os.path.join(order["folder"], name + "c") if order["replace"] else None,
-        dfile=os.path.join(order["inside"], name),
+        os.path.join(job["folder"], name),
+        cfile=os.path.join(job["folder"], name + "c") if job["replace"] else None,
+        dfile=os.path.join(job["inside"], name),
         doraise=True,
         invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH,
     )
-    if order["replace"]:
-        os.unlink(os.path.join(order["folder"], name))
+    if job["replace"]:
+        os.unlink(os.path.join(job["folder"], name))
 """
 
 
@@ -46,9 +46,9 @@ def python_version(tree: Path) -> str:
     :raise LabError: when there is none.
     """
     for path in sorted((tree / "usr/bin").glob("python3.*")):
-        found = _PYTHON.fullmatch(path.name)
-        if found:
-            return found[1]
+        match = _PYTHON.fullmatch(path.name)
+        if match:
+            return match[1]
     raise LabError(
         f"looking for Python in {tree}: there is no usr/bin/python3.*; remove the folder's entry "
         "from the cache and build it again"
@@ -62,19 +62,19 @@ def compile_files(
 
     :param files: their names, relative to ``folder``.
     :param inside: where ``folder`` will be in the emulated host, for tracebacks.
-    :param replace: put ``x.pyc`` in the place of ``x.py`` instead.
+    :param replace: replace ``x.py`` with ``x.pyc`` instead.
     :raise LabError: when a file cannot be compiled.
     """
     version = python_version(root.path)
-    order = {"folder": os.fspath(folder), "files": files, "inside": inside, "replace": replace}
+    job = {"folder": os.fspath(folder), "files": files, "inside": inside, "replace": replace}
     done = subprocess.run(
         [*root.outside(f"usr/bin/python{version}"), "-S", "-P", "-B", "-c", _PROGRAM],
-        input=json.dumps(order),
+        input=json.dumps(job),
         env={"PYTHONHOME": f"{root.path}/usr", "LC_ALL": "C.UTF-8"},
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
-        said = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
-        raise LabError(f"compiling Python files for {inside}: {said}")
+        reason = (done.stderr.strip() or f"exit status {done.returncode}").splitlines()[-1]
+        raise LabError(f"compiling Python files for {inside}: {reason}")

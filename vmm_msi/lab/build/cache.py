@@ -1,7 +1,7 @@
-"""The lab's cache: entries that are built once and are whole when they exist.
+"""The lab's cache: entries that are built once; an entry that exists is complete.
 
-An entry is a folder named after what it is made from. It is built next to its final place, under a
-lock, and renamed when complete; deleting any of it is safe when nothing uses it.
+An entry is a folder named after a hash of its inputs. It is built beside its final path, under a
+lock, and renamed when complete. Any entry may be deleted while it is not in use.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ T = TypeVar("T")
 def default_cache() -> Path:
     """Return the folder for this user's caches of the package (XDG Base Directory)."""
     home = os.environ.get("XDG_CACHE_HOME", "")
-    # The specification says to ignore a relative path.
+    # The specification: ignore a relative path.
     base = Path(home) if home.startswith("/") else Path.home() / ".cache"
     return base / "vmm-msi"
 
 
 def check_suite(suite: str, command: str) -> None:
-    """Refuse what cannot be the name of a Debian suite.
+    """Check that ``suite`` can be the name of a Debian suite.
 
-    :raise UsageError: when ``suite`` cannot be one.
+    :raise UsageError: when it cannot.
     """
     if not _SUITE.fullmatch(suite):
         raise UsageError(f"{command}: {suite!r} is not a Debian suite; use a name such as forky")
@@ -49,12 +49,12 @@ def check_suite(suite: str, command: str) -> None:
 
 @dataclass(frozen=True)
 class Entry:
-    """A place in the cache, filled or not.
+    """An entry of the cache, complete or not.
 
     :ivar path: the folder of the complete entry.
-    :ivar kind: the first word of its name; entries of one kind are tidied up together.
-    :ivar title: what it holds, for messages, such as ``the lab's root``.
-    :ivar resumable: a build that was interrupted is gone on with, not started anew.
+    :ivar kind: the first word of its name; entries of one kind are cleaned up together.
+    :ivar title: its content, for messages, such as ``the lab's root``.
+    :ivar resumable: resume an interrupted build instead of restarting it.
     """
 
     path: Path
@@ -64,12 +64,12 @@ class Entry:
 
     @property
     def work(self) -> Path:
-        """The folder it is built in."""
+        """The folder that it is built in."""
         return self.path.with_name(self.path.name + _UNFINISHED)
 
     @property
     def log(self) -> Path:
-        """What the tools of the build print; removed when it succeeds."""
+        """The output of the build's tools; removed when the build succeeds."""
         return self.path.with_name(self.path.name + ".log")
 
 
@@ -82,11 +82,11 @@ def entry(
     *,
     resumable: bool = False,
 ) -> Entry:
-    """Name an entry after everything that decides what is in it.
+    """Name an entry after its inputs.
 
-    :param cache: the folder of the cache; this user's when ``None``.
-    :param words: what a person shall read in the name, after ``kind``.
-    :param made_from: JSON values; another value is another entry.
+    :param cache: the cache folder; the user's own when ``None``.
+    :param words: readable part of the name, after ``kind``.
+    :param made_from: the inputs, as JSON values; different inputs give a different entry.
     """
     digest = hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
     name = "-".join((kind, *words, digest[:12]))
@@ -100,44 +100,42 @@ def fill(
     progress: Progress | None = None,
     prepare: Callable[[], object] | None = None,
 ) -> tuple[T, bool]:
-    """Return what is in an entry and whether it was there already, building it when it was not.
+    """Return an entry's content and whether it was cached; build it if it was not.
 
-    :param read: returns what is in a complete entry, ``None`` when it cannot be used.
-    :param build: fills the folder it is given and returns the folder to keep: the same, or one in
-        it when the rest is not to be kept.
-    :param prepare: called before anything is written, when there is something to build.
+    :param read: returns the content of a complete entry, ``None`` when it is unusable.
+    :param build: fills the given folder and returns the folder to keep: the same one or one in it.
+    :param prepare: called before a build writes anything.
     :raise LabError: when it cannot be built.
     """
-    found = read()
-    if found is not None and not place.work.exists():
-        return found, True
-    if found is None and prepare is not None:
+    content = read()
+    if content is not None and not place.work.exists():
+        return content, True
+    if content is None and prepare is not None:
         prepare()
     progress = progress or Progress(None)
     try:
         place.path.parent.mkdir(parents=True, exist_ok=True)
         with _locked(place, progress):
-            found = read()
-            if found is not None:
+            content = read()
+            if content is not None:
                 host_tools.remove_folder(place.work)
-                return found, True
+                return content, True
             _sweep(place)
             _build(place, build, progress)
     except OSError as error:
         where = error.filename or place.path
         raise LabError(f"building {place.title}: {where}: {error.strerror}") from error
-    found = read()
-    if found is None:
+    content = read()
+    if content is None:
         raise LabError(
-            f"building {place.title}: {place.path} lacks what it is for; "
-            f"use --suite {DEFAULT_SUITE}"
+            f"building {place.title}: {place.path} is incomplete; use --suite {DEFAULT_SUITE}"
         )
-    return found, False
+    return content, False
 
 
 def _build(place: Entry, build: Callable[[Path], Path], progress: Progress) -> None:
     """Build an entry; the caller holds its lock."""
-    # An entry that somebody took pieces out of, or what a build that was killed left.
+    # A damaged entry, or the remains of a killed build.
     host_tools.remove_folder(place.path)
     if not place.resumable:
         host_tools.remove_folder(place.work)
@@ -149,13 +147,13 @@ def _build(place: Entry, build: Callable[[Path], Path], progress: Progress) -> N
             host_tools.remove_folder(place.work)
         raise
     if place.work.exists():
-        progress.stage("removing what is not needed any more")
+        progress.stage("removing files that are no longer needed")
         host_tools.remove_folder(place.work)
     place.log.unlink(missing_ok=True)
 
 
 def _sweep(place: Entry) -> None:
-    """Remove what killed builds of other entries left; those that still run hold their lock."""
+    """Remove the remains of killed builds of other entries; running builds hold their lock."""
     for work in place.path.parent.glob(f"{place.kind}-*{_UNFINISHED}"):
         if work == place.work:
             continue
@@ -170,9 +168,9 @@ def _sweep(place: Entry) -> None:
 
 @contextmanager
 def _locked(place: Entry, progress: Progress) -> Iterator[None]:
-    """Hold the lock of an entry, waiting for another build of it to end.
+    """Hold an entry's lock; wait for another build of it to finish.
 
-    The lock file stays: removing it would let two processes lock two files of one name.
+    The lock file stays: if it were removed, two processes could lock two files of one name.
     """
     with place.path.with_name(place.path.name + ".lock").open("a", encoding="utf-8") as handle:
         try:

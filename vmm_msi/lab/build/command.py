@@ -1,4 +1,4 @@
-"""Run the long commands of a build: logged, watched, and gone when the caller is gone."""
+"""Run the long commands of a build: logged, watched, and killed with the caller."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ if TYPE_CHECKING:
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 _LAST_LINES = 40
-#: What is in the line of apt, of a full disk, of compilers, of patch and of make that says why.
+#: Marks of the line that gives the reason, as apt, a full disk, compilers, patch and make print it.
 _REASONS = ("E: ", "No space left on device", "rror: ", " hunk", "*** ")
 
 
 def contained(*options: str) -> list[str]:
-    """Return the words to put before a command so that all it starts ends with this process.
+    """Return a command prefix that kills the command and its children with this process.
 
-    Its PID namespace goes when its first process is killed, and that is killed with this one.
-    Without root the namespaces are those of a user namespace.
+    The kernel kills a PID namespace with its first process, and that one dies with this process.
+    Without root the namespaces are in a user namespace.
 
     :param options: further options of unshare(1).
     """
@@ -49,16 +49,16 @@ def run_logged(
 ) -> list[str]:
     """Run one stage of a build and return its last lines.
 
-    :param doing: what is being done, for the message.
-    :param log: takes everything it prints.
-    :param environment: all of its environment.
-    :param watch: told every line.
-    :param folder: where it runs; here when ``None``.
-    :param keep: how many lines to return; all when ``None``.
-    :raise LabError: when it fails, with the line that says why.
+    :param doing: the action, for the message.
+    :param log: file for its whole output.
+    :param environment: its complete environment.
+    :param watch: called with every line.
+    :param folder: working folder; the current one when ``None``.
+    :param keep: number of lines to return; all when ``None``.
+    :raise LabError: when it fails, with the line that gives the reason.
     """
     lines: deque[str] = deque(maxlen=keep)
-    # A session of its own keeps the terminal's Ctrl-C from it: it is ended here, as a whole.
+    # In its own session it does not get the terminal's Ctrl-C; it is killed here, as a whole.
     with (
         log.open("a", encoding="utf-8") as record,
         subprocess.Popen(
@@ -87,7 +87,7 @@ def run_logged(
 
 
 def _reason(lines: Sequence[str]) -> str:
-    """Return the line that says why, as far as the tools have a way of saying it, or the last."""
+    """Return the line that gives the reason if it is recognised, else the last line."""
     for mark in _REASONS:
         for line in lines:
             if mark in line:

@@ -1,8 +1,7 @@
-"""Write archives in the format of an initial RAM file system.
+"""Write initramfs archives.
 
 The format is ``newc`` of Linux ``Documentation/driver-api/early-userspace/buffer-format.rst``. The
-same content always gives the same bytes: names are sorted, everything belongs to root and has the
-time 0.
+same content gives the same bytes: names are sorted, everything belongs to root and has time 0.
 """
 
 from __future__ import annotations
@@ -23,15 +22,14 @@ _ALIGNMENT = 4
 class Archive:
     """An archive in memory.
 
-    Names are relative to the root of the file system; the folders on the way to a name are added
-    by themselves.
+    Names are relative to the root of the file system; parent folders are added as needed.
     """
 
     def __init__(self) -> None:
         self._members: dict[str, tuple[int, bytes]] = {}
 
     def add_folder(self, name: str | PurePosixPath) -> None:
-        """Add a folder, if it is not there already."""
+        """Add a folder unless it exists."""
         self._add(name, stat.S_IFDIR | 0o755, b"")
 
     def add_file(self, name: str | PurePosixPath, content: bytes, mode: int = 0o644) -> None:
@@ -43,9 +41,9 @@ class Archive:
         self._add(name, stat.S_IFLNK | 0o777, target.encode())
 
     def add_tree(self, tree: Path, below: str = "") -> None:
-        """Add what is in a folder of this machine; permissions lose what only their owner has.
+        """Add a folder of this machine with readable permissions for all.
 
-        :param below: the folder of the archive to put it in; its root when empty.
+        :param below: the target folder in the archive; its root when empty.
         """
         for folder, _, _ in os.walk(tree):
             for item in os.scandir(folder):
@@ -79,7 +77,7 @@ class Archive:
 
 
 def concatenate(archives: Iterable[bytes]) -> bytes:
-    """Return archives, compressed or not, as the one that the kernel unpacks in their order."""
+    """Return archives, compressed or not, as one, which the kernel unpacks in order."""
     return b"".join(_padded(archive) for archive in archives)
 
 

@@ -1,6 +1,6 @@
-"""Debian's arm64 packages, unpacked, never installed: no maintainer script, no Arm machine.
+"""Unpack Debian's arm64 packages without installing them: no maintainer script, no Arm machine.
 
-The emulated host's user land and the root of its libvirt are made so.
+The emulated host's user land and its libvirt's root are built this way.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 ARCHITECTURE = "arm64"
 
-#: What the machine needs for it.
+#: Tools that the machine needs.
 TOOLS = ("apt-get", "dpkg", "setpriv", "unshare")
 
-#: What makes the links /bin, /lib and /sbin that other packages are unpacked through.
+#: The package with the links /bin, /lib and /sbin, through which other packages are unpacked.
 _FIRST = ("base-files_", "usr-is-merged_")
 
 
@@ -37,11 +37,11 @@ def fill(
     log: Path,
     progress: Progress,
 ) -> dict[str, str]:
-    """Unpack packages, with all they depend on, into a new folder; return each one's version.
+    """Unpack packages with all dependencies into a new folder; return each one's version.
 
-    :param apt_folder: where apt works and keeps what it fetches.
-    :param log: takes what the tools print.
-    :raise LabError: when a package cannot be had or unpacked.
+    :param apt_folder: apt's state and downloads.
+    :param log: file for the tools' output.
+    :raise LabError: when a package cannot be fetched or unpacked.
     """
     log.write_text("", encoding="utf-8")
     progress.stage(f"Debian {suite} {ARCHITECTURE}: {' '.join(packages)}")
@@ -58,7 +58,7 @@ def fill(
 
 
 def trim(tree: Path, patterns: Iterable[str]) -> None:
-    """Take out what matches the patterns, folders with all that is in them."""
+    """Remove files and whole folders that match the patterns."""
     for pattern in patterns:
         for path in tree.glob(pattern):
             if path.is_dir() and not path.is_symlink():
@@ -71,5 +71,5 @@ def _unpack(package: Path, tree: Path) -> None:
     command = [host_tools.find_tool("dpkg"), "--extract", f"{package}", f"{tree}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        said = (done.stderr.strip() or "no message").splitlines()[-1]
-        raise LabError(f"unpacking {package.name}: {said}; remove it and build again")
+        reason = (done.stderr.strip() or "no message").splitlines()[-1]
+        raise LabError(f"unpacking {package.name}: {reason}; remove it and build again")

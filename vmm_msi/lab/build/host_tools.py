@@ -1,4 +1,4 @@
-"""What the lab asks of the machine it runs on: tools, privileges, package mirror, mounts."""
+"""Query the machine that the lab runs on: tools, privileges, package mirror, mounts."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmm_msi.errors import LabError
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-#: The tools the lab calls and the Debian package each comes from.
+#: Tools that the lab calls, and the Debian package of each.
 TOOL_PACKAGES: Mapping[str, str] = {
     "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
     "apt-cache": "apt",
@@ -37,8 +37,8 @@ TOOL_PACKAGES: Mapping[str, str] = {
     "zstd": "zstd",
 }
 
-#: Settings of the machine's apt that decide whether its mirror can be read; a root that is
-#: filled from the same mirror needs the same.
+#: Settings of the machine's apt that affect reading its mirror; a root that is filled from the same
+#: mirror needs the same settings.
 _APT_SETTINGS = (
     "Acquire::Check-Valid-Until",
     "Acquire::Check-Date",
@@ -50,17 +50,17 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 def require_root(purpose: str) -> None:
-    """Refuse to go on without root.
+    """Check for root privileges.
 
-    :param purpose: what is being done and why it needs root, for the message.
+    :param purpose: the action and why it requires root, for the message.
     :raise LabError: when the effective user is not root.
     """
     if os.geteuid() != 0:
-        raise LabError(f"{purpose} needs root; run it as root (sudo)")
+        raise LabError(f"{purpose} requires root; run it as root (sudo)")
 
 
 def find_tool(name: str) -> str:
-    """Return the path of a tool, also where the system folders are not in ``PATH``.
+    """Return the path of a tool, even if the system folders are not in ``PATH``.
 
     :raise LabError: when it is not installed.
     """
@@ -70,26 +70,26 @@ def find_tool(name: str) -> str:
 def require_tools(names: Iterable[str]) -> dict[str, str]:
     """Return the path of every tool in ``names``.
 
-    :raise LabError: when some are missing; the message names them all, with the apt line.
+    :raise LabError: when some are missing; the message lists all of them with the apt command.
     """
     search = os.pathsep.join((os.environ.get("PATH", ""), _SYSTEM_PATH))
-    found = {name: shutil.which(name, path=search) for name in names}
-    missing = sorted(name for name, path in found.items() if path is None)
+    paths = {name: shutil.which(name, path=search) for name in names}
+    missing = sorted(name for name, path in paths.items() if path is None)
     if missing:
         packages = sorted({TOOL_PACKAGES[name] for name in missing})
         raise LabError(
             f"looking for the lab's tools: {', '.join(missing)} not found; "
             f"apt-get install {' '.join(packages)}"
         )
-    return {name: path for name, path in found.items() if path is not None}
+    return {name: path for name, path in paths.items() if path is not None}
 
 
 def require_space(folder: Path, needed: int, purpose: str) -> None:
-    """Refuse to go on where the disk is too full.
+    """Check that the disk has enough free space.
 
-    :param folder: a folder on the disk; it or one above it exists.
+    :param folder: a folder on the disk; it or a parent of it exists.
     :param needed: bytes.
-    :param purpose: what is being done, for the message.
+    :param purpose: the action, for the message.
     :raise LabError: when less is free.
     """
     while not folder.exists():
@@ -97,8 +97,8 @@ def require_space(folder: Path, needed: int, purpose: str) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise LabError(
-            f"{purpose}: {folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; "
-            "make room or name another folder with --cache"
+            f"{purpose}: {folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB required; "
+            "free some space or use another folder with --cache"
         )
 
 
@@ -113,12 +113,12 @@ def apt_mirror() -> str:
     :raise LabError: when apt has no source of Debian's main component.
     """
     command = [find_tool("apt-get"), "indextargets"]
-    wanted = "$(ORIGIN)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)"
+    fields = "$(ORIGIN)|$(COMPONENT)|$(RELEASE)|$(REPO_URI)"
     only = "Created-By: Packages"
-    # The origin is known once the lists were fetched; before that, take any main component.
-    listed = _output([*command, "--format", wanted, only])
+    # The origin is known only after the lists were fetched; until then use any main component.
+    listed = _output([*command, "--format", fields, only])
     if not listed.strip():
-        listed = _output([*command, "--no-release-info", "--format", wanted, only])
+        listed = _output([*command, "--no-release-info", "--format", fields, only])
     for line in listed.splitlines():
         origin, component, release, address = line.split("|", 3)
         if (
@@ -134,7 +134,7 @@ def apt_mirror() -> str:
 
 
 def apt_options() -> list[str]:
-    """Return the ``-o`` options that make another apt read the mirror as the machine's does."""
+    """Return the ``-o`` options with which another apt reads the same mirror."""
     options: list[str] = []
     for line in _output([find_tool("apt-config"), "dump", "--format", "%f=%v%n"]).splitlines():
         name, _, value = line.partition("=")
@@ -144,7 +144,7 @@ def apt_options() -> list[str]:
 
 
 def apt_proxies() -> dict[str, str]:
-    """Return the proxies of the machine's apt as the environment that other tools read."""
+    """Return the machine's apt proxies as environment variables for other tools."""
     settings = [option.partition("=") for option in apt_options() if option != "-o"]
     return {
         f"{name.split('::')[1]}_proxy": value
@@ -156,7 +156,7 @@ def apt_proxies() -> dict[str, str]:
 def mounts_below(folder: Path) -> list[Path]:
     """Return the mount points at or below ``folder`` that this process sees, innermost first.
 
-    The file is described in proc_pid_mountinfo(5); blanks in a path are octal escapes there.
+    See proc_pid_mountinfo(5); blanks in a path are octal escapes.
     """
     points = []
     for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8").splitlines():
@@ -168,10 +168,10 @@ def mounts_below(folder: Path) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Remove ``folder`` with everything in it, after unmounting what is mounted below it.
+    """Unmount everything below ``folder`` and remove it with its content.
 
-    :raise LabError: when something stays mounted there; nothing is removed then, since a
-        removal that walks into a mount would empty what is mounted.
+    :raise LabError: when a mount remains; then nothing is removed, since the removal would delete
+        files in that mount.
     """
     folder = folder.resolve()
     if not folder.exists():
@@ -185,7 +185,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def _output(command: list[str]) -> str:
-    """Return what a short command prints.
+    """Return the output of a short command.
 
     :raise LabError: when it fails, with its last line.
     """
@@ -193,6 +193,6 @@ def _output(command: list[str]) -> str:
         command, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
     )
     if done.returncode:
-        said = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise LabError(f"running {' '.join(command)}: exit status {done.returncode}: {said}")
+        reason = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
+        raise LabError(f"running {' '.join(command)}: exit status {done.returncode}: {reason}")
     return done.stdout

@@ -1,11 +1,10 @@
-"""What the emulated Arm host starts from: a kernel and an initial RAM file system.
+"""Find or build the emulated Arm host's boot images: a kernel and an initial RAM file system.
 
-The initrd that QEMU is given is made of several archives, which the kernel unpacks one after the
-other::
+QEMU's initrd consists of several archives, which the kernel unpacks one after the other::
 
     concatenate([override, images.initrd.read_bytes(), package_layer(root).read_bytes()])
 
-``override`` has the ACPI tables to put in the place of QEMU's; it is first and not compressed
+``override`` has ACPI tables that replace QEMU's; it is first and not compressed
 (Linux ``Documentation/admin-guide/acpi/initrd_table_override.rst``).
 """
 
@@ -41,8 +40,8 @@ class LabImages:
     :ivar release: the kernel's version, as upstream counts, such as ``7.2.12``.
     :ivar granule: the kernel's page size.
     :ivar suite: the Debian suite both are from.
-    :ivar built: when the younger of the two was built, in UTC, ISO 8601.
-    :ivar cached: whether both were there already.
+    :ivar built: when the newer of the two was built, in UTC, ISO 8601.
+    :ivar cached: both were in the cache.
     """
 
     kernel: Path
@@ -77,20 +76,20 @@ def ensure_images(
     progress: Progress | None = None,
     patches: Path | None = None,
 ) -> LabImages:
-    """Return the images of ``suite``, building what the cache does not have.
+    """Return the images of ``suite``; build those that the cache does not have.
 
     :param suite: a Debian suite, such as ``forky``.
     :param granule: the kernel's page size: 4K or 64K.
     :param cache: the folder of the cache; this user's when ``None``.
-    :param progress: told what goes on; silent when ``None``.
+    :param progress: progress output; silent when ``None``.
     :param patches: a folder of ``*.patch`` for the kernel's source.
     :raise UsageError: when an argument cannot be used.
     :raise LabError: when they cannot be built.
     """
-    found = find_images(suite, granule, cache, patches)
-    if found is not None:
-        return found
-    # All that is missing on the machine is said at once, before the first of them is built.
+    images = find_images(suite, granule, cache, patches)
+    if images is not None:
+        return images
+    # Report everything that the machine lacks at once, before building the first image.
     host_tools.require_tools({*KERNEL_TOOLS, *USERLAND_TOOLS, *ROOT_TOOLS})
     root = partial(ensure_root, suite, cache, progress)
     userland = ensure_userland(suite, root, cache, progress)

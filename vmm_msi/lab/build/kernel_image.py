@@ -1,11 +1,11 @@
-"""The kernel of the emulated Arm host: Debian's source, cross-built with few options.
+"""Build the emulated Arm host's kernel: Debian's source, cross-built with few options.
 
-Debian's own arm64 kernels have ``CONFIG_IOMMUFD`` off. The options are in ``kernel.config``, over
-``allnoconfig``; Linux ``Documentation/kbuild/kconfig.rst`` describes ``KCONFIG_ALLCONFIG``.
+Debian's own arm64 kernels have ``CONFIG_IOMMUFD`` off. The options are in ``kernel.config``, on top
+of ``allnoconfig``; Linux ``Documentation/kbuild/kconfig.rst`` describes ``KCONFIG_ALLCONFIG``.
 
-A build that is interrupted goes on where it was: what was fetched, the unpacked source and the
-objects stay until the image is complete. kbuild itself knows which objects are whole: it writes an
-object's ``.cmd`` file after the object.
+An interrupted build resumes: downloads, the unpacked source and the objects stay until the image is
+complete. kbuild itself detects incomplete objects: it writes an object's ``.cmd`` file after the
+object.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-#: Raise it when the same source and options shall give another image.
+#: Increment when the same source and options must give a different image.
 VERSION = 1
 
-#: Page sizes that the kernel can be built with, each with the options that choose it.
+#: Page sizes that the kernel can be built with, and the options of each.
 GRANULES = {
     Granule.K4: ("CONFIG_ARM64_4K_PAGES=y", "CONFIG_ARM64_VA_BITS_48=y"),
     Granule.K64: ("CONFIG_ARM64_64K_PAGES=y", "CONFIG_ARM64_VA_BITS_48=y"),
@@ -43,7 +43,7 @@ GRANULES = {
 
 _SOURCE_PACKAGE = "linux-source-"
 _LOCAL_VERSION = "-vmm-msi"
-#: What the machine needs to build it.
+#: Tools that the machine needs to build it.
 TOOLS = (
     *(
         "aarch64-linux-gnu-gcc",
@@ -58,19 +58,19 @@ TOOLS = (
     ),
     *("patch", "setpriv", "tar", "unshare", "xz"),
 )
-#: Half a gigabyte of headers that no option here compiles.
+#: Half a gigabyte of headers that these options do not compile.
 _LEFT_OUT = "*/drivers/gpu/drm/amd/include/asic_reg"
 
-#: What a build takes at most, and when the source is unpacked already, in bytes.
+#: Disk space for a build, and for one whose source is already unpacked, in bytes.
 _SPACE = 2_000_000_000
 _SPACE_RESUMED = 500_000_000
 
-#: Lines that make prints for the whole build, about.
+#: Approximate number of lines that make prints.
 _STEPS = 1970
 _STEP = re.compile(r"\s+[A-Z][A-Z0-9]+\s+\S")
 _MARKER = "kernel.json"
 _IMAGE = "Image"
-# Linux Documentation/arch/arm64/booting.rst: the header's magic number and where it is.
+# Linux Documentation/arch/arm64/booting.rst: the header's magic number and its offset.
 _MAGIC, _MAGIC_AT = b"ARM\x64", 56
 
 
@@ -82,7 +82,7 @@ class LabKernel:
     :ivar release: its version, as upstream counts, such as ``7.2.12``.
     :ivar granule: its page size.
     :ivar built: when it was built, in UTC, ISO 8601.
-    :ivar cached: whether it was there already.
+    :ivar cached: it was in the cache.
     """
 
     path: Path
@@ -100,7 +100,7 @@ def find_kernel(
 ) -> LabKernel | None:
     """Return the kernel of ``suite`` if the cache has it; the arguments are those of the build.
 
-    :raise UsageError: when it cannot have that page size, or there are no patches in the folder.
+    :raise UsageError: when that page size is not supported or the folder has no patches.
     """
     place = _place(suite, granule, cache, read_patches(patches))
     return _read(place.path, granule)
@@ -113,29 +113,28 @@ def ensure_kernel(
     progress: Progress | None = None,
     patches: Path | None = None,
 ) -> LabKernel:
-    """Return the kernel of ``suite``, building it when the cache has none.
+    """Return the kernel of ``suite``; build it if the cache does not have it.
 
     :param granule: its page size: 4K or 64K.
-    :param patches: a folder whose ``*.patch`` are applied to the source, in the order of their
-        names, with ``patch -p1``.
-    :raise UsageError: when it cannot have that page size, or there are no patches in the folder.
+    :param patches: a folder whose ``*.patch`` are applied to the source, in order
+        of name, with ``patch -p1``.
+    :raise UsageError: when that page size is not supported or the folder has no patches.
     :raise LabError: when it cannot be built.
     """
     applied = read_patches(patches)
     place = _place(suite, granule, cache, applied)
 
     def build(work: Path) -> Path:
-        told = progress or Progress(None)
-        return _Build(work, place.log, suite, granule, told).run(applied)
+        return _Build(work, place.log, suite, granule, progress or Progress(None)).run(applied)
 
-    found, cached = caches.fill(
+    kernel, cached = caches.fill(
         place,
         lambda: _read(place.path, granule),
         build,
         progress,
         prepare=lambda: _check_host(place),
     )
-    return replace(found, cached=cached)
+    return replace(kernel, cached=cached)
 
 
 def _place(
@@ -143,7 +142,7 @@ def _place(
 ) -> caches.Entry:
     if granule not in GRANULES:
         known = ", ".join(map(str, GRANULES))
-        raise UsageError(f"lab build: no kernel with a granule of {granule}; use one of {known}")
+        raise UsageError(f"lab build: granule {granule} is not supported; use one of {known}")
     made_from = {
         "suite": suite,
         "granule": str(granule),
@@ -156,7 +155,7 @@ def _place(
 
 
 def fragment(granule: Granule) -> str:
-    """Return the options of a kernel with that page size."""
+    """Return the configuration fragment for a page size."""
     text = (
         importlib.resources.files("vmm_msi.lab.build").joinpath("kernel.config").read_text("utf-8")
     )
@@ -164,7 +163,7 @@ def fragment(granule: Granule) -> str:
 
 
 def lost_options(options: str, config: str) -> list[str]:
-    """Return the lines of ``options`` that a ``.config`` does not have."""
+    """Return the options that are missing from a ``.config``."""
     have = set(config.splitlines())
     return [line for line in _options(options) if line not in have]
 
@@ -175,19 +174,19 @@ def _options(text: str) -> list[str]:
 
 
 def read_patches(folder: Path | None) -> list[tuple[str, bytes]]:
-    """Return the name and the content of every patch in ``folder``, in order.
+    """Return name and content of every patch in ``folder``, in order of name.
 
-    :raise UsageError: when there is none.
+    :raise UsageError: when the folder has no patch.
     """
     if folder is None:
         return []
     try:
-        found = [(path.name, path.read_bytes()) for path in sorted(folder.glob("*.patch"))]
+        patches = [(path.name, path.read_bytes()) for path in sorted(folder.glob("*.patch"))]
     except OSError as error:
         raise UsageError(f"lab build: patches in {folder}: {error.strerror}") from error
-    if not found:
+    if not patches:
         raise UsageError(f"lab build: patches in {folder}: there is no file *.patch")
-    return found
+    return patches
 
 
 def _check_host(place: caches.Entry) -> None:
@@ -214,7 +213,7 @@ def _read(folder: Path, granule: Granule) -> LabKernel | None:
 
 
 class _Build:
-    """One build in the folder of an entry that may have been begun before."""
+    """One build, in a folder that an interrupted build may have filled in part."""
 
     def __init__(
         self, work: Path, log: Path, suite: str, granule: Granule, progress: Progress
@@ -232,7 +231,7 @@ class _Build:
         self._log.write_text("", encoding="utf-8")
         options = fragment(self._granule)
         if self._source.exists():
-            self._progress.stage("going on with the build that was interrupted")
+            self._progress.stage("resuming the interrupted build")
         else:
             self._unpack(self._fetch(), patches)
         resumed = self._objects.exists()
@@ -242,8 +241,8 @@ class _Build:
         except LabError:
             if not resumed or "No space left" in self._log.read_text("utf-8", "replace"):
                 raise
-            # A power cut can leave files that look whole to make.
-            self._progress.stage("that failed; starting the objects anew")
+            # After a power cut, make may consider truncated files complete.
+            self._progress.stage("compiling failed; deleting the objects and retrying")
             shutil.rmtree(self._objects)
             self._configure(options)
             self._compile()
@@ -258,7 +257,7 @@ class _Build:
         return apt.fetch(apt.newest(_SOURCE_PACKAGE), self._work)
 
     def _unpack(self, package: Path, patches: list[tuple[str, bytes]]) -> None:
-        """Put the patched source in its place."""
+        """Unpack and patch the source."""
         self._progress.stage(f"unpacking {package.name}")
         part = self._work / "unpacking"
         host_tools.remove_folder(part)
@@ -296,7 +295,7 @@ class _Build:
         lost = lost_options(options, config)
         if lost:
             raise LabError(
-                f"configuring the lab's kernel: {', '.join(lost)} did not survive; the source in "
+                f"configuring the lab's kernel: {', '.join(lost)} got lost; the source in "
                 f"{self._source} lacks them or what they depend on: change kernel.config, or use "
                 "another --suite"
             )
@@ -315,7 +314,7 @@ class _Build:
         self._make(f"-j{jobs}", _IMAGE, watch=watch)
 
     def _keep(self, options: str, patches: list[tuple[str, bytes]]) -> Path:
-        """Return a folder with what the entry is to have."""
+        """Return a folder with the entry's files."""
         kept = self._work / "kept"
         host_tools.remove_folder(kept)
         kept.mkdir()
@@ -323,8 +322,8 @@ class _Build:
         if image[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
             shutil.rmtree(self._objects)
             raise LabError(
-                "building the lab's kernel: make left an image without arm64's magic number; "
-                "run it again: it starts anew"
+                "building the lab's kernel: make wrote an image without arm64's magic number; "
+                "run the build again: it restarts from scratch"
             )
         (kept / _IMAGE).write_bytes(image)
         shutil.copyfile(self._objects / ".config", kept / "config")

@@ -1,7 +1,7 @@
-"""The part of the emulated host's file system that changes with every edit: this package itself.
+"""Pack this package itself for the emulated host: the part that changes with every edit.
 
-It is a second archive, unpacked over the user land, so that a change to the package costs a second
-and not a build of the user land. Its entry in the cache is a file named after its content.
+It is a second archive, unpacked over the user land, so a change of the package costs a second, not
+a build of the user land. Its cache entry is a file named after a hash of its content.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ if TYPE_CHECKING:
 
     from vmm_msi.lab.build.root import LabRoot
 
-#: Raise it when the same files shall give another archive.
+#: Increment when the same files must give a different archive.
 VERSION = 1
 
 _DISTRIBUTION = "vmm-msi"
 _PACKAGES = ("vmm_msi", "vmm_msi.templates", "vmm_msi_plugins")
 _INSIDE = "usr/lib/python3/dist-packages"
-#: What importlib.metadata needs to find the plugins.
+#: Files that importlib.metadata needs to find the plugins.
 _METADATA = ("METADATA", "entry_points.txt")
 _KEPT = 4
 _PACKING = "packing vmm-msi for the emulated host"
 
 
 def package_layer(root: LabRoot, cache: Path | None = None) -> Path:
-    """Return the archive with this package, its plugins and ``/init``, building it when needed.
+    """Return the archive with this package, its plugins and ``/init``; build it if needed.
 
     :param root: the root whose Python compiles; of the suite that the user land is from.
     :param cache: the folder of the cache; this user's when ``None``.
@@ -64,7 +64,7 @@ def package_layer(root: LabRoot, cache: Path | None = None) -> Path:
 
 
 def _files() -> Iterator[tuple[str, bytes]]:
-    """Yield the name below the folder of packages and the content of every file."""
+    """Yield name, relative to the folder of packages, and content of every file."""
     for package in _PACKAGES:
         below = package.replace(".", "/")
         for folder in _locations(package):
@@ -80,27 +80,25 @@ def _files() -> Iterator[tuple[str, bytes]]:
 
 
 def _installed() -> importlib.metadata.Distribution:
-    """Return the installed distribution, however the process that asks was started.
+    """Return the installed distribution, not the metadata that setuptools leaves beside the source.
 
-    What setuptools leaves beside the source is found too, before it or after it, and is another.
-
-    :raise LabError: when there is none.
+    :raise LabError: when vmm-msi is not installed.
     """
-    for found in importlib.metadata.distributions(name=_DISTRIBUTION):
-        if found.read_text(_METADATA[0]) is not None:
-            return found
-    raise LabError(f"{_PACKING}: it is not installed; pip install . would do")
+    for distribution in importlib.metadata.distributions(name=_DISTRIBUTION):
+        if distribution.read_text(_METADATA[0]) is not None:
+            return distribution
+    raise LabError(f"{_PACKING}: vmm-msi is not installed; run pip install .")
 
 
 def _locations(package: str) -> list[Path]:
-    """Return the folders of a package; an editable install has them elsewhere than pip does.
+    """Return the folders of a package, wherever an editable install has them.
 
     :raise LabError: when it is not installed.
     """
-    found = importlib.util.find_spec(package)
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
         raise LabError(f"{_PACKING}: there is no package {package}; install vmm-msi with pip")
-    return [Path(folder) for folder in found.submodule_search_locations]
+    return [Path(folder) for folder in spec.submodule_search_locations]
 
 
 def _name(files: dict[str, bytes], root: LabRoot) -> str:
@@ -125,8 +123,8 @@ def _pack(files: dict[str, bytes], tree: Path, root: LabRoot) -> bytes:
 
 
 def _sweep(place: Path) -> None:
-    """Remove all but the newest archives; one that a running command still reads stays open."""
-    # Another command may be at the same, so that one may be gone before it is looked at.
+    """Remove all but the newest archives; a running command keeps its archive open."""
+    # Another command may sweep at the same time, so a file may already be gone.
     with contextlib.suppress(FileNotFoundError):
         others = sorted(place.parent.glob("layer-*.cpio.zst"), key=os.path.getmtime, reverse=True)
         for old in others[_KEPT:]:

@@ -1,4 +1,4 @@
-"""Tell a person what a long piece of work is doing, on a terminal or in a log."""
+"""Show the progress of long work, on a terminal or in a log."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 _REDRAW_S = 0.1
 _REPORT_S = 30.0
 _BAR = 20
-#: Never shown before the stage ends: the number of steps is an estimate.
+#: The largest share shown before a stage ends: the number of steps is an estimate.
 _ALMOST = 0.99
 
 
 class Progress:
-    """A line for each stage; on a terminal, also what it is at right now.
+    """A line for each stage; on a terminal also the current step.
 
-    :param stream: where to write; ``None`` writes nothing.
-    :param title: put before every line.
+    :param stream: output; ``None`` prints nothing.
+    :param title: prefix of every line.
     """
 
     def __init__(self, stream: TextIO | None, title: str = "lab") -> None:
@@ -34,7 +34,7 @@ class Progress:
         self._told = 0.0
 
     def stage(self, what: str) -> None:
-        """Say that the next stage begins."""
+        """Print that the next stage begins."""
         if self._stream is not None:
             self.clear()
             self._told = time.monotonic()
@@ -43,13 +43,13 @@ class Progress:
             self._stream.flush()
 
     def step(self, what: str) -> None:
-        """Show one step of the current stage; on a terminal only, and only the latest."""
+        """Show the current step of the stage, on a terminal only."""
         self._draw(what)
 
     def count(self, done: int, total: int, what: str) -> None:
-        """Show one step of many: a bar on a terminal, elsewhere a line now and then.
+        """Show one step of many: a bar on a terminal, elsewhere an occasional line.
 
-        :param total: how many there will be, about.
+        :param total: approximate number of steps.
         """
         share = min(done / total, _ALMOST) if total > 0 else 0.0
         if self._status.is_live:
@@ -59,7 +59,7 @@ class Progress:
             self.stage(f"{share:.0%}")
 
     def clear(self) -> None:
-        """Take the step line off the terminal."""
+        """Remove the step line from the terminal."""
         self._status.clear()
 
     def _draw(self, what: str) -> None:

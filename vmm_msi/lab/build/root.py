@@ -1,10 +1,10 @@
-"""The lab's root: a small Debian system with a current libvirt and QEMU, built once and cached.
+"""Find or build the lab's root: a small Debian system with a current libvirt and QEMU.
 
-The stable release of a machine often has a libvirt that is too old for ``<iommu model='smmuv3'>``
-with a ``<driver>`` (docs/lab.md). The root holds one that is not, without touching the machine's
-own packages.
+A machine's stable release often has a libvirt that is too old for ``<iommu model='smmuv3'>`` with a
+``<driver>`` (docs/lab-internals.md). The root has a newer one and leaves the machine's packages
+alone.
 
-Its entry in the cache holds ``tree`` (the root) and ``root.json`` (what is in it).
+Its cache entry has ``tree`` (the root) and ``root.json`` (the versions in it).
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ _MARKER = "root.json"
 class LabRoot:
     """A complete root in the cache.
 
-    :ivar path: the root's own top folder.
-    :ivar suite: the Debian suite it was made from.
+    :ivar path: the root's top folder.
+    :ivar suite: its Debian suite.
     :ivar architecture: Debian's name of its architecture.
     :ivar libvirt: the version of libvirt in it, as upstream counts.
     :ivar qemu: the version of QEMU in it, as upstream counts.
     :ivar built: when it was built, in UTC, ISO 8601.
-    :ivar cached: whether it was there already.
+    :ivar cached: it was in the cache.
     """
 
     path: Path
@@ -49,9 +49,9 @@ class LabRoot:
     cached: bool = True
 
     def outside(self, program: str) -> list[str]:
-        """Return the words that start a program of the root without chroot (ld.so(8)).
+        """Return the command that starts a program of the root without chroot (ld.so(8)).
 
-        It finds its libraries; where it looks for data of its own must be told by its options.
+        The program finds its libraries; its options must name its data.
 
         :param program: its path below the root, such as ``usr/bin/qemu-img``.
         :raise LabError: when the root has no dynamic linker.
@@ -70,11 +70,11 @@ def ensure_root(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> LabRoot:
-    """Return the root of ``suite``, building it when the cache has none.
+    """Return the root of ``suite``; build it if the cache does not have it.
 
     :param suite: a Debian suite, such as ``forky``.
     :param cache: the folder of the cache; this user's when ``None``.
-    :param progress: told what goes on; silent when ``None``.
+    :param progress: progress output; silent when ``None``.
     :raise UsageError: when ``suite`` cannot be a suite's name.
     :raise LabError: when it cannot be built.
     """
@@ -108,7 +108,7 @@ def ensure_root(
 
 
 def read_root(folder: Path) -> LabRoot | None:
-    """Return the root of a complete entry, or ``None`` when there is none that can be used."""
+    """Return the root of a complete entry, or ``None`` if it is unusable."""
     tree = folder / "tree"
     try:
         marker = json.loads((folder / _MARKER).read_text(encoding="utf-8"))
@@ -127,9 +127,9 @@ def read_root(folder: Path) -> LabRoot | None:
 
 
 def describe(folder: Path, suite: str, architecture: str, versions: Mapping[str, str]) -> None:
-    """Write down what is in an entry.
+    """Write an entry's ``root.json``.
 
-    :param versions: of each package.
+    :param versions: the version of each package.
     """
     marker = {
         "suite": suite,

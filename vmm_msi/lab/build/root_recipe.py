@@ -1,7 +1,7 @@
-"""How the lab's root is made: debootstrap for the base system, apt in it for libvirt and QEMU.
+"""Build the lab's root: debootstrap for the base system, apt in it for libvirt and QEMU.
 
-Both run in a mount and PID namespace of their own. What they mount, and what their packages
-start, ends with them, however they end: by themselves, by Ctrl-C, or with a killed parent.
+Both run in their own mount and PID namespaces, so their mounts and child processes end with them,
+also after Ctrl-C or when the parent is killed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.lab.build.progress import Progress
 
-#: Raise it when the same suite and packages shall give another tree.
+#: Increment when the same suite and packages must give a different tree.
 VERSION = 1
 
 #: libvirt with its QEMU and test drivers, QEMU for aarch64 and its UEFI.
@@ -35,9 +35,9 @@ PACKAGES = (
     "qemu-system-arm",
 )
 
-#: What the default suite's root has besides: a Python that compiles for the one in the emulated
-#: host, which is of the same suite, with what libvirt's hook and the command that installs it need;
-#: virt-install, whose XML is edited. Older suites do not have all of it.
+#: Additional packages of the default suite's root: a Python that compiles for the emulated host's,
+#: which is of the same suite, with the dependencies of libvirt's hook and its installer;
+#: virt-install, whose XML is edited. Older suites do not have all of them.
 TOOLKIT = (
     "libpython3-stdlib",
     "python3-lxml",
@@ -46,21 +46,21 @@ TOOLKIT = (
     "virtinst",
 )
 
-#: The emulator of the machine itself, by Debian's name of the architecture. libvirt 9.0 gives the
-#: version of no other (``src/qemu/qemu_driver.c`` qemuConnectGetVersion).
+#: The emulator of the machine itself, by Debian's name of the architecture. libvirt 9.0 reports
+#: only its version (``src/qemu/qemu_driver.c`` qemuConnectGetVersion).
 _OWN_EMULATORS = {"amd64": "qemu-system-x86", "arm64": "qemu-system-arm"}
 
-#: What the machine needs to build it.
+#: Tools that the machine needs to build it.
 TOOLS = ("chroot", "debootstrap", "mount", "setpriv", "unshare")
 
 _SCRIPTS = Path(os.environ.get("DEBOOTSTRAP_DIR", "/usr/share/debootstrap"), "scripts")
 _CERTIFICATES = Path("/etc/ssl/certs/ca-certificates.crt")
 _LAST_LINES = 40
 
-# deb-policy-rc.d: 101 forbids every action, so that no package starts its service.
+# deb-policy-rc.d: 101 forbids every action, so no package starts its service.
 _POLICY = "#!/bin/sh\nexit 101\n"
 
-# dpkg.cfg(5): leave out what nobody reads in the root.
+# dpkg.cfg(5): exclude documentation.
 _DPKG = """\
 force-unsafe-io
 path-exclude=/usr/share/doc/*
@@ -79,7 +79,7 @@ class BuildSpec:
     :ivar suite: the Debian suite.
     :ivar architecture: Debian's name of the architecture.
     :ivar mirror: the address of a Debian mirror.
-    :ivar log: takes everything the tools print.
+    :ivar log: file for the tools' output.
     """
 
     tree: Path
@@ -90,10 +90,10 @@ class BuildSpec:
 
 
 def packages(suite: str, architecture: str) -> list[str]:
-    """Return what is installed in a root of ``suite``, sorted.
+    """Return the packages of a root of ``suite``, sorted.
 
-    The default suite has what the lab needs; others are there to try older releases with, and have
-    the emulator of the machine itself too.
+    The default suite has what the lab needs; others are for trying older releases, and also have
+    the machine's own emulator.
     """
     if suite == DEFAULT_SUITE:
         return sorted({*PACKAGES, *TOOLKIT})
@@ -102,7 +102,7 @@ def packages(suite: str, architecture: str) -> list[str]:
 
 
 def build_tree(spec: BuildSpec, progress: Progress) -> dict[str, str]:
-    """Fill the spec's tree and return the version of every package in it.
+    """Build the tree and return the version of every package in it.
 
     :raise LabError: when a host tool is missing or a stage fails.
     """
@@ -123,11 +123,11 @@ def build_tree(spec: BuildSpec, progress: Progress) -> dict[str, str]:
     ]
     _run([*contained(), *bootstrap], environment, spec, progress)
 
-    wanted = packages(spec.suite, spec.architecture)
-    progress.stage(f"installing {' '.join(wanted)}")
+    names = packages(spec.suite, spec.architecture)
+    progress.stage(f"installing {' '.join(names)}")
     apt = ["apt-get", "-q", "-y", "-o", "Dpkg::Use-Pty=0", *host_tools.apt_options()]
     apt += _prepare(spec)
-    install = [*apt, "--no-install-recommends", "install", *wanted]
+    install = [*apt, "--no-install-recommends", "install", *names]
     _run([*inside, *install], environment, spec, progress)
 
     progress.stage("tidying up")
@@ -144,20 +144,20 @@ def upstream_version(version: str) -> str:
 
     :raise LabError: when there is no number in it.
     """
-    found = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
-    if found is None:
+    match = re.match(r"(?:\d+:)?(\d+(?:\.\d+)*)", version)
+    if match is None:
         raise LabError(f"reading a package version: {version!r} has no number; expected 12.8.0-1")
-    return found[1]
+    return match[1]
 
 
 def _script(suite: str) -> Path:
-    """Return debootstrap's script for ``suite``; one it does not know yet is built like sid."""
+    """Return debootstrap's script for ``suite``, that of sid for an unknown suite."""
     script = _SCRIPTS / suite
     return script if script.exists() else _SCRIPTS / "sid"
 
 
 def _prepare(spec: BuildSpec) -> list[str]:
-    """Set the fresh tree up for apt and return the options apt needs in it."""
+    """Prepare the new tree for apt and return the options that apt needs in it."""
     tree = spec.tree
     policy = tree / "usr/sbin/policy-rc.d"
     policy.write_text(_POLICY, encoding="utf-8")
@@ -171,23 +171,23 @@ def _prepare(spec: BuildSpec) -> list[str]:
 
 
 def _tidy(tree: Path) -> None:
-    """Take out what is of this machine or of no use any more, add a folder that libvirt needs."""
+    """Remove this machine's files and downloads; add a folder that libvirt needs."""
     (tree / "etc/hosts").write_text("127.0.0.1 localhost\n", encoding="utf-8")
     (tree / "etc/hostname").write_text("lab\n", encoding="utf-8")
     (tree / "etc/resolv.conf").unlink(missing_ok=True)
     (tree / "tmp/ca.crt").unlink(missing_ok=True)
     shutil.rmtree(tree / "var/lib/apt/lists")
     (tree / "var/lib/apt/lists").mkdir()
-    # The packages of libvirt 9.0 that are installed do not bring it.
+    # The installed packages of libvirt 9.0 do not contain it.
     (tree / "var/lib/libvirt").mkdir(exist_ok=True)
 
 
 def _run(
     command: Sequence[str], environment: Mapping[str, str], spec: BuildSpec, progress: Progress
 ) -> list[str]:
-    """Run one stage and return its last lines, all of them where they are a listing.
+    """Run one stage and return its last lines, or all lines of a listing.
 
-    :raise LabError: when it fails, with the line that says why.
+    :raise LabError: when it fails, with the line that gives the reason.
     """
     return run_logged(
         command,

@@ -1,8 +1,7 @@
-"""The user land of the emulated Arm host: Python with what the package needs, and busybox.
+"""Build the emulated Arm host's user land: Python, the package's dependencies, and busybox.
 
-Debian's arm64 packages are unpacked, never installed: no maintainer script runs, nothing needs
-root or Arm. What nobody uses there is left out, since the emulated kernel unpacks all of it at
-every start.
+Debian's arm64 packages are unpacked, not installed: no maintainer script runs, and neither root nor
+Arm is needed. Unused files are left out, since the emulated kernel unpacks everything at each boot.
 """
 
 from __future__ import annotations
@@ -25,10 +24,10 @@ if TYPE_CHECKING:
 
     from vmm_msi.lab.build.root import LabRoot
 
-#: Raise it when the same suite and packages shall give another archive.
+#: Increment when the same suite and packages must give a different archive.
 VERSION = 1
 
-#: What the package imports there, and a shell. apt adds what they depend on.
+#: The package's imports, and a shell. apt adds dependencies.
 PACKAGES = (
     "busybox",
     "libpython3-stdlib",
@@ -42,7 +41,7 @@ PACKAGES = (
     "util-linux",
 )
 
-#: What the machine needs to build it.
+#: Tools that the machine needs to build it.
 TOOLS = (*deb_tree.TOOLS, "zstd")
 
 _LIBRARIES = "usr/lib/aarch64-linux-gnu"
@@ -54,8 +53,8 @@ def _below(folder: str, names: str) -> list[str]:
     return [f"{folder}/{name}" for name in names.split()]
 
 
-#: Patterns of what is taken out: documentation, data of tools that are not there, the parts of
-#: Python's library that nothing here imports and the libraries that only those need.
+#: Patterns of files to remove: documentation, data of absent tools, and parts of Python's library
+#: that the package does not import, with their libraries.
 _SUPERFLUOUS = (
     *("etc/*", "usr/include", "usr/libexec", "usr/sbin/*", "usr/share", "var/*"),
     *_below("usr/bin", "debconf* pdb* py3* pydoc* pygettext*"),
@@ -78,7 +77,7 @@ _SUPERFLUOUS = (
 _LINKS = {"bin": "usr/bin", "lib": "usr/lib", "sbin": "usr/sbin", "var/run": "/run"}
 _FOLDERS = ("dev", "etc", "proc", "root", "run", "sys", "tmp", "usr/sbin", "var/log")
 
-#: busybox' commands that a person at the console has at hand; ``busybox NAME`` has them all.
+#: busybox commands with a link, for the console; ``busybox NAME`` runs any.
 _APPLETS = tuple(
     word
     for line in (
@@ -109,9 +108,9 @@ class UserLand:
 
     :ivar path: the archive, compressed.
     :ivar python: the version of Python in it, such as ``3.14``.
-    :ivar unpacked_bytes: what it takes in the emulated host's memory.
+    :ivar unpacked_bytes: its size in the emulated host's memory.
     :ivar built: when it was built, in UTC, ISO 8601.
-    :ivar cached: whether it was there already.
+    :ivar cached: it was in the cache.
     """
 
     path: Path
@@ -132,10 +131,10 @@ def ensure_userland(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> UserLand:
-    """Return the user land of ``suite``, building it when the cache has none.
+    """Return the user land of ``suite``; build it if the cache does not have it.
 
-    :param root: returns the lab's root of the same suite, whose Python compiles; called when
-        there is something to build.
+    :param root: returns the lab's root of the same suite, whose Python compiles; called only for a
+        build.
     :raise LabError: when it cannot be built.
     """
     place = _place(suite, cache)
@@ -143,14 +142,14 @@ def ensure_userland(
     def build(work: Path) -> Path:
         return _build(work, place.log, suite, root(), progress or Progress(None))
 
-    found, cached = caches.fill(
+    user_land, cached = caches.fill(
         place,
         lambda: _read(place.path),
         build,
         progress,
         prepare=lambda: host_tools.require_tools(TOOLS),
     )
-    return replace(found, cached=cached)
+    return replace(user_land, cached=cached)
 
 
 def _place(suite: str, cache: Path | None) -> caches.Entry:
@@ -205,20 +204,20 @@ def _build(work: Path, log: Path, suite: str, root: LabRoot, progress: Progress)
 
 
 def compress(data: bytes, level: int = 3) -> bytes:
-    """Return ``data`` as a zstd frame, which a kernel with ``CONFIG_RD_ZSTD`` unpacks.
+    """Return ``data`` as a zstd frame, for a kernel with ``CONFIG_RD_ZSTD``.
 
-    :raise LabError: when there is no zstd or it fails.
+    :raise LabError: when zstd is missing or fails.
     """
     command = [host_tools.find_tool("zstd"), "-q", f"-{level}", "-T0", "--no-check", "-c"]
     done = subprocess.run(command, input=data, capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
-        raise LabError(f"compressing an archive for the emulated host: {said}")
+        reason = done.stderr.decode("utf-8", "replace").strip() or f"status {done.returncode}"
+        raise LabError(f"compressing an archive for the emulated host: {reason}")
     return done.stdout
 
 
 def _compile(tree: Path, python: str, root: LabRoot) -> None:
-    """Put byte code in the place of every Python file.
+    """Replace every Python file with its byte code.
 
     :raise LabError: when the lab's root has another version of Python.
     """
@@ -226,7 +225,7 @@ def _compile(tree: Path, python: str, root: LabRoot) -> None:
     if ours != python:
         raise LabError(
             f"compiling for Python {python}: the lab's root has Python {ours}; remove "
-            f"{root.path.parent} and build both again, so that they are of one day"
+            f"{root.path.parent} and build both again, so that their versions match"
         )
     files = []
     for path in sorted((tree / "usr/lib").rglob("*.py")):
