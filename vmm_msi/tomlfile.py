@@ -1,8 +1,8 @@
 """Strict decoding of TOML files, with errors that name the line.
 
-TOML is read by :mod:`tomllib` and converted by msgspec; what this module adds is the bound on size
-and nesting and the way from msgspec's ``$.host.smmu[0]`` back to a line of the file
-(TOML 1.0.0, https://toml.io/en/v1.0.0).
+TOML is parsed by :mod:`tomllib` and converted by msgspec. This module adds bounds on size and
+nesting, and finds the line of a path such as ``$.host.smmu[0]``, which msgspec reports: no
+maintained TOML library for Python keeps positions (TOML 1.0.0, https://toml.io/en/v1.0.0).
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import re
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from itertools import count
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -20,6 +21,7 @@ import msgspec
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from vmm_msi.errors import InputError
@@ -46,10 +48,14 @@ _TOKEN = re.compile(
 _POSITION = re.compile(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", re.DOTALL)
 _VALIDATION = re.compile(r"(.*) - at `(?:key in )?\$(.*)`", re.DOTALL)
 _PATH_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
+_CLOSING = {"[": "]", "{": "}"}
 _WORDS = {"object": "table", "str": "string", "bool": "boolean", "int": "integer"}
 
 #: The way to a value: keys, and indexes of arrays and of arrays of tables.
 KeyPath = tuple[str | int, ...]
+#: A symbol of TOML, such as a bracket, a key or a string, and its line.
+_Token = tuple[str, int]
+_Places = Generator[tuple[KeyPath, int], None, str]
 
 
 class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -163,13 +169,15 @@ def convert(document: object, kind: type[T], text: str, source: str, error: type
 def find_line(text: str, path: KeyPath) -> int:
     """Return the line on which ``path`` is set in ``text``, which is valid TOML.
 
-    Where the path itself is not found, that of the innermost table that is. One pass over the
-    tokens, in constant memory.
+    For a path that the text does not set: the line of the innermost table that it does set.
     """
-    scan = _Scan(path)
-    for token in _TOKEN.finditer(text):
-        scan.feed(token)
-    return scan.best_line
+    depth, line = 0, 1
+    for place, number in _places(text, path):
+        if len(place) > depth and place == path[: len(place)]:
+            depth, line = len(place), number
+            if depth == len(path):
+                break
+    return line
 
 
 def show_path(path: KeyPath) -> str:
@@ -178,112 +186,94 @@ def show_path(path: KeyPath) -> str:
     return one_line(out.removeprefix("."))
 
 
-class _Scan:
-    """A walk over the tokens of a TOML document towards one path."""
-
-    def __init__(self, target: KeyPath) -> None:
-        self.target = target
-        self.best_line = 1
-        self._best = 0
-        self._line = 1
-        self._table: KeyPath = ()  # of the last header
-        self._elements: dict[KeyPath, int] = {}  # arrays of tables and their length so far
-        self._open: list[KeyPath] = []  # inline tables and arrays; an array ends in its index
-        self._parts: list[str] = []
-        self._header = 0
-        self._in_value = False
-        self._value: KeyPath = ()
-
-    def feed(self, token: re.Match[str]) -> None:
-        text = token[0]
-        if text == "\n":
-            self._line += 1
-            if not self._open:
-                self._parts, self._header, self._in_value = [], 0, False
-        elif token["punct"]:
-            self._punctuation(text)
-        elif token["string"] or token["bare"]:
-            if self._in_value:
-                self._note(self._value)
-            else:
-                self._parts.append(_unquoted(text) if token["string"] else text)
-            self._line += text.count("\n")
-
-    def _punctuation(self, text: str) -> None:
-        if self._in_value:
-            self._in_a_value(text)
-        elif text == "=":
-            base = self._open[-1] if self._open else self._table
-            self._value = self._reach(base, self._parts)
-            self._in_value = True
-        elif text == "[":
-            self._header += 1
-        elif text == "]" and self._parts:
-            self._enter_header()
-        elif text == "}" and self._open:
-            self._open.pop()
-            self._in_value = True
-
-    def _in_a_value(self, text: str) -> None:
-        if text == "{":
-            self._note(self._value)
-            self._open.append(self._value)
-            self._parts, self._in_value = [], False
-        elif text == "[":
-            self._note(self._value)
-            self._value = (*self._value, 0)
-            self._open.append(self._value)
-        elif text in "]}" and self._open:
-            self._open.pop()
-        elif text == "," and self._open:
-            top = self._open[-1]
-            if isinstance(top[-1], int) and self._is_array(top):
-                self._value = self._open[-1] = (*top[:-1], top[-1] + 1)
-            else:
-                self._parts, self._in_value = [], False
-
-    def _is_array(self, top: KeyPath) -> bool:
-        # An inline table that is an element of an array shares its path with the array's entry,
-        # which lies directly below it on the stack.
-        return not (len(self._open) > 1 and self._open[-2] == top)
-
-    def _enter_header(self) -> None:
-        parts, self._parts = self._parts, []
-        *outer, last = parts
-        path = (*self._reach((), outer), last)
-        self._note(path)
-        if self._header > 1:
-            count = self._elements.get(path, 0)
-            if self._wanted(path):
-                self._elements[path] = count + 1
-            path = (*path, count)
-        elif path in self._elements:
-            path = (*path, self._elements[path] - 1)
-        self._note(path)
-        self._table = path
-
-    def _reach(self, base: KeyPath, parts: list[str]) -> KeyPath:
-        path = base
-        for part in parts:
-            path = (*path, part)
-            if path in self._elements:
-                path = (*path, self._elements[path] - 1)
-            self._note(path)
-        return path
-
-    def _wanted(self, path: KeyPath) -> bool:
-        return path == self.target[: len(path)]
-
-    def _note(self, path: KeyPath) -> None:
-        if len(path) > self._best and self._wanted(path):
-            self._best, self.best_line = len(path), self._line
+def _tokens(text: str) -> Iterator[_Token]:
+    """Yield the tokens of TOML with their lines; line breaks only where they end a statement."""
+    line, depth = 1, 0
+    for match in _TOKEN.finditer(f"{text}\n"):
+        symbol = match[0]
+        if match.lastgroup is not None and (symbol != "\n" or not depth):
+            yield symbol, line
+        line += symbol.count("\n")
+        depth += (symbol in _CLOSING) - (symbol in _CLOSING.values())
 
 
-def _unquoted(token: str) -> str:
-    """Return the key that the quoted ``token`` stands for."""
-    if token.startswith('"') and "\\" in token:
-        return str(tomllib.loads(f"key = {token}")["key"])
-    return token[1:-1]
+def _places(text: str, target: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+    """Yield the path and the line of each key, table, value and element in valid TOML.
+
+    Values that ``target`` does not lead into are passed over: time and memory are linear in the
+    text whatever is nested in it.
+    """
+    tokens = _tokens(text)
+    table: KeyPath = ()
+    lengths: dict[KeyPath, int] = {}  # of arrays of tables, so far
+    for symbol, line in tokens:
+        if symbol == "[":
+            symbol, line = next(tokens)
+            is_array = symbol == "["
+            if is_array:
+                symbol, line = next(tokens)
+            table = ()
+            while symbol != "]":
+                if symbol != ".":
+                    table = (*table, *_last(table, lengths), _unquoted(symbol))
+                    yield table, line
+                symbol, line = next(tokens)
+            if is_array:
+                next(tokens)  # the second bracket
+                lengths[table] = lengths.get(table, 0) + 1
+            table = (*table, *_last(table, lengths))
+            yield table, line
+        elif symbol != "\n":
+            yield from _entry(symbol, line, tokens, table, target)
+
+
+def _last(table: KeyPath, lengths: dict[KeyPath, int]) -> KeyPath:
+    """Return the index of the last element of an array of tables, nothing for another table."""
+    return (lengths[table] - 1,) if table in lengths else ()
+
+
+def _entry(
+    symbol: str, line: int, tokens: Iterator[_Token], table: KeyPath, target: KeyPath
+) -> _Places:
+    """Yield the places of ``key = value``, which starts with ``symbol``; return what ends it."""
+    path = table
+    while symbol != "=":
+        if symbol != ".":
+            path = (*path, _unquoted(symbol))
+            yield path, line
+        symbol, line = next(tokens)
+    return (yield from _value(*next(tokens), tokens, path, target))
+
+
+def _value(
+    symbol: str, line: int, tokens: Iterator[_Token], path: KeyPath, target: KeyPath
+) -> _Places:
+    """Yield the places of a value and of what is in it; return the symbol that ends it."""
+    yield path, line
+    depth = int(symbol in _CLOSING)
+    if depth and path == target[: len(path)]:
+        closing = _CLOSING[symbol]
+        for index in count():
+            inner, line = next(tokens)
+            if inner != closing and symbol == "[":
+                inner = yield from _value(inner, line, tokens, (*path, index), target)
+            elif inner != closing:
+                inner = yield from _entry(inner, line, tokens, path, target)
+            if inner == closing:
+                break
+        depth = 0
+    for inner, _line in tokens:
+        if not depth and inner in {",", "]", "}", "\n"}:
+            return inner
+        depth += (inner in _CLOSING) - (inner in _CLOSING.values())
+    return "\n"
+
+
+def _unquoted(symbol: str) -> str:
+    """Return the key that ``symbol`` stands for."""
+    if symbol.startswith('"') and "\\" in symbol:
+        return str(tomllib.loads(f"key = {symbol}")["key"])
+    return symbol[1:-1] if symbol[0] in "\"'" else symbol
 
 
 def _hook(kind: type, value: object) -> object:

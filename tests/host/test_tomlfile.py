@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import time
+import tomllib
 from typing import Literal
 
 import pytest
@@ -131,6 +132,73 @@ def test_find_line_falls_back_to_the_table():
     assert find_line(text, ("a", "b", 1, "z")) == 5
     assert find_line(text, ("a", "b", 7)) == 2 + 1
     assert find_line(text, ("q",)) == 1
+
+
+KEYS = st.sampled_from(["a", "b-1", '"c d"', "'e.f'", '"\\u0067"'])
+NAMES = {'"c d"': "c d", "'e.f'": "e.f", '"\\u0067"': "g"}
+SCALARS = st.sampled_from(["1", "1.5e3", "'#['", '"\\"]"', "1979-05-27 07:32:00", '"""\n]\n"""'])
+TABLES = st.deferred(lambda: st.dictionaries(KEYS, VALUES, max_size=3))
+VALUES = st.deferred(lambda: SCALARS | st.lists(VALUES, max_size=3) | TABLES)
+
+
+class Printer:
+    """Prints values as TOML and keeps the line of every path."""
+
+    def __init__(self):
+        self.text = ""
+        self.lines = {}
+
+    def set(self, path):
+        self.lines[path] = 1 + self.text.count("\n")
+
+    def value(self, value, path):
+        self.set(path)
+        if isinstance(value, str):
+            self.text += value
+        elif isinstance(value, list):
+            self.text += "[ # ]\n"
+            for index, element in enumerate(value):
+                self.value(element, (*path, index))
+                self.text += "\n ,\n"
+            self.text += "]"
+        else:
+            self.text += "{"
+            for number, (key, inner) in enumerate(value.items()):
+                self.text += ", " if number else ""
+                self.entry(key, inner, path)
+            self.text += "}"
+
+    def entry(self, key, value, path):
+        self.text += f"{key} = "
+        self.value(value, (*path, NAMES.get(key, key)))
+
+    def table(self, table):
+        for key, value in table.items():
+            self.entry(key, value, ("t",))
+            self.text += "\n"
+        for number in range(2):
+            self.text += "[[t.list]]\n"
+            for key, value in table.items():
+                self.entry(key, value, ("t", "list", number))
+                self.text += "\n"
+
+
+@settings(max_examples=60, deadline=None)
+@given(TABLES)
+def test_find_line_of_every_path(table):
+    printer = Printer()
+    printer.text = "[t]\n"
+    printer.table(table)
+    tomllib.loads(printer.text)
+    for path, line in printer.lines.items():
+        assert find_line(printer.text, path) == line, (path, printer.text)
+
+
+def test_values_on_the_way_cost_no_more_for_their_depth():
+    text = "x = " + "[" * 480 + "1," * 500_000 + "]" * 480 + "\ny = 1"
+    started = time.monotonic()
+    assert find_line(text, ("y",)) == 2
+    assert time.monotonic() - started < 5
 
 
 @settings(max_examples=200, deadline=None)
