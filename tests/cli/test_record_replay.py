@@ -1,4 +1,4 @@
-"""``vmm-msi record`` and ``vmm-msi replay``: what is typed, what is printed, the exit code."""
+"""``vmm-msi record`` and ``vmm-msi replay``: arguments, output and exit codes."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ RECORDINGS = Path(__file__).parent.parent / "recording"
 def test_a_recording_that_agrees(vmm_msi):
     code, out, error = vmm_msi("replay", RECORDINGS / "two-nvmes.json")
     assert (code, error) == (0, "")
-    assert out.splitlines()[-1] == "the model agrees"
+    assert out.splitlines()[-1] == "the simulator agrees"
 
 
-def test_one_that_does_not(vmm_msi, tmp_path):
+def test_a_recording_that_does_not_agree(vmm_msi, tmp_path):
     document = json.loads((RECORDINGS / "no-rmr.json").read_bytes())
     document["guest"]["honours_rmr"] = True
     path = tmp_path / "run.json"
@@ -28,14 +28,14 @@ def test_one_that_does_not(vmm_msi, tmp_path):
     assert code == 1
     assert out.splitlines()[-2:] == [
         (
-            "0000:11:00.0: F_TRANSLATION (stage 1) StreamID 0x1100, IOVA 0x8000040 was logged; on "
-            "the model they are delivered"
+            "0000:11:00.0: F_TRANSLATION (stage 1) StreamID 0x1100, IOVA 0x8000040 was logged; in "
+            "the simulator its MSIs are delivered"
         ),
-        "the model does not agree",
+        "the simulator does not agree",
     ]
 
 
-def test_for_programs(vmm_msi):
+def test_json(vmm_msi):
     code, out, _error = vmm_msi("replay", RECORDINGS / "no-rmr.json", "--format", "json")
     document = json.loads(out)
     assert (code, document["schema"], document["agrees"]) == (0, 1, True)
@@ -48,7 +48,7 @@ def test_another_strategy(vmm_msi):
     assert "s1-fault" in out
 
 
-def test_what_would_do_something_to_a_terminal_is_shown(vmm_msi, tmp_path):
+def test_escape_sequences_are_shown(vmm_msi, tmp_path):
     document = json.loads((RECORDINGS / "two-nvmes.json").read_bytes())
     document["releases"]["linux"] = "7.2\x1b[2J"
     path = tmp_path / "run.json"
@@ -57,7 +57,7 @@ def test_what_would_do_something_to_a_terminal_is_shown(vmm_msi, tmp_path):
     assert out.splitlines()[0].startswith("recorded on Linux 7.2\\x1b[2J, libvirt 12.8.0")
 
 
-def test_a_file_that_is_none(vmm_msi, tmp_path):
+def test_a_file_without_a_recording(vmm_msi, tmp_path):
     path = tmp_path / "run.json"
     path.write_text("{}")
     assert vmm_msi("replay", path) == (
@@ -67,14 +67,14 @@ def test_a_file_that_is_none(vmm_msi, tmp_path):
     )
 
 
-def test_recording_takes_root(vmm_msi, monkeypatch):
+def test_recording_requires_root(vmm_msi, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
     code, out, error = vmm_msi("record", "guest0", "-o", "run.json")
     assert (code, out) == (2, "")
-    assert error.startswith("vmm-msi record: recording takes root: ")
+    assert error.startswith("vmm-msi record: recording requires root, ")
 
 
-def test_a_guest_log_that_is_not_there(vmm_msi, monkeypatch):
+def test_a_missing_guest_log(vmm_msi, monkeypatch):
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     code, _out, error = vmm_msi("record", "guest0", "-o", "run.json", "--guest-log", "dmesg")
     assert (code, error) == (
@@ -83,7 +83,7 @@ def test_a_guest_log_that_is_not_there(vmm_msi, monkeypatch):
     )
 
 
-def test_a_file_that_is_there_is_kept(vmm_msi, nowhere):
+def test_an_existing_file_is_kept(vmm_msi, nowhere):
     (nowhere / "run.json").write_text("mine")
     code, _out, error = vmm_msi("record", "guest0", "-o", "run.json")
     assert (code, error) == (
@@ -99,15 +99,15 @@ def test_another_machine(vmm_msi):
 
 
 def test_a_guest_without_a_nested_smmu(vmm_msi, monkeypatch, nowhere):
-    """libvirt's test driver runs one."""
+    """libvirt's test driver has a running guest."""
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     where = ("-c", "test:///default", "--host", sample("eight-its-server.dtb"))
     code, _out, error = vmm_msi("record", "test", "-o", "run.json", *where)
     assert (code, error) == (
         2,
         (
-            "vmm-msi record: recording test: it has no device behind an accelerated vSMMU; valid "
-            "is a guest that vmm-msi attach gave one\n"
+            "vmm-msi record: recording test: the guest has no device behind an accelerated "
+            "vSMMU; assign one with vmm-msi attach\n"
         ),
     )
     assert not (nowhere / "run.json").exists()
@@ -120,13 +120,13 @@ def test_a_guest_that_is_off(vmm_msi, monkeypatch):
     assert (code, error) == (
         2,
         (
-            "vmm-msi record: recording guest0: it does not run; start it and have its devices work "
-            "first\n"
+            "vmm-msi record: recording guest0: the guest does not run; start it and let its "
+            "devices work first\n"
         ),
     )
 
 
 @pytest.mark.parametrize("path", sorted(RECORDINGS.glob("*.json")), ids=lambda path: path.stem)
-def test_recordings_name_no_host(path):
+def test_recordings_do_not_name_the_host(path):
     text = path.read_text()
     assert "lab-guest" not in text

@@ -1,9 +1,9 @@
-"""A recording by hand, with the numbers of a real run: an NVMe drive in the emulated host."""
+"""A handwritten recording with the numbers of a real run: an NVMe drive in the emulated host."""
 
 from __future__ import annotations
 
 from vmm_msi.domxml.guest_domain import virt_guest
-from vmm_msi.recording import Recording, Releases, SeenDevice, SeenVector, Slot
+from vmm_msi.recording import RecordedDevice, RecordedVector, Recording, Releases, Slot
 from vmm_msi.types import (
     DeviceId,
     Granule,
@@ -24,18 +24,18 @@ ITSES = (Its(0, Pa(0x8080000)), Its(1, Pa(0x80A0000)))
 
 def recording(**changes):
     device = HostDevice(NVME, 0, StreamId(0x1100), (0,), DeviceId(0x1100), 1, vectors=65)
-    found = {
+    fields = {
         "releases": Releases("0.1.0", "7.2.12", "12.8.0", "11.1.2"),
         "host": HostTopology(
             "recording", Granule.K4, (Smmu(0, Pa(0xC000000)),), ITSES, devices=(device,)
         ),
         "guest": virt_guest("guest", [NVME]),
-        "devices": (seen(),),
+        "devices": (recorded(),),
         "slots": (Slot(Iova(0x8000000), 0),),
     }
-    return Recording(**{**found, **changes})
+    return Recording(**{**fields, **changes})
 
 
-def seen(programmed=PROGRAMMED, counts=(10, 1001), strategy="identity"):
-    vectors = tuple(SeenVector(n, programmed, count) for n, count in enumerate(counts))
-    return SeenDevice(NVME, strategy, {}, vectors)
+def recorded(programmed=PROGRAMMED, counts=(10, 1001), strategy="identity"):
+    vectors = tuple(RecordedVector(n, programmed, count) for n, count in enumerate(counts))
+    return RecordedDevice(NVME, strategy, {}, vectors)

@@ -1,4 +1,4 @@
-"""``vmm-msi record``: keep what became of a guest's MSIs, to be replayed anywhere."""
+"""``vmm-msi record``: write the MSIs of a running guest to a file that replay reads."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.cli.common import add_granule, add_host, check_uris, load_host
 from vmm_msi.cli.domain_options import add_connection, add_target
 from vmm_msi.errors import InputError, UnreadableError, UsageError
+from vmm_msi.quantity import quantity
 from vmm_msi.terminal import print_error
 
 if TYPE_CHECKING:
@@ -24,45 +25,47 @@ def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_target(parser)
     parser.add_argument(
-        "-o", "--output", metavar="FILE", required=True, help="the recording; - for standard output"
+        "-o",
+        "--output",
+        metavar="FILE",
+        required=True,
+        help="write the recording to FILE; - for standard output",
     )
-    parser.add_argument("--force", action="store_true", help="write over a FILE that is there")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
     add_connection(parser)
-    add_host(parser, "this machine, where its own firmware tables do not tell")
+    add_host(parser, "this machine, if its own firmware tables do not describe it")
     add_granule(parser)
     parser.add_argument(
         "--guest-log",
         type=Path,
         metavar="FILE",
-        help="the guest's own kernel log, as its dmesg prints it: faults of its stage 1 are logged "
-        "there",
+        help="the guest's kernel log, as its dmesg prints it, which has the faults of its stage 1",
     )
     parser.add_argument(
         "--no-rmr",
         action="store_true",
-        help="the guest's kernel does not map what its IORT wants mapped 1:1; nothing on the host "
-        "tells",
+        help="the guest's kernel does not map the RMRs of its IORT 1:1; the host cannot detect it",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Record a guest that runs."""
+    """Record a running guest."""
     from vmm_msi.host.files.folder import this_machine
     from vmm_msi.host.files.kernel_log import kernel_log
     from vmm_msi.host.files.pack import check_target, write_archive
     from vmm_msi.recording import recording_json
-    from vmm_msi.recording.recorder import Found, make
+    from vmm_msi.recording.recorder import Observations, record_guest
 
     target = None if args.output == "-" else Path(args.output)
     check_target(target, force=args.force)
     check_uris(args, [args.connect])
     if os.geteuid() != 0:
         raise UsageError(
-            "recording takes root: the kernel's log, the devices' MSI-X tables and the firmware's "
-            "tables are for root alone; try sudo vmm-msi record"
+            "recording requires root, because only root can read the kernel's log, the devices' "
+            "MSI-X tables and the firmware tables; use sudo vmm-msi record"
         )
     log = None if args.guest_log is None else _guest_log(args.guest_log)
-    xml, releases = _ask(args)
+    xml, releases = _query_libvirt(args)
     host = load_host(args)
     unread = []
     lines: list[str] = []
@@ -77,16 +80,21 @@ def run(args: argparse.Namespace) -> int:
         interrupts = _INTERRUPTS.read_text(encoding="ascii", errors="replace")
     except OSError as failure:
         unread.append(f"{_INTERRUPTS}: {failure.strerror}")
-    read = Found(interrupts, lines, recent, log, not args.no_rmr, tuple(unread))
-    found = make(xml, host, releases, read)
-    data = recording_json.encode(found)
-    write_archive(target, data, force=args.force)
-    counted = sum(device.interrupts for device in found.devices)
-    print_error(
-        f"wrote {target or 'standard output'}: {len(found.devices)} devices, {len(found.slots)} "
-        f"slots, {counted} interrupts, {len(found.events)} events"
+    observations = Observations(
+        interrupts, lines, recent, log, rmr=not args.no_rmr, unread=tuple(unread)
     )
-    for text in found.unread:
+    recording = record_guest(xml, host, releases, observations)
+    data = recording_json.encode(recording)
+    write_archive(target, data, force=args.force)
+    counts = {
+        "device": len(recording.devices),
+        "slot": len(recording.slots),
+        "interrupt": sum(device.interrupts for device in recording.devices),
+        "event": len(recording.events),
+    }
+    summary = ", ".join(quantity(number, noun) for noun, number in counts.items())
+    print_error(f"wrote {target or 'standard output'}: {summary}")
+    for text in recording.unread:
         print_error(f"not read: {text}")
     return 0
 
@@ -95,14 +103,14 @@ def _guest_log(path: Path) -> str:
     from vmm_msi.explain import log_lines
 
     try:
-        with path.open("rb") as opened:
-            return log_lines.decode(opened.read(log_lines.MAX_BYTES + 1), str(path))
+        with path.open("rb") as file:
+            return log_lines.decode(file.read(log_lines.MAX_BYTES + 1), str(path))
     except OSError as failure:
         raise InputError(f"reading the guest's log {path}: {failure.strerror}") from failure
 
 
-def _ask(args: argparse.Namespace) -> tuple[DomainXml, Releases]:
-    """Ask libvirt for what runs, and for the releases."""
+def _query_libvirt(args: argparse.Namespace) -> tuple[DomainXml, Releases]:
+    """Return the live XML of the guest and the releases of the software, from libvirt."""
     from vmm_msi import __version__
     from vmm_msi.doctor.software import ask_libvirt
     from vmm_msi.libvirt_driver import connect
@@ -111,12 +119,12 @@ def _ask(args: argparse.Namespace) -> tuple[DomainXml, Releases]:
     with connect(args.connect, readonly=True) as connection:
         if not connection.is_active(args.domain):
             raise UsageError(
-                f"recording {args.domain}: it does not run; start it and have its devices "
+                f"recording {args.domain}: the guest does not run; start it and let its devices "
                 "work first"
             )
         xml = connection.domain_xml(args.domain, inactive=False)
         software = ask_libvirt(connection)
-    told = [
+    libvirt, qemu = (
         "" if version is None else str(version) for version in (software.libvirt, software.qemu)
-    ]
-    return xml, Releases(__version__, os.uname().release, *told)
+    )
+    return xml, Releases(__version__, os.uname().release, libvirt, qemu)

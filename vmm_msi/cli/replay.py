@@ -1,4 +1,4 @@
-"""``vmm-msi replay``: hold the model against what was recorded on real hardware."""
+"""``vmm-msi replay``: replay a recording in the simulator and report differences."""
 
 from __future__ import annotations
 
@@ -11,27 +11,24 @@ from vmm_msi.terminal import print_lines
 if TYPE_CHECKING:
     import argparse
 
-#: The model says something else than what was seen.
+#: The simulator's results differ from the recording.
 EXIT_DIFFERS = 1
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "file", type=Path, metavar="FILE", help="a recording that vmm-msi record wrote"
-    )
+    parser.add_argument("file", type=Path, metavar="FILE", help="a recording from vmm-msi record")
     parser.add_argument(
         "--strategy",
         metavar="NAME[:key=value,…]",
-        help="another strategy for every device: what would have become of the same guest; "
-        "default: what was recorded",
+        help="use another strategy for every device; default: the recorded strategies",
     )
     add_format(parser)
     add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Replay, and return 1 where the model does not agree."""
+    """Replay; return 1 if the simulator does not agree."""
     from vmm_msi.config import Choice
     from vmm_msi.recording import recording_json
     from vmm_msi.recording.replay import replay
@@ -41,9 +38,9 @@ def run(args: argparse.Namespace) -> int:
     recording = recording_json.read(args.file)
     settings = load_config(args)
     plugins = load_plugins(args, settings, [] if choice is None else [choice])
-    found = replay(recording, plugins, settings.its_selector(recording.guest.name), choice)
+    result = replay(recording, plugins, settings.its_selector(recording.guest.name), choice)
     if args.format == "json":
-        print_json(to_json(found))
+        print_json(to_json(result))
     else:
-        print_lines(to_lines(found))
-    return 0 if found.agrees else EXIT_DIFFERS
+        print_lines(to_lines(result))
+    return 0 if result.agrees else EXIT_DIFFERS

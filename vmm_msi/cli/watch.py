@@ -34,7 +34,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         action="append",
         help=f"libvirt connection; repeatable; default: $LIBVIRT_DEFAULT_URI, else {DEFAULT_URI}",
     )
-    add_host(parser, "the host, by default this machine")
+    add_host(parser, "the host; default: this machine")
     add_granule(parser)
     parser.add_argument(
         "--metrics",

@@ -1,13 +1,13 @@
-"""What happened to the MSIs of a guest that ran on real hardware, in one file.
+"""Recordings: the MSIs of a guest that ran on real hardware, in one file.
 
 A recording has the part of the host that the guest's devices use, the guest as strategies see it,
-and what was seen: the addresses that the kernel programmed, the interrupts it counted, the events
-of SMMUs. It has no name of the host or the guest, no serial number, no MAC.
+and the observations: the addresses that the kernel programmed, the interrupts that it counted, and
+the events of SMMUs. It has no name of the host or the guest, no serial number and no MAC address.
 """
 
 from __future__ import annotations
 
-# Imported for real: fields are read back from JSON by their types.
+# Imported at run time: msgspec converts JSON by the types of the fields.
 from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -15,12 +15,12 @@ from enum import StrEnum
 from vmm_msi.iommu.smmu_events import SmmuEvent  # noqa: TC001
 from vmm_msi.types import GuestDomain, HostTopology, Iova, PciAddress  # noqa: TC001
 
-#: Version of the file; it goes up when a key changes its meaning or goes away.
+#: Version of the file format; it increases when a key changes its meaning or is removed.
 SCHEMA = 1
 
 
-class Log(StrEnum):
-    """Whose log an event was found in."""
+class LogOrigin(StrEnum):
+    """The kernel whose log has an event."""
 
     HOST = "host"
     GUEST = "guest"
@@ -28,7 +28,7 @@ class Log(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Releases:
-    """What it ran on; empty where that is not known."""
+    """The releases of the software that was used; empty if unknown."""
 
     vmm_msi: str
     linux: str = ""
@@ -37,12 +37,11 @@ class Releases:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenVector:
-    """An MSI of a device that was enabled.
+class RecordedVector:
+    """An enabled MSI of a device.
 
-    :param programmed: the address that the kernel wrote into the device; None where it could not
-        be read.
-    :param interrupts: how often the host's kernel counted it.
+    :param programmed: the address that the kernel wrote into the device; None if unreadable.
+    :param interrupts: how many interrupts the host's kernel counted.
     """
 
     number: int
@@ -51,28 +50,28 @@ class SeenVector:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenDevice:
+class RecordedDevice:
     """A device of the guest.
 
-    :param address: on the host.
-    :param strategy: name of the strategy it was attached with.
-    :param options: the strategy's, as text.
+    :param address: its PCI address on the host.
+    :param strategy: name of the strategy that it was attached with.
+    :param options: the options of the strategy, as text.
     """
 
     address: PciAddress
     strategy: str
     options: Mapping[str, str] = field(default_factory=dict)
-    vectors: tuple[SeenVector, ...] = ()
+    vectors: tuple[RecordedVector, ...] = ()
 
     @property
     def programmed(self) -> tuple[Iova, ...]:
-        """The different addresses that were programmed."""
-        found = (vector.programmed for vector in self.vectors)
-        return tuple(sorted({address for address in found if address is not None}))
+        """The distinct addresses that were programmed, sorted."""
+        addresses = (vector.programmed for vector in self.vectors)
+        return tuple(sorted({address for address in addresses if address is not None}))
 
     @property
     def interrupts(self) -> int:
-        """Interrupts of all vectors."""
+        """The number of interrupts of all vectors."""
         return sum(vector.interrupts for vector in self.vectors)
 
 
@@ -80,7 +79,7 @@ class SeenDevice:
 class Slot:
     """A page of the software MSI window.
 
-    :param its: id of the ITS of the device that was programmed with it.
+    :param its: id of the ITS of the device that was programmed with an address in this page.
     """
 
     page: Iova
@@ -88,28 +87,29 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True)
-class SeenEvent:
-    """An event of an SMMU about a device; StreamIDs of the guest's log are the guest's."""
+class RecordedEvent:
+    """An SMMU event of a device; in the guest's log, StreamIDs are the guest's."""
 
     device: PciAddress
-    log: Log
+    log: LogOrigin
     event: SmmuEvent
 
 
 @dataclass(frozen=True)
 class Recording:
-    """What happened.
+    """The observations of one guest on one host.
 
-    :param slots: in the order of their pages, which is that of their first use.
-    :param vlpis: the host's kernel gives MSIs to guests directly (GICv4) and may count none.
-    :param unread: what could not be read, and why.
+    :param slots: the slots in the order of their pages, which is the order of their first use.
+    :param vlpis: the host delivers MSIs to the guest directly (GICv4), so its kernel may not count
+        them.
+    :param unread: the sources that could not be read, with the reason.
     """
 
     releases: Releases
     host: HostTopology
     guest: GuestDomain
-    devices: tuple[SeenDevice, ...]
+    devices: tuple[RecordedDevice, ...]
     slots: tuple[Slot, ...] = ()
-    events: tuple[SeenEvent, ...] = ()
+    events: tuple[RecordedEvent, ...] = ()
     vlpis: bool = False
     unread: tuple[str, ...] = ()

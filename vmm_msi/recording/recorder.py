@@ -1,6 +1,6 @@
-"""Making a recording on the host that a guest runs on.
+"""Record a running guest on its host.
 
-Nothing is changed: libvirt's XML, sysfs, /proc/interrupts and the kernel's log are read.
+The recorder reads libvirt's XML, sysfs, /proc/interrupts and the kernel's log; it changes nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ from vmm_msi.explain.faults import subjects_of
 from vmm_msi.explain.situation import Situation
 from vmm_msi.iommu.linux import sysfs
 from vmm_msi.iommu.linux.msi_table import read_addresses
-from vmm_msi.recording import Log, Recording, Releases, SeenDevice, SeenEvent, SeenVector, Slot
+from vmm_msi.recording import (
+    LogOrigin,
+    RecordedDevice,
+    RecordedEvent,
+    RecordedVector,
+    Recording,
+    Releases,
+    Slot,
+)
 from vmm_msi.types import SW_MSI_WINDOW, HostTopology, Iova, PciAddress
 
 if TYPE_CHECKING:
@@ -28,27 +36,27 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
 
-#: Different events that are kept.
+#: Maximum number of distinct events in a recording.
 MAX_EVENTS = 256
-#: What a device was attached with that vmm-msi did not attach: what QEMU and the kernel do.
-UNRECORDED = "identity"
+#: The strategy of a device that vmm-msi did not attach: that of QEMU and the kernel.
+DEFAULT_STRATEGY = "identity"
 
 #: VFIO's interrupts (Linux ``drivers/vfio/pci/vfio_pci_intrs.c`` vfio_msi_set_vector_signal).
-_COUNTED = re.compile(r"vfio-msix?\[(\d{1,4})\]\(([0-9a-f:.]{7,16})\)\s*$")
+_VFIO_INTERRUPT = re.compile(r"vfio-msix?\[(\d{1,4})\]\(([0-9a-f:.]{7,16})\)\s*$")
 #: Linux ``arch/arm64/kvm/vgic/vgic-v3.c`` vgic_v3_probe.
 _VLPIS = re.compile(r"GICv4(?:\.1)? support enabled")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was read on the host, as it was read.
+class Observations:
+    """The texts that were read on the host, unparsed.
 
     :param interrupts: the content of /proc/interrupts.
-    :param kernel_log: lines of the host's kernel log.
-    :param recent_log: those among which events are looked for; None for all.
-    :param guest_log: the guest's, None where it was not given.
-    :param rmr: the guest's kernel maps what its IORT wants mapped 1:1.
-    :param unread: what could not be read, and why.
+    :param kernel_log: the lines of the host's kernel log.
+    :param recent_log: the lines in which to search for events; None for all of ``kernel_log``.
+    :param guest_log: the guest's kernel log; None without one.
+    :param rmr: the guest's kernel maps the RMRs of its IORT 1:1.
+    :param unread: the sources that could not be read, with the reason.
     """
 
     interrupts: str
@@ -59,117 +67,119 @@ class Found:
     unread: tuple[str, ...] = ()
 
 
-def make(
+def record_guest(
     xml: DomainXml,
     host: HostTopology,
     releases: Releases,
-    found: Found,
+    observations: Observations,
     devices_folder: Path = sysfs.DEVICES,
 ) -> Recording:
-    """Return the recording of a guest that runs.
+    """Return the recording of a running guest.
 
-    :param xml: what libvirt says that it runs with.
-    :param devices_folder: sysfs's folder of PCI devices.
-    :raise UsageError: when it has no device behind an accelerated vSMMU.
+    :param xml: the live XML of the guest.
+    :param devices_folder: the folder of PCI devices in sysfs.
+    :raise UsageError: when the guest has no device behind an accelerated vSMMU.
     :raise TopologyError: when the host description lacks a device.
     :raise DomainXmlError: when the XML, or the record in it, cannot be read.
     """
-    chosen = _chosen(xml)
-    if not chosen:
+    strategies = _strategies(xml)
+    if not strategies:
         raise UsageError(
-            f"recording {xml.name}: it has no device behind an accelerated vSMMU; valid is a guest "
-            "that vmm-msi attach gave one"
+            f"recording {xml.name}: the guest has no device behind an accelerated vSMMU; assign "
+            "one with vmm-msi attach"
         )
     situation = Situation(host, None, xml)
-    full, host = host, _part_of(host, chosen)
+    full, host = host, _reduced_host(host, strategies)
     guest = guest_from_xml(xml)
     guest = replace(
         guest,
         name="guest",
-        devices=tuple(device for device in guest.devices if device.host in chosen),
-        honours_rmr=guest.honours_rmr and found.rmr,
+        devices=tuple(device for device in guest.devices if device.host in strategies),
+        honours_rmr=guest.honours_rmr and observations.rmr,
     )
     used = {device.stage1 for device in guest.devices}
-    guest = replace(guest, stage1=tuple(each for each in guest.stage1 if each.id in used))
-    unread = list(found.unread)
-    counts = counted(found.interrupts)
+    guest = replace(guest, stage1=tuple(stage1 for stage1 in guest.stage1 if stage1.id in used))
+    unread = list(observations.unread)
+    counts = interrupt_counts(observations.interrupts)
     devices = []
-    for address, (strategy, options) in chosen.items():
+    for address, (strategy, options) in strategies.items():
         programmed: Mapping[int, Iova] = {}
         try:
             programmed = read_addresses(devices_folder / str(address))
         except BackendError as failure:
             unread.append(failure.reason)
         vectors = _vectors(programmed, counts.get(address, {}))
-        devices.append(SeenDevice(address, strategy, options, vectors))
+        devices.append(RecordedDevice(address, strategy, options, vectors))
     situation = replace(situation, host=full, guest=guest)
-    log = found.kernel_log if found.recent_log is None else found.recent_log
-    events = _events(log, situation, Log.HOST)
-    if found.guest_log is not None:
+    log = observations.recent_log
+    if log is None:
+        log = observations.kernel_log
+    events = _events(log, situation, LogOrigin.HOST)
+    if observations.guest_log is not None:
         inside = replace(situation, in_guest=True)
-        events += _events(found.guest_log.splitlines(), inside, Log.GUEST)
+        events += _events(observations.guest_log.splitlines(), inside, LogOrigin.GUEST)
     return Recording(
         releases,
         _with_vectors(host, devices),
         guest,
         tuple(devices),
         slots_of(devices, host),
-        tuple(event for event in events if event.device in chosen)[:MAX_EVENTS],
-        any(_VLPIS.search(line) for line in found.kernel_log),
+        tuple(event for event in events if event.device in strategies)[:MAX_EVENTS],
+        any(_VLPIS.search(line) for line in observations.kernel_log),
         tuple(unread),
     )
 
 
-def counted(interrupts: str) -> dict[PciAddress, dict[int, int]]:
-    """Return how often each MSI of each device came that VFIO has, from /proc/interrupts."""
-    found: dict[PciAddress, dict[int, int]] = {}
+def interrupt_counts(interrupts: str) -> dict[PciAddress, dict[int, int]]:
+    """Return the count of each MSI of each VFIO device, from /proc/interrupts."""
+    counts: dict[PciAddress, dict[int, int]] = {}
     processors = len(interrupts.partition("\n")[0].split())
     for line in interrupts.splitlines():
-        named = _COUNTED.search(line)
-        if named is None:
+        match = _VFIO_INTERRUPT.search(line)
+        if match is None:
             continue
         numbers = line.partition(":")[2].split()[:processors]
         count = sum(int(number) for number in numbers if number.isdigit())
-        found.setdefault(PciAddress.parse(named[2]), {})[int(named[1])] = count
-    return found
+        counts.setdefault(PciAddress.parse(match[2]), {})[int(match[1])] = count
+    return counts
 
 
-def slots_of(devices: Iterable[SeenDevice], host: HostTopology) -> tuple[Slot, ...]:
+def slots_of(devices: Iterable[RecordedDevice], host: HostTopology) -> tuple[Slot, ...]:
     """Return the pages of the software MSI window that devices were programmed with."""
-    found: dict[Iova, int] = {}
+    its_by_page: dict[Iova, int] = {}
     for device in devices:
-        known = host.device_by_address[device.address]
-        window = known.sw_msi_window or SW_MSI_WINDOW
+        on_host = host.device_by_address[device.address]
+        window = on_host.sw_msi_window or SW_MSI_WINDOW
         for address in device.programmed:
             if window.overlaps(address, 1):
-                found.setdefault(address.align_down(host.granule), known.its)
-    return tuple(Slot(page, its) for page, its in sorted(found.items()))
+                its_by_page.setdefault(address.align_down(host.granule), on_host.its)
+    return tuple(Slot(page, its) for page, its in sorted(its_by_page.items()))
 
 
-def _chosen(xml: DomainXml) -> dict[PciAddress, tuple[str, Mapping[str, str]]]:
-    """Return strategy and options of each device that is behind an accelerated vSMMU."""
+def _strategies(xml: DomainXml) -> dict[PciAddress, tuple[str, Mapping[str, str]]]:
+    """Return strategy and options of each device behind an accelerated vSMMU."""
     record = read_record(xml)
     situation = Situation(xml=xml)
-    found: dict[PciAddress, tuple[str, Mapping[str, str]]] = {}
+    strategies: dict[PciAddress, tuple[str, Mapping[str, str]]] = {}
     for hostdev in xml.hostdevs():
-        known = None if record is None else record.device(hostdev.host)
-        if known is not None:
-            found[hostdev.host] = (known.strategy, dict(known.options))
+        device = None if record is None else record.device(hostdev.host)
+        if device is not None:
+            strategies[hostdev.host] = (device.strategy, dict(device.options))
         elif situation.is_accelerated(hostdev.host):
-            found[hostdev.host] = (UNRECORDED, {})
-    return found
+            strategies[hostdev.host] = (DEFAULT_STRATEGY, {})
+    return strategies
 
 
-def _part_of(host: HostTopology, wanted: Collection[PciAddress]) -> HostTopology:
-    """Return the host with these devices, and of the rest what they use."""
-    known = host.function_by_address
-    host = with_groups(host, wanted, known)
+def _reduced_host(host: HostTopology, addresses: Collection[PciAddress]) -> HostTopology:
+    """Return the host with these devices only, and with the SMMUs and ITSes that they use."""
+    functions = host.function_by_address
+    host = with_groups(host, addresses, functions)
     devices = []
-    for address in wanted:
+    for address in addresses:
         device = host.device_by_address[address]
-        function = known.get(address)
-        told = None if function is None else function.reserved
-        devices.append(device if told is None else replace(device, reserved=told))
+        function = functions.get(address)
+        reserved = None if function is None else function.reserved
+        devices.append(device if reserved is None else replace(device, reserved=reserved))
     smmus = {device.smmu for device in devices}
     itses = {its for device in devices for its in device.its_group}
     return HostTopology(
@@ -182,28 +192,34 @@ def _part_of(host: HostTopology, wanted: Collection[PciAddress]) -> HostTopology
     )
 
 
-def _with_vectors(host: HostTopology, devices: Iterable[SeenDevice]) -> HostTopology:
-    most = {each.address: max((v.number + 1 for v in each.vectors), default=1) for each in devices}
+def _with_vectors(host: HostTopology, devices: Iterable[RecordedDevice]) -> HostTopology:
+    vectors = {
+        device.address: max((vector.number + 1 for vector in device.vectors), default=1)
+        for device in devices
+    }
     return replace(
-        host, devices=tuple(replace(each, vectors=most[each.address]) for each in host.devices)
+        host,
+        devices=tuple(replace(device, vectors=vectors[device.address]) for device in host.devices),
     )
 
 
-def _vectors(programmed: Mapping[int, Iova], counts: Mapping[int, int]) -> tuple[SeenVector, ...]:
+def _vectors(
+    programmed: Mapping[int, Iova], counts: Mapping[int, int]
+) -> tuple[RecordedVector, ...]:
     numbers = sorted({*programmed, *counts})
-    return tuple(SeenVector(n, programmed.get(n), counts.get(n, 0)) for n in numbers)
+    return tuple(RecordedVector(n, programmed.get(n), counts.get(n, 0)) for n in numbers)
 
 
-def _events(lines: Iterable[str], situation: Situation, log: Log) -> list[SeenEvent]:
-    """Return the different events in a log, of which one device is known to be the cause."""
+def _events(lines: Iterable[str], situation: Situation, origin: LogOrigin) -> list[RecordedEvent]:
+    """Return the distinct events in a log that have exactly one device as their cause."""
     text = EventText()
     for line in log_lines.lines("\n".join(lines)):
         text.line(line)
-    found: dict[SeenEvent, None] = {}
+    events: dict[RecordedEvent, None] = {}
     for pending in text.end():
         logged = pending.logged
         subjects = subjects_of(logged, situation)
         address = subjects[0].address if len(subjects) == 1 else None
         if logged.event is not None and address is not None:
-            found[SeenEvent(address, log, logged.event)] = None
-    return list(found)
+            events[RecordedEvent(address, origin, logged.event)] = None
+    return list(events)

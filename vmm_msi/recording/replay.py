@@ -1,4 +1,4 @@
-"""A recording against the model: the same guest is brought up there, and the two are compared."""
+"""Replay a recording: bring the guest up in the simulator and compare the results."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from vmm_msi.engine.setup import profile_for
 from vmm_msi.errors import InputError, VmmMsiError
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.provision.checks import needs_of
+from vmm_msi.quantity import quantity
 from vmm_msi.recording.recorder import slots_of
 from vmm_msi.types import SW_MSI_WINDOW, Outcome
 
@@ -20,79 +21,82 @@ if TYPE_CHECKING:
 
     from vmm_msi.iommu.smmu_events import SmmuEvent
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.recording import Recording, SeenDevice, Slot
+    from vmm_msi.recording import RecordedDevice, Recording, Slot
     from vmm_msi.types import GuestDomain, HostDevice, Iova, PciAddress, Verdict
 
 _STAGE = {Outcome.S1_FAULT: 1, Outcome.S2_FAULT: 2}
-#: Neither an interrupt was counted nor a fault logged; on the model those are misrouted.
+#: No interrupt was counted and no fault was logged; in the simulator such MSIs are misrouted.
 LOST = "lost"
 _FAULT = {1: Outcome.S1_FAULT, 2: Outcome.S2_FAULT}
 
 
 @dataclass(frozen=True)
-class Compared:
-    """One device, as it was recorded and on the model.
+class DeviceComparison:
+    """One device in the recording and in the simulator.
 
-    :param fault: the event that an MSI of it caused; None without one.
-    :param outcome: what the recording shows of its MSIs; None where it shows nothing.
+    :param its: id of its ITS on the host.
+    :param fault: the recorded event that one of its MSIs caused; None without one.
+    :param outcome: the recorded outcome of its MSIs; None if the recording does not show it.
     :param slot: number of its slot in the recording.
-    :param disagreements: what differs, a sentence each.
-    :param notes: what could not be compared, and why.
+    :param verdict: the result in the simulator.
+    :param simulated_slot: number of its slot in the simulator.
+    :param disagreements: the differences, a sentence each.
+    :param notes: the facts that could not be compared, with the reason.
     """
 
-    seen: SeenDevice
+    recorded: RecordedDevice
     its: int
     fault: SmmuEvent | None
     outcome: str | None
     slot: int | None
     verdict: Verdict
-    model_slot: int | None
+    simulated_slot: int | None
     disagreements: tuple[str, ...]
     notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
 class Replay:
-    """A recording and what the model makes of it.
+    """A recording and its replay in the simulator.
 
-    :param kernel: name of the kernel profile.
-    :param choices: the strategy of each device, on the model.
-    :param disagreements: those that are of no single device.
+    :param kernel: name of the simulated kernel's profile.
+    :param choices: the strategy of each device in the simulator.
+    :param disagreements: the differences that do not belong to a single device.
     """
 
     recording: Recording
     kernel: str
     choices: Mapping[PciAddress, Choice]
-    devices: tuple[Compared, ...]
+    devices: tuple[DeviceComparison, ...]
     disagreements: tuple[str, ...]
 
     @property
     def agrees(self) -> bool:
-        """The model says what was seen."""
-        return not self.disagreements and not any(each.disagreements for each in self.devices)
+        """Return whether the simulator's results equal the recording."""
+        return not self.disagreements and not any(device.disagreements for device in self.devices)
 
 
 def replay(
     recording: Recording, plugins: PluginManager, selector: str, choice: Choice | None = None
 ) -> Replay:
-    """Bring the recorded guest up on the model and compare.
+    """Bring the recorded guest up in the simulator and compare.
 
     :param selector: name of the ITS selector.
-    :param choice: the strategy for every device; None for the recorded ones.
-    :raise RefusedError: when no modelled kernel can carry the strategies out.
+    :param choice: the strategy for every device; None for the recorded strategies.
+    :raise RefusedError: when no simulated kernel supports the strategies.
     :raise UsageError: for a strategy, an option or a selector that does not exist.
-    :raise InputError: when the recording has a host or a guest that cannot be.
+    :raise InputError: when the host or the guest in the recording is impossible.
     """
-    chosen = {
+    choices = {
         device.address: choice or Choice.of(device.strategy, dict(device.options))
         for device in recording.devices
     }
     guest = _in_order(recording)
     host = recording.host
-    profile = profile_for({each: needs_of(plugins, each) for each in chosen.values()})
+    profile = profile_for({each: needs_of(plugins, each) for each in choices.values()})
     try:
         with closing(SimBackend(host, guest, profile)) as backend:
-            run = GuestSession(plugins, host, guest, backend, chosen, selector, rehearsal=True)
+            run = GuestSession(plugins, host, guest, backend, choices, selector, rehearsal=True)
             try:
                 verdicts = {verdict.device: verdict for verdict in run.try_all()}
             finally:
@@ -100,29 +104,31 @@ def replay(
     except VmmMsiError:
         raise
     except (ValueError, LookupError, OverflowError) as error:
-        raise InputError(f"replaying: the model has no such host or guest: {error}") from error
-    model = _model_slots(recording, verdicts)
+        raise InputError(
+            f"replaying: the simulator cannot have this host or guest: {error}"
+        ) from error
+    slots = _simulated_slots(recording, verdicts)
     return Replay(
         recording,
         profile.name,
-        chosen,
+        choices,
         tuple(
-            _compare(recording, device, verdicts[device.address], model)
+            _compare(recording, device, verdicts[device.address], slots)
             for device in recording.devices
         ),
-        tuple(_slots_differ(recording.slots, model)) if _knows_addresses(recording) else (),
+        tuple(_slot_differences(recording.slots, slots)) if _has_addresses(recording) else (),
     )
 
 
-def _knows_addresses(recording: Recording) -> bool:
+def _has_addresses(recording: Recording) -> bool:
     return all(device.programmed for device in recording.devices)
 
 
 def _in_order(recording: Recording) -> GuestDomain:
-    """Return the guest with its devices in the order in which they took slots.
+    """Return the guest with its devices in the order in which they got slots.
 
-    One that took none stays where it is in the guest: nothing tells when it was tried. Slots tell
-    the order within one MSI window only, and on Linux there is one for all devices.
+    A device without a slot keeps its place, because its order is unknown. Slots show the order
+    within one MSI window only; Linux has one for all devices.
     """
     if len({device.sw_msi_window for device in recording.host.devices}) > 1:
         return recording.guest
@@ -131,20 +137,22 @@ def _in_order(recording: Recording) -> GuestDomain:
     first = {}
     for device in recording.devices:
         numbers = [pages.get(a.align_down(size)) for a in device.programmed]
-        taken = [number for number in numbers if number is not None]
-        if taken:
-            first[device.address] = min(taken)
+        slots = [number for number in numbers if number is not None]
+        if slots:
+            first[device.address] = min(slots)
     guest = recording.guest
-    placed = sorted(
+    ordered = sorted(
         (device for device in guest.devices if device.host in first),
         key=lambda device: first[device.host],
     )
-    following = iter(placed)
+    following = iter(ordered)
     devices = [next(following) if device.host in first else device for device in guest.devices]
     return replace(guest, devices=tuple(devices))
 
 
-def _model_slots(recording: Recording, verdicts: Mapping[PciAddress, Verdict]) -> tuple[Slot, ...]:
+def _simulated_slots(
+    recording: Recording, verdicts: Mapping[PciAddress, Verdict]
+) -> tuple[Slot, ...]:
     devices = []
     for device in recording.devices:
         programmed = verdicts[device.address].programmed
@@ -157,18 +165,20 @@ def _model_slots(recording: Recording, verdicts: Mapping[PciAddress, Verdict]) -
     return slots_of(devices, recording.host)
 
 
-def _slots_differ(seen: Sequence[Slot], model: Sequence[Slot]) -> Iterator[str]:
-    known = {slot.page: slot.its for slot in model}
-    for slot in seen:
-        its = known.get(slot.page)
+def _slot_differences(recorded: Sequence[Slot], simulated: Sequence[Slot]) -> Iterator[str]:
+    its_by_page = {slot.page: slot.its for slot in simulated}
+    for slot in recorded:
+        its = its_by_page.get(slot.page)
         if its is None:
-            yield f"slot at {slot.page}: recorded for ITS {slot.its}; the model uses no such slot"
+            yield f"slot at {slot.page}: recorded for ITS {slot.its}, unused in the simulator"
         elif its != slot.its:
-            yield f"slot at {slot.page}: recorded for ITS {slot.its}; the model has ITS {its} there"
-    recorded = {slot.page for slot in seen}
-    for slot in model:
-        if slot.page not in recorded:
-            yield f"slot at {slot.page}: the model has ITS {slot.its} there; none is recorded"
+            yield (
+                f"slot at {slot.page}: recorded for ITS {slot.its}, in the simulator for ITS {its}"
+            )
+    pages = {slot.page for slot in recorded}
+    for slot in simulated:
+        if slot.page not in pages:
+            yield f"slot at {slot.page}: not recorded, in the simulator for ITS {slot.its}"
 
 
 def _slot(address: Iova | None, slots: Sequence[Slot], size: int) -> int | None:
@@ -180,109 +190,115 @@ def _slot(address: Iova | None, slots: Sequence[Slot], size: int) -> int | None:
 
 
 def _compare(
-    recording: Recording, device: SeenDevice, verdict: Verdict, model: Sequence[Slot]
-) -> Compared:
+    recording: Recording, device: RecordedDevice, verdict: Verdict, slots: Sequence[Slot]
+) -> DeviceComparison:
     host = recording.host.device_by_address[device.address]
     size = recording.host.granule
     fault, notes = _fault(recording, device, host)
-    seen, more = _outcome(recording, device, fault)
-    notes += more
-    first = device.programmed[0] if device.programmed else None
-    differ = [
-        *_address_differs(device, host, verdict),
-        *_outcome_differs(device, fault, seen, verdict),
+    outcome, outcome_notes = _outcome(recording, device, fault)
+    notes += outcome_notes
+    address = device.programmed[0] if device.programmed else None
+    disagreements = [
+        *_address_differences(device, host, verdict),
+        *_outcome_differences(device, fault, outcome, verdict),
     ]
     if not device.programmed:
-        notes.append("no address of an MSI was read; it was not compared")
-    return Compared(
+        notes.append("no address of an MSI was read, so none is compared")
+    return DeviceComparison(
         device,
         host.its,
         fault,
-        seen,
-        _slot(first, recording.slots, size),
+        outcome,
+        _slot(address, recording.slots, size),
         verdict,
-        _slot(verdict.programmed, model, size),
-        tuple(differ),
+        _slot(verdict.programmed, slots, size),
+        tuple(disagreements),
         tuple(notes),
     )
 
 
 def _fault(
-    recording: Recording, device: SeenDevice, host: HostDevice
+    recording: Recording, device: RecordedDevice, host: HostDevice
 ) -> tuple[SmmuEvent | None, list[str]]:
-    """Return the event that an MSI of a device caused, and what is to be said of the others."""
+    """Return the event that an MSI of a device caused, and notes about its other events."""
     window = host.sw_msi_window or SW_MSI_WINDOW
     guest_device = recording.guest.device_by_address[device.address]
     doorbells = {guest_device.giova, *(a.align_down(0x1000) for a in device.programmed)}
-    found, notes = None, []
-    for each in recording.events:
-        event = each.event
-        if each.device != device.address:
+    fault, notes = None, []
+    for recorded in recording.events:
+        event = recorded.event
+        if recorded.device != device.address:
             continue
         page = event.iova.align_down(0x1000)
         if not event.stage or window.overlaps(event.iova, 1) or page in doorbells:
-            found = found or event
+            fault = fault or event
         else:
-            notes.append(f"{event} is of ordinary DMA; it was not compared")
-    return found, notes
+            notes.append(f"{event} is from ordinary DMA and is not compared")
+    return fault, notes
 
 
 def _outcome(
-    recording: Recording, device: SeenDevice, fault: SmmuEvent | None
+    recording: Recording, device: RecordedDevice, fault: SmmuEvent | None
 ) -> tuple[str | None, list[str]]:
-    """Return what was seen of the MSIs of a device."""
+    """Return the recorded outcome of the MSIs of a device, and notes about it."""
     if fault is not None:
         return str(_FAULT.get(fault.stage, "misconfigured")), []
     if device.interrupts:
         return str(Outcome.DELIVERED), []
     if not device.vectors:
-        return None, ["the guest had no MSI of it enabled; what becomes of one was not compared"]
+        return None, ["the guest had enabled no MSI of the device, so its outcome is not compared"]
     if recording.vlpis:
-        return None, ["the host's kernel gives MSIs to guests directly (GICv4) and counted none"]
+        return None, [
+            "the host delivers MSIs to the guest directly (GICv4), so its kernel counts none"
+        ]
     return LOST, []
 
 
-def _address_differs(device: SeenDevice, host: HostDevice, verdict: Verdict) -> Iterator[str]:
+def _address_differences(
+    device: RecordedDevice, host: HostDevice, verdict: Verdict
+) -> Iterator[str]:
     addresses = device.programmed
     if len(addresses) > 1:
         yield (
-            f"its MSIs were programmed with {', '.join(map(str, addresses))}; on the model all of "
-            f"a device have one, here {verdict.programmed}"
+            f"its MSIs were programmed with {', '.join(map(str, addresses))}; in the simulator all "
+            f"MSIs of a device have one address, here {verdict.programmed}"
         )
     elif addresses and verdict.programmed is None:
-        yield f"it was programmed with {addresses[0]}; the model refuses it: {verdict.reason}"
+        yield f"programmed with {addresses[0]}, refused in the simulator: {verdict.reason}"
     elif addresses and verdict.programmed is not None and addresses[0] != verdict.programmed:
-        text = f"it was programmed with {addresses[0]}, the model's with {verdict.programmed}"
+        text = f"programmed with {addresses[0]}, in the simulator with {verdict.programmed}"
         window = host.sw_msi_window or SW_MSI_WINDOW
-        if all(window.overlaps(each, 1) for each in (addresses[0], verdict.programmed)):
-            text += "; a device that was unplugged before may have a slot that is not recorded"
+        if all(window.overlaps(address, 1) for address in (addresses[0], verdict.programmed)):
+            text += "; an unplugged device may still hold a slot that is not recorded"
         yield text
 
 
-def _outcome_differs(
-    device: SeenDevice, fault: SmmuEvent | None, seen: str | None, verdict: Verdict
+def _outcome_differences(
+    device: RecordedDevice, fault: SmmuEvent | None, outcome: str | None, verdict: Verdict
 ) -> Iterator[str]:
-    if seen is None:
+    if outcome is None:
         return
-    model = f"on the model they are {verdict.outcome}"
+    simulated = f"in the simulator its MSIs are {verdict.outcome}"
     if verdict.reason:
-        model += f": {verdict.reason}"
+        simulated += f": {verdict.reason}"
     if fault is None:
-        # The host counts nothing of what another ITS was sent, or no device of that one.
-        if seen != (LOST if verdict.outcome is Outcome.MISROUTED else verdict.outcome):
-            what = (
-                f"{device.interrupts} interrupts were counted"
-                if device.interrupts
-                else "no interrupt was counted and no fault logged"
-            )
-            yield f"{what}; {model}"
+        # The host counts no MSI that went to another ITS, or to another device of its own.
+        if outcome != (LOST if verdict.outcome is Outcome.MISROUTED else verdict.outcome):
+            yield f"{_counted(device)}; {simulated}"
         return
     if device.interrupts:
         yield (
-            f"{fault} was logged, and {device.interrupts} interrupts were counted; on the model "
-            f"all MSIs of a device are alike, here {verdict.outcome}"
+            f"{fault} was logged, but {_counted(device)}; in the simulator all MSIs of a device "
+            f"have one outcome, here {verdict.outcome}"
         )
     elif _STAGE.get(verdict.outcome) != fault.stage:
-        yield f"{fault} was logged; {model}"
+        yield f"{fault} was logged; {simulated}"
     elif verdict.programmed is not None and fault.iova != verdict.programmed:
-        yield f"the fault was at IOVA {fault.iova}; on the model it is at {verdict.programmed}"
+        yield f"the fault was at IOVA {fault.iova}, in the simulator it is at {verdict.programmed}"
+
+
+def _counted(device: RecordedDevice) -> str:
+    if device.interrupts == 0:
+        return "no interrupt was counted and no fault was logged"
+    verb = "was" if device.interrupts == 1 else "were"
+    return f"{quantity(device.interrupts, 'interrupt')} {verb} counted"

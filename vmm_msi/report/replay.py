@@ -1,59 +1,63 @@
-"""What ``replay`` found, as lines for people and as a document for programs."""
+"""Report a replay: as lines for people and as a document for programs."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.recording.replay import Compared, Replay
+    from vmm_msi.recording.replay import DeviceComparison, Replay
 
-#: Version of the JSON form; it goes up when a key changes its meaning or goes away.
+#: Version of the JSON document; it increases when a key changes its meaning or is removed.
 SCHEMA = 1
 
 
 def to_lines(replay: Replay) -> Iterator[str]:
-    """Yield a row per device, then each disagreement in words."""
+    """Yield a table with two rows per device, then each disagreement as a sentence."""
     releases = replay.recording.releases
-    known = {"Linux": releases.linux, "libvirt": releases.libvirt, "QEMU": releases.qemu}
-    ran = ", ".join(f"{name} {release}" for name, release in known.items() if release)
-    yield f"recorded on {ran or 'unknown releases'} by vmm-msi {releases.vmm_msi}"
-    yield f"modelled on {replay.kernel}"
+    named = {"Linux": releases.linux, "libvirt": releases.libvirt, "QEMU": releases.qemu}
+    stack = ", ".join(f"{name} {release}" for name, release in named.items() if release)
+    yield f"recorded on {stack or 'unknown releases'} by vmm-msi {releases.vmm_msi}"
+    yield f"simulated kernel: {replay.kernel}"
     rows = [["device", "strategy", "", "programmed", "slot", "ITS", "outcome", "agree?"]]
-    for each in replay.devices:
-        choice = str(replay.choices[each.seen.address])
-        seen = ", ".join(map(str, each.seen.programmed)) or "-"
-        agree = "no" if each.disagreements else "yes"
+    for device in replay.devices:
+        recorded, verdict = device.recorded, device.verdict
         rows.append(
             [
-                *(
-                    str(each.seen.address),
-                    each.seen.strategy,
-                    "recorded",
-                    seen,
-                    _or_dash(each.slot),
-                ),
-                *(str(each.its), _seen(each), ""),
+                str(recorded.address),
+                recorded.strategy,
+                "recorded",
+                ", ".join(map(str, recorded.programmed)) or "-",
+                _or_dash(device.slot),
+                str(device.its),
+                _recorded_outcome(device),
+                "",
             ]
         )
-        verdict = each.verdict
         rows.append(
             [
-                *("", choice, "model", _or_dash(verdict.programmed), _or_dash(each.model_slot)),
-                *(_or_dash(verdict.its), str(verdict.outcome), agree),
+                "",
+                str(replay.choices[recorded.address]),
+                "simulator",
+                _or_dash(verdict.programmed),
+                _or_dash(device.simulated_slot),
+                _or_dash(verdict.its),
+                str(verdict.outcome),
+                "no" if device.disagreements else "yes",
             ]
         )
     yield from columns(rows)
-    for each in replay.devices:
-        yield from (f"{each.seen.address}: {text}" for text in each.disagreements)
+    for device in replay.devices:
+        yield from (f"{device.recorded.address}: {text}" for text in device.disagreements)
     yield from replay.disagreements
-    for each in replay.devices:
-        yield from (f"note: {each.seen.address}: {text}" for text in each.notes)
+    for device in replay.devices:
+        yield from (f"note: {device.recorded.address}: {text}" for text in device.notes)
     yield from (f"note: not recorded: {text}" for text in replay.recording.unread)
-    yield "the model agrees" if replay.agrees else "the model does not agree"
+    yield "the simulator agrees" if replay.agrees else "the simulator does not agree"
 
 
 def to_json(replay: Replay) -> dict[str, object]:
@@ -71,38 +75,38 @@ def to_json(replay: Replay) -> dict[str, object]:
         "kernel": replay.kernel,
         "devices": [
             {
-                "device": str(each.seen.address),
+                "device": str(device.recorded.address),
                 "recorded": {
-                    "strategy": each.seen.strategy,
-                    "programmed": [str(address) for address in each.seen.programmed],
-                    "slot": each.slot,
-                    "its": each.its,
-                    "interrupts": each.seen.interrupts,
-                    "outcome": each.outcome,
-                    "fault": None if each.fault is None else str(each.fault),
+                    "strategy": device.recorded.strategy,
+                    "programmed": [str(address) for address in device.recorded.programmed],
+                    "slot": device.slot,
+                    "its": device.its,
+                    "interrupts": device.recorded.interrupts,
+                    "outcome": device.outcome,
+                    "fault": None if device.fault is None else str(device.fault),
                 },
                 "model": {
-                    "strategy": str(replay.choices[each.seen.address]),
-                    "programmed": _text(each.verdict.programmed),
-                    "slot": each.model_slot,
-                    "its": each.verdict.its,
-                    "outcome": str(each.verdict.outcome),
-                    "reason": each.verdict.reason,
+                    "strategy": str(replay.choices[device.recorded.address]),
+                    "programmed": _text(device.verdict.programmed),
+                    "slot": device.simulated_slot,
+                    "its": device.verdict.its,
+                    "outcome": str(device.verdict.outcome),
+                    "reason": device.verdict.reason,
                 },
-                "disagreements": list(each.disagreements),
-                "notes": list(each.notes),
+                "disagreements": list(device.disagreements),
+                "notes": list(device.notes),
             }
-            for each in replay.devices
+            for device in replay.devices
         ],
         "disagreements": list(replay.disagreements),
         "not_recorded": list(replay.recording.unread),
     }
 
 
-def _seen(each: Compared) -> str:
-    if each.outcome == "delivered":
-        return f"delivered, {each.seen.interrupts} interrupts"
-    return _or_dash(each.outcome)
+def _recorded_outcome(device: DeviceComparison) -> str:
+    if device.outcome == "delivered":
+        return f"delivered, {quantity(device.recorded.interrupts, 'interrupt')}"
+    return _or_dash(device.outcome)
 
 
 def _text(value: object | None) -> str | None:

@@ -1,4 +1,4 @@
-"""What is read on a host becomes a recording; the files are laid out like a host's."""
+"""Build recordings from the texts and files of a host, laid out as on a real one."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.parse import read
 from vmm_msi.errors import UsageError
 from vmm_msi.host.sources import load_host
-from vmm_msi.recording import Log, Releases, SeenVector, Slot
-from vmm_msi.recording.recorder import MAX_EVENTS, Found, counted, make
+from vmm_msi.recording import LogOrigin, RecordedVector, Releases, Slot
+from vmm_msi.recording.recorder import MAX_EVENTS, Observations, interrupt_counts, record_guest
 from vmm_msi.samples import path as sample
 from vmm_msi.types import Iova, PciAddress
 
@@ -35,7 +35,7 @@ FAULT = (
 
 @pytest.fixture
 def devices(tmp_path):
-    """Make the folders of two devices; the first has MSI-X, the second sleeps."""
+    """Create the folders of two devices; the first has MSI-X, the second is in D3hot."""
     space = bytearray(256)
     space[4], space[0x34], space[0x40] = 2, 0x40, 0x11
     struct.pack_into("<HI", space, 0x42, 0x8000 | 2, 0)
@@ -50,38 +50,43 @@ def devices(tmp_path):
     return tmp_path
 
 
-def made(devices, guest=GUEST, **more):
+def recorded(devices, guest=GUEST, **more):
     xml = DomainXml(read(guest), str(guest))
     host = load_host(sample("eight-its-server.dtb"))
-    return make(xml, host, Releases("0.1.0"), Found(INTERRUPTS, **more), devices)
+    observations = Observations(INTERRUPTS, **more)
+    return record_guest(xml, host, Releases("0.1.0"), observations, devices)
 
 
-def test_interrupts_of_vfio_are_counted():
-    assert counted(INTERRUPTS) == {FIRST: {0: 1001, 1: 7}, SECOND: {0: 1}}
+def test_counts_of_vfio_interrupts():
+    assert interrupt_counts(INTERRUPTS) == {FIRST: {0: 1001, 1: 7}, SECOND: {0: 1}}
 
 
 def test_a_guest(devices):
-    found = made(devices, kernel_log=[])
-    assert [device.address for device in found.devices] == [FIRST, SECOND, THIRD]
-    assert [device.strategy for device in found.devices] == ["multi-its", "multi-its", "identity"]
-    assert found.devices[0].options == {"mode": "s2"}
-    assert found.devices[0].vectors == (
-        SeenVector(0, Iova(0x8000040), 1001),
-        SeenVector(1, Iova(0x8000040), 7),
+    recording = recorded(devices, kernel_log=[])
+    assert [device.address for device in recording.devices] == [FIRST, SECOND, THIRD]
+    assert [device.strategy for device in recording.devices] == [
+        "multi-its",
+        "multi-its",
+        "identity",
+    ]
+    assert recording.devices[0].options == {"mode": "s2"}
+    assert recording.devices[0].vectors == (
+        RecordedVector(0, Iova(0x8000040), 1001),
+        RecordedVector(1, Iova(0x8000040), 7),
     )
-    assert found.devices[1].vectors == (SeenVector(0, None, 1),)
-    assert found.devices[2].vectors == ()
-    assert found.slots == (Slot(Iova(0x8000000), 0),)
-    assert found.unread == (
+    assert recording.devices[1].vectors == (RecordedVector(0, None, 1),)
+    assert recording.devices[2].vectors == ()
+    assert recording.slots == (Slot(Iova(0x8000000), 0),)
+    assert recording.unread == (
         "0001:01:00.0: its MSI-X table is not read while it is in power state D3hot",
         "0002:01:00.0: reading its configuration space: No such file or directory; it takes root",
     )
-    assert found.guest.honours_rmr
-    assert found.guest.name == "guest"
+    assert recording.guest.honours_rmr
+    assert recording.guest.name == "guest"
 
 
-def test_the_host_is_reduced_to_what_is_used(devices):
-    host = made(devices, kernel_log=[]).host
+def test_the_host_is_reduced_to_the_used_parts(devices):
+    host = recorded(devices, kernel_log=[]).host
     assert host.source == "recording"
     assert [device.address for device in host.devices] == [FIRST, SECOND, THIRD]
     assert [device.vectors for device in host.devices] == [2, 1, 1]
@@ -91,33 +96,33 @@ def test_the_host_is_reduced_to_what_is_used(devices):
 
 
 def test_events_of_both_logs(devices):
-    """In the guest the third device's bus is the first behind its expander bus."""
+    """In the guest, the bus of the third device is the first behind its expander bus."""
     guest_log = "\n".join(
         f"[   1.0] {FAULT.format(f'0000:{bus:02x}:00.0', 0x8000040)}" for bus in range(256)
     )
     host_log = [FAULT.format(FIRST, 0x12345000)] * 3 + [FAULT.format("0005:01:00.0", 0x1000)]
-    found = made(devices, kernel_log=host_log, guest_log=guest_log).events
-    assert [(each.device, each.log, each.event.iova) for each in found] == [
-        (FIRST, Log.HOST, 0x12345000),
-        (FIRST, Log.GUEST, 0x8000040),
-        (SECOND, Log.GUEST, 0x8000040),
-        (THIRD, Log.GUEST, 0x8000040),
+    events = recorded(devices, kernel_log=host_log, guest_log=guest_log).events
+    assert [(event.device, event.log, event.event.iova) for event in events] == [
+        (FIRST, LogOrigin.HOST, 0x12345000),
+        (FIRST, LogOrigin.GUEST, 0x8000040),
+        (SECOND, LogOrigin.GUEST, 0x8000040),
+        (THIRD, LogOrigin.GUEST, 0x8000040),
     ]
 
 
-def test_events_from_before_the_log_was_cleared_are_passed_over(devices):
+def test_events_before_the_log_was_cleared_are_skipped(devices):
     old, new = (FAULT.format(FIRST, iova) for iova in (0x1000, 0x2000))
-    found = made(devices, kernel_log=[old, new], recent_log=[new]).events
-    assert [each.event.iova for each in found] == [0x2000]
+    events = recorded(devices, kernel_log=[old, new], recent_log=[new]).events
+    assert [event.event.iova for event in events] == [0x2000]
 
 
-def test_many_events(devices):
+def test_the_number_of_events_is_bounded(devices):
     log = [FAULT.format(FIRST, 0x1000 * number) for number in range(MAX_EVENTS + 9)]
-    assert len(made(devices, kernel_log=log).events) == MAX_EVENTS
+    assert len(recorded(devices, kernel_log=log).events) == MAX_EVENTS
 
 
-def test_a_guest_that_maps_no_rmr(devices):
-    assert not made(devices, kernel_log=[], rmr=False).guest.honours_rmr
+def test_a_guest_that_does_not_map_rmrs(devices):
+    assert not recorded(devices, kernel_log=[], rmr=False).guest.honours_rmr
 
 
 @pytest.mark.parametrize(
@@ -128,14 +133,14 @@ def test_a_guest_that_maps_no_rmr(devices):
         ("kvm [1]: GICv4 support disabled", False),
     ],
 )
-def test_a_host_that_gives_msis_to_guests_directly(devices, line, vlpis):
-    assert made(devices, kernel_log=[line]).vlpis is vlpis
+def test_a_host_that_delivers_msis_directly(devices, line, vlpis):
+    assert recorded(devices, kernel_log=[line]).vlpis is vlpis
 
 
 def test_a_guest_without_a_nested_smmu(devices):
     with pytest.raises(UsageError) as caught:
-        made(devices, sample("three-devices.xml"), kernel_log=[])
+        recorded(devices, sample("three-devices.xml"), kernel_log=[])
     assert str(caught.value) == (
-        "recording three-devices: it has no device behind an accelerated vSMMU; valid is a guest "
-        "that vmm-msi attach gave one"
+        "recording three-devices: the guest has no device behind an accelerated vSMMU; assign one "
+        "with vmm-msi attach"
     )
