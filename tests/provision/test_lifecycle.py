@@ -148,12 +148,16 @@ def test_unmanaged_devices_stay_as_they_are(driver):
 @pytest.mark.parametrize("driver", [None, "nvme"])
 def test_an_unmanaged_device_that_is_not_ready(driver):
     nodes = {A: replace(NODES[A], driver=driver)}
-    has = "no driver" if driver is None else "the driver nvme"
+    reason = (
+        "it has no driver"
+        if driver is None
+        else "the name of its driver nvme is not that of a VFIO driver"
+    )
     with pytest.raises(RefusedError) as caught:
         plan(facts(nodes=nodes), A, managed=False)
     assert str(caught.value) == (
-        f"attaching 0000:01:00.0 to guest0 unmanaged: it has {has}, not vfio-pci; bind it with "
-        "virsh nodedev-detach pci_0000_01_00_0, or attach it managed"
+        f"attaching 0000:01:00.0 to guest0 unmanaged: {reason}; bind it to vfio-pci "
+        "with virsh nodedev-detach pci_0000_01_00_0, or attach it managed"
     )
     assert plan(facts(nodes=nodes), A).new.hostdevs()[0].managed
 

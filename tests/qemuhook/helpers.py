@@ -7,6 +7,7 @@ import os
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
+from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
 
 A, B = (PciAddress.parse(f"000{segment}:01:00.0") for segment in range(2))
@@ -33,24 +34,26 @@ class Host:
     """PCI devices of a host below a folder, laid out as in sysfs."""
 
     def __init__(self, folder):
-        self.folder = folder / "devices"
-        self.folder.mkdir()
-        self._drivers = folder / "drivers"
-        self._groups = folder / "groups"
+        self._root = folder / "host"
+        self._devices = self._root / "sys/bus/pci/devices"
+        self._devices.mkdir(parents=True)
+
+    @property
+    def tree(self):
+        return FolderTree(self._root)
 
     def device(self, name, group=None, driver=None, kind="0x010802"):
-        device = self.folder / str(name)
+        device = self._devices / str(name)
         device.mkdir()
         (device / "class").write_text(f"{kind}\n")
         if driver is not None:
-            target = self._drivers / driver
-            target.mkdir(parents=True, exist_ok=True)
-            (device / "driver").symlink_to(target)
+            (device / "driver").symlink_to(f"/sys/bus/pci/drivers/{driver}")
         if group is not None:
-            members = self._groups / str(group) / "devices"
+            path = f"/sys/kernel/iommu_groups/{group}"
+            members = self._root / path[1:] / "devices"
             members.mkdir(parents=True, exist_ok=True)
-            (device / "iommu_group").symlink_to(members.parent)
-            (members / device.name).symlink_to(device)
+            (device / "iommu_group").symlink_to(path)
+            (members / device.name).symlink_to(f"/sys/bus/pci/devices/{name}")
 
 
 def descriptor(data):

@@ -33,7 +33,7 @@ def call(host, tmp_path):
         number = descriptor(data)
         try:
             arguments = [mode, "g", operation, "begin", extra]
-            return run(arguments, number, host.folder, tmp_path / "records")
+            return run(arguments, number, host.tree, tmp_path / "records")
         finally:
             os.close(number)
 
@@ -128,14 +128,14 @@ def test_unwritable_run_records(host, tmp_path, capfd):
     (tmp_path / "file").touch()
     for data, status in ((str(managed()).encode(), 0), (BROKEN, REFUSED)):
         arguments = ["check", "g", "prepare", "begin", "-"]
-        assert run(arguments, descriptor(data), host.folder, tmp_path / "file" / "below") == status
+        assert run(arguments, descriptor(data), host.tree, tmp_path / "file" / "below") == status
     assert capfd.readouterr() == ("", f"vmm-msi hook: guest g: {GONE}\n")
 
 
 def test_a_closed_standard_input(host, tmp_path):
     number = descriptor(BROKEN)
     os.close(number)
-    assert run(["check", "g", "prepare", "begin", "-"], number, host.folder, tmp_path) == 0
+    assert run(["check", "g", "prepare", "begin", "-"], number, host.tree, tmp_path) == 0
 
 
 def test_the_message_is_one_line_of_bounded_length(call, capfd):
@@ -156,7 +156,7 @@ FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
     st.sampled_from((b"", str(plain()).encode(), str(managed()).encode())),
 )
 def test_any_arguments(host, tmp_path, arguments, data):
-    assert run(arguments, descriptor(data), host.folder, tmp_path / "records") == 0
+    assert run(arguments, descriptor(data), host.tree, tmp_path / "records") == 0
 
 
 @FUZZ
@@ -165,7 +165,7 @@ def test_any_standard_input(host, tmp_path, noise, place, operation):
     """Truncated, damaged or other data results in 0 or a refusal, never in an exception."""
     for data in (noise, BROKEN[:place] + noise + BROKEN[place:], BROKEN[:place]):
         arguments = ["check", "g", operation, "begin", "-"]
-        status = run(arguments, descriptor(data), host.folder, tmp_path / "records")
+        status = run(arguments, descriptor(data), host.tree, tmp_path / "records")
         assert status == 0 or (operation in CHECKED and status == REFUSED)
 
 

@@ -8,7 +8,7 @@ C = "0002:01:00.0"
 
 
 def problems_of(host, domain):
-    return problems(domain, read_record(domain), host.folder)
+    return problems(domain, read_record(domain), host.tree)
 
 
 def test_a_guest_in_order(host):

@@ -16,6 +16,7 @@ from vmm_msi.host.files import UnreadableError, redact, text
 from vmm_msi.host.files.capture_list import DAEMONS, MODULES
 from vmm_msi.host.files.capture_paths import KERNEL_LOG, SOFTWARE
 from vmm_msi.host.files.kernel_log import KMSG, kernel_log
+from vmm_msi.host.pci.sysfs import driven_smmus
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,6 @@ T = TypeVar("T")
 #: Linux ``include/uapi/linux/resource.h`` RLIM64_INFINITY.
 NO_LIMIT = (1 << 64) - 1
 
-_IOMMUS = "/sys/class/iommu"
 _DEV_IOMMU = "/dev/iommu"
 _OPTION = re.compile(r"^CONFIG_(\w+)=(.*)$", re.MULTILINE)
 _RELEASE = re.compile(r"(\d+)\.(\d+)")
@@ -163,7 +163,7 @@ def _smmus(
     if host is None:
         return
     ids = {int(smmu.base): smmu.id for smmu in host.smmus if smmu.base is not None}
-    bases = asked.of(lambda: dict(_bases(tree))) or {}
+    bases = asked.of(lambda: _bases(tree)) or {}
     where = KERNEL_LOG if tree.exists(KERNEL_LOG) else KMSG
     for line in log:
         match = _FEATURES.match(line)
@@ -172,17 +172,11 @@ def _smmus(
             yield ids[base], _hardware(int(match[2], 16), release, Evidence(where, line))
 
 
-def _bases(tree: HostTree) -> Iterator[tuple[str, int]]:
-    """Yield the device of each SMMUv3 and the address of its registers.
-
-    The driver names its IOMMU ``smmu3.`` and the address (arm_smmu_device_probe), and sysfs has
-    that below the device: ``../../devices/platform/DEVICE/iommu/smmu3.0x…``.
-    """
-    for name in tree.names(_IOMMUS):
-        kind, _, address = name.partition(".")
-        target = (tree.link(f"{_IOMMUS}/{name}") or "").split("/")
-        if kind == "smmu3" and re.fullmatch("0x[0-9a-f]{1,16}", address) and len(target) > 2:
-            yield target[-3], int(address, 16)
+def _bases(tree: HostTree) -> dict[str, int]:
+    """Return the address of each SMMUv3's registers by the name of its platform device."""
+    return {
+        smmu.device: smmu.base for smmu in driven_smmus(tree) if smmu.version == 3 and smmu.device
+    }
 
 
 def _hardware(features: int, release: str | None, said: Evidence) -> SmmuHardware:

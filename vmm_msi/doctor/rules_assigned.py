@@ -8,6 +8,7 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
 from vmm_msi.doctor.rule_helpers import SYSFS
 from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.host.pci.vfio_drivers import EVIDENCE_TEXT, vfio_evidence
 from vmm_msi.provision.checks import holdings
 
 if TYPE_CHECKING:
@@ -145,12 +146,18 @@ def sriov(case: Case) -> Iterator[Finding]:
                 "first.",
             )
         physical = functions.get(function.physical_function) if function.physical_function else None
-        if physical is not None and "vfio" in (physical.driver or ""):
+        bound = None if physical is None else vfio_evidence(physical)
+        if physical is not None and bound is not None:
             yield Finding(
                 "vf-token",
                 Severity.ERROR,
                 str(device),
-                (Evidence(f"{SYSFS}/{physical.address}/driver", str(physical.driver)),),
+                (
+                    Evidence(
+                        f"{SYSFS}/{physical.address}/driver",
+                        f"{physical.driver}, {EVIDENCE_TEXT[bound]}",
+                    ),
+                ),
                 f"VFIO does not open {device} without the VF token of the user of its physical "
                 f"function {physical.address}, and libvirt can give none.",
                 f"Give {physical.address} back to its own driver: virsh nodedev-reattach.",

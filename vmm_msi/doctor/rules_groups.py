@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.rule_helpers import meant, named, sysfs
+from vmm_msi.host.pci.vfio_drivers import host_driver_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -58,14 +59,15 @@ def _kind(function: PciFunction) -> str:
 def host_driver(case: Case) -> Iterator[Finding]:
     """Yield the devices that the host itself uses."""
     for address, _device, function in meant(case):
-        if function is None or function.host_driver is None:
+        driver = None if function is None else host_driver_of(function)
+        if function is None or driver is None:
             continue
         kind = _kind(function)
         yield Finding(
             "host-driver",
             Severity.NOTE,
             str(address),
-            (sysfs(address, "driver", function.host_driver),),
+            (sysfs(address, "driver", driver),),
             f"With managed='yes' libvirt takes {address} from the host when the guest starts"
             + (f"; it is {kind}." if kind else "."),
             f"See that nothing of the host needs {address}, the disk it boots from or the link "
@@ -84,7 +86,7 @@ def group_host_driver(case: Case) -> Iterator[Finding]:
             for member in function.members
             if member != address and member not in given
             if (other := case.host.function_by_address.get(member)) is not None
-            and other.host_driver is not None
+            and host_driver_of(other) is not None
             and not other.is_bridge
         ]
         if not others:
@@ -94,7 +96,7 @@ def group_host_driver(case: Case) -> Iterator[Finding]:
             "group-host-driver",
             Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(address),
-            tuple(sysfs(other.address, "driver", other.host_driver) for other in others),
+            tuple(sysfs(other.address, "driver", host_driver_of(other)) for other in others),
             f"QEMU cannot take {address} while the host uses {names} of its IOMMU group "
             f"{function.iommu_group}: the kernel refuses it with EPERM.",
             f"Assign {names} to the same guest, or unbind it from its driver before the guest "

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.rule_helpers import by_smmu, kernel_release, meant, named, smmu_name, sysfs
 from vmm_msi.host.files import UnreadableError
+from vmm_msi.host.pci.sysfs import IOMMUS, driven_smmus
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 #: The first release whose driver looks for S2FWB on each SMMU.
 LOOKS_FOR_S2FWB = (6, 15)
 
-_SYSFS = "/sys/class/iommu"
 _ELSEWHERE = "Use devices behind an SMMU that can nest, or run their guest without a vSMMU"
 
 
@@ -63,13 +62,11 @@ def _driven(case: Case) -> set[int] | None:
     if case.tree is None:
         return None
     try:
-        if not case.tree.exists(_SYSFS):
+        if not case.tree.exists(IOMMUS):
             return None
-        names = case.tree.names(_SYSFS)
+        return {smmu.base for smmu in driven_smmus(case.tree)}
     except UnreadableError:
         return None
-    matches = (re.fullmatch(r"smmu3?\.(0x[0-9a-f]+)", name) for name in names)
-    return {int(match[1], 16) for match in matches if match is not None}
 
 
 def _undriven(case: Case) -> set[int]:
@@ -93,7 +90,7 @@ def not_driven(case: Case) -> Iterator[Finding]:
                 smmu_name(smmu),
                 (
                     Evidence(case.host.source, f"an SMMU at {smmu.base}"),
-                    Evidence(_SYSFS, f"has none at {smmu.base}"),
+                    Evidence(IOMMUS, f"has none at {smmu.base}"),
                 ),
                 f"{named(devices)} cannot be assigned: their DMA is not translated, and they are "
                 "in no IOMMU group.",

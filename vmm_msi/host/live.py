@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import TopologyError, UnreadableError
 from vmm_msi.host.files import THIS_MACHINE, number, place
 from vmm_msi.host.files.capture_paths import PAGE_SIZE
-from vmm_msi.host.pci import sysfs
+from vmm_msi.host.pci.functions import read_functions
+from vmm_msi.host.pci.sysfs import read_smmus
 from vmm_msi.types import Granule, HostTopology
 
 if TYPE_CHECKING:
@@ -40,9 +41,9 @@ def read_sources(tree: HostTree, granule: Granule | None = None) -> tuple[HostTo
         HostTopology(
             place(tree, "/sys"),
             size,
-            smmus=sysfs.read_smmus(tree),
+            smmus=read_smmus(tree),
             itses=(),
-            functions=sysfs.read_functions(tree),
+            functions=read_functions(tree),
             missing=() if sources else (tables.missing(),),
         )
     )

@@ -12,6 +12,7 @@ from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
 from vmm_msi.errors import RefusedError, UsageError
+from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.provision.request import BinderKind, Scope
 from vmm_msi.types import Outcome
 
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest
-    from vmm_msi.types import GuestPlan, PciAddress, PciFunction, Verdict
+    from vmm_msi.types import GuestPlan, HostTopology, PciAddress, PciFunction, Verdict
 
 
 #: MiB that a window can have: the guest has 40 bits of addresses for such (QEMU hw/arm/virt.c
@@ -233,11 +234,12 @@ def fatal_checks(binder: BinderKind, needs: Iterable[Needs]) -> set[Check]:
     return fatal
 
 
-def check_devices(facts: LibvirtFacts, binder: BinderKind, request: AttachRequest) -> None:
-    """Refuse devices that the libvirt that is to hand them over does not know or does not have.
+def check_devices(
+    facts: LibvirtFacts, host: HostTopology, binder: BinderKind, request: AttachRequest
+) -> None:
+    """Refuse devices that libvirt does not know, and unmanaged ones that are not bound to VFIO.
 
-    The vfio-pci family is told by name: variant drivers end in it, too (Linux
-    ``drivers/vfio/pci``: mlx5-vfio-pci, nvgrace-gpu-vfio-pci).
+    :param host: what it shows of a device's driver is used if libvirt names the same driver.
     """
     if binder is not BinderKind.QEMU or facts.driver is None:
         return
@@ -249,12 +251,19 @@ def check_devices(facts: LibvirtFacts, binder: BinderKind, request: AttachReques
             "valid is what virsh nodedev-list --cap pci shows"
         )
     for device in request.devices:
-        driver = facts.nodes[device].driver
-        if request.managed or (driver or "").replace("_", "-").endswith("vfio-pci"):
+        node, function = facts.nodes[device], host.function_by_address.get(device)
+        if function is None or function.driver != node.driver:
+            function = node
+        if request.managed or vfio_evidence(function) is not None:
             continue
-        has = "no driver" if driver is None else f"the driver {driver}"
+        if node.driver is None:
+            reason = "it has no driver"
+        elif function is node:
+            reason = f"the name of its driver {node.driver} is not that of a VFIO driver"
+        else:
+            reason = f"its driver {node.driver} is not a VFIO driver"
         raise RefusedError(
-            f"attaching {device} to {name} unmanaged: it has {has}, not vfio-pci; bind it with "
+            f"attaching {device} to {name} unmanaged: {reason}; bind it to vfio-pci with "
             f"virsh nodedev-detach {node_name(device)}, or attach it managed"
         )
 

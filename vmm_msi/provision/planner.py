@@ -144,7 +144,7 @@ def _edited(
     needs = {choice: checks.needs_of(plugins, choice) for choice in choices.values()}
     checks.check_binder(plugins, binder, facts.driver, needs)
     checks.check_guest(old, binder, needs.values())
-    checks.check_devices(facts, binder, request)
+    checks.check_devices(facts, host, binder, request)
     host = with_groups(host, choices, facts.nodes)
     notes = [] if facts.driver is None else list(group_notes(choices, facts.nodes))
     guest = guest_of(old, choices)

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
+    from vmm_msi.host.files import HostTree
+
 #: Refuse to start a guest that has problems, or only record the problems.
 MODES = ("check", "record")
 
@@ -41,7 +43,7 @@ def main() -> None:
 def run(
     arguments: Sequence[str],
     stdin: int = 0,
-    devices: Path = preflight.DEVICES,
+    tree: HostTree | None = None,
     records: Path = run_records.RUN_RECORDS,
 ) -> int:
     """Handle one call of the hook, and report a refusal on standard error.
@@ -51,7 +53,7 @@ def run(
     :param arguments: the mode, GUEST, OPERATION, SUB-OPERATION and EXTRA; invalid ones are
         ignored.
     :param stdin: descriptor to read the domain XML from.
-    :param devices: the folder with the host's PCI devices.
+    :param tree: the host's files; the default is this machine's.
     :param records: the folder of the run records.
     :return: :data:`REFUSED`, or 0 in every other case.
     """
@@ -71,7 +73,7 @@ def run(
         if record is None:
             return 0
         if operation in _CHECKED:
-            problems = preflight.problems(domain, record, devices)
+            problems = preflight.problems(domain, record, tree)
     except DomainXmlError as error:
         problems = [str(error)] if operation in _CHECKED else []
     refused = bool(problems) and mode == "check"

@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import owned, prerequisites
 from vmm_msi.domxml.placement import Placement
-from vmm_msi.types.pci_function import leaves_dma_alone
+from vmm_msi.host.files.folder import this_machine
+from vmm_msi.host.pci.sysfs import PciDevices
+from vmm_msi.host.pci.vfio_drivers import host_driver_of
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DomainRecord
+    from vmm_msi.host.files import HostTree
     from vmm_msi.types import PciAddress
 
-#: The folder in which the kernel lists the PCI devices of the host.
-DEVICES = Path("/sys/bus/pci/devices")
 
-_BRIDGE = "0x06"  # the base class of bridges, PCI Code and ID Assignment 1.7
-
-
-def problems(domain: DomainXml, record: DomainRecord, devices: Path = DEVICES) -> list[str]:
+def problems(domain: DomainXml, record: DomainRecord, tree: HostTree | None = None) -> list[str]:
     """Return the problems of a vmm-msi guest that is about to start, a phrase each.
 
     :param record: the guest's record of the devices and elements that vmm-msi added.
-    :param devices: the folder with the host's PCI devices.
+    :param tree: the host's files; the default is this machine's.
     :raise DomainXmlError: when the definition cannot be read.
     """
     phrases = [f"{part} is gone from the definition" for part in owned.gone(domain)]
@@ -34,47 +31,33 @@ def problems(domain: DomainXml, record: DomainRecord, devices: Path = DEVICES) -
         phrases += map(str, prerequisites.problems(domain))
     phrases += map(str, Placement(domain).empty_vsmmus())
     assigned = {hostdev.host for hostdev in domain.hostdevs()}
+    pci = PciDevices(tree or this_machine())
     for device in record.devices:
-        phrases += _host_problems(device.host, assigned, devices)
+        phrases += _host_problems(device.host, assigned, pci)
     return phrases
 
 
 def _host_problems(
-    host: PciAddress, assigned: Collection[PciAddress], devices: Path
+    host: PciAddress, assigned: Collection[PciAddress], pci: PciDevices
 ) -> Iterator[str]:
     """Yield the problems of a device on the host.
 
     The drivers of assigned devices do not matter: libvirt may unbind them after the hook.
     """
-    folder = devices / str(host)
-    if not folder.is_dir():
+    if not pci.exists(host):
         yield f"the host has no PCI device {host}"
         return
-    members = folder / "iommu_group" / "devices"
-    if not members.is_dir():
+    function = pci.function(host)
+    if function.iommu_group is None:
         yield f"{host} has no IOMMU group: no IOMMU translates its DMA"
         return
-    own = {str(address) for address in assigned} | {str(host)}
-    for member in sorted(members.iterdir()):
-        driver = _driver(member)
-        if member.name not in own and driver is not None and not _is_bridge(member):
+    for address in function.members:
+        if address == host or address in assigned:
+            continue
+        member = pci.function(address)
+        driver = host_driver_of(member)
+        if driver is not None and not member.is_bridge:
             yield (
-                f"{member.name} shares the IOMMU group of {host} and is in use by the host's "
-                f"driver {driver}"
+                f"{address} shares the IOMMU group of {host} and is in use by the host's driver "
+                f"{driver}"
             )
-
-
-def _driver(device: Path) -> str | None:
-    """Return the host's driver of a device; None without one, or if it leaves DMA alone."""
-    link = device / "driver"
-    if not link.exists():
-        return None
-    name = link.resolve().name
-    return None if leaves_dma_alone(name) else name
-
-
-def _is_bridge(device: Path) -> bool:
-    try:
-        return (device / "class").read_text(encoding="ascii").startswith(_BRIDGE)
-    except OSError:
-        return False

@@ -17,7 +17,7 @@ from vmm_msi.explain import log_lines
 from vmm_msi.explain.event_text import EventText
 from vmm_msi.explain.faults import subjects_of
 from vmm_msi.explain.situation import Situation
-from vmm_msi.iommu.linux import sysfs
+from vmm_msi.iommu.linux import local_pci
 from vmm_msi.iommu.linux.msi_table import read_addresses
 from vmm_msi.recording import (
     LogOrigin,
@@ -72,7 +72,7 @@ def record_guest(
     host: HostTopology,
     releases: Releases,
     observations: Observations,
-    devices_folder: Path = sysfs.DEVICES,
+    devices_folder: Path = local_pci.DEVICES,
 ) -> Recording:
     """Return the recording of a running guest.
 

@@ -32,6 +32,10 @@ CONFIG_NR_CPUS=512
 CONFIG_PHYSICAL_START=0x1000000
 CONFIG_LOCALVERSION="{PRIVATE}"
 """
+ALIASES = f"""\
+alias pci:v00008086d00001521sv*sd*bc*sc*i* {PRIVATE}
+alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci
+"""
 LIMITS = f"""\
 Limit                     Soft Limit           Hard Limit           Units
 Max cpu time              unlimited            unlimited            seconds
@@ -110,6 +114,7 @@ class Host:
         group = f"/sys/kernel/iommu_groups/{7 + number}"
         self.function(path, "0x020000")
         self.link(f"{path}/driver", "/sys/bus/pci/drivers/vfio-pci")
+        self.file(f"{path}/vfio-dev/vfio{number}/dev", f"{PRIVATE}\n")
         self.link(f"{path}/iommu", IOMMU)
         self.link(f"{path}/iommu_group", group)
         self.file(f"{path}/msi_irqs/{40 + number}", "msix\n")
@@ -150,6 +155,8 @@ def arm_host(folder, devices=2):
     )
     host.file("/proc/meminfo", f"MemTotal: 1024 kB\n{PRIVATE}: 1 kB\nHugePages_Total: 2\n")
     host.file(f"/boot/config-{RELEASE}", CONFIG)
+    host.file(f"/usr/lib/modules/{RELEASE}/modules.alias", ALIASES)
+    host.link("/lib", "/usr/lib")
     host.file("/dev/iommu", PRIVATE)
     host.file("/dev/vfio/vfio", "")
     host.file("/run/virtqemud.pid", "812")

@@ -48,7 +48,13 @@ def test_a_capture_reads_as_the_host_does(host):
     assert (found.unreadable, found.partial) == ({}, {})
     for path in found.links:
         assert tree.link(path) == live.link(path)
-    cut = {"/proc/cmdline", "/proc/meminfo", f"/boot/config-{RELEASE}", "/proc/812/limits"}
+    cut = {
+        "/proc/cmdline",
+        "/proc/meminfo",
+        "/proc/812/limits",
+        f"/boot/config-{RELEASE}",
+        f"/usr/lib/modules/{RELEASE}/modules.alias",
+    }
     kinds = Counter()
     for path in found.files:
         same = tree.read(path) == live.read(path)
@@ -59,6 +65,7 @@ def test_a_capture_reads_as_the_host_does(host):
         assert tree.exists(path)
     assert tree.names("/sys/bus/pci/devices") == live.names("/sys/bus/pci/devices")
     assert tree.names(f"{DEVICE}/msi_irqs") == ("40",)
+    assert tree.exists(f"{DEVICE}/vfio-dev")
     assert text(tree, f"{DEVICE}/iommu_group/reserved_regions") == (
         "0x0000000008000000 0x00000000080fffff msi"
     )

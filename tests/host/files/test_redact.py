@@ -8,7 +8,7 @@ from pathlib import Path
 
 import libfdt
 import pytest
-from host.files.arm_host import CONFIG, LIMITS, PRIVATE, config_space
+from host.files.arm_host import ALIASES, CONFIG, LIMITS, PRIVATE, config_space
 from host.firmware.dt_builder import dtb
 from host.shared import shared_data
 
@@ -58,6 +58,10 @@ def test_of_a_configuration_texts_are_left_out():
 def test_a_configuration_that_is_none_is_refused(data, reason):
     with pytest.raises(ValueError, match=f"^{reason}"):
         redact.gunzip(data)
+
+
+def test_of_modules_alias_aliases_for_vfio_stay():
+    assert redact.vfio_aliases(ALIASES.encode()) == b"alias vfio_pci:v*d*sv*sd*bc*sc*i* vfio_pci\n"
 
 
 def test_of_limits_and_memory_the_lines_in_question_stay():

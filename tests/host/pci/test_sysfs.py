@@ -9,7 +9,8 @@ from host.hosts import SMMUS, server
 from vmm_msi.errors import InputError
 from vmm_msi.host.files import UnreadableError
 from vmm_msi.host.files.folder import FolderTree
-from vmm_msi.host.pci.sysfs import read_functions, read_smmus
+from vmm_msi.host.pci.functions import read_functions
+from vmm_msi.host.pci.sysfs import read_smmus
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     Pa,

@@ -49,6 +49,7 @@ _DEVICE = "/sys/bus/pci/devices/*"
 _GROUP = "/sys/kernel/iommu_groups/*"
 _STREAMS = "which SMMU and which ITS a device is behind"
 _ALIASES = "what a device is, and whose quirks and aliases it has"
+_DRIVERS = "whether a driver of the host has the device, or one of VFIO"
 _OPTIONS = "which options the kernel was built with"
 _OPTIONS_KEPT = "options that are on or numbers; no texts"
 _LOCKED = "how much memory the daemon that starts guests may lock"
@@ -96,7 +97,14 @@ SOURCES: tuple[Source, ...] = (
         CaptureKind.CONFIG_SPACE,
         kept="the header and those capabilities",
     ),
-    Source(f"{_DEVICE}/driver", "whether a driver of the host has the device", CaptureKind.LINK),
+    Source(f"{_DEVICE}/driver", _DRIVERS, CaptureKind.LINK),
+    Source(f"{_DEVICE}/vfio-dev", _DRIVERS, CaptureKind.FOLDER_EXISTS),
+    Source(
+        "/lib/modules/RELEASE/modules.alias",
+        _DRIVERS,
+        cut=redact.vfio_aliases,
+        kept="aliases of VFIO drivers",
+    ),
     Source(f"{_DEVICE}/iommu", "which SMMU the kernel has it behind", CaptureKind.LINK),
     Source(f"{_DEVICE}/iommu_group", "what can be assigned with what", CaptureKind.LINK),
     Source(f"{_DEVICE}/physfn", "whether it is a virtual function", CaptureKind.LINK),

@@ -76,6 +76,12 @@ def packed_kernel_options(data: bytes) -> bytes:
     return gzip.compress(kernel_options(gunzip(data)), 9, mtime=0)
 
 
+def vfio_aliases(data: bytes) -> bytes:
+    """Return the lines of ``modules.alias`` about drivers of VFIO for PCI."""
+    prefix = b"alias vfio_pci:"
+    return b"".join(line for line in data.splitlines(keepends=True) if line.startswith(prefix))
+
+
 def gunzip(data: bytes) -> bytes:
     """Decompress a kernel configuration.
 

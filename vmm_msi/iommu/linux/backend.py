@@ -20,7 +20,7 @@ from vmm_msi.errors import BackendError, InputError, VmmMsiError
 from vmm_msi.iommu.allocators import SwMsiSlots
 from vmm_msi.iommu.backend import BackendInfo, Capability, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
-from vmm_msi.iommu.linux import sysfs
+from vmm_msi.iommu.linux import local_pci
 from vmm_msi.iommu.linux.guest_ram import Memory
 from vmm_msi.iommu.linux.iommufd import IommuFd
 from vmm_msi.iommu.linux.kmsg import KernelLog
@@ -179,7 +179,7 @@ class IommufdBackend:
         """Return the device's software MSI window: the kernel's, or that of the allocator here."""
         if self._doorbells is Doorbells.WITNESS:
             return self._host.device_by_address[device].sw_msi_window
-        return sysfs.sw_msi_window(self._devices[device].address)
+        return local_pci.sw_msi_window(self._devices[device].address)
 
     def _place(self, ipa: int) -> int:
         """Return where an IPA of the guest's memory map really is."""

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.linux import sysfs, uapi
+from vmm_msi.iommu.linux import local_pci, uapi
 
 if TYPE_CHECKING:
     import mmap
@@ -73,7 +73,7 @@ class RealConfig:
     def __init__(self, address: PciAddress) -> None:
         self.address = address
         with telling(f"{address}: opening its configuration space", "it takes root"):
-            self._fd = os.open(sysfs.folder_of(address) / "config", os.O_RDWR | os.O_CLOEXEC)
+            self._fd = os.open(local_pci.folder_of(address) / "config", os.O_RDWR | os.O_CLOEXEC)
 
     def read(self, at: int, size: int) -> int:
         """Return ``size`` bytes."""

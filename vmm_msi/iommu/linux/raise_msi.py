@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.linux import sysfs, uapi
+from vmm_msi.iommu.linux import local_pci, uapi
 from vmm_msi.iommu.linux.guest_ram import Memory
 from vmm_msi.iommu.linux.msi_trigger import EduTrigger, Trigger
 from vmm_msi.iommu.linux.nvme import NVME_CLASS, NvmeTrigger
@@ -45,8 +45,9 @@ def trigger_of(device: PciAddress) -> type[Trigger]:
     :raise BackendError: EOPNOTSUPP for a kind of device that is neither in :data:`TRIGGERS` nor in
         :data:`CLASS_TRIGGERS`.
     """
-    ids = vendor, number = sysfs.ids_of(device)
-    found = TRIGGERS.get(ids) or CLASS_TRIGGERS.get(sysfs.class_of(device))
+    ids = vendor, number = local_pci.ids_of(device)
+    class_code = local_pci.function_of(device).class_code
+    found = TRIGGERS.get(ids) or (None if class_code is None else CLASS_TRIGGERS.get(class_code))
     if found is None:
         known = ", ".join(f"{v:04x}:{d:04x}" for v, d in TRIGGERS)
         raise BackendError(

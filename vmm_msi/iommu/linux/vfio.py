@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.linux import sysfs, uapi
+from vmm_msi.host.pci.vfio_drivers import vfio_evidence
+from vmm_msi.iommu.linux import local_pci, uapi
 from vmm_msi.iommu.linux.iommufd import ioctl
 from vmm_msi.iommu.linux.msi import MsiEntry, RealConfig, find_entry, telling
 
@@ -36,22 +37,17 @@ _PCI_COMMAND_MASTER = 0x04
 
 
 def is_free(address: PciAddress) -> bool:
-    """Tell whether a device has no driver; False where it has one of VFIO's.
-
-    VFIO's drivers are vfio-pci and its variants, which vendors write: they alone give a device a
-    ``vfio-dev``.
+    """Return whether a device has no driver; False if it is bound to VFIO.
 
     :raise BackendError: ENODEV when there is no such device, EBUSY when another driver has it.
     """
-    folder = sysfs.folder_of(address)
-    driver = folder / "driver"
-    if not driver.is_symlink():
+    function = local_pci.function_of(address)
+    if function.driver is None:
         return True
-    name = driver.readlink().name
-    if name != _DRIVER and not (folder / "vfio-dev").is_dir():
+    if vfio_evidence(function) is None:
         raise BackendError(
             errno.EBUSY,
-            f"{address}: the driver {name} has it; unbind it first, for example with "
+            f"{address}: the driver {function.driver} has it; unbind it first, for example with "
             f"virsh nodedev-detach pci_{str(address).translate(_UNDERSCORES)}",
         )
     return False
@@ -67,7 +63,7 @@ class VfioDevice:
 
     def __init__(self, address: PciAddress) -> None:
         self.address = address
-        self._sysfs = sysfs.folder_of(address)
+        self._sysfs = local_pci.folder_of(address)
         self._fd = -1
         self._regions: dict[int, int] = {}
         self._event = -1

@@ -159,23 +159,25 @@ class Agent:
 
     def _devices(self, _tell: Tell) -> list[dict[str, object]]:
         """Return the PCI devices that are behind an SMMU."""
-        from vmm_msi.iommu.linux import sysfs
-        from vmm_msi.types import PciAddress
+        from vmm_msi.host.files.folder import this_machine
+        from vmm_msi.host.pci.sysfs import PciDevices
 
-        found: list[dict[str, object]] = []
-        for device in sorted(sysfs.DEVICES.iterdir()):
-            if (device / "iommu_group").is_symlink() and (device / "iommu").is_symlink():
-                vendor, number = sysfs.ids_of(PciAddress.parse(device.name))
-                found.append(
+        pci = PciDevices(this_machine())
+        devices: list[dict[str, object]] = []
+        for address in pci.addresses():
+            group, smmu = pci.link(address, "iommu_group"), pci.link(address, "iommu")
+            if group is not None and smmu is not None:
+                vendor, device = pci.ids(address)
+                devices.append(
                     {
-                        "address": device.name,
+                        "address": str(address),
                         "vendor": vendor,
-                        "device": number,
-                        "group": int((device / "iommu_group").readlink().name),
-                        "smmu": (device / "iommu").readlink().name,
+                        "device": device,
+                        "group": int(group),
+                        "smmu": smmu,
                     }
                 )
-        return found
+        return devices
 
     def _open(self, _tell: Tell, **given: object) -> object:
         """Open a backend; the one before is closed."""
@@ -271,11 +273,11 @@ class Agent:
 
     def _virtual_function(self, _tell: Tell, address: str) -> str:
         """Have a device make its first virtual function, and return that one's address."""
-        from vmm_msi.iommu.linux import sysfs
+        from vmm_msi.iommu.linux.local_pci import folder_of
         from vmm_msi.lab.guest.exercise import switch_on
         from vmm_msi.types import PciAddress
 
-        folder = sysfs.folder_of(PciAddress.parse(address))
+        folder = folder_of(PciAddress.parse(address))
         # A virtual function has no carrier while the physical one is off.
         for interface in (folder / "net").iterdir():
             switch_on(interface.name)

@@ -3,20 +3,29 @@
 from __future__ import annotations
 
 import base64
-from pathlib import Path
+from typing import TYPE_CHECKING
 
-_IORT = Path("/sys/firmware/acpi/tables/IORT")
-_GROUPS = Path("/sys/kernel/iommu_groups")
-_DEVICES = Path("/sys/bus/pci/devices")
-_INTERRUPTS = Path("/proc/interrupts")
+from vmm_msi.host.files import text
+from vmm_msi.host.files.folder import this_machine
+from vmm_msi.host.pci.sysfs import GROUPS, PciDevices
+
+if TYPE_CHECKING:
+    from vmm_msi.host.files import HostTree
+    from vmm_msi.types import PciAddress
+
+_IORT = "/sys/firmware/acpi/tables/IORT"
+_INTERRUPTS = "/proc/interrupts"
 
 
 def look() -> dict[str, object]:
-    """Return what there is to see, as JSON."""
+    """Return the guest's IORT, IOMMU groups, PCI devices and interrupts, as JSON."""
+    tree = this_machine()
+    pci = PciDevices(tree)
+    iort = tree.read(_IORT)
     return {
-        "iort": base64.b64encode(_IORT.read_bytes()).decode() if _IORT.exists() else None,
-        "groups": [_group(folder) for folder in sorted(_GROUPS.iterdir(), key=_number)],
-        "devices": [_device(folder) for folder in sorted(_DEVICES.iterdir())],
+        "iort": None if iort is None else base64.b64encode(iort).decode(),
+        "groups": [_group(tree, pci, number) for number in sorted(map(int, tree.names(GROUPS)))],
+        "devices": [_device(pci, address) for address in pci.addresses()],
         "interrupts": interrupts(),
     }
 
@@ -24,7 +33,7 @@ def look() -> dict[str, object]:
 def interrupts() -> dict[int, tuple[str, int]]:
     """Return the name and the count of each MSI, such as ``nvme0q1`` and 12, by Linux's number."""
     found = {}
-    head, *lines = _INTERRUPTS.read_text(encoding="ascii").splitlines()
+    head, *lines = (text(this_machine(), _INTERRUPTS) or "").splitlines()
     processors = len(head.split())
     for line in lines:
         words = line.split()
@@ -34,24 +43,21 @@ def interrupts() -> dict[int, tuple[str, int]]:
     return found
 
 
-def _number(folder: Path) -> int:
-    return int(folder.name)
-
-
-def _group(folder: Path) -> dict[str, object]:
+def _group(tree: HostTree, pci: PciDevices, number: int) -> dict[str, object]:
+    folder = f"{GROUPS}/{number}"
     return {
-        "id": int(folder.name),
-        "devices": sorted(device.name for device in (folder / "devices").iterdir()),
-        "reserved": (folder / "reserved_regions").read_text(encoding="ascii").splitlines(),
-        "type": (folder / "type").read_text(encoding="ascii").strip(),
+        "id": number,
+        "devices": [str(member) for member in pci.members(number)],
+        "reserved": (text(tree, f"{folder}/reserved_regions") or "").splitlines(),
+        "type": text(tree, f"{folder}/type"),
     }
 
 
-def _device(folder: Path) -> dict[str, object]:
-    driver = folder / "driver"
+def _device(pci: PciDevices, address: PciAddress) -> dict[str, object]:
+    class_code = pci.class_code(address)
     return {
-        "address": folder.name,
-        "class": (folder / "class").read_text(encoding="ascii").strip(),
-        "driver": driver.resolve().name if driver.exists() else None,
-        "port": folder.resolve().parent.name,
+        "address": str(address),
+        "class": None if class_code is None else f"{class_code:#08x}",
+        "driver": pci.link(address, "driver"),
+        "port": pci.parent(address),
     }
