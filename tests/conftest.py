@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tomllib
 from collections import Counter
 from contextlib import ExitStack
 from functools import cache
+from importlib.metadata import distribution
 
 import hypothesis
 import pytest
@@ -37,6 +39,15 @@ _COUNTS = pytest.StashKey[Counter[str]]()
 
 def pytest_configure(config):
     config.stash[_COUNTS] = Counter()
+    check_entry_points(config.rootpath / "pyproject.toml")
+
+
+def check_entry_points(path):
+    """Stop where the plugins that are installed are not those of ``pyproject.toml``."""
+    declared = tomllib.loads(path.read_text())["project"]["entry-points"]["vmm_msi"]
+    installed = distribution("vmm-msi").entry_points.select(group="vmm_msi")
+    if {point.name: point.value for point in installed} != declared:
+        pytest.exit("the installed entry points are not those of pyproject.toml: run make setup", 4)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -1,8 +1,8 @@
 """coerced: the guest's bindings are registered and the host's allocator is made to pick one.
 
 "SMMUv3 Nested Stage Setup" (2018-2021). Revisions differ in the kernel, not here: ``v2`` and
-``v3`` have no way to withdraw a binding, ``v3`` keeps devices apart, ``v8`` and ``v15`` refuse
-devices with another ITS, ``v15`` refuses a stage 1 granule larger than that of stage 2.
+``v3`` cannot withdraw a binding, ``v3`` keeps devices apart, ``v8`` and ``v15`` refuse devices
+with another ITS, ``v15`` refuses a stage 1 granule larger than that of stage 2.
 """
 
 from __future__ import annotations
@@ -17,24 +17,11 @@ from vmm_msi.plugins import (
     Needs,
     Options,
     PciAddress,
-    PluginInfo,
-    PluginKind,
     S2Handle,
     S2Pool,
     Session,
-    hookimpl,
+    Strategy,
 )
-from vmm_msi_plugins.common import (
-    vmm_msi_attach_device,
-    vmm_msi_detach_device,
-    vmm_msi_prepare_msi,
-)
-
-__all__ = [
-    "vmm_msi_attach_device",
-    "vmm_msi_detach_device",
-    "vmm_msi_prepare_msi",
-]
 
 _INTERFACE = {
     "v2": Capability.GUEST_BINDING_V2,
@@ -54,54 +41,44 @@ class CoercedOptions(Options, frozen=True):
 
 
 @dataclass
-class _Bound:
-    """Devices per binding: two devices that share a stage 1 share its binding."""
+class _BindingUsers:
+    """Devices per binding: devices that share a stage 1 share its binding."""
 
-    users: Counter[tuple[S2Handle, Iova]] = field(default_factory=Counter)
-
-
-def _needs(options: CoercedOptions) -> Needs:
-    interface = _INTERFACE[options.revision]
-    return Needs(interface=interface, capabilities=frozenset({interface}))
+    count: Counter[tuple[S2Handle, Iova]] = field(default_factory=Counter)
 
 
-@hookimpl
-def vmm_msi_describe() -> PluginInfo:
-    """Describe the strategy."""
-    return PluginInfo(
-        name="coerced",
-        kind=PluginKind.STRATEGY,
-        summary="register the guest's bindings and make the host's allocator use them",
-        options=CoercedOptions,
-        needs=_needs,
-        guest="one stage 1 for all devices of a host ITS, or the same gIOVA in each",
-        host="a kernel with the series of 2018-2021, or the model of one",
-        xml="vSMMUs and hostdevs; QEMU cannot carry it out",
-        costs="one S2 per physical SMMU, a binding per gIOVA, one S2 mapping per physical ITS",
-    )
+class Coerced(Strategy):
+    """The strategy."""
 
+    name = "coerced"
+    summary = "register the guest's bindings and make the host's allocator use them"
+    options = CoercedOptions
+    guest = "one stage 1 for all devices of a host ITS, or the same gIOVA in each"
+    host = "a kernel with the series of 2018-2021, or the simulator"
+    xml = "vSMMUs and hostdevs; QEMU cannot bind it"
+    costs = "one S2 per physical SMMU, a binding per gIOVA, one S2 mapping per physical ITS"
 
-@hookimpl
-def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> bool:
-    """Register gIOVA -> gDB with the size of the guest's stage 1 granule."""
-    guest_device = session.guest_device(device)
-    granule = session.guest.stage1_by_id[guest_device.stage1].granule
-    gdb = session.guest.gdb(guest_device)
-    session.backend.bind_guest_msi(device, guest_device.giova, gdb, granule)
-    s2 = session.state(S2Pool).of(device)
-    session.state(_Bound).users[s2, guest_device.giova] += 1
-    return True
+    def needs(self, options: CoercedOptions) -> Needs:
+        """Require the interface of the revision."""
+        interface = _INTERFACE[options.revision]
+        return Needs(interface=interface, capabilities=frozenset({interface}))
 
+    def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
+        """Register gIOVA -> gDB with the size of the guest's stage 1 granule."""
+        guest_device = session.guest_device(device)
+        granule = session.guest.stage1_by_id[guest_device.stage1].granule
+        gdb = session.guest.gdb(guest_device)
+        session.backend.bind_guest_msi(device, guest_device.giova, gdb, granule)
+        s2 = session.state(S2Pool).of(device)
+        session.state(_BindingUsers).count[s2, guest_device.giova] += 1
 
-@hookimpl
-def vmm_msi_unbind_doorbell(session: Session, device: PciAddress) -> bool:
-    """Withdraw the binding when no other device uses it, where the revision can."""
-    giova = session.guest_device(device).giova
-    users = session.state(_Bound).users
-    key = (session.state(S2Pool).of(device), giova)
-    users[key] -= 1
-    if not users[key]:
-        del users[key]
-        if Capability.GUEST_UNBIND in session.backend.info.capabilities:
-            session.backend.unbind_guest_msi(device, giova)
-    return True
+    def vmm_msi_unbind_doorbell(self, session: Session, device: PciAddress) -> None:
+        """Withdraw the binding when no other device uses it, where the revision can."""
+        giova = session.guest_device(device).giova
+        count = session.state(_BindingUsers).count
+        key = (session.state(S2Pool).of(device), giova)
+        count[key] -= 1
+        if not count[key]:
+            del count[key]
+            if Capability.GUEST_UNBIND in session.backend.info.capabilities:
+                session.backend.unbind_guest_msi(device, giova)

@@ -6,20 +6,15 @@ device tree names one ITS per device.
 
 from __future__ import annotations
 
-from vmm_msi.plugins import HostDevice, PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import HostDevice, HostTopology, ItsSelector
 
 
-@hookimpl
-def vmm_msi_describe() -> PluginInfo:
-    """Describe the selector."""
-    return PluginInfo(
-        name="first-in-group",
-        kind=PluginKind.ITS_SELECTOR,
-        summary="the first ITS of the device's group, as Linux does",
-    )
+class FirstInGroup(ItsSelector):
+    """The selector."""
 
+    name = "first-in-group"
+    summary = "the first ITS of the device's group, as Linux does"
 
-@hookimpl
-def vmm_msi_select_its(device: HostDevice) -> int:
-    """Return the first."""
-    return device.its
+    def vmm_msi_select_its(self, device: HostDevice, host: HostTopology) -> int:  # noqa: ARG002
+        """Return the first ITS of the group."""
+        return device.its

@@ -1,9 +1,9 @@
-"""placed: the guest's doorbell is put where the kernel's slot lands, and the device told so.
+"""placed: the guest's doorbell lies where the kernel's slot lands; the device gets the gIOVA.
 
-An unmodified iommufd maps each host doorbell at a page of the software MSI window and wants the
-device to write there. Where the VMM has its virtual ITS's doorbell page at that very address, the
-guest's own mapping gIOVA -> gDB leads to the host's doorbell, and only the address in the device
-is wrong: it is overwritten with the gIOVA. docs/strategies.md tells what that rests on.
+An unmodified iommufd maps each host doorbell at a page of the software MSI window and writes that
+address into the device. Where the VMM has its virtual ITS's doorbell page at that very address,
+the guest's own mapping gIOVA -> gDB leads to the host's doorbell, and only the address in the
+device is wrong: it is overwritten with the gIOVA. docs/strategies.md lists what that relies on.
 """
 
 from __future__ import annotations
@@ -16,67 +16,52 @@ from vmm_msi.plugins import (
     Needs,
     Options,
     PciAddress,
-    PluginInfo,
-    PluginKind,
     RefusedError,
     Session,
+    Strategy,
     guest_doorbell,
-    hookimpl,
-)
-from vmm_msi_plugins.common import (
-    vmm_msi_attach_device,
-    vmm_msi_detach_device,
 )
 
-__all__ = [
-    "vmm_msi_attach_device",
-    "vmm_msi_detach_device",
-]
 
+class Placed(Strategy):
+    """The strategy."""
 
-def _needs(_options: Options) -> Needs:
-    return Needs(
-        interface=Capability.SW_MSI_SLOTS,
-        capabilities=frozenset({Capability.SW_MSI_SLOTS, Capability.MSI_ADDRESS_WRITE}),
+    name = "placed"
+    summary = "put the guest's doorbell where the kernel's slot lands, rewrite the MSI address"
+    guest = "a virtual ITS whose doorbell page is the slot of its devices' host ITS"
+    host = (
+        "iommufd; root, to write the MSI address behind the kernel's back; all devices of a guest "
+        "on one host ITS"
     )
+    xml = "vSMMUs and hostdevs; QEMU cannot bind it"
+    costs = "one S2 per physical SMMU, one MSI window page per physical ITS"
 
-
-@hookimpl
-def vmm_msi_describe() -> PluginInfo:
-    """Describe the strategy."""
-    return PluginInfo(
-        name="placed",
-        kind=PluginKind.STRATEGY,
-        summary="put the guest's doorbell where the kernel's slot lands, rewrite the MSI address",
-        needs=_needs,
-        guest="a virtual ITS whose doorbell page is the slot of its devices' host ITS",
-        host="iommufd; root, to write the MSI address behind the kernel's back; all devices of a "
-        "guest on one host ITS",
-        xml="vSMMUs and hostdevs; QEMU cannot carry it out",
-        costs="one S2 per physical SMMU, one MSI window page per physical ITS",
-    )
-
-
-@hookimpl
-def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova:
-    """Let the kernel pick a slot, and write the guest's gIOVA over it.
-
-    :raise RefusedError: when the guest's doorbell is not where the slot is.
-    """
-    page_size = session.backend.page_size
-    # The kernel takes an IPA of stage 2 for the address that the device is to write to.
-    slot = Ipa(session.backend.prepare_msi(device)).align_down(page_size)
-    gdb = session.guest.gdb(session.guest_device(device))
-    if gdb.align_down(page_size) != slot:
-        raise RefusedError(
-            f"{device}: the kernel maps its doorbell at {slot}, the guest has its own at {gdb}; "
-            f"{_advice(session, device, slot)}"
+    def needs(self, _options: Options) -> Needs:
+        """Require the kernel's slots and a write of the MSI address."""
+        return Needs(
+            interface=Capability.SW_MSI_SLOTS,
+            capabilities=frozenset({Capability.SW_MSI_SLOTS, Capability.MSI_ADDRESS_WRITE}),
         )
-    return session.backend.program_msi(device, guest_doorbell(session, device))
+
+    def vmm_msi_prepare_msi(self, session: Session, device: PciAddress) -> Iova:
+        """Let the kernel pick a slot, and write the guest's gIOVA over it.
+
+        :raise RefusedError: when the guest's doorbell is not where the slot is.
+        """
+        page_size = session.backend.page_size
+        # The kernel writes an IPA of stage 2 into the device.
+        slot = Ipa(session.backend.prepare_msi(device)).align_down(page_size)
+        gdb = session.guest.gdb(session.guest_device(device))
+        if gdb.align_down(page_size) != slot:
+            raise RefusedError(
+                f"{device}: the kernel maps its doorbell at {slot}, the guest has its own at "
+                f"{gdb}; {_advice(session, device, slot)}"
+            )
+        return session.backend.program_msi(device, guest_doorbell(session, device))
 
 
 def _advice(session: Session, device: PciAddress, slot: Ipa) -> str:
-    """Return what would work: a virtual ITS takes 128 KiB, and begins at a multiple of 64 KiB."""
+    """Return what to do: a virtual ITS takes 128 KiB, and begins at a multiple of 64 KiB."""
     base = slot.offset(-ITS_TRANSLATER_PAGE_OFFSET)
     own = session.guest_device(device).vits
     clashes = any(
@@ -85,5 +70,5 @@ def _advice(session: Session, device: PciAddress, slot: Ipa) -> str:
         if vits.id != own
     )
     if base % ITS_TRANSLATER_PAGE_OFFSET or clashes:
-        return "no virtual ITS has room there: devices of one host ITS alone would work"
-    return f"a virtual ITS at {base} would work"
+        return "a virtual ITS does not fit there: assign devices of one host ITS only"
+    return f"put the virtual ITS at {base}"

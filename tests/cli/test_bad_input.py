@@ -347,7 +347,7 @@ def a_strategy_that_is_not_of_the_form(place):
     return ["compare", "--scenario", TWO_ITS, "--strategy", "direct:"]
 
 
-@case(2, "strategy 'nope': no such plugin; there are coerced, direct, host-cookie")
+@case(2, "strategy 'nope': no such plugin; valid: coerced, direct, host-cookie")
 def an_unknown_strategy(place):
     return ["compare", "--scenario", TWO_ITS, "--strategy", "nope"]
 

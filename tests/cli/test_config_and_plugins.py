@@ -136,17 +136,17 @@ WRONG = [
         "[[domain]]\nname='a'\n" + 2 * "[[domain.device]]\naddress='01:00.0'\nstrategy='direct'\n",
         "device 0000:01:00.0 is there twice",
     ),
-    ("strategy = 'x'\n", "strategy 'x': no such plugin; there are coerced, direct, "),
-    ("[strategies.x]\n", "strategy 'x': no such plugin; there are coerced, direct, "),
+    ("strategy = 'x'\n", "strategy 'x': no such plugin; valid: coerced, direct, "),
+    ("[strategies.x]\n", "strategy 'x': no such plugin; valid: coerced, direct, "),
     ("[[domain]]\nname = 'g'\nstrategy = 'x'\n", "strategy 'x': no such plugin"),
     ("[strategies.direct]\nx = 1\n", "strategy direct: unknown option 'x'; valid: profile"),
     ("[strategies.coerced]\nrevision = 'v9'\n", "revision: v15 | v2 | v3 | v8"),
     ("[strategies.coerced]\nprofile = 'v9'\n", "kernel profile 'v9': not one of pre-series"),
-    ("its_selector = 'x'\n", "its-selector 'x': no such plugin; there are first-in-group"),
+    ("its_selector = 'x'\n", "its-selector 'x': no such plugin; valid: first-in-group"),
     ("its_selector = 'direct'\n", "its-selector 'direct': no such plugin"),
     ("strategy = 'first-in-group'\n", "strategy 'first-in-group': no such plugin"),
     ("strategy = 'direct'\nplugins.disabled = ['direct']\n", "is disabled"),
-    ("plugins.disabled = ['nope']\n", "disabling plugin 'nope': there is none; there are coerced"),
+    ("plugins.disabled = ['nope']\n", "disabling plugin 'nope': no such plugin; valid: coerced"),
 ]
 
 
@@ -216,4 +216,4 @@ def test_disabled_plugins(vmm_msi, nowhere, how):
     assert off == {"direct", "coerced"}
     code, out, err = vmm_msi("plugins", "list", "--disable-plugin", "nothing")
     assert (code, out) == (2, "")
-    assert "disabling plugin 'nothing': there is none; there are coerced, direct" in err
+    assert "disabling plugin 'nothing': no such plugin; valid: coerced, direct" in err

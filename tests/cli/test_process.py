@@ -170,9 +170,9 @@ def test_exit_code_of_a_plugin_error(tmp_path):
     path = str(tmp_path)
     words = ["compare", "--scenario", TWO_ITS, "--strategy", "outside"]
     line = one_line(run(*words, code=4, PYTHONPATH=path), "compare")
-    assert "plugin 'outside' (outside 1.0) cannot be imported: ModuleNotFoundError" in line
+    assert "plugin 'outside' (outside 1.0): cannot be imported: ModuleNotFoundError" in line
     done = run("plugins", "list", "--format", "json", PYTHONPATH=path)
-    assert "'outside' (outside 1.0) cannot be imported" in done.stderr
+    assert "'outside' (outside 1.0): cannot be imported" in done.stderr
     found = {plugin["name"]: plugin for plugin in json.loads(done.stdout)["plugins"]}
     assert (found["outside"]["state"], found["outside"]["origin"]) == ("broken", "outside 1.0")
     assert "no_such_module" in found["outside"]["problem"]
@@ -181,14 +181,53 @@ def test_exit_code_of_a_plugin_error(tmp_path):
     assert disabled.stderr == ""
 
 
-def test_two_plugins_of_one_name(tmp_path):
-    plugin_distribution(tmp_path, "outside", "direct = outside_direct")
-    (tmp_path / "outside_direct.py").write_text("from vmm_msi_plugins.direct import *\n")
-    for words in (["plugins", "list"], ["compare", "--scenario", TWO_ITS]):
-        line = one_line(run(*words, code=4, PYTHONPATH=str(tmp_path)), words[0])
-        assert "plugin name 'direct' is given twice" in line
-        assert "outside 1.0" in line
-        assert "vmm-msi 0." in line
+def test_two_plugins_of_one_name_stop_only_who_names_them(tmp_path):
+    plugin_distribution(tmp_path, "outside", "direct = outside_direct:Direct")
+    (tmp_path / "outside_direct.py").write_text("from vmm_msi_plugins.direct import Direct\n")
+    path = str(tmp_path)
+    words = ["compare", "--scenario", TWO_ITS]
+    line = one_line(run(*words, "--strategy", "direct", code=4, PYTHONPATH=path), "compare")
+    assert "the name is given 2 times: by outside 1.0 and by vmm-msi 0." in line
+    for others in (["plugins", "list"], words, [*words, "--strategy", "identity"]):
+        done = run(*others, PYTHONPATH=path)
+        assert "direct:" not in done.stdout
+        assert done.stderr.count("\n") == 1
+        assert "the name is given 2 times" in done.stderr
+    assert "broken" in run("plugins", "list", PYTHONPATH=path).stdout
+
+
+BREAKS = """
+from vmm_msi_plugins.identity import Identity
+
+class Breaks(Identity):
+    name = "breaks"
+    def vmm_msi_attach_device(self, session, device):
+        raise KeyError(device)
+"""
+
+
+def test_a_strategy_that_breaks_stops_only_who_names_it(tmp_path):
+    plugin_distribution(tmp_path, "outside", "breaks = outside_breaks:Breaks")
+    (tmp_path / "outside_breaks.py").write_text(BREAKS)
+    words = ["compare", "--scenario", TWO_ITS]
+    path = str(tmp_path)
+    message = "strategy breaks: attach-device of 0000:01:00.0 failed with KeyError"
+    line = one_line(run(*words, "--strategy", "breaks", code=4, PYTHONPATH=path), "compare")
+    assert message in line
+    done = run(*words, PYTHONPATH=path)
+    assert message in done.stderr
+    assert "it is skipped" in done.stderr
+    assert "\nidentity " in done.stdout
+    assert "\nbreaks " not in done.stdout
+
+
+def test_a_broken_plugin_in_the_configuration_is_listed(tmp_path):
+    plugin_distribution(tmp_path, "outside", "outside = no_such_module")
+    (tmp_path / "vmm-msi.toml").write_text("strategy = 'outside'\n[strategies.outside]\nx = 1\n")
+    config = ["--config", str(tmp_path / "vmm-msi.toml")]
+    done = run("plugins", "list", *config, PYTHONPATH=str(tmp_path))
+    assert "broken  outside 1.0" in done.stdout
+    run("config", "check", *config, code=4, PYTHONPATH=str(tmp_path))
 
 
 def test_interrupted(tmp_path):

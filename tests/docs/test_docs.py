@@ -322,7 +322,7 @@ def test_the_plugin_example_prints_what_the_page_shows(plugin_example):
 
 def test_the_plugins_of_the_example_work(plugin_example):
     plugins = PluginManager.load()
-    for name in ("one_its", "last_in_group", "no_baseline"):
+    for name in ("OneIts", "LastInGroup", "NoBaseline"):
         plugins.register(plugin_example[0][name])
     assert {"one-its"} < set(plugins.names(PluginKind.STRATEGY))
     two = load_scenario(sample("two-its.toml"))
@@ -347,7 +347,7 @@ def test_the_entry_points_of_the_example_are_its_plugins(plugin_example):
     for name, value in points.items():
         module, _, attribute = value.partition(":")
         assert module == "vmm_msi_example"
-        assert plugin_example[0][attribute].vmm_msi_describe().name == name
+        assert plugin_example[0][attribute]().vmm_msi_describe().name == name
 
 
 # --- strategies and kernels --------------------------------------------------------------------

@@ -50,7 +50,7 @@ def make(scenario, choice, fail_at=0):
 @given(scenario=scenarios())
 def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, scenario):
     backend, run = make(scenario, choice)
-    verdicts = list(run.try_all())
+    verdicts = list(run.attach_and_deliver())
     assert [v.device for v in verdicts] == [d.host for d in scenario.guest.devices]
     for verdict in verdicts:
         device = scenario.host.device_by_address[verdict.device]
@@ -86,7 +86,7 @@ def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, 
 def test_multi_its_delivers_what_it_does_not_refuse(mode, profile, scenario):
     choice = Choice.parse(f"multi-its:mode={mode},profile={profile}")
     _backend, run = make(scenario, choice)
-    assert {v.outcome for v in run.try_all()} <= {Outcome.DELIVERED, Outcome.REFUSED}
+    assert {v.outcome for v in run.attach_and_deliver()} <= {Outcome.DELIVERED, Outcome.REFUSED}
 
 
 def test_mode_vsmmu_refuses_what_the_window_has_no_room_for():
@@ -97,7 +97,7 @@ def test_mode_vsmmu_refuses_what_the_window_has_no_room_for():
     itses = tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(17))
     host = HostTopology("test", Granule.K64, (Smmu(0),), itses, devices)
     _backend, run = make(Scenario(host, virt_guest("test", addresses)), VSMMU)
-    verdicts = list(run.try_all())
+    verdicts = list(run.attach_and_deliver())
     assert [v.outcome for v in verdicts] == [Outcome.DELIVERED] * 16 + [Outcome.REFUSED]
     assert "with host pages of 64K it has room for 16 ITSes" in verdicts[-1].reason
 
@@ -108,11 +108,11 @@ def test_mode_vsmmu_refuses_what_the_window_has_no_room_for():
 def test_detach_in_any_order_leaves_nothing(choice, scenario, data):
     backend, run = make(scenario, choice)
     before = backend.snapshot()
-    list(run.try_all())
+    list(run.attach_and_deliver())
     for device in data.draw(st.permutations([d.host for d in scenario.guest.devices])):
-        run.take_down(device)
+        run.detach(device)
         assert backend.stale() == []
-    run.stop()
+    run.detach_all()
     assert backend.snapshot() == before
     left = backend.costs()
     assert (left.s2_domains, left.s2_mappings, left.bindings) == (0, 0, 0)

@@ -130,7 +130,7 @@ def test_more_vectors_than_the_queue_has_entries(granule, open_backend):
         verdict = run.deliver(device)
         assert verdict.outcome is Outcome.DELIVERED, verdict.reason
         assert verdict.trace[-1].values["data"] == 39
-        run.stop()
+        run.detach_all()
         assert backend.snapshot() == before
     backend.close()
 
@@ -144,7 +144,7 @@ def test_two_controllers_on_one_stage_1(open_backend):
     for address in addresses * 20:
         verdict = run.deliver(address)
         assert verdict.outcome is Outcome.DELIVERED, verdict.reason
-    run.stop()
+    run.detach_all()
     backend.close()
 
 

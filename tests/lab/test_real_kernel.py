@@ -127,7 +127,7 @@ def test_the_real_its_takes_the_guests_own_giova_when_the_doorbell_is_placed(loa
     scenario = load(*one_vector(pair("own")))
     (result,) = run(scenario, "placed", doorbells=Doorbells.ITS)
     assert outcomes(result) == {A: "refused", B: "refused"}
-    assert "a virtual ITS at 0x7ff0000 would work" in result.verdicts[0].reason
+    assert "put the virtual ITS at 0x7ff0000" in result.verdicts[0].reason
     sample = Sample(pair("own").devices, vits_bases=PLACED)
     (result,) = run(load(*one_vector(sample)), "placed", doorbells=Doorbells.ITS)
     assert outcomes(result) == {A: "delivered", B: "delivered"}
@@ -154,7 +154,7 @@ def test_what_becomes_of_a_placed_address(load, opener, lab_host):
     assert "IOVA 0x8000040" in verdict.reason
     run.prepare(device)
     assert run.deliver(device).outcome is Outcome.DELIVERED
-    run.stop()
+    run.detach_all()
     backend.close()
 
 
@@ -258,7 +258,7 @@ def test_a_detach_gives_back_the_state(load, opener):
     for _ in range(3):
         run.attach_all()
         assert backend.snapshot() != before
-        run.stop()
+        run.detach_all()
         assert backend.snapshot() == before
     backend.close()
 

@@ -1,15 +1,15 @@
-"""Loading, naming, blocking and calling plugins, with real pluggy."""
+"""Load, name, disable and call plugins, with real pluggy."""
 
 from __future__ import annotations
 
 import dataclasses
 import logging
-import types
 from importlib.metadata import EntryPoint
 from typing import Literal
 
 import pytest
-from scenarios import A, B, pair
+from plugins.sample_plugins import observer, selector, strategy, strategy_info
+from scenarios import A, B, Device, Sample, pair
 
 from vmm_msi.config import Choice
 from vmm_msi.engine.compare import compare
@@ -17,57 +17,14 @@ from vmm_msi.errors import PluginError, UsageError
 from vmm_msi.host.scenario import load_scenario
 from vmm_msi.plugins import (
     Action,
-    Capability,
-    Needs,
     Options,
-    PluginInfo,
     PluginKind,
     S2Pool,
-    hookimpl,
     smmu_of,
 )
-from vmm_msi.plugins import manager as host_module
+from vmm_msi.plugins import manager as manager_module
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.types import Outcome
-
-
-def plugin(info, **hooks):
-    module = types.ModuleType(f"made_up_{info.name}")
-    for name, function in {"vmm_msi_describe": lambda: info, **hooks}.items():
-        setattr(module, name, hookimpl(function))
-    return module
-
-
-def strategy_info(name):
-    return PluginInfo(
-        name,
-        PluginKind.STRATEGY,
-        "a strategy for a test",
-        needs=lambda _options: Needs(Capability.SW_MSI, frozenset({Capability.SW_MSI})),
-    )
-
-
-def strategy(name, **hooks):
-    def attach(session, device):
-        session.state(S2Pool).attach(session, device, smmu_of(session, device))
-        return True
-
-    def detach(session, device):
-        session.state(S2Pool).detach(session, device)
-
-    def prepare(session, device):
-        return session.backend.prepare_msi(device)
-
-    complete = {
-        "vmm_msi_attach_device": attach,
-        "vmm_msi_detach_device": detach,
-        "vmm_msi_prepare_msi": prepare,
-    }
-    return plugin(strategy_info(name), **(complete | hooks))
-
-
-def observer(name, **hooks):
-    return plugin(PluginInfo(name, PluginKind.OBSERVER, "an observer for a test"), **hooks)
 
 
 @pytest.fixture
@@ -96,7 +53,7 @@ def test_the_shipped_plugins_load():
     assert all(record.origin.startswith("vmm-msi ") for record in plugins.records())
 
 
-def test_hosts_share_nothing():
+def test_plugin_managers_share_nothing():
     one, two = PluginManager.load(), PluginManager.load()
     one.register(strategy("mine"))
     assert "mine" in one.names(PluginKind.STRATEGY)
@@ -110,54 +67,81 @@ def test_a_disabled_plugin_is_listed_and_cannot_be_selected():
         plugins.info("direct", PluginKind.STRATEGY)
 
 
-def test_a_name_that_clashes_names_both():
+def test_a_taken_name_is_an_error_that_names_both_origins():
     plugins = PluginManager.load()
-    with pytest.raises(PluginError, match=r"'direct' is given twice: by vmm-msi .* and by other 1"):
+    with pytest.raises(PluginError, match=r"other 1: the name 'direct' is taken by vmm-msi 0"):
         plugins.register(strategy("direct"), "other 1")
 
 
-def points(monkeypatch, *entries):
-    found = [EntryPoint(name, value, "vmm_msi") for name, value in entries]
-    monkeypatch.setattr(host_module, "entry_points", lambda *, group: found)
+def test_a_plugin_that_was_refused_can_be_registered_when_it_is_complete():
+    plugins = PluginManager.load()
+    incomplete = strategy("late")
+    prepare = incomplete.__dict__.pop("vmm_msi_prepare_msi")
+    with pytest.raises(PluginError, match="vmm_msi_prepare_msi"):
+        plugins.register(incomplete)
+    incomplete.vmm_msi_prepare_msi = prepare
+    assert plugins.register(incomplete).name == "late"
 
 
-def test_entry_points_that_clash_name_both(monkeypatch):
-    points(monkeypatch, ("mine", "one_package"), ("mine", "another_package"))
-    with pytest.raises(PluginError, match="by another_package and by one_package"):
-        PluginManager.load()
+@pytest.fixture
+def entry_points(monkeypatch):
+    def install(*points):
+        installed = [EntryPoint(name, value, "vmm_msi") for name, value in points]
+        monkeypatch.setattr(manager_module, "entry_points", lambda *, group: installed)
+
+    return install
 
 
-def test_a_broken_plugin_is_skipped_with_a_warning_unless_it_was_asked_for(monkeypatch, caplog):
-    points(monkeypatch, ("broken", "no_such_module_anywhere"))
-    with caplog.at_level(logging.WARNING):
-        plugins = PluginManager.load()
-    assert "'broken'" in caplog.text
-    assert "no_such_module_anywhere" in caplog.text
-    assert plugins.records()[0].state == "broken"
-    with pytest.raises(UsageError, match="is broken"):
-        plugins.info("broken", PluginKind.STRATEGY)
-    with pytest.raises(PluginError, match=r"'broken'.*cannot be imported"):
-        PluginManager.load(wanted=["broken"])
-
-
-def test_an_entry_point_must_have_the_plugins_own_name(monkeypatch):
-    points(monkeypatch, ("other", "vmm_msi_plugins.direct"))
-    with pytest.raises(PluginError, match="calls itself 'direct'"):
-        PluginManager.load()
+DIRECT = ("direct", "vmm_msi_plugins.direct:Direct")
 
 
 @pytest.mark.parametrize(
-    ("made", "message"),
+    ("points", "problem"),
     [
-        (types.ModuleType("empty"), "no hook vmm_msi_describe"),
-        (plugin(strategy_info("x"), vmm_msi_no_such_hook=lambda: None), "unknown hook"),
-        (plugin(strategy_info("x"), vmm_msi_attach_device=lambda sesion: None), "sesion"),
-        (plugin(PluginInfo("x", PluginKind.STRATEGY, "no needs")), "must say its needs"),
+        (
+            [("bad", "no_such_module_anywhere")],
+            "cannot be imported: ModuleNotFoundError: No module named 'no_such_module_anywhere'",
+        ),
+        (
+            [("bad", "one_package"), ("bad", "another_package")],
+            "the name is given 2 times: by another_package and by one_package; uninstall one",
+        ),
+        (
+            [("bad", "vmm_msi_plugins.identity:Identity")],
+            "its name is 'identity', its entry point's is 'bad'; use one name for both",
+        ),
+        (
+            [("bad", "vmm_msi_plugins.identity")],
+            "no hook vmm_msi_describe; did you mean vmm_msi_plugins.identity:Identity?",
+        ),
     ],
+    ids=["import", "twice", "other name", "module of a class"],
 )
-def test_a_plugin_that_breaks_the_contract_is_an_error(made, message):
-    with pytest.raises(PluginError, match=message):
-        PluginManager.load().register(made)
+def test_a_broken_plugin_is_skipped_with_a_warning_unless_it_is_wanted(
+    points, problem, entry_points, caplog
+):
+    entry_points(*points, DIRECT)
+    with caplog.at_level(logging.WARNING):
+        plugins = PluginManager.load()
+    origin = ", ".join(sorted(value for _name, value in points))
+    message = f"plugin 'bad' ({origin}): {problem}"
+    assert caplog.messages == [f"{message}; it is skipped"]
+    states = {record.name: (record.state, record.problem) for record in plugins.records()}
+    assert states == {"bad": ("broken", problem), "direct": ("loaded", "")}
+    with pytest.raises(UsageError) as use:
+        plugins.info("bad", PluginKind.STRATEGY)
+    assert str(use.value) == f"strategy 'bad' ({origin}): is broken: {problem}"
+    with pytest.raises(PluginError) as load:
+        PluginManager.load(wanted=["bad"])
+    assert str(load.value) == message
+
+
+def test_a_module_that_exits_is_a_broken_plugin(entry_points, tmp_path, monkeypatch):
+    (tmp_path / "module_that_exits.py").write_text("raise SystemExit(3)")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry_points(("exits", "module_that_exits"), DIRECT)
+    states = {record.name: record.state for record in PluginManager.load().records()}
+    assert states == {"exits": "broken", "direct": "loaded"}
 
 
 def test_options_are_checked_against_the_declared_type():
@@ -167,17 +151,16 @@ def test_options_are_checked_against_the_declared_type():
         plugins.options("coerced", [("revison", "v8")])
     with pytest.raises(UsageError, match=r"valid: revision: v15 \| v2 \| v3 \| v8"):
         plugins.options("coerced", [("revision", "v9")])
-    with pytest.raises(UsageError, match="no such plugin; there are coerced, direct"):
+    with pytest.raises(UsageError, match="no such plugin; valid: coerced, direct"):
         plugins.options("cooerced", [])
 
 
-def test_only_the_selected_strategy_answers(scenario):
+def test_only_the_selected_strategy_is_called(scenario):
     called = []
 
     def attach(session, device):
         called.append(session.strategy)
         session.state(S2Pool).attach(session, device, smmu_of(session, device))
-        return True
 
     plugins = PluginManager.load()
     plugins.register(strategy("one", vmm_msi_attach_device=attach))
@@ -198,17 +181,17 @@ def test_every_strategy_hook_is_called_in_the_documented_order(scenario):
 
         return hook
 
-    made = strategy("real")
+    shipped = strategy("real")
     one = strategy(
         "spy",
         vmm_msi_plan_domain=lambda session: calls.append(("plan", 0)),
         vmm_msi_attach_domain=lambda session: calls.append(("attach_domain", 0)),
         vmm_msi_detach_domain=lambda session: calls.append(("detach_domain", 0)),
-        vmm_msi_attach_device=record("attach", real=made.vmm_msi_attach_device),
+        vmm_msi_attach_device=record("attach", real=shipped.vmm_msi_attach_device),
         vmm_msi_bind_doorbell=record("bind"),
-        vmm_msi_prepare_msi=record("prepare", real=made.vmm_msi_prepare_msi),
+        vmm_msi_prepare_msi=record("prepare", real=shipped.vmm_msi_prepare_msi),
         vmm_msi_unbind_doorbell=record("unbind"),
-        vmm_msi_detach_device=record("detach", real=made.vmm_msi_detach_device),
+        vmm_msi_detach_device=record("detach", real=shipped.vmm_msi_detach_device),
     )
     plugins = PluginManager.load()
     plugins.register(one)
@@ -230,7 +213,7 @@ def test_every_strategy_hook_is_called_in_the_documented_order(scenario):
 
 
 @pytest.mark.parametrize("hook", ["attach_device", "bind_doorbell", "prepare_msi"])
-def test_a_strategy_that_raises_is_named_and_nothing_is_left(hook, scenario):
+def test_a_strategy_that_raises_is_named(hook, scenario):
     def broken(session, device):
         raise KeyError("oops")
 
@@ -240,17 +223,7 @@ def test_a_strategy_that_raises_is_named_and_nothing_is_left(hook, scenario):
         run(plugins, scenario, "broken")
 
 
-def test_a_strategy_must_attach_and_prepare(scenario):
-    plugins = PluginManager.load()
-    plugins.register(strategy("lazy", vmm_msi_attach_device=lambda: None))
-    plugins.register(strategy("silent", vmm_msi_prepare_msi=lambda: None))
-    with pytest.raises(PluginError, match=r"did not attach 0000:01:00.0"):
-        run(plugins, scenario, "lazy")
-    with pytest.raises(PluginError, match="did not enable the MSIs"):
-        run(plugins, scenario, "silent")
-
-
-def test_a_veto_refuses_and_the_other_device_goes_on(scenario):
+def test_a_veto_refuses_one_device_and_not_the_other(scenario):
     def veto(event):
         if event.action is Action.BIND_DOORBELL and str(event.device) == A:
             return "not on a Sunday"
@@ -265,7 +238,7 @@ def test_a_veto_refuses_and_the_other_device_goes_on(scenario):
     assert second.outcome is Outcome.DELIVERED
 
 
-def test_a_veto_that_fails_is_no_consent(scenario):
+def test_a_veto_hook_that_raises_blocks_the_action(scenario):
     def broken(event):
         raise KeyError("oops")
 
@@ -275,22 +248,22 @@ def test_a_veto_that_fails_is_no_consent(scenario):
         run(plugins, scenario, "identity")
 
 
-def test_what_is_not_selected_is_not_called_whatever_it_implements(scenario):
+def test_an_observer_that_implements_a_strategy_hook_is_not_called_for_it(scenario):
     called = []
 
     def attach(session, device):
         called.append(device)
-        return True
 
     plugins = PluginManager.load()
-    plugins.register(observer("nosy", vmm_msi_attach_device=attach))
+    hooks = {"vmm_msi_attach_device": attach, "vmm_msi_observe": lambda event: None}
+    plugins.register(observer("nosy", **hooks))
     (result,) = run(plugins, scenario, "identity")
     assert called == []
     assert {v.outcome for v in result.verdicts} == {Outcome.DELIVERED}
 
 
-def test_disabling_what_does_not_exist_is_an_error():
-    with pytest.raises(UsageError, match=r"'drect': there is none; there are coerced, direct"):
+def test_disabling_an_unknown_plugin_is_an_error():
+    with pytest.raises(UsageError, match=r"'drect': no such plugin; valid: coerced, direct"):
         PluginManager.load(disabled=["drect"])
 
 
@@ -325,14 +298,7 @@ def test_observers_see_every_action_and_the_refusals(scenario, caplog):
     assert prepared.values == {"programmed_iova": "0xfffff040"}
 
 
-def selector(name, answer):
-    info = PluginInfo(name, PluginKind.ITS_SELECTOR, "a selector for a test")
-    return plugin(info, vmm_msi_select_its=answer)
-
-
-def test_the_selected_its_selector_answers_and_none_means_the_first(tmp_path):
-    from scenarios import Device, Sample
-
+def test_the_its_selector_is_called_and_none_means_the_first_its(tmp_path):
     path = tmp_path / "scenario.toml"
     path.write_text(Sample((Device(A, its_group=(0, 1)), Device(B, its_group=(0, 1)))).toml())
     scenario = load_scenario(path)
@@ -356,7 +322,20 @@ def test_the_selected_its_selector_answers_and_none_means_the_first(tmp_path):
         list(compare(plugins, scenario, choices, "no-such"))
 
 
-def test_a_capability_that_is_missing_is_refused_before_anything_is_touched(scenario):
+def test_an_its_selector_that_raises_is_named(scenario):
+    def broken(device):
+        raise KeyError("oops")
+
+    plugins = PluginManager.load()
+    plugins.register(selector("broken", broken))
+    message = (
+        r"ITS selector broken: selecting the ITS of 0000:01:00\.0 failed with KeyError: 'oops'"
+    )
+    with pytest.raises(PluginError, match=message):
+        list(compare(plugins, scenario, [Choice.parse("direct")], "broken"))
+
+
+def test_a_missing_capability_is_refused_in_advance(scenario):
     (result,) = run(PluginManager.load(), scenario, "identity:profile=series-v15")
     assert {v.outcome for v in result.verdicts} == {Outcome.REFUSED}
     assert "lacks sw-msi-slots" in result.verdicts[0].reason
@@ -364,8 +343,6 @@ def test_a_capability_that_is_missing_is_refused_before_anything_is_touched(scen
 
 
 def test_a_hw_msi_region_refuses_every_strategy(tmp_path):
-    from scenarios import Device, Sample
-
     extra = 'reserved = [{ base = 0xfee00000, size = 0x100000, type = "hw-msi" }]'
     path = tmp_path / "scenario.toml"
     path.write_text(Sample((Device(A, extra=extra),)).toml())
@@ -377,8 +354,6 @@ def test_a_hw_msi_region_refuses_every_strategy(tmp_path):
 
 
 def test_an_iommu_group_on_two_itses_is_refused_by_multi_its(tmp_path):
-    from scenarios import Device, Sample
-
     devices = (Device(A, group=5), Device(B, its=1, group=5))
     path = tmp_path / "scenario.toml"
     path.write_text(Sample(devices).toml())
@@ -395,7 +370,7 @@ class Coloured(Options, frozen=True):
 def test_an_option_of_literals_makes_a_form_of_each():
     info = dataclasses.replace(strategy_info("paint"), options=Coloured)
     plugins = PluginManager.load()
-    plugins.register(plugin(info))
+    plugins.register(strategy("paint", vmm_msi_describe=lambda: info))
     assert [str(choice) for choice in plugins.choices()] == [
         "coerced:revision=v2",
         "coerced:revision=v3",

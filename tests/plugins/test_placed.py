@@ -1,4 +1,4 @@
-"""The strategy ``placed`` on the model: where the guest's doorbell must be, what is rewritten."""
+"""The strategy ``placed`` in the simulator: where the guest's doorbell must be."""
 
 from __future__ import annotations
 
@@ -31,25 +31,25 @@ def outcomes(verdicts):
 
 
 def test_the_guests_own_giova_is_programmed_where_the_doorbell_is_at_the_slot(placed):
-    found = placed(Sample(pair("own").devices, vits_bases={0: FIRST}))
-    assert outcomes(found) == {A: "delivered", B: "delivered"}
-    assert [verdict.programmed for verdict in found.values()] == [0xFFFF_F040, 0xFFFF_E040]
+    verdicts = placed(Sample(pair("own").devices, vits_bases={0: FIRST}))
+    assert outcomes(verdicts) == {A: "delivered", B: "delivered"}
+    assert [verdict.programmed for verdict in verdicts.values()] == [0xFFFF_F040, 0xFFFF_E040]
 
 
-def test_a_doorbell_elsewhere_is_refused_with_the_place_that_would_work(placed):
-    found = placed(pair("own"))
-    assert outcomes(found) == {A: "refused", B: "refused"}
-    assert "the guest has its own at 0x8090000" in found[A].reason
-    assert found[A].reason.endswith("a virtual ITS at 0x7ff0000 would work")
+def test_a_doorbell_elsewhere_is_refused_with_the_valid_address(placed):
+    verdicts = placed(pair("own"))
+    assert outcomes(verdicts) == {A: "refused", B: "refused"}
+    assert "the guest has its own at 0x8090000" in verdicts[A].reason
+    assert verdicts[A].reason.endswith("put the virtual ITS at 0x7ff0000")
 
 
 @pytest.mark.parametrize("granule", ["4K", "64K"])
-def test_a_second_its_has_no_place_beside_the_first(granule, placed):
+def test_a_second_virtual_its_does_not_fit_beside_the_first(granule, placed):
     devices = (Device(A, giova=0xFFFF_0000), Device(B, its=1, vits=1, giova=0xFFFE_0000))
     bases = {0: FIRST, 1: 0x080A_0000}
-    found = placed(Sample(devices, granule=granule, s1_granule=granule, vits_bases=bases))
-    assert outcomes(found) == {A: "delivered", B: "refused"}
-    assert "devices of one host ITS alone would work" in found[B].reason
+    verdicts = placed(Sample(devices, granule=granule, s1_granule=granule, vits_bases=bases))
+    assert outcomes(verdicts) == {A: "delivered", B: "refused"}
+    assert verdicts[B].reason.endswith("does not fit there: assign devices of one host ITS only")
 
 
 def test_one_stage_1_granule_larger_than_the_slot_is_placed_by_its_offset(placed):

@@ -5,18 +5,16 @@ What fails here is not a call of libvirt (those are in test_faults.py).
 
 from __future__ import annotations
 
-import types
-
 import pytest
 from provision.failing import failing_at, raising
 from provision.helpers import A2, A, B, attach, detach, plan, texts
 
 from vmm_msi.errors import HypervisorError, PluginError, RefusedError
-from vmm_msi.plugins import Action, PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import Action, Observer
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import apply_change
 from vmm_msi.types import GuestPlan, VsmmuPlan
-from vmm_msi_plugins import identity
+from vmm_msi_plugins.identity import Identity
 
 
 def test_an_interrupt_puts_the_old_definition_back_too(connection):
@@ -63,31 +61,16 @@ def test_what_libvirt_refuses_is_not_there(connection, spoil, by_schema):
 # Plugins that fail or object.
 
 
-def made_up(name, kind, **hooks):
-    info = PluginInfo(name, kind, "a plugin of a test", needs=identity._needs)
-    module = types.ModuleType(f"made_up_{name}")
-    module.vmm_msi_describe = hookimpl(lambda: info)
-    for hook, function in hooks.items():
-        setattr(module, f"vmm_msi_{hook}", function)
-    return module
-
-
 def strategy(name, **hooks):
-    """The shipped identity strategy under another name, with some hooks replaced."""
-    shipped = {
-        hook: getattr(identity, f"vmm_msi_{hook}")
-        for hook in ("attach_domain", "detach_domain", "attach_device", "detach_device",
-                     "prepare_msi")
-    }  # fmt: skip
-    given = {hook: hookimpl(function) for hook, function in hooks.items()}
-    return made_up(name, PluginKind.STRATEGY, **(shipped | given))
+    """Return the shipped identity strategy under another name, with some hooks replaced."""
+    methods = {f"vmm_msi_{hook}": function for hook, function in hooks.items()}
+    return type("Sample", (Identity,), {"name": name, **methods})
 
 
-def with_plugin(*plugins):
-    host = PluginManager.load()
-    for plugin in plugins:
-        host.register(plugin)
-    return host
+def with_plugin(plugin):
+    plugins = PluginManager.load()
+    plugins.register(plugin)
+    return plugins
 
 
 @pytest.mark.parametrize(
@@ -95,7 +78,7 @@ def with_plugin(*plugins):
 )
 @pytest.mark.parametrize("error", [KeyError("oops"), RefusedError("oops")], ids=["bug", "refusal"])
 def test_a_strategy_that_fails(connection, hook, error):
-    def fail():
+    def fail(self):
         raise error
 
     plugins = with_plugin(strategy("failing", **{hook: fail}))
@@ -110,29 +93,33 @@ def test_a_strategy_that_fails(connection, hook, error):
 @pytest.mark.parametrize(
     "vsmmus", [(), (VsmmuPlan(0, (A,)),), (VsmmuPlan(0, (A, B)), VsmmuPlan(1, (A,)))], ids=len
 )
-def test_a_strategy_that_plans_not_every_device_once(connection, vsmmus):
-    plugins = with_plugin(strategy("careless", plan_domain=lambda: GuestPlan(vsmmus)))
+def test_a_plan_without_each_device_once(connection, vsmmus):
+    plugins = with_plugin(strategy("careless", plan_domain=lambda self: GuestPlan(vsmmus)))
     before = texts(connection)
     with pytest.raises(PluginError, match="strategy careless"):
         attach(connection, A, B, strategy="careless", plugins=plugins)
     assert texts(connection) == before
 
 
-def observer(seen, reason=None):
-    def observe(event):
-        seen.append((event.action, event.device, event.strategy, bool(event.error)))
+class Watch(Observer):
+    """Remembers events, and vetoes device B for a reason."""
 
-    return made_up(
-        "watch",
-        PluginKind.OBSERVER,
-        observe=hookimpl(observe),
-        veto=hookimpl(lambda event: reason if event.device == B else None),
-    )
+    name = "watch"
+
+    def __init__(self, seen, reason=None):
+        self.seen = seen
+        self.reason = reason
+
+    def vmm_msi_observe(self, event):
+        self.seen.append((event.action, event.device, event.strategy, bool(event.error)))
+
+    def vmm_msi_veto(self, event):
+        return self.reason if event.device == B else None
 
 
 def test_observers_learn_what_was_carried_out(connection):
     seen = []
-    plugins = with_plugin(observer(seen))
+    plugins = with_plugin(Watch(seen))
     change = plan(connection, A, B, plugins=plugins)
     assert seen == []
     apply_change(connection, change, plugins)
@@ -145,7 +132,7 @@ def test_observers_learn_what_was_carried_out(connection):
 
 def test_observers_learn_what_libvirt_refused(connection):
     seen = []
-    plugins = with_plugin(observer(seen))
+    plugins = with_plugin(Watch(seen))
     change = plan(connection, A, plugins=plugins)
     refused_by_the_schema(change.new)
     with pytest.raises(HypervisorError):
@@ -155,7 +142,7 @@ def test_observers_learn_what_libvirt_refused(connection):
 
 def test_a_veto_of_one_device_refuses_all(connection):
     seen = []
-    plugins = with_plugin(observer(seen, "B is broken"))
+    plugins = with_plugin(Watch(seen, "B is broken"))
     before = texts(connection)
     with pytest.raises(RefusedError, match=r"of 0001:01:00\.0: vetoed by watch: B is broken"):
         attach(connection, A, B, plugins=plugins)

@@ -327,7 +327,7 @@ REFUSALS = {
     "unknown strategy": (
         {"strategy": "nope"},
         UsageError,
-        "strategy 'nope': no such plugin; there are coerced, direct, host-cookie, identity",
+        "strategy 'nope': no such plugin; valid: coerced, direct, host-cookie, identity",
     ),
     "unknown option": (
         {"strategy": "direct:x=1"},
@@ -457,7 +457,7 @@ def test_a_guest_without_an_its(connection, gic, words):
 
 def test_an_its_selector_that_does_not_exist(connection, tmp_path):
     before = texts(connection)
-    with pytest.raises(UsageError, match="its-selector 'mine': no such plugin; there are first-in"):
+    with pytest.raises(UsageError, match="its-selector 'mine': no such plugin; valid: first-in"):
         attach(connection, A, settings=settings_of(tmp_path, 'its_selector = "mine"'))
     assert texts(connection) == before
 

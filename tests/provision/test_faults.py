@@ -12,7 +12,6 @@ import os
 import signal
 import threading
 import time
-import types
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -28,7 +27,7 @@ from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import HypervisorError, UndoError
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import Observer
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest, Scope, host_lock
 
@@ -70,12 +69,15 @@ def everything(connection):
 def observed():
     """Yield plugins with an observer, and the list of whether each event was a failure."""
     seen = []
-    watch = types.ModuleType("watch")
-    info = PluginInfo("watch", PluginKind.OBSERVER, "a plugin of a test")
-    watch.vmm_msi_describe = hookimpl(lambda: info)
-    watch.vmm_msi_observe = hookimpl(lambda event: seen.append(bool(event.error)))
+
+    class Watch(Observer):
+        name = "watch"
+
+        def vmm_msi_observe(self, event):
+            seen.append(bool(event.error))
+
     plugins = PluginManager.load()
-    plugins.register(watch)
+    plugins.register(Watch)
     yield plugins, seen
 
 

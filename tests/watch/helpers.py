@@ -10,7 +10,7 @@ from vmm_msi.config import Config
 from vmm_msi.domxml.bound_metadata import read_bound
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import NAMESPACE, PREFIX
-from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import Observer
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.watch.binder import SimBinder
 from vmm_msi.watch.reconcile import Reconciler
@@ -22,22 +22,19 @@ UP = ["attach-device", "bind-doorbell", "prepare-msi"]
 DOWN = ["unbind-doorbell", "detach-device"]
 
 
-class Audit:
+class Audit(Observer):
     """An observer that records events, and vetoes those of the devices in ``vetoed``."""
+
+    name = "audit"
+    summary = "records events"
 
     def __init__(self, *vetoed):
         self.events = []
         self.vetoed = set(vetoed)
 
-    @hookimpl
-    def vmm_msi_describe(self):
-        return PluginInfo(name="audit", kind=PluginKind.OBSERVER, summary="records events")
-
-    @hookimpl
     def vmm_msi_veto(self, event):
         return "not this one" if event.device in self.vetoed else None
 
-    @hookimpl
     def vmm_msi_observe(self, event):
         self.events.append(event)
 

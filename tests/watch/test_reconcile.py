@@ -29,7 +29,7 @@ from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, Bound, BoundDevice,
 from vmm_msi.domxml.metadata import NAMESPACE as RECORD
 from vmm_msi.errors import HypervisorError
 from vmm_msi.libvirt_driver import Connection
-from vmm_msi.plugins import PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import ItsSelector
 from vmm_msi.types import Iova, Outcome
 
 BOTH = [(A, "delivered"), (B, "delivered")]
@@ -268,10 +268,12 @@ def test_two_strategies_in_one_guest(file, audit):
 
 
 def test_another_selector_binds_again(file, audit):
-    class Other:
-        @hookimpl
-        def vmm_msi_describe(self):
-            return PluginInfo(name="other", kind=PluginKind.ITS_SELECTOR, summary="as the default")
+    class Other(ItsSelector):
+        name = "other"
+        summary = "as the default"
+
+        def vmm_msi_select_its(self, device, host):
+            return None
 
     with running(file, A) as connection:
         service = reconciler()
@@ -304,7 +306,6 @@ def test_an_unreadable_element_is_left_alone(file, audit, namespace, element, me
 
 def test_a_broken_observer_leaves_nothing_bound(file, audit):
     class Broken(Audit):
-        @hookimpl
         def vmm_msi_veto(self, event):
             if str(event.action) == "bind-doorbell" and event.device == B:
                 raise ZeroDivisionError

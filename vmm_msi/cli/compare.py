@@ -24,7 +24,7 @@ from vmm_msi.types import Scenario
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterator
     from typing import TextIO
 
     from vmm_msi.engine.compare import OpenBackend, Result
@@ -84,15 +84,19 @@ def run(args: argparse.Namespace) -> int:
         choices = [settings.choice(name, device, choice) for choice in named]
     else:
         choices = plugins.choices()
-    for choice in choices:
+    for choice in choices if named else ():
         compare.profile_for(plugins, choice)
     selector = settings.its_selector(name)
     plugins.info(selector, PluginKind.ITS_SELECTOR)
     with _backends(args, scenario) as open_backend:
-        results = _with_progress(
-            compare.compare(plugins, scenario, choices, selector, open_backend),
-            [str(choice) for choice in choices],
-        )
+
+        def run_one(choice: Choice) -> Iterator[Result]:
+            # Strategies that were not named do not stop the others.
+            return compare.compare(
+                plugins, scenario, [choice], selector, open_backend, skip_broken=not named
+            )
+
+        results = _with_progress(choices, run_one)
         with _opened(args.output) as out:
             if args.format == "json":
                 from vmm_msi.report import compare_json
@@ -111,9 +115,9 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
     if args.backend == "sim":
         if args.doorbells is not None:
             raise UsageError("--doorbells goes with --backend lab or iommufd: the model has both")
-        from vmm_msi.engine.compare import open_model
+        from vmm_msi.engine.compare import open_simulator
 
-        yield open_model
+        yield open_simulator
         return
     from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
 
@@ -174,14 +178,15 @@ def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
     return guest
 
 
-def _with_progress(results: Iterable[Result], names: list[str]) -> Iterator[Result]:
-    """Pass results on, and show on standard error which strategy is running."""
+def _with_progress(
+    choices: list[Choice], run_one: Callable[[Choice], Iterator[Result]]
+) -> Iterator[Result]:
+    """Run strategies one by one, and show on standard error which one is running."""
     status = StatusLine(sys.stderr)
-    iterator = iter(results)
     try:
-        for number, name in enumerate(names, 1):
-            status.show(f"[{number}/{len(names)}] {name}")
-            yield next(iterator)
+        for number, choice in enumerate(choices, 1):
+            status.show(f"[{number}/{len(choices)}] {choice}")
+            yield from run_one(choice)
     finally:
         status.clear()
 

@@ -4,13 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import (
-    add_config,
-    add_format,
-    load_config,
-    load_plugins,
-    print_json,
-)
+from vmm_msi.cli.common import add_config, add_format, load_config, print_json
 from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -22,18 +16,21 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    summary = "list every plugin that was found, what it is for and where it is from"
+    summary = "list every installed plugin, what it is for and where it is from"
     listing = actions.add_parser("list", help=summary, description=summary, allow_abbrev=False)
     listing.add_argument(
-        "--long", action="store_true", help="also what each strategy asks, writes and costs"
+        "--long", action="store_true", help="also what each strategy requires, writes and costs"
     )
     add_format(listing)
     add_config(listing)
 
 
 def run(args: argparse.Namespace) -> int:
-    """List the plugins."""
-    plugins = load_plugins(args, load_config(args))
+    """List the plugins; a broken one is listed even where the configuration names it."""
+    from vmm_msi.plugins.manager import PluginManager
+
+    settings = load_config(args)
+    plugins = PluginManager.load({*args.disable_plugin, *settings.table.plugins.disabled})
     if args.format == "json":
         _print_json(plugins)
         return 0
@@ -52,8 +49,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _details(record: PluginRecord) -> list[str]:
+    from vmm_msi.plugins.hookspecs import PluginKind
+
     info = record.info
-    if info is None or info.needs is None:
+    if info is None or info.kind is not PluginKind.STRATEGY:
         return []
     options = ", ".join(
         f"{field}={getattr(info.options(), field)}" for field in info.options.__struct_fields__
@@ -70,31 +69,30 @@ def _details(record: PluginRecord) -> list[str]:
 
 
 def _print_json(plugins: PluginManager) -> None:
+    from vmm_msi.plugins.hookspecs import PluginKind
 
-    found = []
+    entries = []
     for record in plugins.records():
         info = record.info
         entry: dict[str, object] = {
             "name": record.name,
             "kind": info.kind.value if info is not None else None,
-            "state": record.state,
+            "state": record.state.value,
             "origin": record.origin,
             "problem": record.problem or None,
             "summary": info.summary if info is not None else None,
         }
-        if info is not None and info.needs is not None:
+        if info is not None and info.kind is PluginKind.STRATEGY:
             defaults = info.options()
-            needs = info.needs(defaults)
             entry |= {
                 "options": {
                     field: getattr(defaults, field) for field in defaults.__struct_fields__
                 },
-                "needs": sorted(needs.capabilities),
+                "needs": sorted(plugins.needs(info.name, defaults).capabilities),
                 "guest": info.guest,
                 "host": info.host,
                 "xml": info.xml,
                 "costs": info.costs,
             }
-        found.append(entry)
-    document = {"schema": 1, "plugins": found}
-    print_json(document)
+        entries.append(entry)
+    print_json({"schema": 1, "plugins": entries})

@@ -159,11 +159,11 @@ def _try(
     profile = profile_for({choice: needs_of(plugins, choice) for choice in chosen.values()})
     selector = case.config.its_selector(guest_name(case))
     with closing(SimBackend(host, guest, profile)) as backend:
-        run = GuestSession(plugins, host, guest, backend, chosen, selector, rehearsal=True)
+        run = GuestSession(plugins, host, guest, backend, chosen, selector, dry_run=True)
         try:
-            verdicts = tuple(run.try_all())
+            verdicts = tuple(run.attach_and_deliver())
         finally:
-            run.stop()
+            run.detach_all()
     return SimulatedGuest(scenario, profile.name, verdicts)
 
 

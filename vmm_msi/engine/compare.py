@@ -1,7 +1,8 @@
-"""Run strategies on one scenario, each on a backend of its own, and see where every MSI lands."""
+"""Run strategies on one scenario, each on a backend of its own, and report where MSIs arrive."""
 
 from __future__ import annotations
 
+import logging
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vmm_msi.engine.session import GuestSession, refusal
-from vmm_msi.errors import RefusedError
+from vmm_msi.errors import PluginError, RefusedError
 from vmm_msi.iommu.profiles import newest_profile, profile_named
 from vmm_msi.iommu.sim import SimBackend
 
@@ -25,13 +26,15 @@ if TYPE_CHECKING:
     #: Opens a backend for a scenario, as the kernel of a profile where it can be several.
     OpenBackend = Callable[[Scenario, Profile], Backend]
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Result:
     """What one strategy did.
 
     :param options: its options, the defaults included, and the kernel it ran on.
-    :param costs: what was in use when all devices were up.
+    :param costs: what was in use when all devices were attached.
     """
 
     strategy: str
@@ -40,8 +43,8 @@ class Result:
     costs: Costs
 
 
-def open_model(scenario: Scenario, profile: Profile) -> Backend:
-    """Open the model of a kernel."""
+def open_simulator(scenario: Scenario, profile: Profile) -> Backend:
+    """Open the simulator of a kernel."""
     return SimBackend(scenario.host, scenario.guest, profile)
 
 
@@ -50,23 +53,42 @@ def compare(
     scenario: Scenario,
     choices: Iterable[Choice],
     selector: str,
-    open_backend: OpenBackend = open_model,
+    open_backend: OpenBackend = open_simulator,
+    *,
+    skip_broken: bool = False,
 ) -> Iterator[Result]:
     """Yield a result for each choice, in order.
 
     :param open_backend: opens the backend for each; it is closed after.
+    :param skip_broken: skip a strategy that breaks or that no simulated kernel suits, with a
+        warning.
     :raise UsageError: for an unknown strategy, option, profile or selector.
+    :raise PluginError: for a strategy that breaks.
     :raise VmmMsiError: when a backend cannot be opened.
     """
     for choice in choices:
-        with closing(open_backend(scenario, profile_for(plugins, choice))) as backend:
-            yield _run(plugins, scenario, choice, selector, backend)
+        try:
+            profile = profile_for(plugins, choice)
+        except RefusedError as error:
+            if not skip_broken:
+                raise
+            log.warning("%s; it is skipped", error)
+            continue
+        with closing(open_backend(scenario, profile)) as backend:
+            try:
+                result = _run(plugins, scenario, choice, selector, backend)
+            except PluginError as error:
+                if not skip_broken:
+                    raise
+                log.warning("%s; it is skipped", error)
+                continue
+        yield result
 
 
 def profile_for(plugins: PluginManager, choice: Choice) -> Profile:
-    """Return the kernel profile a choice runs on: the one it names, else the newest that will do.
+    """Return the kernel profile of a choice: the one it names, else the newest that suffices.
 
-    :raise UsageError: when it names one that does not exist.
+    :raise UsageError: when the profile that it names does not exist.
     :raise RefusedError: when no profile has the strategy's interface.
     """
     needs = plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
@@ -75,7 +97,7 @@ def profile_for(plugins: PluginManager, choice: Choice) -> Profile:
     profile = newest_profile({needs.interface, *needs.capabilities})
     if profile is None:
         raise RefusedError(
-            f"strategy {choice.strategy}: no modelled kernel has "
+            f"strategy {choice.strategy}: no simulated kernel has "
             f"{', '.join(sorted({needs.interface, *needs.capabilities}))}"
         )
     return profile
@@ -86,23 +108,17 @@ def _run(
 ) -> Result:
     options = plugins.options(choice.strategy, choice.options)
     shown = {**msgspec.structs.asdict(options), "profile": backend.info.profile}
-    addresses = [device.host for device in scenario.guest.devices]
+    host, guest = scenario.host, scenario.guest
+    addresses = [device.host for device in guest.devices]
+    choice_of = dict.fromkeys(addresses, choice)
     try:
-        run = GuestSession(
-            plugins,
-            scenario.host,
-            scenario.guest,
-            backend,
-            dict.fromkeys(addresses, choice),
-            selector,
-        )
+        session = GuestSession(plugins, host, guest, backend, choice_of, selector)
     except RefusedError as error:
-        devices = [scenario.host.device_by_address[address] for address in addresses]
-        verdicts = tuple(refusal(device, error) for device in devices)
+        verdicts = tuple(refusal(host.device_by_address[address], error) for address in addresses)
         return Result(choice.strategy, shown, verdicts, backend.costs())
     try:
-        verdicts = tuple(run.try_all())
+        verdicts = tuple(session.attach_and_deliver())
         costs = backend.costs()
     finally:
-        run.stop()
+        session.detach_all()
     return Result(choice.strategy, shown, verdicts, costs)

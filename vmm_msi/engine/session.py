@@ -1,13 +1,14 @@
-"""One guest, brought up and taken down step by step by the strategies chosen for its devices.
+"""One guest, attached and detached step by step by the strategies chosen for its devices.
 
-The order of calls, what is undone when one fails, and what observers learn is decided here, once,
-for the model and for a real kernel alike.
+The order of calls, what is undone when one fails, and what observers are notified of is decided
+here, once, for the simulator and for a real kernel alike.
 """
 
 from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 def check_needs(name: str, needs: Needs, info: BackendInfo) -> None:
     """Compare what a strategy needs with what a backend can do.
 
-    :raise RefusedError: when something is missing; nothing was touched.
+    :raise RefusedError: when a capability is missing; nothing was changed.
     """
     missing = sorted(needs.capabilities - info.capabilities)
     if missing:
@@ -53,8 +54,8 @@ def refusal(device: HostDevice, error: RefusedError) -> Verdict:
     )
 
 
-class _Part:
-    """One strategy with one set of options, at work for some of the guest's devices."""
+class _StrategySession:
+    """A strategy's session with its hooks; started while the guest is attached to the strategy."""
 
     def __init__(self, session: Session, hooks: StrategyHooks) -> None:
         self.session = session
@@ -63,13 +64,13 @@ class _Part:
 
 
 class GuestSession:
-    """A guest on a backend, with a strategy for each device.
+    """A guest on a backend of its own, with a strategy for each device.
 
     :param choice_of: the strategy chosen for each device of ``guest``.
     :param selector: name of the ITS selector.
-    :param rehearsal: observers may object, but are not told: nothing really happens.
-    :param known: devices that are up already: bringing them up here follows what happened, so
-        observers are neither asked nor told of it. Taking them down is news.
+    :param dry_run: observers may veto, but are not notified: nothing happens to a real guest.
+    :param attached_before: devices that an earlier session attached: observers neither veto nor
+        are notified when this one attaches them again, but are when it detaches them.
     :raise RefusedError: when the backend cannot do what a strategy needs.
     :raise UsageError: for an unknown strategy, option or selector.
     """
@@ -83,8 +84,8 @@ class GuestSession:
         choice_of: Mapping[PciAddress, Choice],
         selector: str,
         *,
-        rehearsal: bool = False,
-        known: Collection[PciAddress] = (),
+        dry_run: bool = False,
+        attached_before: Collection[PciAddress] = (),
     ) -> None:
         plugins.info(selector, PluginKind.ITS_SELECTOR)
         self.backend = backend
@@ -93,58 +94,59 @@ class GuestSession:
         self._plugins = plugins
         self._selector = selector
         self._observed = plugins.has_observers
-        self._rehearsal = rehearsal
-        self._known = frozenset(known)
+        self._dry_run = dry_run
         self._its: dict[PciAddress, int] = {}
-        self._parts: dict[tuple[str, Options], _Part] = {}
-        self._part_of: dict[PciAddress, _Part] = {}
+        self._strategies: dict[tuple[str, Options], _StrategySession] = {}
+        self._strategy_of: dict[PciAddress, _StrategySession] = {}
         self._undo: dict[PciAddress, list[Callable[[], None]]] = {}
         options_of = {c: plugins.options(c.strategy, c.options) for c in set(choice_of.values())}
         for address, choice in choice_of.items():
-            # However the options were written: what is the same strategy shares its stage 2.
+            # However the options were written: devices with the same strategy share its stage 2.
             key = (choice.strategy, options_of[choice])
-            if key not in self._parts:
-                self._parts[key] = self._part(*key)
-            self._part_of[address] = self._parts[key]
-        self._known_parts = {id(self._part_of[address]) for address in self._known}
+            if key not in self._strategies:
+                self._strategies[key] = self._open_strategy(*key)
+            self._strategy_of[address] = self._strategies[key]
+        self._devices_before = frozenset(attached_before)
+        self._strategies_before = {id(self._strategy_of[a]) for a in attached_before}
 
-    def _part(self, strategy: str, options: Options) -> _Part:
-        needs = self._plugins.needs(strategy, options)
-        check_needs(strategy, needs, self.backend.info)
+    def _open_strategy(self, name: str, options: Options) -> _StrategySession:
+        needs = self._plugins.needs(name, options)
+        check_needs(name, needs, self.backend.info)
         session = Session(
             host=self.host,
             guest=self.guest,
             backend=self.backend,
-            strategy=strategy,
+            strategy=name,
             options=options,
             its_of=self.its_of,
         )
-        return _Part(session, self._plugins.hooks(strategy))
+        return _StrategySession(session, self._plugins.hooks(name))
 
     def its_of(self, device: PciAddress) -> int:
-        """Return the ITS that the selector names for a device, asked once."""
+        """Return the ITS that the selector names for a device; the selector is called once."""
         if device not in self._its:
             host_device = self.host.device_by_address[device]
             self._its[device] = self._plugins.select_its(self._selector, host_device, self.host)
         return self._its[device]
 
     def plan(self) -> GuestPlan:
-        """Return what the strategies want in the domain XML, all parts together.
+        """Return what the strategies plan for the domain XML, all of them together.
 
         :raise RefusedError: when a strategy cannot arrange its devices.
         :raise PluginError: when a strategy fails, or its plan does not have each device once.
         """
         plans = []
-        for part in self._parts.values():
-            mine = [d.host for d in self.guest.devices if self._part_of.get(d.host) is part]
-            plans.append(self._plan_part(part, mine))
+        for strategy in self._strategies.values():
+            devices = [d.host for d in self.guest.devices]
+            own = [device for device in devices if self._strategy_of.get(device) is strategy]
+            plans.append(self._plan_strategy(strategy, own))
         vsmmus = tuple(vsmmu for plan in plans for vsmmu in plan.vsmmus)
         return GuestPlan(vsmmus, iommufd=any(plan.iommufd for plan in plans))
 
-    def _plan_part(self, part: _Part, mine: list[PciAddress]) -> GuestPlan:
-        name = part.session.strategy
+    def _plan_strategy(self, strategy: _StrategySession, devices: list[PciAddress]) -> GuestPlan:
+        name = strategy.session.strategy
         try:
-            plan = part.hooks.plan_domain(part.session)
+            plan = strategy.hooks.plan_domain(strategy.session)
         except VmmMsiError:
             raise
         except Exception as error:
@@ -153,49 +155,56 @@ class GuestSession:
                 f"{type(error).__name__}: {error}"
             ) from error
         if plan is None:
-            by_smmu: dict[int, list[PciAddress]] = {}
-            for device in mine:
-                smmu = self.host.device_by_address[device].smmu
-                if smmu is None:
-                    raise RefusedError(f"{device}: is behind no SMMU")
-                by_smmu.setdefault(smmu, []).append(device)
-            return GuestPlan(
-                tuple(VsmmuPlan(smmu, tuple(found)) for smmu, found in by_smmu.items())
-            )
-        members = set(mine)
+            return self._default_plan(devices)
+        members = set(devices)
         vsmmus = []
         for vsmmu in plan.vsmmus:
             kept = tuple(device for device in vsmmu.devices if device in members)
             if kept:
                 vsmmus.append(VsmmuPlan(vsmmu.smmu, kept, vsmmu.its, vsmmu.accelerated))
+        self._check_plan(name, vsmmus, devices)
+        return GuestPlan(tuple(vsmmus), plan.iommufd)
+
+    def _default_plan(self, devices: list[PciAddress]) -> GuestPlan:
+        """Return a plan with one vSMMU per physical SMMU."""
+        by_smmu: dict[int, list[PciAddress]] = {}
+        for device in devices:
+            smmu = self.host.device_by_address[device].smmu
+            if smmu is None:
+                raise RefusedError(f"{device}: not behind an SMMU; assign a device behind an SMMU")
+            by_smmu.setdefault(smmu, []).append(device)
+        return GuestPlan(
+            tuple(VsmmuPlan(smmu, tuple(members)) for smmu, members in by_smmu.items())
+        )
+
+    def _check_plan(self, name: str, vsmmus: list[VsmmuPlan], devices: list[PciAddress]) -> None:
         for vsmmu in vsmmus:
             for device in vsmmu.devices:
                 smmu = self.host.device_by_address[device].smmu
                 if smmu != vsmmu.smmu:
                     raise PluginError(
                         f"strategy {name}: its plan of {self.guest.name} has {device} behind a "
-                        f"vSMMU for SMMU {vsmmu.smmu}; valid is SMMU {smmu}"
+                        f"vSMMU for SMMU {vsmmu.smmu}; valid: SMMU {smmu}"
                     )
         planned = sorted(device for vsmmu in vsmmus for device in vsmmu.devices)
-        if planned != sorted(mine):
+        if planned != sorted(devices):
             raise PluginError(
                 f"strategy {name}: its plan of {self.guest.name} has "
-                f"{', '.join(map(str, planned)) or 'no device'}; valid is each of its devices "
-                f"once: {', '.join(map(str, sorted(mine)))}"
+                f"{', '.join(map(str, planned)) or 'no device'}; valid: each of its devices "
+                f"once: {', '.join(map(str, sorted(devices)))}"
             )
-        return GuestPlan(tuple(vsmmus), plan.iommufd)
 
     def attach(self, device: PciAddress) -> None:
-        """Attach one device; the first of a strategy starts that strategy for the guest.
+        """Attach one device; the first of a strategy attaches the guest to the strategy.
 
-        :raise RefusedError: the refusal; nothing is left behind.
+        :raise RefusedError: the refusal; the device is not attached.
         """
-        part = self._part_of[device]
-        if not part.started:
-            with self._step(Action.ATTACH_DOMAIN, part):
-                part.hooks.attach_domain(part.session)
-            part.started = True
-        with self._step(Action.ATTACH_DEVICE, part, device):
+        strategy = self._strategy_of[device]
+        if not strategy.started:
+            with self._step(Action.ATTACH_DOMAIN, strategy):
+                strategy.hooks.attach_domain(strategy.session)
+            strategy.started = True
+        with self._step(Action.ATTACH_DEVICE, strategy, device):
             hw_msi = self.host.device_by_address[device].hw_msi
             if hw_msi is not None:
                 raise BackendError(
@@ -203,100 +212,102 @@ class GuestSession:
                     f"{device}: has the reserved region {hw_msi}, MSIs to it bypass the SMMU, so "
                     "nested translation cannot be used; assign a device without one",
                 )
-            part.hooks.attach_device(part.session, device)
+            strategy.hooks.attach_device(strategy.session, device)
         undo = self._undo[device] = []
-        undo.append(lambda: self._detach_device(part, device))
+        undo.append(lambda: self._detach_device(strategy, device))
 
     def bind(self, device: PciAddress) -> None:
         """Bind the doorbell of an attached device.
 
         :raise RefusedError: the refusal; the device stays attached.
         """
-        part = self._part_of[device]
-        with self._step(Action.BIND_DOORBELL, part, device):
-            part.hooks.bind_doorbell(part.session, device)
-        self._undo[device].append(lambda: self._unbind_doorbell(part, device))
+        strategy = self._strategy_of[device]
+        with self._step(Action.BIND_DOORBELL, strategy, device):
+            strategy.hooks.bind_doorbell(strategy.session, device)
+        self._undo[device].append(lambda: self._unbind_doorbell(strategy, device))
 
     def prepare(self, device: PciAddress) -> Iova:
         """Enable the MSIs of a device whose doorbell is bound.
 
+        :return: the address in the device.
         :raise RefusedError: the refusal; the device stays attached and bound.
         """
-        part = self._part_of[device]
+        strategy = self._strategy_of[device]
         values: dict[str, str | int] = {}
-        with self._step(Action.PREPARE_MSI, part, device, values):
-            programmed = part.hooks.prepare_msi(part.session, device)
+        with self._step(Action.PREPARE_MSI, strategy, device, values):
+            programmed = strategy.hooks.prepare_msi(strategy.session, device)
             values["programmed_iova"] = str(programmed)
         return programmed
 
-    def take_down(self, device: PciAddress) -> None:
-        """Undo what was done for a device, in reverse; a step that fails keeps none from theirs.
+    def detach(self, device: PciAddress) -> None:
+        """Undo the steps of a device in reverse order; a failing one does not stop the others.
 
         :raise VmmMsiError: the first failure, after all steps.
         """
-        self._finish(reversed(self._undo.pop(device, [])))
+        _run_all(reversed(self._undo.pop(device, [])))
 
-    def _detach_device(self, part: _Part, device: PciAddress) -> None:
-        with self._step(Action.DETACH_DEVICE, part, device):
-            part.hooks.detach_device(part.session, device)
+    def _detach_device(self, strategy: _StrategySession, device: PciAddress) -> None:
+        with self._step(Action.DETACH_DEVICE, strategy, device):
+            strategy.hooks.detach_device(strategy.session, device)
 
-    def _unbind_doorbell(self, part: _Part, device: PciAddress) -> None:
-        with self._step(Action.UNBIND_DOORBELL, part, device):
-            part.hooks.unbind_doorbell(part.session, device)
+    def _unbind_doorbell(self, strategy: _StrategySession, device: PciAddress) -> None:
+        with self._step(Action.UNBIND_DOORBELL, strategy, device):
+            strategy.hooks.unbind_doorbell(strategy.session, device)
 
-    def stop(self) -> None:
-        """Take every device down, then end the strategies for this guest.
+    def detach_all(self) -> None:
+        """Detach every device, then the guest from its strategies.
 
-        :raise VmmMsiError: the first failure, after everything was tried.
+        :raise PluginError: when a stage 2 is left.
+        :raise VmmMsiError: the first failure, after all steps.
         """
-        steps = [partial(self.take_down, device) for device in self._undo]
-        steps += [partial(self._end, part) for part in self._parts.values() if part.started]
-        self._finish(steps)
+        started = [strategy for strategy in self._strategies.values() if strategy.started]
+        steps = [partial(self.detach, device) for device in self._undo]
+        steps += [partial(self._detach_domain, strategy) for strategy in started]
+        _run_all(steps)
+        left = self.backend.costs().s2_domains
+        if left and started:
+            names = " or ".join(dict.fromkeys(s.session.strategy for s in started))
+            raise PluginError(
+                f"strategy {names}: {_count(left, 'stage 2 table')} left after all devices were "
+                "detached; free it in vmm_msi_detach_device, and when vmm_msi_attach_device fails"
+            )
 
-    def end_unused(self) -> None:
-        """End the strategies that have no device any more.
+    def detach_unused_strategies(self) -> None:
+        """Detach the guest from the strategies that have no device any more.
 
-        :raise VmmMsiError: the first failure, after everything was tried.
+        :raise VmmMsiError: the first failure, after all steps.
         """
-        used = {id(self._part_of[device]) for device in self._undo}
-        parts = [part for part in self._parts.values() if part.started and id(part) not in used]
-        self._finish(partial(self._end, part) for part in parts)
+        used = {id(self._strategy_of[device]) for device in self._undo}
+        _run_all(
+            partial(self._detach_domain, strategy)
+            for strategy in self._strategies.values()
+            if strategy.started and id(strategy) not in used
+        )
 
-    def _end(self, part: _Part) -> None:
-        part.started = False
-        with self._step(Action.DETACH_DOMAIN, part):
-            part.hooks.detach_domain(part.session)
-
-    @staticmethod
-    def _finish(steps: Iterable[Callable[[], None]]) -> None:
-        failures = []
-        for step in steps:
-            try:
-                step()
-            except VmmMsiError as failure:
-                failures.append(failure)
-        if failures:
-            raise failures[0]
+    def _detach_domain(self, strategy: _StrategySession) -> None:
+        strategy.started = False
+        with self._step(Action.DETACH_DOMAIN, strategy):
+            strategy.hooks.detach_domain(strategy.session)
 
     def attach_all(self) -> None:
-        """Bring every device up, or none.
+        """Attach and bind every device and enable its MSIs, or change nothing.
 
-        :raise RefusedError: the first refusal, after everything was taken down again.
+        :raise RefusedError: the first refusal, after everything was detached again.
         """
         try:
             for device, step in self._schedule():
                 step(device)
         except BaseException as failure:
             try:
-                self.stop()
-            except VmmMsiError as again:
-                failure.add_note(f"taking it down again failed too: {again}")
+                self.detach_all()
+            except VmmMsiError as second:
+                failure.add_note(f"detaching failed, too: {second}")
             raise
 
-    def try_all(self) -> Iterator[Verdict]:
-        """Bring up what can be brought up and yield a verdict for every device, in order.
+    def attach_and_deliver(self) -> Iterator[Verdict]:
+        """Attach what is not refused, and yield a verdict for every device, in order.
 
-        A device that is refused at one step is taken down and left out of the later steps.
+        A device that is refused at one step is detached, and skipped in the later steps.
         """
         refused: dict[PciAddress, Verdict] = {}
         for device, step in self._schedule():
@@ -306,23 +317,24 @@ class GuestSession:
                 step(device)
             except RefusedError as error:
                 refused[device] = refusal(self.host.device_by_address[device], error)
-                self.take_down(device)
+                self.detach(device)
         for guest_device in self.guest.devices:
             address = guest_device.host
             verdict = refused.get(address)
             yield verdict if verdict is not None else self.deliver(address)
 
     def deliver(self, device: PciAddress) -> Verdict:
-        """Raise the MSIs of a device that was brought up and see where they land.
+        """Raise the MSIs of an attached device and return where they arrive.
 
-        :raise PluginError: when its strategy did not enable them.
+        :raise PluginError: when the device's strategy did not enable them.
         """
         try:
             return self.backend.deliver(device)
         except BackendError as error:
-            strategy = self._part_of[device].session.strategy
+            strategy = self._strategy_of[device].session.strategy
             raise PluginError(
-                f"strategy {strategy}: says that the MSIs of {device} are enabled: {error}"
+                f"strategy {strategy}: vmm_msi_prepare_msi returned an address, but the MSIs of "
+                f"{device} are not enabled: {error}"
             ) from error
 
     def _schedule(self) -> Iterator[tuple[PciAddress, Callable[[PciAddress], object]]]:
@@ -343,14 +355,14 @@ class GuestSession:
     def _step(
         self,
         action: Action,
-        part: _Part,
+        strategy: _StrategySession,
         device: PciAddress | None = None,
         values: Mapping[str, str | int] | None = None,
     ) -> Iterator[None]:
-        """Ask the observers, do it, tell the observers; name the plugin that breaks."""
-        name = part.session.strategy
+        """Let the observers veto, run the step, notify them; name the strategy that breaks."""
+        name = strategy.session.strategy
         event = None
-        if self._observed and (action in _UNDOING or not self._is_known(part, device)):
+        if self._observed and (action in _UNDOING or not self._was_attached(strategy, device)):
             event = Event(action, self.guest.name, name, device, {} if values is None else values)
         try:
             if event is not None and action not in _UNDOING:
@@ -367,23 +379,41 @@ class GuestSession:
             ) from error
         self._notify(event)
 
-    def _is_known(self, part: _Part, device: PciAddress | None) -> bool:
-        """Tell whether a device, or the guest where it is None, was brought up before."""
-        return id(part) in self._known_parts if device is None else device in self._known
+    def _was_attached(self, strategy: _StrategySession, device: PciAddress | None) -> bool:
+        """Return whether an earlier session attached the device, or the guest without one."""
+        if device is None:
+            return id(strategy) in self._strategies_before
+        return device in self._devices_before
 
     def _notify(self, event: Event | None, error: str = "") -> None:
-        if event is not None and not self._rehearsal:
-            told = Event(
-                event.action, event.guest, event.strategy, event.device, event.values, error
-            )
-            self._plugins.notify(told)
+        if event is not None and not self._dry_run:
+            self._plugins.notify(replace(event, error=error))
 
 
 _UNDOING = frozenset({Action.DETACH_DOMAIN, Action.DETACH_DEVICE, Action.UNBIND_DOORBELL})
 
 
+def _run_all(steps: Iterable[Callable[[], None]]) -> None:
+    """Run every step; a failing one does not stop the others.
+
+    :raise VmmMsiError: the first failure, after all steps.
+    """
+    failures = []
+    for step in steps:
+        try:
+            step()
+        except VmmMsiError as failure:
+            failures.append(failure)
+    if failures:
+        raise failures[0]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def outcomes(verdicts: Iterable[Verdict]) -> dict[Outcome, int]:
-    """Count MSIs by outcome, every outcome named."""
+    """Count MSIs by outcome; every outcome has a count."""
     counts = dict.fromkeys(Outcome, 0)
     for verdict in verdicts:
         counts[verdict.outcome] += verdict.count

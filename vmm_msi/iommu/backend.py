@@ -104,6 +104,10 @@ class Backend(Protocol):
         """Detach ``device`` and take its MSIs down."""
         ...
 
+    def is_attached(self, device: PciAddress) -> bool:
+        """Return whether ``device`` is attached to a stage 2."""
+        ...
+
     def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
         """Map the IPA ``gdb`` to the doorbell page of the ITS with id ``its``, one S2 granule.
 

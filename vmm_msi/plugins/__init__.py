@@ -1,11 +1,12 @@
-"""Everything a plugin needs, in one import. This module is the public API of the plugin contract.
+"""The public API of the plugin contract: everything a plugin imports.
 
-``from vmm_msi.plugins import hookimpl, PluginInfo, PluginKind, Session``; docs/plugins.md has a
-complete example.
+``from vmm_msi.plugins import Needs, Options, Session, Strategy``; docs/plugins.md has a complete
+example.
 """
 
 from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
 from vmm_msi.iommu.backend import Backend, BackendInfo, Capability, S2Handle
+from vmm_msi.plugins.base import ItsSelector, Observer
 from vmm_msi.plugins.hookspecs import (
     Action,
     Event,
@@ -16,7 +17,7 @@ from vmm_msi.plugins.hookspecs import (
     Session,
     hookimpl,
 )
-from vmm_msi.plugins.strategy import DoorbellMaps, S2Pool, guest_doorbell, smmu_of
+from vmm_msi.plugins.strategy import DoorbellMaps, S2Pool, Strategy, guest_doorbell, smmu_of
 from vmm_msi.types import (
     ITS_TRANSLATER_PAGE_OFFSET,
     SW_MSI_WINDOW,
@@ -61,7 +62,9 @@ __all__ = [
     "Iova",
     "Ipa",
     "Its",
+    "ItsSelector",
     "Needs",
+    "Observer",
     "Options",
     "Pa",
     "PciAddress",
@@ -76,6 +79,7 @@ __all__ = [
     "Session",
     "Smmu",
     "Stage1",
+    "Strategy",
     "StreamId",
     "Vits",
     "VmmMsiError",

@@ -1,14 +1,16 @@
 """The plugin contract: the hooks that vmm-msi calls, and the types they exchange.
 
-A plugin is a module or an object registered under the entry-point group ``vmm_msi``. It is one of
-three kinds, which :func:`vmm_msi_describe` tells:
+A plugin is an object with hook implementations, registered under the entry-point group
+``vmm_msi``: an instance of a subclass of :class:`~vmm_msi.plugins.strategy.Strategy`,
+:class:`~vmm_msi.plugins.base.ItsSelector` or :class:`~vmm_msi.plugins.base.Observer`, or a module
+of functions marked with :data:`hookimpl`. It is of one of three kinds:
 
-* a *strategy* decides how a guest's doorbells are bound; the one that is selected for a device
-  answers the strategy hooks, the others are not called;
-* an *ITS selector* answers :func:`vmm_msi_select_its`; one is selected;
-* an *observer* sees every event and may veto: all observers are called, always.
+* a *strategy* decides how a guest's doorbells are bound; vmm-msi calls the strategy hooks of the
+  one that is selected for a device, and of no other;
+* an *ITS selector* implements :func:`vmm_msi_select_its`; one is selected per guest;
+* an *observer* sees every event and may veto; vmm-msi calls all observers.
 
-Mark implementations with :data:`hookimpl`. Parameters are passed by name and may be left out.
+Hooks return their value, or None; a hook that fails raises. Parameters are passed by name.
 """
 
 from __future__ import annotations
@@ -35,6 +37,8 @@ if TYPE_CHECKING:
     )
 
 PROJECT = "vmm_msi"
+#: What the name of every hook starts with.
+HOOK_PREFIX = f"{PROJECT}_"
 
 hookspec = pluggy.HookspecMarker(PROJECT)
 #: Marks a function as the implementation of a hook.
@@ -58,13 +62,13 @@ class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=T
 
 @dataclass(frozen=True)
 class Needs:
-    """What a strategy needs, given its options.
+    """What a strategy requires of backend and guest, given its options.
 
     :param interface: the capability the strategy is about; the newest kernel profile that has it
         is chosen unless the user names one.
     :param capabilities: what the backend must be able to do, whatever the profile.
     :param rmr: the guest must honour RMR nodes.
-    :param qemu: QEMU and the kernel carry it out on a libvirt host by themselves.
+    :param qemu: QEMU and the kernel bind the doorbells on a libvirt host by themselves.
     """
 
     interface: Capability
@@ -75,14 +79,14 @@ class Needs:
 
 @dataclass(frozen=True)
 class PluginInfo:
-    """What a plugin says of itself.
+    """The description of a plugin.
 
     :param name: the name by which it is selected; unique.
     :param summary: one line.
     :param options: the type of a strategy's options.
-    :param needs: a function of the options that tells what a strategy needs.
-    :param guest: what it asks of the guest, in a sentence.
-    :param host: what it asks of the host, in a sentence.
+    :param needs: returns a strategy's needs, given its options.
+    :param guest: what a strategy requires of the guest, in a sentence.
+    :param host: what it requires of the host, in a sentence.
     :param xml: what it writes into the domain XML, in a sentence.
     :param costs: what it costs, in a sentence.
     """
@@ -100,13 +104,13 @@ class PluginInfo:
 
 @dataclass(frozen=True)
 class Session:
-    """One strategy at work for one guest on one backend.
+    """One strategy with one set of options, at work for one guest on one backend.
 
-    Given to every strategy hook. A strategy plugin is stateless; what it must remember for this
-    guest it keeps in :meth:`state`.
+    Every strategy hook gets it. A strategy is stateless; it keeps what it must remember of this
+    guest in :meth:`state`.
 
     :param options: the strategy's options, of the type it declared.
-    :param its_of: the ITS that the selected ITS selector names for a device.
+    :param its_of: returns the ITS that the selected ITS selector names for a device.
     """
 
     host: HostTopology
@@ -118,16 +122,16 @@ class Session:
     _state: dict[type, object] = field(default_factory=dict, repr=False)
 
     def state(self, factory: type[StateT]) -> StateT:
-        """Return this session's one object of type ``factory``, made at first use."""
-        found = self._state.get(factory)
-        if not isinstance(found, factory):
-            found = self._state[factory] = factory()
-        return found
+        """Return this session's one object of type ``factory``, created at first use."""
+        value = self._state.get(factory)
+        if not isinstance(value, factory):
+            value = self._state[factory] = factory()
+        return value
 
     def options_as(self, kind: type[OptionsT]) -> OptionsT:
         """Return the options as ``kind``, the type the strategy declared.
 
-        :raise TypeError: when they are of another type: the plugin is wrong.
+        :raise TypeError: when the strategy declared another type.
         """
         if not isinstance(self.options, kind):
             raise TypeError(f"{self.strategy}: options are {type(self.options)}, not {kind}")
@@ -161,8 +165,8 @@ class Event:
     :param guest: name of the guest.
     :param strategy: name of the strategy at work.
     :param device: host address of the device, None for actions on the whole guest.
-    :param values: what came of it: addresses as hex strings.
-    :param error: why it failed; empty where it did not.
+    :param values: results of the action: addresses as hex strings.
+    :param error: why the action failed; empty when it did not.
     """
 
     action: Action
@@ -175,13 +179,14 @@ class Event:
 
 @hookspec
 def vmm_msi_describe() -> PluginInfo:  # type: ignore[empty-body]
-    """Say what the plugin is.
+    """Describe the plugin.
 
-    Called once, by the plugin host, when the plugin is registered; every plugin implements it.
+    Called once, when the plugin is registered. The base classes implement it from their
+    attributes.
 
     :return: name, kind and, for a strategy, its options and needs.
 
-    Example::
+    Example, in a module of hook functions::
 
         @hookimpl
         def vmm_msi_describe():
@@ -196,87 +201,133 @@ def vmm_msi_plan_domain(session: Session) -> GuestPlan | None:
     Called when an attach is planned, with every device of the guest in ``session.guest.devices``,
     before anything is changed.
 
-    :return: the plan; None from a strategy means one accelerated vSMMU per physical SMMU.
+    :return: the plan; None for one accelerated vSMMU per physical SMMU.
     :raise RefusedError: when the devices cannot be arranged.
+
+    Example, a vSMMU for each device::
+
+        def vmm_msi_plan_domain(self, session):
+            devices = [device.host for device in session.guest.devices]
+            return GuestPlan(
+                tuple(VsmmuPlan(smmu_of(session, device), (device,)) for device in devices)
+            )
     """
 
 
-@hookspec(firstresult=True)
-def vmm_msi_attach_domain(session: Session) -> object | None:
+@hookspec
+def vmm_msi_attach_domain(session: Session) -> None:
     """Prepare for a guest, before its first device is attached.
 
-    Called once per session. A strategy advertises an RMR here.
+    Called once per session. A strategy checks the guest as a whole here, or advertises an RMR.
 
-    :return: ignored; None is fine.
-    :raise RefusedError: when the guest as a whole cannot be served.
+    :raise RefusedError: when the strategy cannot serve the guest as a whole.
+
+    Example::
+
+        def vmm_msi_attach_domain(self, session):
+            session.backend.advertise_rmr(SW_MSI_WINDOW)
     """
 
 
-@hookspec(firstresult=True)
-def vmm_msi_attach_device(session: Session, device: PciAddress) -> object | None:
+@hookspec
+def vmm_msi_attach_device(session: Session, device: PciAddress) -> None:
     """Attach one device to a stage 2 of the strategy's choice.
 
     Called once per device, in the guest's order.
 
     :param device: host address; see ``session.host_device`` and ``session.guest_device``.
-    :return: anything but None: the strategy attached the device.
-    :raise RefusedError: the strategy's or the kernel's refusal; the strategy leaves nothing behind.
+    :raise RefusedError: the strategy's or the kernel's refusal; the strategy undoes what it did.
+
+    Example, a stage 2 for each device::
+
+        def vmm_msi_attach_device(self, session, device):
+            session.state(S2Pool).attach(session, device, key=device)
     """
 
 
-@hookspec(firstresult=True)
-def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> object | None:
+@hookspec
+def vmm_msi_bind_doorbell(session: Session, device: PciAddress) -> None:
     """Bind the guest's doorbell for one attached device.
 
-    Called after :func:`vmm_msi_attach_device`, when the guest has mapped its gIOVA. A strategy
-    that has nothing to bind returns None.
+    Called after :func:`vmm_msi_attach_device`, when the guest has mapped its gIOVA.
 
     :raise RefusedError: as for attach.
+
+    Example, gDB -> hDB in the device's stage 2::
+
+        def vmm_msi_bind_doorbell(self, session, device):
+            s2 = session.state(S2Pool).of(device)
+            session.state(DoorbellMaps).acquire(session, device, s2)
     """
 
 
 @hookspec(firstresult=True)
 def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova | None:
-    """Have the device's MSIs enabled and its doorbell address written.
+    """Enable the device's MSIs, which writes its doorbell address.
 
     Called after :func:`vmm_msi_bind_doorbell` of the same device (interleaved order) or of all
     devices (batched order).
 
     :return: the address in the device.
     :raise RefusedError: as for attach.
+
+    Example, the guest's own gIOVA instead of the kernel's choice::
+
+        def vmm_msi_prepare_msi(self, session, device):
+            return session.backend.program_msi(device, guest_doorbell(session, device))
     """
 
 
-@hookspec(firstresult=True)
-def vmm_msi_unbind_doorbell(session: Session, device: PciAddress) -> object | None:
+@hookspec
+def vmm_msi_unbind_doorbell(session: Session, device: PciAddress) -> None:
     """Undo :func:`vmm_msi_bind_doorbell`.
 
     Called at detach and when a later step of attach failed, for each device whose bind returned;
-    the device's MSIs may still be enabled. Must not raise for what is gone already.
+    the device's MSIs may still be enabled. Must not raise for a doorbell that is already unbound.
+
+    Example::
+
+        def vmm_msi_unbind_doorbell(self, session, device):
+            session.state(DoorbellMaps).release(session, device)
     """
 
 
-@hookspec(firstresult=True)
-def vmm_msi_detach_device(session: Session, device: PciAddress) -> object | None:
+@hookspec
+def vmm_msi_detach_device(session: Session, device: PciAddress) -> None:
     """Undo :func:`vmm_msi_attach_device`, and free a stage 2 that no device uses any more.
 
     Called after :func:`vmm_msi_unbind_doorbell` of the same device.
+
+    Example::
+
+        def vmm_msi_detach_device(self, session, device):
+            session.state(S2Pool).detach(session, device)
     """
 
 
-@hookspec(firstresult=True)
-def vmm_msi_detach_domain(session: Session) -> object | None:
-    """Undo :func:`vmm_msi_attach_domain`, after the last device was detached."""
+@hookspec
+def vmm_msi_detach_domain(session: Session) -> None:
+    """Undo :func:`vmm_msi_attach_domain`, after the last device was detached.
+
+    Example::
+
+        def vmm_msi_detach_domain(self, session):
+            session.backend.withdraw_rmr()
+    """
 
 
 @hookspec(firstresult=True)
 def vmm_msi_select_its(device: HostDevice, host: HostTopology) -> int | None:
     """Name the physical ITS whose doorbell is bound for ``device``.
 
-    Called once per device and session, by strategies that need the doorbell at bind time. The
-    selected ITS selector answers first, ``first-in-group`` for what it leaves (None).
+    Called once per device and session, when a strategy asks for the device's ITS.
 
-    :return: the id of one of ``device.its_group``.
+    :return: the id of one of ``device.its_group``; None for the first of them.
+
+    Example::
+
+        def vmm_msi_select_its(self, device, host):
+            return device.its_group[-1]
     """
 
 
@@ -284,15 +335,26 @@ def vmm_msi_select_its(device: HostDevice, host: HostTopology) -> int | None:
 def vmm_msi_veto(event: Event) -> str | None:
     """Object to an action, before it happens.
 
-    Called on every observer for every action of a device or a guest that is about to be attached.
+    Called on every observer for every action that attaches a guest or a device, binds a doorbell
+    or enables MSIs.
 
-    :return: the reason why it must not happen; None where there is no objection.
+    :return: the reason for the veto; None to allow the action.
+
+    Example::
+
+        def vmm_msi_veto(self, event):
+            return "no new devices on this host" if event.action == "attach-device" else None
     """
 
 
 @hookspec
 def vmm_msi_observe(event: Event) -> None:
-    """Learn what happened: called on every observer after every action, failed ones too.
+    """Take note of an action: called on every observer after every action, failed ones too.
 
     An exception from an observer is reported as a warning and changes nothing.
+
+    Example::
+
+        def vmm_msi_observe(self, event):
+            logging.getLogger("audit").info("%s %s", event.action, event.device or event.guest)
     """

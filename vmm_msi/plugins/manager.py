@@ -1,72 +1,63 @@
-"""The plugin host: loads plugins, keeps their names apart, and calls their hooks.
+"""The plugin manager: loads plugins, keeps their names apart, and calls their hooks.
 
-A typed facade over one pluggy plugin manager per :class:`PluginManager`; there is no global one.
+A typed facade over one pluggy plugin manager per :class:`PluginManager`; none is global.
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
 from importlib.metadata import EntryPoint, entry_points
-from itertools import product
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Literal,
-    NamedTuple,
-    cast,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-import msgspec
 import pluggy
 
 from vmm_msi.config import Choice
-from vmm_msi.errors import PluginError, RefusedError, UsageError
-from vmm_msi.plugins import hookspecs
-from vmm_msi.plugins.hookspecs import (
-    PROJECT,
-    Event,
-    Needs,
-    Options,
-    PluginInfo,
-    PluginKind,
-    Session,
-)
+from vmm_msi.errors import PluginError, RefusedError, UsageError, VmmMsiError
+from vmm_msi.plugins import contract, hookspecs, option_values
+from vmm_msi.plugins.hookspecs import PROJECT, PluginKind
 from vmm_msi.types import Iova
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator
+    from collections.abc import Callable, Collection, Iterable
 
+    from vmm_msi.plugins.hookspecs import Event, Needs, Options, PluginInfo, Session
     from vmm_msi.types import GuestPlan, HostDevice, HostTopology, PciAddress
 
 log = logging.getLogger(__name__)
 
 
+class PluginState(StrEnum):
+    """Whether a plugin can be used."""
+
+    LOADED = "loaded"
+    DISABLED = "disabled"
+    BROKEN = "broken"
+
+
 @dataclass(frozen=True)
 class PluginRecord:
-    """One plugin that was found.
+    """One installed or registered plugin.
 
     :param origin: distribution and version, or the module.
-    :param info: what it says of itself; None where it was not loaded.
-    :param state: ``loaded``, ``disabled`` or ``broken``.
+    :param info: its description; None unless it is loaded.
     :param problem: why it is broken.
     """
 
     name: str
     origin: str
     info: PluginInfo | None = None
-    state: str = "loaded"
+    state: PluginState = PluginState.LOADED
     problem: str = ""
 
 
 class PluginManager:
     """The plugins of one application.
 
-    >>> host = PluginManager.load()
-    >>> sorted(host.names(PluginKind.ITS_SELECTOR))
+    >>> plugins = PluginManager.load()
+    >>> plugins.names(PluginKind.ITS_SELECTOR)
     ['first-in-group']
     """
 
@@ -76,111 +67,120 @@ class PluginManager:
         self._records: dict[str, PluginRecord] = {}
         self._hooks: dict[str, StrategyHooks] = {}
         self._selectors: dict[str, pluggy.HookCaller] = {}
-        self._observers: dict[str, Observer] = {}
+        self._observers: dict[str, ObserverHooks] = {}
 
     @classmethod
     def load(cls, disabled: Collection[str] = (), wanted: Collection[str] = ()) -> PluginManager:
         """Load every installed plugin of the entry-point group ``vmm_msi``.
 
-        :param disabled: names that are not loaded.
-        :param wanted: names the user asked for: one that cannot be loaded is an error, while any
-            other is skipped with a warning.
-        :raise PluginError: when two have one name or one breaks the contract.
-        :raise UsageError: when a name in ``disabled`` is no plugin's.
+        A plugin that cannot be loaded is skipped with a warning, unless it is wanted.
+
+        :param disabled: names of plugins to skip.
+        :param wanted: names of plugins that must load.
+        :raise PluginError: when a wanted plugin cannot be loaded.
+        :raise UsageError: when a name in ``disabled`` is not a plugin's.
         """
-        points: dict[str, EntryPoint] = {}
-        for point in sorted(entry_points(group=PROJECT), key=lambda p: (p.name, _origin(p))):
-            other = points.setdefault(point.name, point)
-            if other.value != point.value:
-                raise PluginError(
-                    f"plugin name {point.name!r} is given twice: by {_origin(other)} and by "
-                    f"{_origin(point)}; uninstall one of them"
-                )
-        unknown = sorted(set(disabled) - points.keys())
+        by_name: dict[str, dict[str, EntryPoint]] = {}
+        for point in entry_points(group=PROJECT):
+            # One distribution can be on the path twice.
+            by_name.setdefault(point.name, {}).setdefault(point.value, point)
+        unknown = sorted(set(disabled) - by_name.keys())
         if unknown:
             raise UsageError(
-                f"disabling plugin {unknown[0]!r}: there is none; there are {', '.join(points)}"
+                f"disabling plugin {unknown[0]!r}: no such plugin; valid: "
+                f"{', '.join(sorted(by_name))}"
             )
-        host = cls()
-        for point in points.values():
-            host._load_point(point, disabled, wanted)
-        return host
+        plugins = cls()
+        for name in sorted(by_name):
+            points = list(by_name[name].values())
+            plugins._load_points(name, points, is_disabled=name in disabled, must=name in wanted)
+        return plugins
 
-    def _load_point(
-        self, point: EntryPoint, disabled: Collection[str], wanted: Collection[str]
+    def _load_points(
+        self, name: str, points: list[EntryPoint], *, is_disabled: bool, must: bool
     ) -> None:
-        origin = _origin(point)
-        if point.name in disabled:
-            self._manager.set_blocked(point.name)
-            self._records[point.name] = PluginRecord(point.name, origin, state="disabled")
+        """Load the plugin of a name.
+
+        :param points: the entry points of that name.
+        :param must: a plugin that cannot be loaded is an error.
+        """
+        origin = ", ".join(sorted(map(_origin, points)))
+        if is_disabled:
+            self._records[name] = PluginRecord(name, origin, state=PluginState.DISABLED)
             return
         try:
-            plugin = point.load()
-        except Exception as error:
-            problem = f"{type(error).__name__}: {error}"
-            message = f"plugin {point.name!r} ({origin}) cannot be imported: {problem}"
-            if point.name in wanted:
+            self._add(_load(points), origin, name)
+        except contract.ContractError as error:
+            message = f"plugin {name!r} ({origin}): {error}"
+            if must:
                 raise PluginError(message) from error
             log.warning("%s; it is skipped", message)
-            self._records[point.name] = PluginRecord(
-                point.name, origin, state="broken", problem=problem
+            self._records[name] = PluginRecord(
+                name, origin, state=PluginState.BROKEN, problem=str(error)
             )
-            return
-        self.register(plugin, origin, point.name)
 
-    def register(self, plugin: object, origin: str = "", name: str | None = None) -> PluginInfo:
+    def register(self, plugin: object, origin: str = "") -> PluginInfo:
         """Add a plugin.
 
-        :param origin: where it is from, for messages; by default its module.
-        :param name: the name it must give itself; None for whatever it says.
-        :return: what it says of itself.
+        :param plugin: an object with hook implementations, a module of hook functions, or a class
+            to instantiate.
+        :param origin: where it is from, for messages; by default its module or class.
+        :return: its description.
         :raise PluginError: when it breaks the contract or its name is taken.
         """
         origin = origin or getattr(plugin, "__name__", type(plugin).__name__)
-        describe = getattr(plugin, "vmm_msi_describe", None)
         try:
-            info = describe() if callable(describe) else None
-        except Exception as error:
-            raise PluginError(
-                f"plugin {name or plugin!r} ({origin}): describing itself failed with "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(info, PluginInfo):
-            raise PluginError(
-                f"plugin {name or plugin!r} ({origin}): has no hook vmm_msi_describe that returns "
-                "a PluginInfo"
-            )
-        _check_info(info, origin)
+            return self._add(plugin, origin)
+        except contract.ContractError as error:
+            raise PluginError(f"plugin {origin}: {error}") from error
+
+    def _add(self, plugin: object, origin: str, name: str | None = None) -> PluginInfo:
+        """Check and add a plugin; ``name`` is that of its entry point."""
+        plugin = contract.instance(plugin)
+        contract.check_names(plugin)
+        info = contract.describe(plugin)
         if name is not None and info.name != name:
-            raise PluginError(
-                f"plugin {name!r} ({origin}): calls itself {info.name!r}; its entry point must "
-                "have the same name"
+            raise contract.ContractError(
+                f"its name is {info.name!r}, its entry point's is {name!r}; use one name for both"
             )
         taken = self._records.get(info.name)
         if taken is not None:
-            raise PluginError(
-                f"plugin name {info.name!r} is given twice: by {taken.origin} and by {origin}"
-            )
+            raise contract.ContractError(f"the name {info.name!r} is taken by {taken.origin}")
         try:
-            self._manager.register(plugin, info.name)
-            self._manager.check_pending()
-        except (pluggy.PluginValidationError, ValueError) as error:
-            text = " ".join(str(error).split())
-            raise PluginError(f"plugin {info.name!r} ({origin}): {text}") from error
+            self._register(plugin, info)
+        except contract.ContractError:
+            if self._manager.get_plugin(info.name) is plugin:
+                self._manager.unregister(plugin)
+            raise
         self._records[info.name] = PluginRecord(info.name, origin, info)
         self._hooks.clear()
         self._selectors.clear()
         self._observers = {
-            observer: Observer(
-                self._manager.subset_hook_caller("vmm_msi_veto", self._others(observer)),
-                self._manager.subset_hook_caller("vmm_msi_observe", self._others(observer)),
+            observer: ObserverHooks(
+                self._caller(observer, "vmm_msi_veto"), self._caller(observer, "vmm_msi_observe")
             )
             for observer in self.names(PluginKind.OBSERVER)
         }
         return info
 
+    def _register(self, plugin: object, info: PluginInfo) -> None:
+        """Give a plugin to pluggy, and check what pluggy will call."""
+        try:
+            self._manager.register(plugin, info.name)
+        except (pluggy.PluginValidationError, ValueError) as error:
+            contract.check_parameters(plugin)
+            raise contract.ContractError(" ".join(str(error).split())) from error
+        hooks = {caller.name for caller in self._manager.get_hookcallers(plugin) or ()}
+        contract.check_marks(plugin, hooks)
+        contract.check_complete(info.kind, hooks)
+
+    def _caller(self, name: str, hook: str) -> pluggy.HookCaller:
+        """Return what calls the implementation of one plugin, and of no other."""
+        others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
+        return self._manager.subset_hook_caller(hook, others)
+
     def records(self) -> list[PluginRecord]:
-        """Return every plugin that was found, by name."""
+        """Return every plugin, by name."""
         return [self._records[name] for name in sorted(self._records)]
 
     def names(self, kind: PluginKind) -> list[str]:
@@ -188,16 +188,17 @@ class PluginManager:
         return [r.name for r in self.records() if r.info is not None and r.info.kind is kind]
 
     def info(self, name: str, kind: PluginKind) -> PluginInfo:
-        """Return what the plugin ``name`` of a kind says of itself.
+        """Return the description of the plugin ``name`` of a kind.
 
-        :raise UsageError: when there is no such plugin, or it is disabled or broken.
+        :raise UsageError: when no plugin has the name, or it is disabled or broken.
         """
         record = self._records.get(name)
         if record is None or (record.info is not None and record.info.kind is not kind):
             known = ", ".join(self.names(kind))
-            raise UsageError(f"{kind} {name!r}: no such plugin; there are {known or 'none'}")
+            raise UsageError(f"{kind} {name!r}: no such plugin; valid: {known or 'none'}")
         if record.info is None:
-            raise UsageError(f"{kind} {name!r} ({record.origin}): is {record.state}")
+            problem = record.problem and f": {record.problem}"
+            raise UsageError(f"{kind} {name!r} ({record.origin}): is {record.state}{problem}")
         return record.info
 
     def options(self, name: str, given: Iterable[tuple[str, Any]]) -> Options:
@@ -205,65 +206,50 @@ class PluginManager:
 
         :raise UsageError: when one is unknown or has a wrong value; the message names the valid.
         """
-        kind = self.info(name, PluginKind.STRATEGY).options
-        values = dict(given)
-        valid = kind.__struct_fields__
-        unknown = sorted(values.keys() - set(valid))
-        if unknown:
-            shown = ", ".join([*valid, "profile"])
-            raise UsageError(f"strategy {name}: unknown option {unknown[0]!r}; valid: {shown}")
-        try:
-            return msgspec.convert(values, kind, strict=False)
-        except msgspec.ValidationError as error:
-            hints = "; ".join(f"{field}: {_valid_values(kind, field)}" for field in values)
-            raise UsageError(f"strategy {name}: {error} (valid: {hints})") from error
+        return option_values.convert(name, self.info(name, PluginKind.STRATEGY).options, given)
 
     def needs(self, name: str, options: Options) -> Needs:
-        """Return what the strategy needs with these options."""
-        needs = self.info(name, PluginKind.STRATEGY).needs
+        """Return what the strategy needs with these options.
+
+        :raise PluginError: when the strategy does not say.
+        """
         try:
-            found = needs(options) if needs is not None else None
-        except Exception as error:
-            raise PluginError(
-                f"strategy {name}: saying its needs failed with {type(error).__name__}: {error}"
-            ) from error
-        if not isinstance(found, Needs):
-            raise PluginError(f"strategy {name}: its needs are {found!r}, not a Needs")
-        return found
+            return contract.needs_of(self.info(name, PluginKind.STRATEGY), options)
+        except contract.ContractError as error:
+            raise PluginError(f"strategy {name}: {error}") from error
 
     def choices(self) -> list[Choice]:
-        """Return every strategy in each of its forms.
-
-        An option that is declared as one of several literals makes a form of each of them; other
-        options are left at their defaults.
-        """
+        """Return every strategy in each of its forms, as :func:`~.option_values.forms` has them."""
         return [
             Choice(name, form)
             for name in self.names(PluginKind.STRATEGY)
-            for form in _forms(self.info(name, PluginKind.STRATEGY).options)
+            for form in option_values.forms(self.info(name, PluginKind.STRATEGY).options)
         ]
 
     def hooks(self, strategy: str) -> StrategyHooks:
-        """Return the hooks that one strategy and no other answers."""
+        """Return the hooks of one strategy."""
         if strategy not in self._hooks:
-            self._hooks[strategy] = StrategyHooks(self._manager, self._others(strategy))
+            self._hooks[strategy] = StrategyHooks(partial(self._caller, strategy))
         return self._hooks[strategy]
-
-    def _others(self, name: str) -> list[object]:
-        """Return every plugin but one: a hook is answered by the plugin that was selected."""
-        return [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
 
     def select_its(self, selector: str, device: HostDevice, host: HostTopology) -> int:
         """Return the ITS that the selector names for a device, else the first of its group.
 
-        :raise RefusedError: when it names one that the device cannot use.
+        :raise RefusedError: when the device cannot use the ITS that the selector names.
+        :raise PluginError: when the selector fails.
         """
         self.info(selector, PluginKind.ITS_SELECTOR)
         if selector not in self._selectors:
-            self._selectors[selector] = self._manager.subset_hook_caller(
-                "vmm_msi_select_its", self._others(selector)
-            )
-        its = cast("int | None", self._selectors[selector](device=device, host=host))
+            self._selectors[selector] = self._caller(selector, "vmm_msi_select_its")
+        try:
+            its = cast("int | None", self._selectors[selector](device=device, host=host))
+        except VmmMsiError:
+            raise
+        except Exception as error:
+            raise PluginError(
+                f"ITS selector {selector}: selecting the ITS of {device.address} failed with "
+                f"{type(error).__name__}: {error}"
+            ) from error
         if its is None:
             return device.its
         if its not in device.its_group:
@@ -276,38 +262,50 @@ class PluginManager:
 
     @property
     def has_observers(self) -> bool:
-        """Tell whether anyone is interested in events."""
+        """Whether an observer is loaded."""
         return bool(self._observers)
 
     def veto(self, event: Event) -> None:
         """Let the observers object to an action.
 
-        :raise RefusedError: when one does.
-        :raise PluginError: when one fails: what should have a say and cannot is no consent.
+        :raise RefusedError: for a veto.
+        :raise PluginError: if a veto hook itself fails: a broken observer blocks the action.
         """
-        what = f"{event.action} of {event.device or event.guest}"
+        action = f"{event.action} of {event.device or event.guest}"
         for name, observer in self._observers.items():
             try:
-                reasons = cast("list[str]", observer.veto(event=event))
+                reasons = cast("list[object]", observer.veto(event=event))
             except Exception as error:
                 raise PluginError(
-                    f"observer {name}: its veto on {what} failed with {type(error).__name__}: "
+                    f"observer {name}: its veto on {action} failed with {type(error).__name__}: "
                     f"{error}"
                 ) from error
-            if reasons:
-                raise RefusedError(f"{what}: vetoed by {name}: {'; '.join(reasons)}")
+            for reason in reasons:
+                if not isinstance(reason, str):
+                    raise PluginError(
+                        f"observer {name}: vmm_msi_veto returned {reason!r} for {action}; valid: "
+                        "the reason as a str, or None to allow the action"
+                    )
+                raise RefusedError(f"{action}: vetoed by {name}: {reason}")
 
     def notify(self, event: Event) -> None:
-        """Tell the observers what happened; their failures are logged and change nothing."""
+        """Notify the observers of an action; their failures are logged and change nothing."""
         for name, observer in self._observers.items():
             try:
-                observer.observe(event=event)
+                values = observer.observe(event=event)
             except Exception as error:  # noqa: BLE001
-                what = f"{type(error).__name__}: {error}"
-                log.warning("observer %s failed at %s: %s", name, event.action, what)
+                problem = f"{type(error).__name__}: {error}"
+                log.warning("observer %s failed at %s: %s", name, event.action, problem)
+                continue
+            for value in values:
+                log.warning(
+                    "observer %s: vmm_msi_observe returned %r at %s; valid: None, a veto is a "
+                    "reason that vmm_msi_veto returns",
+                    name, value, event.action,
+                )  # fmt: skip
 
 
-class Observer(NamedTuple):
+class ObserverHooks(NamedTuple):
     """The hooks of one observer."""
 
     veto: pluggy.HookCaller
@@ -315,12 +313,12 @@ class Observer(NamedTuple):
 
 
 class StrategyHooks:
-    """The strategy hooks, typed; each is answered by one strategy."""
+    """The hooks of one strategy, typed.
 
-    def __init__(self, manager: pluggy.PluginManager, others: list[object]) -> None:
-        def caller(name: str) -> pluggy.HookCaller:
-            return manager.subset_hook_caller(name, others)
+    :param caller: returns what calls the strategy's implementation of a hook.
+    """
 
+    def __init__(self, caller: Callable[[str], pluggy.HookCaller]) -> None:
         self._plan_domain = caller("vmm_msi_plan_domain")
         self._attach_domain = caller("vmm_msi_attach_domain")
         self._attach_device = caller("vmm_msi_attach_device")
@@ -341,10 +339,14 @@ class StrategyHooks:
     def attach_device(self, session: Session, device: PciAddress) -> None:
         """Call :func:`~vmm_msi.plugins.hookspecs.vmm_msi_attach_device`.
 
-        :raise PluginError: when the strategy does not attach devices.
+        :raise PluginError: when the strategy did not attach the device.
         """
-        if self._attach_device(session=session, device=device) is None:
-            raise PluginError(f"strategy {session.strategy}: did not attach {device}")
+        self._attach_device(session=session, device=device)
+        if not session.backend.is_attached(device):
+            raise PluginError(
+                f"strategy {session.strategy}: vmm_msi_attach_device did not attach {device}; call "
+                "session.state(S2Pool).attach or session.backend.attach"
+            )
 
     def bind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Call :func:`~vmm_msi.plugins.hookspecs.vmm_msi_bind_doorbell`."""
@@ -353,7 +355,7 @@ class StrategyHooks:
     def prepare_msi(self, session: Session, device: PciAddress) -> Iova:
         """Call :func:`~vmm_msi.plugins.hookspecs.vmm_msi_prepare_msi`.
 
-        :raise PluginError: when the strategy does not enable MSIs.
+        :raise PluginError: when the strategy did not enable the MSIs.
         """
         programmed = self._prepare_msi(session=session, device=device)
         if not isinstance(programmed, Iova):
@@ -368,55 +370,43 @@ class StrategyHooks:
         self._unbind_doorbell(session=session, device=device)
 
     def detach_device(self, session: Session, device: PciAddress) -> None:
-        """Call :func:`~vmm_msi.plugins.hookspecs.vmm_msi_detach_device`."""
+        """Call :func:`~vmm_msi.plugins.hookspecs.vmm_msi_detach_device`.
+
+        :raise PluginError: when the strategy did not detach the device.
+        """
         self._detach_device(session=session, device=device)
+        if session.backend.is_attached(device):
+            raise PluginError(
+                f"strategy {session.strategy}: vmm_msi_detach_device did not detach {device}; call "
+                "session.state(S2Pool).detach or session.backend.detach"
+            )
 
     def detach_domain(self, session: Session) -> None:
         """Call :func:`~vmm_msi.plugins.hookspecs.vmm_msi_detach_domain`."""
         self._detach_domain(session=session)
 
 
-def _forms(options: type[Options]) -> Iterator[tuple[tuple[str, object], ...]]:
-    hints = get_type_hints(options)
-    literals = {
-        field: get_args(hints[field])
-        for field in options.__struct_fields__
-        if get_origin(hints[field]) is Literal
-    }
-    for values in product(*literals.values()):
-        yield tuple(zip(literals, values, strict=True))
-
-
-def _check_info(info: PluginInfo, origin: str) -> None:
-    """Check what a plugin says of itself.
-
-    :raise PluginError: when it is not what the contract asks for.
-    """
-    what = f"plugin {info.name!r} ({origin})"
-    if not isinstance(info.kind, PluginKind):
-        raise PluginError(f"{what}: is of kind {info.kind!r}; valid: {', '.join(PluginKind)}")
-    options: object = info.options
-    if not (isinstance(options, type) and issubclass(options, Options)):
-        raise PluginError(f"{what}: its options are {info.options!r}, not a subclass of Options")
-    try:
-        info.options()
-    except TypeError as error:
-        raise PluginError(f"{what}: each option must have a default: {error}") from error
-    if info.kind is PluginKind.STRATEGY and info.needs is None:
-        raise PluginError(f"{what}: a strategy must say its needs")
-
-
 def _origin(point: EntryPoint) -> str:
-    dist = point.dist
-    return f"{dist.name} {dist.version}" if dist is not None else point.value
+    if point.dist is None:
+        return point.value
+    metadata = point.dist.metadata
+    return f"{metadata['Name']} {metadata['Version']}"
 
 
-def _valid_values(kind: type[Options], field: str) -> str:
-    import msgspec.inspect
+def _load(points: list[EntryPoint]) -> object:
+    """Import what the one entry point of a name refers to.
 
-    info = msgspec.inspect.type_info(kind)
-    for entry in getattr(info, "fields", ()):
-        if entry.name == field:
-            values = getattr(entry.type, "values", None)
-            return " | ".join(map(str, values)) if values else type(entry.type).__name__
-    return "?"
+    :raise ContractError: when it cannot be imported, or several have the name.
+    """
+    if len(points) > 1:
+        origins = " and by ".join(sorted(map(_origin, points)))
+        raise contract.ContractError(
+            f"the name is given {len(points)} times: by {origins}; uninstall one"
+        )
+    try:
+        return points[0].load()
+    # A module that exits at import is as broken as one that raises.
+    except (Exception, SystemExit) as error:
+        raise contract.ContractError(
+            f"cannot be imported: {type(error).__name__}: {error}"
+        ) from error

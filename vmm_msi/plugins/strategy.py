@@ -1,30 +1,104 @@
-"""Bookkeeping that most strategies share, for use in :meth:`Session.state`."""
+"""The base class of strategies, and the bookkeeping that most strategies share."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from vmm_msi.errors import RefusedError
+from vmm_msi.plugins.base import Plugin
+from vmm_msi.plugins.hookspecs import Options, PluginInfo, PluginKind
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
 
     from vmm_msi.iommu.backend import S2Handle
-    from vmm_msi.plugins.hookspecs import Session
-    from vmm_msi.types import Iova, PciAddress
+    from vmm_msi.plugins.hookspecs import Needs, Session
+    from vmm_msi.types import GuestPlan, Iova, PciAddress
+
+
+class Strategy(Plugin):
+    """A strategy that leaves the host's MSI allocator alone; override what yours does differently.
+
+    By default there is one stage 2 per physical SMMU, nothing is bound, and the kernel picks the
+    address in the device. The methods are specified in :mod:`vmm_msi.plugins.hookspecs`. A
+    strategy keeps no state of its own: see :meth:`Session.state`.
+
+    :cvar options: the type of its options.
+    :cvar guest: what it requires of the guest, in a sentence.
+    :cvar host: what it requires of the host, in a sentence.
+    :cvar xml: what it writes into the domain XML, in a sentence.
+    :cvar costs: what it costs, in a sentence.
+    """
+
+    kind = PluginKind.STRATEGY
+    options: type[Options] = Options
+    guest: str = ""
+    host: str = ""
+    xml: str = ""
+    costs: str = ""
+
+    @abstractmethod
+    def needs(self, options: Any) -> Needs:  # noqa: ANN401 - a subclass names its own type
+        """Return what the strategy requires of backend and guest.
+
+        :param options: of the type :attr:`options`.
+        """
+
+    def vmm_msi_describe(self) -> PluginInfo:
+        """Describe the strategy by its attributes."""
+        return PluginInfo(
+            name=self.name,
+            kind=self.kind,
+            summary=self.summary,
+            options=self.options,
+            needs=self.needs,
+            guest=self.guest,
+            host=self.host,
+            xml=self.xml,
+            costs=self.costs,
+        )
+
+    def vmm_msi_plan_domain(self, session: Session) -> GuestPlan | None:
+        """Leave the plan to vmm-msi: one accelerated vSMMU per physical SMMU."""
+
+    def vmm_msi_attach_domain(self, session: Session) -> None:
+        """Prepare nothing for the guest as a whole."""
+
+    def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
+        """Attach to the one stage 2 of the device's SMMU, with the kernel's own allocator in it."""
+        session.state(S2Pool).attach(session, device, smmu_of(session, device))
+
+    def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
+        """Bind nothing."""
+
+    def vmm_msi_prepare_msi(self, session: Session, device: PciAddress) -> Iova | None:
+        """Let the kernel pick the address."""
+        return session.backend.prepare_msi(device)
+
+    def vmm_msi_unbind_doorbell(self, session: Session, device: PciAddress) -> None:
+        """Unmap the doorbell if :class:`DoorbellMaps` mapped it and no other device uses it."""
+        session.state(DoorbellMaps).release(session, device)
+
+    def vmm_msi_detach_device(self, session: Session, device: PciAddress) -> None:
+        """Detach from the :class:`S2Pool`, which frees the stage 2 with its last device."""
+        session.state(S2Pool).detach(session, device)
+
+    def vmm_msi_detach_domain(self, session: Session) -> None:
+        """Undo nothing for the guest as a whole."""
 
 
 def smmu_of(session: Session, device: PciAddress) -> int:
     """Return the id of the SMMU in front of ``device``.
 
-    :raise RefusedError: when there is none.
+    :raise RefusedError: when no SMMU is in front of it.
     """
     smmu = session.host_device(device).smmu
     if smmu is None:
         raise RefusedError(
-            f"{device}: is behind no SMMU, so its MSIs are not translated and there is nothing to "
-            "nest; assign a device that is behind one"
+            f"{device}: not behind an SMMU, so nothing translates its MSIs and nothing can be "
+            "nested; assign a device behind an SMMU"
         )
     return smmu
 
@@ -32,8 +106,8 @@ def smmu_of(session: Session, device: PciAddress) -> int:
 def guest_doorbell(session: Session, device: PciAddress) -> Iova:
     """Return the IOVA at which the guest sees the doorbell page (gDB) of ``device``.
 
-    Its stage 1 maps whole granules, so where that is larger than gDB's alignment the doorbell
-    page lies inside of one.
+    The guest's stage 1 maps whole granules, so where the granule is larger than gDB's alignment
+    the doorbell page lies within it.
     """
     guest_device = session.guest_device(device)
     granule = session.guest.stage1_by_id[guest_device.stage1].granule
@@ -52,20 +126,20 @@ class S2Pool:
     def attach(
         self, session: Session, device: PciAddress, key: Hashable, *, msi_cookie: bool = True
     ) -> None:
-        """Attach ``device`` to the stage 2 of ``key``, allocated if this is its first device.
+        """Attach ``device`` to the stage 2 of ``key``, allocated for the first device.
 
         :param msi_cookie: see :meth:`Backend.alloc_s2`.
-        :raise RefusedError: the kernel's refusal; nothing is left allocated for it.
+        :raise RefusedError: the kernel's refusal; nothing stays allocated for the device.
         """
         smmu = smmu_of(session, device)
         s2 = self._tables.get(key)
-        fresh = s2 is None
+        is_new = s2 is None
         if s2 is None:
             s2 = session.backend.alloc_s2(smmu, msi_cookie=msi_cookie)
         try:
             session.backend.attach(device, s2)
         except RefusedError:
-            if fresh:
+            if is_new:
                 session.backend.free_s2(s2)
             raise
         self._tables[key] = s2
@@ -73,7 +147,15 @@ class S2Pool:
         self._key_of[device] = key
 
     def detach(self, session: Session, device: PciAddress) -> None:
-        """Detach ``device``, and free its stage 2 if it was the last."""
+        """Detach ``device``, and free its stage 2 if it was the last.
+
+        :raise LookupError: when the pool did not attach the device.
+        """
+        if device not in self._key_of:
+            raise LookupError(
+                f"S2Pool did not attach {device}; a strategy that attaches in another way "
+                "overrides vmm_msi_detach_device, too"
+            )
         key = self._key_of.pop(device)
         session.backend.detach(device)
         users = self._users[key]
@@ -88,7 +170,9 @@ class S2Pool:
 
 
 @dataclass
-class _Doorbell:
+class _DoorbellMap:
+    """A doorbell in a stage 2: the ITS behind it and the devices that use it."""
+
     its: int
     users: dict[PciAddress, None]
 
@@ -97,7 +181,7 @@ class _Doorbell:
 class DoorbellMaps:
     """Doorbells mapped in stage 2, counted by the devices that use them."""
 
-    _maps: dict[tuple[S2Handle, int], _Doorbell] = field(default_factory=dict)
+    _maps: dict[tuple[S2Handle, int], _DoorbellMap] = field(default_factory=dict)
     _key_of: dict[PciAddress, tuple[S2Handle, int]] = field(default_factory=dict)
 
     def acquire(self, session: Session, device: PciAddress, s2: S2Handle) -> None:
@@ -109,28 +193,31 @@ class DoorbellMaps:
         gdb = session.guest.gdb(session.guest_device(device))
         its = session.its_of(device)
         key = (s2, gdb)
-        known = self._maps.get(key)
-        if known is None:
+        mapping = self._maps.get(key)
+        if mapping is None:
             session.backend.map_doorbell(s2, gdb, its)
-            known = self._maps[key] = _Doorbell(its, {})
-        elif known.its != its:
-            other = next(iter(known.users))
+            mapping = self._maps[key] = _DoorbellMap(its, {})
+        elif mapping.its != its:
+            other = next(iter(mapping.users))
             raise RefusedError(
                 f"binding doorbell {gdb} of {device} to ITS {its}: conflict, {other} has it bound "
-                f"to ITS {known.its} in the same stage 2; a stage 2 per ITS (multi-its) or a "
-                "virtual ITS per physical ITS would work"
+                f"to ITS {mapping.its} in the same stage 2; use a stage 2 per ITS (multi-its) or "
+                "a virtual ITS per physical ITS"
             )
-        known.users[device] = None
+        mapping.users[device] = None
         self._key_of[device] = key
 
     def release(self, session: Session, device: PciAddress) -> None:
-        """Let go of the device's doorbell, and unmap it if no other device uses it."""
+        """Release the device's doorbell, and unmap it if no other device uses it.
+
+        A device without a doorbell here is left alone.
+        """
         key = self._key_of.pop(device, None)
         if key is None:
             return
-        known = self._maps[key]
-        del known.users[device]
-        if not known.users:
+        mapping = self._maps[key]
+        del mapping.users[device]
+        if not mapping.users:
             del self._maps[key]
             gdb = session.guest.gdb(session.guest_device(device))
             session.backend.unmap_doorbell(key[0], gdb)

@@ -150,7 +150,7 @@ def _edited(
     guest = guest_of(old, choices)
     profile = profile_for(needs)
     backend = SimBackend(host, guest, profile)
-    run = GuestSession(plugins, host, guest, backend, choices, selector, rehearsal=True)
+    run = GuestSession(plugins, host, guest, backend, choices, selector, dry_run=True)
     plan = _merged(run.plan())
     layout = replace(
         facts.support.layout(),

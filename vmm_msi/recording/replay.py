@@ -96,11 +96,11 @@ def replay(
     profile = profile_for({each: needs_of(plugins, each) for each in choices.values()})
     try:
         with closing(SimBackend(host, guest, profile)) as backend:
-            run = GuestSession(plugins, host, guest, backend, choices, selector, rehearsal=True)
+            run = GuestSession(plugins, host, guest, backend, choices, selector, dry_run=True)
             try:
-                verdicts = {verdict.device: verdict for verdict in run.try_all()}
+                verdicts = {verdict.device: verdict for verdict in run.attach_and_deliver()}
             finally:
-                run.stop()
+                run.detach_all()
     except VmmMsiError:
         raise
     except (ValueError, LookupError, OverflowError) as error:

@@ -83,7 +83,7 @@ class SimBinder:
         """
         session = self._session(connection, guest, selector, kept, new)
         try:
-            verdicts = {verdict.device: verdict for verdict in session.try_all()}
+            verdicts = {verdict.device: verdict for verdict in session.attach_and_deliver()}
         except VmmMsiError:
             self._take_down(session, new)
             raise
@@ -110,7 +110,7 @@ class SimBinder:
         :raise VmmMsiError: the first failure, after every device was tried.
         """
         session = self._session(connection, guest, selector, (*kept, *gone), ())
-        for _verdict in session.try_all():
+        for _verdict in session.attach_and_deliver():
             pass
         self._take_down(session, gone)
 
@@ -119,10 +119,10 @@ class SimBinder:
         failures = []
         for device in devices:
             try:
-                session.take_down(device.host)
+                session.detach(device.host)
             except VmmMsiError as failure:
                 failures.append(failure)
-        session.end_unused()
+        session.detach_unused_strategies()
         if failures:
             raise failures[0]
 
@@ -151,7 +151,7 @@ class SimBinder:
             SimBackend(host, guest, profile_for(needs)),
             choices,
             selector,
-            known=[device.host for device in known],
+            attached_before=[device.host for device in known],
         )
 
 

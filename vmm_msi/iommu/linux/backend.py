@@ -321,6 +321,10 @@ class IommufdBackend:
             for stage2 in self._stage2.values():
                 stage2.invalidate(_TLBI_NH_ASID | asid << _ASID_SHIFT)
 
+    def is_attached(self, device: PciAddress) -> bool:
+        """Return whether a device is attached."""
+        return device in self._of
+
     def _attached(self, device: PciAddress) -> Stage2:
         stage2 = self._of.get(device)
         if stage2 is None:

@@ -118,6 +118,10 @@ class SimBackend:
             for domain in self._kernel.domains.values():
                 self._kernel.smmus[domain.smmu].invalidate_asid(domain.config.vmid, asid)
 
+    def is_attached(self, device: PciAddress) -> bool:
+        """Return whether a device is attached."""
+        return self._kernel.is_attached(device)
+
     def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
         """Map an ITS's doorbell page; see :meth:`Kernel.map_doorbell`."""
         self._step("map_doorbell")

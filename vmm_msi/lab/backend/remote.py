@@ -37,6 +37,7 @@ class RemoteBackend:
         stand_ins: Mapping[PciAddress, PciAddress],
     ) -> None:
         self._link = link
+        self._attached: set[PciAddress] = set()
         facts = link.call(
             "open",
             host=to_wire(host),
@@ -79,10 +80,16 @@ class RemoteBackend:
     def attach(self, device: PciAddress, s2: S2Handle) -> None:
         """Attach a device."""
         self._call("attach", device, s2)
+        self._attached.add(device)
 
     def detach(self, device: PciAddress) -> None:
         """Detach it."""
         self._call("detach", device)
+        self._attached.discard(device)
+
+    def is_attached(self, device: PciAddress) -> bool:
+        """Return whether it is attached, as far as this side attached it: no request."""
+        return device in self._attached
 
     def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
         """Map the page that stands for an ITS's doorbell."""

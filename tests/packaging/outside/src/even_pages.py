@@ -1,4 +1,7 @@
-"""A strategy of somebody else's: direct, with a stage 2 per device and an option of its own."""
+"""A third-party strategy, as a module of hook functions.
+
+It does what direct does, with a stage 2 per device and an option of its own.
+"""
 
 from __future__ import annotations
 
@@ -36,9 +39,8 @@ def vmm_msi_describe() -> PluginInfo:
 
 
 @hookimpl
-def vmm_msi_attach_device(session: Session, device: PciAddress) -> bool:
+def vmm_msi_attach_device(session: Session, device: PciAddress) -> None:
     session.state(S2Pool).attach(session, device, device, msi_cookie=False)
-    return True
 
 
 @hookimpl

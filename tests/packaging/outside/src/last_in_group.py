@@ -1,17 +1,13 @@
-"""An ITS selector of somebody else's."""
+"""A third-party ITS selector, as a class."""
 
 from __future__ import annotations
 
-from vmm_msi.plugins import HostDevice, PluginInfo, PluginKind, hookimpl
+from vmm_msi.plugins import HostDevice, HostTopology, ItsSelector
 
 
-@hookimpl
-def vmm_msi_describe() -> PluginInfo:
-    return PluginInfo(
-        name="last-in-group", kind=PluginKind.ITS_SELECTOR, summary="the last ITS of the group"
-    )
+class LastInGroup(ItsSelector):
+    name = "last-in-group"
+    summary = "the last ITS of the group"
 
-
-@hookimpl
-def vmm_msi_select_its(device: HostDevice) -> int:
-    return device.its_group[-1]
+    def vmm_msi_select_its(self, device: HostDevice, host: HostTopology) -> int:
+        return device.its_group[-1]
