@@ -406,7 +406,7 @@ def a_device_that_is_not_attached(place):
     return ["detach", "guest0", A, "-c", place.uri]
 
 
-@case(2, "detaching from guest0: vmm-msi has attached nothing to it")
+@case(2, "detaching from guest0: vmm-msi has attached no device to it")
 def nothing_to_detach(place):
     return ["detach", "guest0", "all", "-c", place.uri]
 

@@ -56,9 +56,9 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
   why      the host's kernel programmed the device with an address of its SW MSI window, and the
            guest's stage 1 does not map the window 1:1: the guest was not told of it by an RMR, or
            does not heed it
-  remedy   take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
+  remedy   remove its <hostdev> from the definition, then vmm-msi attach three-devices 0000:01:00.0
            --strategy identity
-  remedy   take its <hostdev> out of the definition, then vmm-msi attach three-devices 0000:01:00.0
+  remedy   remove its <hostdev> from the definition, then vmm-msi attach three-devices 0000:01:00.0
            --strategy multi-its:mode=vsmmu
   remedy   multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
            vSMMU for each; not by QEMU, but by a VMM that holds the iommufd itself, on a kernel like
@@ -147,7 +147,9 @@ def test_without_a_host_a_note_says_what_is_missing(vmm_msi):
     code, out, err = vmm_msi("explain", "0x0000110000000010 0x0 0x8000040 0x0")
     assert (code, err) == (0, "")
     assert "\nnote: no host is known: this machine has neither" in out
-    assert "\nnote: no strategy was tried on the model: with --host and --domain or --guest" in out
+    assert (
+        "\nnote: no strategy was tried in the simulator; name a host and a guest with --host" in out
+    )
 
 
 def test_a_domain_of_libvirt(vmm_msi):

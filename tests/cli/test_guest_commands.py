@@ -96,8 +96,8 @@ def test_attach_as_json(run):
         "programmed_iova": "0xfffff040",
         "outcome": "delivered",
     }
-    modelled, forgotten = document["notes"]
-    assert "the doorbell binding is modelled" in modelled
+    simulated, forgotten = document["notes"]
+    assert "the doorbell binding is simulated" in simulated
     assert "test driver" in forgotten
 
 
@@ -107,7 +107,7 @@ def test_attach_as_a_table(run):
     assert lines[1].split()[:2] == ["device", "strategy"]
     assert lines[3].split()[:2] == [A, "identity"]
     assert lines[3].split()[-2:] == ["0x8000040", "delivered"]
-    assert lines[4].startswith("note: the XML is real, the doorbell binding is modelled")
+    assert lines[4].startswith("note: the XML is real, the doorbell binding is simulated")
 
 
 def test_faults_on_request(run):

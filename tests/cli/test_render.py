@@ -106,8 +106,8 @@ def test_a_guest_that_libvirt_has_not_filled_in(gic):
 def test_notes_are_on_standard_error():
     _, err = render(GUEST, "--device", A, "--backend", "sim")
     assert err == (
-        "note: the XML is real, the doorbell binding is modelled (linux-7.2): nothing carries it "
-        "out when the guest runs\n"
+        "note: the XML is real, the doorbell binding is simulated (linux-7.2): nothing applies it "
+        "when the guest runs\n"
     )
 
 
@@ -147,7 +147,7 @@ def test_take_over():
         ASSIGNED, "--device", A, "--device", B, "--take-over", "--libvirt", "12.1", "--backend",
         "sim",
     )  # fmt: skip
-    assert "modelled" in err
+    assert "the doorbell binding is simulated" in err
     domain = DomainXml.parse(out, "out")
     device, interface = domain.hostdevs()
     assert (str(device.host), device.guest.bus, device.managed) == (A, 2, False)
@@ -186,7 +186,7 @@ def test_bad_devices():
     assert "is named twice" in refused(GUEST, "--device", A, "--device", A, code=2)
     assert "0099:01:00.0" in refused(GUEST, "--device", "0099:01:00.0", code=3)
     assert "not of the form" in refused(GUEST, "--device", "all", code=3)
-    assert "attached nothing to it" in refused(GUEST, "--remove", "--device", "all", code=2)
+    assert "attached no device to it" in refused(GUEST, "--remove", "--device", "all", code=2)
     assert "did not add it" in refused(GUEST, "--remove", "--device", A, code=3)
 
 

@@ -11,8 +11,8 @@ from strategies import CHOICES, scenarios
 
 from vmm_msi.config import Choice
 from vmm_msi.domxml.guest_domain import virt_guest
-from vmm_msi.engine.compare import profile_for
 from vmm_msi.engine.session import GuestSession
+from vmm_msi.engine.setup import profile_for
 from vmm_msi.errors import RefusedError
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.plugins.manager import PluginManager
@@ -38,7 +38,7 @@ each_choice = pytest.mark.parametrize("choice", CHOICES, ids=str)
 
 def make(scenario, choice, fail_at=0):
     backend = SimBackend(
-        scenario.host, scenario.guest, profile_for(PLUGINS, choice), fail_at=fail_at
+        scenario.host, scenario.guest, profile_for(PLUGINS, [choice]), fail_at=fail_at
     )
     choices = {device.host: choice for device in scenario.guest.devices}
     run = GuestSession(PLUGINS, scenario.host, scenario.guest, backend, choices, "first-in-group")

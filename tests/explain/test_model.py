@@ -15,7 +15,7 @@ from test_truth_table import TABLE
 from vmm_msi.config import Choice
 from vmm_msi.engine.compare import compare
 from vmm_msi.explain.explainer import explain
-from vmm_msi.explain.remedies import Strategies
+from vmm_msi.explain.remedies import StrategyRemedies
 from vmm_msi.explain.situation import Situation
 from vmm_msi.host.scenario import parse_scenario
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent, decode
@@ -38,7 +38,7 @@ def run(plugins, scenario, choice):
 
 def explained(plugins, scenario, lines):
     situation = Situation(scenario.host, scenario.guest)
-    report = explain("\n".join(lines), situation, Strategies(plugins, situation, SELECTOR))
+    report = explain("\n".join(lines), situation, StrategyRemedies(plugins, situation, SELECTOR))
     assert report.unrecognised == 0
     (found,) = report.lines
     return found.explanation
@@ -99,7 +99,7 @@ def test_refusals_of_the_series_as_the_kernel_words_them(row, plugins, counts):
     sample = pair(mode, pits=pits, vits=vits, order=order)
     scenario = parse_scenario(sample.toml(), "x")
     situation = Situation(scenario.host, scenario.guest)
-    strategies = Strategies(plugins, situation, SELECTOR)
+    strategies = StrategyRemedies(plugins, situation, SELECTOR)
     for revision in ("v2", "v3", "v8", "v15"):
         for verdict in run(plugins, scenario, Choice.parse(f"coerced:revision={revision}")):
             found = explain(f"vfio-pci {verdict.device}: {verdict.reason}", situation, strategies)

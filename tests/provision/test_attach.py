@@ -217,7 +217,7 @@ def test_strategies(connection, strategy, devices, kernel, programmed):
     before = texts(connection)
     change = attach(connection, *devices, strategy=strategy)
     assert change.binder is BinderKind.SIM
-    assert f"the doorbell binding is modelled ({kernel})" in " ".join(change.notes)
+    assert f"the doorbell binding is simulated ({kernel})" in " ".join(change.notes)
     record = read_record(connection.domain_xml("guest0"))
     name, _, options = strategy.partition(":")
     for device, address in zip(record.devices, programmed, strict=True):
@@ -302,7 +302,7 @@ def test_strategies_that_no_kernel_can_mix_are_refused(connection):
     with pytest.raises(RefusedError) as caught:
         attach(connection, A2)
     assert str(caught.value) == (
-        "strategies coerced:revision=v2, identity: no modelled kernel can carry all of them out "
+        "strategies coerced:revision=v2, identity: no simulated kernel can apply all of them "
         "at once; use one strategy for the whole guest"
     )
     assert texts(connection) == before
@@ -481,7 +481,7 @@ def test_detach_refused(connection, devices, kind, words):
 
 @pytest.mark.parametrize("guest", GUESTS)
 def test_detach_of_nothing(connection, guest):
-    with pytest.raises(UsageError, match=f"detaching from {guest}: vmm-msi has attached nothing"):
+    with pytest.raises(UsageError, match=f"detaching from {guest}: vmm-msi has attached no device"):
         detach(connection, guest=guest)
 
 

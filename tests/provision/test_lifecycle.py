@@ -188,9 +188,9 @@ def test_a_guest_that_cannot_be_changed_so(state, scope, words):
         planner.plan_detach(GuestState(GUEST, **state), DetachRequest("guest0", (A,), scope))
 
 
-def test_snapshots_are_told():
+def test_a_note_counts_snapshots():
     change = plan(facts(snapshots=2), A)
-    assert any(note.startswith("the guest has 2 snapshots: going back") for note in change.notes)
+    assert any(note.startswith("the guest has 2 snapshots: reverting") for note in change.notes)
     assert not any("snapshots" in note for note in plan(facts(), A).notes)
 
 
@@ -391,7 +391,7 @@ def test_what_runs_alone():
     change = plan(facts(**running(first)), B, scope=Scope.LIVE)
     assert change.new is change.old
     assert [device.host for device in change.record.devices] == [A, B]
-    assert "the next start is without it" in " ".join(change.notes)
+    assert "its next start is without the change" in " ".join(change.notes)
     out = planner.plan_detach(
         GuestState(first.new, change.live.new), DetachRequest("guest0", (), Scope.LIVE)
     )

@@ -140,10 +140,10 @@ def test_previews_change_nothing(test_driver):
 # QEMU.
 
 
-def test_qemu_with_the_binding_modelled(qemu):
+def test_qemu_with_the_binding_simulated(qemu):
     before = texts(qemu)
     out = vmm_msi(qemu, "attach", *NAMES, "--backend", "sim")
-    assert "note: the XML is real, the doorbell binding is modelled (linux-7.2)" in out
+    assert "note: the XML is real, the doorbell binding is simulated (linux-7.2)" in out
     xml = qemu.domain_xml(GUEST)
     assert [{*driver} for driver in buses(xml)] == [{"pciBus"}, {"pciBus"}]
     assert xml.iommufd is None

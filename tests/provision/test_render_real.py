@@ -92,9 +92,9 @@ def check(defined, devices):
 def test_virt_install(shell, qemu, folder):
     done = shell(block("shell virt-install"))
     assert "Domain 'guest' defined from guest.xml" in done.stdout
-    gic, modelled = done.stderr.splitlines()
+    gic, simulated = done.stderr.splitlines()
     assert gic == "note: it says no GIC version; <gic version='3'/> was put in and stays in"
-    assert modelled.startswith("note: the XML is real, the doorbell binding is modelled")
+    assert simulated.startswith("note: the XML is real, the doorbell binding is simulated")
     defined = qemu.domain_xml("guest")
     check(defined, [A, B])
     assert len(defined.iommus()) == 1

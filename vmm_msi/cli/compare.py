@@ -76,6 +76,7 @@ def run(args: argparse.Namespace) -> int:
     plugins = load_plugins(args, settings, named)
     scenario = _scenario(args)
     from vmm_msi.engine import compare
+    from vmm_msi.engine.setup import profile_for
     from vmm_msi.plugins.hookspecs import PluginKind
 
     name = scenario.guest.name
@@ -85,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     else:
         choices = plugins.choices()
     for choice in choices if named else ():
-        compare.profile_for(plugins, choice)
+        profile_for(plugins, [choice])
     selector = settings.its_selector(name)
     plugins.info(selector, PluginKind.ITS_SELECTOR)
     with _backends(args, scenario) as open_backend:

@@ -9,8 +9,9 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
 from vmm_msi.doctor.rule_helpers import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
+from vmm_msi.engine.survey import delivering
 from vmm_msi.errors import RefusedError, errno_name
-from vmm_msi.provision.checks import NOT_CARRIED, carried, needs_of
+from vmm_msi.provision.checks import QEMU_CANNOT_APPLY, strategies_on_qemu
 from vmm_msi.provision.request import BinderKind
 from vmm_msi.types import SW_MSI_WINDOW, Outcome
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice
     from vmm_msi.doctor.case import Case
+    from vmm_msi.engine.setup import Simulation
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import Verdict
 
@@ -39,9 +41,9 @@ def not_carried(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             _whose(case),
             (Evidence(simulated.choice_source(case), f"strategy {choice}"),),
-            f"Its MSIs do not arrive in a guest of QEMU: {NOT_CARRIED}.",
-            f"Use {' or '.join(carried(plugins))}, or --backend sim, which only models the "
-            "binding.",
+            f"Its MSIs do not arrive in a guest of QEMU: {QEMU_CANNOT_APPLY}.",
+            f"Use {' or '.join(strategies_on_qemu(plugins))}, or --backend sim, which only "
+            "simulates the binding.",
         )
 
 
@@ -53,7 +55,7 @@ def msi_lost(case: Case) -> Iterator[Finding]:
     plugins = case.plugins
     if plugins is None:
         return
-    lost: dict[tuple[Outcome, int | None], list[tuple[simulated.SimulatedGuest, Verdict]]] = {}
+    lost: dict[tuple[Outcome, int | None], list[tuple[Simulation, Verdict]]] = {}
     try:
         for result in simulated.simulate(case, plugins):
             for verdict in result.verdicts:
@@ -67,15 +69,13 @@ def msi_lost(case: Case) -> Iterator[Finding]:
             _whose(case),
             (Evidence(simulated.choice_source(case), ", ".join(map(str, _named(case)))),),
             f"attach refuses it: {error}.",
-            f"Use {' or '.join(carried(plugins))} for all devices of the guest.",
+            f"Use {' or '.join(strategies_on_qemu(plugins))} for all devices of the guest.",
         )
     for found in lost.values():
         yield _lost(case, plugins, found)
 
 
-def _lost(
-    case: Case, plugins: PluginManager, found: list[tuple[simulated.SimulatedGuest, Verdict]]
-) -> Finding:
+def _lost(case: Case, plugins: PluginManager, found: list[tuple[Simulation, Verdict]]) -> Finding:
     result, first = found[0]
     chosen = simulated.choices(case)[first.device]
     evidence = [
@@ -88,8 +88,8 @@ def _lost(
     ]
     more = len(found) - 1
     able = [
-        f"{choice}{'' if needs_of(plugins, choice).qemu else ' (not on QEMU)'}"
-        for choice in simulated.delivering(case, plugins, result)
+        f"{delivery.choice}{'' if delivery.needs.qemu else ' (not on QEMU)'}"
+        for delivery in delivering(plugins, result.scenario, simulated.selector(case))
     ]
     return Finding(
         "msi-lost",

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from vmm_msi.engine.session import GuestSession, refusal
+from vmm_msi.engine.setup import profile_for
 from vmm_msi.errors import PluginError, RefusedError
-from vmm_msi.iommu.profiles import newest_profile, profile_named
 from vmm_msi.iommu.sim import SimBackend
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def compare(
     """
     for choice in choices:
         try:
-            profile = profile_for(plugins, choice)
+            profile = profile_for(plugins, [choice])
         except RefusedError as error:
             if not skip_broken:
                 raise
@@ -83,24 +83,6 @@ def compare(
                 log.warning("%s; it is skipped", error)
                 continue
         yield result
-
-
-def profile_for(plugins: PluginManager, choice: Choice) -> Profile:
-    """Return the kernel profile of a choice: the one it names, else the newest that suffices.
-
-    :raise UsageError: when the profile that it names does not exist.
-    :raise RefusedError: when no profile has the strategy's interface.
-    """
-    needs = plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
-    if choice.profile is not None:
-        return profile_named(choice.profile)
-    profile = newest_profile({needs.interface, *needs.capabilities})
-    if profile is None:
-        raise RefusedError(
-            f"strategy {choice.strategy}: no simulated kernel has "
-            f"{', '.join(sorted({needs.interface, *needs.capabilities}))}"
-        )
-    return profile
 
 
 def _run(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmm_msi.explain.faults import Logged
     from vmm_msi.explain.known_text import Text
     from vmm_msi.explain.log_lines import Line
-    from vmm_msi.explain.remedies import Strategies
+    from vmm_msi.explain.remedies import StrategyRemedies
     from vmm_msi.explain.situation import Situation
 
 #: Different explanations that are kept.
@@ -49,7 +49,7 @@ _DEVICE = tuple(
 def explain(
     text: str,
     situation: Situation,
-    strategies: Strategies | None = None,
+    strategies: StrategyRemedies | None = None,
     notes: Sequence[str] = (),
 ) -> ExplainedText:
     """Return what the lines of a text mean.
@@ -87,7 +87,9 @@ class _Meanings:
     :ivar left_out: what is not shown.
     """
 
-    def __init__(self, text: str, situation: Situation, strategies: Strategies | None) -> None:
+    def __init__(
+        self, text: str, situation: Situation, strategies: StrategyRemedies | None
+    ) -> None:
         self._forms = [form for form in known_texts.forms() if form.key in text]
         self._situation = situation
         self._strategies = strategies
@@ -148,7 +150,7 @@ def _of_text(
     found: re.Match[str],
     line: str,
     situation: Situation,
-    strategies: Strategies | None,
+    strategies: StrategyRemedies | None,
 ) -> Explanation:
     values = [value.strip() for value in found.groups("")]
     iova = None if text.iova is None else Iova(int(values[text.iova], 16))

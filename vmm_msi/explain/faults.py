@@ -13,7 +13,7 @@ from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.types import SW_MSI_WINDOW
 
 if TYPE_CHECKING:
-    from vmm_msi.explain.remedies import Strategies
+    from vmm_msi.explain.remedies import StrategyRemedies
     from vmm_msi.explain.situation import Situation
     from vmm_msi.types import HostDevice, PciAddress
 
@@ -64,7 +64,7 @@ class Logged:
 
 
 def explain_event(
-    logged: Logged, situation: Situation, strategies: Strategies | None
+    logged: Logged, situation: Situation, strategies: StrategyRemedies | None
 ) -> Explanation:
     """Return what an event means, as far as the situation tells."""
     event = logged.event

@@ -11,6 +11,7 @@ from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
+from vmm_msi.engine.setup import needs_of
 from vmm_msi.errors import RefusedError, UsageError
 from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.provision.request import BinderKind, Scope
@@ -197,23 +198,19 @@ def check_binder(
     for choice, need in needs.items():
         if not need.qemu:
             raise RefusedError(
-                f"strategy {choice}: {NOT_CARRIED}; {' or '.join(carried(plugins))} would work "
-                "here, or --backend sim, which writes the XML and only models the binding"
+                f"strategy {choice}: {QEMU_CANNOT_APPLY}; use "
+                f"{' or '.join(strategies_on_qemu(plugins))}, or --backend sim, which writes the "
+                "XML and only simulates the binding"
             )
 
 
 #: Why a strategy does not work on QEMU.
-NOT_CARRIED = "QEMU and the kernel bind doorbells by identity and cannot carry it out"
+QEMU_CANNOT_APPLY = "QEMU and the kernel bind doorbells by identity and cannot carry it out"
 
 
-def carried(plugins: PluginManager) -> list[str]:
+def strategies_on_qemu(plugins: PluginManager) -> list[str]:
     """Return the strategies that QEMU and the kernel carry out."""
     return [str(choice) for choice in plugins.choices() if needs_of(plugins, choice).qemu]
-
-
-def needs_of(plugins: PluginManager, choice: Choice) -> Needs:
-    """Return what a strategy needs with the options that were chosen."""
-    return plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
 
 
 def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> None:

@@ -1,51 +1,53 @@
-"""Plan attaching and detaching: the new XML, what the model says of it, what is refused.
+"""Plan attaching and detaching: the new XML, the simulator's verdicts on it, refusals.
 
-Nothing is asked of libvirt here and nothing is changed: a plan is made from
-:class:`~vmm_msi.provision.libvirt_facts.LibvirtFacts`.
+A plan is made from :class:`~vmm_msi.provision.libvirt_facts.LibvirtFacts`: planning neither calls
+libvirt nor changes anything.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vmm_msi.config import Choice
 from vmm_msi.domxml import editor, numa
 from vmm_msi.domxml.index_gaps import close_gaps
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
 from vmm_msi.domxml.parse import fragment
 from vmm_msi.domxml.prerequisites import keeps_bars
 from vmm_msi.domxml.support import Feature
-from vmm_msi.engine.session import GuestSession
-from vmm_msi.engine.setup import group_notes, guest_of, profile_for, with_groups
+from vmm_msi.engine.setup import (
+    guest_with,
+    needs_of,
+    recorded_choices,
+    simulated_session,
+    with_reported_devices,
+)
 from vmm_msi.errors import UsageError
-from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.plugins.hookspecs import Action, Event
 from vmm_msi.provision import checks
 from vmm_msi.provision.request import BinderKind, Change, LiveChange
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
-    from vmm_msi.config import Config
+    from vmm_msi.config import Choice, Config
     from vmm_msi.domxml.domain_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DeviceRecord
-    from vmm_msi.domxml.support import Support
+    from vmm_msi.domxml.support import XmlLayout
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest, DetachRequest, Scope
-    from vmm_msi.types import GuestDomain, GuestPlan, HostTopology, PciAddress, Verdict, VsmmuPlan
-
-
-@dataclass(frozen=True)
-class _Edited:
-    """One XML with the devices in it, and what the model says of it."""
-
-    xml: DomainXml
-    verdicts: tuple[Verdict, ...]
-    notes: tuple[str, ...]
-    choices: Mapping[PciAddress, Choice]
+    from vmm_msi.types import (
+        GuestDomain,
+        GuestPlan,
+        HostTopology,
+        PciAddress,
+        PciFunction,
+        Verdict,
+        VsmmuPlan,
+    )
 
 
 def plan_attach(
@@ -57,163 +59,189 @@ def plan_attach(
 ) -> Change:
     """Plan to attach devices.
 
-    :raise RefusedError: when the strategy, the model, the libvirt or the guest cannot do it.
-    :raise UsageError: when something is asked for that does not exist.
-    :raise TopologyError: when the host description lacks a device.
+    :raise RefusedError: if the strategy, the simulator, libvirt or the guest cannot do it.
+    :raise UsageError: if the request names something that does not exist.
+    :raise TopologyError: if the host description lacks a device.
     """
     checks.check_request(request)
-    guest = facts.guest
-    checks.check_state(guest, request.scope)
+    checks.check_state(facts.guest, request.scope)
     checks.check_free(facts, request)
-    old = guest.definition
-    inputs = (facts, plugins, settings, host, request)
-    config = _edited(editor.apply, old, *inputs) if request.scope.config else None
-    live = None
-    if request.scope.live and guest.running is not None:
-        live = _edited(editor.plug, guest.running, *inputs)
-    edits = [edited for edited in (config, live) if edited is not None]
-    notes = list(dict.fromkeys(note for edited in edits for note in edited.notes))
-    binder = request.binder_on(facts.driver)
-    events = tuple(
-        Event(
-            Action.ATTACH_DEVICE,
-            old.name,
-            edits[0].choices[device].strategy,
-            device,
-            {"binder": binder.value},
+    return _AttachPlanner(facts, plugins, settings, host, request).change()
+
+
+@dataclass(frozen=True)
+class _Edited:
+    """One XML with the devices in it, and the verdicts of the simulator on their MSIs."""
+
+    xml: DomainXml
+    verdicts: tuple[Verdict, ...]
+    notes: tuple[str, ...]
+    choices: Mapping[PciAddress, Choice]
+
+
+@dataclass(frozen=True)
+class _AttachPlanner:
+    """Plans one request to attach: edits the definition, the live XML or both."""
+
+    facts: LibvirtFacts
+    plugins: PluginManager
+    settings: Config
+    host: HostTopology
+    request: AttachRequest
+
+    @cached_property
+    def binder(self) -> BinderKind:
+        """Which software binds the doorbells."""
+        return self.request.binder_on(self.facts.driver)
+
+    def change(self) -> Change:
+        """Return the planned change."""
+        guest, request = self.facts.guest, self.request
+        old, running = guest.definition, guest.running
+        config = self._edited(editor.apply, old) if request.scope.config else None
+        live = None
+        if request.scope.live and running is not None:
+            live = self._edited(editor.plug, running)
+        edits = [edited for edited in (config, live) if edited is not None]
+        notes = dict.fromkeys(note for edited in edits for note in edited.notes)
+        return Change(
+            old=old,
+            new=old if config is None else config.xml,
+            binder=self.binder,
+            live=None if live is None else _plugging(guest, live.xml, request.devices),
+            verdicts=edits[-1].verdicts,
+            notes=(*notes, *self._memory_notes(config), *_notes(guest, request.scope)),
+            events=tuple(
+                Event(
+                    Action.ATTACH_DEVICE,
+                    old.name,
+                    edits[0].choices[device].strategy,
+                    device,
+                    {"binder": self.binder.value},
+                )
+                for device in request.devices
+            ),
         )
-        for device in request.devices
-    )
-    return Change(
-        old=old,
-        new=old if config is None else config.xml,
-        binder=binder,
-        live=None if live is None else _plugging(guest, live.xml, request.devices),
-        verdicts=edits[-1].verdicts,
-        notes=(
-            *notes,
-            *_memory_notes(guest.running, config, request, binder),
-            *_notes(guest, request.scope),
-        ),
-        events=events,
-    )
 
-
-def _reserve(support: Support, old: DomainXml, binder: BinderKind, request: AttachRequest) -> int:
-    """Return the bytes to reserve for each port; 0 for a guest that does it for all by itself."""
-    able = binder is BinderKind.QEMU and support.has(Feature.OVERRIDE)
-    needed = request.spare_ports and not keeps_bars(old, for_each_port=False)
-    return request.spare_memory << 20 if able and needed else 0
-
-
-def _memory_notes(
-    running: DomainXml | None, config: _Edited | None, request: AttachRequest, binder: BinderKind
-) -> list[str]:
-    """Say what plugging a device in needs that this guest does not show."""
-    plugged = [running] if request.scope.live else []
-    if request.spare_ports and config is not None:
-        plugged.append(config.xml)
-    if binder is not BinderKind.QEMU or all(keeps_bars(xml) for xml in plugged if xml is not None):
-        return []
-    note = (
-        "a Linux guest takes the BARs of the devices behind the same bus away when one is plugged "
-        "in, unless QEMU reserves memory for the ports from the start (--spare-ports with "
-        "--spare-memory) or its kernel has pci=hpiosize=0,hpmmioprefsize=0"
-    )
-    return [note]
-
-
-def _edited(
-    edit: Callable[..., DomainXml],
-    old: DomainXml,
-    facts: LibvirtFacts,
-    plugins: PluginManager,
-    settings: Config,
-    host: HostTopology,
-    request: AttachRequest,
-) -> _Edited:
-    """Bring a guest up on the model, and put the devices into its XML with ``edit``."""
-    record = read_record(old) or DomainRecord()
-    choices = {
-        device.host: Choice.of(device.strategy, dict(device.options)) for device in record.devices
-    }
-    for device in request.devices:
-        choices[device] = settings.choice(old.name, device, request.named)
-    selector = settings.its_selector(old.name)
-    binder = request.binder_on(facts.driver)
-    needs = {choice: checks.needs_of(plugins, choice) for choice in choices.values()}
-    checks.check_binder(plugins, binder, facts.driver, needs)
-    checks.check_guest(old, binder, needs.values())
-    checks.check_devices(facts, host, binder, request)
-    host = with_groups(host, choices, facts.nodes)
-    notes = [] if facts.driver is None else list(group_notes(choices, facts.nodes))
-    guest = guest_of(old, choices)
-    profile = profile_for(needs)
-    backend = SimBackend(host, guest, profile)
-    run = GuestSession(plugins, host, guest, backend, choices, selector, dry_run=True)
-    plan = _merged(run.plan())
-    layout = replace(
-        facts.support.layout(),
-        driver=dict(request.driver),
-        managed=request.managed,
-        spare_ports=request.spare_ports,
-        fdgroup=request.fdgroup,
-        reserve=_reserve(facts.support, old, binder, request),
-    )
-    checks.check_support(facts.support, plan, binder, request)
-    checks.check_caps(facts.support, old.name)
-    run.attach_all()
-    verdicts = tuple(run.deliver(device.host) for device in guest.devices)
-    if not request.allow_faults:
-        checks.check_verdicts(verdicts, record)
-    if binder is BinderKind.SIM:
-        notes.append(
-            f"the XML is real, the doorbell binding is modelled ({profile.name}): nothing carries "
-            "it out when the guest runs"
-        )
-    cells, more = _cells(old, plan, facts)
-    notes += more
-    assignments = {
-        device: _assignment(choices[device], binder, guest, device, verdicts, cells.get(device))
-        for device in request.devices
-    }
-    new = edit(old, plan, layout, assignments)
-    stay = {device.host: device.binding for device in record.devices}
-    now = {device: _binding(guest, device, verdicts) for device in stay}
-    if now != stay:
-        new = editor.record_bindings(new, now)
-    return _Edited(new, verdicts, tuple(notes), choices)
-
-
-def _cells(
-    guest: DomainXml, plan: GuestPlan, facts: LibvirtFacts
-) -> tuple[dict[PciAddress, int], list[str]]:
-    """Return the guest NUMA cell for the bus that each device is to be behind.
-
-    A bus has one cell: the one on the host node of all its devices.
-    """
-    found: dict[PciAddress, int] = {}
-    notes = []
-    for vsmmu in plan.vsmmus:
-        known = [facts.nodes[device] for device in vsmmu.devices if device in facts.nodes]
-        nodes = {node.numa_node for node in known}
-        if len(known) < len(vsmmu.devices) or len(nodes) != 1 or None in nodes:
-            continue
-        node = next(node.numa_node for node in known if node.numa_node is not None)
-        cell = numa.cell_on(guest, node)
-        if cell is not None:
-            found |= dict.fromkeys(vsmmu.devices, cell)
-        elif numa.cells(guest):
+    def _edited(self, edit: Callable[..., DomainXml], old: DomainXml) -> _Edited:
+        """Bring a guest up in the simulator, and put the devices into its XML with ``edit``."""
+        facts, request = self.facts, self.request
+        record = read_record(old) or DomainRecord()
+        choices = recorded_choices(record)
+        for device in request.devices:
+            choices[device] = self.settings.choice(old.name, device, request.named)
+        self._check(old, choices.values())
+        host = with_reported_devices(self.host, choices, facts.nodes)
+        guest = guest_with(old, choices)
+        selector = self.settings.its_selector(old.name)
+        session = simulated_session(self.plugins, host, guest, choices, selector, dry_run=True)
+        plan = _merged(session.plan())
+        checks.check_support(facts.support, plan, self.binder, request)
+        checks.check_caps(facts.support, old.name)
+        session.attach_all()
+        verdicts = tuple(session.deliver(device.host) for device in guest.devices)
+        if not request.allow_faults:
+            checks.check_verdicts(verdicts, record)
+        notes = [] if facts.driver is None else list(_group_notes(choices, facts.nodes))
+        if self.binder is BinderKind.SIM:
             notes.append(
-                f"{', '.join(map(str, vsmmu.devices))}: on NUMA node {node} of the host, and no "
-                "cell of the guest has its memory there alone: the bus gets no <node>"
+                f"the XML is real, the doorbell binding is simulated "
+                f"({session.backend.info.profile}): nothing applies it when the guest runs"
             )
-    return found, notes
+        cells, cell_notes = self._cells(old, plan)
+        assignments = {
+            device: _assignment(
+                choices[device], self.binder, guest, device, verdicts, cells.get(device)
+            )
+            for device in request.devices
+        }
+        new = edit(old, plan, self._layout(old), assignments)
+        before = {device.host: device.binding for device in record.devices}
+        bindings = {device: _binding(guest, device, verdicts) for device in before}
+        if bindings != before:
+            new = editor.record_bindings(new, bindings)
+        return _Edited(new, verdicts, (*notes, *cell_notes), choices)
+
+    def _check(self, old: DomainXml, choices: Iterable[Choice]) -> None:
+        needs = {choice: needs_of(self.plugins, choice) for choice in dict.fromkeys(choices)}
+        checks.check_binder(self.plugins, self.binder, self.facts.driver, needs)
+        checks.check_guest(old, self.binder, needs.values())
+        checks.check_devices(self.facts, self.host, self.binder, self.request)
+
+    def _layout(self, old: DomainXml) -> XmlLayout:
+        return replace(
+            self.facts.support.layout(),
+            driver=dict(self.request.driver),
+            managed=self.request.managed,
+            spare_ports=self.request.spare_ports,
+            fdgroup=self.request.fdgroup,
+            reserve=self._reserve(old),
+        )
+
+    def _reserve(self, old: DomainXml) -> int:
+        """Return the bytes to reserve for each port; 0 if the guest keeps BARs without."""
+        can_reserve = self.binder is BinderKind.QEMU and self.facts.support.has(Feature.OVERRIDE)
+        needed = self.request.spare_ports and not keeps_bars(old, for_each_port=False)
+        return self.request.spare_memory << 20 if can_reserve and needed else 0
+
+    def _memory_notes(self, config: _Edited | None) -> list[str]:
+        """Return a note if plugging in a device takes memory that nothing reserves."""
+        plugged = [self.facts.guest.running] if self.request.scope.live else []
+        if self.request.spare_ports and config is not None:
+            plugged.append(config.xml)
+        if self.binder is not BinderKind.QEMU or all(map(keeps_bars, filter(None, plugged))):
+            return []
+        note = (
+            "when a device is plugged in, a Linux guest takes the BARs of the devices behind the "
+            "same bus away, unless QEMU reserves memory for the ports from the start "
+            "(--spare-ports with --spare-memory) or its kernel has pci=hpiosize=0,hpmmioprefsize=0"
+        )
+        return [note]
+
+    def _cells(self, guest: DomainXml, plan: GuestPlan) -> tuple[dict[PciAddress, int], list[str]]:
+        """Return the guest NUMA cell for the bus of each device, and notes about missing ones.
+
+        A bus has one cell: the one on the host node of all its devices.
+        """
+        cells: dict[PciAddress, int] = {}
+        notes = []
+        for vsmmu in plan.vsmmus:
+            known = [self.facts.nodes.get(device) for device in vsmmu.devices]
+            numa_nodes = {None if node is None else node.numa_node for node in known}
+            numa_node = numa_nodes.pop() if len(numa_nodes) == 1 else None
+            if numa_node is None:
+                continue
+            cell = numa.cell_on(guest, numa_node)
+            if cell is not None:
+                cells |= dict.fromkeys(vsmmu.devices, cell)
+            elif numa.cells(guest):
+                notes.append(
+                    f"{', '.join(map(str, vsmmu.devices))}: on NUMA node {numa_node} of the host, "
+                    "and no cell of the guest has its memory there alone: the bus gets no <node>"
+                )
+        return cells, notes
+
+
+def _group_notes(
+    devices: Collection[PciAddress], nodes: Mapping[PciAddress, PciFunction]
+) -> Iterator[str]:
+    """Yield devices that libvirt does not know, and other devices in the groups of the rest."""
+    for device in devices:
+        node = nodes.get(device)
+        if node is None:
+            yield f"libvirt knows no host device {device}; the host description is used"
+            continue
+        others = [str(member) for member in node.members if member not in devices]
+        if others:
+            yield (
+                f"IOMMU group {node.iommu_group} of {device} also has {', '.join(others)}: no host "
+                "driver may use a device that shares a group with an assigned one"
+            )
 
 
 def _plugging(guest: GuestState, new: DomainXml, devices: Iterable[PciAddress]) -> LiveChange:
     if guest.running is None:
-        raise UsageError(f"changing the running guest {new.name}: it does not run")
+        raise UsageError(f"changing the running guest {new.name}: the guest is not running")
     parts = {hostdev.host: fragment(hostdev.element) for hostdev in new.hostdevs()}
     return LiveChange(
         guest.running, new, tuple((device, parts[device]) for device in devices), plugging=True
@@ -221,84 +249,97 @@ def _plugging(guest: GuestState, new: DomainXml, devices: Iterable[PciAddress]) 
 
 
 def plan_detach(guest: GuestState, request: DetachRequest) -> Change:
-    """Plan to take devices out that were attached by vmm-msi; all of them when none is named.
+    """Plan to remove devices that vmm-msi attached; all of them if the request names none.
 
-    :raise DomainXmlError: when one was not attached by vmm-msi.
-    :raise RefusedError: when what is to be changed is not there.
-    :raise UsageError: when there is nothing to take out.
+    :raise DomainXmlError: if vmm-msi did not attach one of them.
+    :raise RefusedError: if the guest has no definition or run that the request is to change.
+    :raise UsageError: if nothing is attached.
     """
     checks.check_once(request.devices)
     checks.check_release(request.release_s)
     checks.check_state(guest, request.scope)
-    old = guest.definition
-    new, live = old, None
-    events: dict[PciAddress, Event] = {}
-    binders = set()
-    notes = []
+    new = guest.definition
+    notes: list[str] = []
+    detached: list[DeviceRecord] = []
     if request.scope.config:
-        record = read_record(old) or DomainRecord()
-        for device in _to_detach(old, record, request):
-            events[device.host] = _detached(old, device)
-            binders.add(device.backend)
-        new = close_gaps(editor.remove(old, *events, record=record))
-        stay = {
-            each.host: each.binding and replace(each.binding, programmed=None, outcome=None)
-            for each in (read_record(new) or DomainRecord()).devices
-        }
-        if stay:
-            new = editor.record_bindings(new, stay)
-            notes.append(
-                "addresses may change at the guest's next start: what the devices that stay were "
-                "given is no longer known"
-            )
+        new, notes, detached = _detached_definition(guest.definition, request)
+    live = None
     if request.scope.live and guest.running is not None:
-        running = guest.running
-        devices = _to_detach(running, read_record(running) or DomainRecord(), request)
-        parts = {hostdev.host: fragment(hostdev.element) for hostdev in running.hostdevs()}
-        left = running
-        for device in devices:
-            left = editor.unplug(left, device.host)
-            events[device.host] = _detached(old, device)
-            binders.add(device.backend)
-        present = tuple((d.host, parts[d.host]) for d in devices if d.host in parts)
-        live = LiveChange(running, left, present, plugging=False, release_s=request.release_s)
+        live, unplugged = _unplugging(guest.running, request)
+        detached += unplugged
+    events = {device.host: device for device in detached}
+    qemu = any(device.backend == BinderKind.QEMU.value for device in detached)
     return Change(
-        old=old,
+        old=guest.definition,
         new=new,
-        binder=BinderKind.QEMU if BinderKind.QEMU in binders else BinderKind.SIM,
+        binder=BinderKind.QEMU if qemu else BinderKind.SIM,
         live=live,
         notes=(*notes, *_notes(guest, request.scope)),
-        events=tuple(events.values()),
+        events=tuple(
+            Event(Action.DETACH_DEVICE, guest.definition.name, device.strategy, device.host)
+            for device in events.values()
+        ),
     )
+
+
+def _detached_definition(
+    old: DomainXml, request: DetachRequest
+) -> tuple[DomainXml, list[str], list[DeviceRecord]]:
+    """Return the definition without the devices, notes, and the records of these devices."""
+    record = read_record(old) or DomainRecord()
+    devices = _to_detach(old, record, request)
+    new = close_gaps(editor.remove(old, *(device.host for device in devices), record=record))
+    remaining = (read_record(new) or DomainRecord()).devices
+    if not remaining:
+        return new, [], devices
+    bindings = {
+        device.host: device.binding and replace(device.binding, programmed=None, outcome=None)
+        for device in remaining
+    }
+    note = (
+        "addresses may change at the guest's next start: the recorded addresses of the remaining "
+        "devices were cleared"
+    )
+    return editor.record_bindings(new, bindings), [note], devices
+
+
+def _unplugging(
+    running: DomainXml, request: DetachRequest
+) -> tuple[LiveChange, list[DeviceRecord]]:
+    """Return the change of the running guest, and the records of the devices it removes."""
+    devices = _to_detach(running, read_record(running) or DomainRecord(), request)
+    parts = {hostdev.host: fragment(hostdev.element) for hostdev in running.hostdevs()}
+    remaining = running
+    for device in devices:
+        remaining = editor.unplug(remaining, device.host)
+    present = tuple((d.host, parts[d.host]) for d in devices if d.host in parts)
+    change = LiveChange(running, remaining, present, plugging=False, release_s=request.release_s)
+    return change, devices
 
 
 def _to_detach(xml: DomainXml, record: DomainRecord, request: DetachRequest) -> list[DeviceRecord]:
     if not record.devices and not request.devices:
-        raise UsageError(f"detaching from {xml.name}: vmm-msi has attached nothing to it")
+        raise UsageError(f"detaching from {xml.name}: vmm-msi has attached no device to it")
     return [editor.recorded(xml, record, device) for device in request.devices] or [*record.devices]
 
 
-def _detached(guest: DomainXml, device: DeviceRecord) -> Event:
-    return Event(Action.DETACH_DEVICE, guest.name, device.strategy, device.host)
-
-
 def _notes(guest: GuestState, scope: Scope) -> list[str]:
-    """Return what is to be known of a change of any kind."""
+    """Return notes on the state of the guest, for a change of any kind."""
     notes = []
     if guest.running is not None and not scope.live:
         notes.append("the guest is running: the change takes effect at its next start")
     if not scope.config:
-        notes.append("what runs was changed, not the definition: the next start is without it")
+        notes.append("only the running guest changes: its next start is without the change")
     if guest.snapshots and scope.config:
         notes.append(
-            f"the guest has {guest.snapshots} snapshots: going back to one brings back the "
-            "definition of that time"
+            f"the guest has {guest.snapshots} snapshots: reverting to one restores the definition "
+            "of that time"
         )
     return notes
 
 
 def _merged(plan: GuestPlan) -> GuestPlan:
-    """Put what several strategies have behind one physical SMMU and ITS behind one vSMMU."""
+    """Merge vSMMUs of several strategies that serve the same physical SMMU and ITS."""
     merged: dict[tuple[int, int | None], VsmmuPlan] = {}
     for vsmmu in plan.vsmmus:
         first = merged.setdefault((vsmmu.smmu, vsmmu.its), vsmmu)
@@ -337,7 +378,7 @@ def _verdict(verdicts: Iterable[Verdict], device: PciAddress) -> Verdict:
 
 
 def _its_reached(verdicts: Iterable[Verdict], device: PciAddress) -> int:
-    """Return the ITS that the device's MSIs reach, or were to reach where they do not arrive."""
+    """Return the ITS that the device's MSIs reach; if not delivered, the one intended."""
     verdict = _verdict(verdicts, device)
     return verdict.expected_its if verdict.its is None else verdict.its
 

@@ -9,9 +9,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.engine.setup import with_groups
+from vmm_msi.engine.setup import guest_with, with_reported_devices
 from vmm_msi.errors import BackendError, UsageError
 from vmm_msi.explain import log_lines
 from vmm_msi.explain.event_text import EventText
@@ -90,11 +89,10 @@ def record_guest(
         )
     situation = Situation(host, None, xml)
     full, host = host, _reduced_host(host, strategies)
-    guest = guest_from_xml(xml)
+    guest = guest_with(xml, strategies)
     guest = replace(
         guest,
         name="guest",
-        devices=tuple(device for device in guest.devices if device.host in strategies),
         honours_rmr=guest.honours_rmr and observations.rmr,
     )
     used = {device.stage1 for device in guest.devices}
@@ -172,14 +170,8 @@ def _strategies(xml: DomainXml) -> dict[PciAddress, tuple[str, Mapping[str, str]
 
 def _reduced_host(host: HostTopology, addresses: Collection[PciAddress]) -> HostTopology:
     """Return the host with these devices only, and with the SMMUs and ITSes that they use."""
-    functions = host.function_by_address
-    host = with_groups(host, addresses, functions)
-    devices = []
-    for address in addresses:
-        device = host.device_by_address[address]
-        function = functions.get(address)
-        reserved = None if function is None else function.reserved
-        devices.append(device if reserved is None else replace(device, reserved=reserved))
+    host = with_reported_devices(host, addresses, host.function_by_address)
+    devices = [host.device_by_address[address] for address in addresses]
     smmus = {device.smmu for device in devices}
     itses = {its for device in devices for its in device.its_group}
     return HostTopology(

@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.config import Choice
-from vmm_msi.engine.session import GuestSession
-from vmm_msi.engine.setup import profile_for
+from vmm_msi.engine.setup import simulate
 from vmm_msi.errors import InputError, VmmMsiError
-from vmm_msi.iommu.sim import SimBackend
-from vmm_msi.provision.checks import needs_of
 from vmm_msi.quantity import quantity
 from vmm_msi.recording.recorder import slots_of
-from vmm_msi.types import SW_MSI_WINDOW, Outcome
+from vmm_msi.types import SW_MSI_WINDOW, Outcome, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -93,24 +89,19 @@ def replay(
     }
     guest = _in_order(recording)
     host = recording.host
-    profile = profile_for({each: needs_of(plugins, each) for each in choices.values()})
     try:
-        with closing(SimBackend(host, guest, profile)) as backend:
-            run = GuestSession(plugins, host, guest, backend, choices, selector, dry_run=True)
-            try:
-                verdicts = {verdict.device: verdict for verdict in run.attach_and_deliver()}
-            finally:
-                run.detach_all()
+        simulation = simulate(plugins, Scenario(host, guest), choices, selector)
     except VmmMsiError:
         raise
     except (ValueError, LookupError, OverflowError) as error:
         raise InputError(
             f"replaying: the simulator cannot have this host or guest: {error}"
         ) from error
+    verdicts = {verdict.device: verdict for verdict in simulation.verdicts}
     slots = _simulated_slots(recording, verdicts)
     return Replay(
         recording,
-        profile.name,
+        simulation.kernel,
         choices,
         tuple(
             _compare(recording, device, verdicts[device.address], slots)

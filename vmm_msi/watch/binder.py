@@ -9,11 +9,8 @@ from vmm_msi.config import Choice
 from vmm_msi.domxml.bound_metadata import Bound, BoundDevice
 from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.engine.session import GuestSession
-from vmm_msi.engine.setup import profile_for, with_groups
+from vmm_msi.engine.setup import recorded_choices, simulated_session, with_reported_devices
 from vmm_msi.errors import VmmMsiError
-from vmm_msi.iommu.sim import SimBackend
-from vmm_msi.provision.checks import needs_of
 from vmm_msi.provision.libvirt_facts import known_nodes
 from vmm_msi.types import Outcome
 
@@ -22,6 +19,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Config
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.engine.session import GuestSession
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import GuestDomain, HostTopology
@@ -40,10 +38,9 @@ def desired_bindings(xml: DomainXml, run: int, selector: str) -> Bound:
     if record is None:
         return Bound(run, selector, ())
     present = {hostdev.host for hostdev in xml.hostdevs()}
+    choices = recorded_choices(record)
     devices = tuple(
-        BoundDevice(
-            device.host, str(Choice.of(device.strategy, dict(device.options))), device.backend
-        )
+        BoundDevice(device.host, str(choices[device.host]), device.backend)
         for device in record.devices
         if device.host in present
     )
@@ -142,13 +139,11 @@ class SimBinder:
         known = [device for device in known if device.outcome is not Outcome.REFUSED]
         choices = {device.host: Choice.parse(device.strategy) for device in (*known, *new)}
         guest = replace(guest, devices=tuple(guest.device_by_address[host] for host in choices))
-        host = with_groups(self.host, choices, known_nodes(connection, choices))
-        needs = {choice: needs_of(self.plugins, choice) for choice in choices.values()}
-        return GuestSession(
+        host = with_reported_devices(self.host, choices, known_nodes(connection, choices))
+        return simulated_session(
             self.plugins,
             host,
             guest,
-            SimBackend(host, guest, profile_for(needs)),
             choices,
             selector,
             attached_before=[device.host for device in known],

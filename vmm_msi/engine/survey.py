@@ -1,0 +1,55 @@
+"""Survey the loaded strategies: which of them deliver every MSI of a guest."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_msi.engine.setup import needs_of, simulate
+from vmm_msi.errors import PluginError, RefusedError
+from vmm_msi.types import Outcome
+
+if TYPE_CHECKING:
+    from vmm_msi.config import Choice
+    from vmm_msi.plugins.hookspecs import Needs
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import Scenario
+
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A strategy that delivers every MSI of a guest.
+
+    :param kernel: name of the simulated kernel on which it does.
+    """
+
+    choice: Choice
+    needs: Needs
+    kernel: str
+
+
+def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> list[Delivery]:
+    """Return the strategies that deliver every MSI of a guest when all its devices use them.
+
+    Each strategy is tried in every form that its options give it. Those that QEMU and the kernel
+    apply come first. A strategy that breaks is skipped with a warning: no user selected it.
+
+    :param selector: name of the ITS selector.
+    """
+    devices = [device.host for device in scenario.guest.devices]
+    deliveries = []
+    for choice in plugins.choices():
+        try:
+            result = simulate(plugins, scenario, dict.fromkeys(devices, choice), selector)
+        except RefusedError:
+            continue
+        except PluginError as error:
+            log.warning("%s; it is skipped", error)
+            continue
+        if all(verdict.outcome is Outcome.DELIVERED for verdict in result.verdicts):
+            deliveries.append(Delivery(choice, needs_of(plugins, choice), result.kernel))
+    return sorted(deliveries, key=lambda delivery: not delivery.needs.qemu)
