@@ -343,7 +343,9 @@ def test_another_its_that_knows_the_device_id_is_misrouted_all_the_same():
     for address in (A, B):
         backend.attach(address, s2)
         backend.program_msi(address, Iova(0xFFFF_0000))
-    assert [backend.deliver(a).outcome for a in (A, B)] == [Outcome.MISROUTED, Outcome.DELIVERED]
+    misrouted, delivered = backend.deliver(A), backend.deliver(B)
+    assert (misrouted.outcome, delivered.outcome) == (Outcome.MISROUTED, Outcome.DELIVERED)
+    assert misrouted.reason == "ITS 1 has DeviceID 0x1 for another device"
     assert backend.deliver(A).lpi is None
 
 

@@ -239,6 +239,8 @@ class SimBackend:
             lpi = self._itses[reached].first_lpi(device.device_id, device.vectors)
             if lpi is None:
                 reason = f"ITS {reached} does not know DeviceID {device.device_id}"
+            elif reached != device.its:
+                reason = f"ITS {reached} has DeviceID {device.device_id} for another device"
             steps.append(
                 TraceStep("its", {"its": reached, "device_id": str(device.device_id), "lpi": lpi})
             )
