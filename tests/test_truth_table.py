@@ -72,6 +72,16 @@ def test_identity_faults_everywhere_when_the_guest_ignores_the_rmr(row, capsys, 
     assert by_device(result) == {A: FAULT, B: FAULT}
 
 
+@pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
+def test_placed_with_its_doorbell_at_the_first_slot(row, capsys, tmp_path):
+    """A second host ITS gets another slot, where no virtual ITS fits."""
+    pits, mode, vits, order = row[:4]
+    bases = {0: 0x07FF_0000, 1: 0x0A08_0000}
+    sample = pair(mode, pits=pits, vits=vits, order=order, vits_bases=bases)
+    (result,) = run_compare(capsys, tmp_path, sample, "placed")
+    assert by_device(result) == {A: D, B: D if pits == 1 else NO}
+
+
 def refused(results, device=B):
     return next(v for v in results[0]["verdicts"] if v["device"] == device)
 

@@ -366,6 +366,14 @@ def test_every_strategy_that_ships_has_a_section_with_its_options():
             assert f"`{field}`" in section[1]
 
 
+def test_every_strategy_that_ships_is_in_both_tables():
+    glance = doc_blocks.first_column(DOCS / "strategies.md")
+    compared = set(doc_blocks.STRATEGIES.values())
+    for choice in PluginManager.load().choices():
+        assert {str(choice), choice.strategy} & glance, choice
+        assert str(choice) in compared, choice
+
+
 def test_every_kernel_profile_is_described_with_its_capabilities():
     text = (DOCS / "kernels.md").read_text()
     for profile in PROFILES:
