@@ -111,12 +111,12 @@ def a_truncated_madt(place):
     return place.compare(place.tables(GOOD_IORT, MADT[:50]))
 
 
-@case(3, "finding 0001:01:00.0 in", "no route has it; valid are: 0000:00:00.0-0000:ff:1f.7")
+@case(3, "finding 0001:01:00.0 in", "no route covers it; valid: 0000:00:00.0-0000:ff:1f.7")
 def a_device_in_no_route(place):
     return place.compare(place.tables(GOOD_IORT, MADT))
 
 
-@case(3, "finding 0000:01:00.0 in", "its MSIs go to no ITS; valid are: 0000:02:00.0-0000:ff:1f.7")
+@case(3, "finding 0000:01:00.0 in", "it has no ITS for its MSIs; valid: 0000:02:00.0-0000:ff:1f.7")
 def a_device_on_no_its(place):
     table = iort(
         its_group(0), smmu_v3((0x200, 0xFDFF, 0x200, 0, 0)), root_complex((0, 0xFFFF, 0, 1, 0))
@@ -124,7 +124,7 @@ def a_device_on_no_its(place):
     return place.compare(place.tables(table, MADT))
 
 
-@case(3, "finding 0000:01:00.0 in", "it passes through no SMMU; valid are: ")
+@case(3, "finding 0000:01:00.0 in", "it is not behind an SMMU; valid: ")
 def a_device_behind_no_smmu(place):
     table = iort(its_group(0), root_complex((0, 0xFFFF, 0, 0, 0)))
     return place.compare(place.tables(table, MADT))
@@ -391,7 +391,7 @@ def a_file_with_a_line_break_in_its_name(place):
     return ["topology", "show", place.folder / "a\nb.dtb"]
 
 
-@case(3, "finding 0009:01:00.0 in", "no route has it; valid are: 0000:00:00.0-0000:ff:1f.7, ")
+@case(3, "finding 0009:01:00.0 in", "no route covers it; valid: 0000:00:00.0-0000:ff:1f.7, ")
 def a_device_that_the_host_does_not_have(place):
     return place.attach("0009:01:00.0")
 

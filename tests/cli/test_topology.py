@@ -1,4 +1,4 @@
-"""``vmm-msi topology show``: JSON for programs, a table for people, from all kinds of hosts."""
+"""``vmm-msi topology show`` with one HOST of each form: the tables, the JSON and errors."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 
 import pytest
 from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from host.shared import shared_data
 
 from vmm_msi import samples
 
@@ -93,3 +94,91 @@ def test_toml(show):
     text = show(TWO_ITS)
     for title in ("SMMUs (1)", "ITSes (2)", "Routes (0)", "Devices (2)"):
         assert f"\n{title}\n" in text
+
+
+def cells(text):
+    return [line.split() for line in text.splitlines()]
+
+
+def test_tables_of_the_board(show):
+    text = show(BOARD)
+    assert ["3", "0x60030000000", "yes"] in cells(text)
+    assert ["7", "0x60020040000", "0x60020050040"] in cells(text)
+    route = "0007:00:00.0 0007:ff:1f.7 3 0x10000-0x1ffff 7 0x70000-0x7ffff"
+    assert route.split() in cells(text)
+    assert not any(line.endswith(" ") for line in text.splitlines())
+
+
+def test_tables_of_a_scenario(show):
+    text = show(TWO_ITS)
+    assert ["0000:02:00.0", "0", "0x200", "1", "0x200", "2", "4"] in cells(text)
+    assert "APIC" not in text
+
+
+def test_json_of_a_scenario(show):
+    document = json.loads(show(TWO_ITS, "--format", "json"))
+    assert document["schema"] == 1
+    assert document["granule"] == "4K"
+    assert document["smmus"] == [{"id": 0, "base": None, "nested": True, "version": 3}]
+    assert document["itses"][1] == {
+        "id": 1,
+        "base": "0x200040000",
+        "doorbell": "0x200050040",
+        "gicv5": False,
+        "pre_its": None,
+        "isolated_msi": True,
+    }
+    assert document["devices"][1] == {
+        "address": "0000:02:00.0",
+        "smmu": 0,
+        "stream_id": "0x200",
+        "streams": 1,
+        "its_group": [1],
+        "device_id": "0x200",
+        "iommu_group": 2,
+        "vectors": 4,
+        "reserved": [{"base": "0x8000000", "size": "0x100000", "type": "sw-msi"}],
+    }
+
+
+def test_json_of_a_route(show):
+    assert json.loads(show(BOARD, "--format=json"))["routes"][7] == {
+        "segment": 7,
+        "first": "0007:00:00.0",
+        "last": "0007:ff:1f.7",
+        "smmu": 3,
+        "stream_id": "0x10000",
+        "one_stream_id": False,
+        "its_group": [7],
+        "device_id": "0x70000",
+        "one_device_id": False,
+    }
+
+
+def test_missing_apic_and_a_single_mapping(show, tmp_path):
+    nodes = (its_group(0), smmu_v3((0, 0xFF, 0, 0, 0)), root_complex((0, 0, 5, 1, 1)))
+    (tmp_path / "IORT").write_bytes(iort(*nodes))
+    text = show(tmp_path, "--granule", "64K")
+    assert "stage 2 granule 64K" in text
+    assert "APIC is missing: copy /sys/firmware/acpi/tables/APIC" in text
+    row = ["0000:00:00.0", "0000:ff:1f.7", "0", "0x5", "(all)", "0", "0x5", "(all)"]
+    assert row in cells(text)
+
+
+def test_an_error_is_one_line(vmm_msi, tmp_path):
+    (tmp_path / "IORT").write_bytes(b"IORT")
+    code, out, err = vmm_msi("topology", "show", tmp_path)
+    assert (code, out) == (3, "")
+    assert err.startswith(f"vmm-msi topology: {tmp_path}/IORT: offset 0x4: truncated")
+    assert err.count("\n") == 1
+
+
+# Module scope: the path is looked up before the environment of a test is cleared.
+@pytest.fixture(scope="module", params=["dt/hip07-d05.dtb", "acpi/qemu-11.1-two-smmuv3-pxb"])
+def real_host(request):
+    return shared_data(request.param)
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_real_host(show, real_host, form):
+    assert show(real_host, "--format", form)

@@ -1,4 +1,4 @@
-"""Sources that disagree: each kind once, with what each says, and silence where all agree."""
+"""Disagreements between sources about one host, each kind once."""
 
 from __future__ import annotations
 
@@ -22,67 +22,75 @@ DIRECT = "0x00000000a0000000 0x00000000a00fffff direct\n"
 RELAXABLE = "0x00000000a0000000 0x00000000a00fffff direct-relaxable\n"
 
 
-def found(files):
-    """Return what disagrees in a host's own files, and hold that only its two sources are named."""
-    result = disagreements(read_sources(files.tree()))
-    for one in result:
-        assert [source for source, _what in one.statements] == [TABLES, SYSTEM]
-    return [(one.subject, *(what for _source, what in one.statements)) for one in result]
+def rows(differences):
+    """Return the subject of each disagreement and both descriptions."""
+    return [
+        (difference.subject, *(text for _source, text in difference.statements))
+        for difference in differences
+    ]
 
 
-def test_all_agree():
-    assert found(server()) == []
-    assert found(HostFiles().tables(**tables())) == []
-    assert found(HostFiles().function("0000:00:01.0")) == []
+def compared(files):
+    """Return the disagreements within a host's own files."""
+    differences = disagreements(read_sources(files.tree()))
+    for difference in differences:
+        assert [source for source, _text in difference.statements] == [TABLES, SYSTEM]
+    return rows(differences)
+
+
+def test_agreeing_sources():
+    assert compared(server()) == []
+    assert compared(HostFiles().tables(**tables())) == []
+    assert compared(HostFiles().function("0000:00:01.0")) == []
     assert disagreements([BOARD]) == []
 
 
 def test_an_smmu_at_another_address_and_its_devices():
     other = (SMMUS[0], 0x2B600000)
-    result = found(server(smmus=other))
+    result = compared(server(smmus=other))
     assert result[:2] == [
-        ("SMMU at 0x2b500000", "there is none", "an SMMUv3"),
-        ("SMMU at 0x2b600000", "an SMMUv3", "there is none"),
+        ("SMMU at 0x2b500000", "absent", "SMMUv3"),
+        ("SMMU at 0x2b600000", "SMMUv3", "absent"),
     ]
     assert result[2:] == [
-        (f"SMMU of {text}", "behind 0x2b600000", "behind 0x2b500000")
+        (f"SMMU of {text}", "0x2b600000", "0x2b500000")
         for text in ("0001:00:00.0", "0001:01:00.0", "0001:02:03.0")
     ]
 
 
-def test_a_device_that_the_kernel_has_behind_no_smmu():
+def test_a_device_without_an_smmu_in_sysfs():
     files = server()
     del files.links[f"{files.paths['0000:01:00.0']}/iommu"]
-    assert found(files) == [("SMMU of 0000:01:00.0", "behind 0x2b400000", "behind none")]
+    assert compared(files) == [("SMMU of 0000:01:00.0", "0x2b400000", "none")]
 
 
 def test_a_function_in_no_route():
     files = server().function("0002:00:00.0", smmu=NAMES[0])
-    assert found(files) == [("route of 0002:00:00.0", "no route has it", "it is there")]
+    assert compared(files) == [("route of 0002:00:00.0", "no route", "device present")]
 
 
 def test_memory_that_the_kernel_does_not_reserve():
     files = server(memory=[RMR])
-    wanted = "0xa0000000-0xa00fffff (direct-relaxable)"
+    required = "0xa0000000-0xa00fffff (direct-relaxable)"
     subject = "memory mapped 1:1 for IOMMU group 1"
-    assert found(files) == [(subject, wanted, "none")]
+    assert compared(files) == [(subject, required, "none")]
     path = "/sys/kernel/iommu_groups/1/reserved_regions"
     files.files[path] = (DIRECT + WINDOW).encode()
-    assert found(files) == [(subject, wanted, "0xa0000000-0xa00fffff (direct)")]
+    assert compared(files) == [(subject, required, "0xa0000000-0xa00fffff (direct)")]
     files.files[path] = (RELAXABLE + WINDOW).encode()
-    assert found(files) == []
+    assert compared(files) == []
 
 
 def test_memory_that_the_kernel_reserves_and_the_table_does_not():
     files = server(memory=[RMR])
     files.files["/sys/kernel/iommu_groups/1/reserved_regions"] = (RELAXABLE + WINDOW).encode()
     files.files["/sys/kernel/iommu_groups/2/reserved_regions"] = DIRECT.encode()
-    assert found(files) == [
+    assert compared(files) == [
         ("memory mapped 1:1 for IOMMU group 2", "none", "0xa0000000-0xa00fffff (direct)")
     ]
 
 
-def test_groups_of_libvirt_and_of_the_kernel():
+def test_groups_in_libvirt_and_in_sysfs():
     a, b, c = (PciAddress(0, bus, 0, 0) for bus in range(3))
     kernel = host_of_functions(
         "kernel",
@@ -92,15 +100,15 @@ def test_groups_of_libvirt_and_of_the_kernel():
         "qemu:///system",
         [PciFunction(a, 1, (b, a)), PciFunction(b, 2, (b,)), PciFunction(c, 3, (c,))],
     )
-    (one,) = disagreements([kernel, libvirt])
-    assert str(one) == (
-        "IOMMU group of 0000:01:00.0: kernel says: 1 (0000:00:00.0, 0000:01:00.0); qemu:///system "
-        "says: 2 (0000:01:00.0)"
+    (difference,) = disagreements([kernel, libvirt])
+    assert str(difference) == (
+        "IOMMU group of 0000:01:00.0: kernel: 1 (0000:00:00.0, 0000:01:00.0); qemu:///system: "
+        "2 (0000:01:00.0)"
     )
 
 
 def test_two_sets_of_tables():
-    """A device tree and another with one ITS moved, and StreamIDs of segment 3 too."""
+    """A device tree, and one in which an ITS and the StreamIDs of segment 3 are others."""
     moved = Its(1, Pa(0x70040000))
     routes = list(BOARD.routes)
     routes[3] = replace(routes[3], stream_base=0x5000)
@@ -112,15 +120,12 @@ def test_two_sets_of_tables():
     )
     functions = [PciFunction(PciAddress(segment, 1, 0, 0)) for segment in range(5)]
     system = host_of_functions("system", functions)
-    result = [
-        (one.subject, *(what for _source, what in one.statements))
-        for one in disagreements([BOARD, other, system])
-    ]
+    result = rows(disagreements([BOARD, other, system]))
     first = "SMMU 0x30000000, StreamID 0x10100, ITS {}, DeviceID 0x10100"
     third = "SMMU 0x20030000000, StreamID {}, ITS 0x20020040000, DeviceID 0x30100"
     assert result == [
-        ("ITS at 0x20040000", "there is one", "there is none"),
-        ("ITS at 0x70040000", "there is none", "there is one"),
-        ("way of 0001:01:00.0", first.format("0x20040000"), first.format("0x70040000")),
-        ("way of 0003:01:00.0", third.format("0x10100"), third.format("0x5100")),
+        ("ITS at 0x20040000", "present", "absent"),
+        ("ITS at 0x70040000", "absent", "present"),
+        ("path of 0001:01:00.0", first.format("0x20040000"), first.format("0x70040000")),
+        ("path of 0003:01:00.0", third.format("0x10100"), third.format("0x5100")),
     ]

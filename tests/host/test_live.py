@@ -1,8 +1,7 @@
-"""A host from its files: firmware tables and sysfs as one, and what is said of what is missing."""
+"""A host from its own files: firmware tables, sysfs, and messages about missing tables."""
 
 from __future__ import annotations
 
-import os
 import time
 
 import pytest
@@ -11,17 +10,15 @@ from host.host_files import ACPI, HostFiles, config
 from host.hosts import ITSES, NAMES, SMMUS, read_tree, server, tables
 
 from vmm_msi import samples
-from vmm_msi.errors import TopologyError, UsageError
-from vmm_msi.host import crosscheck, live
+from vmm_msi.errors import TopologyError
+from vmm_msi.host import crosscheck
 from vmm_msi.host.files import UnreadableError
-from vmm_msi.host.files import folder as host_folder
-from vmm_msi.host.files.capture_paths import MANIFEST, PAGE_SIZE
+from vmm_msi.host.files.capture_paths import PAGE_SIZE
 from vmm_msi.host.files.folder import FolderTree
-from vmm_msi.host.files.pack import pack
 from vmm_msi.host.firmware.dt_nodes import DeviceTree
 from vmm_msi.host.live import read_sources
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host, load_live, read_host
+from vmm_msi.host.sources import load_host
 from vmm_msi.types import Granule, Pa, PciAddress
 
 BOARD = samples.path("eight-its-server.dtb")
@@ -46,7 +43,7 @@ def test_a_server_with_acpi():
 
 
 def test_aliases_become_stream_ids_and_the_device_id():
-    """A sound card behind a bridge to PCI: its DMA has two StreamIDs, its MSIs the bridge's."""
+    """A sound card behind a PCIe-to-PCI bridge: two StreamIDs for DMA, the bridge's for MSIs."""
     device = resolve(read_tree(server().tree()), address("0001:02:03.0"))
     assert (device.smmu, device.stream_id, device.streams) == (1, 0x218, 2)
     assert (device.its, device.device_id) == (1, 0x10200)
@@ -54,7 +51,7 @@ def test_aliases_become_stream_ids_and_the_device_id():
 
 
 @pytest.mark.parametrize("size", [4096, 65536])
-def test_a_capture_has_the_page_size_in_it(size):
+def test_page_size_of_a_capture(size):
     files = server()
     files.files[PAGE_SIZE] = b"%d\n" % size
     for granule in (None, Granule.K16):
@@ -64,14 +61,14 @@ def test_a_capture_has_the_page_size_in_it(size):
 
 
 @pytest.mark.parametrize("size", [b"8192", b"0", b"big"])
-def test_no_page_size_at_all(size):
+def test_a_malformed_page_size_is_refused(size):
     files = server()
     files.files[PAGE_SIZE] = size
     with pytest.raises(UnreadableError, match=r"/vmm-msi/page-size of host.tar.zst: .* is no"):
         read_tree(files.tree())
 
 
-def test_who_is_not_root_has_functions_and_groups_and_is_told_what_is_missing():
+def test_functions_and_groups_without_root():
     files = server()
     for name in ("IORT", "APIC"):
         files.unreadable[f"{ACPI}/{name}"] = "Permission denied"
@@ -88,7 +85,7 @@ def test_who_is_not_root_has_functions_and_groups_and_is_told_what_is_missing():
     assert str(caught.value) == f"finding 0000:01:00.0 in this machine: {gap}"
 
 
-def test_neither_table():
+def test_a_host_without_tables():
     files = HostFiles().function("0000:00:01.0", group=0)
     host = read_tree(files.tree())
     assert [str(function.address) for function in host.functions] == ["0000:00:01.0"]
@@ -96,7 +93,7 @@ def test_neither_table():
         resolve(host, address("0000:00:01.0"))
 
 
-def test_without_apic_the_routes_are_there():
+def test_routes_without_apic():
     files = server()
     del files.files[f"{ACPI}/APIC"]
     host = read_tree(files.tree())
@@ -115,8 +112,8 @@ def test_a_malformed_table_is_refused():
         read_tree(files.tree())
 
 
-def test_beside_acpi_a_device_tree_may_be_empty():
-    """UEFI leaves one that has /chosen alone."""
+def test_an_empty_device_tree_beside_acpi():
+    """UEFI leaves a tree that has only /chosen."""
     files = as_folder(dtb('/dts-v1/; / { chosen { bootargs = "quiet"; }; };'))
     files.unreadable["/sys/firmware/fdt"] = "Permission denied"
     files.tables(**tables())
@@ -145,71 +142,29 @@ def as_folder(blob):
 
 
 def test_a_device_tree_as_a_folder(tmp_path):
-    """Everybody can read it; nodes come in the order of their names, so that ids differ."""
+    """Every user can read it; nodes come in the order of their names, so that ids differ."""
     files = as_folder(BOARD.read_bytes())
     files.unreadable["/sys/firmware/fdt"] = "Permission denied"
     blob, folder = load_host(BOARD), read_tree(files.tree())
     assert folder.missing == ()
     for segment in range(8):
-        ways = []
+        paths = []
         for host in (blob, folder):
             device = resolve(host, PciAddress(segment, 1, 0, 0))
             its, smmu = host.its_by_id[device.its], host.smmu_by_id[device.smmu]
-            ways.append((its.base, smmu.base, device.stream_id, device.device_id))
-        assert ways[0] == ways[1]
+            paths.append((its.base, smmu.base, device.stream_id, device.device_id))
+        assert paths[0] == paths[1]
     del files.unreadable["/sys/firmware/fdt"]
     assert load_host(files.write(tmp_path)).routes == folder.routes
 
 
 @pytest.mark.parametrize(("depth", "size", "message"), [(70, 1, "deep"), (1, 3 << 20, "more than")])
-def test_a_folder_that_is_no_device_tree(depth, size, message):
+def test_a_device_tree_folder_beyond_the_limits(depth, size, message):
     files = HostFiles()
     files.files["/proc/device-tree" + "/node" * depth + "/a"] = bytes(size // 2)
     files.files["/proc/device-tree" + "/node" * depth + "/b"] = bytes(size // 2)
     with pytest.raises(TopologyError, match=f"device tree of host.tar.zst: .*{message}"):
         read_tree(files.tree())
-
-
-def test_a_folder_laid_out_like_the_root(tmp_path):
-    root = server().write(tmp_path)
-    host = load_host(root)
-    assert host.source == str(root)
-    assert len(read_host([root]).sources) == 2
-    assert resolve(host, address("0000:01:00.0")).vectors == 129
-    # A folder with the tables themselves is one with the tables.
-    assert load_host(root / ACPI[1:]).functions == ()
-
-
-def test_a_capture(tmp_path):
-    files = server()
-    files.files |= {PAGE_SIZE: b"65536\n", MANIFEST: b'{"schema": 1}'}
-    path = tmp_path / "host.tar.zst"
-    path.write_bytes(pack(files.files, files.links, files.folders))
-    host = load_host(path)
-    assert (host.source, host.granule) == (str(path), Granule.K64)
-    assert host.functions == read_tree(files.tree()).functions
-    assert resolve(host, address("0001:02:03.0")).streams == 2
-
-
-def test_this_machine(monkeypatch, tmp_path):
-    """What it has differs; that it is read with its own page size does not."""
-    for source in read_host().sources:
-        assert (source.granule, source.granule_known) == (os.sysconf("SC_PAGE_SIZE"), True)
-    for files, error, message in (
-        (
-            HostFiles(),
-            UsageError,
-            "has neither .*: it is not an Arm host with an SMMU; name a HOST",
-        ),
-        (server(), None, None),
-    ):
-        tree = FolderTree(files.write(tmp_path / message[:3] if message else tmp_path / "server"))
-        monkeypatch.setattr(host_folder, "this_machine", lambda tree=tree: tree)
-        if error is None:
-            assert resolve(load_live(), address("0000:01:00.0")).vectors == 129
-        elif not (live.ACPI_TABLES / "IORT").exists():
-            with pytest.raises(error, match=message):
-                load_live()
 
 
 def large(functions):
@@ -236,13 +191,13 @@ def large(functions):
 
 
 def test_a_hundred_functions_are_read_fast(tmp_path):
-    """The budget is far from what is measured, for machines that are busy."""
+    """The limit leaves room for busy machines."""
     files = large(100)
     root = FolderTree(files.write(tmp_path))
     for tree in (files.tree(), root):
         start = time.process_time()
         sources = read_sources(tree)
         assert crosscheck.disagreements(sources) == []
-        spent = time.process_time() - start
+        seconds = time.process_time() - start
         assert len(sources[-1].functions) == 125
-        assert spent < 0.6, f"{tree.source}: {spent:.3f} s"
+        assert seconds < 0.6, f"{tree.source}: {seconds:.3f} s"

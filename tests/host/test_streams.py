@@ -1,4 +1,4 @@
-"""From a StreamID back to devices."""
+"""The devices of a StreamID."""
 
 from __future__ import annotations
 
@@ -46,51 +46,56 @@ HOST = HostTopology(
 )
 
 
-def found(stream, smmus=None, host=HOST):
+def devices_with(stream, smmus=None, host=HOST):
     return [str(device.address) for device in devices_of_stream(host, StreamId(stream), smmus)]
 
 
 def test_a_listed_device_has_all_of_its_streams():
-    assert found(0x2000) == found(0x2003) == ["0000:05:00.0"]
-    assert found(0x2004) == []
+    assert devices_with(0x2000) == devices_with(0x2003) == ["0000:05:00.0"]
+    assert devices_with(0x2004) == []
 
 
-def test_routes_are_followed_back():
-    assert found(0x1008) == ["0000:00:01.0"]
-    assert found(0x1100) == ["0000:01:00.0", "0001:01:00.0"]
-    assert found(0x1100, (1,)) == ["0001:01:00.0"]
+def test_devices_by_route():
+    assert devices_with(0x1008) == ["0000:00:01.0"]
+    assert devices_with(0x1100) == ["0000:01:00.0", "0001:01:00.0"]
+    assert devices_with(0x1100, (1,)) == ["0001:01:00.0"]
 
 
-def test_what_bypasses_all_smmus_has_no_stream():
-    assert found(0x10) == []
+def test_routes_without_an_smmu_have_no_stream():
+    assert devices_with(0x10) == []
 
 
-def test_a_route_leads_not_to_a_device_that_is_listed_elsewhere():
-    """Listed, 0000:05:00.0 has another StreamID than its route says."""
-    assert found(0x1500) == []
+def test_a_listed_stream_overrides_the_route():
+    """The list gives 0000:05:00.0 another StreamID than its route does."""
+    assert devices_with(0x1500) == []
 
 
-def test_a_function_that_is_not_there_is_left_out_unless_none_would_be_left():
-    there = replace(HOST, functions=(PciFunction(address("0001:01:00.0")),))
-    assert found(0x1100, host=there) == ["0001:01:00.0"]
-    assert found(0x1008, host=there) == ["0000:00:01.0"]
+def test_absent_functions_are_left_out_unless_no_device_is_present():
+    host = replace(HOST, functions=(PciFunction(address("0001:01:00.0")),))
+    assert devices_with(0x1100, host=host) == ["0001:01:00.0"]
+    assert devices_with(0x1008, host=host) == ["0000:00:01.0"]
 
 
-def test_what_is_behind_a_bridge_has_the_stream_of_the_bridge():
-    bridge, one, two = (address(f"0001:01:{slot:02x}.0") for slot in (0, 1, 2))
-    behind = tuple(PciFunction(each, dma_rids=(each.rid, bridge.rid)) for each in (one, two))
-    there = replace(HOST, functions=(PciFunction(bridge, dma_rids=(bridge.rid,)), *behind))
-    assert found(0x1100, (1,), host=there) == [str(bridge), str(one), str(two)]
-    assert found(0x1108, (1,), host=there) == [str(one)]
+def test_devices_behind_a_bridge_share_its_stream():
+    bridge, first, second = (address(f"0001:01:{slot:02x}.0") for slot in (0, 1, 2))
+    behind = tuple(
+        PciFunction(device, dma_rids=(device.rid, bridge.rid)) for device in (first, second)
+    )
+    host = replace(HOST, functions=(PciFunction(bridge, dma_rids=(bridge.rid,)), *behind))
+    assert devices_with(0x1100, (1,), host=host) == [str(bridge), str(first), str(second)]
+    assert devices_with(0x1108, (1,), host=host) == [str(first)]
 
 
-def test_a_route_that_has_one_stream_for_all():
+def test_a_route_with_one_stream_for_all():
     route = PciRoute(3, 0x100, 0x1FF, 0, 0x30, (0,), 0, one_stream=True)
-    one = replace(HOST, routes=(route,))
-    assert found(0x30, host=one) == ["0003:01:00.0"]
-    assert found(0x31, host=one) == []
-    there = tuple(PciFunction(address(f"0003:01:{slot:02x}.0")) for slot in (1, 2))
-    assert found(0x30, host=replace(one, functions=there)) == ["0003:01:01.0", "0003:01:02.0"]
+    host = replace(HOST, routes=(route,))
+    assert devices_with(0x30, host=host) == ["0003:01:00.0"]
+    assert devices_with(0x31, host=host) == []
+    present = tuple(PciFunction(address(f"0003:01:{slot:02x}.0")) for slot in (1, 2))
+    assert devices_with(0x30, host=replace(host, functions=present)) == [
+        "0003:01:01.0",
+        "0003:01:02.0",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -108,7 +113,7 @@ def test_names_of_smmus(name, ids):
 
 
 @pytest.mark.parametrize("name", ["eight-its-server.dtb", "eight-its.toml", "two-its.toml"])
-def test_each_device_is_found_by_its_own_stream(name):
+def test_every_device_has_its_own_stream(name):
     host = load_host(sample(name))
     addresses = [device.address for device in host.devices]
     addresses += [
@@ -118,7 +123,7 @@ def test_each_device_is_found_by_its_own_stream(name):
         if route.smmu is not None and route.its_group
     ]
     assert addresses
-    for each in addresses:
-        device = resolve(host, each)
+    for address in addresses:
+        device = resolve(host, address)
         same = devices_of_stream(host, device.stream_id, (device.smmu,))
-        assert each in [other.address for other in same]
+        assert address in [other.address for other in same]

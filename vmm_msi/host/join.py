@@ -1,4 +1,4 @@
-"""Several sources about one host, as one host: firmware tables, sysfs, libvirt."""
+"""Merge several sources about one host: firmware tables, sysfs, libvirt."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ if TYPE_CHECKING:
 
     from vmm_msi.types import PciAddress
 
-#: Fields that go together: they are all of one source.
-_GROUP = ("iommu_group", "members")
-
 
 def join(sources: Sequence[HostTopology], name: str | None = None) -> HostTopology:
-    """Return what several sources say of one host.
+    """Merge several sources about one host.
 
-    SMMUs, ITSes, routes and devices are those of the first source that has routes or devices, as
-    their ids mean nothing elsewhere. What is told of a PCI function is put together; where two
-    sources tell the same, the first is believed (:mod:`vmm_msi.host.crosscheck` compares).
+    SMMUs, ITSes, routes and devices are those of the first source that has routes or devices,
+    since their ids mean nothing in another source. PCI functions are merged value by value; the
+    first source that reports a value decides (:mod:`vmm_msi.host.crosscheck` compares them).
 
-    :param sources: at least one.
-    :param name: what to call it in messages; the default is the names of the sources.
+    :param sources: at least one, the most trusted first.
+    :param name: what messages call the host; the default is the names of the sources.
     """
-    base = next((one for one in sources if one.routes or one.devices), None) or next(
-        (one for one in sources if one.smmus), sources[0]
+    base = next((source for source in sources if source.routes or source.devices), None) or next(
+        (source for source in sources if source.smmus), sources[0]
     )
-    teller = base if base.granule_known else next((s for s in sources if s.granule_known), base)
+    granule_source = base
+    if not base.granule_known:
+        granule_source = next((source for source in sources if source.granule_known), base)
     complete = bool(base.routes or base.devices)
+    names = dict.fromkeys(source.source for source in sources)
     return replace(
         base,
-        source=" + ".join(dict.fromkeys(one.source for one in sources)) if name is None else name,
-        granule=teller.granule,
-        granule_known=teller.granule_known,
-        functions=_functions(function for one in sources for function in one.functions),
-        missing=() if complete else tuple(gap for one in sources for gap in one.missing),
+        source=" + ".join(names) if name is None else name,
+        granule=granule_source.granule,
+        granule_known=granule_source.granule_known,
+        functions=_merged(function for source in sources for function in source.functions),
+        missing=() if complete else tuple(gap for source in sources for gap in source.missing),
     )
 
 
@@ -47,10 +47,10 @@ def host_of_functions(
     granule: Granule | None = None,
     missing: tuple[str, ...] = (),
 ) -> HostTopology:
-    """Return a host of which nothing but PCI functions is known.
+    """Return a host of which only PCI functions are known.
 
-    :param granule: page size of its kernel; None where that is not known.
-    :param missing: what would help somebody who looks for more.
+    :param granule: page size of its kernel; None if it is unknown.
+    :param missing: what the source lacks and which HOST has it.
     """
     return HostTopology(
         source,
@@ -63,20 +63,23 @@ def host_of_functions(
     )
 
 
-def _functions(functions: Iterable[PciFunction]) -> tuple[PciFunction, ...]:
-    found: dict[PciAddress, PciFunction] = {}
+def _merged(functions: Iterable[PciFunction]) -> tuple[PciFunction, ...]:
+    merged: dict[PciAddress, PciFunction] = {}
     for function in functions:
-        known = found.get(function.address)
-        found[function.address] = function if known is None else _both(known, function)
-    return tuple(sorted(found.values(), key=lambda function: function.address))
+        trusted = merged.get(function.address)
+        merged[function.address] = function if trusted is None else _filled(trusted, function)
+    return tuple(sorted(merged.values(), key=lambda function: function.address))
 
 
-def _both(first: PciFunction, second: PciFunction) -> PciFunction:
-    """Return what ``first`` tells, and what only ``second`` does."""
-    gaps = [field.name for field in fields(PciFunction) if _is_gap(getattr(first, field.name))]
+def _filled(function: PciFunction, other: PciFunction) -> PciFunction:
+    """Return ``function`` with the values that only ``other`` has."""
+    gaps = {field.name for field in fields(function) if _is_gap(getattr(function, field.name))}
+    # These belong to a value that the two sources may have differently.
     if "iommu_group" not in gaps:
-        gaps = [name for name in gaps if name not in _GROUP]
-    return replace(first, **{name: getattr(second, name) for name in gaps})
+        gaps.discard("members")
+    if "driver" not in gaps and function.driver != other.driver:
+        gaps.discard("vfio")
+    return replace(function, **{name: getattr(other, name) for name in gaps})
 
 
 def _is_gap(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""From the PCI address of a device to its SMMU, StreamID, ITS and DeviceID."""
+"""Find the SMMU, StreamID, ITS and DeviceID of a PCI address."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ def resolve(
     iommu_group: int | None = None,
     vectors: int | None = None,
 ) -> HostDevice:
-    """Find the device at ``address``: among those the source lists, else by its routes.
+    """Find the device at ``address``: among the listed devices, else by the routes.
 
-    By its routes: the SMMU is that of its own RequesterID, its StreamIDs are those of all under
-    which its DMA arrives, its ITS and DeviceID those of the one of its MSIs. Where nothing tells of
-    aliases, its own stands for all.
+    By the routes, its SMMU is that of its own RequesterID, its StreamIDs are those of all
+    RequesterIDs of its DMA, its ITS and DeviceID those of the RequesterID of its MSIs. If its
+    aliases are unknown, its own RequesterID stands for all.
 
-    :param iommu_group: its IOMMU group where it is not listed; the default is what the host's
-        system says, else one above all groups that are known, so that it has one of its own.
-    :param vectors: number of its MSIs where it is not listed; the default is what its
-        configuration space says, and one where that says nothing or none.
-    :raise TopologyError: when the source does not have the address, or the device passes through
-        no SMMU, has no ITS or one whose base is unknown.
+    :param iommu_group: its IOMMU group if it is not listed; the default is the one that the host's
+        system reports, else a new number, so that the group has this device alone.
+    :param vectors: number of its MSIs if it is not listed; the default is the number in its
+        configuration space, and 1 if that is unknown or 0.
+    :raise TopologyError: when the source does not have the address, or the device is not behind an
+        SMMU, has no ITS or one whose base is unknown.
     """
     device = host.device_by_address.get(address)
     if device is None:
@@ -49,32 +49,31 @@ def resolve(
 
 
 def with_devices(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:
-    """Return ``host`` with the devices at ``addresses`` listed, those listed already first.
+    """Return ``host`` with the devices at ``addresses`` listed after those that it lists already.
 
-    Each device that is added and whose IOMMU group the host's system does not tell has one of its
-    own.
+    An added device whose IOMMU group is unknown gets a group of its own.
 
     :raise TopologyError: as for :func:`resolve`.
     """
     devices = {device.address: device for device in host.devices}
-    own = _next_group(host)
+    new_group = _next_group(host)
     for address in addresses:
         if address in devices:
             continue
         function = host.function_by_address.get(address)
         group = None if function is None else function.iommu_group
-        devices[address] = resolve(host, address, iommu_group=own if group is None else group)
-        own += group is None
+        devices[address] = resolve(host, address, iommu_group=new_group if group is None else group)
+        new_group += group is None
     return replace(host, devices=tuple(devices.values()))
 
 
 def isolates_msis(host: HostTopology, address: PciAddress) -> bool | None:
-    """Tell whether a device can raise no interrupts but its own.
+    """Return whether a device can raise its own interrupts only.
 
-    Linux ``kernel/irq/msi.c`` msi_device_has_isolated_msi: its MSIs go through an ITS that has no
-    pre-ITS before it. Without, VFIO gives it to nobody who does not allow unsafe interrupts.
+    Linux ``kernel/irq/msi.c`` msi_device_has_isolated_msi: its MSIs go through an ITS without a
+    pre-ITS in front of it. VFIO refuses other devices unless unsafe interrupts are allowed.
 
-    :return: None where nothing tells of the way of its MSIs.
+    :return: None if the ITS of its MSIs is unknown.
     """
     device = host.device_by_address.get(address)
     if device is not None:
@@ -91,8 +90,8 @@ def isolates_msis(host: HostTopology, address: PciAddress) -> bool | None:
 
 
 def reserved_memory(host: HostTopology, smmu: int, streams: Iterable[int]) -> list[ReservedRegion]:
-    """Return what firmware wants mapped 1:1 for StreamIDs of an SMMU, as regions."""
-    wanted = list(streams)
+    """Return the regions that firmware requires mapped 1:1 for StreamIDs of an SMMU."""
+    stream_ids = list(streams)
     return [
         ReservedRegion(
             memory.base,
@@ -101,12 +100,12 @@ def reserved_memory(host: HostTopology, smmu: int, streams: Iterable[int]) -> li
         )
         for memory in host.reserved_memory
         if memory.smmu == smmu
-        and any(memory.first_stream <= stream <= memory.last_stream for stream in wanted)
+        and any(memory.first_stream <= stream <= memory.last_stream for stream in stream_ids)
     ]
 
 
 def find_route(host: HostTopology, segment: int, rid: int) -> PciRoute | None:
-    """Return the route that has a RequesterID; None where none has."""
+    """Return the route that covers a RequesterID; None if no route does."""
     position = bisect_right(
         host.routes, (segment, rid), key=lambda route: (route.segment, route.first)
     )
@@ -120,21 +119,22 @@ def find_route(host: HostTopology, segment: int, rid: int) -> PciRoute | None:
 def streams_of(host: HostTopology, function: PciFunction) -> dict[int, None]:
     """Return the StreamIDs of a function in the order in which Linux finds them.
 
-    :raise TopologyError: when one of its RequesterIDs is in no route, or behind another SMMU.
+    :raise TopologyError: when no route covers one of its RequesterIDs, or one is behind another
+        SMMU.
     """
-    found: dict[int, None] = {}
+    streams: dict[int, None] = {}
     address = function.address
     own = _route(host, address, address.rid)
     for rid in function.dma_rids or (address.rid,):
         route = _route(host, address, rid)
         if route.smmu != own.smmu:
             raise TopologyError(
-                f"finding {address} in {host.source}: its DMA also arrives as "
-                f"{PciAddress.from_rid(address.segment, rid)}, which is behind another SMMU; valid "
-                "are devices behind one"
+                f"finding {address} in {host.source}: its DMA also has the RequesterID of "
+                f"{PciAddress.from_rid(address.segment, rid)}, which is behind another SMMU; use a "
+                "device behind one SMMU"
             )
-        found[route.stream_of(rid)] = None
-    return found
+        streams[route.stream_of(rid)] = None
+    return streams
 
 
 def _device(
@@ -145,9 +145,9 @@ def _device(
     device = route.device(address, iommu_group, vectors)
     streams = streams_of(host, function)
     if function.msi_rid is not None and function.msi_rid != address.rid:
-        arrives = _route(host, address, function.msi_rid)
+        msi_route = _route(host, address, function.msi_rid)
         device = replace(
-            device, its_group=arrives.its_group, device_id=arrives.device_of(function.msi_rid)
+            device, its_group=msi_route.its_group, device_id=msi_route.device_of(function.msi_rid)
         )
     reserved = function.reserved
     if reserved is None and route.smmu is not None:
@@ -160,10 +160,12 @@ def _device(
 
 
 def _next_group(host: HostTopology) -> int:
-    """Return a number above those of all IOMMU groups that are known."""
-    known = [device.iommu_group for device in host.devices]
-    known += [one.iommu_group for one in host.functions if one.iommu_group is not None]
-    return 1 + max(known, default=0)
+    """Return a number above those of all known IOMMU groups."""
+    groups = [device.iommu_group for device in host.devices]
+    groups += [
+        function.iommu_group for function in host.functions if function.iommu_group is not None
+    ]
+    return 1 + max(groups, default=0)
 
 
 def _route(host: HostTopology, address: PciAddress, rid: int) -> PciRoute:
@@ -175,9 +177,9 @@ def _route(host: HostTopology, address: PciAddress, rid: int) -> PciRoute:
         raise TopologyError(f"{where}: {'; '.join(host.missing)}")
     if rid != address.rid:
         alias = PciAddress.from_rid(address.segment, rid)
-        where += f": it arrives as {alias}"
+        where += f": its RequesterID becomes that of {alias}"
     valid = _valid(host, address.segment, lambda _route: True)
-    raise TopologyError(f"{where}: no route has it; {valid}")
+    raise TopologyError(f"{where}: no route covers it; {valid}")
 
 
 def _check(host: HostTopology, device: HostDevice) -> None:
@@ -185,10 +187,10 @@ def _check(host: HostTopology, device: HostDevice) -> None:
     segment = device.address.segment
     if device.smmu is None:
         valid = _valid(host, segment, lambda route: route.smmu is not None)
-        raise TopologyError(f"{where}: it passes through no SMMU; {valid}")
+        raise TopologyError(f"{where}: it is not behind an SMMU; {valid}")
     if not device.its_group:
         valid = _valid(host, segment, lambda route: bool(route.its_group))
-        raise TopologyError(f"{where}: its MSIs go to no ITS; {valid}")
+        raise TopologyError(f"{where}: it has no ITS for its MSIs; {valid}")
     if device.its in host.its_by_id:
         return
     if not host.itses:
@@ -202,9 +204,9 @@ def _check(host: HostTopology, device: HostDevice) -> None:
     )
 
 
-def _valid(host: HostTopology, segment: int, wanted: Callable[[PciRoute], bool]) -> str:
-    """Say which addresses would do, of the same segment if it has any."""
-    routes = [route for route in host.routes if wanted(route)]
+def _valid(host: HostTopology, segment: int, suits: Callable[[PciRoute], bool]) -> str:
+    """Return a list of the valid addresses, of the same segment if it has any."""
+    routes = [route for route in host.routes if suits(route)]
     near = [route for route in routes if route.segment == segment] or routes
     names = [
         f"{PciAddress.from_rid(route.segment, route.first)}-"
@@ -215,4 +217,4 @@ def _valid(host: HostTopology, segment: int, wanted: Callable[[PciRoute], bool])
         names = [str(device.address) for device in host.devices]
     shown = ", ".join(names[:_MAX_SHOWN]) or "none"
     more = f" and {len(names) - _MAX_SHOWN} more" if len(names) > _MAX_SHOWN else ""
-    return f"valid are: {shown}{more}"
+    return f"valid: {shown}{more}"

@@ -206,7 +206,7 @@ def test_no_its():
     host = parse(its(0, extra='status = "disabled";'), smmu(0), pci(0, maps))
     assert host.itses == ()
     assert host.routes == (PciRoute(0, 0, 0xFFFF, 0, 0, (), 0),)
-    with pytest.raises(TopologyError, match="its MSIs go to no ITS; valid are: none"):
+    with pytest.raises(TopologyError, match="it has no ITS for its MSIs; valid: none"):
         resolve(host, PciAddress.parse("00:01.0"))
     without = parse(its(0).replace("msi-controller;", ""), smmu(0), pci(0, maps))
     assert (without.itses, without.routes) == (host.itses, host.routes)
@@ -214,11 +214,11 @@ def test_no_its():
 
 def test_no_smmu_and_nothing_at_all():
     host = parse(its(0), pci(0, "msi-map = <0x0 &its0 0x0 0x10000>;"))
-    with pytest.raises(TopologyError, match="it passes through no SMMU; valid are: none"):
+    with pytest.raises(TopologyError, match="it is not behind an SMMU; valid: none"):
         resolve(host, PciAddress.parse("00:01.0"))
     empty = parse()
     assert (empty.itses, empty.smmus, empty.routes, empty.segments) == ((), (), (), ())
-    with pytest.raises(TopologyError, match="no route has it; valid are: none"):
+    with pytest.raises(TopologyError, match="no route covers it; valid: none"):
         resolve(empty, PciAddress.parse("00:01.0"))
 
 
@@ -573,5 +573,5 @@ def test_real_hip07_board():
     assert len(host.smmus) == 4
     (route,) = host.routes
     assert route == PciRoute(0, 0xF800, 0xFFFF, None, 0xF800, (2,), 0xF800)
-    with pytest.raises(TopologyError, match="passes through no SMMU; valid are: none"):
+    with pytest.raises(TopologyError, match="is not behind an SMMU; valid: none"):
         resolve(host, PciAddress.parse("f8:00.0"))

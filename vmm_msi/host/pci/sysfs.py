@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import InputError
 from vmm_msi.host.files import UnreadableError, name_of, number, text
+from vmm_msi.host.pci.reserved_regions import parse_reserved_regions
 from vmm_msi.host.pci.vfio_drivers import is_listed, vfio_modules
 from vmm_msi.types import Pa, PciAddress, PciFunction, Smmu
 from vmm_msi.types.pci_function import VfioEvidence
-from vmm_msi.types.reserved import parse_reserved_regions
 
 if TYPE_CHECKING:
     from vmm_msi.host.files import HostTree
