@@ -193,7 +193,7 @@ def test_bad_tables_are_not_kept(root, tmp_path, tables, error):
 
 @pytest.mark.parametrize("told", [{}, {"IORT": "no base64!", "APIC": ""}])
 def test_an_answer_without_tables_is_an_error(root, tmp_path, told):
-    with pytest.raises(LabError, match="IORT is missing or no base64"):
+    with pytest.raises(LabError, match="IORT is missing or not base64"):
         board(root, lambda: told, tmp_path)
 
 

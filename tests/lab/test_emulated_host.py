@@ -149,11 +149,11 @@ def test_up_is_used_and_goes_down(stale):
     assert again.stdout.startswith(f"the lab is already up since {facts['since']}")
     other = lab("up", "--smmus", "3")
     assert other.returncode == UsageError.exit_code
-    assert "runs, not with 3 SMMUs" in other.stderr
-    assert "end it with vmm-msi lab down first" in other.stderr
+    assert "is running, not with 3 SMMUs" in other.stderr
+    assert "stop it with vmm-msi lab down first" in other.stderr
     patched = lab("up", "--patches", "patches")
     assert patched.returncode == UsageError.exit_code
-    assert f"has no patches, and one with the patches of {Path('patches').absolute()}" in (
+    assert f"has no patches, not the patches of {Path('patches').absolute()}" in (
         patched.stderr
     )
 
@@ -274,7 +274,7 @@ def test_whatever_ends_it_the_next_up_works(run_folder, tmp_path):
     assert run_folders(run_folder) == []
     facts = status()
     assert facts["state"] == "off: it stopped by itself"
-    assert "running the emulated host: it went off by itself: serial.log:" in facts["error"]
+    assert "running the emulated host: it stopped by itself: serial.log:" in facts["error"]
     logs = Path(facts["logs"])
     assert logs.parent == cache / "lab-logs"
     assert "Linux version" in (logs / "serial.log").read_text("utf-8", "replace")
@@ -422,7 +422,7 @@ def test_a_host_for_one_command(run_folder, tmp_path, capsys):
     assert "starting the emulated host: 1 SMMU, 1 device, 0 pairs" in capsys.readouterr().err
     assert seen.all_gone()
     assert not folder.exists()
-    with pytest.raises(LabError, match="it does not run"):
+    with pytest.raises(LabError, match="it is not running"):
         _ = own.agent_socket
 
 

@@ -275,9 +275,9 @@ def test_daemon_ends_with_an_error_in_the_block(lab_root):
     run, inside = seen[0]
     assert not run.exists()
     assert processes_in(inside) == []
-    with pytest.raises(LabError, match="does not run"):
+    with pytest.raises(LabError, match="is not running"):
         _ = daemon.uri
-    with pytest.raises(LabError, match="restarting a lab daemon: it does not run"):
+    with pytest.raises(LabError, match="restarting a lab daemon: it is not running"):
         daemon.restart()
 
 

@@ -1,12 +1,12 @@
-"""What the emulated board tells its kernel, and the one thing about it that has to be corrected.
+"""Read the emulated board's ACPI tables, and correct the one fact in them that blocks nesting.
 
-Linux gives a vIOMMU only behind an SMMU that has S2FWB, or where firmware promises CANWBS for the
+Linux offers a vIOMMU only behind an SMMU that has S2FWB, or if firmware sets CANWBS for the
 devices (``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3-iommufd.c`` arm_smmu_get_viommu_size). QEMU's
-SMMUv3 has no S2FWB and QEMU's IORT does not promise CANWBS, though the emulated memory system keeps
-the promise: it has no caches. So the kernel is given a copy of the IORT that makes it, by Linux's
+SMMUv3 has no S2FWB and QEMU's IORT does not set CANWBS, although the emulated memory system, which
+has no caches, honours it. So the kernel gets a copy of the IORT with CANWBS set, through Linux's
 ``Documentation/admin-guide/acpi/initrd_table_override.rst``.
 
-The tables to correct are read from a first boot without the copy, once for each board.
+A first boot without the copy, once for each board, provides the tables to correct.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ if TYPE_CHECKING:
     from vmm_msi.lab.build.root import LabRoot
     from vmm_msi.types import Granule, HostTopology
 
-#: The tables that are kept: what the host's SMMUs, ITSes and devices are read from.
+#: The tables that are kept: the host's SMMUs, ITSes and devices are read from them.
 TABLES = ("IORT", "APIC")
 
 _VERSION = 1
-#: The packages whose versions decide what the board's tables say.
+#: The packages whose versions determine the board's tables.
 _PACKAGES = ("qemu-system-arm", "qemu-system-common", "qemu-efi-aarch64", "libvirt-daemon")
 
 
@@ -48,7 +48,7 @@ _PACKAGES = ("qemu-system-arm", "qemu-system-common", "qemu-efi-aarch64", "libvi
 class Board:
     """The tables of one board.
 
-    :ivar folder: has the files :data:`TABLES`, as QEMU made them.
+    :ivar folder: contains :data:`TABLES` as QEMU wrote them.
     :ivar granule: page size of the kernel that runs on it.
     """
 
@@ -62,11 +62,11 @@ class Board:
 
     @cached_property
     def override(self) -> bytes:
-        """The archive to put in front of the initial RAM file system.
+        """The archive to prepend to the initial RAM file system.
 
-        It is not compressed, since Linux looks for tables before it can decompress anything.
+        It is not compressed: Linux searches for tables before it can decompress anything.
 
-        :raise LabError: when the kept tables are gone.
+        :raise LabError: when the cached tables are gone.
         """
         path = self.folder / "IORT"
         data = read_table(path)
@@ -84,13 +84,13 @@ def ensure_board(
     capture: Callable[[], Mapping[str, object]],
     cache: Path | None = None,
 ) -> Board:
-    """Return the board that ``xml`` describes, asking ``capture`` for its tables the first time.
+    """Return the board that ``xml`` describes; call ``capture`` for its tables the first time.
 
-    :param xml: the emulated host, with nothing in it that differs from one start to the next.
-    :param root: whose QEMU and firmware make the tables.
-    :param capture: boots the host without a correction and returns its tables, in base64 by name.
+    :param xml: the emulated host, without anything that changes from one start to the next.
+    :param root: the root whose QEMU and firmware write the tables.
+    :param capture: boots the host without correction and returns its tables, in base64 by name.
     :param cache: the folder of the cache; this user's when ``None``.
-    :raise LabError: when the tables cannot be had or kept.
+    :raise LabError: when the tables cannot be read or cached.
     :raise TopologyError: when one of them is malformed.
     """
     made_from = {
@@ -114,27 +114,27 @@ def ensure_board(
 
 
 def _versions(root: LabRoot) -> dict[str, str]:
-    """Return the versions of the packages that make the tables."""
+    """Return the versions of the packages that determine the tables."""
     marker = root.path.parent / "root.json"
     try:
         packages = json.loads(marker.read_text(encoding="utf-8"))["packages"]
         return {name: packages[name] for name in _PACKAGES if name in packages}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise LabError(
-            f"reading what is in the lab's root: {marker}: {error}; remove {marker.parent} and "
+            f"reading the lab's root: {marker}: {error}; remove {marker.parent} and "
             "run vmm-msi lab root"
         ) from error
 
 
-def _decoded(told: Mapping[str, object]) -> dict[str, bytes]:
-    """Return the tables that the agent told, checked."""
+def _decoded(answer: Mapping[str, object]) -> dict[str, bytes]:
+    """Return the tables in the agent's answer, checked."""
     tables = {}
     for name in TABLES:
         try:
-            tables[name] = base64.b64decode(str(told[name]), validate=True)
+            tables[name] = base64.b64decode(str(answer[name]), validate=True)
         except (KeyError, binascii.Error) as error:
             raise LabError(
-                f"reading the tables of the emulated host: {name} is missing or no base64: {error}"
+                f"reading the tables of the emulated host: {name} is missing or not base64: {error}"
             ) from error
     source = "the emulated host's {}"
     parse_iort(tables["IORT"], source.format("IORT"))

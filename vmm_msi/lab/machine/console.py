@@ -1,4 +1,4 @@
-"""A terminal on the serial console of the emulated host."""
+"""Connect a terminal to the serial console of the emulated host."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ def print_log(path: Path) -> None:
                 while chunk := log.read(_CHUNK):
                     write_bytes(chunk)
     except FileNotFoundError as error:
-        raise LabError(f"lab console: {path} is gone; the lab has just ended") from error
+        raise LabError(f"lab console: {path} is gone; the lab has just stopped") from error
 
 
 def attach(path: Path) -> None:
     """Connect the terminal to the console until Ctrl-] or the host's end.
 
     :param path: the console's socket.
-    :raise LabError: when somebody else is connected or the host is gone.
+    :raise LabError: when another terminal is connected or the host has stopped.
     """
-    with _turn(path), socket.socket(socket.AF_UNIX) as console:
+    with _exclusive(path), socket.socket(socket.AF_UNIX) as console:
         try:
             console.connect(os.fspath(path))
         except OSError as error:
@@ -58,7 +58,7 @@ def attach(path: Path) -> None:
 
 
 def _relay(console: socket.socket) -> bool:
-    """Copy both ways, unchanged as a serial line does; return whether the host closed first."""
+    """Copy bytes both ways, unchanged; return whether the host closed first."""
     keys, screen = sys.stdin.fileno(), sys.stdout.fileno()
     while True:
         ready, _, _ = select.select([keys, console], [], [])
@@ -87,10 +87,10 @@ def _write_all(descriptor: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def _raw(terminal: int) -> Iterator[None]:
-    """Let every key through, and put the terminal back as it was."""
+    """Switch the terminal to raw mode, and restore it at the end."""
     before = termios.tcgetattr(terminal)
     try:
-        # What was typed ahead is for the console.
+        # Keys typed ahead are for the console.
         tty.setraw(terminal, termios.TCSADRAIN)
         yield
     finally:
@@ -98,8 +98,8 @@ def _raw(terminal: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _turn(path: Path) -> Iterator[None]:
-    """Be the only one: QEMU lets a second client wait without a word."""
+def _exclusive(path: Path) -> Iterator[None]:
+    """Lock the console: QEMU lets a second client wait silently."""
     try:
         lock = path.with_name(f"{path.name}.lock").open("ab")
     except OSError as error:

@@ -1,13 +1,13 @@
-"""A libvirtd of the lab's root, in namespaces of its own, for as long as a ``with`` block.
+"""Run a libvirtd of the lab's root in its own namespaces, within a ``with`` block.
 
 ::
 
     with LabDaemon(ensure_root()) as daemon:
         connection = connect(daemon.uri)
 
-Everything a daemon needs at run time is in one folder, ``/run/vmm-msi/<name>``: ``run`` is its
-/run (and has the sockets), ``log`` its /var/log/libvirt, ``share`` is for files that both sides
-use. The root in the cache is never written to. See docs/lab.md for how it is contained.
+A daemon's run-time files are in one folder, ``/run/vmm-msi/<name>``: ``run`` is its /run (with the
+sockets), ``log`` its /var/log/libvirt, ``share`` is for files that both sides use. The root in the
+cache is never written to. docs/lab-internals.md describes the containment.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 Layer = Literal["auto", "overlay", "tmpfs"]
 
-#: Where the folders of running daemons are. Short, since a socket's path has at most 107 bytes.
+#: The folder of running daemons' folders. Short, since a socket's path has at most 107 bytes.
 RUN_FOLDER = Path("/run/vmm-msi")
 
 _STARTING = "starting the lab's libvirtd"
@@ -53,17 +53,16 @@ _POLL_S = 0.02
 
 
 class LabDaemon:
-    """A running libvirtd of a lab root; a context manager that can be entered again after use.
+    """A running libvirtd of a lab root; a reusable context manager.
 
-    :param root: the root whose libvirt and QEMU are run.
-    :param keep_logs: a folder that libvirtd's and QEMU's logs are copied to at the end, however
-        the block is left; created when missing.
-    :param layer: how the cached root is kept as it is: by an ``overlay``, by ``tmpfs`` over the
-        folders that libvirt writes to, or by the first of the two that the kernel allows.
-    :param folder: where the run folder is made.
-    :param hardware: it has this machine's devices, and may hand them to its guests; else it has
-        none but /dev/kvm.
-    :param lent: folders that it and its guests can read, by the name they have in ``share``.
+    :param root: the root with libvirt and QEMU.
+    :param keep_logs: a folder for copies of libvirtd's and QEMU's logs, written whenever the block
+        ends; created when missing.
+    :param layer: what protects the cached root from writes: an ``overlay``, ``tmpfs`` over the
+        folders that libvirt writes to, or the first of the two that the kernel supports.
+    :param folder: the parent of the run folder.
+    :param hardware: give it this machine's devices, for its guests too; else only /dev/kvm.
+    :param lent: folders that it and its guests can read, by their name in ``share``.
     """
 
     def __init__(
@@ -77,7 +76,7 @@ class LabDaemon:
         lent: Mapping[str, Path] | None = None,
     ) -> None:
         self.root = root
-        #: The layer that is used, once it runs.
+        #: The layer in use, once it runs.
         self.layer: str = layer
         self._keep_logs = keep_logs
         self._wanted = layer
@@ -90,10 +89,10 @@ class LabDaemon:
     def run(self) -> Path:
         """The folder with the daemon's ``run``, ``log`` and ``share``.
 
-        :raise LabError: when the daemon does not run.
+        :raise LabError: when the daemon is not running.
         """
         if self._run is None:
-            raise LabError("using a lab daemon: it does not run; use it inside its with block")
+            raise LabError("using a lab daemon: it is not running; use it inside its with block")
         return self._run
 
     @property
@@ -113,7 +112,7 @@ class LabDaemon:
 
     @property
     def share(self) -> Path:
-        """A folder for files that both sides use; it has the same path on either."""
+        """A folder for files that both sides use, with the same path on both."""
         return self.run / "share"
 
     @property
@@ -125,15 +124,15 @@ class LabDaemon:
     def pid(self) -> int:
         """The process id of ``unshare``, the parent of the namespaces' first process.
 
-        :raise LabError: when the daemon does not run.
+        :raise LabError: when the daemon is not running.
         """
         if self._process is None:
-            raise LabError("using a lab daemon: it does not run; use it inside its with block")
+            raise LabError("using a lab daemon: it is not running; use it inside its with block")
         return self._process.pid
 
     def __enter__(self) -> Self:
         if self._process is not None:
-            raise LabError("starting a lab daemon: it runs already; make another LabDaemon")
+            raise LabError("starting a lab daemon: it is already running; create another LabDaemon")
         host_tools.require_root("running the lab's libvirtd (chroot and mounts of its own)")
         try:
             self._start()
@@ -143,15 +142,17 @@ class LabDaemon:
         return self
 
     def restart(self) -> None:
-        """End libvirtd in order and start it again, as an upgrade of its package does.
+        """Stop and start libvirtd, as an upgrade of its package does.
 
-        Guests of the QEMU driver run on; those of the test driver are gone with its memory.
+        Guests of the QEMU driver keep running; those of the test driver are lost.
 
-        :raise LabError: when it does not run, or does not come back.
+        :raise LabError: when it is not running, or does not restart.
         """
         process = self._process
         if process is None or process.stdin is None or process.stdout is None:
-            raise LabError("restarting a lab daemon: it does not run; use it inside its with block")
+            raise LabError(
+                "restarting a lab daemon: it is not running; use it inside its with block"
+            )
         deadline = time.monotonic() + _START_TIMEOUT_S
         with contextlib.suppress(BrokenPipeError):
             process.stdin.write(RESTART)
@@ -192,7 +193,7 @@ class LabDaemon:
                 pass_fds=(lock.fileno(),),
                 cwd="/",
                 env={**os.environ, "PYTHONPATH": f"{Path(vmm_msi.__file__).parents[1]}"},
-                # The terminal's Ctrl-C is for the caller, which ends this in order.
+                # The terminal's Ctrl-C is for the caller, which then stops the daemon.
                 start_new_session=True,
             )
         deadline = time.monotonic() + _START_TIMEOUT_S
@@ -200,23 +201,23 @@ class LabDaemon:
         self._wait_for_socket(self._process, deadline)
 
     def _hear(self, process: subprocess.Popen[bytes], deadline: float) -> str:
-        """Return the layer that the first process reports once it started the daemons."""
+        """Return the layer that the first process reports after starting the daemons."""
         return str(self._answer(process, deadline)["layer"])
 
     def _answer(self, process: subprocess.Popen[bytes], deadline: float) -> dict[str, object]:
-        """Return what the first process reports next."""
+        """Return the next report of the first process."""
         line = b""
         if process.stdout is not None:
             wait = max(0.0, deadline - time.monotonic())
             if select.select([process.stdout], [], [], wait)[0]:
                 line = process.stdout.readline()
         try:
-            told: dict[str, object] = json.loads(line)
+            report: dict[str, object] = json.loads(line)
         except ValueError:
             raise LabError(f"{_STARTING}: {self._last_words()}") from None
-        if "error" in told:
-            raise LabError(f"{_STARTING}: {told['error']}")
-        return told
+        if "error" in report:
+            raise LabError(f"{_STARTING}: {report['error']}")
+        return report
 
     def _wait_for_socket(self, process: subprocess.Popen[bytes], deadline: float) -> None:
         while process.poll() is None and time.monotonic() < deadline:
@@ -227,7 +228,7 @@ class LabDaemon:
         raise LabError(f"{_STARTING}: {self.socket} does not answer: {self._last_words()}")
 
     def _last_words(self) -> str:
-        """Return the last line of the first log that has one."""
+        """Return the last line of the first log that is not empty."""
         for name in ("inside.err", "libvirtd.out", "libvirtd.log"):
             with contextlib.suppress(OSError):
                 lines = (self.log / name).read_text("utf-8", "replace").strip().splitlines()
@@ -236,7 +237,7 @@ class LabDaemon:
         return "its logs are empty"
 
     def _end(self) -> None:
-        """End everything that was started and remove the run folder."""
+        """Stop all started processes and remove the run folder."""
         process, self._process = self._process, None
         if process is not None:
             _stop(process)
@@ -247,14 +248,14 @@ class LabDaemon:
             if self._keep_logs is not None:
                 shutil.copytree(run / "log", self._keep_logs, dirs_exist_ok=True)
         except (OSError, shutil.Error) as error:
-            raise LabError(f"keeping the lab's logs in {self._keep_logs}: {error}") from error
+            raise LabError(f"copying the lab's logs to {self._keep_logs}: {error}") from error
         finally:
             with _locked(self._folder):
                 host_tools.remove_folder(run)
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Say goodbye to the first process; kill it, and so the namespaces, when it does not go."""
+    """Ask the first process to stop; if it does not, kill it and with it the namespaces."""
     with process:
         try:
             with contextlib.suppress(BrokenPipeError):
@@ -269,9 +270,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _new_run_folder(base: Path) -> tuple[Path, BinaryIO]:
-    """Make a run folder and return it with its lock, which is held.
+    """Create a run folder and return it with its lock, held.
 
-    What daemons that were killed together with their first process left is removed before.
+    Folders of daemons that were killed with their first process are removed first.
     """
     base.mkdir(mode=0o711, parents=True, exist_ok=True)
     with _locked(base):
@@ -287,7 +288,7 @@ def _new_run_folder(base: Path) -> tuple[Path, BinaryIO]:
 
 
 def _remove_if_dead(run: Path) -> None:
-    """Remove a run folder that no process holds the lock of."""
+    """Remove a run folder whose lock is free."""
     with contextlib.suppress(FileNotFoundError), (run / _LOCK).open("rb") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -298,7 +299,7 @@ def _remove_if_dead(run: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(base: Path) -> Iterator[None]:
-    """Keep other processes from making or removing run folders."""
+    """Lock the creation and removal of run folders."""
     with (base / f".{_LOCK}").open("wb") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

@@ -1,14 +1,13 @@
-"""The emulated Arm host: a libvirt domain with a real kernel, for as long as a ``with`` block.
+"""Run the emulated Arm host, a libvirt domain with a real kernel, within a ``with`` block.
 
 ::
 
     with LabHost(Shape()) as lab, AgentLink(lab.agent_socket) as link:
         link.call("hello")
 
-Everything that a host needs to run is in the run folder of its own :class:`LabDaemon`, and QEMU is
-in that one's namespace: both go with it. The host keeps nothing from one start to the next, so that
-switching it off is pulling the plug, and the daemon's end does that. Asking libvirt to would take
-0.2 s more, in which it waits for QEMU.
+The host's files are in the run folder of its own :class:`LabDaemon`, and QEMU is in that daemon's
+namespace: both end with the daemon. The host keeps no state between starts, so stopping the daemon
+stops it; asking libvirt first would only add 0.2 s of waiting for QEMU.
 """
 
 from __future__ import annotations
@@ -51,16 +50,16 @@ if TYPE_CHECKING:
 
 __all__ = ["LabHost", "Parts", "RunningLab", "ensure_parts", "lab_for", "logs_folder", "running"]
 
-#: The longest that a host may take until its agent answers; a busy machine emulates slowly.
+#: Time limit from start until the agent answers; a busy machine emulates slowly.
 BOOT_TIMEOUT_S = 300.0
 
 _SERIAL_LOG = "serial.log"
 _ITS_LOG = "its.log"
-#: How many hosts that failed have their logs kept.
+#: Number of failed hosts whose logs are kept.
 _LOGS_KEPT = 10
 
 _STARTING = "starting the emulated host"
-# What stands for the paths where they must not count: in what names a board in the cache.
+# Placeholders for paths in the key of a board's cache entry, which must not depend on them.
 _ANYWHERE = HostFiles(
     kernel=Path("/kernel"),
     initrd=Path("/initrd"),
@@ -71,7 +70,7 @@ _ANYWHERE = HostFiles(
 _ASK_EVERY_S = 0.25
 _POLL_S = 0.02
 _LAST_LINES = 3
-# What Linux says before it gives up, kernel/panic.c; a trace and registers follow.
+# Linux prints this before it stops, kernel/panic.c; a trace and registers follow.
 _PANIC = "Kernel panic - not syncing"
 
 #: Bytes of a drive behind an NVMe controller.
@@ -88,10 +87,10 @@ class _GuestFiles(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Parts:
-    """What a host is made from, all of it in the cache.
+    """The cached parts of a host.
 
     :ivar layer: the archive with this package.
-    :ivar arm_root: what its own libvirt is from; None for a host without guests.
+    :ivar arm_root: the root of its own libvirt; None for a host without guests.
     """
 
     root: LabRoot
@@ -107,14 +106,12 @@ def ensure_parts(
     progress: Progress | None = None,
     patches: Path | None = None,
 ) -> Parts:
-    """Return what a host is made from, building what the cache does not have.
+    """Return the parts of a host; build those that the cache does not have.
 
     :param patches: a folder of patches for the kernel.
-    :raise LabError: when something cannot be built.
+    :raise LabError: when a part cannot be built.
     """
-    host_tools.require_root(
-        "running the emulated host (libvirtd with chroot and mounts of its own)"
-    )
+    host_tools.require_root("running the emulated host (libvirtd with its own chroot and mounts)")
     root = ensure_root(suite, cache, progress)
     images = ensure_images(suite, shape.granule, cache, progress, patches)
     arm_root = ensure_armroot(suite, cache, progress) if shape.guests else None
@@ -124,17 +121,16 @@ def ensure_parts(
 class LabHost:
     """A running emulated host; a context manager.
 
-    :param shape: what it has.
-    :param suite: the Debian suite that libvirt, QEMU, kernel and user land are from.
+    :param shape: its SMMUs and devices.
+    :param suite: the Debian suite of libvirt, QEMU, kernel and user land.
     :param cache: the folder of the cache; this user's when ``None``.
-    :param progress: told what goes on; silent when ``None``.
-    :param keep_logs: a folder that the logs of the serial console, QEMU and libvirtd are copied to
-        at the end, however the block is left.
-    :param crash_logs: the same, only when the host did not start or went off by itself.
+    :param progress: progress output; silent when ``None``.
+    :param keep_logs: a folder for copies of the logs of the serial console, QEMU and libvirtd,
+        written whenever the block ends.
+    :param crash_logs: the same, only when the host did not start or stopped by itself.
     :param patches: a folder of patches for its kernel.
-    :param canwbs: give its kernel the tables that promise CANWBS
-        (:mod:`vmm_msi.lab.machine.board`); else
-        QEMU's own, with which it gives no vIOMMU.
+    :param canwbs: override the IORT with one that sets CANWBS (:mod:`vmm_msi.lab.machine.board`);
+        with QEMU's own the kernel offers no vIOMMU.
     """
 
     def __init__(
@@ -150,9 +146,9 @@ class LabHost:
         canwbs: bool = True,
     ) -> None:
         self.shape = shape
-        #: Seconds that each part of the start took.
+        #: Duration of each part of the start, in seconds.
         self.timings: dict[str, float] = {}
-        #: What the agent said first: its kernel's release and page size.
+        #: The agent's first answer: its kernel's release and page size.
         self.hello: dict[str, Any] = {}
         self._suite = suite
         self._cache = cache
@@ -179,37 +175,37 @@ class LabHost:
 
     @property
     def serial_log(self) -> Path:
-        """All that the serial console printed so far."""
+        """The log of the serial console."""
         return self.daemon.log / _SERIAL_LOG
 
     @property
     def its_log(self) -> Path:
-        """What reached the ITS of a host with guests, see :mod:`vmm_msi.lab.guest.its_log`."""
+        """The log of MSIs at the ITS of a host with guests (:mod:`vmm_msi.lab.guest.its_log`)."""
         return self.daemon.log / _ITS_LOG
 
     @property
     def boot_folder(self) -> Path:
-        """What guests in it start from."""
+        """The folder with its guests' boot files."""
         return self.daemon.share / BOOT_TAG
 
     @property
     def board(self) -> Board:
-        """The tables of its board, and the topology they tell."""
+        """The tables of its board, and the topology they describe."""
         return _running(self._board)
 
     @property
     def layer(self) -> Path:
-        """The archive with the package that its agent is from."""
+        """The archive with its agent's package."""
         return _running(self._layer)
 
     @property
     def daemon(self) -> LabDaemon:
-        """The libvirtd that it runs under."""
+        """The libvirtd that runs it."""
         return _running(self._daemon)
 
     @property
     def boot_s(self) -> float:
-        """Seconds from switching it on until its agent answered."""
+        """Seconds from its start until its agent answered."""
         return self.timings["firmware"] + self.timings["kernel"]
 
     def __enter__(self) -> Self:
@@ -238,27 +234,27 @@ class LabHost:
         self._stack.__exit__(kind, error, trace)
 
     def check(self) -> None:
-        """Make sure that it runs.
+        """Check that it runs.
 
-        :raise LabError: when it went off; the message has what it said last.
+        :raise LabError: when it stopped; the message has its last output.
         """
         try:
             alive = _running(self._connection).is_active(NAME)
         except HypervisorError as error:
             raise LabError(f"running the emulated host: {error}") from error
         if not alive:
-            raise LabError(f"running the emulated host: it went off by itself: {self.last_words()}")
+            raise LabError(f"running the emulated host: it stopped by itself: {self.last_words()}")
 
     def last_words(self) -> str:
-        """Return the last lines of the serial console, or what QEMU said where there are none."""
+        """Return the last lines of the serial console, or of QEMU's log if there are none."""
         for path in (self.serial_log, self.daemon.log / "qemu" / f"{NAME}.log"):
             with contextlib.suppress(OSError):
                 lines = path.read_text("utf-8", "replace").split("\n")
-                told = [" ".join(line.split()) for line in lines if line.strip()]
-                if told:
-                    last = [line for line in told if _PANIC in line] or told[-_LAST_LINES:]
+                printed = [" ".join(line.split()) for line in lines if line.strip()]
+                if printed:
+                    last = [line for line in printed if _PANIC in line] or printed[-_LAST_LINES:]
                     return f"{path.name}: {' | '.join(last)}"
-        return "it said nothing"
+        return "no output"
 
     def _boot(self, connection: libvirt_driver.Connection, daemon: LabDaemon, parts: Parts) -> None:
         """Start the host with its corrected tables."""
@@ -267,7 +263,7 @@ class LabHost:
             initrd=daemon.share / "initrd",
             agent=self.agent_socket,
             console=self.console_socket,
-            # libvirtd sees the folder of its logs elsewhere.
+            # libvirtd has another path for its log folder.
             serial_log=Path("/var/log/libvirt", _SERIAL_LOG),
             **self._guest_files(daemon.share),
         )
@@ -278,7 +274,7 @@ class LabHost:
             raise _cannot_start(error, files.kernel) from error
 
         def capture() -> dict[str, object]:
-            self._progress.stage("reading the tables of a new board: a first start without them")
+            self._progress.stage("reading the tables of a new board in a first start")
             self._start(connection, parts, files, b"")
             with AgentLink(self.agent_socket) as link:
                 tables: dict[str, object] = link.call("tables")
@@ -294,7 +290,7 @@ class LabHost:
         self._progress.clear()
 
     def _guest_files(self, share: Path) -> _GuestFiles:
-        """Return what a host that runs guests has besides."""
+        """Return the additional files of a host that runs guests."""
         if not self.shape.guests:
             return {}
         return {
@@ -305,9 +301,9 @@ class LabHost:
 
     @staticmethod
     def _lay_out(files: HostFiles, parts: Parts) -> None:
-        """Put down what guests start from, and empty drives.
+        """Write the guests' boot files and empty drives.
 
-        :raise OSError: when there is no room.
+        :raise OSError: when the disk is full.
         """
         for drive in files.drives:
             with drive.open("wb") as file:
@@ -326,9 +322,9 @@ class LabHost:
         files: HostFiles,
         override: bytes,
     ) -> None:
-        """Switch the host on and wait for its agent.
+        """Start the host and wait for its agent.
 
-        :param override: an archive with tables, or nothing.
+        :param override: an archive with tables, or empty.
         """
         try:
             archives = (override, parts.images.initrd.read_bytes(), parts.layer.read_bytes())
@@ -345,9 +341,9 @@ class LabHost:
         self.timings |= {"libvirt": on - begun, "firmware": up - kernel, "kernel": kernel}
 
     def _await_agent(self) -> dict[str, Any]:
-        """Return what the agent says first.
+        """Return the agent's first answer.
 
-        :raise LabError: when the host goes off, or takes longer than it may.
+        :raise LabError: when the host stops, or exceeds the time limit.
         """
         deadline = time.monotonic() + BOOT_TIMEOUT_S
         with AgentLink(self.agent_socket) as link:
@@ -372,9 +368,9 @@ class LabHost:
         error: BaseException | None,
         _trace: TracebackType | None,
     ) -> None:
-        """Keep the logs of a host that failed.
+        """Keep the logs of a failed host.
 
-        :raise LabError: what went wrong, with where the logs are.
+        :raise LabError: the failure, with the path of the logs.
         """
         if self._crash_logs is None or not isinstance(error, (LabError, HypervisorError)):
             return
@@ -386,11 +382,11 @@ class LabHost:
 
 
 def keep_logs(logs: Path, place: Path) -> bool:
-    """Copy the logs of a host to a place of :func:`logs_folder`, and remove the oldest there.
+    """Copy a host's logs to a folder of :func:`logs_folder` and remove the oldest ones.
 
-    What went wrong counts, not that there is no room to keep its logs.
+    Failing to copy is not an error: the host's own failure matters more.
 
-    :return: whether they are kept.
+    :return: whether the logs were copied.
     """
     with contextlib.suppress(OSError, shutil.Error):
         shutil.copytree(logs, place, dirs_exist_ok=True)
@@ -401,7 +397,7 @@ def keep_logs(logs: Path, place: Path) -> bool:
 
 
 def logs_folder(cache: Path | None = None) -> Path:
-    """Return a folder of the cache for the logs of a host that fails now; it is not made yet."""
+    """Return the path of a new cache folder for the logs of a host that fails now."""
     now = dt.datetime.now(dt.UTC)
     return (cache or default_cache()).absolute() / "lab-logs" / f"{now:%Y%m%dT%H%M%S.%fZ}"
 
@@ -414,21 +410,21 @@ def lab_for(
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Iterator[RunningLab | LabHost]:
-    """Give a command an emulated host: the one that runs if it will do, else one of its own.
+    """Yield an emulated host for a command: the running one if it fits, else a new one.
 
-    :param shape: what the command needs; a host that has more will do.
-    :param progress: told which it is, and what goes on; standard error when ``None``.
+    :param shape: what the command needs; a host with more fits too.
+    :param progress: progress output; standard error when ``None``.
     :raise LabError: when it cannot be started.
     """
     progress = progress or Progress(sys.stderr)
-    found = running()
-    if found is not None:
-        why = _unfit(found, shape, suite, cache)
+    current = running()
+    if current is not None:
+        why = _unfit(current, shape, suite, cache)
         if why is None:
-            progress.stage(f"using the lab that runs: {found.shape}")
-            yield found
+            progress.stage(f"using the running lab: {current.shape}")
+            yield current
             return
-        progress.stage(f"the lab that runs {why}: starting another one for this command")
+        progress.stage(f"the running lab {why}: starting another one for this command")
     host = LabHost(
         shape, suite=suite, cache=cache, progress=progress, crash_logs=logs_folder(cache)
     )
@@ -436,13 +432,13 @@ def lab_for(
         yield lab
 
 
-def _unfit(found: RunningLab, shape: Shape, suite: str, cache: Path | None) -> str | None:
-    """Return why the host that runs will not do, None when it will."""
-    if found.suite != suite:
-        return f"is from {found.suite}, not from {suite}"
-    if not found.shape.covers(shape):
-        return f"has {found.shape}, which is not enough for {shape}"
-    if found.layer != package_layer(ensure_root(suite, cache), cache):
+def _unfit(lab: RunningLab, shape: Shape, suite: str, cache: Path | None) -> str | None:
+    """Return why the running host does not fit, None if it fits."""
+    if lab.suite != suite:
+        return f"is from {lab.suite}, not from {suite}"
+    if not lab.shape.covers(shape):
+        return f"has {lab.shape}, which is not enough for {shape}"
+    if lab.layer != package_layer(ensure_root(suite, cache), cache):
         return "has another version of vmm-msi"
     return None
 
@@ -452,7 +448,7 @@ def _cannot_start(error: OSError, path: Path) -> LabError:
 
 
 def _running(part: T | None) -> T:
-    """Return a part that is there only while the host runs."""
+    """Return a part that exists only while the host runs."""
     if part is None:
-        raise LabError("using the emulated host: it does not run; use it inside its with block")
+        raise LabError("using the emulated host: it is not running; use it inside its with block")
     return part

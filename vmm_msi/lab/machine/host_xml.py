@@ -1,12 +1,12 @@
-"""The emulated host as libvirt domain XML: a template that is filled for a shape.
+"""Fill the libvirt domain XML template of the emulated host for a shape.
 
 Each SMMU serves a PCI expander bus with a root port for every device. The test device is QEMU's
-``edu`` (QEMU ``docs/specs/edu.rst``). libvirt has no element for what it does not know as a drive
-or a network of its own, so devices come by way of ``qemu:commandline``
+``edu`` (QEMU ``docs/specs/edu.rst``). libvirt has no element for a drive
+or network that it does not manage, so devices come through ``qemu:commandline``
 (https://libvirt.org/drvqemu.html), behind root ports that libvirt names ``pci.<index>``.
 
-A host with guests has processors with EL2 and reads two folders by 9p: the root of its libvirt, and
-what guests start from.
+A host with guests has processors with EL2 and mounts two folders by 9p: its libvirt's root and its
+guests' boot files.
 """
 
 from __future__ import annotations
@@ -40,22 +40,22 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 _FIRST_SLOT = 2  # of pcie.0; the template has the agent's channel in slot 1
 _FOLDER_SLOT = 0x1E  # of pcie.0, and the next one
 
-#: Names (mount tags) of the folders that a host with guests reads.
+#: Mount tags of the folders of a host with guests.
 ROOT_TAG, BOOT_TAG = "root", "boot"
 
 
 @dataclass(frozen=True)
 class HostFiles:
-    """What the emulated host is started from and where it can be reached; absolute paths.
+    """The emulated host's boot files, sockets and logs, as absolute paths.
 
     :ivar kernel: an arm64 Image.
     :ivar initrd: its initial RAM file system.
-    :ivar agent: the socket of the agent's channel, made by QEMU.
-    :ivar console: the socket of the serial console, made by QEMU.
-    :ivar serial_log: takes all that the console prints.
-    :ivar folders: what a host with guests reads, by mount tag.
+    :ivar agent: the socket of the agent's channel, created by QEMU.
+    :ivar console: the socket of the serial console, created by QEMU.
+    :ivar serial_log: the console's log.
+    :ivar folders: the folders of a host with guests, by mount tag.
     :ivar drives: files behind its NVMe controllers, in their order.
-    :ivar its_log: takes a line for each MSI that reaches the ITS of a host with guests.
+    :ivar its_log: a line for each MSI that reaches the ITS of a host with guests.
     """
 
     kernel: Path
@@ -81,7 +81,7 @@ def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
     fill_start(domain, files)
     commandline = _find(root, f"{_QEMU}commandline")
     if shape.guests:
-        # libvirt has no XML for it, as for stage=nested.
+        # libvirt has no XML for this, nor for stage=nested.
         _arguments(commandline, "-machine", "virtualization=on")
         if files.its_log is not None:
             _arguments(commandline, "-D", str(files.its_log), "-trace", its_log.EVENT)
@@ -103,7 +103,7 @@ def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
 
 
 def fill_start(domain: DomainXml, files: HostFiles) -> None:
-    """Write what a machine of the lab starts from, and where it is reached, into its definition."""
+    """Write a lab machine's boot files and sockets into its definition."""
     root, devices = domain.root, domain.devices
     _find(root, "os/kernel").text = str(files.kernel)
     _find(root, "os/initrd").text = str(files.initrd)
@@ -134,7 +134,7 @@ def _address(bus: int, slot: int) -> Element:
 
 
 def _add(devices: Element, after: str, new: Element) -> None:
-    """Put ``new`` behind the last element that is called ``after`` or as itself."""
+    """Insert ``new`` after the last element named ``after`` or like itself."""
     alike = [*devices.iterchildren(after, str(new.tag))]
     elements.put_after(devices, alike[-1], new)
 
@@ -153,7 +153,7 @@ def _folder(tag: str, folder: Path, slot: int) -> Element:
 def _add_device(
     commandline: Element, port: int, place: Port, function: int, drives: Iterator[Path]
 ) -> None:
-    # As JSON: QEMU makes other devices before those that libvirt gives as JSON, the root ports
+    # As JSON: QEMU creates non-JSON devices before the JSON ones, such as libvirt's root ports
     # (``system/vl.c`` qemu_create_cli_devices).
     device: dict[str, object] = {
         "driver": place.driver,
@@ -165,7 +165,7 @@ def _add_device(
         drive = next(drives, None)
         if drive is not None:
             device["drive"] = f"drive{port}"
-            # The file is QEMU's alone; in the namespaces there is nobody to lock it against.
+            # Only this QEMU uses the file, so it needs no lock.
             node = {"driver": "file", "filename": f"{drive}", "locking": "off"}
             whole = {"driver": "raw", "node-name": device["drive"], "file": node}
             _arguments(commandline, "-blockdev", json.dumps(whole))

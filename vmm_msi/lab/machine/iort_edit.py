@@ -1,4 +1,4 @@
-"""Copies of an IORT with one thing changed, for a kernel to take in its place.
+"""Copy an IORT with one change, to override the firmware's table.
 
 Linux takes a table from the initial RAM file system when its OEM revision is higher than that of
 the firmware's (``drivers/acpi/tables.c`` acpi_table_initrd_override,
@@ -11,7 +11,7 @@ import struct
 
 from vmm_msi.host.firmware.iort import Pmcg, RmrNode, parse_iort
 
-#: Where Linux looks for it.
+#: The path that Linux reads it from.
 OVERRIDE_PATH = "kernel/firmware/acpi/IORT.aml"
 
 _LENGTH, _CHECKSUM, _OEM_REVISION = 4, 9, 24  # ACPI 6.5, 5.2.6
@@ -24,9 +24,9 @@ _U32 = struct.Struct("<I")
 
 
 def with_canwbs(table: bytes, source: str) -> bytes:
-    """Return an IORT in which every root complex promises CANWBS.
+    """Return an IORT in which every root complex sets CANWBS.
 
-    :param source: where the table is from, for messages.
+    :param source: the table's origin, for messages.
     :raise TopologyError: when the table is malformed.
     """
     changed = bytearray(table)
@@ -38,7 +38,7 @@ def with_canwbs(table: bytes, source: str) -> bytes:
 def without_rmrs(table: bytes, source: str) -> bytes:
     """Return an IORT without its RMR nodes.
 
-    :param source: where the table is from, for messages.
+    :param source: the table's origin, for messages.
     :raise TopologyError: when the table is malformed.
     """
     iort = parse_iort(table, source)
@@ -55,14 +55,14 @@ def without_rmrs(table: bytes, source: str) -> bytes:
         if isinstance(node, Pmcg):
             places[node.offset + _PMCG_REFERENCE] = node.reference
         for place, target in places.items():
-            there = place - node.offset + moved[node.offset]
-            _U32.pack_into(changed, there, moved.get(target, target))
+            position = place - node.offset + moved[node.offset]
+            _U32.pack_into(changed, position, moved.get(target, target))
     _U32.pack_into(changed, _NODE_COUNT, len(kept))
     return _finished(changed, source)
 
 
 def _finished(table: bytearray, source: str) -> bytes:
-    """Make a changed table one that Linux takes, and hold it against our own reading."""
+    """Make a changed table acceptable to Linux, and check that our own reader parses it."""
     (revision,) = _U32.unpack_from(table, _OEM_REVISION)
     _U32.pack_into(table, _OEM_REVISION, (revision + 1) & 0xFFFFFFFF)
     _U32.pack_into(table, _LENGTH, len(table))

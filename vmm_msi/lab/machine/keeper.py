@@ -1,8 +1,8 @@
-"""``vmm-msi lab up`` and ``lab down``: an emulated host that outlives the command.
+"""Keep an emulated host running after ``vmm-msi lab up`` returns, until ``lab down``.
 
-A process of its own keeps the host: it starts it, looks after it and ends it when it is asked to
-(SIGTERM). Whatever becomes of that process, the host ends with it, since the daemon it runs under
-does (:mod:`vmm_msi.lab.machine.namespace_init`).
+A separate process, the keeper, starts the host, watches it and stops it on SIGTERM. When the
+keeper dies, the host dies too, since the daemon that runs it does
+(:mod:`vmm_msi.lab.machine.namespace_init`).
 """
 
 from __future__ import annotations
@@ -48,13 +48,13 @@ _LOOK_EVERY_S = 0.5
 _POLL_S = 0.05
 _STOP_TIMEOUT_S = 30.0
 
-# Descriptors of the keeper while it starts the host: the answer, and where progress is shown.
+# The keeper's descriptors while it starts the host: its answer, and the progress output.
 _ANSWER, _PROGRESS = 1, 3
 _FIRST_FREE = 10
 
 
 class _StopRequested(BaseException):
-    """The keeper is asked to end."""
+    """A request to stop the keeper."""
 
 
 def up(
@@ -64,40 +64,40 @@ def up(
     progress: Progress | None = None,
     patches: Path | None = None,
 ) -> tuple[RunningLab, bool]:
-    """Have an emulated host run in the background.
+    """Start an emulated host in the background.
 
     :param patches: a folder of patches for its kernel.
     :return: the host, and whether it was started now.
-    :raise UsageError: when one of another shape or suite runs.
-    :raise LabError: when it cannot be started; nothing is left then.
+    :raise UsageError: when a host of another shape or suite is running.
+    :raise LabError: when it cannot be started; nothing is left behind.
     """
     progress = progress or Progress(None)
     patches = None if patches is None else patches.absolute()
     prepared = False
     while True:
-        found = running()
-        if found is not None:
-            _check_same(found, shape, suite, patches)
-            return found, False
+        lab = running()
+        if lab is not None:
+            _check_same(lab, shape, suite, patches)
+            return lab, False
         if keeper_pid() is not None:
-            progress.step("another lab is being started or ended")
+            progress.step("another lab is starting or stopping")
             time.sleep(_POLL_S)
         elif not prepared:
-            # Here and not in the background: this may take minutes, and Ctrl-C ends it.
+            # In the foreground: this may take minutes, and Ctrl-C must stop it.
             ensure_parts(shape, suite, cache, progress, patches)
             prepared = True
         elif _start(shape, suite, cache, patches):
             ready = running()
             if ready is None:
-                raise LabError(f"starting the lab: it went off at once; see {_log()}")
+                raise LabError(f"starting the lab: it stopped at once; see {_log()}")
             return ready, True
 
 
 def down(progress: Progress | None = None) -> bool:
-    """End the host that runs in the background, and wait until it is gone.
+    """Stop the host in the background and wait until it is gone.
 
-    :return: whether there was one.
-    :raise LabError: when it does not end.
+    :return: whether a host was running.
+    :raise LabError: when it does not stop.
     """
     pid = keeper_pid()
     if pid is None:
@@ -108,8 +108,8 @@ def down(progress: Progress | None = None) -> bool:
     except ProcessLookupError:
         return True
     try:
-        # Whose process id it is was asked before; that it was not given to another process since
-        # is certain only now.
+        # The process id was read before the pidfd was opened; only now is it certain that it was
+        # not reused.
         if keeper_pid() != pid:
             return True
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -118,32 +118,32 @@ def down(progress: Progress | None = None) -> bool:
             if select.select([process], [], [], _STOP_TIMEOUT_S)[0]:
                 return True
     except PermissionError as error:
-        raise LabError(f"ending the lab: process {pid} is not yours; run it as root") from error
+        raise LabError(f"stopping the lab: process {pid} is not yours; run it as root") from error
     finally:
         os.close(process)
-    raise LabError(f"ending the lab: process {pid} does not end; see {_log()}")
+    raise LabError(f"stopping the lab: process {pid} does not stop; see {_log()}")
 
 
-def _check_same(found: RunningLab, shape: Shape, suite: str, patches: Path | None) -> None:
-    if (found.shape, found.suite) != (shape, suite):
+def _check_same(lab: RunningLab, shape: Shape, suite: str, patches: Path | None) -> None:
+    if (lab.shape, lab.suite) != (shape, suite):
         raise UsageError(
-            f"lab up: a lab with {found.shape} from {found.suite} runs, not with {shape} from "
-            f"{suite}; end it with vmm-msi lab down first"
+            f"lab up: a lab with {lab.shape} from {lab.suite} is running, not with {shape} "
+            f"from {suite}; stop it with vmm-msi lab down first"
         )
-    if found.patches != patches:
+    if lab.patches != patches:
         has, wanted = (
             "no patches" if folder is None else f"the patches of {folder}"
-            for folder in (found.patches, patches)
+            for folder in (lab.patches, patches)
         )
         raise UsageError(
-            f"lab up: a lab runs whose kernel has {has}, and one with {wanted} is asked for; "
-            "end it with vmm-msi lab down first"
+            f"lab up: the kernel of the running lab has {has}, not {wanted}; "
+            "stop it with vmm-msi lab down first"
         )
 
 
 def _start(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -> bool:
-    """Start a keeper and wait until its host is ready; tell whether nobody else was faster."""
-    told = {
+    """Start a keeper and wait for its host; return False if another command was faster."""
+    request = {
         "shape": {**asdict(shape), "granule": str(shape.granule)},
         "suite": suite,
         "cache": None if cache is None else str(cache.absolute()),
@@ -152,48 +152,48 @@ def _start(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -
     answer, writer = os.pipe()
     try:
         try:
-            keeper = _spawn(json.dumps(told), writer)
+            keeper = _spawn(json.dumps(request), writer)
         finally:
             os.close(writer)
         try:
             with os.fdopen(answer, "rb", closefd=False) as reader:
                 line = reader.readline()
         except BaseException:
-            # It is this process's own child and was not waited for, so the id is still its.
+            # It is this process's own child and not reaped yet, so the id is still its.
             os.kill(keeper, signal.SIGTERM)
             os.waitpid(keeper, 0)
             raise
     finally:
         os.close(answer)
     try:
-        said = json.loads(line)
+        answer = json.loads(line)
     except ValueError:
         raise LabError(
-            f"starting the lab: its keeper ended without a word: {_last_line()}"
+            f"starting the lab: its keeper stopped without an answer: {_last_line()}"
         ) from None
-    if "ready" in said:
+    if "ready" in answer:
         return True
-    # It has nothing left to do but end.
+    # It only has to exit.
     os.waitpid(keeper, 0)
-    if "error" in said:
-        raise LabError(said["error"])
+    if "error" in answer:
+        raise LabError(answer["error"])
     return False
 
 
-def _spawn(told: str, writer: int) -> int:
-    """Start the keeper's process, in a session of its own, and return its id."""
+def _spawn(request: str, writer: int) -> int:
+    """Start the keeper's process in its own session and return its id."""
     folder = run_folder()
     opened = []
     try:
         folder.mkdir(mode=0o711, parents=True, exist_ok=True)
         log = os.open(_log(), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         opened.append(log)
-        # Out of the way of the numbers that they get.
+        # Move them away from the numbers that they will get.
         opened += [_moved(source) for source in (writer, _stderr(), log)]
         _log_fd, answer, shown, errors = opened
         return os.posix_spawn(
             sys.executable,
-            [sys.executable, "-P", "-m", "vmm_msi.lab.machine.keeper", told],
+            [sys.executable, "-P", "-m", "vmm_msi.lab.machine.keeper", request],
             {**os.environ, "PYTHONPATH": f"{Path(vmm_msi.__file__).parents[1]}"},
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
@@ -217,7 +217,7 @@ def _moved(descriptor: int) -> int:
 
 
 def _stderr() -> int:
-    """Return the descriptor of standard error, also where it was replaced by something else."""
+    """Return the descriptor of standard error, even if sys.stderr was replaced."""
     try:
         return sys.stderr.fileno()
     except (AttributeError, OSError, ValueError):
@@ -236,25 +236,25 @@ def _last_line() -> str:
     return "its log is empty"
 
 
-# What follows runs in the keeper.
+# The code below runs in the keeper.
 
 
 def main() -> int:
-    """Keep a host; the argument says which."""
+    """Keep the host that the argument describes."""
     signal.signal(signal.SIGTERM, _ask)
     signal.signal(signal.SIGINT, _ask)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    told = json.loads(sys.argv[1])
-    given = told["shape"]
-    shape = Shape(**{**given, "granule": Granule.parse(given["granule"])})
+    request = json.loads(sys.argv[1])
+    shape_facts = request["shape"]
+    shape = Shape(**{**shape_facts, "granule": Granule.parse(shape_facts["granule"])})
     cache, patches = (
-        None if told[name] is None else Path(told[name]) for name in ("cache", "patches")
+        None if request[name] is None else Path(request[name]) for name in ("cache", "patches")
     )
     try:
         if not take_lock():
             _answer(taken=True)
             return 0
-        return _keep(shape, told["suite"], cache, patches)
+        return _keep(shape, request["suite"], cache, patches)
     except _StopRequested:
         return 0
     except VmmMsiError as error:
@@ -263,14 +263,14 @@ def main() -> int:
 
 
 def _ask(_number: int, _frame: FrameType | None) -> NoReturn:
-    # Once is enough; what is under way to end the host is not to be interrupted.
+    # Ignore further signals: stopping the host must not be interrupted.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     raise _StopRequested
 
 
 def _keep(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -> int:
-    """Run the host until it ends or is to end; the lock is held."""
+    """Run the host until it stops or a stop is requested; the lock is held."""
     logs = logs_folder(cache)
     write_state("starting")
     ready = False
@@ -306,7 +306,7 @@ def _keep(shape: Shape, suite: str, cache: Path | None, patches: Path | None) ->
 
 
 def _detach() -> None:
-    """Let go of the terminal of the command that started this."""
+    """Detach from the terminal of the command that started the keeper."""
     for descriptor in (_ANSWER, _PROGRESS):
         os.dup2(2, descriptor)
 
@@ -335,7 +335,7 @@ def _now() -> str:
 
 
 def _answer(**message: object) -> None:
-    """Tell the command that waits; when it is gone, nobody wants the host.
+    """Answer the waiting command; if it is gone, the host is not needed.
 
     :raise _StopRequested: when it is gone.
     """

@@ -1,14 +1,14 @@
-"""The first process of a lab daemon's namespaces: it mounts, starts the daemons and tidies up.
+"""Run as the first process of a lab daemon's namespaces: mount, start the daemons, clean up.
 
 :mod:`vmm_msi.lab.machine.daemon` runs this module as PID 1 of a new PID namespace, in a new mount
-namespace. Being PID 1 has two consequences that matter here:
+namespace. Being PID 1 has two consequences:
 
-* When it ends, the kernel kills everything else in the namespace and the mounts are gone.
+* When it exits, the kernel kills everything else in the namespace and the mounts are gone.
 * Orphans become its children. QEMU daemonizes while libvirtd probes it; a PID 1 that does not
   reap it leaves a zombie that libvirtd waits 40 s for, six times over.
 
-Standard input is the lifeline: the caller's end closes when the caller ends, whatever the cause.
-Standard output carries one line of JSON: that the daemons were started, or what is wrong.
+Standard input is the lifeline: the caller's end closes when the caller exits, for any reason.
+Standard output carries one line of JSON: that the daemons were started, or the error.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 class DaemonOptions(NamedTuple):
-    """What a daemon has besides its root.
+    """What a daemon gets in addition to its root.
 
     :ivar hardware: the machine's devices.
     :ivar lent: folders that it may read, by their name in its ``share``.
@@ -46,9 +46,9 @@ class DaemonOptions(NamedTuple):
     lent: Mapping[str, str] = {}
 
 
-#: The caller's farewell: it removes the run folder itself.
+#: The caller's request to stop: it removes the run folder itself.
 FAREWELL = b"end\n"
-#: The caller's wish that libvirtd be started again; what it runs goes on meanwhile.
+#: The caller's request to restart libvirtd; its guests keep running.
 RESTART = b"restart\n"
 
 _LIBVIRTD = "/usr/sbin/libvirtd"
@@ -57,23 +57,23 @@ _WRITABLE = ("etc/libvirt", "tmp", "var/cache", "var/lib/libvirt", "var/log")
 _ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HOME": "/root"}
 _STOP_TIMEOUT_S = 5.0
 
-# libvirt looks up the user and group that it was built to run QEMU as before it reads which ones it
-# shall use (src/qemu/qemu_conf.c virQEMUDriverConfigNew). Debian's older releases make them in a
-# package that the root does without; the number is theirs.
+# libvirt looks up its built-in user and group for QEMU before it reads the configured ones
+# (src/qemu/qemu_conf.c virQEMUDriverConfigNew). Debian's older releases create them in a package
+# that the root does not have; the number is Debian's.
 _QEMU_USER = "libvirt-qemu"
 _ACCOUNTS = {
     "passwd": f"{_QEMU_USER}:x:64055:64055::/var/lib/libvirt:/usr/sbin/nologin\n",
     "group": f"{_QEMU_USER}:x:64055:\n",
 }
 
-# What libvirt found out about QEMU (src/qemu/qemu_capabilities.c virQEMUCapsInitialize). It is kept
-# beside the cached root, since finding out takes longer than starting a guest; libvirt itself tells
-# whether it still holds, by the times and versions it was made with, and passes over half a file.
+# libvirt's cache of QEMU's capabilities (src/qemu/qemu_capabilities.c virQEMUCapsInitialize). It is
+# kept beside the cached root, since probing takes longer than starting a guest; libvirt itself
+# checks that it is current, by times and versions, and ignores incomplete files.
 _CAPABILITIES = "var/cache/libvirt/qemu/capabilities"
 _KEPT = "capabilities"
 
-# Nothing confines libvirtd or QEMU here but the namespaces: there is no init system, no cgroup
-# manager and no security module to ask (https://libvirt.org/drvqemu.html).
+# Only the namespaces confine libvirtd and QEMU: there is no init system, no cgroup manager and no
+# security module (https://libvirt.org/drvqemu.html).
 _QEMU_CONF = """\
 namespaces = []
 cgroup_controllers = []
@@ -97,7 +97,7 @@ log_outputs = "2:file:/var/log/libvirt/libvirtd.log"
 def mount(source: str, target: Path, kind: str | None = None, options: str | None = None) -> None:
     """Mount ``source`` on ``target``; without ``kind``, bind it there.
 
-    :raise LabError: when the kernel does not.
+    :raise LabError: when mounting fails.
     """
     command = [host_tools.find_tool("mount"), "-n"]
     command += ["--bind"] if kind is None else ["-t", kind]
@@ -106,25 +106,25 @@ def mount(source: str, target: Path, kind: str | None = None, options: str | Non
         [*command, source, str(target)], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        said = (done.stderr.strip() or "no message").splitlines()[0]
-        raise LabError(f"mounting {kind or source} on {target}: {said}")
+        reason = (done.stderr.strip() or "no message").splitlines()[0]
+        raise LabError(f"mounting {kind or source} on {target}: {reason}")
 
 
 def lay_root(tree: Path, run: Path, layer: str) -> str:
-    """Mount a writable view of ``tree`` on ``run``/root; the tree itself stays as it is.
+    """Mount a writable view of ``tree`` on ``run``/root; the tree itself is not changed.
 
-    :param layer: ``overlay``, ``tmpfs`` (only the folders libvirt writes to can be written) or
-        ``auto``, the first that the kernel allows.
-    :return: the one that is used.
+    :param layer: ``overlay``, ``tmpfs`` (only the folders that libvirt writes to are writable) or
+        ``auto``, the first that the kernel supports.
+    :return: the layer in use.
     """
     root = run / "root"
-    # Here and nowhere else, since an overlay's upper layer cannot be on an overlay.
+    # On a tmpfs of its own, since an overlay's upper layer cannot be on an overlay.
     scratch = run / "scratch"
     mount("scratch", scratch, "tmpfs", "mode=0755")
     if layer != "tmpfs":
         for name in ("lower", "upper", "work"):
             (scratch / name).mkdir()
-        # By way of a bind mount: commas and colons in the tree's own path would need quoting.
+        # Through a bind mount: commas and colons in the tree's own path would need quoting.
         mount(str(tree), scratch / "lower")
         options = ",".join(f"{name}dir={scratch / name}" for name in ("lower", "upper", "work"))
         try:
@@ -144,20 +144,20 @@ def lay_root(tree: Path, run: Path, layer: str) -> str:
 
 
 def mount_system(run: Path, options: DaemonOptions) -> None:
-    """Mount what the daemons expect below the root: /proc, /sys, /dev, /run, the logs."""
+    """Mount /proc, /sys, /dev, /run and the logs below the root."""
     root = run / "root"
     mount("proc", root / "proc", "proc")
     if options.hardware:
-        # Nodes of devices that are handed over appear while the daemon runs.
+        # Nodes of assigned devices appear while the daemon runs.
         mount("/sys", root / "sys")
         mount("/dev", root / "dev")
-        # The mounts that /dev has: terminals and shared memory.
+        # The mounts in /dev: terminals and shared memory.
         for name in ("pts", "shm"):
             if Path("/dev", name).is_dir():
                 mount(f"/dev/{name}", root / "dev" / name)
     else:
         _mount_few_devices(root)
-    # From here on, one inode on both sides: the sockets, the logs and the files that are shared.
+    # Sockets, logs and shared files: the same inode on both sides.
     mount(str(run / "run"), root / "run")
     logs = root / "var/log/libvirt"
     logs.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ def mount_system(run: Path, options: DaemonOptions) -> None:
 
 
 def _mount_few_devices(root: Path) -> None:
-    """Mount /sys for reading and a /dev without the machine's hardware."""
+    """Mount /sys read-only and a /dev without the machine's hardware."""
     try:
         mount("sysfs", root / "sys", "sysfs", "ro")
     except LabError:
@@ -192,14 +192,14 @@ def _mount_few_devices(root: Path) -> None:
 
 
 def write_configuration(root: Path) -> None:
-    """Write the settings for daemons without an init system around them."""
+    """Write the daemons' configuration for a system without init."""
     folder = root / "etc/libvirt"
     (folder / "qemu.conf").write_text(_QEMU_CONF, encoding="utf-8")
     (folder / "libvirtd.conf").write_text(_LIBVIRTD_CONF, encoding="utf-8")
 
 
 def provide_accounts(run: Path) -> None:
-    """Give libvirt the user and group that it looks for, where the root has none."""
+    """Add libvirt's user and group if the root lacks them."""
     for name, line in _ACCOUNTS.items():
         listed = run / "root/etc" / name
         text = listed.read_text(encoding="utf-8")
@@ -211,21 +211,21 @@ def provide_accounts(run: Path) -> None:
 
 
 def bring_capabilities(tree: Path, root: Path) -> None:
-    """Give libvirt what an earlier daemon of the same root found out about QEMU."""
+    """Copy QEMU's capabilities as cached by an earlier daemon of the same root."""
     with contextlib.suppress(OSError, shutil.Error):
         shutil.copytree(tree.parent / _KEPT, root / _CAPABILITIES, dirs_exist_ok=True)
 
 
 def keep_capabilities(tree: Path, root: Path) -> None:
-    """Keep what libvirt found out about QEMU, for later daemons.
+    """Keep libvirt's cache of QEMU's capabilities for later daemons.
 
-    Each file is renamed into place when it is complete: another daemon may read or write the same.
+    Each file is renamed into place when complete, since other daemons may use it at the same time.
     """
     kept = tree.parent / _KEPT
     with contextlib.suppress(OSError):
-        for found in (root / _CAPABILITIES).glob("*.xml"):
-            content = found.read_bytes()
-            target = kept / found.name
+        for source in (root / _CAPABILITIES).glob("*.xml"):
+            content = source.read_bytes()
+            target = kept / source.name
             if target.is_file() and target.read_bytes() == content:
                 continue
             kept.mkdir(mode=0o700, exist_ok=True)
@@ -257,7 +257,7 @@ def start(root: Path, program: str, log: Path) -> int:
 
 
 class Keeper:
-    """Reaps every child, and knows which daemons still run.
+    """Reap every child and track which daemons still run.
 
     :param daemons: process id and name.
     """
@@ -273,10 +273,10 @@ class Keeper:
         signal.signal(signal.SIGCHLD, lambda _number, _frame: None)
 
     def wait(self, lifeline: int | None, timeout: float | None = None) -> bool:
-        """Sleep until there is something to do; reap.
+        """Wait for a child or the lifeline; reap children.
 
-        :param lifeline: the descriptor that tells of the caller; ``None`` when it no longer counts.
-        :return: whether the lifeline has something to read, or is closed.
+        :param lifeline: the descriptor whose other end is the caller's; ``None`` to ignore it.
+        :return: whether the lifeline is readable or closed.
         """
         watched = [self._wake.fileno()] + ([] if lifeline is None else [lifeline])
         ready, _, _ = select.select(watched, [], [], timeout)
@@ -286,22 +286,22 @@ class Keeper:
             while (child := os.waitpid(-1, os.WNOHANG))[0]:
                 name = self.running.pop(child[0], None)
                 if name is not None and self.ended is None:
-                    self.ended = f"{name} ended with {os.waitstatus_to_exitcode(child[1])}"
+                    self.ended = f"{name} exited with {os.waitstatus_to_exitcode(child[1])}"
         return lifeline in ready
 
     def end(self, name: str) -> None:
-        """End one daemon in order."""
+        """Stop one daemon and wait until it has exited."""
         (number,) = (pid for pid, each in self.running.items() if each == name)
         os.kill(number, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         while number in self.running and time.monotonic() < deadline:
             self.wait(None, 1.0)
         if number in self.running:
-            raise LabError(f"ending {name}: it did not in {_STOP_TIMEOUT_S:.0f} s")
+            raise LabError(f"stopping {name}: it did not exit within {_STOP_TIMEOUT_S:.0f} s")
         self.ended = None
 
     def stop(self) -> None:
-        """Ask the daemons to end, then kill whatever is left in the namespace."""
+        """Stop the daemons, then kill the remaining processes in the namespace."""
         for pid in self.running:
             os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + _STOP_TIMEOUT_S
@@ -315,9 +315,9 @@ class Keeper:
 
 
 def serve(tree: Path, run: Path, layer: str, options: DaemonOptions) -> None:
-    """Run the daemons until the caller says goodbye or is gone.
+    """Run the daemons until the caller requests a stop or is gone.
 
-    :raise LabError: when something cannot be mounted or started, or a daemon ends by itself.
+    :raise LabError: when a mount or a start fails, or a daemon exits by itself.
     """
     used = lay_root(tree, run, layer)
     mount_system(run, options)
@@ -332,47 +332,47 @@ def serve(tree: Path, run: Path, layer: str, options: DaemonOptions) -> None:
             daemons[start(root, program, run / "log" / f"{name}.out")] = name
     lifeline = sys.stdin.fileno()
     keeper = Keeper(daemons)
-    _tell({"started": sorted(daemons.values()), "layer": used})
-    said = RESTART
-    while keeper.ended is None and said == RESTART:
+    _report({"started": sorted(daemons.values()), "layer": used})
+    request = RESTART
+    while keeper.ended is None and request == RESTART:
         if keeper.wait(lifeline):
-            said = os.read(lifeline, len(RESTART))
-            if said == RESTART:
+            request = os.read(lifeline, len(RESTART))
+            if request == RESTART:
                 name = Path(_LIBVIRTD).name
                 keeper.end(name)
                 keeper.running[start(root, _LIBVIRTD, run / "log" / f"{name}.out")] = name
-                _tell({"restarted": name})
+                _report({"restarted": name})
     crash = keeper.ended
-    farewell = b"" if crash else said
+    farewell = b"" if crash else request
     keeper.stop()
     keep_capabilities(tree, root)
     if crash:
         raise LabError(f"running libvirt in {run}: {crash}; see {run / 'log'}")
     if farewell != FAREWELL:
-        # The caller is gone; nobody else is left to remove it.
+        # The caller is gone, so remove it here.
         host_tools.remove_folder(run)
 
 
-def _tell(message: Mapping[str, object]) -> None:
+def _report(message: Mapping[str, object]) -> None:
     with contextlib.suppress(BrokenPipeError):
         print_line(json.dumps(message))
         sys.stdout.flush()
 
 
 def main() -> int:
-    """Serve as the first process of the namespaces, as :mod:`vmm_msi.lab.machine.daemon` asks."""
+    """Serve as the namespaces' first process, started by :mod:`vmm_msi.lab.machine.daemon`."""
     if os.getpid() != 1:
         print_error(
             "vmm_msi.lab.machine.namespace_init: only for the first process of a PID namespace"
         )
         return 2
     tree, run, layer, lock, options = sys.argv[1:]
-    # Held for as long as this process lives, and by no other.
+    # Held as long as this process lives, by no other process.
     os.set_inheritable(int(lock), False)
     try:
         serve(Path(tree), Path(run), layer, DaemonOptions(**json.loads(options)))
     except (LabError, OSError) as error:
-        _tell({"error": str(error)})
+        _report({"error": str(error)})
         print_error(error)
         return 1
     return 0

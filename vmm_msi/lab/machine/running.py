@@ -1,9 +1,9 @@
-"""The emulated host that ``vmm-msi lab up`` left running: how to find it.
+"""Find the emulated host that ``vmm-msi lab up`` left running.
 
-Its keeper (:mod:`vmm_msi.lab.machine.keeper`) holds a lock for as long as it lives. The lock is a
+Its keeper (:mod:`vmm_msi.lab.machine.keeper`) holds a lock as long as it lives. The lock is a
 record lock, fcntl(2) F_SETLK: the kernel drops it with the process, children do not inherit it, and
-F_GETLK tells whose it is. So there is no process id in a file to be trusted; the file with the
-state counts only when the lock's owner wrote it.
+F_GETLK returns its owner. So no process id in a file has to be trusted; the state file is valid
+only if the lock's owner wrote it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from vmm_msi.types import Granule
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-#: Names another folder for the state and for the run folders of daemons. It must be short, as it
-#: is part of the paths of sockets.
+#: Overrides the folder of the state and of daemons' run folders. It must be short, since sockets'
+#: paths contain it.
 RUN_FOLDER_VARIABLE = "VMM_MSI_RUN"
 
 _LOCK = "host.lock"
@@ -39,19 +39,19 @@ _FLOCK = struct.Struct("@hhqqi4x")
 
 @dataclass(frozen=True)
 class RunningLab:
-    """An emulated host that somebody else keeps.
+    """An emulated host that a keeper runs.
 
-    :ivar patches: the folder of the patches in its kernel, None where there are none.
+    :ivar patches: the folder of its kernel's patches, None if it has none.
     :ivar agent_socket: the socket for :class:`vmm_msi.lab.rpc.link.AgentLink`.
     :ivar console_socket: the socket of the serial console; it serves one client at a time.
-    :ivar serial_log: all that the serial console printed so far.
-    :ivar uri: the libvirt URI that it is a domain at.
-    :ivar board: the tables of its board, and the topology they tell.
-    :ivar layer: the archive with the package that its agent is from.
-    :ivar release: of its kernel.
+    :ivar serial_log: the log of the serial console.
+    :ivar uri: the libvirt URI of its libvirt domain.
+    :ivar board: the tables of its board, and the topology they describe.
+    :ivar layer: the archive with its agent's package.
+    :ivar release: its kernel's release.
     :ivar since: when it was ready, in UTC, ISO 8601.
-    :ivar boot_s: seconds from switching it on until its agent answered.
-    :ivar pid: the process that keeps it.
+    :ivar boot_s: seconds from its start until its agent answered.
+    :ivar pid: its keeper's process id.
     """
 
     shape: Shape
@@ -70,12 +70,12 @@ class RunningLab:
 
 
 def run_folder() -> Path:
-    """Return the folder for what is known of the running host."""
+    """Return the folder of the running host's state."""
     return Path(os.environ.get(RUN_FOLDER_VARIABLE) or RUN_FOLDER)
 
 
 def running() -> RunningLab | None:
-    """Return the host that ``vmm-msi lab up`` left, None where none is ready."""
+    """Return the host that ``vmm-msi lab up`` left running, None if none is ready."""
     owner = keeper_pid()
     state = read_state()
     if owner is None or state.get("pid") != owner or state.get("phase") != "running":
@@ -85,18 +85,18 @@ def running() -> RunningLab | None:
     except (KeyError, TypeError, ValueError):
         # Written by another version of the package.
         raise LabError(
-            f"looking for the running lab: {run_folder() / _STATE} is not of this version; "
-            "vmm-msi lab down ends the lab"
+            f"looking for the running lab: {run_folder() / _STATE} was written by another version; "
+            "stop the lab with vmm-msi lab down"
         ) from None
 
 
 def keeper_pid() -> int | None:
-    """Return the process that holds the lock: it runs, starts or ends the host."""
+    """Return the process that holds the lock: it runs, starts or stops the host."""
     try:
         with (run_folder() / _LOCK).open("rb") as lock:
-            asked = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+            query = _FLOCK.pack(fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
             kind, _whence, _start, _length, pid = _FLOCK.unpack(
-                fcntl.fcntl(lock, fcntl.F_GETLK, asked)
+                fcntl.fcntl(lock, fcntl.F_GETLK, query)
             )
     except FileNotFoundError:
         return None
@@ -106,9 +106,9 @@ def keeper_pid() -> int | None:
 
 
 def take_lock() -> bool:
-    """Become the keeper, until this process ends; tell whether nobody was faster.
+    """Try to become the keeper until this process exits; return whether that succeeded.
 
-    :raise LabError: when the lock cannot be made.
+    :raise LabError: when the lock file cannot be used.
     """
     folder = run_folder()
     try:
@@ -125,7 +125,7 @@ def take_lock() -> bool:
 
 
 def write_state(phase: str, **facts: object) -> None:
-    """Replace the state; only the owner of the lock may.
+    """Replace the state; only the owner of the lock may call it.
 
     :param phase: ``starting``, ``running`` or ``crashed``.
     :raise LabError: when it cannot be written.
@@ -139,17 +139,17 @@ def write_state(phase: str, **facts: object) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-        raise _cannot("writing down that the lab runs", error) from error
+        raise _cannot("writing the lab's state", error) from error
 
 
 def remove_state() -> None:
-    """Remove the state; only the owner of the lock may."""
+    """Remove the state; only the owner of the lock may call it."""
     with contextlib.suppress(OSError):
         (run_folder() / _STATE).unlink(missing_ok=True)
 
 
 def read_state() -> dict[str, Any]:
-    """Return the state as it was last written, whoever wrote it; empty where there is none."""
+    """Return the state as last written by any process; empty if there is no state."""
     try:
         state = json.loads((run_folder() / _STATE).read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -158,15 +158,15 @@ def read_state() -> dict[str, Any]:
 
 
 def facts_of(lab: RunningLab) -> dict[str, Any]:
-    """Return what there is to know of a host, as JSON values; the reverse of reading the state."""
+    """Return a host's facts as JSON values; the reverse of reading the state."""
     facts = {**asdict(lab), "board": lab.board.folder, "shape": asdict(lab.shape)}
     facts["shape"]["granule"] = str(lab.shape.granule)
     return {name: str(value) if isinstance(value, Path) else value for name, value in facts.items()}
 
 
 def _from_state(state: Mapping[str, Any]) -> RunningLab:
-    told = dict(state["shape"])
-    shape = Shape(**{**told, "granule": Granule.parse(told["granule"])})
+    shape_facts = dict(state["shape"])
+    shape = Shape(**{**shape_facts, "granule": Granule.parse(shape_facts["granule"])})
     return RunningLab(
         shape=shape,
         suite=str(state["suite"]),

@@ -1,4 +1,4 @@
-"""What the emulated host has: how many SMMUs, and which devices behind each."""
+"""Describe the emulated host: its SMMUs and the devices behind each."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import NamedTuple
 from vmm_msi.errors import UsageError
 from vmm_msi.types import Granule
 
-#: Devices that one SMMU can have in front of it, a pair counting once: bus numbers go to the
-#: SMMUs in steps of 16, one of which is the expander bus's own.
+#: Devices behind one SMMU, at most, a pair counting once: each SMMU gets 16 bus numbers, one of
+#: which is the expander bus's own.
 PORTS_PER_SMMU = 15
 
 #: Lowest and highest value of each number of a shape. QEMU's virt has wired interrupts for 16
-#: SMMUs (``hw/arm/virt.c``: 64 for the platform bus); bus numbers are what ends earlier.
+#: SMMUs (``hw/arm/virt.c``: 64 for the platform bus); bus numbers run out first.
 RANGES = {
     "smmus": (1, 8),
     "devices": (1, 32),
@@ -26,7 +26,7 @@ RANGES = {
     "vcpus": (1, 8),
 }
 
-#: Page sizes that its kernel is built with.
+#: Page sizes of its kernel.
 GRANULES = (Granule.K4, Granule.K64)
 
 
@@ -34,16 +34,16 @@ GRANULES = (Granule.K4, Granule.K64)
 #: which has virtual functions.
 EDU, NVME, E1000E, IGB = "edu", "nvme", "e1000e", "igb"
 
-#: MiB of RAM of a host with guests: guest RAM is pinned, and QEMU and firmware come on top.
+#: RAM of a host with guests, in MiB: guest RAM is pinned; QEMU and firmware need more.
 GUESTS_MEMORY = 3072
 
 
 class Port(NamedTuple):
-    """One root port and what is behind it.
+    """One root port and the device behind it.
 
     :ivar smmu: index of the SMMU, from 0.
     :ivar functions: functions of the device: 1, or 2 for a pair.
-    :ivar driver: QEMU's name of it.
+    :ivar driver: QEMU's name of the device.
     """
 
     smmu: int
@@ -53,9 +53,9 @@ class Port(NamedTuple):
 
 @dataclass(frozen=True)
 class Shape:
-    """The emulated host as it is asked for.
+    """The shape of an emulated host.
 
-    :ivar smmus: SMMUs, each with a PCI expander bus of its own.
+    :ivar smmus: SMMUs, each with its own PCI expander bus.
     :ivar devices: test devices that have an IOMMU group of their own, dealt out to the SMMUs in
         turn.
     :ivar pairs: test devices with two functions, which share an IOMMU group, dealt out likewise.
