@@ -7,11 +7,11 @@ import errno
 import pytest
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.sim.its import FIRST_LPI, ItsModel, LpiSpace
+from vmm_msi.iommu.sim.its import FIRST_LPI, LpiSpace, SimIts
 from vmm_msi.iommu.sim.page_table import Access, PageTable
 from vmm_msi.iommu.sim.smmu import (
     EventKind,
-    SmmuModel,
+    SimSmmu,
     Stage1Config,
     Stage2Config,
     StreamTableEntry,
@@ -70,7 +70,7 @@ def entry(*, s1_bits=48, s2_bits=48, vmid=1):
 
 
 def fault(configure, iova=GIOVA, **bits):
-    smmu = SmmuModel()
+    smmu = SimSmmu()
     installed = entry(**bits)
     configure(installed.s1.table, installed.s2.table)
     smmu.install(SID, installed)
@@ -114,7 +114,7 @@ def test_events_of_stage_2():
 
 
 def test_a_stage_1_table_outside_of_guest_ram_is_a_stage_2_fault_on_the_walk():
-    smmu = SmmuModel()
+    smmu = SimSmmu()
     installed = entry()
     installed.s2.table.unmap(ROOT)
     smmu.install(SID, installed)
@@ -125,13 +125,13 @@ def test_a_stage_1_table_outside_of_guest_ram_is_a_stage_2_fault_on_the_walk():
 
 
 def test_a_stream_without_an_entry():
-    event = SmmuModel().translate(SID, GIOVA).event
+    event = SimSmmu().translate(SID, GIOVA).event
     assert (event.kind, event.stage) == (EventKind.C_BAD_STE, 0)
 
 
 @pytest.mark.parametrize("invalidate", ["asid", "vmid"])
 def test_the_tlb_is_stale_until_it_is_invalidated(invalidate):
-    smmu = SmmuModel()
+    smmu = SimSmmu()
     installed = entry()
     installed.s1.table.map(0xFFFFF000, 0x8090000, 4096)
     installed.s2.table.map(0x8090000, 0x200010000, 4096)
@@ -149,7 +149,7 @@ def test_the_tlb_is_stale_until_it_is_invalidated(invalidate):
 
 
 def test_invalidations_hit_their_own_vmid_and_asid_only():
-    smmu = SmmuModel()
+    smmu = SimSmmu()
     for sid, vmid in ((1, 1), (2, 2)):
         installed = entry(vmid=vmid)
         installed.s1.table.map(0xFFFFF000, 0x8090000, 4096)
@@ -164,7 +164,7 @@ def test_invalidations_hit_their_own_vmid_and_asid_only():
 
 
 def test_its_translates_only_what_was_mapped():
-    its = ItsModel(Its(0, Pa(0x2_0000_0000)), LpiSpace())
+    its = SimIts(Its(0, Pa(0x2_0000_0000)), LpiSpace())
     assert its.first_lpi(DeviceId(1), 1) is None
     its.map_device(DeviceId(1), 4)
     its.map_device(DeviceId(2), 2)

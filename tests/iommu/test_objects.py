@@ -9,8 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from vmm_msi.errors import BackendError, errno_name
 from vmm_msi.iommu.sim.core import IommuCore
-from vmm_msi.iommu.sim.iommufd import Iommufd
-from vmm_msi.iommu.sim.objects import Ioas, SteConfig
+from vmm_msi.iommu.sim.iommufd import SimIommufd
+from vmm_msi.iommu.sim.objects import GuestSte, Ioas, SteConfig
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config
 from vmm_msi.types import (
@@ -31,6 +31,7 @@ from vmm_msi.types import (
 
 RAM = 0x4000_0000
 S1 = Stage1Config(asid=1, table=PageTable(Granule.K4), root=Ipa(RAM))
+TRANSLATE = GuestSte(SteConfig.TRANSLATE, S1)
 ITSES = tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(70))
 HOST = HostTopology(
     "test", Granule.K4, (Smmu(0), Smmu(1), Smmu(2, nested=False)), ITSES
@@ -52,7 +53,7 @@ def code(call, *arguments, **named):
 
 @pytest.fixture
 def fd():
-    return Iommufd(HOST)
+    return SimIommufd(HOST)
 
 
 def ready(fd, *devices):
@@ -66,7 +67,7 @@ def ready(fd, *devices):
 
 def test_a_vdevice_comes_before_a_stage_1(fd):
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
-    nested = fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1)
+    nested = fd.hwpt_alloc_nested(a, viommu, TRANSLATE)
     assert code(fd.attach, a, nested) == "ENOENT"
     fd.vdevice_alloc(viommu, a, 0x100)
     fd.attach(a, nested)
@@ -75,7 +76,7 @@ def test_a_vdevice_comes_before_a_stage_1(fd):
 @pytest.mark.parametrize("config", [SteConfig.BYPASS, SteConfig.ABORT])
 def test_what_does_not_translate_needs_no_vdevice(fd, config):
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
-    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, config))
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, GuestSte(config)))
 
 
 def test_a_vdevice_has_one_stream(fd):
@@ -111,16 +112,16 @@ def test_a_viommu_needs_a_nesting_parent_of_its_smmu(fd):
 
 def test_an_entry_that_translates_has_a_stage_1(fd):
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
-    assert code(fd.hwpt_alloc_nested, a, viommu, SteConfig.TRANSLATE) == "EIO"
-    assert code(fd.hwpt_alloc_nested, a, viommu, SteConfig.BYPASS, S1) == "EIO"
-    assert code(fd.hwpt_alloc_nested, a, viommu, None) == "EIO"
+    assert code(fd.hwpt_alloc_nested, a, viommu, GuestSte(SteConfig.TRANSLATE)) == "EIO"
+    assert code(fd.hwpt_alloc_nested, a, viommu, GuestSte(SteConfig.BYPASS, S1)) == "EIO"
+    assert code(fd.hwpt_alloc_nested, a, viommu, GuestSte(None)) == "EIO"
 
 
 def test_an_attached_device_and_its_group(fd):
     ids, _ioas, _hwpt, viommu = ready(fd, device(1, group=9), device(2, group=9))
     for number, each in enumerate(ids):
         fd.vdevice_alloc(viommu, each, number)
-    one, two = (fd.hwpt_alloc_nested(ids[0], viommu, SteConfig.TRANSLATE, S1) for _ in range(2))
+    one, two = (fd.hwpt_alloc_nested(ids[0], viommu, TRANSLATE) for _ in range(2))
     fd.attach(ids[0], one)
     assert code(fd.attach, ids[0], one) == "EBUSY"
     assert code(fd.attach, ids[1], two) == "EINVAL"
@@ -135,7 +136,8 @@ def test_an_attached_device_and_its_group(fd):
 def test_a_device_of_another_smmu_is_refused_at_attach_too(fd):
     (a, b), _ioas, _hwpt, viommu = ready(fd, device(1), device(2, smmu=1))
     fd.vdevice_alloc(viommu, a, 1)
-    assert code(fd.attach, b, fd.hwpt_alloc_nested(a, viommu, SteConfig.BYPASS)) == "EINVAL"
+    bypass = fd.hwpt_alloc_nested(a, viommu, GuestSte(SteConfig.BYPASS))
+    assert code(fd.attach, b, bypass) == "EINVAL"
 
 
 def test_ioas_map_and_unmap(fd):
@@ -175,7 +177,7 @@ def test_a_mapping_reaches_every_stage_2_of_the_ioas(fd):
 def test_reserved_regions_are_the_ioas_and_not_the_stage_2s(fd):
     (a, b), ioas, _hwpt, viommu = ready(fd, device(1), device(2, smmu=1))
     fd.vdevice_alloc(viommu, a, 1)
-    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1))
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, TRANSLATE))
     fd.hwpt_alloc(b, ioas)
     assert code(fd.ioas_map, ioas, SW_MSI_WINDOW.base, 0x1000, 0) == "EINVAL"
     fd.detach(a)
@@ -186,7 +188,7 @@ def test_a_relaxable_region_reserves_nothing(fd):
     relaxable = ReservedRegion(RAM, 0x1000, ReservedKind.DIRECT_RELAXABLE)
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1, reserved=(SW_MSI_WINDOW, relaxable)))
     fd.vdevice_alloc(viommu, a, 1)
-    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1))
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, TRANSLATE))
 
 
 class Objects(RuleBasedStateMachine):
@@ -194,7 +196,7 @@ class Objects(RuleBasedStateMachine):
 
     def __init__(self):
         super().__init__()
-        self.fd = Iommufd(HOST)
+        self.fd = SimIommufd(HOST)
         shapes = [device(1), device(2, group=1), device(3, smmu=1), device(4, streams=2)]
         self.devices = [self.fd.bind(shape) for shape in shapes]
 
@@ -244,7 +246,7 @@ class Objects(RuleBasedStateMachine):
 
     @rule(which=number, viommu=number, config=st.sampled_from(SteConfig), with_s1=st.booleans())
     def nested(self, which, viommu, config, with_s1):
-        self.call("hwpt_alloc_nested", which, viommu, config, S1 if with_s1 else None)
+        self.call("hwpt_alloc_nested", which, viommu, GuestSte(config, S1 if with_s1 else None))
 
     @rule(which=number, hwpt=number)
     def attach(self, which, hwpt):
@@ -281,10 +283,10 @@ def test_calls_in_any_order():
 
 def test_the_65th_doorbell_has_no_slot():
     core = IommuCore(HOST)
-    fd, shape = Iommufd(HOST, core), device(1)
+    fd, shape = SimIommufd(HOST, core), device(1)
     (a,), _ioas, _hwpt, viommu = ready(fd, shape)
     fd.vdevice_alloc(viommu, a, 1)
-    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, SteConfig.TRANSLATE, S1))
+    fd.attach(a, fd.hwpt_alloc_nested(a, viommu, TRANSLATE))
     pages = [core.prepare_msi(shape, its.doorbell) for its in ITSES[:64]]
     assert pages == [SW_MSI_WINDOW.base + number * 0x1000 for number in range(64)]
     assert code(core.prepare_msi, shape, ITSES[64].doorbell) == "EOVERFLOW"

@@ -1,4 +1,4 @@
-"""The model behind the backend protocol: kernel, hardware and guest of one host."""
+"""The simulator's backend: kernel, hardware and guest of one host."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings
 from vmm_msi.iommu.backend import BackendInfo, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
-from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
+from vmm_msi.iommu.sim.its import LpiSpace, SimIts
 from vmm_msi.iommu.sim.linux72 import IommufdKernel
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.series import SeriesKernel
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.sim.smmu import Walk
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, PciAddress, ReservedRegion
 
-#: Bytes between the first-level tables of two stage 1 tables in guest RAM.
+#: Bytes between the first-level tables of two stage 1s in guest RAM.
 _ROOT_STRIDE = 0x10000
 
 
 class SimBackend:
-    """A backend that models a kernel of the given profile on ``host``, with ``guest`` on it.
+    """A backend that simulates a kernel of the given profile on ``host``, with ``guest`` on it.
 
     :param fail_at: refuse the n-th operation that changes something, counted from 1, with
         ``fail_errno`` (as Linux's fail_nth does); 0 for none.
-    :raise InputError: when the guest's stage 1 tables contradict themselves.
+    :raise InputError: when one stage 1 would map one gIOVA to two doorbells.
     """
 
     def __init__(
@@ -55,22 +55,22 @@ class SimBackend:
             for asid, (name, table) in enumerate(self._stage1.tables.items(), 1)
         }
         lpis = LpiSpace()
-        self._itses = {its.id: ItsModel(its, lpis) for its in host.itses}
+        self._itses = {its.id: SimIts(its, lpis) for its in host.itses}
         self._doorbells = {its.doorbell: its.id for its in host.itses}
         self._programmed: dict[PciAddress, Iova] = {}
         self._fail_at = fail_at
         self._fail_errno = fail_errno
-        #: Operations that changed something, or were refused by ``fail_at``.
+        #: Number of operations that changed something or were refused by ``fail_at``.
         self.steps = 0
 
     def _root(self, asid: int) -> Ipa:
-        """Return where in guest RAM the first-level table of a stage 1 lies."""
+        """Return the IPA of a stage 1's first-level table, in guest RAM."""
         ram = self._guest.memory[0]
         return ram.base.offset((asid - 1) * _ROOT_STRIDE % ram.size)
 
     @property
     def info(self) -> BackendInfo:
-        """What this backend is and can do."""
+        """Name, kernel and capabilities."""
         profile = self._kernel.profile
         return BackendInfo("sim", profile.name, profile.capabilities)
 
@@ -150,8 +150,8 @@ class SimBackend:
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
         """Enable the device's MSIs at ``doorbell``.
 
-        On iommufd the kernel enables interrupts first, and picks an address as ever; the caller
-        overwrites it. In the series the caller is in the kernel and nothing is picked.
+        With iommufd the kernel enables the interrupts and picks an address, which the caller
+        overwrites. In the series the caller is in the kernel, which picks no address.
         """
         self._step("program_msi")
         host_device = self._host.device_by_address[device]
@@ -164,10 +164,10 @@ class SimBackend:
         return self._kernel.prepare_msi(device, self._host.its_by_id[device.its].doorbell)
 
     def _enable(self, device: HostDevice, page: Iova) -> Iova:
-        """Map the device's events and write address and data into it.
+        """Map the device's events in its ITS and program its MSI address and data.
 
-        The offset within the doorbell's page is added to the address, which may be finer
-        aligned than a host page: ``iommu_dma_compose_msi_msg``.
+        The address is ``page``, which need not be aligned to a host page, plus the offset of the
+        doorbell in its page: ``iommu_dma_compose_msi_msg``.
         """
         if device.address not in self._programmed:
             self._itses[device.its].map_device(device.device_id, device.vectors)
@@ -177,16 +177,16 @@ class SimBackend:
         return programmed
 
     def advertise_rmr(self, window: ReservedRegion) -> None:
-        """Put an RMR node into the guest's IORT."""
+        """Add an RMR node to the guest's IORT."""
         self._step("advertise_rmr")
         self._stage1.advertise(window)
 
     def withdraw_rmr(self) -> None:
-        """Take the RMR nodes out again."""
+        """Remove the RMR nodes."""
         self._stage1.withdraw()
 
     def deliver(self, device: PciAddress) -> Verdict:
-        """Raise the device's MSIs; all of them take the way of the first."""
+        """Raise the device's MSIs; all of them take the path of the first one."""
         host_device = self._host.device_by_address[device]
         programmed = self._programmed.get(device)
         if programmed is None:
@@ -218,7 +218,7 @@ class SimBackend:
         )
         first: dict[str, str | int | None] = {"stage1": stage1, "iova": str(programmed)}
         if walk.ipa is None:
-            # Stage 2 faults without an IPA when it was asked for a stage 1 table.
+            # Stage 2 faults without an IPA on a stage 1 table walk.
             return [TraceStep("s2" if walk.stage == 2 else "s1", {**first, **fault})]
         steps = [TraceStep("s1", {**first, "ipa": str(walk.ipa)})]
         second: dict[str, str | int | None] = {"s2": s2, "ipa": str(walk.ipa)}
@@ -229,11 +229,11 @@ class SimBackend:
     def _arrive(
         self, device: HostDevice, programmed: Iova, pa: Pa, steps: list[TraceStep]
     ) -> Verdict:
-        """See what is at the physical address that was written to."""
+        """Return the verdict on a write that reached a physical address."""
         reached = self._doorbells.get(pa)
         lpi, reason = None, ""
         if reached is None:
-            reason = f"{pa} is no ITS doorbell"
+            reason = f"{pa} is not an ITS doorbell"
         else:
             steps.append(TraceStep("doorbell", {"pa": str(pa), "its": reached}))
             lpi = self._itses[reached].first_lpi(device.device_id, device.vectors)
@@ -272,8 +272,8 @@ class SimBackend:
     def snapshot(self) -> Hashable:
         """Return everything that a detach undoes.
 
-        The slots of the software MSI window are not part of it: they stay until the file
-        descriptor is closed, in Linux too.
+        Slots of the software MSI window are left out: they stay until the file descriptor is
+        closed, in Linux too.
         """
         domains = frozenset(
             (
@@ -284,17 +284,17 @@ class SimBackend:
             )
             for domain in self._kernel.domains.values()
         )
-        mapped = frozenset((its, model.mapped()) for its, model in self._itses.items())
+        mapped = frozenset((number, its.mapped()) for number, its in self._itses.items())
         streams = frozenset((i, frozenset(s.streams)) for i, s in self._kernel.smmus.items())
         programmed = frozenset(self._programmed.items())
         return domains, self._stage1.state(), mapped, streams, programmed
 
     def stale(self) -> list[str]:
-        """Return a line per cached translation that the tables no longer give; none is right."""
+        """Return a line for each cached translation that differs from the tables; expect none."""
         return [
-            f"SMMU {smmu}: StreamID {stream}, IOVA {iova}"
-            for smmu, model in self._kernel.smmus.items()
-            for stream, iova in model.stale()
+            f"SMMU {number}: StreamID {stream}, IOVA {iova}"
+            for number, smmu in self._kernel.smmus.items()
+            for stream, iova in smmu.stale()
         ]
 
     def close(self) -> None:
@@ -309,4 +309,4 @@ class SimBackend:
     def _step(self, operation: str) -> None:
         self.steps += 1
         if self.steps == self._fail_at:
-            raise BackendError(self._fail_errno, f"{operation}: fails as it was asked to")
+            raise BackendError(self._fail_errno, f"{operation}: made to fail by fail_at")

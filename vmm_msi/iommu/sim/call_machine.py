@@ -1,8 +1,8 @@
-"""Make the calls of :mod:`vmm_msi.iommu.call_sequence` on simulated iommufd, VFIO, SMMU and ITS.
+"""The simulator as a machine: iommufd, VFIO, SMMU and ITS for call sequences.
 
-VFIO's part is ``drivers/vfio/device_cdev.c``, ``drivers/vfio/iommufd.c`` and
-``drivers/vfio/pci/vfio_pci_intrs.c``; what a write is translated to and what an SMMU reports of it
-is by the Arm SMMUv3 architecture specification (IHI 0070), 3.12 and 7.3.
+VFIO follows ``drivers/vfio/device_cdev.c``, ``drivers/vfio/iommufd.c`` and
+``drivers/vfio/pci/vfio_pci_intrs.c``; translations and events follow the Arm SMMUv3 architecture
+specification (IHI 0070), 3.12 and 7.3.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from vmm_msi.iommu.call_sequence import (
     NestedConfig,
 )
 from vmm_msi.iommu.sim.core import IommuCore
-from vmm_msi.iommu.sim.iommufd import Iommufd
-from vmm_msi.iommu.sim.its import ItsModel, LpiSpace
-from vmm_msi.iommu.sim.objects import CoreDomain, NestedHwpt, PagingHwpt, SteConfig
+from vmm_msi.iommu.sim.iommufd import SimIommufd
+from vmm_msi.iommu.sim.its import LpiSpace, SimIts
+from vmm_msi.iommu.sim.objects import CoreDomain, GuestSte, NestedHwpt, PagingHwpt, SteConfig
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Walk, walk_stage1, walk_stage2
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
@@ -38,14 +38,14 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.sim.objects import Master
     from vmm_msi.types import HostDevice, HostTopology, PciAddress
 
-#: Where guest RAM and the witness pages lie in host memory: anywhere but where an ITS is.
+#: Physical addresses of guest RAM and the witness pages: any ranges without an ITS.
 RAM_PA = 0x4000_0000_0000
 WITNESS_PA = 0x5000_0000_0000
 
 #: IPS of the context descriptors: 44 bits.
 _STAGE1_OUTPUT_BITS = 44
 _DESCRIPTOR_SIZE = 64
-#: An event has an IPA in units of this.
+#: Unit of the IPA in an event record.
 _IPA_PAGE = 4096
 _FIRST_TABLE = 0x10000
 _LOW_BITS_OF_MSI = 3
@@ -53,11 +53,11 @@ _U32 = (1 << 32) - 1
 _NO_ADDRESS = Iova(0)
 
 
-class _Guest1(NamedTuple):
-    """A stage 1 that lies in guest RAM.
+class _GuestStage1(NamedTuple):
+    """A stage 1 in guest RAM.
 
-    :param descriptor: where its context descriptor lies.
-    :param tables: where the tables below the first lie, by what names them.
+    :param descriptor: IPA of its context descriptor.
+    :param tables: IPAs of the tables below the first level, by (shift, index).
     """
 
     config: Stage1Config
@@ -66,11 +66,11 @@ class _Guest1(NamedTuple):
 
 
 @dataclass
-class _Bound:
-    """What the character device of a bound device has."""
+class _VfioBinding:
+    """The binding of a character device to a file descriptor of /dev/iommu."""
 
-    fd: Iommufd
-    id: int
+    fd: SimIommufd
+    dev_id: int
     attached: bool = False
 
 
@@ -78,19 +78,19 @@ class _Bound:
 class _Device:
     """A device, and its character device.
 
-    :param address: what is in the MSI capability.
-    :param enabled: the address the kernel composed when it enabled the MSI.
+    :param address: the address in the MSI capability.
+    :param enabled: the address that the kernel composed when it enabled the MSI.
     """
 
     host: HostDevice
     open: bool = False
-    bound: _Bound | None = None
+    bound: _VfioBinding | None = None
     address: Iova = _NO_ADDRESS
     enabled: Iova | None = None
 
 
 class SimMachine:
-    """A modelled host.
+    """A simulated host.
 
     :param output_bits: width of the SMMUs' output addresses (SMMU_IDR5.OAS).
     """
@@ -99,7 +99,7 @@ class SimMachine:
         self.host = host
         self._output_bits = output_bits
         self._doorbells = {its.doorbell: its.id for its in host.itses}
-        #: Events of each device's table in the ITS that failed calls have lost, until a reboot.
+        #: ITS events that failed calls have lost, by device; they stay lost until a reboot.
         self.lost_events: Counter[PciAddress] = Counter()
         self._begin()
 
@@ -107,10 +107,10 @@ class SimMachine:
         host = self.host
         lpis = LpiSpace()
         self._core = IommuCore(host, output_bits=self._output_bits)
-        self._itses = {its.id: ItsModel(its, lpis) for its in host.itses}
+        self._itses = {its.id: SimIts(its, lpis) for its in host.itses}
         self._devices = [_Device(device) for device in host.devices]
-        self._fds: list[Iommufd | None] = []
-        self._stage1: list[_Guest1] = []
+        self._fds: list[SimIommufd | None] = []
+        self._stage1: list[_GuestStage1] = []
 
     @property
     def devices(self) -> int:
@@ -123,62 +123,61 @@ class SimMachine:
         self._stage1 = _lay_out(stage1)
 
     def reset(self) -> None:
-        """Forget everything but the lost events."""
+        """Reset everything but the lost events."""
         self._begin()
 
-    def _fd(self, fd: int) -> Iommufd:
-        found = self._fds[fd] if fd in range(len(self._fds)) else None
-        if found is None:
+    def _fd(self, fd: int) -> SimIommufd:
+        iommufd = self._fds[fd] if fd in range(len(self._fds)) else None
+        if iommufd is None:
             raise BackendError(errno.EBADF, f"file descriptor {fd}: is not open")
-        return found
+        return iommufd
 
-    def _opened(self, device: int) -> _Device:
-        found = self._devices[device]
-        if not found.open:
+    def _open_device(self, number: int) -> _Device:
+        device = self._devices[number]
+        if not device.open:
             raise BackendError(
-                errno.EBADF, f"{found.host.address}: its character device is not open"
+                errno.EBADF, f"{device.host.address}: its character device is not open"
             )
-        return found
+        return device
 
-    def _bound(self, device: int) -> tuple[_Device, _Bound]:
+    def _bound_device(self, number: int) -> tuple[_Device, _VfioBinding]:
         """``vfio_device_fops_unl_ioctl``: EINVAL before the device is bound."""
-        found = self._opened(device)
-        if found.bound is None:
-            raise BackendError(errno.EINVAL, f"{found.host.address}: is not bound")
-        return found, found.bound
+        device = self._open_device(number)
+        if device.bound is None:
+            raise BackendError(errno.EINVAL, f"{device.host.address}: is not bound")
+        return device, device.bound
 
     def open(self) -> int:
         """Open /dev/iommu."""
-        self._fds.append(Iommufd(self.host, self._core))
+        self._fds.append(SimIommufd(self.host, self._core))
         return len(self._fds) - 1
 
     def close(self, fd: int) -> None:
-        """Close a file descriptor; what is behind it stays while a device is bound to it."""
+        """Close a file descriptor; its objects stay while a device is bound to it."""
         self._fd(fd)
         self._fds[fd] = None
 
     def bind(self, fd: int, device: int) -> int:
         """VFIO_DEVICE_BIND_IOMMUFD: ``vfio_df_ioctl_bind_iommufd``.
 
-        :raise BackendError: EINVAL when the device is bound already; what
-            :meth:`Iommufd.bind` raises.
+        :raise BackendError: EINVAL for a bound device; the errors of :meth:`SimIommufd.bind`.
         """
         iommufd = self._fd(fd)
-        found = self._devices[device]
-        found.open = True
-        if found.bound is not None:
-            raise BackendError(errno.EINVAL, f"{found.host.address}: is bound already")
-        found.bound = _Bound(iommufd, iommufd.bind(found.host))
-        return found.bound.id
+        opened = self._devices[device]
+        opened.open = True
+        if opened.bound is not None:
+            raise BackendError(errno.EINVAL, f"{opened.host.address}: is bound already")
+        opened.bound = _VfioBinding(iommufd, iommufd.bind(opened.host))
+        return opened.bound.dev_id
 
     def unbind(self, device: int) -> None:
         """Close the character device: ``vfio_df_device_last_close``."""
-        found = self._opened(device)
-        if found.bound is not None:
-            self._disable(found)
-            found.bound.fd.unbind(found.bound.id)
-            found.bound = None
-        found.open = False
+        opened = self._open_device(device)
+        if opened.bound is not None:
+            self._disable(opened)
+            opened.bound.fd.unbind(opened.bound.dev_id)
+            opened.bound = None
+        opened.open = False
 
     def ioas_alloc(self, fd: int) -> int:
         """IOMMU_IOAS_ALLOC."""
@@ -210,30 +209,28 @@ class SimMachine:
         self, fd: int, dev_id: int, viommu: int, config: NestedConfig, stage1: int
     ) -> int:
         """IOMMU_HWPT_ALLOC on a vIOMMU."""
-        iommufd = self._fd(fd)
         if config is NestedConfig.INVALID:
-            return iommufd.hwpt_alloc_nested(dev_id, viommu, None)
-        translates = config is NestedConfig.TRANSLATE
-        return iommufd.hwpt_alloc_nested(
-            dev_id,
-            viommu,
-            SteConfig(config.value),
-            self._stage1[stage1].config if translates else None,
-        )
+            ste = GuestSte(None)
+        else:
+            translates = config is NestedConfig.TRANSLATE
+            ste = GuestSte(
+                SteConfig(config.value), self._stage1[stage1].config if translates else None
+            )
+        return self._fd(fd).hwpt_alloc_nested(dev_id, viommu, ste)
 
     def attach(self, device: int, pt_id: int) -> None:
         """VFIO_DEVICE_ATTACH_IOMMUFD_PT: ``vfio_iommufd_physical_attach_ioas``."""
-        _found, bound = self._bound(device)
+        _device, bound = self._bound_device(device)
         if bound.attached:
-            bound.fd.replace(bound.id, pt_id)
+            bound.fd.replace(bound.dev_id, pt_id)
         else:
-            bound.fd.attach(bound.id, pt_id)
+            bound.fd.attach(bound.dev_id, pt_id)
             bound.attached = True
 
     def detach(self, device: int) -> None:
-        """VFIO_DEVICE_DETACH_IOMMUFD_PT; no error where the device is not attached."""
-        _found, bound = self._bound(device)
-        bound.fd.detach(bound.id)
+        """VFIO_DEVICE_DETACH_IOMMUFD_PT; succeeds for a device that is not attached."""
+        _device, bound = self._bound_device(device)
+        bound.fd.detach(bound.dev_id)
         bound.attached = False
 
     def destroy(self, fd: int, number: int) -> None:
@@ -243,23 +240,23 @@ class SimMachine:
     def enable(self, device: int) -> int:
         """VFIO_DEVICE_SET_IRQS with an eventfd: ``vfio_pci_set_msi_trigger``.
 
-        Where the MSI is enabled, only the eventfd is exchanged, and the kernel writes the address
-        it composed before: ``vfio_msi_set_vector_signal``, ``msi_domain_activate``.
+        If the MSI is enabled, the kernel exchanges the eventfd and writes the address that it
+        composed before: ``vfio_msi_set_vector_signal``, ``msi_domain_activate``.
 
-        :raise BackendError: ENOSPC for whatever keeps the interrupt from being allocated
+        :raise BackendError: ENOSPC for every failure to allocate the interrupt
             (``msi_handle_pci_fail``).
         """
-        found, _bound = self._bound(device)
-        if found.enabled is None:
-            found.enabled = self._allocate(found.host)
-        found.address = found.enabled
-        return found.address
+        bound, _binding = self._bound_device(device)
+        if bound.enabled is None:
+            bound.enabled = self._allocate(bound.host)
+        bound.address = bound.enabled
+        return bound.address
 
     def _allocate(self, device: HostDevice) -> Iova:
         """``its_irq_domain_alloc``; return the address for the device.
 
-        The ITS event is taken first and not given back when there is no address for it, so that
-        a device whose table has no other event left gets no MSI any more.
+        The kernel allocates the ITS event first and does not free it when no address is found, so
+        a device whose table has no other event left gets no MSI again.
         """
         doorbell = self.host.its_by_id[device.its].doorbell
         events = 1 << (device.vectors - 1).bit_length()
@@ -280,40 +277,42 @@ class SimMachine:
 
         :raise BackendError: EINVAL when the MSI is not enabled.
         """
-        found, _bound = self._bound(device)
-        if found.enabled is None:
-            raise BackendError(errno.EINVAL, f"{found.host.address}: its MSI is not enabled")
-        self._disable(found)
+        bound, _binding = self._bound_device(device)
+        if bound.enabled is None:
+            raise BackendError(errno.EINVAL, f"{bound.host.address}: its MSI is not enabled")
+        self._disable(bound)
 
-    def _disable(self, found: _Device) -> None:
-        if found.enabled is not None:
-            self._itses[found.host.its].unmap_device(found.host.device_id)
-            found.enabled = None
-            found.address = _NO_ADDRESS
+    def _disable(self, device: _Device) -> None:
+        if device.enabled is not None:
+            self._itses[device.host.its].unmap_device(device.host.device_id)
+            device.enabled = None
+            device.address = _NO_ADDRESS
 
     def is_enabled(self, device: int) -> bool:
-        """Tell whether a device's MSI is enabled."""
+        """Return whether a device's MSI is enabled."""
         return self._devices[device].enabled is not None
 
     def program(self, device: int, address: int) -> None:
-        """Write the address; bits 1:0 are not there (PCI 3.0, 6.8.1.4)."""
+        """Write the address; bits 1:0 read as zero (PCI 3.0, 6.8.1.4)."""
         self._devices[device].address = Iova(address & ~_LOW_BITS_OF_MSI)
 
     def raise_msi(self, device: int) -> Landing:
-        """Let the device send MSI 0."""
-        found, _bound = self._bound(device)
-        if found.enabled is None:
+        """Make the device send MSI 0."""
+        sender, _binding = self._bound_device(device)
+        if sender.enabled is None:
             return Landing(LandingKind.NOWHERE)
-        master = self._core.master(found.host)
-        walk = self._translate(master, found.address)
+        master = self._core.master(sender.host)
+        walk = self._translate(master, sender.address)
         if walk is None:
             return Landing(LandingKind.NOWHERE)
         if walk.event is not None:
             return self._report(master, walk.event)
-        return Landing(LandingKind.NOWHERE) if walk.pa is None else self._arrive(found, walk.pa)
+        if walk.pa is None:
+            return Landing(LandingKind.NOWHERE)
+        return self._landing(sender.host, walk.pa)
 
     def _translate(self, master: Master, iova: Iova) -> Walk | None:
-        """Translate a write; None where it is aborted without an event (IHI 0070, 5.2)."""
+        """Translate a write; None for an abort without an event (IHI 0070, 5.2)."""
         stream = master.host.stream_id
         match master.domain:
             case CoreDomain():
@@ -333,9 +332,9 @@ class SimMachine:
     def _stage2(self, hwpt: PagingHwpt, stream: StreamId, iova: Iova) -> Walk | None:
         """Translate by stage 2 alone.
 
-        What is too large for it is an address size fault of stage 1 (IHI 0070, 3.4), which is
-        recorded as a context descriptor says, CD.R, and there is none: QEMU 11.1
-        ``hw/arm/smmu-common.c`` smmu_ptw.
+        An address wider than its input is an address size fault of stage 1 (IHI 0070, 3.4), which
+        is recorded if the context descriptor's CD.R is set. Without a context descriptor it is
+        not recorded: QEMU 11.1 ``hw/arm/smmu-common.c`` smmu_ptw.
         """
         if iova >> self._output_bits:
             return None
@@ -344,14 +343,14 @@ class SimMachine:
     def _nested(self, master: Master, hwpt: NestedHwpt, iova: Iova) -> Walk:
         """Translate by a guest's stage 1, whose descriptor and tables are read through stage 2.
 
-        Two ways of QEMU 11.1 are followed. It translates the address of the first table when it
-        reads the descriptor, and keeps the result with it (``hw/arm/smmuv3.c`` decode_cd). And
-        what stage 2 says of a table below the first it reports as a fault of stage 1
+        This follows QEMU 11.1 in two respects. It translates the address of the first table when
+        it reads the descriptor, and caches both (``hw/arm/smmuv3.c`` decode_cd). It reports a
+        stage 2 fault on a table below the first as a fault of stage 1
         (``hw/arm/smmu-common.c`` smmu_ptw_64_s1).
         """
         stream = master.host.stream_id
         stage2 = hwpt.paging.table
-        guest = next(each for each in self._stage1 if each.config is hwpt.stage1)
+        guest = next(stage1 for stage1 in self._stage1 if stage1.config is hwpt.stage1)
         if not master.cached:
             descriptor = guest.descriptor.align_down(_IPA_PAGE)
             fetch = walk_stage2(stage2, stream, iova, descriptor)
@@ -376,14 +375,14 @@ class SimMachine:
         if master.vmaster is None or event.stage == 2:
             return Landing(LandingKind.FAULT, event=event)
         _viommu, virt_id = master.vmaster
-        told = SmmuEvent(event.kind, event.stage, StreamId(virt_id & _U32), event.iova)
-        return Landing(LandingKind.FAULT, event=told, guest=True)
+        virtual = SmmuEvent(event.kind, event.stage, StreamId(virt_id & _U32), event.iova)
+        return Landing(LandingKind.FAULT, event=virtual, guest=True)
 
-    def _arrive(self, found: _Device, pa: Pa) -> Landing:
-        """See what is at the physical address that was written to."""
+    def _landing(self, device: HostDevice, pa: Pa) -> Landing:
+        """Return where a write to a physical address lands."""
         its = self._doorbells.get(pa)
         if its is not None:
-            lpi = self._itses[its].first_lpi(found.host.device_id, found.host.vectors)
+            lpi = self._itses[its].first_lpi(device.device_id, device.vectors)
             return Landing(LandingKind.NOWHERE if lpi is None else LandingKind.ITS)
         granule = self.host.granule
         if 0 <= pa - WITNESS_PA < WITNESSES * granule:
@@ -393,7 +392,7 @@ class SimMachine:
 
 
 def _path(table: PageTable, iova: int) -> Iterator[tuple[int, int]]:
-    """Yield what names each table below the first on the way to ``iova``."""
+    """Yield (shift, index) of each table below the first level on the walk of ``iova``."""
     if iova >> table.INPUT_BITS:
         return
     page_bits = table.granule.bit_length() - 1
@@ -404,12 +403,12 @@ def _path(table: PageTable, iova: int) -> Iterator[tuple[int, int]]:
         yield shift, iova >> shift
 
 
-def _lay_out(shapes: Sequence[Stage1Shape]) -> list[_Guest1]:
-    """Lay stage 1 tables out in guest RAM: descriptors first, then tables in the order of need.
+def _lay_out(shapes: Sequence[Stage1Shape]) -> list[_GuestStage1]:
+    """Lay stage 1 tables out in guest RAM: descriptors first, then tables in order of first use.
 
-    A table has a page of the granule, aligned to it.
+    Each table has a page of the granule's size, aligned to it.
     """
-    found = []
+    laid_out = []
     free = RAM_BASE + _FIRST_TABLE
     for number, shape in enumerate(shapes):
         table = PageTable(shape.granule)
@@ -422,14 +421,14 @@ def _lay_out(shapes: Sequence[Stage1Shape]) -> list[_Guest1]:
                 if key not in tables:
                     tables[key] = Ipa(free)
                     free += shape.granule
-        # A guest may write an address that its context descriptor does not allow.
+        # A guest may map an output address wider than its context descriptor allows.
         table.output_bits = _STAGE1_OUTPUT_BITS
         config = Stage1Config(shape.asid, table, Ipa(root))
         descriptor = Ipa(RAM_BASE + number * _DESCRIPTOR_SIZE)
-        found.append(_Guest1(config, descriptor, tables))
+        laid_out.append(_GuestStage1(config, descriptor, tables))
     if free > RAM_BASE + RAM_SIZE:
         raise ScenarioError(
-            f"scenario: stage 1 tables take {free - RAM_BASE:#x} bytes; valid is up to "
-            f"{RAM_SIZE:#x}, so map less or use smaller pages"
+            f"scenario: stage 1 tables need {free - RAM_BASE:#x} bytes; valid is up to "
+            f"{RAM_SIZE:#x}; map fewer pages or use smaller ones"
         )
-    return found
+    return laid_out

@@ -1,7 +1,7 @@
-"""The IOMMU core and the SMMUv3 driver: groups, who owns them, what their devices translate with.
+"""The simulated IOMMU core and SMMUv3 driver: groups, their owners, their devices' IOMMU domains.
 
-Linux ``drivers/iommu/iommu.c`` and ``drivers/iommu/arm/arm-smmu-v3``. A group is one for all file
-descriptors of the host.
+Linux ``drivers/iommu/iommu.c`` and ``drivers/iommu/arm/arm-smmu-v3``. All file descriptors of a
+host share its groups.
 """
 
 from __future__ import annotations
@@ -20,16 +20,15 @@ from vmm_msi.iommu.sim.objects import (
 )
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.iommufd import Iommufd
-    from vmm_msi.iommu.sim.objects import Domain, FdGroup, Viommu
+    from vmm_msi.iommu.sim.objects import FdGroup, FileContext, IommuDomain, Viommu
     from vmm_msi.types import HostDevice, HostTopology, Iova, Pa, PciAddress
 
 
 class IommuCore:
     """The IOMMU groups of a host.
 
-    :param output_bits: width of the SMMUs' output addresses, which is also what a stage 2 takes
-        in (SMMU_IDR5.OAS).
+    :param output_bits: width of the SMMUs' output addresses, which is also the width of a stage
+        2's input addresses (SMMU_IDR5.OAS).
     """
 
     def __init__(self, host: HostTopology, *, output_bits: int = 48) -> None:
@@ -47,21 +46,21 @@ class IommuCore:
         return self._groups[device.iommu_group]
 
     def master(self, device: HostDevice) -> Master:
-        """Return what the SMMU driver knows of a device."""
-        found = self._masters.get(device.address)
-        if found is not None:
-            return found
+        """Return the SMMU driver's state of a device."""
+        existing = self._masters.get(device.address)
+        if existing is not None:
+            return existing
         number = device.iommu_group
         group = self._groups.setdefault(number, CoreGroup(number))
         members = self._members.get(number, [])
-        for each in members if device in members else [device]:
-            if each.address not in self._masters:
-                master = self._masters[each.address] = Master(each, group.domain)
+        for member in members if device in members else [device]:
+            if member.address not in self._masters:
+                master = self._masters[member.address] = Master(member, group.domain)
                 group.masters.append(master)
         return self._masters[device.address]
 
-    def claim(self, device: HostDevice, owner: Iommufd) -> CoreGroup:
-        """``iommu_device_claim_dma_owner``: block the group, unless it is owned.
+    def claim(self, device: HostDevice, owner: FileContext) -> CoreGroup:
+        """``iommu_device_claim_dma_owner``: block the group, unless it has an owner.
 
         :raise BackendError: EPERM when another file descriptor owns the group.
         """
@@ -86,7 +85,7 @@ class IommuCore:
             self._set_domain(group, CoreDomain.DEFAULT)
 
     def attach(self, group: CoreGroup, domain: PagingHwpt | NestedHwpt, handle: FdGroup) -> None:
-        """``iommu_attach_group_handle``, or ``iommu_replace_group_handle`` where one is attached.
+        """``iommu_attach_group_handle``; ``iommu_replace_group_handle`` for an attached group.
 
         :raise BackendError: see :meth:`_attach_device`; nothing is changed.
         """
@@ -98,10 +97,10 @@ class IommuCore:
         self._set_domain(group, CoreDomain.BLOCKED)
         group.handle = None
 
-    def _set_domain(self, group: CoreGroup, domain: Domain) -> None:
+    def _set_domain(self, group: CoreGroup, domain: IommuDomain) -> None:
         """``__iommu_group_set_domain_internal``: all devices of the group, or none.
 
-        A device that cannot be attached again to what it was attached to is blocked:
+        A device that cannot be attached to its previous domain again is blocked:
         IOMMU_SET_DOMAIN_MUST_SUCCEED.
         """
         if group.domain is domain:
@@ -110,23 +109,23 @@ class IommuCore:
             try:
                 self._attach_device(domain, master)
             except BackendError:
-                for done in group.masters[:number]:
+                for moved in group.masters[:number]:
                     try:
-                        self._attach_device(group.domain, done)
+                        self._attach_device(group.domain, moved)
                     except BackendError:
-                        self._attach_device(CoreDomain.BLOCKED, done)
+                        self._attach_device(CoreDomain.BLOCKED, moved)
                 raise
         group.domain = domain
 
-    def _attach_device(self, domain: Domain, master: Master) -> None:
+    def _attach_device(self, domain: IommuDomain, master: Master) -> None:
         """Write a device's stream table entry.
 
         ``arm_smmu_attach_dev``, ``arm_smmu_attach_dev_nested``, ``arm_smmu_attach_dev_blocked``.
-        The SMMU is told to forget its configuration, unless the entry stays the same
+        The driver invalidates the SMMU's cached configuration, unless the entry stays the same
         (``arm_smmu_write_entry``).
 
-        :raise BackendError: EINVAL when the domain is another SMMU's; ENOENT when it translates
-            with a guest's stage 1 and the device has no vDEVICE on the vIOMMU
+        :raise BackendError: EINVAL when the domain belongs to another SMMU; ENOENT when it
+            translates with a guest's stage 1 and the device has no vDEVICE on the vIOMMU
             (``arm_smmu_attach_prepare_vmaster``).
         """
         host = master.host
@@ -143,7 +142,7 @@ class IommuCore:
 
     @staticmethod
     def _vmaster(domain: NestedHwpt, host: HostDevice) -> tuple[Viommu, int] | None:
-        vdevice = domain.viommu.of_device.get(host.address)
+        vdevice = domain.viommu.by_address.get(host.address)
         if vdevice is not None:
             return domain.viommu, vdevice.virt_id
         if domain.config is SteConfig.TRANSLATE:
@@ -155,22 +154,22 @@ class IommuCore:
         return None
 
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
-        """``iommu_dma_prepare_msi``; return the address of the page that holds the doorbell.
+        """``iommu_dma_prepare_msi``; return the address of the doorbell's page.
 
-        :raise BackendError: EOPNOTSUPP when the group is blocked; what
-            :meth:`~vmm_msi.iommu.sim.iommufd.Iommufd.sw_msi` raises.
+        :raise BackendError: EOPNOTSUPP when the group is blocked; the errors of
+            :meth:`~vmm_msi.iommu.sim.iommufd.SimIommufd.sw_msi`.
         """
         group = self.group(device)
         if group.handle is None:
             raise BackendError(
                 errno.EOPNOTSUPP,
-                f"{device.address}: is not attached, so that no address can be given to its MSIs",
+                f"{device.address}: is not attached, so its MSIs get no address",
             )
         return group.handle.context.sw_msi(group.handle, doorbell)
 
 
-def _same_entry(old: Domain, new: Domain) -> bool:
-    """Tell whether two domains with a guest's stage 1 make the same stream table entry."""
+def _same_entry(old: IommuDomain, new: IommuDomain) -> bool:
+    """Return whether two domains with a guest's stage 1 give the same stream table entry."""
     return (
         isinstance(old, NestedHwpt)
         and isinstance(new, NestedHwpt)

@@ -1,8 +1,8 @@
-"""One file descriptor of /dev/iommu, and the rules between its objects.
+"""A simulated file descriptor of /dev/iommu, with the rules between its objects.
 
-Linux ``drivers/iommu/iommufd``: objects refer to each other, and a refused call leaves all of
-them as they were. Each method is one ioctl, or what VFIO calls for one of its own, and names the
-functions whose checks it makes, in their order.
+Linux ``drivers/iommu/iommufd``: objects refer to each other, and a refused call changes none of
+them. Each method is one ioctl, or the function behind one of VFIO's ioctls, and names the
+functions whose checks it makes, in the same order.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import SwMsiSlots
 from vmm_msi.iommu.sim.core import IommuCore
-from vmm_msi.iommu.sim.iopt import Filled, IoPageTable
+from vmm_msi.iommu.sim.iopt import FilledTable, IoPageTable
 from vmm_msi.iommu.sim.objects import (
     FdGroup,
     Ioas,
@@ -32,19 +32,18 @@ from vmm_msi.types import Iova, Pa, ReservedKind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm_msi.iommu.sim.objects import Hwpt
-    from vmm_msi.iommu.sim.smmu import Stage1Config
+    from vmm_msi.iommu.sim.objects import GuestSte, Hwpt
     from vmm_msi.types import HostDevice, HostTopology, ReservedRegion
 
 ObjectT = TypeVar("ObjectT", bound=Object)
 
 _U64 = (1 << 64) - 1
-#: Width of the input addresses of a table that is no nesting parent: VA_BITS of the kernel.
+#: Width of the input addresses of a table that is not a nest parent: VA_BITS of the kernel.
 _STAGE1_BITS = 48
 
 
-class Iommufd:
-    """An open /dev/iommu.
+class SimIommufd:
+    """A simulated open /dev/iommu.
 
     :param core: the groups of the host, shared by all its file descriptors.
     """
@@ -62,17 +61,17 @@ class Iommufd:
         """PAGE_SIZE in bytes."""
         return self._host.granule
 
-    def _add(self, made: ObjectT) -> ObjectT:
-        self._objects[made.id] = made
+    def _add(self, new: ObjectT) -> ObjectT:
+        self._objects[new.id] = new
         self._next += 1
-        return made
+        return new
 
     def _get(self, number: int, kind: type[ObjectT]) -> ObjectT:
         """``iommufd_get_object``: ENOENT for no object, or one of another type."""
-        found = self._objects.get(number)
-        if not isinstance(found, kind):
-            raise BackendError(errno.ENOENT, f"object {number}: is no {kind.__name__}")
-        return found
+        existing = self._objects.get(number)
+        if not isinstance(existing, kind):
+            raise BackendError(errno.ENOENT, f"object {number}: is not of type {kind.__name__}")
+        return existing
 
     def bind(self, device: HostDevice) -> int:
         """VFIO_DEVICE_BIND_IOMMUFD: ``iommufd_device_bind``; return the device's id.
@@ -86,17 +85,17 @@ class Iommufd:
         group.bound += 1
         return self._add(IommufdDevice(self._next, device, group)).id
 
-    def unbind(self, device_id: int) -> None:
+    def unbind(self, dev_id: int) -> None:
         """Close of the VFIO device: ``vfio_iommufd_physical_unbind``.
 
-        It is detached, its vDEVICE destroyed (``iommufd_device_remove_vdev``, whose id stays
-        taken), and with the last device of the group the slots it used are forgotten.
+        The device is detached, its vDEVICE destroyed (``iommufd_device_remove_vdev``, which keeps
+        the id allocated). The group's slots are forgotten with its last device.
         """
-        device = self._get(device_id, IommufdDevice)
-        self.detach(device_id)
+        device = self._get(dev_id, IommufdDevice)
+        self.detach(dev_id)
         if device.vdevice is not None:
             self._destroy(device.vdevice)
-        del self._objects[device_id]
+        del self._objects[dev_id]
         group = device.group
         self._core.release(group.core)
         group.bound -= 1
@@ -107,23 +106,24 @@ class Iommufd:
         """IOMMU_IOAS_ALLOC; return the IOAS's id."""
         return self._add(Ioas(self._next, IoPageTable(self.page_size))).id
 
-    def ioas_map(self, ioas_id: int, iova: int, size: int, output: int) -> None:
+    def ioas_map(self, ioas_id: int, iova: int, size: int, address: int) -> None:
         """IOMMU_IOAS_MAP with a fixed IOVA: ``iommufd_ioas_map``.
 
-        :raise BackendError: EOVERFLOW for an IOVA or a size of 2^64 - 1; ENOENT for the id; what
-            :meth:`IoPageTable.map` raises.
+        :param address: physical address of the memory.
+        :raise BackendError: EOVERFLOW for an IOVA or a size of 2^64 - 1; ENOENT for the id; the
+            errors of :meth:`IoPageTable.map`.
         """
         if _U64 in {iova, size}:
             raise BackendError(errno.EOVERFLOW, f"IOMMU_IOAS_MAP of {iova:#x}, {size:#x} bytes")
-        self._get(ioas_id, Ioas).iopt.map(iova, size, output)
+        self._get(ioas_id, Ioas).iopt.map(iova, size, address)
 
     def ioas_unmap(self, ioas_id: int, iova: int, size: int) -> int:
-        """IOMMU_IOAS_UNMAP: ``iommufd_ioas_unmap``; return the bytes unmapped.
+        """IOMMU_IOAS_UNMAP: ``iommufd_ioas_unmap``; return the number of bytes unmapped.
 
-        ``0, 2**64 - 1`` unmaps everything, and may find nothing.
+        ``0, 2**64 - 1`` unmaps everything, even if nothing is mapped.
 
-        :raise BackendError: ENOENT for the id; EOVERFLOW for an IOVA or a size of 2^64 - 1; what
-            :meth:`IoPageTable.unmap` raises.
+        :raise BackendError: ENOENT for the id; EOVERFLOW for an IOVA or a size of 2^64 - 1; the
+            errors of :meth:`IoPageTable.unmap`.
         """
         iopt = self._get(ioas_id, Ioas).iopt
         if (iova, size) == (0, _U64):
@@ -132,31 +132,31 @@ class Iommufd:
             raise BackendError(errno.EOVERFLOW, f"IOMMU_IOAS_UNMAP of {iova:#x}, {size:#x} bytes")
         return iopt.unmap(iova, size)
 
-    def hwpt_alloc(self, device_id: int, pt_id: int, *, nest_parent: bool = True) -> int:
+    def hwpt_alloc(self, dev_id: int, pt_id: int, *, nest_parent: bool = True) -> int:
         """IOMMU_HWPT_ALLOC without data: ``iommufd_hwpt_alloc``; return the HWPT's id.
 
-        :raise BackendError: ENOENT for the device; EINVAL for another object than an IOAS, and
-            EOPNOTSUPP for one that takes data; what :meth:`_paging_alloc` raises.
+        :raise BackendError: ENOENT for the device; EINVAL for an object that has no HWPTs,
+            EOPNOTSUPP for one that requires data; the errors of :meth:`_paging_alloc`.
         """
-        device = self._get(device_id, IommufdDevice)
-        ioas = self._hwpt_on(device, pt_id)
+        device = self._get(dev_id, IommufdDevice)
+        ioas = self._hwpt_parent(device, pt_id)
         if not isinstance(ioas, Ioas):
-            raise BackendError(errno.EOPNOTSUPP, f"object {pt_id}: a HWPT on it takes data")
+            raise BackendError(errno.EOPNOTSUPP, f"object {pt_id}: a HWPT on it requires data")
         hwpt = self._paging_alloc(device, ioas, nest_parent=nest_parent)
         self._fill(hwpt)
         return self._add(hwpt).id
 
-    def _hwpt_on(self, device: IommufdDevice, pt_id: int) -> Ioas | PagingHwpt | Viommu:
-        """Return what a HWPT is to be made on: the first half of ``iommufd_hwpt_alloc``."""
-        found = self._objects.get(pt_id)
-        if not isinstance(found, Ioas | PagingHwpt | Viommu):
-            raise BackendError(errno.EINVAL, f"object {pt_id}: no HWPT can be made on it")
-        if isinstance(found, Viommu) and found.hwpt.smmu != device.host.smmu:
-            raise self._another_smmu(device, found.hwpt)
-        return found
+    def _hwpt_parent(self, device: IommufdDevice, pt_id: int) -> Ioas | PagingHwpt | Viommu:
+        """Return the parent object of a new HWPT: the first half of ``iommufd_hwpt_alloc``."""
+        parent = self._objects.get(pt_id)
+        if not isinstance(parent, Ioas | PagingHwpt | Viommu):
+            raise BackendError(errno.EINVAL, f"object {pt_id}: cannot be the parent of a HWPT")
+        if isinstance(parent, Viommu) and parent.hwpt.smmu != device.host.smmu:
+            raise self._another_smmu(device, parent.hwpt)
+        return parent
 
     def _paging_alloc(self, device: IommufdDevice, ioas: Ioas, *, nest_parent: bool) -> PagingHwpt:
-        """``iommufd_hwpt_paging_alloc``, up to what fills the table.
+        """``iommufd_hwpt_paging_alloc``, without filling the table.
 
         :raise BackendError: EOPNOTSUPP when the SMMU cannot nest
             (``arm_smmu_domain_alloc_paging_flags``).
@@ -165,7 +165,7 @@ class Iommufd:
         if nest_parent and not self._host.smmu_by_id[smmu].nested:
             raise BackendError(errno.EOPNOTSUPP, f"SMMU {smmu}: does not implement two stages")
         bits = self._core.output_bits if nest_parent else _STAGE1_BITS
-        filled = Filled(PageTable(self._host.granule), bits)
+        filled = FilledTable(PageTable(self._host.granule), bits)
         return PagingHwpt(self._next, ioas, smmu, filled, nest_parent)
 
     @staticmethod
@@ -175,26 +175,26 @@ class Iommufd:
         hwpt.ioas.hwpts.append(hwpt)
         hwpt.ioas.users += 1
 
-    def viommu_alloc(self, device_id: int, hwpt_id: int) -> int:
+    def viommu_alloc(self, dev_id: int, hwpt_id: int) -> int:
         """IOMMU_VIOMMU_ALLOC of type ARM_SMMUV3: ``iommufd_viommu_alloc_ioctl``; return its id.
 
         :raise BackendError: ENOENT for an id; EOPNOTSUPP when the device's SMMU cannot nest
-            (``arm_smmu_get_viommu_size``); EINVAL when the HWPT is no nesting parent or another
-            SMMU's (``arm_vsmmu_init``).
+            (``arm_smmu_get_viommu_size``); EINVAL when the HWPT is not a nest parent or
+            belongs to another SMMU (``arm_vsmmu_init``).
         """
-        device = self._get(device_id, IommufdDevice)
+        device = self._get(dev_id, IommufdDevice)
         smmu = self._smmu(device)
         if not self._host.smmu_by_id[smmu].nested:
             raise BackendError(errno.EOPNOTSUPP, f"SMMU {smmu}: does not implement two stages")
         hwpt = self._get(hwpt_id, PagingHwpt)
         if not hwpt.nest_parent:
-            raise BackendError(errno.EINVAL, f"HWPT {hwpt_id}: is no nesting parent")
+            raise BackendError(errno.EINVAL, f"HWPT {hwpt_id}: is not a nest parent")
         if hwpt.smmu != smmu:
             raise self._another_smmu(device, hwpt)
         hwpt.users += 1
         return self._add(Viommu(self._next, hwpt)).id
 
-    def vdevice_alloc(self, viommu_id: int, device_id: int, virt_id: int) -> int:
+    def vdevice_alloc(self, viommu_id: int, dev_id: int, virt_id: int) -> int:
         """IOMMU_VDEVICE_ALLOC: ``iommufd_vdevice_alloc_ioctl``; return its id.
 
         :raise BackendError: ENOENT for an id; EINVAL when the device is behind another SMMU;
@@ -202,7 +202,7 @@ class Iommufd:
             more than one StreamID (``arm_vsmmu_vdevice_init``).
         """
         viommu = self._get(viommu_id, Viommu)
-        device = self._get(device_id, IommufdDevice)
+        device = self._get(dev_id, IommufdDevice)
         address = device.host.address
         if viommu.hwpt.smmu != device.host.smmu:
             raise self._another_smmu(device, viommu.hwpt)
@@ -216,29 +216,23 @@ class Iommufd:
                 f"{address}: has {device.host.streams} StreamIDs, a vDEVICE has one",
             )
         vdevice = self._add(Vdevice(self._next, viommu, device, virt_id))
-        device.vdevice = viommu.vdevices[virt_id] = viommu.of_device[address] = vdevice
+        device.vdevice = viommu.vdevices[virt_id] = viommu.by_address[address] = vdevice
         viommu.users += 1
         return vdevice.id
 
-    def hwpt_alloc_nested(
-        self,
-        device_id: int,
-        viommu_id: int,
-        config: SteConfig | None,
-        stage1: Stage1Config | None = None,
-    ) -> int:
+    def hwpt_alloc_nested(self, dev_id: int, viommu_id: int, ste: GuestSte) -> int:
         """IOMMU_HWPT_ALLOC with a stream table entry: ``arm_vsmmu_alloc_domain_nested``.
 
-        :param config: None for an entry with bits that a guest may not set.
         :return: the HWPT's id.
-        :raise BackendError: ENOENT for the device; EINVAL for another object than a vIOMMU, or
-            one of another SMMU; EOPNOTSUPP for an IOAS or a HWPT, which take no such data; EIO
-            for an entry that is not valid (``arm_smmu_validate_vste``).
+        :raise BackendError: ENOENT for the device; EINVAL for an object that has no HWPTs, or a
+            vIOMMU of another SMMU; EOPNOTSUPP for an IOAS or a HWPT, which do not take such data;
+            EIO for an invalid entry (``arm_smmu_validate_vste``).
         """
-        device = self._get(device_id, IommufdDevice)
-        viommu = self._hwpt_on(device, viommu_id)
+        device = self._get(dev_id, IommufdDevice)
+        viommu = self._hwpt_parent(device, viommu_id)
         if not isinstance(viommu, Viommu):
-            raise BackendError(errno.EOPNOTSUPP, f"object {viommu_id}: is no vIOMMU")
+            raise BackendError(errno.EOPNOTSUPP, f"object {viommu_id}: is not a vIOMMU")
+        config, stage1 = ste
         if config is None or (config is SteConfig.TRANSLATE) != (stage1 is not None):
             raise BackendError(
                 errno.EIO, f"vIOMMU {viommu_id}: the stream table entry is not valid"
@@ -246,15 +240,15 @@ class Iommufd:
         viommu.users += 1
         return self._add(NestedHwpt(self._next, viommu, config, stage1)).id
 
-    def attach(self, device_id: int, pt_id: int) -> None:
+    def attach(self, dev_id: int, pt_id: int) -> None:
         """VFIO_DEVICE_ATTACH_IOMMUFD_PT of a detached device: ``iommufd_device_attach``.
 
         :raise BackendError: ENOENT for an id; EINVAL when it is neither an IOAS nor a HWPT; EBUSY
-            when the device is attached; what :meth:`_attach` raises.
+            when the device is attached; the errors of :meth:`_attach`.
         """
-        device = self._get(device_id, IommufdDevice)
+        device = self._get(dev_id, IommufdDevice)
         target = self._target(pt_id)
-        if device_id in device.group.attached:
+        if dev_id in device.group.attached:
             raise BackendError(errno.EBUSY, f"{device.host.address}: attached already")
         if not isinstance(target, Ioas):
             self._attach(device, target)
@@ -263,18 +257,19 @@ class Iommufd:
 
     def _target(self, pt_id: int) -> Ioas | Hwpt:
         """``iommufd_device_change_pt``."""
-        found = self._get(pt_id, Object)
-        if not isinstance(found, Ioas | PagingHwpt | NestedHwpt):
+        target = self._get(pt_id, Object)
+        if not isinstance(target, Ioas | PagingHwpt | NestedHwpt):
             raise BackendError(errno.EINVAL, f"object {pt_id}: is neither an IOAS nor a HWPT")
-        return found
+        return target
 
     @staticmethod
     def _join_auto(ioas: Ioas, join: Callable[[PagingHwpt], None]) -> bool:
-        """Try the IOAS's own HWPTs: ``iommufd_device_auto_get_domain``; tell whether one did.
+        """Join one of the IOAS's own HWPTs: ``iommufd_device_auto_get_domain``.
 
-        :raise BackendError: other refusals than EINVAL, which means that the next is tried.
+        :return: whether a HWPT was joined.
+        :raise BackendError: the first error other than EINVAL; after EINVAL the next is tried.
         """
-        for hwpt in [each for each in ioas.hwpts if each.auto]:
+        for hwpt in [hwpt for hwpt in ioas.hwpts if hwpt.auto]:
             try:
                 join(hwpt)
             except BackendError as error:
@@ -285,7 +280,7 @@ class Iommufd:
         return False
 
     def _attach_new(self, device: IommufdDevice, ioas: Ioas) -> None:
-        """Attach to a new HWPT of the IOAS, which is filled after it is attached to."""
+        """Attach to a new HWPT of the IOAS, which is filled after the attach."""
         hwpt = self._paging_alloc(device, ioas, nest_parent=False)
         self._attach(device, hwpt)
         try:
@@ -300,8 +295,8 @@ class Iommufd:
         """``iommufd_hw_pagetable_attach``.
 
         :raise BackendError: EINVAL when the group is attached to another HWPT; EADDRINUSE when a
-            reserved region of the device is mapped; what iommu_map returns for a slot; what
-            :meth:`IommuCore.attach` raises.
+            reserved region of the device is mapped; iommu_map's error for a slot; the errors of
+            :meth:`IommuCore.attach`.
         """
         group, iopt = device.group, hwpt.paging.ioas.iopt
         if group.hwpt not in {None, hwpt}:
@@ -340,15 +335,15 @@ class Iommufd:
         for iova, page in group.required.items():
             self._install(hwpt, iova, page)
 
-    def replace(self, device_id: int, pt_id: int) -> None:
+    def replace(self, dev_id: int, pt_id: int) -> None:
         """VFIO_DEVICE_ATTACH_IOMMUFD_PT of an attached device: ``iommufd_device_replace``.
 
         :raise BackendError: ENOENT for an id; EINVAL when it is neither an IOAS nor a HWPT, or
-            the device is not attached; what :meth:`_replace` raises.
+            the device is not attached; the errors of :meth:`_replace`.
         """
-        device = self._get(device_id, IommufdDevice)
+        device = self._get(dev_id, IommufdDevice)
         target = self._target(pt_id)
-        if device_id not in device.group.attached:
+        if dev_id not in device.group.attached:
             raise BackendError(errno.EINVAL, f"{device.host.address}: is not attached")
         if not isinstance(target, Ioas):
             self._replace(device.group, target)
@@ -366,11 +361,11 @@ class Iommufd:
     def _replace(self, group: FdGroup, hwpt: Hwpt) -> None:
         """``iommufd_device_do_replace``: all attached devices of the group move.
 
-        When the new HWPT is of the same IOAS as the old one and is refused, the kernel takes the
-        reservations of the devices out of the IOAS although they stay attached to it.
+        When the new HWPT has the same IOAS as the old one and is refused, the kernel removes the
+        devices' reservations from the IOAS although they stay attached to it.
 
-        :raise BackendError: EADDRINUSE when a reserved region is mapped in the new IOAS; what
-            iommu_map returns for a slot; what :meth:`IommuCore.attach` raises.
+        :raise BackendError: EADDRINUSE when a reserved region is mapped in the new IOAS;
+            iommu_map's error for a slot; the errors of :meth:`IommuCore.attach`.
         """
         old = group.hwpt
         if old is None or old is hwpt:
@@ -394,17 +389,17 @@ class Iommufd:
         old.users -= len(group.attached)
         self._put(old)
 
-    def detach(self, device_id: int) -> None:
+    def detach(self, dev_id: int) -> None:
         """VFIO_DEVICE_DETACH_IOMMUFD_PT: ``vfio_iommufd_physical_detach_ioas``.
 
-        The group is blocked when none of its devices is attached any more.
+        The group is blocked when its last device is detached.
         """
-        device = self._get(device_id, IommufdDevice)
-        if device_id in device.group.attached:
+        device = self._get(dev_id, IommufdDevice)
+        if dev_id in device.group.attached:
             self._put(self._detach(device))
 
     def _detach(self, device: IommufdDevice) -> Hwpt:
-        """``iommufd_hw_pagetable_detach``; return the HWPT, which is no longer referred to."""
+        """``iommufd_hw_pagetable_detach``; return the HWPT that the device was attached to."""
         group = device.group
         hwpt = group.hwpt
         if hwpt is None:
@@ -418,35 +413,35 @@ class Iommufd:
         return hwpt
 
     def _put(self, hwpt: Hwpt) -> None:
-        """``iommufd_hw_pagetable_put``: what attaching made goes with the last device."""
+        """``iommufd_hw_pagetable_put``: destroy an ``auto`` HWPT with its last device."""
         if isinstance(hwpt, PagingHwpt) and hwpt.auto and not hwpt.users:
             self._destroy(hwpt)
 
     def destroy(self, number: int) -> None:
         """IOMMU_DESTROY.
 
-        :raise BackendError: ENOENT for the id; EBUSY while something refers to the object, which
-            VFIO does to a device: ``iommufd_object_remove``.
+        :raise BackendError: ENOENT for the id; EBUSY while another object, or VFIO for a device,
+            refers to the object: ``iommufd_object_remove``.
         """
-        found = self._get(number, Object)
-        if found.users or isinstance(found, IommufdDevice):
-            raise BackendError(errno.EBUSY, f"object {number}: {found.users} others refer to it")
-        self._destroy(found)
+        target = self._get(number, Object)
+        if target.users or isinstance(target, IommufdDevice):
+            raise BackendError(errno.EBUSY, f"object {number}: {target.users} others refer to it")
+        self._destroy(target)
 
-    def _destroy(self, found: Object) -> None:
-        match found:
+    def _destroy(self, target: Object) -> None:
+        match target:
             case PagingHwpt():
-                self._unfill(found)
+                self._unfill(target)
             case Viommu():
-                found.hwpt.users -= 1
+                target.hwpt.users -= 1
             case Vdevice():
-                found.device.vdevice = None
-                del found.viommu.vdevices[found.virt_id]
-                del found.viommu.of_device[found.device.host.address]
-                found.viommu.users -= 1
+                target.device.vdevice = None
+                del target.viommu.vdevices[target.virt_id]
+                del target.viommu.by_address[target.device.host.address]
+                target.viommu.users -= 1
             case NestedHwpt():
-                found.viommu.users -= 1
-        del self._objects[found.id]
+                target.viommu.users -= 1
+        del self._objects[target.id]
 
     @staticmethod
     def _unfill(hwpt: PagingHwpt) -> None:
@@ -458,7 +453,7 @@ class Iommufd:
     def sw_msi(self, group: FdGroup, doorbell: Pa) -> Iova:
         """Return the page address that ``iommufd_sw_msi`` gives to devices of an attached group.
 
-        :raise BackendError: EOVERFLOW when all slots are given out; what iommu_map returns.
+        :raise BackendError: EOVERFLOW when no slot is free; iommu_map's error.
         """
         page = doorbell.align_down(self.page_size)
         if group.hwpt is None or group.sw_msi_start is None:
@@ -477,21 +472,21 @@ class Iommufd:
     @staticmethod
     def _smmu(device: IommufdDevice) -> int:
         if device.host.smmu is None:
-            raise BackendError(errno.ENODEV, f"{device.host.address}: is behind no SMMU")
+            raise BackendError(errno.ENODEV, f"{device.host.address}: is not behind an SMMU")
         return device.host.smmu
 
     @staticmethod
     def _another_smmu(device: IommufdDevice, hwpt: PagingHwpt) -> BackendError:
         return BackendError(
             errno.EINVAL,
-            f"{device.host.address}: is behind SMMU {device.host.smmu}, the S2 is SMMU "
-            f"{hwpt.smmu}'s: one S2 parent per physical SMMU",
+            f"{device.host.address}: is behind SMMU {device.host.smmu}, the S2 belongs to SMMU "
+            f"{hwpt.smmu}; use one nest parent per physical SMMU",
         )
 
     def hwpt(self, hwpt_id: int) -> PagingHwpt:
-        """Return a table by id, to look into.
+        """Return a paging HWPT by id.
 
-        :raise BackendError: ENOENT when there is none.
+        :raise BackendError: ENOENT for an id of no paging HWPT.
         """
         return self._get(hwpt_id, PagingHwpt)
 

@@ -1,4 +1,4 @@
-"""Physical GICv3 ITSes: device table and event translation, and the LPIs they share.
+"""Simulated physical GICv3 ITSes: device table and event translation, and the LPIs they share.
 
 Sources: Arm GICv3 architecture specification (IHI 0069) chapter 5; Linux
 ``drivers/irqchip/irq-gic-v3-its.c`` its_create_device, its_lpi_alloc.
@@ -19,10 +19,10 @@ FIRST_LPI = 8192
 
 
 class LpiSpace:
-    """The LPI numbers of a host, given out in blocks, first fit.
+    """The LPI numbers of a host, allocated in blocks, first fit.
 
-    Linux limits itself to 16 ID bits (ITS_MAX_LPI_NRBITS); the architecture allows 24
-    (GICD_TYPER.IDbits), which is what is modelled, since no strategy differs in it.
+    Linux limits itself to 16 ID bits (ITS_MAX_LPI_NRBITS); the simulator has the 24 that the
+    architecture allows (GICD_TYPER.IDbits), since no strategy differs in it.
     """
 
     def __init__(self, id_bits: int = 24) -> None:
@@ -33,19 +33,19 @@ class LpiSpace:
     def alloc(self, count: int) -> int:
         """Return the first of ``count`` consecutive LPIs.
 
-        :raise BackendError: ENOSPC when there are not that many left.
+        :raise BackendError: ENOSPC when too few are left.
         """
         reusable = self._free.get(count)
         if reusable:
             return reusable.pop()
         if self._next + count > self._end:
-            raise BackendError(errno.ENOSPC, f"its_lpi_alloc: no {count} LPIs are left")
+            raise BackendError(errno.ENOSPC, f"its_lpi_alloc: fewer than {count} LPIs are left")
         base = self._next
         self._next += count
         return base
 
     def free(self, base: int, count: int) -> None:
-        """Give a block back."""
+        """Free a block."""
         self._free.setdefault(count, []).append(base)
 
 
@@ -55,7 +55,7 @@ class _Events:
     count: int
 
 
-class ItsModel:
+class SimIts:
     """One ITS."""
 
     def __init__(self, its: Its, lpis: LpiSpace) -> None:

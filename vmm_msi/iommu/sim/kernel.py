@@ -1,7 +1,7 @@
-"""The host kernel: stage 2 domains and what is attached to them, whatever the kernel's rules.
+"""The simulated host kernel: stage 2 domains and the devices attached to them.
 
 :mod:`series` has the rules of "SMMUv3 Nested Stage Setup" and VFIO's type1 container,
-:mod:`iommufd` those of Linux 7.2. Every rule names the function of Linux it follows.
+:mod:`linux72` those of Linux 7.2. Every rule names the function of Linux it follows.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.sim.smmu import SmmuModel
+from vmm_msi.iommu.sim.smmu import SimSmmu
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
@@ -21,16 +21,16 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
-#: Where guest RAM lies in host memory: any place that no doorbell lies in will do.
+#: Physical address of guest RAM: any range without a doorbell.
 RAM_PA = 0x4000_0000_0000
 
 
 @dataclass
 class S2Domain:
-    """A stage 2 IOMMU domain: a nesting parent in iommufd, a nested IOMMU domain in the series.
+    """A stage 2 IOMMU domain: a nest parent in iommufd, a nested IOMMU domain in the series.
 
-    :param cookie: what picks doorbell addresses, where it belongs to the IOMMU domain.
-    :param devices: attached devices, with the id of their stage 1.
+    :param cookie: the allocator of doorbell addresses, if it belongs to the IOMMU domain.
+    :param devices: attached devices, each with the name of its stage 1.
     """
 
     handle: S2Handle
@@ -47,7 +47,7 @@ class Kernel(ABC):
         self.profile = profile
         self.host = host
         self.guest = guest
-        self.smmus = {smmu.id: SmmuModel() for smmu in host.smmus}
+        self.smmus = {smmu.id: SimSmmu() for smmu in host.smmus}
         self.domains: dict[S2Handle, S2Domain] = {}
         self._of: dict[PciAddress, S2Handle] = {}
 
@@ -59,7 +59,7 @@ class Kernel(ABC):
     @property
     @abstractmethod
     def slots(self) -> int:
-        """Pages of the software MSI window that were taken."""
+        """Pages of the software MSI window in use."""
 
     @abstractmethod
     def alloc_s2(self, smmu: int, *, msi_cookie: bool) -> S2Handle:
@@ -99,12 +99,12 @@ class Kernel(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Forget what outlives every stage 2."""
+        """Drop what outlives every stage 2."""
 
     def domain_of(self, device: PciAddress) -> S2Domain:
         """Return the stage 2 that a device is attached to.
 
-        :raise BackendError: EINVAL when it is attached to none.
+        :raise BackendError: EINVAL for a device that is not attached.
         """
         handle = self._of.get(device)
         if handle is None:
@@ -112,22 +112,22 @@ class Kernel(ABC):
         return self.domains[handle]
 
     def is_attached(self, device: PciAddress) -> bool:
-        """Tell whether a device is attached."""
+        """Return whether a device is attached."""
         return device in self._of
 
     def join(self, device: HostDevice, domain: S2Domain, name: str) -> None:
-        """Count a device that was attached."""
+        """Record an attached device."""
         self._of[device.address] = domain.handle
         domain.devices[device.address] = name
 
     def leave(self, device: HostDevice) -> None:
-        """Count it no more, and make its stream abort."""
+        """Remove a detached device and make its stream abort."""
         domain = self.domains[self._of.pop(device.address)]
         del domain.devices[device.address]
         self.smmus[domain.smmu].clear(device.stream_id)
 
     def invalidate(self, handle: S2Handle) -> None:
-        """Invalidate all that was cached of a stage 2."""
+        """Invalidate all cached translations of a stage 2."""
         domain = self.domains[handle]
         self.smmus[domain.smmu].invalidate_vmid(domain.config.vmid)
 

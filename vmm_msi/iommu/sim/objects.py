@@ -1,4 +1,4 @@
-"""What the file descriptors of /dev/iommu and the IOMMU core have: objects and groups.
+"""Objects and groups of the simulated /dev/iommu and IOMMU core.
 
 Linux ``include/uapi/linux/iommufd.h``, ``drivers/iommu/iommufd/iommufd_private.h`` and
 ``drivers/iommu/iommu.c``. :mod:`~vmm_msi.iommu.sim.core` and :mod:`~vmm_msi.iommu.sim.iommufd`
@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.iommufd import Iommufd
-    from vmm_msi.iommu.sim.iopt import Filled, IoPageTable
+    from vmm_msi.iommu.sim.iopt import FilledTable, IoPageTable
     from vmm_msi.iommu.sim.page_table import PageTable
     from vmm_msi.iommu.sim.smmu import Stage1Config
     from vmm_msi.types import HostDevice, Iova, Pa, PciAddress
 
 
+class FileContext(Protocol):
+    """An open /dev/iommu, as groups and the IOMMU core see it: ``struct iommufd_ctx``."""
+
+    def sw_msi(self, group: FdGroup, doorbell: Pa) -> Iova:
+        """Return the address of the page that an attached group reaches a doorbell by."""
+        ...
+
+
 @dataclass(eq=False)
 class Object:
-    """What all objects have: an id, and how many others refer to it."""
+    """Base of all objects: an id, and the number of objects and devices that refer to it."""
 
     id: int
     users: int = field(default=0, kw_only=True)
@@ -29,9 +36,9 @@ class Object:
 
 @dataclass(eq=False)
 class Ioas(Object):
-    """An I/O address space: what user space mapped, and what it must leave alone.
+    """An I/O address space: what user space mapped, and what is reserved in it.
 
-    :param hwpts: the tables that are filled from it, in the order they were made.
+    :param hwpts: the tables filled from it, oldest first.
     """
 
     iopt: IoPageTable
@@ -42,22 +49,23 @@ class Ioas(Object):
 class PagingHwpt(Object):
     """A table of one SMMU, filled from an IOAS.
 
-    :param nest_parent: it is a stage 2 that stage 1 tables can be nested on; else the kernel
+    :param nest_parent: it is a stage 2 that stage 1 tables can be nested on; otherwise the kernel
         makes it a stage 1 of its own.
-    :param auto: it was made by attaching a device to the IOAS and goes with the last one.
+    :param auto: it was allocated by attaching a device to the IOAS and is destroyed with the last
+        one.
     :param slots: addresses of the SW MSI slots that are mapped in it.
     """
 
     ioas: Ioas
     smmu: int
-    filled: Filled
+    filled: FilledTable
     nest_parent: bool
     auto: bool = False
     slots: set[Iova] = field(default_factory=set)
 
     @property
     def table(self) -> PageTable:
-        """The table."""
+        """The page table."""
         return self.filled.table
 
     @property
@@ -71,11 +79,12 @@ class Viommu(Object):
     """A virtual SMMU, on the stage 2 of a physical one.
 
     :param vdevices: its devices, by virtual StreamID.
+    :param by_address: the same, by PCI address.
     """
 
     hwpt: PagingHwpt
     vdevices: dict[int, Vdevice] = field(default_factory=dict)
-    of_device: dict[PciAddress, Vdevice] = field(default_factory=dict)
+    by_address: dict[PciAddress, Vdevice] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -88,11 +97,22 @@ class Vdevice(Object):
 
 
 class SteConfig(StrEnum):
-    """What a guest's stream table entry asks for: STE.Config as the nesting interface takes it."""
+    """STE.Config of a guest's stream table entry, as the nesting interface takes it."""
 
     TRANSLATE = "translate"
     BYPASS = "bypass"
     ABORT = "abort"
+
+
+class GuestSte(NamedTuple):
+    """A guest's stream table entry.
+
+    :param config: None for an entry with bits that a guest may not set.
+    :param stage1: the context descriptor, with TRANSLATE.
+    """
+
+    config: SteConfig | None
+    stage1: Stage1Config | None = None
 
 
 @dataclass(eq=False)
@@ -116,15 +136,16 @@ Hwpt: TypeAlias = PagingHwpt | NestedHwpt
 class FdGroup:
     """An IOMMU group within a file descriptor: ``struct iommufd_group``.
 
-    It is there while a device of the group is bound.
+    It exists while a device of the group is bound.
 
     :param attached: its attached devices, by id.
     :param sw_msi_start: base of the software MSI window, once a device was attached.
-    :param required: slots its devices have used, by address; installed in what it is attached to.
+    :param required: slots that its devices have used, by address; installed in every table that
+        the group is attached to.
     """
 
     core: CoreGroup
-    context: Iommufd
+    context: FileContext
     bound: int = 0
     hwpt: Hwpt | None = None
     attached: dict[int, IommufdDevice] = field(default_factory=dict)
@@ -142,28 +163,28 @@ class IommufdDevice(Object):
 
 
 class CoreDomain(Enum):
-    """The IOMMU domains that no HWPT stands for."""
+    """The IOMMU domains without a HWPT."""
 
-    #: What the kernel's own drivers use.
+    #: The domain of the kernel's own drivers.
     DEFAULT = "default"
     #: Everything is aborted: ``arm_smmu_blocked_domain``.
     BLOCKED = "blocked"
 
 
-Domain: TypeAlias = CoreDomain | PagingHwpt | NestedHwpt
+IommuDomain: TypeAlias = CoreDomain | PagingHwpt | NestedHwpt
 
 
 @dataclass(eq=False)
 class Master:
     """A device as the SMMU driver knows it: ``struct arm_smmu_master``.
 
-    :param domain: what its stream table entry was made for.
-    :param vmaster: the vIOMMU that its stage 1 events are reported to, and as which StreamID.
+    :param domain: the IOMMU domain that its stream table entry was written for.
+    :param vmaster: the vIOMMU that its stage 1 events are reported to, and its StreamID there.
     :param cached: the SMMU has its configuration in its cache.
     """
 
     host: HostDevice
-    domain: Domain = CoreDomain.DEFAULT
+    domain: IommuDomain = CoreDomain.DEFAULT
     vmaster: tuple[Viommu, int] | None = None
     cached: bool = False
 
@@ -172,13 +193,14 @@ class Master:
 class CoreGroup:
     """An IOMMU group: ``struct iommu_group``.
 
-    :param owner: the file descriptor that owns its DMA, and how many devices claimed it.
+    :param owner: the file descriptor that owns its DMA.
+    :param owners: number of devices that claimed it.
     :param handle: the group within the file descriptor, while a HWPT is attached.
     """
 
     number: int
     masters: list[Master] = field(default_factory=list)
-    domain: Domain = CoreDomain.DEFAULT
-    owner: Iommufd | None = None
+    domain: IommuDomain = CoreDomain.DEFAULT
+    owner: FileContext | None = None
     owners: int = 0
     handle: FdGroup | None = None

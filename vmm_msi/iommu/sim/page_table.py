@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class Access(Flag):
-    """What a mapping permits."""
+    """The accesses that a mapping permits."""
 
     NONE = 0
     READ = 1
@@ -40,7 +40,7 @@ class _Range:
 
 
 class PageTable:
-    """A translation table of 48 input bits, by granule, with a few large ranges for RAM.
+    """A translation table with 48 input bits: single granules, and a few large ranges for RAM.
 
     :param granule: page size; addresses and sizes are multiples of it.
     :param output_bits: size of the output address space; larger outputs are F_ADDR_SIZE.
@@ -56,13 +56,13 @@ class PageTable:
         self._mask = granule - 1
 
     def map(self, base: int, output: int, size: int, access: Access = Access.READ_WRITE) -> None:
-        """Map ``size`` bytes of ``base`` to ``output``; all or nothing.
+        """Map ``size`` bytes from ``base`` to ``output``; all or nothing.
 
         Follows Linux ``drivers/iommu/iommu.c`` iommu_map and
         ``drivers/iommu/io-pgtable-arm.c`` arm_lpae_map_pages.
 
         :raise BackendError: EINVAL when an address or the size is not a multiple of the granule
-            or the mapping permits nothing, ERANGE when it leaves an address space, EEXIST when
+            or the mapping permits no access, ERANGE outside of an address space, EEXIST when
             something is mapped there.
         """
         if (base | output | size) & self._mask or size <= 0:
@@ -72,7 +72,7 @@ class PageTable:
                 f"{self.granule} granule",
             )
         if access is Access.NONE:
-            raise BackendError(errno.EINVAL, f"iommu_map({base:#x}): no permission is given")
+            raise BackendError(errno.EINVAL, f"iommu_map({base:#x}): no access is permitted")
         if base + size > 1 << self.INPUT_BITS or output + size > 1 << self.output_bits:
             raise BackendError(errno.ERANGE, f"iommu_map({base:#x} -> {output:#x}): out of range")
         if self.overlaps(base, size):
@@ -84,16 +84,16 @@ class PageTable:
             self._ranges.sort(key=lambda r: r.base)
 
     def unmap(self, base: int) -> bool:
-        """Unmap what was mapped at ``base`` by one call; tell whether there was anything."""
+        """Unmap the mapping made by one call at ``base``; return whether one existed."""
         if self._pages.pop(base, None) is not None:
             return True
         kept = [r for r in self._ranges if r.base != base]
-        found = len(kept) != len(self._ranges)
+        existed = len(kept) != len(self._ranges)
         self._ranges = kept
-        return found
+        return existed
 
     def overlaps(self, base: int, size: int) -> bool:
-        """Tell whether anything is mapped in ``size`` bytes from ``base``."""
+        """Return whether anything is mapped in ``size`` bytes from ``base``."""
         if any(r.base < base + size and base <= r.last for r in self._ranges):
             return True
         if size == self.granule:
@@ -107,12 +107,12 @@ class PageTable:
             return Leaf(leaf.output | (address & self._mask), leaf.access)
         at = bisect_right(self._ranges, address, key=lambda r: r.base) - 1
         if at >= 0 and address <= self._ranges[at].last:
-            found = self._ranges[at]
-            return Leaf(found.output + address - found.base, found.access)
+            mapped = self._ranges[at]
+            return Leaf(mapped.output + address - mapped.base, mapped.access)
         return None
 
     def pages(self) -> frozenset[tuple[int, int]]:
-        """Return (input, output) of every single granule that is mapped; ranges are left out."""
+        """Return (input, output) of each mapped granule, without the ranges."""
         return frozenset((base, leaf.output) for base, leaf in self._pages.items())
 
     def __len__(self) -> int:

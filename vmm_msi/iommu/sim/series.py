@@ -1,7 +1,7 @@
-"""The kernels before iommufd: VFIO's type1 container and "SMMUv3 Nested Stage Setup".
+"""The simulated kernels before iommufd: VFIO's type1 container, "SMMUv3 Nested Stage Setup".
 
-Doorbells can be mapped by iommu_map() from inside the kernel, bindings can be registered in the
-revisions that have it, and there is no IOAS, so nothing checks a mapping against the window.
+Doorbells can be mapped by iommu_map() from inside the kernel, and bindings can be registered in
+the revisions that have the call. Without an IOAS, nothing checks a mapping against the window.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(slots=True)
 class _Group:
-    """An IOMMU group that is attached: all its devices share one translation."""
+    """An attached IOMMU group: all its devices share one translation."""
 
     s2: S2Handle
     stage1: str
@@ -32,7 +32,7 @@ class _Group:
 
 
 class SeriesKernel(Kernel):
-    """A kernel with a revision of the series, or (revision 0) with none."""
+    """A kernel with a revision of the series, or without the series (revision 0)."""
 
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         super().__init__(host, guest, profile)
@@ -62,7 +62,7 @@ class SeriesKernel(Kernel):
         return handle
 
     def free_s2(self, handle: S2Handle) -> None:
-        """Free an IOMMU domain; its cookie and what is mapped go with it.
+        """Free an IOMMU domain with its cookie and its mappings.
 
         :raise BackendError: EBUSY while a device is attached.
         """
@@ -75,11 +75,11 @@ class SeriesKernel(Kernel):
     def attach(self, device: HostDevice, handle: S2Handle, name: str, s1: Stage1Config) -> None:
         """Attach a device: ``__iommu_attach_group`` and ``arm_smmu_attach_dev`` of the series.
 
-        The patches make the last two checks for every nested IOMMU domain; they are there for the
-        allocator's sake, and are left out here where it is not in use (``direct`` maps doorbells
-        from inside the kernel instead).
+        The patches make the last two checks for every nested IOMMU domain, because the allocator
+        needs them. The simulator makes them only if the allocator is in use (``direct`` maps
+        doorbells from inside the kernel instead).
 
-        :raise BackendError: ENXIO for another SMMU; EBUSY for a device that is attached, or whose
+        :raise BackendError: ENXIO for another SMMU; EBUSY for an attached device, or one whose
             group is attached elsewhere; from revision 8 on EINVAL for a device with another MSI
             domain than the ones attached (``arm_smmu_share_msi_domain``) or with a HW MSI region
             (``arm_smmu_has_hw_msi_resv_region``).
@@ -118,7 +118,7 @@ class SeriesKernel(Kernel):
     def map_doorbell(self, handle: S2Handle, gdb: Ipa, page: Pa) -> None:
         """Call iommu_map() from inside the kernel.
 
-        :raise BackendError: EINVAL when it is not aligned, EEXIST when it is mapped.
+        :raise BackendError: EINVAL for an unaligned address, EEXIST for a mapped one.
         """
         self.domains[handle].config.table.map(gdb, page, self.page_size)
 
@@ -130,7 +130,7 @@ class SeriesKernel(Kernel):
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
         """Register a guest binding: ``iommu_dma_bind_guest_msi``.
 
-        :raise BackendError: EOPNOTSUPP where the kernel has no such interface.
+        :raise BackendError: EOPNOTSUPP when the kernel lacks the call.
         """
         self._bindings(device).bind(device, giova, gdb, size)
 
@@ -158,7 +158,7 @@ class SeriesKernel(Kernel):
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
         """Return the page address that ``iommu_dma_prepare_msi`` picks for a doorbell.
 
-        :raise BackendError: what the allocator in charge returns; ENOMEM where there is none.
+        :raise BackendError: the allocator's error; ENOMEM without an allocator.
         """
         match self.domain_of(device.address).cookie:
             case MsiCookie() as cookie:
@@ -172,9 +172,9 @@ class SeriesKernel(Kernel):
 
     @property
     def slots(self) -> int:
-        """Pages of the software MSI window that the cookies have taken."""
+        """Pages of the software MSI window that the cookies use."""
         cookies = [domain.cookie for domain in self.domains.values()]
         return sum(len(cookie.pages) for cookie in cookies if isinstance(cookie, MsiCookie))
 
     def close(self) -> None:
-        """Nothing outlives an IOMMU domain here."""
+        """Do nothing: nothing outlives an IOMMU domain."""

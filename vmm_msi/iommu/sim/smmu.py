@@ -1,8 +1,8 @@
-"""An SMMUv3: stream table, nested walk, TLB and the events it records.
+"""A simulated SMMUv3: stream table, nested walk, TLB and event records.
 
 Sources: Arm SMMUv3 architecture specification (IHI 0070), 3.3 stream table, 3.4 address sizes,
-3.17 TLB tagging, 7.3 event records. Attributes, ATS and PASID are not modelled: an MSI is a write
-without either.
+3.17 TLB tagging, 7.3 event records. Attributes, ATS and PASID are not simulated: an MSI is a write
+without them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stage1Config:
-    """What a context descriptor says: the table, where its first level lies and the ASID."""
+    """A context descriptor: the table, the IPA of its first level and the ASID."""
 
     asid: int
     table: PageTable
@@ -29,7 +29,7 @@ class Stage1Config:
 
 @dataclass(frozen=True, slots=True)
 class Stage2Config:
-    """What the stage 2 part of a stream table entry says."""
+    """The stage 2 part of a stream table entry."""
 
     vmid: int
     table: PageTable
@@ -44,7 +44,7 @@ class StreamTableEntry:
 
 
 class Walk(NamedTuple):
-    """The result of a walk: how far it came and, where ``pa`` is None, the event."""
+    """The result of a walk: the addresses it reached and, if it faulted, the event."""
 
     ipa: Ipa | None
     pa: Pa | None
@@ -52,7 +52,7 @@ class Walk(NamedTuple):
 
     @property
     def stage(self) -> int:
-        """The stage that faulted, 0 where none did."""
+        """The stage that faulted, 0 for none."""
         return 0 if self.event is None else self.event.stage
 
 
@@ -65,7 +65,7 @@ def walk_stage1(table: PageTable, stream_id: StreamId, iova: Iova) -> Walk:
 
 
 def walk_stage2(table: PageTable, stream_id: StreamId, iova: Iova, ipa: Ipa) -> Walk:
-    """Translate a write to ``iova``, which is at ``ipa`` by now, by a stage 2 table."""
+    """Translate a write to ``iova``, which stage 1 translated to ``ipa``, by a stage 2 table."""
     output = _output(table, ipa)
     if isinstance(output, EventKind):
         return Walk(ipa, None, SmmuEvent(output, 2, stream_id, iova, ipa))
@@ -73,7 +73,7 @@ def walk_stage2(table: PageTable, stream_id: StreamId, iova: Iova, ipa: Ipa) -> 
 
 
 def _output(table: PageTable, address: int) -> int | EventKind:
-    """Return where a write to ``address`` goes by a table, or the event it ends with."""
+    """Return a table's output address for a write to ``address``, or the kind of its fault."""
     leaf = None if address >> table.INPUT_BITS else table.lookup(address)
     if leaf is None:
         return EventKind.F_TRANSLATION
@@ -84,23 +84,23 @@ def _output(table: PageTable, address: int) -> int | EventKind:
     return leaf.output
 
 
-class SmmuModel:
-    """One SMMUv3 with both stages."""
+class SimSmmu:
+    """A simulated SMMUv3 with both stages."""
 
-    #: Entries are cached by the smallest granule, so that no larger one hides an invalidation.
+    #: Entries are cached by the smallest granule, so that a larger one cannot hide an invalidation.
     TLB_PAGE_SHIFT = 12
 
     def __init__(self) -> None:
         self.streams: dict[StreamId, StreamTableEntry] = {}
-        #: VMID -> ASID -> page -> what the page translates to.
+        #: VMID -> ASID -> page -> IPA and PA of the page.
         self._tlb: dict[int, dict[int, dict[int, tuple[Ipa, Pa]]]] = {}
 
     def install(self, stream_id: StreamId, entry: StreamTableEntry) -> None:
-        """Write a stream table entry (and CMD_CFGI_STE: no configuration is cached here)."""
+        """Write a stream table entry (and CMD_CFGI_STE: this simulator caches no configuration)."""
         self.streams[stream_id] = entry
 
     def clear(self, stream_id: StreamId) -> None:
-        """Make a stream abort, as Linux does with a device that no domain is attached to."""
+        """Make a stream abort, as Linux does for a device without an IOMMU domain."""
         del self.streams[stream_id]
 
     def translate(self, stream_id: StreamId, iova: Iova) -> Walk:
@@ -133,20 +133,20 @@ class SmmuModel:
         return walk_stage2(s2.table, stream_id, iova, first.ipa)
 
     def invalidate_asid(self, vmid: int, asid: int) -> None:
-        """CMD_TLBI_NH_ASID: what a guest issues, with the VMID the host puts in."""
+        """CMD_TLBI_NH_ASID: issued by a guest, with the VMID that the host inserts."""
         self._tlb.get(vmid, {}).pop(asid, None)
 
     def invalidate_vmid(self, vmid: int) -> None:
-        """CMD_TLBI_S12_VMALL: everything of a VMID.
+        """CMD_TLBI_S12_VMALL: all entries of a VMID.
 
-        Linux issues it when a stage 2 is freed, and after an unmap in a nesting parent it
-        follows CMD_TLBI_S2_IPA with CMD_TLBI_NH_ALL, since combined entries are not tagged by
+        Linux issues it when a stage 2 is freed. After an unmap in a nest parent it follows
+        CMD_TLBI_S2_IPA with CMD_TLBI_NH_ALL, since combined entries are not tagged by
         IPA (``arm_smmu_tlb_inv_range_domain`` and ``arm_smmu_domain_tlbi_inv``).
         """
         self._tlb.pop(vmid, None)
 
     def stale(self) -> Iterator[tuple[StreamId, Iova]]:
-        """Yield each cached translation of an installed stream that its tables do not give."""
+        """Yield each cached translation that differs from the stream's tables."""
         for stream_id, entry in self.streams.items():
             tagged = self._tlb.get(entry.s2.vmid, {}).get(entry.s1.asid, {})
             for page, (ipa, pa) in tagged.items():
