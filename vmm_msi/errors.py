@@ -1,25 +1,25 @@
-"""Every error this package raises on purpose, in one tree.
+"""The errors that this package raises on purpose, in one tree.
 
 ::
 
     VmmMsiError
-    ├── UsageError              the command line asks for something that does not exist
-    ├── InputError              a file or document cannot be used as it is
+    ├── UsageError              the command line names something that does not exist
+    ├── InputError              a file or a document is invalid
     │   ├── ConfigError         vmm-msi.toml
     │   ├── ScenarioError       a scenario TOML
-    │   ├── TopologyError       ACPI tables, a device tree, a device that is not in them
-    │   ├── UnreadableError     a file of a host that is there (``vmm_msi.host.files``)
+    │   ├── TopologyError       ACPI tables, a device tree, a device that they do not list
+    │   ├── UnreadableError     an unreadable file of a host (``vmm_msi.host.files``)
     │   └── DomainXmlError      libvirt domain XML
-    ├── PluginError             a plugin cannot be loaded, has a taken name or breaks the contract
-    ├── RefusedError            a strategy, a policy or a capability says no; nothing was changed
-    │   └── BackendError        the kernel (real or modelled) says no, with an errno
-    ├── HypervisorError         libvirt says no
-    │   ├── NoHostDeviceError   libvirt knows no such device of the host
-    │   └── UndoError           a change failed, and not all of it could be undone
+    ├── PluginError             a plugin does not load, has a taken name or breaks the contract
+    ├── RefusedError            a strategy, a policy or a capability refuses; nothing was changed
+    │   └── BackendError        the kernel (real or simulated) refuses, with an errno
+    ├── HypervisorError         libvirt refuses
+    │   ├── NoHostDeviceError   libvirt has no such device of the host
+    │   └── UndoError           a change failed, and part of it could not be undone
     ├── LabError                the emulated host or its root cannot be built or run
-    └── OutputError             a result cannot be written where it was asked to go
+    └── OutputError             a result cannot be written to its destination
 
-Messages read ``doing what to which: what is wrong; what would be valid``. The CLI catches
+Messages read ``doing what to which object: what is wrong; what to use instead``. The CLI catches
 :class:`VmmMsiError` only, prints that one line and exits with :attr:`VmmMsiError.exit_code`.
 """
 
@@ -27,51 +27,51 @@ from __future__ import annotations
 
 import errno as _errno
 
-# Names of the kernel's own headers where Python prefers the synonym.
+# Names in the kernel's headers where Python prefers the synonym.
 _KERNEL_NAMES = {_errno.EOPNOTSUPP: "EOPNOTSUPP", _errno.EAGAIN: "EAGAIN"}
 
 
 def errno_name(number: int) -> str:
-    """Return the kernel's name of an error number, such as ``EINVAL``."""
+    """Return the name of an error number in the kernel's headers, such as ``EINVAL``."""
     return _KERNEL_NAMES.get(number) or _errno.errorcode.get(number, f"errno {number}")
 
 
 class VmmMsiError(Exception):
-    """Root of the tree; never raised itself."""
+    """Root of the tree; only its subclasses are raised."""
 
-    #: Exit status of the command line for this kind of error (docs/cli.md).
+    #: Exit code of the command line for this kind of error (docs/cli.md).
     exit_code = 1
 
 
 class UsageError(VmmMsiError):
-    """The command line is well formed but names something that does not exist."""
+    """The command line names something that does not exist."""
 
     exit_code = 2
 
 
 class InputError(VmmMsiError):
-    """A file or a document that was given cannot be used."""
+    """An input file or document is invalid."""
 
     exit_code = 3
 
 
 class ConfigError(InputError):
-    """``vmm-msi.toml`` cannot be used."""
+    """``vmm-msi.toml`` is invalid."""
 
 
 class ScenarioError(InputError):
-    """A scenario file cannot be used."""
+    """A scenario file is invalid."""
 
 
 class TopologyError(InputError):
-    """A host description is malformed or lacks what is asked of it."""
+    """A host description is malformed or lacks a required fact."""
 
 
 class UnreadableError(InputError):
-    """A file of a host is there and cannot be read.
+    """A file of a host exists and cannot be read.
 
-    :param path: as on the host.
-    :param reason: what the kernel says, or said when the capture was made.
+    :param path: the path on the host.
+    :param reason: the kernel's error, now or when the capture was made.
     """
 
     def __init__(self, source: str, path: str, reason: str) -> None:
@@ -81,26 +81,26 @@ class UnreadableError(InputError):
 
 
 class DomainXmlError(InputError):
-    """A libvirt domain XML document cannot be used or edited."""
+    """A libvirt domain XML document is invalid or cannot be edited."""
 
 
 class PluginError(VmmMsiError):
-    """A plugin cannot be loaded, clashes with another one or breaks the contract."""
+    """A plugin does not load, clashes with another one or breaks the contract."""
 
     exit_code = 4
 
 
 class RefusedError(VmmMsiError):
-    """A strategy, a policy or a missing capability says no, before anything is changed."""
+    """A strategy, a policy or a missing capability refuses; nothing was changed."""
 
     exit_code = 5
 
 
 class BackendError(RefusedError):
-    """The kernel, real or modelled, refuses an operation.
+    """The kernel, real or simulated, refuses an operation.
 
-    :param errno: the positive error number Linux returns for the same cause.
-    :param reason: what was wrong, in a sentence without the errno.
+    :param errno: the positive error number that Linux returns for the same cause.
+    :param reason: what is wrong, in a sentence without the errno.
     """
 
     def __init__(self, errno: int, reason: str) -> None:
@@ -116,11 +116,11 @@ class HypervisorError(VmmMsiError):
 
 
 class NoHostDeviceError(HypervisorError):
-    """libvirt knows no such device of the host, or knows of no devices at all."""
+    """libvirt has no such device of the host, or lists no devices."""
 
 
 class UndoError(HypervisorError):
-    """A change failed and what was done of it is there still, or may be; the message says what."""
+    """A change failed, and the part that the message names is or may be still in place."""
 
 
 class LabError(VmmMsiError):
@@ -130,6 +130,6 @@ class LabError(VmmMsiError):
 
 
 class OutputError(VmmMsiError):
-    """A result cannot be written where it was asked to go."""
+    """A result cannot be written to its destination."""
 
     exit_code = 1

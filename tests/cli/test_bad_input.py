@@ -307,7 +307,7 @@ def xml_of_something_else(place):
     return place.compare(BOARD, place.file("guest.xml", "<network><name>n</name></network>"))
 
 
-@case(2, "guest.xml: has no PCI hostdev, so there is nothing to compare")
+@case(2, "guest.xml: has no PCI hostdev to compare strategies on")
 def xml_without_devices(place):
     text = "<domain type='kvm'><name>n</name><memory>1024</memory><devices/></domain>"
     return place.compare(BOARD, place.file("guest.xml", text))
@@ -332,12 +332,12 @@ def missing_xml(place):
 # The command line.
 
 
-@case(2, "lists no devices, only ranges; name the guest's devices with --guest GUEST.xml")
+@case(2, "lists ranges of addresses, not devices; name the guest's devices with --guest GUEST.xml")
 def a_host_without_devices(place):
     return ["compare", "--host", BOARD]
 
 
-@case(2, "--guest goes with --host: a scenario has its own guest")
+@case(2, "--guest needs --host: a scenario has its own guest")
 def a_guest_with_a_scenario(place):
     return ["compare", "--scenario", TWO_ITS, "--guest", GUEST]
 

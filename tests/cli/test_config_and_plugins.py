@@ -52,7 +52,7 @@ def test_no_configuration(check, vmm_msi):
         "strategies": {},
         "disabled_plugins": [],
     }
-    assert "no configuration file: fine" in vmm_msi("config", "check")[1]
+    assert "no configuration file: valid" in vmm_msi("config", "check")[1]
 
 
 def test_what_a_configuration_says(check, vmm_msi, nowhere):
@@ -74,7 +74,7 @@ def test_what_a_configuration_says(check, vmm_msi, nowhere):
     }
     code, out, err = vmm_msi("config", "check", "--config", path)
     assert (code, err) == (0, "")
-    assert out.startswith(f"{path}: fine\n")
+    assert out.startswith(f"{path}: valid\n")
     assert ["guest0", "0000:01:00.0", "identity"] in [line.split() for line in out.splitlines()]
 
 

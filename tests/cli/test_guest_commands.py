@@ -119,7 +119,7 @@ def test_faults_on_request(run):
 def test_previews_say_what_would_be_and_change_nothing(vmm_msi, run, node):
     before = node.read_bytes()
     said = run("attach", A, "--dry-run")
-    assert said.startswith("guest0: nothing was changed; this is what would be\n")
+    assert said.startswith("guest0: nothing was changed; the result would be\n")
     assert json.loads(run("attach", A, "--dry-run", "--format", "json"))["devices"]
     xml = DomainXml.parse(run("attach", A, "--print-xml"), "the command")
     assert [str(hostdev.host) for hostdev in xml.hostdevs()] == [A]
@@ -132,7 +132,7 @@ def test_previews_say_what_would_be_and_change_nothing(vmm_msi, run, node):
     assert [line for line in lines if line.startswith("+    <iommu ")]
     assert not [line for line in lines[2:] if line.startswith("-")]
     assert node.read_bytes() == before
-    assert run("status") == "guest0: has no device that vmm-msi attached\n"
+    assert run("status") == "guest0: no devices attached by vmm-msi\n"
 
 
 def test_only_one_preview_at_a_time(vmm_msi):
@@ -145,7 +145,7 @@ def test_the_default_connection_is_libvirts(vmm_msi, node, monkeypatch):
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"test://{node}")
     assert vmm_msi("status", "guest1") == (
         0,
-        "guest1: has no device that vmm-msi attached\n",
+        "guest1: no devices attached by vmm-msi\n",
         "",
     )
 
@@ -180,18 +180,18 @@ def take_out(path):
 @pytest.mark.parametrize(
     ("path", "words"),
     [
-        ("devices/hostdev", f"the <hostdev> of {A} is gone"),
+        ("devices/hostdev", f"the <hostdev> of {A} is missing"),
         ("devices/iommu", "the <iommu model='smmuv3'> of the pcie-expander-bus with index 3 is"),
         ("devices/controller[@model='pcie-expander-bus']", "the pcie-expander-bus with index 3 is"),
-        ("devices/controller[@index='4']", "the pcie-root-port with index 4 is gone"),
+        ("devices/controller[@index='4']", "the pcie-root-port with index 4 is missing"),
     ],
 )
-def test_status_tells_what_somebody_took_out(run, attached, path, words):
+def test_status_names_elements_that_another_program_removed(run, attached, path, words):
     attached(take_out(path))
     notes = json.loads(run("status", "--format", "json"))["notes"]
     assert len(notes) == 1 or path.startswith("devices/controller")
     assert any(words in note for note in notes)
-    assert "somebody took it out; detach the device and attach it again" in run("status")
+    assert "another program removed it; detach the device and attach it again" in run("status")
 
 
 def test_detach_previews(run, attached, node):
@@ -200,9 +200,7 @@ def test_detach_previews(run, attached, node):
     xml = DomainXml.parse(run("detach", A, "--print-xml"), "the command")
     assert [str(device.host) for device in read_record(xml).devices] == [B]
     assert "-    <hostdev " in run("detach", "all", "--print-diff")
-    assert run("detach", "all", "--dry-run").endswith(
-        "guest0: has no device that vmm-msi attached\n"
-    )
+    assert run("detach", "all", "--dry-run").endswith("guest0: no devices attached by vmm-msi\n")
     assert json.loads(run("detach", "all", "--format", "json"))["done"] == "detached everything"
     assert node.read_bytes() == before
 

@@ -116,7 +116,7 @@ def test_print_diff_and_dry_run():
     assert out.startswith("--- g (before)\n+++ g (after)\n")
     assert not [line for line in out.splitlines()[2:] if line.startswith("-")]
     out, _ = render(GUEST, "--device", A, "--dry-run")
-    assert out.startswith("g: this is what would be\ndevice ")
+    assert out.startswith("g: the result would be\ndevice ")
     document = json.loads(render(GUEST, "--device", A, "--dry-run", "--format", "json")[0])
     assert [device["device"] for device in document["devices"]] == [A]
 
@@ -129,7 +129,7 @@ def test_an_older_libvirt():
     words = refused(GUEST, "--device", A, "--libvirt", "12.8", "--qemu", "10.2", code=5)
     assert "QEMU 10.2.0 cannot write <driver accel> (a nested vSMMU): needs QEMU 11.0.0" in words
     words = refused(GUEST, "--device", A, "--libvirt", "new", code=2)
-    assert words == "--libvirt 'new': not a release; valid is for instance 12.8 or 11.0.1"
+    assert words == "--libvirt 'new': not a release; valid are, for instance, 12.8, 11.0.1"
 
 
 def test_a_device_that_is_assigned_already():
@@ -201,7 +201,7 @@ def test_a_closed_standard_input():
     shell = ["/bin/sh", "-c", 'exec "$0" "$@" <&-', *command]
     done = subprocess.run(shell, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == ("vmm-msi render: standard input is closed; give it a domain XML\n")
+    assert done.stderr == ("vmm-msi render: standard input is closed; pass domain XML on it\n")
 
 
 def test_no_libvirt_is_imported():

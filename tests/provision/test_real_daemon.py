@@ -133,7 +133,7 @@ def test_previews_change_nothing(test_driver):
     xml = vmm_msi(test_driver, "attach", *NAMES, "--print-xml")
     assert [hostdev.host for hostdev in DomainXml.parse(xml, "it").hostdevs()] == list(DEVICES)
     said = vmm_msi(test_driver, "attach", *NAMES, "--dry-run")
-    assert said.startswith(f"{GUEST}: nothing was changed; this is what would be\n")
+    assert said.startswith(f"{GUEST}: nothing was changed; the result would be\n")
     assert texts(test_driver) == before
 
 

@@ -85,7 +85,7 @@ def test_the_unit_has_the_arguments_of_the_command(capsys, tmp_path, monkeypatch
 
 def test_invalid_arguments_are_refused(capsys):
     assert main(["watch", "--print-unit", "-c", "qemu+ssh://host/system"]) == 2
-    assert "name a description of it with --host" in capsys.readouterr().err
+    assert "describe it with --host" in capsys.readouterr().err
     assert main(["watch", "--print-unit", "--metrics", "9177"]) == 2
     assert main(["watch", "--once", "--metrics", ":9177"]) == 2
     assert capsys.readouterr().out == ""

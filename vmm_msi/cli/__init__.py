@@ -1,8 +1,8 @@
 """The command line: one module per command, imported only when that command runs.
 
 A command module has ``configure(parser)``, which adds its arguments, and ``run(args)``, which
-returns the exit code. Errors of this package end in one line on standard error and the exit code
-of their class; everything else is a bug and keeps its traceback.
+returns the exit code. An error of this package is printed as one line on standard error and sets
+the exit code of its class; any other exception is a bug and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -16,24 +16,27 @@ from vmm_msi.terminal import discard_output, print_error, print_line, printable
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-#: Command, module below this package and the line ``--help`` shows. Kept here so that ``--help``
+#: Command, its module in this package and its line in ``--help``. They are here so that ``--help``
 #: imports no command.
 COMMANDS: dict[str, tuple[str, str]] = {
-    "compare": ("compare", "run strategies on a scenario or a host and show where each MSI lands"),
+    "compare": (
+        "compare",
+        "run strategies on a scenario or a host and show where each MSI arrives",
+    ),
     "attach": ("attach", "assign host devices to a libvirt domain behind nested vSMMUs"),
-    "detach": ("detach", "take devices and everything that was added for them out again"),
+    "detach": ("detach", "remove assigned devices and everything that attach added for them"),
     "status": ("status", "show the devices and doorbell bindings of a libvirt domain"),
-    "render": ("render", "edit a domain XML from standard input as attach does, without libvirt"),
+    "render": ("render", "edit domain XML from standard input as attach does, without libvirt"),
     "hook": ("hook", "install or check the libvirt hook that vets vmm-msi guests at startup"),
     "watch": ("watch", "run the service that keeps the doorbells of running guests bound"),
-    "doctor": ("doctor", "say what will happen on a host, before a guest starts, and why"),
+    "doctor": ("doctor", "check a host and a guest before it starts, and explain what will fail"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
-    "explain": ("explain", "say what a fault or an error message means and what mends it"),
+    "explain": ("explain", "explain a fault or an error message and how to fix it"),
     "record": ("record", "write the MSIs of a running guest to a file that replay reads"),
     "replay": ("replay", "replay a recording in the simulator and report differences"),
     "plugins": ("plugins", "list plugins"),
     "config": ("config", "check the configuration file"),
-    "lab": ("lab", "build and run what is needed to try things without Arm hardware"),
+    "lab": ("lab", "build and run an emulated Arm host, to try vmm-msi without Arm hardware"),
     "completion": ("completion", "print a shell completion script"),
 }
 
@@ -41,14 +44,14 @@ EXIT_INTERRUPTED = 130
 
 
 class Command(Protocol):
-    """What a command module offers."""
+    """The interface of a command module."""
 
     def configure(self, parser: argparse.ArgumentParser) -> None:
         """Add the command's arguments."""
         ...
 
     def run(self, args: argparse.Namespace) -> int:
-        """Do it and return the exit code."""
+        """Run the command and return the exit code."""
         ...
 
 
@@ -68,11 +71,11 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser(loaded: Sequence[str] = ()) -> argparse.ArgumentParser:
-    """Return the parser, with the arguments of the commands named in ``loaded``."""
+    """Return the parser, with the arguments of the commands in ``loaded``."""
     parser = _Parser(
         prog="vmm-msi",
-        description="Swap, compare and prove strategies for the MSI doorbells of PCI devices that "
-        "are assigned to Arm guests behind a nested SMMU.",
+        description="Assign PCI devices to Arm guests behind a nested SMMUv3, and have their "
+        "interrupts arrive.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
@@ -117,11 +120,11 @@ def _run(args: argparse.Namespace) -> int:
         print_error(f"vmm-msi {args.command}: interrupted")
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # The reader went away.
+        # The reader closed the pipe.
         discard_output()
         return 0
     except OSError as error:
-        # Commands translate errors of the files they open; what is left is standard output.
+        # Commands translate errors of the files that they open; this one is of standard output.
         if error.filename is not None:
             raise
         print_error(f"vmm-msi {args.command}: standard output: {error.strerror}")

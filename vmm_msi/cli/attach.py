@@ -47,7 +47,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def add_attach_options(parser: argparse.ArgumentParser) -> None:
-    """Add what is asked for besides the guest and the devices."""
+    """Add the options of an attach request besides the guest and the devices."""
     parser.add_argument(
         "--strategy",
         metavar="NAME[:key=value,…]",
@@ -56,56 +56,56 @@ def add_attach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("qemu", "sim"),
-        help="who binds the doorbells: qemu (QEMU and the kernel, the default on a QEMU "
-        "connection) or sim (the model; real XML, modelled binding)",
+        help="who binds the doorbells: qemu (QEMU and the kernel; the default on a QEMU "
+        "connection) or sim (the simulator: real XML, simulated binding)",
     )
     parser.add_argument(
         "--allow-faults",
         action="store_true",
-        help="attach also where the model says that MSIs will not arrive",
+        help="attach even if MSIs do not arrive in the simulator",
     )
     parser.add_argument(
         "--unmanaged",
         action="store_true",
-        help="the devices are bound to vfio-pci already and stay so; libvirt does not rebind them",
+        help="the devices are bound to vfio-pci and stay bound; libvirt does not rebind them",
     )
     parser.add_argument(
         "--vsmmu",
         metavar="KEY=VALUE[,…]",
         default="",
         help="properties of new vSMMUs: ats, ril, cmdqv (on, off), ssidsize (0 to 20), oas (44, "
-        "48); what is left out is as the physical SMMU has it",
+        "48); the others are those of the physical SMMU",
     )
     parser.add_argument(
         "--spare-ports",
         type=int,
         default=0,
         metavar="N",
-        help="have N free root ports behind each vSMMU, for devices that are plugged in while the "
-        "guest runs; default: 0",
+        help="keep N free root ports behind each vSMMU, for hotplug into the running guest; "
+        "default: 0",
     )
     parser.add_argument(
         "--spare-memory",
         type=int,
         default=64,
         metavar="MIB",
-        help="with --spare-ports: prefetchable memory that QEMU reserves for each port, as much as "
-        "the largest such BAR that is ever to be plugged in; default: 64",
+        help="with --spare-ports: prefetchable memory that QEMU reserves for each port, at least "
+        "the largest prefetchable BAR of a device to hotplug; default: 64",
     )
     parser.add_argument(
         "--fdgroup",
         metavar="NAME",
-        help="the program that starts the guest opens /dev/iommu itself and hands it over as the "
-        "group NAME",
+        help="use the /dev/iommu that the program which starts the guest opens and passes to "
+        "libvirt as the FD group NAME",
     )
 
 
 def request_of(
     args: argparse.Namespace, domain: str, named: Choice | None, scope: str
 ) -> AttachRequest:
-    """Return the request that the arguments make, for the devices in ``args.device``.
+    """Return the attach request of the arguments, for the devices in ``args.device``.
 
-    :raise InputError: for a device that is no PCI address.
+    :raise InputError: for a device that is not a PCI address.
     :raise UsageError: for a property of a vSMMU that is not KEY=VALUE.
     """
     from vmm_msi.provision import AttachRequest, BinderKind, Scope
@@ -147,7 +147,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _properties(text: str) -> dict[str, str]:
     pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    found = {key: value for key, equals, value in pairs if key and equals}
-    if len(found) != len(pairs):
+    properties = {key: value for key, equals, value in pairs if key and equals}
+    if len(properties) != len(pairs):
         raise UsageError(f"--vsmmu {text}: not of the form KEY=VALUE[,…] with each key once")
-    return found
+    return properties

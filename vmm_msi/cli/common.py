@@ -1,4 +1,4 @@
-"""Arguments and set-up that several commands share."""
+"""Arguments and preparation that several commands share."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def add_format(parser: argparse.ArgumentParser) -> None:
         "--format",
         choices=("table", "json"),
         default="table",
-        help="what to print: a table for people (default) or JSON for programs",
+        help="output format: a table for people (default) or JSON for programs",
     )
 
 
@@ -35,7 +35,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
         "--config",
         type=Path,
         metavar="FILE",
-        help="configuration; default: $VMM_MSI_CONFIG, ./vmm-msi.toml, the XDG configuration "
+        help="configuration file; default: $VMM_MSI_CONFIG, ./vmm-msi.toml, the XDG configuration "
         "folder, /etc/vmm-msi",
     )
     parser.add_argument(
@@ -47,7 +47,7 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-#: What a HOST can be, for help.
+#: The forms of HOST, for ``--help``.
 HOST_FORMS = (
     "a TOML file with [host], a device-tree blob, a folder with the ACPI tables IORT and APIC, a "
     "folder laid out like the host's /, a capture (.tar.zst) or a libvirt URI"
@@ -55,7 +55,7 @@ HOST_FORMS = (
 
 
 def host_name(text: str) -> Path | str:
-    """Return a HOST as a path, or as it is where it is a URI."""
+    """Return a HOST: a URI as text, anything else as a path."""
     return text if "://" in text else Path(text)
 
 
@@ -66,8 +66,8 @@ def add_host(parser: argparse._ActionsContainer, what: str) -> None:
         action="append",
         type=host_name,
         metavar="HOST",
-        help=f"{what}: {HOST_FORMS}; may be repeated: sources about one host, the first is "
-        "believed where they disagree",
+        help=f"{what}: {HOST_FORMS}; may be repeated for several sources about one host, of which "
+        "the first wins where they disagree",
     )
 
 
@@ -83,8 +83,8 @@ def add_granule(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--granule",
         choices=[str(granule) for granule in Granule],
-        help="page size of the host's kernel, where the host description does not tell: a TOML "
-        "file, a capture and libvirt do, ACPI tables and a device tree do not; default: 4K",
+        help="page size of the host's kernel, for a host description without it: ACPI tables and a "
+        "device tree lack it; a TOML file, a capture and libvirt have it; default: 4K",
     )
 
 
@@ -123,13 +123,13 @@ def load_host(args: argparse.Namespace) -> HostTopology:
 
 
 def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:
-    """Refuse connections to another machine when no description of that is named.
+    """Refuse connections to another machine unless ``--host`` describes it.
 
-    :raise UsageError: for the first one.
+    :raise UsageError: for the first such connection.
     """
     for uri in uris if args.host is None else ():
         if "://" in uri and not uri.split("://", 1)[1].startswith("/"):
-            raise UsageError(f"{uri} is another machine: name a description of it with --host")
+            raise UsageError(f"{uri} is another machine: describe it with --host")
 
 
 def load_config(args: argparse.Namespace) -> Config:
@@ -142,17 +142,17 @@ def load_config(args: argparse.Namespace) -> Config:
 def load_plugins(
     args: argparse.Namespace, settings: Config, named: Iterable[Choice] = ()
 ) -> PluginManager:
-    """Load the plugins; those that a strategy or the configuration names must load.
+    """Load the plugins; those that ``named`` or the configuration selects must load.
 
-    :raise ConfigError: when the configuration gives a strategy options that it does not have.
+    :raise ConfigError: when the configuration sets an option that the strategy does not have.
     """
     from vmm_msi.plugins.manager import PluginManager
 
     _print_warnings()
     strategies, selectors = settings.names()
-    wanted = {choice.strategy for choice in named} | strategies | selectors
+    required = {choice.strategy for choice in named} | strategies | selectors
     disabled = {*args.disable_plugin, *settings.table.plugins.disabled}
-    plugins = PluginManager.load(disabled, wanted)
+    plugins = PluginManager.load(disabled, required)
     _check_options(settings, plugins)
     return plugins
 

@@ -34,35 +34,38 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--scenario", type=Path, metavar="FILE", help="a host and a guest, in TOML")
+    source.add_argument(
+        "--scenario", type=Path, metavar="FILE", help="a TOML file with a host and a guest"
+    )
     add_host(source, "a host")
     add_granule(parser)
     parser.add_argument(
         "--guest",
         type=Path,
         metavar="GUEST.xml",
-        help="libvirt domain XML whose PCI hostdevs are the guest's devices; with --host only; "
-        "default: every device the host lists",
+        help="with --host: libvirt domain XML whose PCI hostdevs are the guest's devices; "
+        "default: every device that the host lists",
     )
     parser.add_argument(
         "--strategy",
         action="append",
         default=[],
         metavar="NAME[:key=value,…]",
-        help="a strategy with options; may be repeated; default: all, in every form",
+        help="a strategy with options; may be repeated; default: all strategies, in every form",
     )
     parser.add_argument(
         "--backend",
         choices=("sim", "lab", "iommufd"),
         default="sim",
-        help="where to run them: on the model (default), on a real kernel in an emulated Arm "
-        "host (vmm-msi lab), or on this machine's own /dev/iommu",
+        help="where the strategies run: in the simulator (sim, the default), on the kernel of an "
+        "emulated Arm host (lab, see vmm-msi lab) or on this machine's /dev/iommu (iommufd)",
     )
     parser.add_argument(
         "--doorbells",
         choices=("its", "witness"),
-        help="what receives the MSIs on a real kernel: the host's own ITS, or a page of memory "
-        "for each ITS of the scenario; default: witness with --backend lab, its with iommufd",
+        help="where MSIs arrive on a real kernel: at the host's ITS (its), or in a page of memory "
+        "for each ITS of the scenario (witness); default: witness with --backend lab, its with "
+        "--backend iommufd",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE")
     add_format(parser)
@@ -112,10 +115,12 @@ def run(args: argparse.Namespace) -> int:
 
 @contextmanager
 def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBackend]:
-    """Yield what opens a backend of the kind that was asked for."""
+    """Yield the function that opens a backend of the selected kind."""
     if args.backend == "sim":
         if args.doorbells is not None:
-            raise UsageError("--doorbells goes with --backend lab or iommufd: the model has both")
+            raise UsageError(
+                "--doorbells needs --backend lab or --backend iommufd: the simulator has both kinds"
+            )
         from vmm_msi.engine.compare import open_simulator
 
         yield open_simulator
@@ -134,7 +139,7 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
 
     doorbells = Doorbells(args.doorbells or "its")
     addresses = [device.host for device in scenario.guest.devices]
-    # What is missing altogether is said before any device is touched.
+    # Report a missing /dev/iommu or trigger before a device is bound to vfio-pci.
     IommuFd().close()
     for address in addresses:
         trigger_of(address)
@@ -150,9 +155,9 @@ def _scenario(args: argparse.Namespace) -> Scenario:
 
     if args.scenario is not None:
         if args.guest is not None:
-            raise UsageError("--guest goes with --host: a scenario has its own guest")
+            raise UsageError("--guest needs --host: a scenario has its own guest")
         if args.granule is not None:
-            raise UsageError("--granule goes with --host: a scenario has its own granule")
+            raise UsageError("--granule needs --host: a scenario has its own granule")
         return load_scenario(args.scenario)
     host = load_host(args)
     guest = _guest(args, host)
@@ -166,8 +171,8 @@ def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
     if args.guest is None:
         if not host.devices:
             raise UsageError(
-                f"{host.source}: lists no devices, only ranges; name the guest's devices with "
-                "--guest GUEST.xml"
+                f"{host.source}: lists ranges of addresses, not devices; name the guest's devices "
+                "with --guest GUEST.xml"
             )
         return virt_guest("guest", [device.address for device in host.devices])
     from vmm_msi.domxml.libvirt_domain import DomainXml
@@ -175,7 +180,7 @@ def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
 
     guest = guest_from_xml(DomainXml(read(args.guest), str(args.guest)))
     if not guest.devices:
-        raise UsageError(f"{args.guest}: has no PCI hostdev, so there is nothing to compare")
+        raise UsageError(f"{args.guest}: has no PCI hostdev to compare strategies on")
     return guest
 
 
@@ -194,9 +199,9 @@ def _with_progress(
 
 @contextmanager
 def _opened(path: Path | None) -> Iterator[TextIO]:
-    """Yield standard output, or a file that appears only when it is complete.
+    """Yield standard output, or a file that appears when it is complete.
 
-    What is there and is no regular file, a device or a pipe, is written to as it is.
+    A device or a pipe is written to directly.
 
     :raise OutputError: when the file cannot be written.
     """
@@ -205,7 +210,7 @@ def _opened(path: Path | None) -> Iterator[TextIO]:
         return
     target = Path(os.path.realpath(path))
     if target.is_dir():
-        raise OutputError(f"writing {path}: it is a folder; valid is the name of a file")
+        raise OutputError(f"writing {path}: it is a folder; give the name of a file")
     partial = target.with_name(f".{target.name}.partial")
     special = target.exists() and not target.is_file()
     try:

@@ -10,7 +10,9 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument("shell", choices=("bash", "zsh", "tcsh"), help="the shell to complete in")
+    parser.add_argument(
+        "shell", choices=("bash", "zsh", "tcsh"), help="the shell to print a script for"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

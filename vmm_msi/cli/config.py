@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    summary = "read the configuration, check every name and option in it, and say what it does"
+    summary = "check every name and option in the configuration and show what it selects"
     check = actions.add_parser("check", help=summary, description=summary, allow_abbrev=False)
     add_format(check)
     add_config(check)
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from vmm_msi.report.columns import columns
 
-    print_line(f"{settings.path or 'no configuration file'}: fine")
+    print_line(f"{settings.path or 'no configuration file'}: valid")
     rows = [["libvirt domain", "device", "strategy", "ITS selector"]]
     rows.append(["(any)", "(any)", table.strategy, table.its_selector])
     for name, entry in domains.items():
@@ -73,9 +73,9 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check_names(settings: Config, plugins: PluginManager) -> None:
-    """Look every strategy and selector up.
+    """Check that every strategy and every selector exists.
 
-    :raise UsageError: for the first that does not exist.
+    :raise UsageError: for the first that does not.
     """
     from vmm_msi.plugins.hookspecs import PluginKind
 

@@ -20,14 +20,16 @@ if TYPE_CHECKING:
     import argparse
 
 
-#: The word for every device, which a slip of the hand does not type.
+#: The word for every device, instead of no device at all, which may be a slip.
 ALL = "all"
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_target(
-        parser, devices="+", what=f"host PCI address, or {ALL} for every device that was attached"
+        parser,
+        devices="+",
+        what=f"host PCI address, or {ALL} for every device that attach assigned",
     )
     add_connection(parser)
     add_scope(parser)
@@ -36,7 +38,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=float,
         metavar="SECONDS",
         default=10.0,
-        help="how long a running guest may take to give a device back; default: 10",
+        help="how long a running guest may take to release a device; default: 10",
     )
     add_preview(parser)
     add_format(parser)

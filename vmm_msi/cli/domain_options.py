@@ -1,4 +1,4 @@
-"""What the commands that work on a libvirt domain share: arguments, previews, reports."""
+"""Arguments, previews and reports of the commands that work on a libvirt domain."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ DEFAULT_URI = "qemu:///system"
 
 
 def add_target(parser: argparse.ArgumentParser, devices: str = "", what: str = "") -> None:
-    """Add DOMAIN and, where ``devices`` says how many, DEVICE."""
+    """Add DOMAIN and DEVICE.
+
+    :param devices: argparse's ``nargs`` of DEVICE; empty adds none.
+    """
     parser.add_argument("domain", metavar="DOMAIN", help="libvirt domain, by name or UUID")
     if devices:
         parser.add_argument("device", metavar="DEVICE", nargs=devices, help=what)
@@ -43,35 +46,33 @@ def add_scope(parser: argparse.ArgumentParser) -> None:
         "--scope",
         choices=("config", "live", "both"),
         default="config",
-        help="what is changed, as virsh calls it: config (what the next start uses, the default), "
-        "live (what runs now) or both",
+        help="what to change, in virsh's words: config (the definition, for the next start; the "
+        "default), live (the running guest) or both",
     )
 
 
 def add_preview(parser: argparse.ArgumentParser) -> None:
-    """Add the three ways to look without changing anything."""
+    """Add the three options that show a change without making it."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--dry-run", action="store_true", help="say what would be done; change nothing"
+        "--dry-run", action="store_true", help="show the result as a table; change nothing"
     )
     group.add_argument(
-        "--print-diff", action="store_true", help="print the XML diff; change nothing"
+        "--print-diff", action="store_true", help="print the change as an XML diff; change nothing"
     )
-    group.add_argument(
-        "--print-xml", action="store_true", help="print the XML that would be; change nothing"
-    )
+    group.add_argument("--print-xml", action="store_true", help="print the new XML; change nothing")
 
 
 def is_preview(args: argparse.Namespace) -> bool:
-    """Tell whether nothing is to be changed.
+    """Return whether the arguments ask for a preview.
 
-    A read-only connection is enough then, and it does not see the passwords in the definition.
+    A read-only connection suffices for it, and does not see the passwords in the definition.
     """
     return bool(args.dry_run or args.print_diff or args.print_xml)
 
 
 def preview(args: argparse.Namespace, change: Change) -> None:
-    """Print what the user wants to see instead of a change."""
+    """Print a change in the form that the user selected, without making it."""
     if args.print_xml:
         print_document(str(change.after))
     elif args.print_diff:
@@ -80,16 +81,14 @@ def preview(args: argparse.Namespace, change: Change) -> None:
         print_document(unified(str(change.before), str(change.after), change.old.name))
         _print_notes(change.notes, sys.stderr)
     else:
-        print_change(args, change, "nothing was changed; this is what would be")
+        print_change(args, change, "nothing was changed; the result would be")
 
 
 def print_change(args: argparse.Namespace, change: Change, what: str) -> None:
-    """Print what was done to a domain and what it has now."""
+    """Print the change of a libvirt domain and its devices afterwards."""
     notes = list(change.notes)
     if args.connect.startswith("test:///") and not is_preview(args):
-        notes.append(
-            "libvirt's test driver is within this process and forgets everything when it ends"
-        )
+        notes.append("libvirt's test driver runs in this process: the change is lost when it exits")
     print_record(args, change.old.name, change.record, notes, what)
 
 
@@ -100,14 +99,14 @@ def print_record(
     notes: Iterable[str] = (),
     what: str = "",
 ) -> None:
-    """Print a domain's devices and bindings as the record has them."""
+    """Print the devices and bindings in the record of a libvirt domain."""
     if args.format == "json":
         _print_json(name, record, list(notes), what)
         return
     if what:
         print_line(f"{name}: {what}")
     if not record.devices:
-        print_line(f"{name}: has no device that vmm-msi attached")
+        print_line(f"{name}: no devices attached by vmm-msi")
     else:
         from vmm_msi.report.columns import columns
 
@@ -129,7 +128,7 @@ def _row(device: DeviceRecord) -> list[str]:
     return [
         str(device.host),
         f"{device.strategy}:{options}" if options else device.strategy,
-        {"qemu": "QEMU and kernel", "sim": "model"}.get(device.backend, device.backend),
+        {"qemu": "QEMU and kernel", "sim": "simulator"}.get(device.backend, device.backend),
         f"pxb {device.pxb}, port {device.root_port}",
         str(device.smmu),
         "-" if device.its is None else str(device.its),

@@ -1,4 +1,4 @@
-"""``vmm-msi render``: the edit of ``attach`` or ``detach`` on XML from standard input."""
+"""``vmm-msi render``: edit XML from standard input as ``attach`` or ``detach`` does."""
 
 from __future__ import annotations
 
@@ -38,16 +38,14 @@ def configure(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="ADDRESS",
         help="host PCI address, such as 0000:01:00.0; may be repeated; with --remove also "
-        f"{ALL}, for every device that was attached",
+        f"{ALL}, for every device that attach assigned",
     )
-    parser.add_argument(
-        "--remove", action="store_true", help="take the devices out again, as detach does"
-    )
+    parser.add_argument("--remove", action="store_true", help="remove the devices, as detach does")
     parser.add_argument(
         "--take-over",
         action="store_true",
-        help="also attach devices that the XML assigns already: what assigns one is put behind "
-        "its vSMMU, and --remove takes it out with that",
+        help="also attach devices that the XML assigns already: move their elements behind the "
+        "vSMMU; --remove removes them with it",
     )
     add_host(parser, "the host the guest will run on, by default this machine")
     add_granule(parser)
@@ -56,22 +54,22 @@ def configure(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(
             f"--{name}",
             metavar="RELEASE",
-            help=f"the {what} that is to take the XML, such as {example}; default: one that has "
-            "all that vmm-msi knows of",
+            help=f"release of {what} that the XML is for, such as {example}; default: one that "
+            "supports everything that vmm-msi writes",
         )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--dry-run", action="store_true", help="say what would be done; print no XML"
+        "--dry-run", action="store_true", help="show the result as a table; print no XML"
     )
     group.add_argument(
-        "--print-diff", action="store_true", help="print the XML diff in the place of the XML"
+        "--print-diff", action="store_true", help="print an XML diff instead of the XML"
     )
     add_format(parser)
     add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Read a domain XML, edit it and print it; libvirt is not asked."""
+    """Read domain XML, edit it and print it, without libvirt."""
     from vmm_msi.provision import definition_file
 
     support = _support(args)
@@ -80,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
     if args.dry_run:
         from vmm_msi.cli.domain_options import print_record
 
-        what = "this is what would be"
+        what = "the result would be"
         print_record(args, definition.name, change.record, change.notes, what)
         return 0
     text = str(change.after)
@@ -130,15 +128,15 @@ def _support(args: argparse.Namespace) -> Support:
 def _release(option: str, text: str) -> Version:
     from vmm_msi.domxml.support import Version
 
-    found = _RELEASE.fullmatch(text)
-    if found is None:
-        raise UsageError(f"{option} {text!r}: not a release; valid is for instance 12.8 or 11.0.1")
-    return Version(*(int(part or 0) for part in found.groups()))
+    match = _RELEASE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{option} {text!r}: not a release; valid are, for instance, 12.8, 11.0.1")
+    return Version(*(int(part or 0) for part in match.groups()))
 
 
 def _standard_input() -> bytes:
     from vmm_msi.domxml.parse import MAX_BYTES
 
     if sys.stdin is None:
-        raise UsageError("standard input is closed; give it a domain XML")
+        raise UsageError("standard input is closed; pass domain XML on it")
     return sys.stdin.buffer.read(MAX_BYTES + 1)

@@ -19,24 +19,25 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--scope",
         choices=("config", "live"),
         default="config",
-        help="what is looked at, as virsh calls it: config (what the next start uses, the "
-        "default) or live (what runs now)",
+        help="what to show, in virsh's words: config (the definition, for the next start; the "
+        "default) or live (the running guest)",
     )
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show what vmm-msi recorded, and what of it is gone."""
+    """Show the devices that vmm-msi recorded, and the elements that are missing."""
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
     scope = provision.Scope(args.scope)
     with connect(args.connect, readonly=True) as connection:
-        found = provision.status(connection, args.domain, scope)
-    where = "what runs" if scope.live else "the definition"
+        status = provision.status(connection, args.domain, scope)
+    where = "the running guest" if scope.live else "the definition"
     notes = [
-        f"{part} is gone from {where}: somebody took it out; detach the device and attach it again"
-        for part in found.gone
+        f"{part} is missing from {where}: another program removed it; detach the device and attach "
+        "it again"
+        for part in status.gone
     ]
-    print_record(args, found.name, found.record, notes)
+    print_record(args, status.name, status.record, notes)
     return 0
