@@ -153,9 +153,7 @@ def test_up_is_used_and_goes_down(stale):
     assert "stop it with vmm-msi lab down first" in other.stderr
     patched = lab("up", "--patches", "patches")
     assert patched.returncode == UsageError.exit_code
-    assert f"has no patches, not the patches of {Path('patches').absolute()}" in (
-        patched.stderr
-    )
+    assert f"has no patches, not the patches of {Path('patches').absolute()}" in (patched.stderr)
 
     found = running()
     assert found.patches is None
