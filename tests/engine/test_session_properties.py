@@ -1,4 +1,4 @@
-"""What must hold for every strategy on every host and guest."""
+"""Properties of every strategy on every host and guest."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from strategies import CHOICES, scenarios
+from random_scenarios import CHOICES, scenarios
 
 from vmm_msi.config import Choice
 from vmm_msi.domxml.guest_domain import virt_guest
@@ -33,31 +33,33 @@ from vmm_msi.types import (
 
 PLUGINS = PluginManager.load()
 VSMMU = Choice.parse("multi-its:mode=vsmmu")
-each_choice = pytest.mark.parametrize("choice", CHOICES, ids=str)
+every_choice = pytest.mark.parametrize("choice", CHOICES, ids=str)
 
 
-def make(scenario, choice, fail_at=0):
+def open_session(scenario, choice, fail_at=0):
     backend = SimBackend(
         scenario.host, scenario.guest, profile_for(PLUGINS, [choice]), fail_at=fail_at
     )
     choices = {device.host: choice for device in scenario.guest.devices}
-    run = GuestSession(PLUGINS, scenario.host, scenario.guest, backend, choices, "first-in-group")
-    return backend, run
+    session = GuestSession(
+        PLUGINS, scenario.host, scenario.guest, backend, choices, "first-in-group"
+    )
+    return backend, session
 
 
-@each_choice
+@every_choice
 @settings(max_examples=60, deadline=None)
 @given(scenario=scenarios())
 def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, scenario):
-    backend, run = make(scenario, choice)
-    verdicts = list(run.attach_and_deliver())
+    backend, session = open_session(scenario, choice)
+    verdicts = list(session.attach_and_deliver())
     assert [v.device for v in verdicts] == [d.host for d in scenario.guest.devices]
     for verdict in verdicts:
         device = scenario.host.device_by_address[verdict.device]
         assert verdict.count == device.vectors
         assert verdict.expected_its == device.its
         if verdict.outcome is Outcome.DELIVERED:
-            # Judged by the physical address that was written to, not by what the model makes of it.
+            # Judged by the physical address that was written to, not by the simulator's verdict.
             (doorbell,) = [s.values["pa"] for s in verdict.trace if s.step == "doorbell"]
             first = next(i for i in scenario.host.itses if i.id == device.its_group[0])
             assert doorbell == hex(first.base + 0x10040)
@@ -83,56 +85,56 @@ def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, 
         ("vsmmu", "linux-7.2"),
     ],
 )
-def test_multi_its_delivers_what_it_does_not_refuse(mode, profile, scenario):
+def test_multi_its_delivers_or_refuses(mode, profile, scenario):
     choice = Choice.parse(f"multi-its:mode={mode},profile={profile}")
-    _backend, run = make(scenario, choice)
-    assert {v.outcome for v in run.attach_and_deliver()} <= {Outcome.DELIVERED, Outcome.REFUSED}
+    _backend, session = open_session(scenario, choice)
+    assert {v.outcome for v in session.attach_and_deliver()} <= {Outcome.DELIVERED, Outcome.REFUSED}
 
 
-def test_mode_vsmmu_refuses_what_the_window_has_no_room_for():
+def test_mode_vsmmu_refuses_a_device_without_a_slot_in_the_window():
     addresses = [PciAddress(0, bus, 0, 0) for bus in range(1, 18)]
     devices = tuple(
         HostDevice(a, 0, StreamId(i), (i,), DeviceId(i), i) for i, a in enumerate(addresses)
     )
     itses = tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(17))
     host = HostTopology("test", Granule.K64, (Smmu(0),), itses, devices)
-    _backend, run = make(Scenario(host, virt_guest("test", addresses)), VSMMU)
-    verdicts = list(run.attach_and_deliver())
+    _backend, session = open_session(Scenario(host, virt_guest("test", addresses)), VSMMU)
+    verdicts = list(session.attach_and_deliver())
     assert [v.outcome for v in verdicts] == [Outcome.DELIVERED] * 16 + [Outcome.REFUSED]
     assert "with host pages of 64K it has room for 16 ITSes" in verdicts[-1].reason
 
 
-@each_choice
+@every_choice
 @settings(max_examples=60, deadline=None)
 @given(scenario=scenarios(), data=st.data())
 def test_detach_in_any_order_leaves_nothing(choice, scenario, data):
-    backend, run = make(scenario, choice)
+    backend, session = open_session(scenario, choice)
     before = backend.snapshot()
-    list(run.attach_and_deliver())
+    list(session.attach_and_deliver())
     for device in data.draw(st.permutations([d.host for d in scenario.guest.devices])):
-        run.detach(device)
+        session.detach(device)
         assert backend.stale() == []
-    run.detach_all()
+    session.detach_all()
     assert backend.snapshot() == before
-    left = backend.costs()
-    assert (left.s2_domains, left.s2_mappings, left.bindings) == (0, 0, 0)
+    costs = backend.costs()
+    assert (costs.s2_domains, costs.s2_mappings, costs.bindings) == (0, 0, 0)
     backend.close()
     assert backend.costs() == Costs()
 
 
-@each_choice
+@every_choice
 @settings(max_examples=40, deadline=None)
 @given(scenario=scenarios(max_devices=4))
 def test_attach_is_all_or_nothing_at_every_failing_step(choice, scenario):
-    backend, run = make(scenario, choice)
+    backend, session = open_session(scenario, choice)
     with contextlib.suppress(RefusedError):
-        run.attach_all()
+        session.attach_all()
     steps = backend.steps
     for step in range(1, steps + 1):
-        backend, run = make(scenario, choice, fail_at=step)
+        backend, session = open_session(scenario, choice, fail_at=step)
         before = backend.snapshot()
         with pytest.raises(RefusedError):
-            run.attach_all()
+            session.attach_all()
         assert backend.snapshot() == before
         assert backend.costs().s2_domains == 0
         assert backend.stale() == []

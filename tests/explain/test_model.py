@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from event_lines import decoded, event_of, raw, words
 from hypothesis import given, settings
+from random_scenarios import scenarios
 from scenarios import pair
-from strategies import scenarios
 from test_truth_table import TABLE
 
 from vmm_msi.config import Choice

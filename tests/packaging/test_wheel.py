@@ -1,4 +1,4 @@
-"""The package as users get it: a wheel in a clean environment, with somebody else's plugins."""
+"""The package as users get it: a wheel in a clean environment, with third-party plugins."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def pip(python, *arguments):
     assert done.returncode == 0, done.stderr
 
 
-def copy(source, target, *left_out):
-    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*left_out))
+def copy(source, target, *ignored):
+    shutil.copytree(source, target, ignore=shutil.ignore_patterns(*ignored))
     return target
 
 
@@ -38,8 +38,8 @@ def wheel(tmp_path_factory):
     source = copy(ROOT, folder / "source", *hidden)
     shutil.rmtree(source / "build", ignore_errors=True)  # an earlier build of the whole project
     pip(sys.executable, "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source))
-    (found,) = folder.glob("*.whl")
-    return found
+    (path,) = folder.glob("*.whl")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -62,7 +62,7 @@ def run(installed, *arguments, cwd):
     return done.stdout
 
 
-def test_the_wheel_has_what_is_not_code(wheel):
+def test_the_wheel_contains_data_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "vmm_msi/py.typed",
@@ -90,16 +90,16 @@ def test_every_module_of_a_clean_install_imports(installed, tmp_path):
     script = (
         "import importlib, pkgutil, vmm_msi, vmm_msi_plugins\n"
         "for package in (vmm_msi, vmm_msi_plugins):\n"
-        "    for found in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
-        "        if not found.name.endswith('__main__'):\n"
-        "            importlib.import_module(found.name)\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        if not module.name.endswith('__main__'):\n"
+        "            importlib.import_module(module.name)\n"
     )
     command = [str(installed / "python"), "-W", "error", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
-def test_a_clean_install_has_the_pages_of_findings(installed, tmp_path):
+def test_a_clean_install_contains_the_findings_pages(installed, tmp_path):
     page = run(installed, "doctor", "--explain", "no-its", cwd=tmp_path)
     assert page == (ROOT / "vmm_msi/doctor/findings/no-its.md").read_text()
 

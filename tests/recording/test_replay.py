@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from event_lines import event_of
 from hypothesis import given, settings
+from random_scenarios import scenarios
 from recording.hand_made import NVME, recorded, recording
-from strategies import scenarios
 
 from vmm_msi.config import Choice
 from vmm_msi.engine.compare import compare

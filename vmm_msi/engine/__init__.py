@@ -1,1 +1,1 @@
-"""Bring guests up with the strategies chosen for their devices, and see where every MSI lands."""
+"""Attach guests with the strategies chosen for their devices, and report where MSIs arrive."""

@@ -1,4 +1,4 @@
-"""Hypothesis strategies for hosts, guests and scenarios."""
+"""Random hosts and guests for Hypothesis, and the strategies to run on them."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ CHOICES = [
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2,profile=linux-7.2",
         "identity",
+        "placed",
     )
 ]
 
-
-#: Most hosts and guests are plain; these are the ones that are not.
+#: Most hosts and guests are plain, some have one of these oddities.
 NESTED = [True, True, True, True, False]
 RESERVED = [
     (SW_MSI_WINDOW,),
@@ -67,7 +67,7 @@ MEMORY = [
 
 @st.composite
 def scenarios(draw: st.DrawFn, max_devices: int = 6) -> Scenario:
-    """A host of up to 3 SMMUs and 4 ITSes, and a guest with devices in all shapes."""
+    """Draw a host of up to 3 SMMUs and 4 ITSes, and a guest with devices in all shapes."""
     granule = draw(st.sampled_from(list(Granule)))
     smmus = draw(st.integers(1, 3))
     itses = draw(st.integers(1, 4))
@@ -83,7 +83,7 @@ def scenarios(draw: st.DrawFn, max_devices: int = 6) -> Scenario:
                 smmu=draw(st.integers(0, smmus - 1)),
                 stream_id=StreamId(address.rid),
                 its_group=tuple(candidates),
-                # ITSes know devices by numbers of their own: the same one on each.
+                # Two devices behind different ITSes can have one DeviceID.
                 device_id=DeviceId(sum(d.its == candidates[0] for d in devices)),
                 iommu_group=group,
                 vectors=draw(st.integers(1, 8)),
