@@ -1,6 +1,6 @@
 """direct: iommu_map(gDB, hDB) at bind time, no allocator.
 
-Robin Murphy's question of 2018: whoever knows the binding "could just as easily call
+Robin Murphy's question of 2018: the caller that knows the binding "could just as easily call
 iommu_map()". The host's doorbell must be known at bind time; the ITS selector names its ITS.
 """
 
