@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm_msi.errors import ConfigError, InputError
-from vmm_msi.tomlfile import MAX_SIZE, Number, Table, decode, find_line, read
+from vmm_msi.tomlfile import MAX_SIZE, Number, TomlTable, decode, find_line, read
 
 
 class Colour(enum.StrEnum):
@@ -20,14 +20,14 @@ class Colour(enum.StrEnum):
     BLUE = "blue"
 
 
-class Item(Table, frozen=True):
+class Item(TomlTable, frozen=True):
     id: Number
     base: Number = Number(0)
     colour: Colour = Colour.RED
     mode: Literal["fast", "slow"] = "fast"
 
 
-class Host(Table, frozen=True):
+class Host(TomlTable, frozen=True):
     item: tuple[Item, ...] = ()
     by_name: dict[str, Item] = {}  # noqa: RUF012 - msgspec copies it
     note: str | None = None
@@ -35,7 +35,7 @@ class Host(Table, frozen=True):
     numbers: tuple[int, ...] = ()
 
 
-class Document(Table, frozen=True):
+class Document(TomlTable, frozen=True):
     host: Host
 
 

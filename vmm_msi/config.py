@@ -23,14 +23,14 @@ DEFAULT_STRATEGY = "identity"
 DEFAULT_SELECTOR = "first-in-group"
 
 
-class DeviceTable(tomlfile.Table, frozen=True):
+class DeviceTable(tomlfile.TomlTable, frozen=True):
     """``[[domain.device]]``: one device of a libvirt domain."""
 
     address: str
     strategy: str
 
 
-class DomainTable(tomlfile.Table, frozen=True):
+class DomainTable(tomlfile.TomlTable, frozen=True):
     """``[[domain]]``: one libvirt domain, by name."""
 
     name: str
@@ -39,13 +39,13 @@ class DomainTable(tomlfile.Table, frozen=True):
     device: list[DeviceTable] = msgspec.field(default_factory=list)
 
 
-class PluginsTable(tomlfile.Table, frozen=True):
+class PluginsTable(tomlfile.TomlTable, frozen=True):
     """``[plugins]``."""
 
     disabled: list[str] = msgspec.field(default_factory=list)
 
 
-class ConfigTable(tomlfile.Table, frozen=True):
+class ConfigTable(tomlfile.TomlTable, frozen=True):
     """The whole file."""
 
     strategy: str = DEFAULT_STRATEGY

@@ -58,7 +58,7 @@ _Token = tuple[str, int]
 _Places = Generator[tuple[KeyPath, int], None, str]
 
 
-class Table(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+class TomlTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of the structs that TOML tables are decoded to: a key it does not name is an error."""
 
 
@@ -113,7 +113,7 @@ def read(path: Path, kind: type[T], error: type[InputError], limit: int = MAX_SI
 def decode(
     text: str, kind: type[T], source: str, error: type[InputError], limit: int = MAX_SIZE
 ) -> T:
-    """Decode the TOML document ``text`` to ``kind``, a :class:`Table`.
+    """Decode the TOML document ``text`` to ``kind``, a :class:`TomlTable`.
 
     :param source: name of the file, for messages.
     :param error: class of the errors to raise.

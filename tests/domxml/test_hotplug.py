@@ -8,7 +8,7 @@ import pytest
 from domxml.conftest import LEVELS, A, B, C
 from lxml import etree
 
-from vmm_msi.domxml import editor, owned
+from vmm_msi.domxml import added_elements, editor
 from vmm_msi.domxml.index_gaps import close_gaps
 from vmm_msi.domxml.libvirt_domain import ROOT_PORT
 from vmm_msi.domxml.metadata import read_record
@@ -43,7 +43,7 @@ def test_spare_ports_are_there_and_recorded(plain, with_spare):
     assert len(vsmmu.spare_ports) == 2
     assert {ports(with_spare)[port] for port in vsmmu.spare_ports} == {vsmmu.pxb}
     assert len(ports(with_spare)) == len(ports(plain)) + 3
-    assert owned.gone(with_spare) == []
+    assert added_elements.gone(with_spare) == []
 
 
 def test_a_spare_port_is_used_before_a_new_one(with_spare, assignments):
@@ -62,7 +62,7 @@ def test_a_spare_port_is_used_before_a_new_one(with_spare, assignments):
 def test_taking_all_out_takes_the_spare_ports_along(plain, with_spare, assignments, first):
     both = editor.apply(with_spare, behind(0, A, B), LAYOUT, assignments)
     left = close_gaps(editor.remove(both, first))
-    assert owned.gone(left) == []
+    assert added_elements.gone(left) == []
     assert str(editor.remove(left, B if first == A else A)) == str(plain)
 
 
@@ -80,7 +80,9 @@ def test_one_that_somebody_took_out_is_told(with_spare):
     (vsmmu,) = read_record(with_spare).vsmmus
     (port,) = (c for c in with_spare.controllers() if c.index == vsmmu.spare_ports[0])
     port.element.getparent().remove(port.element)
-    assert owned.gone(with_spare) == [f"the pcie-root-port with index {vsmmu.spare_ports[0]}"]
+    assert added_elements.gone(with_spare) == [
+        f"the pcie-root-port with index {vsmmu.spare_ports[0]}"
+    ]
 
 
 def test_plug_and_unplug(with_spare, assignments):

@@ -8,8 +8,8 @@ import pytest
 from provision.helpers import HOST, PLUGINS, A, B, C
 
 from vmm_msi.config import Choice, Config
-from vmm_msi.domxml.domain_state import GuestState
 from vmm_msi.domxml.domcaps import DomainCaps
+from vmm_msi.domxml.guest_state import GuestState
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import Support, Version

@@ -11,7 +11,7 @@ import pytest
 from doc_blocks import DOCS, ROOT, blocks
 from lab_commands import ENVIRONMENT, inside_of
 
-from vmm_msi.domxml import owned
+from vmm_msi.domxml import added_elements
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.template import nested_guest
@@ -82,7 +82,7 @@ def block(mark):
 
 def check(defined, devices):
     """Check that libvirt kept all of it, and gave what had none an index of its own."""
-    assert owned.gone(defined) == []
+    assert added_elements.gone(defined) == []
     assert [str(device.host) for device in read_record(defined).devices] == devices
     indexes = [controller.index for controller in defined.controllers()]
     assert None not in indexes

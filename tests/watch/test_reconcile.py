@@ -25,7 +25,7 @@ from watch.helpers import (
 )
 
 from vmm_msi.config import Config, ConfigTable, DomainTable
-from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, Bound, BoundDevice, bound_xml
+from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, BoundDevice, BoundGuest, bound_xml
 from vmm_msi.domxml.metadata import NAMESPACE as RECORD
 from vmm_msi.errors import HypervisorError
 from vmm_msi.libvirt_driver import Connection
@@ -67,7 +67,7 @@ def test_a_running_guest_is_bound_once(file, audit):
         service = reconciler()
         assert service.reconcile(connection, binder(audit)) == []
         assert audit.drain() == [DOMAIN_UP, *ups(A, B)]
-        assert bound(connection) == Bound(
+        assert bound(connection) == BoundGuest(
             int(live(connection).root.get("id")),
             "first-in-group",
             (
@@ -204,7 +204,7 @@ def test_the_element_of_a_saved_run_is_ignored(file, audit):
     """libvirt restores the metadata of the saved run with the guest."""
     with running(file, A) as connection:
         device = BoundDevice(A, "identity", "sim", Iova(0x40), Outcome.DELIVERED)
-        put(connection, bound_xml(Bound(4000, "first-in-group", (device,))))
+        put(connection, bound_xml(BoundGuest(4000, "first-in-group", (device,))))
         reconciler().reconcile(connection, binder(audit))
         assert audit.drain() == [DOMAIN_UP, *ups(A)]
         assert bound(connection).devices[0].programmed == Iova(0x8000040)
@@ -214,7 +214,7 @@ def test_an_element_without_a_record_is_removed(file, audit):
     with running(file) as connection:
         device = BoundDevice(A, "identity", "sim", Iova(0x8000040), Outcome.DELIVERED)
         run = int(live(connection).root.get("id"))
-        put(connection, bound_xml(Bound(run, "first-in-group", (device,))))
+        put(connection, bound_xml(BoundGuest(run, "first-in-group", (device,))))
         reconciler().reconcile(connection, binder(audit))
         assert audit.drain() == [*downs(A), DOMAIN_DOWN]
         assert bound(connection) is None
@@ -226,7 +226,7 @@ def test_a_half_bound_device_is_unbound_and_bound_again(file, audit):
         stored = bound(connection)
         first, second = stored.devices
         begun = BoundDevice(B, second.strategy, second.by)
-        put(connection, bound_xml(Bound(stored.run, stored.selector, (first, begun))))
+        put(connection, bound_xml(BoundGuest(stored.run, stored.selector, (first, begun))))
         reconciler().reconcile(connection, binder(audit))
         assert audit.drain() == [*downs(B), *ups(B)]
         assert bound(connection) == stored

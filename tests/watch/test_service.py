@@ -14,7 +14,7 @@ from watch.helpers import bound, outcomes
 from watch.process import Watch, once
 
 from vmm_msi.domxml import elements
-from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, Bound, BoundDevice, bound_xml
+from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, BoundDevice, BoundGuest, bound_xml
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.libvirt_driver import connect
@@ -174,7 +174,7 @@ def test_a_restart_of_libvirtd(daemon, tmp_path):
         qemu.start(GUEST)
         uuid = uuid_of(qemu)
         device = BoundDevice(A, "identity", "sim", Iova(0x8000040), Outcome.DELIVERED)
-        stored = Bound(1, "first-in-group", (device,))
+        stored = BoundGuest(1, "first-in-group", (device,))
         qemu.set_live_metadata(uuid, NAMESPACE, PREFIX, bound_xml(stored))
         with connect(daemon.test_uri) as test:
             define(test, "test", A)

@@ -106,7 +106,7 @@ def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support
 
 
 def _removing(args: argparse.Namespace, definition: DomainXml) -> Change:
-    from vmm_msi.domxml.domain_state import GuestState
+    from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.provision import DetachRequest, planner
     from vmm_msi.types import PciAddress
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, is_session, subject
-from vmm_msi.domxml import owned, prerequisites
+from vmm_msi.domxml import added_elements, prerequisites
 from vmm_msi.domxml.guest_memory import HEADROOM, guest_ram, locking
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.domxml.prerequisites import Check
@@ -110,7 +110,7 @@ def part_gone(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     xml = case.guest.xml
-    for part in owned.gone(xml):
+    for part in added_elements.gone(xml):
         yield Finding(
             "part-gone",
             Severity.ERROR,

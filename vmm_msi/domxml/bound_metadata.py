@@ -54,7 +54,7 @@ class BoundDevice:
 
 
 @dataclass(frozen=True, slots=True)
-class Bound:
+class BoundGuest:
     """All that is bound for one run of a guest.
 
     :param run: libvirt's id of the run, ``<domain id>``. An element that a saved guest brings back
@@ -68,7 +68,7 @@ class Bound:
     devices: tuple[BoundDevice, ...]
 
 
-def read_bound(domain: DomainXml) -> Bound | None:
+def read_bound(domain: DomainXml) -> BoundGuest | None:
     """Return what is bound for ``domain``, from its live XML; None where nothing is.
 
     :raise DomainXmlError: when the element is of another version or is not what this one writes.
@@ -91,10 +91,10 @@ def read_bound(domain: DomainXml) -> Bound | None:
     run = found.get("run", "")
     if _NUMBER.fullmatch(run) is None:
         raise _error(domain.name, f"run is {run!r}, not a number")
-    return Bound(int(run), found.get("its-selector", ""), devices)
+    return BoundGuest(int(run), found.get("its-selector", ""), devices)
 
 
-def bound_xml(bound: Bound) -> str:
+def bound_xml(bound: BoundGuest) -> str:
     """Return the element as libvirt takes it: without the namespace, which it adds itself."""
     attributes = {"run": str(bound.run), "its-selector": bound.selector}
     root = elements.build("guest", attributes)

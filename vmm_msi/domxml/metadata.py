@@ -137,7 +137,7 @@ def read_record(domain: DomainXml) -> DomainRecord | None:
     :raise DomainXmlError: when it is of another version or is not what this version writes.
     """
     element = _find(domain)
-    return None if element is None else _Reader(domain.name).domain(element)
+    return None if element is None else _RecordReader(domain.name).domain(element)
 
 
 def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
@@ -239,7 +239,7 @@ def _tag(name: str) -> str:
     return f"{{{NAMESPACE}}}{name}"
 
 
-class _Reader:
+class _RecordReader:
     """Reads the record of the domain called ``name``; what it does not know it refuses."""
 
     def __init__(self, name: str) -> None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from vmm_msi.tomlfile import Number, Table
+from vmm_msi.tomlfile import Number, TomlTable
 from vmm_msi.types import BindOrder, ReservedKind
 
 
-class SmmuTable(Table, frozen=True):
+class SmmuTable(TomlTable, frozen=True):
     """``[[host.smmu]]``."""
 
     id: Number
@@ -14,14 +14,14 @@ class SmmuTable(Table, frozen=True):
     nested: bool = True
 
 
-class ItsTable(Table, frozen=True):
+class ItsTable(TomlTable, frozen=True):
     """``[[host.its]]``."""
 
     id: Number
     base: Number
 
 
-class ReservedTable(Table, frozen=True):
+class ReservedTable(TomlTable, frozen=True):
     """``[[host.device.reserved]]``."""
 
     base: Number
@@ -29,7 +29,7 @@ class ReservedTable(Table, frozen=True):
     type: ReservedKind
 
 
-class HostDeviceTable(Table, frozen=True):
+class HostDeviceTable(TomlTable, frozen=True):
     """``[[host.device]]``; StreamID and DeviceID follow from the address unless given."""
 
     address: str
@@ -43,7 +43,7 @@ class HostDeviceTable(Table, frozen=True):
     reserved: tuple[ReservedTable, ...] = ()
 
 
-class HostTable(Table, frozen=True):
+class HostTable(TomlTable, frozen=True):
     """``[host]``."""
 
     granule: str
@@ -52,21 +52,21 @@ class HostTable(Table, frozen=True):
     device: tuple[HostDeviceTable, ...] = ()
 
 
-class VitsTable(Table, frozen=True):
+class VitsTable(TomlTable, frozen=True):
     """``[[guest.vits]]``."""
 
     id: Number
     base: Number
 
 
-class GuestStage1Table(Table, frozen=True):
+class GuestStage1Table(TomlTable, frozen=True):
     """``[[guest.stage1]]``."""
 
     id: str
     granule: str = "4K"
 
 
-class GuestDeviceTable(Table, frozen=True):
+class GuestDeviceTable(TomlTable, frozen=True):
     """``[[guest.device]]``."""
 
     host: str
@@ -75,14 +75,14 @@ class GuestDeviceTable(Table, frozen=True):
     giova: Number
 
 
-class MemoryTable(Table, frozen=True):
+class MemoryTable(TomlTable, frozen=True):
     """``[[guest.memory]]``."""
 
     base: Number
     size: Number
 
 
-class GuestTable(Table, frozen=True):
+class GuestTable(TomlTable, frozen=True):
     """``[guest]``."""
 
     name: str = "guest"
@@ -94,7 +94,7 @@ class GuestTable(Table, frozen=True):
     memory: tuple[MemoryTable, ...] | None = None
 
 
-class ScenarioFile(Table, frozen=True):
+class ScenarioFile(TomlTable, frozen=True):
     """A whole file."""
 
     host: HostTable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import owned
+from vmm_msi.domxml import added_elements
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import HypervisorError, UndoError
 
@@ -21,7 +21,7 @@ def verify_defined(wanted: DomainXml, got: DomainXml) -> None:
     :param got: what it returned afterwards.
     :raise HypervisorError: when something is missing; it names each part.
     """
-    lost = owned.dropped(wanted, got)
+    lost = added_elements.dropped(wanted, got)
     if lost:
         raise HypervisorError(
             f"defining guest {wanted.name}: libvirt took the XML and dropped {', '.join(lost)}; "

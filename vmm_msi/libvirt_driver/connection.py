@@ -14,8 +14,8 @@ from urllib.parse import unquote, urlsplit
 
 import libvirt
 
-from vmm_msi.domxml.domain_state import GuestState
 from vmm_msi.domxml.domcaps import DomainCaps, read_domain_caps
+from vmm_msi.domxml.guest_state import GuestState
 from vmm_msi.domxml.hostcaps import read_page_size
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.nodedev import node_name, read_node_device, read_pci_function

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import owned
+from vmm_msi.domxml import added_elements
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import RefusedError
 from vmm_msi.provision import host_lock, planner
@@ -131,4 +131,4 @@ def status(connection: Connection, domain: str, scope: Scope = Scope.CONFIG) -> 
             f"looking at the running guest {state.definition.name}: it does not run; --scope "
             "config shows its definition"
         )
-    return Status(xml.name, read_record(xml) or DomainRecord(), tuple(owned.gone(xml)))
+    return Status(xml.name, read_record(xml) or DomainRecord(), tuple(added_elements.gone(xml)))

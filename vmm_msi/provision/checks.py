@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice
-    from vmm_msi.domxml.domain_state import GuestState
+    from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Support
     from vmm_msi.plugins.hookspecs import Needs

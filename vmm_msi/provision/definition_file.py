@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import elements
-from vmm_msi.domxml.domain_state import GuestState
+from vmm_msi.domxml.guest_state import GuestState
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.support import REQUIREMENTS, Support
 from vmm_msi.errors import DomainXmlError

@@ -18,7 +18,7 @@ from vmm_msi.provision.request import BinderKind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from vmm_msi.domxml.domain_state import GuestState
+    from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.support import Support
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.provision.request import AttachRequest

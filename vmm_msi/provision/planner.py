@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice, Config
-    from vmm_msi.domxml.domain_state import GuestState
+    from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DeviceRecord
     from vmm_msi.domxml.support import XmlLayout

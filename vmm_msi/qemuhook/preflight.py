@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import owned, prerequisites
+from vmm_msi.domxml import added_elements, prerequisites
 from vmm_msi.domxml.placement import Placement
 from vmm_msi.host.files.folder import this_machine
 from vmm_msi.host.pci.sysfs import PciDevices
@@ -26,7 +26,7 @@ def problems(domain: DomainXml, record: DomainRecord, tree: HostTree | None = No
     :param tree: the host's files; the default is this machine's.
     :raise DomainXmlError: when the definition cannot be read.
     """
-    phrases = [f"{part} is gone from the definition" for part in owned.gone(domain)]
+    phrases = [f"{part} is gone from the definition" for part in added_elements.gone(domain)]
     if any(device.backend == "qemu" for device in record.devices):
         phrases += map(str, prerequisites.problems(domain))
     phrases += map(str, Placement(domain).empty_vsmmus())

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.config import Choice
-from vmm_msi.domxml.bound_metadata import Bound, BoundDevice
+from vmm_msi.domxml.bound_metadata import BoundDevice, BoundGuest
 from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.engine.setup import recorded_choices, simulated_session, with_reported_devices
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm_msi.types import GuestDomain, HostTopology
 
 
-def desired_bindings(xml: DomainXml, run: int, selector: str) -> Bound:
+def desired_bindings(xml: DomainXml, run: int, selector: str) -> BoundGuest:
     """Return the devices to bind: those in the record that the guest has as ``<hostdev>``.
 
     :param xml: the live XML of the guest.
@@ -36,7 +36,7 @@ def desired_bindings(xml: DomainXml, run: int, selector: str) -> Bound:
     """
     record = read_record(xml)
     if record is None:
-        return Bound(run, selector, ())
+        return BoundGuest(run, selector, ())
     present = {hostdev.host for hostdev in xml.hostdevs()}
     choices = recorded_choices(record)
     devices = tuple(
@@ -44,7 +44,7 @@ def desired_bindings(xml: DomainXml, run: int, selector: str) -> Bound:
         for device in record.devices
         if device.host in present
     )
-    return Bound(run, selector, devices)
+    return BoundGuest(run, selector, devices)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, Bound, bound_xml, read_bound
+from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, BoundGuest, bound_xml, read_bound
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import DomainXmlError, HypervisorError, VmmMsiError
 from vmm_msi.types import Outcome
@@ -45,7 +45,7 @@ class WatchedGuest:
 
     name: str
     guest: GuestDomain
-    bound: Bound
+    bound: BoundGuest
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class _LiveGuest:
     uuid: str
     xml: DomainXml
     run: int
-    stored: Bound | None
+    stored: BoundGuest | None
 
 
 class Reconciler:
@@ -184,7 +184,7 @@ class Reconciler:
         connection: Connection,
         binder: SimBinder,
         live: _LiveGuest,
-        unchanged: Bound,
+        unchanged: BoundGuest,
         new: Sequence[BoundDevice],
     ) -> None:
         """Bind ``new`` in addition to ``unchanged``; write the devices down in advance."""
@@ -247,7 +247,7 @@ class Reconciler:
         for device in gone:
             log_event(LogEvent.UNBOUND, uri=self._uri, domain=watched.name, device=device.host)
 
-    def _remember(self, live: _LiveGuest, bound: Bound) -> None:
+    def _remember(self, live: _LiveGuest, bound: BoundGuest) -> None:
         """Update the guests with bound devices and their statistics."""
         if not bound.devices:
             self.watched.pop(live.uuid, None)
@@ -259,7 +259,7 @@ class Reconciler:
         self._statistics.guest(live.uuid, outcomes)
 
     @staticmethod
-    def _write(connection: Connection, live: _LiveGuest, bound: Bound) -> bool:
+    def _write(connection: Connection, live: _LiveGuest, bound: BoundGuest) -> bool:
         """Write the bound devices into the live metadata; return False if the guest stopped."""
         xml = bound_xml(bound) if bound.devices else None
         return connection.set_live_metadata(live.uuid, NAMESPACE, PREFIX, xml)

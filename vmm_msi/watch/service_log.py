@@ -84,7 +84,7 @@ class _Formatter(logging.Formatter):
         return " ".join([*head, *(f"{name}={_quoted(value)}" for name, value in line.items())])
 
 
-class _Handler(logging.Handler):
+class _LineHandler(logging.Handler):
     """Print each record as a line."""
 
     def __init__(self, stream: TextIO, formatter: logging.Formatter) -> None:
@@ -110,7 +110,7 @@ def _quoted(value: object) -> str:
 @contextmanager
 def logging_to(stream: TextIO, *, as_json: bool) -> Iterator[None]:
     """Write the package's log messages to ``stream`` during the ``with`` block."""
-    handler = _Handler(stream, _Formatter(as_json=as_json))
+    handler = _LineHandler(stream, _Formatter(as_json=as_json))
     root = logging.getLogger("vmm_msi")
     level, propagate = root.level, root.propagate
     root.addHandler(handler)

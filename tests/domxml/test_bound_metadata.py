@@ -8,8 +8,8 @@ from lxml import etree
 from vmm_msi.domxml.bound_metadata import (
     NAMESPACE,
     PREFIX,
-    Bound,
     BoundDevice,
+    BoundGuest,
     bound_xml,
     read_bound,
 )
@@ -18,7 +18,7 @@ from vmm_msi.errors import DomainXmlError
 from vmm_msi.types import Iova, Outcome, PciAddress
 
 A, B = PciAddress(0, 1, 0, 0), PciAddress(1, 1, 0, 0)
-BOUND = Bound(
+BOUND = BoundGuest(
     7,
     "first-in-group",
     (
