@@ -140,13 +140,13 @@ def test_nothing_is_recognised(vmm_msi, given):
 def test_a_terminal_is_told_that_it_is_read(vmm_msi, given):
     given(BUSY, terminal=True)
     code, _out, err = vmm_msi("explain")
-    assert (code, err) == (0, "reading from the terminal; end it with Ctrl-D\n")
+    assert (code, err) == (0, "reading from the terminal; press Ctrl-D to finish\n")
 
 
 def test_without_a_host_a_note_says_what_is_missing(vmm_msi):
     code, out, err = vmm_msi("explain", "0x0000110000000010 0x0 0x8000040 0x0")
     assert (code, err) == (0, "")
-    assert "\nnote: no host is known: this machine has neither" in out
+    assert "\nnote: host unknown: this machine has neither" in out
     assert (
         "\nnote: no strategy was tried in the simulator; name a host and a guest with --host" in out
     )

@@ -34,7 +34,7 @@ def test_a_page_is_of_the_form(name):
 def test_an_unknown_page_names_what_is_like_it():
     with pytest.raises(UsageError) as caught:
         pages.page("no-it")
-    assert "'no-it': there is none of this id; there are: no-its" in str(caught.value)
+    assert "'no-it': unknown id; similar: no-its" in str(caught.value)
 
 
 def test_a_page_of_nothing_like_it_says_where_ids_are():

@@ -22,27 +22,27 @@ def test_findings_are_blocks_the_worst_first_and_are_counted():
         text(examine(with_function(case, B, driver="nvme", class_code=0x010802)))
         == """\
 ERROR smmu-no-s2fwb: SMMU 1 (0x2b500000)
-  read  /var/log/kern.log: arm-smmu-v3 arm-smmu-v3.0.auto: ias 48-bit, oas 48-bit
-  read  host: segment 1: no CANWBS
-  then  0001:01:00.0 cannot be behind a vSMMU: the kernel answers IOMMU_VIOMMU_ALLOC with
-        EOPNOTSUPP, as neither S2FWB nor CANWBS keeps a guest from bypassing the caches.
-  do    Use devices behind an SMMU that can nest, or run their guest without a vSMMU; no setting of
-        the kernel changes it.
+  found   /var/log/kern.log: arm-smmu-v3 arm-smmu-v3.0.auto: ias 48-bit, oas 48-bit
+  found   host: segment 1: no CANWBS
+  effect  0001:01:00.0 cannot be behind a vSMMU: the kernel rejects IOMMU_VIOMMU_ALLOC with
+          EOPNOTSUPP, because neither S2FWB nor CANWBS stops a guest from bypassing the caches.
+  remedy  Use devices behind an SMMU that can nest, or run their guest without a vSMMU; no kernel
+          setting changes this.
 
 WARNING noiommu-mode: host
-  read  /sys/module/vfio/parameters/enable_unsafe_noiommu_mode: Y
-  then  Whoever may open /dev/vfio/noiommu-* can have a device write to all memory of the host; for
-        guests it is of no use, since nothing translates for them.
-  do    Set vfio.enable_unsafe_noiommu_mode to N, and have the SMMU on in its place.
+  found   /sys/module/vfio/parameters/enable_unsafe_noiommu_mode: Y
+  effect  Any process that can open /dev/vfio/noiommu-* can make a device write to all memory of the
+          host; guests cannot use the mode, because nothing translates their addresses.
+  remedy  Set vfio.enable_unsafe_noiommu_mode to N, and enable the SMMU instead.
 
 NOTE host-driver: 0001:01:00.0
-  read  /sys/bus/pci/devices/0001:01:00.0/driver: nvme
-  then  With managed='yes' libvirt takes 0001:01:00.0 from the host when the guest starts; it is a
-        storage controller: its disks go away from the host.
-  do    See that nothing of the host needs 0001:01:00.0, the disk it boots from or the link you are
-        on; with managed='no' bind it to vfio-pci before.
+  found   /sys/bus/pci/devices/0001:01:00.0/driver: nvme
+  effect  With managed='yes', libvirt takes 0001:01:00.0 from the host when the guest starts; it is
+          a storage controller: the host loses its disks.
+  remedy  Make sure that the host does not need 0001:01:00.0, such as for its boot disk or your
+          network connection; with managed='no', bind it to vfio-pci first.
 
-host, 3 devices: 1 error, 1 warning, 1 note; --explain ID tells more of one
+host, 3 devices: 1 error, 1 warning, 1 note; use --explain ID for details
 """
     )
 
@@ -63,16 +63,16 @@ def test_what_says_the_same_of_many_is_one_block():
         text(findings)
         == """\
 ERROR no-its: 0000:01:00.0, 0000:02:00.0, 0000:03:00.0, 0000:04:00.0 and 3 more
-  read  IORT: no ITS for bus 1
-        and so for the other 6
-  then  0000:01:00.0 has none.
-  do    Use another device than 0000:01:00.0.
+  found   IORT: no ITS for bus 1
+          and the same for 6 others
+  effect  0000:01:00.0 has none.
+  remedy  Use another device than 0000:01:00.0.
 
-host, 3 devices: 7 errors; --explain ID tells more of one
+host, 3 devices: 7 errors; use --explain ID for details
 """
     )
-    assert "0000:02:00.0\n" in text(findings[:2]).partition("read")[0]
-    assert "and so for the other\n" in text(findings[:2])
+    assert "0000:02:00.0\n" in text(findings[:2]).partition("found")[0]
+    assert "and the same for 1 other\n" in text(findings[:2])
 
 
 def test_long_evidence_is_cut_and_what_cannot_be_printed_is_not():
@@ -81,12 +81,12 @@ def test_long_evidence_is_cut_and_what_cannot_be_printed_is_not():
     shown = text([finding])
     assert "\x1b" not in shown
     assert "a\\x1b[31m: line 0\\n" in shown
-    assert "        and 3 more\n" in shown
-    assert "1 thing that could not be looked at" in shown
+    assert "          and 3 more\n" in shown
+    assert "1 check could not run" in shown
 
 
 def test_nothing_found_is_said():
-    assert text([]) == "host, 3 devices: nothing found that would keep guests from working\n"
+    assert text([]) == "host, 3 devices: no problems found\n"
 
 
 def test_json_has_all_of_it():
@@ -106,10 +106,11 @@ def test_json_has_all_of_it():
                 "evidence": [
                     {"where": "/sys/bus/pci/devices/0000:01:00.0/driver", "what": "mlx5_core"}
                 ],
-                "consequence": "With managed='yes' libvirt takes 0000:01:00.0 from the host when "
+                "consequence": "With managed='yes', libvirt takes 0000:01:00.0 from the host when "
                 "the guest starts; it is a network controller: the host loses its links.",
-                "remedy": "See that nothing of the host needs 0000:01:00.0, the disk it boots from "
-                "or the link you are on; with managed='no' bind it to vfio-pci before.",
+                "remedy": "Make sure that the host does not need 0000:01:00.0, such as for its "
+                "boot disk or your network connection; with managed='no', bind it to vfio-pci "
+                "first.",
             }
         ],
     }

@@ -38,7 +38,7 @@ def without(case, address):
 def test_a_device_that_is_not_there():
     finding = only(without(case_of(ONE), A), "device-missing")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
-    assert str(finding.evidence[0]) == "host: there is no such PCI device"
+    assert str(finding.evidence[0]) == "host: no such PCI device"
     assert str(A2) in finding.remedy
 
 
@@ -64,7 +64,7 @@ def test_a_device_that_is_not_there_and_was_asked_for_without_a_guest():
     case = with_function(replace(case, tree=tree), BRIDGE, class_code=0x060400)
     assert [each for each in ids(case) if each.startswith("error")] == ["error device-missing"]
     finding = only(case, "device-missing")
-    assert finding.remedy == f"Name a device that lspci -D shows, such as {A}, {A2}, {B}."
+    assert finding.remedy == f"Use a device from lspci -D, such as {A}, {A2}, {B}."
     assert "error device-missing" not in ids(replace(case, devices_selected=False))
 
 
@@ -93,9 +93,9 @@ def test_a_part_of_a_group():
     finding = only(case, "partial-group")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
     assert str(finding.evidence[0]) == (
-        f"/sys/kernel/iommu_groups/10/devices: IOMMU group 10 has {A2} beside {A}"
+        f"/sys/kernel/iommu_groups/10/devices: IOMMU group 10 has {A2} besides {A}"
     )
-    assert finding.remedy.endswith("only where the guest has both in one stage 1.")
+    assert finding.remedy.endswith("only if the guest puts both behind one stage 1.")
 
 
 def test_a_whole_group():
@@ -133,7 +133,7 @@ def test_groups_that_nothing_tells_of():
     case = without(case_of(ONE), A)
     finding = only(with_host(case, functions=()), "partial-group")
     assert finding.severity is Severity.UNKNOWN
-    assert finding.evidence[0].what == f"no IOMMU group of {A}"
+    assert finding.evidence[0].what == f"IOMMU group of {A} not reported"
 
 
 def test_a_physical_function_with_virtual_ones():

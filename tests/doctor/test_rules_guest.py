@@ -79,15 +79,15 @@ def test_what_was_added_and_is_gone():
     finding = only(case_of(xml), "part-gone")
     assert str(finding.evidence[0]) == (
         f"{GUEST}.xml: accel='on' of the <iommu model='smmuv3'> of the pcie-expander-bus with "
-        "index 1 is gone from the definition"
+        "index 1 is missing from the definition"
     )
 
 
 @pytest.mark.parametrize(
     ("wrong", "severity", "remedy"),
     [
-        ("ssidSize='4'", Severity.ERROR, "Write ssidsize instead"),
-        ("stage='nested'", Severity.WARNING, "Take it out"),
+        ("ssidSize='4'", Severity.ERROR, "Use ssidsize instead"),
+        ("stage='nested'", Severity.WARNING, "Remove it"),
     ],
 )
 def test_what_libvirt_drops_without_a_word(wrong, severity, remedy):
@@ -169,7 +169,7 @@ def test_a_hard_limit(limit, severity):
     assert finding.severity is severity
     assert [str(each) for each in finding.evidence] == [
         f"{GUEST}.xml: /domain/memtune/hard_limit: {int(limit) * GIB} bytes",
-        f"{GUEST}.xml: /domain/memory: {4 * GIB} bytes, all of them pinned",
+        f"{GUEST}.xml: /domain/memory: {4 * GIB} bytes, all pinned",
     ]
     assert str(5 * GIB) in finding.remedy
 
@@ -198,7 +198,7 @@ def test_free_ports_without_memory():
     xml = rendered(A, spare_ports=1, spare_memory=0)
     finding = only(case_of(xml), "hotplug-bar-loss")
     assert finding.severity is Severity.WARNING
-    assert finding.evidence[0].what.startswith("root ports 3 are free")
+    assert finding.evidence[0].what == ("free root ports without reserved prefetchable memory: 3")
     assert "warning hotplug-bar-loss" not in ids(case_of(rendered(A, spare_ports=1)))
 
 

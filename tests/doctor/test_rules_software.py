@@ -67,7 +67,7 @@ def test_without_a_guest_it_is_what_a_plan_needs():
     case = replace(case_of(ONE, software=software((11, 3), (10, 0))), guest=None, devices=(A, B))
     old = found(case, "libvirt-too-old")
     assert {each.subject for each in old} == {"host"}
-    assert old[0].evidence[1].where == "what strategy identity writes"
+    assert old[0].evidence[1].where == "XML that strategy identity writes"
     direct = replace(case, choice=Choice("direct"))
     assert found(direct, "libvirt-too-old") == []
     assert PLUGINS is case.plugins

@@ -42,12 +42,16 @@ def test_msis_that_do_not_arrive():
     finding = only(case_of(ONE, choice=Choice("host-cookie")), "msi-lost")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
     assert [str(each) for each in finding.evidence] == [
-        f"the model of linux-7.2: {A}: s1-fault: {FAULT}",
-        "its way, programmed: iova 0x8000040",
-        f"its way, s1: stage1 s1-{A} iova 0x8000040 fault F_TRANSLATION",
+        f"simulated linux-7.2: {A}: s1-fault: {FAULT}",
+        "path of the MSI, programmed: iova 0x8000040",
+        f"path of the MSI, s1: stage1 s1-{A} iova 0x8000040 fault F_TRANSLATION",
     ]
-    assert finding.consequence == "With strategy host-cookie no MSI of it arrives: s1-fault."
-    assert finding.remedy.startswith("Would deliver here: identity, multi-its:mode=vsmmu, ")
+    assert finding.consequence == (
+        "With strategy host-cookie, none of the device's MSIs are delivered (s1-fault)."
+    )
+    assert finding.remedy.startswith(
+        "Use a strategy that delivers here: identity, multi-its:mode=vsmmu, "
+    )
     assert "direct (not on QEMU)" in finding.remedy
 
 
@@ -58,7 +62,9 @@ def test_two_itses_behind_one_vsmmu():
     finding = only(replace(case, choice=Choice("direct")), "msi-lost")
     assert finding.subject == str(A2)
     assert "conflict" in finding.evidence[0].what
-    assert finding.remedy.startswith("Would deliver here: identity, multi-its:mode=vsmmu")
+    assert finding.remedy.startswith(
+        "Use a strategy that delivers here: identity, multi-its:mode=vsmmu"
+    )
     assert "direct" not in finding.remedy
     assert "error msi-lost" not in ids(case)
 
@@ -122,7 +128,7 @@ def crowd(number, granule):
     ("number", "granule", "words"),
     [
         (16, Granule.K64, None),
-        (17, Granule.K64, "it is given 0x8100000, outside of the RMR"),
+        (17, Granule.K64, "gets 0x8100000, which is outside the RMR"),
         (17, Granule.K16, None),
         (64, Granule.K4, None),
         (65, Granule.K4, "EOVERFLOW"),
@@ -146,8 +152,8 @@ def test_the_order_of_slots():
     finding = only(case_of(TWO), "slot-order")
     assert finding.severity is Severity.NOTE
     assert [str(each) for each in finding.evidence] == [
-        f"doorbell 0x30050000, ITS 0: 0x8000000 if it is number 1 to be used, by {A}",
-        f"doorbell 0x30070000, ITS 1: 0x8001000 if it is number 2 to be used, by {B}",
+        f"doorbell 0x30050000, ITS 0: 0x8000000 if {A} is number 1 to use one",
+        f"doorbell 0x30070000, ITS 1: 0x8001000 if {B} is number 2 to use one",
     ]
     assert "note slot-order" not in ids(case_of(rendered(A, A2)))
     assert PLUGINS is case_of(TWO).plugins
@@ -158,7 +164,7 @@ def test_a_guest_that_would_ignore_the_rmr():
     finding = only(case_of(ONE), "rmr-needed")
     assert (finding.severity, finding.subject) == (Severity.NOTE, f"guest {GUEST}")
     assert [str(each) for each in finding.evidence] == [
-        f"the model of a guest that ignores it: {A}: {FAULT}"
+        f"simulated guest without the RMR: {A}: {FAULT}"
     ]
     assert "0x8000000-0x80fffff" in finding.consequence
     assert "note rmr-needed" not in ids(case_of(ONE, choice=Choice("direct")))

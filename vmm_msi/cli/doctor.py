@@ -1,4 +1,4 @@
-"""``vmm-msi doctor``: say what will happen on a host, and why."""
+"""``vmm-msi doctor``: check a host, and optionally a guest, before it starts."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.case import Case
     from vmm_msi.host.sources import HostSources
 
-#: Exit codes where something was found; errors of the command itself have those of errors.py.
+#: Exit codes for findings; errors of the command itself have those of errors.py.
 EXIT_ERRORS = 8
 EXIT_WARNINGS = 9
 
@@ -37,50 +37,51 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         nargs="*",
         type=host_name,
-        help=f"the host, by default this machine: {HOST_FORMS}; several are sources about one host",
+        help=f"host to check; default: this machine. {HOST_FORMS}; several HOSTs are sources about "
+        "one host",
     )
     parser.add_argument(
         "--root",
         type=Path,
         metavar="DIR",
-        help="a folder laid out like the host's /, such as a copy of its /sys and /proc",
+        help="folder laid out like the host's /, such as a copy of its /sys and /proc",
     )
     parser.add_argument(
         "--device",
         action="append",
         default=[],
         metavar="ADDRESS",
-        help="host PCI address that is to be assigned, such as 0000:01:00.0; may be repeated; "
-        "default: the devices of --domain, else all that could be",
+        help="host PCI address of a device to assign, such as 0000:01:00.0; may be repeated; "
+        "default: the devices of --domain, or all assignable devices",
     )
     parser.add_argument(
         "--domain",
         metavar="DOMAIN",
-        help="the guest that is to run: a libvirt domain, by name or UUID, or a file with its XML "
-        "that ends in .xml",
+        help="guest to check: a libvirt domain by name or UUID, or a domain XML file whose name "
+        "ends in .xml",
     )
     parser.add_argument(
         "-c",
         "--connect",
         metavar="URI",
-        help="libvirt connection to ask for its release, the domain and who has which device; "
-        "default with a domain's name: $LIBVIRT_DEFAULT_URI, else qemu:///system",
+        help="libvirt connection to query for its release, the domain and assigned devices; "
+        "default with a domain name: $LIBVIRT_DEFAULT_URI, or qemu:///system",
     )
     parser.add_argument(
         "--strategy",
         metavar="NAME[:key=value,…]",
-        help="strategy that is to be used; default: the configuration's, else identity",
+        help="strategy to check; default: the one in the configuration, or identity",
     )
     add_granule(parser)
     parser.add_argument(
-        "--explain", metavar="ID", help="print the page about a finding, and look at nothing"
+        "--explain", metavar="ID", help="print the page about a finding without checking the host"
     )
     add_format(parser)
     add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Look, and print what was found."""
+    """Check the host and print the findings."""
     if args.explain is not None:
         from vmm_msi.doctor import pages
 
@@ -102,10 +103,10 @@ def run(args: argparse.Namespace) -> int:
         print_json(report.to_json(about, findings))
     else:
         print_lines(report.to_lines(_about(case, args.domain), findings))
-    found = {finding.severity for finding in findings}
-    if Severity.ERROR in found:
+    severities = {finding.severity for finding in findings}
+    if Severity.ERROR in severities:
         return EXIT_ERRORS
-    return EXIT_WARNINGS if found & {Severity.WARNING, Severity.UNKNOWN} else 0
+    return EXIT_WARNINGS if severities & {Severity.WARNING, Severity.UNKNOWN} else 0
 
 
 def _about(case: Case, domain: str | None) -> str:
@@ -114,18 +115,18 @@ def _about(case: Case, domain: str | None) -> str:
     count = len(case.devices)
     devices = f"{count} device{'' if count == 1 else 's'}"
     if count and not case.host.functions and case.devices == representatives(case.host):
-        devices = f"no devices listed, {count} range{'' if count == 1 else 's'} of addresses"
+        devices = f"no devices listed, {count} address range{'' if count == 1 else 's'}"
     guest = "" if domain is None else f", guest {domain}"
-    files = "" if case.tree is not None else ", its kernel not looked at"
+    files = "" if case.tree is not None else ", kernel not checked"
     return f"{case.host.source}{guest}, {devices}{files}"
 
 
 def _case(args: argparse.Namespace) -> Case:
     from vmm_msi.doctor import host_case
 
-    wanted = [PciAddress.parse(text) for text in args.device]
+    selected = [PciAddress.parse(text) for text in args.device]
     if args.domain is args.connect is args.strategy is args.config is None:
-        return host_case.case_of_host(_sources(args), wanted)
+        return host_case.case_of_host(_sources(args), selected)
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice
     from vmm_msi.doctor.guest_case import case_of
@@ -137,15 +138,15 @@ def _case(args: argparse.Namespace) -> Case:
     if choice is not None:
         plugins.info(choice.strategy, PluginKind.STRATEGY)
     uri = _uri(args)
-    there_is = _sources(args)
-    case = case_of(there_is.joined(), args.domain, uri, choice, wanted, plugins, settings)
-    return host_case.with_host_facts(case, there_is)
+    sources = _sources(args)
+    case = case_of(sources.joined(), args.domain, uri, choice, selected, plugins, settings)
+    return host_case.with_host_facts(case, sources)
 
 
 def _uri(args: argparse.Namespace) -> str | None:
-    """Return the libvirt that is to be asked; None where none need be.
+    """Return the libvirt to query; None if none is needed.
 
-    :raise UsageError: when it is on another machine and the host is this one.
+    :raise UsageError: if it is on another machine but the host is this one.
     """
     from vmm_msi.cli.domain_options import DEFAULT_URI
     from vmm_msi.doctor.guest_case import XML_SUFFIX
@@ -153,22 +154,24 @@ def _uri(args: argparse.Namespace) -> str | None:
     uri: str | None = args.connect
     if uri is None and args.domain is not None and not args.domain.endswith(XML_SUFFIX):
         uri = os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
-    _, remote, place = (uri or "").partition("://")
-    if remote and not place.startswith("/") and not args.host and args.root is None:
-        raise UsageError(f"{uri} is another machine: name it, or a description of it, as HOST")
+    _, remote, path = (uri or "").partition("://")
+    if remote and not path.startswith("/") and not args.host and args.root is None:
+        raise UsageError(
+            f"checking {uri}: it is on another machine; add a HOST that describes that machine"
+        )
     return uri
 
 
 def _sources(args: argparse.Namespace) -> HostSources:
     """Read the host's sources.
 
-    :raise UsageError: for files of two hosts, and on a machine that is not an Arm host.
+    :raise UsageError: for files of two hosts, or if this machine is not an Arm host.
     """
     read = read_host(args)
     if len(read.trees) > 1:
         first, second, *_more = read.trees
         raise UsageError(
-            f"{second.source}: {first.source} has files of the host already; name one of them"
+            f"reading {second.source}: {first.source} already has the host's files; use one of them"
         )
     known = any(host.smmus or host.itses or host.routes for host in read.sources)
     if args.root is None and not args.host and not known:

@@ -1,4 +1,4 @@
-"""``vmm-msi explain``: what a line of a log means."""
+"""``vmm-msi explain``: explain faults and error messages in logs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.types import HostTopology
 
-#: Nothing of the text was recognised.
+#: Exit code if nothing was recognised.
 EXIT_UNKNOWN = 1
 
 
@@ -37,33 +37,33 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "text",
         metavar="TEXT",
         nargs="*",
-        help="a line of a log, or an event as four words 0x…; default: standard input",
+        help="log line, or an SMMU event as four words 0x…; default: standard input",
     )
-    add_host(parser, "the host that the text is from, by default this machine if it has an SMMU")
+    add_host(parser, "host that the text comes from; default: this machine if it has an SMMU")
     add_granule(parser)
     guest = parser.add_mutually_exclusive_group()
     guest.add_argument(
-        "--domain", metavar="DOMAIN", help="the libvirt domain it is about, by name or UUID"
+        "--domain", metavar="DOMAIN", help="affected guest: a libvirt domain by name or UUID"
     )
     guest.add_argument(
         "--guest",
         type=Path,
         metavar="GUEST.xml",
-        help="the libvirt domain XML of the guest it is about",
+        help="affected guest: a file with its libvirt domain XML",
     )
     add_connection(parser)
     parser.add_argument(
         "--in-guest",
         action="store_true",
-        help="TEXT is from the guest's own log, or an event that the guest was told of (a vEVENT): "
-        "StreamIDs and PCI addresses in it are the guest's",
+        help="TEXT comes from the guest's own log, or is an event that the guest received (a "
+        "vEVENT): its StreamIDs and PCI addresses are the guest's",
     )
     add_format(parser)
     add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Explain."""
+    """Explain the text and print the explanations."""
     text = _text(args)
     settings = load_config(args)
     plugins = load_plugins(args, settings)
@@ -96,14 +96,16 @@ def _text(args: argparse.Namespace) -> str:
         text = ("\n" if quoted else " ").join(args.text)
         return log_lines.decode(text.encode("utf-8", "surrogateescape"), "the command line")
     if sys.stdin is None:
-        raise UsageError("standard input is closed; give TEXT, or a log: dmesg | vmm-msi explain")
+        raise UsageError(
+            "reading standard input: it is closed; use TEXT, or a log: dmesg | vmm-msi explain"
+        )
     if sys.stdin.isatty():
-        print_error("reading from the terminal; end it with Ctrl-D")
+        print_error("reading from the terminal; press Ctrl-D to finish")
     return log_lines.decode(sys.stdin.buffer.read(log_lines.MAX_BYTES + 1), "standard input")
 
 
 def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
-    """Return the host that is named, else this machine where it is one."""
+    """Return the host of ``--host``, otherwise this machine if it is a host."""
     if args.host is not None:
         return load_host(args)
     try:
@@ -111,9 +113,11 @@ def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
             check_uris(args, [args.connect])
         host = load_host(args)
     except (UsageError, TopologyError) as error:
-        notes.append(f"no host is known: {error}")
+        notes.append(f"host unknown: {error}")
         return None
-    notes.append(f"the text is taken for one of this machine ({host.source}); another one: --host")
+    notes.append(
+        f"assuming that the text comes from this machine ({host.source}); use --host for another"
+    )
     return host
 
 

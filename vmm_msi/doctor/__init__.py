@@ -1,5 +1,5 @@
-"""What will happen on a host, said beforehand: facts, rules that look at them, findings.
+"""Checks of a host and its guests before they start: facts, rules, findings.
 
-``case`` is what is looked at, ``finding`` what comes out. Each module named ``rules_...`` has rules
-about one thing; ``rules`` has them all, in the order in which findings are shown.
+``case`` has the facts that the rules read, ``finding`` the results. Each module named ``rules_...``
+has the rules about one subject; ``rules`` lists all of them in the order of their findings.
 """

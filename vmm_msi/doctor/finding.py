@@ -1,4 +1,4 @@
-"""What the doctor found: stable ids, severities, evidence."""
+"""Findings of the doctor: stable ids, severities, evidence."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from enum import StrEnum
 
 
 class Severity(StrEnum):
-    """How bad it is, worst first."""
+    """How severe a finding is, worst first."""
 
-    #: What was asked for will not work.
+    #: The requested setup will not work.
     ERROR = "error"
-    #: It will not work under a condition that is named, or it is dangerous.
+    #: The setup will not work under a stated condition, or it is dangerous.
     WARNING = "warning"
-    #: Good to know; nothing has to be done.
+    #: For information; no action is needed.
     NOTE = "note"
-    #: It could not be looked at, so that nothing is known either way.
+    #: The check could not run, so the result is unknown.
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
 class Evidence:
-    """What was read, and where.
+    """A value that the doctor read, and its place.
 
-    :param where: a file of the host, an XML path, a command: where somebody else can look, too.
-    :param what: the value that is there, or that nothing is.
+    :param where: a file of the host, an XML path or a command, so that the reader can check it.
+    :param what: the value, or that it is missing.
     """
 
     where: str
@@ -36,11 +36,11 @@ class Evidence:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was found.
+    """One result of a rule.
 
     :param id: its stable name; ``vmm_msi/doctor/findings`` has a page of that name.
-    :param subject: what it is about: the host, a device, a guest.
-    :param evidence: what was read.
+    :param subject: the host, a device or a guest.
+    :param evidence: the values that it is based on.
     :param consequence: what will happen, in one sentence.
     :param remedy: what to do about it, in one sentence.
     """

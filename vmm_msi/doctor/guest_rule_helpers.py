@@ -1,4 +1,4 @@
-"""What rules about guests have in common."""
+"""Helpers that the rules about guests share."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 def subject(xml: DomainXml) -> str:
-    """Return what findings call a guest."""
+    """Return the name of a guest for findings."""
     return f"guest {xml.name}"
 
 
-def at(xml: DomainXml, element: Element, what: str) -> Evidence:
-    """Return what an element of a guest's definition says."""
-    return Evidence(xml.path(element), what)
+def at(xml: DomainXml, element: Element, value: str) -> Evidence:
+    """Return evidence from an element of a guest's definition."""
+    return Evidence(xml.path(element), value)
 
 
 def is_session(case: Case) -> bool:
-    """Tell whether the libvirt that was asked runs as a user without privileges."""
+    """Return whether the selected libvirt is an unprivileged session."""
     return case.software.source.partition("?")[0].endswith(":///session")

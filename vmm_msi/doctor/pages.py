@@ -1,6 +1,6 @@
 """The pages about findings: what is checked, what happens, what to do, and the sources.
 
-They are files ``vmm_msi/doctor/findings/ID.md``, package data.
+The pages are package data, ``vmm_msi/doctor/findings/ID.md``.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ def ids() -> tuple[str, ...]:
 def page(name: str) -> str:
     """Return the page about the finding ``name``, in Markdown.
 
-    :raise UsageError: when there is none; it names ids that are like it.
+    :raise UsageError: if no finding has this id; the message suggests similar ids.
     """
     known = ids()
     if name not in known:
         near = get_close_matches(name, known, n=4, cutoff=0.4) or [
-            each for each in known if any(word in each for word in name.split("-"))
+            known_id for known_id in known if any(word in known_id for word in name.split("-"))
         ]
-        like = f"there are: {', '.join(near)}" if near else "vmm-msi doctor prints the ids"
-        raise UsageError(f"finding {name!r}: there is none of this id; {like}")
+        hint = f"similar: {', '.join(near)}" if near else "vmm-msi doctor prints the ids"
+        raise UsageError(f"finding {name!r}: unknown id; {hint}")
     return resources.files(_FOLDER).joinpath(f"{name}.md").read_text(encoding="utf-8")
 
 
 def title(name: str) -> str:
     """Return the title of the page about the finding ``name``.
 
-    :raise UsageError: when there is no such page.
+    :raise UsageError: if no finding has this id.
     """
     head, _, _ = page(name).partition("\n")
     return head.partition(": ")[2]

@@ -1,4 +1,4 @@
-"""What rules ask of a case in common: the devices that are meant, and words for several of them."""
+"""Helpers that several rules share: the selected devices of a case, and lists as text."""
 
 from __future__ import annotations
 
@@ -13,12 +13,16 @@ if TYPE_CHECKING:
     from vmm_msi.types import HostDevice, Pa, PciAddress, PciFunction, ReservedRegion, Smmu
 
 SYSFS = "/sys/bus/pci/devices"
-#: Devices that a sentence names; more are counted.
+#: Devices that a sentence names; the rest are counted.
 MAX_NAMED = 4
 
 
-class Meant(NamedTuple):
-    """A device that is looked at: the way to its SMMU and ITS, and what the system says of it."""
+class SelectedDevice(NamedTuple):
+    """A device to check.
+
+    :param device: its path to an SMMU and an ITS; None if no source describes it.
+    :param function: its PCI function as the system reports it; None if the system does not.
+    """
 
     address: PciAddress
     device: HostDevice | None
@@ -26,23 +30,22 @@ class Meant(NamedTuple):
 
     @property
     def group(self) -> int | None:
-        """Its IOMMU group, where the system tells."""
+        """The device's IOMMU group; None if the system does not report one."""
         return None if self.function is None else self.function.iommu_group
 
 
-def meant(case: Case) -> Iterator[Meant]:
-    """Yield the devices that are looked at and are there."""
+def selected_devices(case: Case) -> Iterator[SelectedDevice]:
+    """Yield the devices to check, except missing ones."""
     devices, functions = case.host.device_by_address, case.host.function_by_address
     for address in case.devices:
         if missing_from(case, address) is None:
-            yield Meant(address, devices.get(address), functions.get(address))
+            yield SelectedDevice(address, devices.get(address), functions.get(address))
 
 
 def missing_from(case: Case, address: PciAddress) -> str | None:
-    """Return what lists the host's devices without one that was asked for; None where it is there.
+    """Return the source that lists the host's devices without a requested one; None if it exists.
 
-    Of one that is not there nothing else is said: the ways that tables have for its address tell
-    nothing.
+    Other rules skip a missing device: the routes that tables describe for its address mean nothing.
     """
     functions = case.host.function_by_address
     if not case.devices_selected or address in functions:
@@ -57,21 +60,21 @@ def missing_from(case: Case, address: PciAddress) -> str | None:
 
 
 def by_smmu(case: Case) -> Iterator[tuple[Smmu, list[PciAddress]]]:
-    """Yield the SMMUs that devices that are looked at are behind, with these."""
-    found: dict[int, list[PciAddress]] = {}
-    for each in meant(case):
-        if each.device is not None and each.device.smmu is not None:
-            found.setdefault(each.device.smmu, []).append(each.address)
-    for number in sorted(found):
+    """Yield the SMMUs of the selected devices, each with its devices."""
+    addresses: dict[int, list[PciAddress]] = {}
+    for address, device, _function in selected_devices(case):
+        if device is not None and device.smmu is not None:
+            addresses.setdefault(device.smmu, []).append(address)
+    for number in sorted(addresses):
         smmu = case.host.smmu_by_id.get(number)
         if smmu is not None:
-            yield smmu, found[number]
+            yield smmu, addresses[number]
 
 
-def named(things: Iterable[object]) -> str:
-    """Return a list in words: the first of them, and how many more there are."""
-    words = [str(thing) for thing in things]
-    shown, more = words[:MAX_NAMED], len(words) - MAX_NAMED
+def named(items: Iterable[object]) -> str:
+    """Return a list as text: its first items, and how many more there are."""
+    names = [str(item) for item in items]
+    shown, more = names[:MAX_NAMED], len(names) - MAX_NAMED
     if more > 0:
         return f"{', '.join(shown)} and {more} more"
     if len(shown) > 1:
@@ -80,49 +83,50 @@ def named(things: Iterable[object]) -> str:
 
 
 def smmu_name(smmu: Smmu) -> str:
-    """Return what a sentence calls an SMMU."""
+    """Return the name of an SMMU for messages."""
     return f"SMMU {smmu.id}" if smmu.base is None else f"SMMU {smmu.id} ({smmu.base})"
 
 
-def reserved(case: Case, each: Meant) -> tuple[tuple[ReservedRegion, ...], str] | None:
-    """Return the reserved regions of a device and where they are from.
+def reserved_regions(
+    case: Case, selected: SelectedDevice
+) -> tuple[tuple[ReservedRegion, ...], str] | None:
+    """Return the reserved regions of a device and their source.
 
-    :return: None where nothing tells.
+    :return: None if no source reports them.
     """
-    function = each.function
+    function = selected.function
     if function is not None and function.reserved is not None:
         if function.iommu_group is None:
             return function.reserved, case.host.source
         path = f"/sys/kernel/iommu_groups/{function.iommu_group}/reserved_regions"
         return function.reserved, path
-    if each.device is not None:
-        return each.device.reserved, case.host.source
+    if selected.device is not None:
+        return selected.device.reserved, case.host.source
     return None
 
 
 def doorbell_pages(case: Case) -> dict[Pa, list[HostDevice]]:
     """Return the distinct doorbell pages of the devices, in the order of the devices.
 
-    A page of the host's kernel is what iommufd maps; behind a pre-ITS each device has a doorbell of
-    its own.
+    iommufd maps pages of the host's page size; behind a pre-ITS each device has its own doorbell.
     """
-    found: dict[Pa, list[HostDevice]] = {}
-    for _address, device, _function in meant(case):
+    pages: dict[Pa, list[HostDevice]] = {}
+    for _address, device, _function in selected_devices(case):
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
         if device is None or its is None:
             continue
         doorbell = its.doorbell if its.pre_its is None else its.pre_its.offset(4 * device.device_id)
-        found.setdefault(doorbell.align_down(case.host.granule), []).append(device)
-    return found
+        pages.setdefault(doorbell.align_down(case.host.granule), []).append(device)
+    return pages
 
 
-def sysfs(address: PciAddress, name: str, what: object) -> Evidence:
-    """Return what a file or a link of a PCI function in sysfs says."""
-    return Evidence(f"{SYSFS}/{address}/{name}", str(what))
+def sysfs(address: PciAddress, name: str, value: object) -> Evidence:
+    """Return evidence from a file or a link of a PCI function in sysfs."""
+    return Evidence(f"{SYSFS}/{address}/{name}", str(value))
 
 
 def kernel_release(text: str | None) -> tuple[int, int] | None:
-    """Return major and minor of what ``uname -r`` has; None where it has none."""
+    """Return major and minor of a release as ``uname -r`` prints it; None if it has neither."""
     major, _, rest = (text or "").partition(".")
     digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
     return (int(major), int(digits)) if major.isdecimal() and digits else None

@@ -1,4 +1,4 @@
-"""All rules, in the order in which their findings are shown."""
+"""List all rules, in the order in which their findings are shown."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.case import Case
     from vmm_msi.doctor.finding import Finding
 
-    #: Looks at a case and tells what it found.
+    #: Examines a case and yields its findings.
     Rule = Callable[[Case], Iterator[Finding]]
 
-#: What is looked at in every host.
+#: Rules that apply to every host.
 HOST_RULES: tuple[Rule, ...] = (
     rules_kernel.no_iommufd,
     rules_kernel.too_old,
@@ -68,14 +68,14 @@ HOST_RULES: tuple[Rule, ...] = (
     rules_its.its_unknown,
 )
 
-#: What is looked at where there is neither a guest nor a strategy: the others say more of it.
+#: Rules that apply only without a guest and a strategy, for which other rules are more precise.
 ALONE_RULES: tuple[Rule, ...] = (rules_window.capacity,)
 
 
 def guest_rules() -> tuple[Rule, ...]:
-    """Return what is looked at in a guest and the software that runs it.
+    """Return the rules about a guest and the software that runs it.
 
-    They know much of XML and of strategies, so that they are imported where they are needed.
+    These rules depend on XML and strategies, so they are imported only when needed.
     """
     from vmm_msi.doctor import (
         rules_assigned,
@@ -115,14 +115,14 @@ def guest_rules() -> tuple[Rule, ...]:
 
 
 def rules_for(case: Case) -> tuple[Rule, ...]:
-    """Return the rules that have something to look at, in their order."""
+    """Return the rules that apply to a case, in order."""
     if case.guest is None and case.plugins is None:
         return (*HOST_RULES, *ALONE_RULES)
     return (*HOST_RULES, *guest_rules())
 
 
 def examine(case: Case) -> list[Finding]:
-    """Return what all rules find, the worst first, otherwise in the order of the rules."""
+    """Return the findings of all rules, worst first, otherwise in the order of the rules."""
     order = list(Severity)
-    found = [finding for rule in rules_for(case) for finding in rule(case)]
-    return sorted(found, key=lambda finding: order.index(finding.severity))
+    findings = [finding for rule in rules_for(case) for finding in rule(case)]
+    return sorted(findings, key=lambda finding: order.index(finding.severity))

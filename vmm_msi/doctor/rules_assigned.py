@@ -1,4 +1,4 @@
-"""Rules about devices that are to be assigned: whether they are free and whole."""
+"""Rules about assigned devices: their other users, IOMMU groups and virtual functions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def held_by_domain(case: Case) -> Iterator[Finding]:
-    """Yield devices that another guest has, or whose other half one has."""
+    """Yield devices that another guest has, or whose physical or virtual function it has."""
     if case.guest is None:
         return
     name = case.guest.xml.name
@@ -39,7 +39,7 @@ def held_by_domain(case: Case) -> Iterator[Finding]:
 
 
 def partial_group(case: Case) -> Iterator[Finding]:
-    """Yield devices to be nested whose IOMMU group has others that are not."""
+    """Yield nested devices whose IOMMU group has members that are not nested."""
     functions = case.host.function_by_address
     nested = _nested(case)
     groups = _groups(case)
@@ -54,25 +54,25 @@ def partial_group(case: Case) -> Iterator[Finding]:
             continue
         seen.add(group)
         function = functions.get(device)
-        told = () if function is None else function.members
-        members = sorted({*told, *groups[group]})
+        reported = () if function is None else function.members
+        members = sorted({*reported, *groups[group]})
         others = [member for member in members if member not in nested]
         if not others:
             continue
         bridges = [m for m in others if m in functions and functions[m].is_bridge]
         names = ", ".join(map(str, others))
-        place = f"/sys/kernel/iommu_groups/{group}/devices" if told else case.host.source
-        alone = "Use a device that is alone in its group, as a slot or a switch with ACS makes it"
+        where = f"/sys/kernel/iommu_groups/{group}/devices" if reported else case.host.source
+        alone = "Use a device that is alone in its group, such as in a slot or switch with ACS"
         yield Finding(
             "partial-group",
             Severity.ERROR,
             str(device),
-            (Evidence(place, f"IOMMU group {group} has {names} beside {device}"),),
-            f"The guest's SMMU fails when it sets {device} up: the kernel attaches the group as "
-            "one, and gives ENOENT for a member without a vDEVICE.",
+            (Evidence(where, f"IOMMU group {group} has {names} besides {device}"),),
+            f"The guest's SMMU fails when it sets up {device}: the kernel attaches the whole group "
+            "and returns ENOENT for a member without a vDEVICE.",
             f"{alone}; {bridges[0]} is a bridge and cannot be assigned."
             if bridges
-            else f"{alone}; assigning {names} too helps only where the guest has both in one "
+            else f"{alone}; assigning {names} as well helps only if the guest puts both behind one "
             "stage 1.",
         )
     if unknown and case.guest is not None:
@@ -81,28 +81,33 @@ def partial_group(case: Case) -> Iterator[Finding]:
             "partial-group",
             Severity.UNKNOWN,
             subject(case.guest.xml),
-            (Evidence(case.host.source, f"no IOMMU group of {names}"),),
-            "If their groups have other devices, the guest's SMMU fails when it sets them up.",
-            "Read the host where it runs or from a capture of it, or name its libvirt with "
+            (
+                Evidence(
+                    case.host.source,
+                    f"IOMMU {'group' if len(unknown) == 1 else 'groups'} of {names} not reported",
+                ),
+            ),
+            "If a group has other devices, the guest's SMMU fails when it sets these up.",
+            "Run the doctor on the host itself or with a capture of it, or select its libvirt with "
             "--connect.",
         )
 
 
 def _nested(case: Case) -> dict[PciAddress, None]:
-    """Return the devices that are, or are to be, behind an accelerated vSMMU."""
+    """Return the devices that are, or will be, behind an accelerated vSMMU."""
     if case.guest is None:
         return dict.fromkeys(case.devices)
     placement = Placement(case.guest.xml)
-    plain = set()
+    not_nested = set()
     for hostdev in case.guest.xml.hostdevs():
         iommu = placement.vsmmu_of(hostdev.element)
         if iommu is None or not is_accelerated(iommu):
-            plain.add(hostdev.host)
-    return {device: None for device in case.devices if device not in plain}
+            not_nested.add(hostdev.host)
+    return {device: None for device in case.devices if device not in not_nested}
 
 
 def _group(case: Case, device: PciAddress) -> int | None:
-    """Return the IOMMU group of a device, as the system or the description tells."""
+    """Return the IOMMU group of a device, from the system or the description."""
     function = case.host.function_by_address.get(device)
     if function is not None and function.iommu_group is not None:
         return function.iommu_group
@@ -111,17 +116,17 @@ def _group(case: Case, device: PciAddress) -> int | None:
 
 
 def _groups(case: Case) -> dict[int, list[PciAddress]]:
-    """Return what is in each IOMMU group, however the host tells of it."""
-    found: dict[int, list[PciAddress]] = {}
+    """Return the members of each IOMMU group, from all sources of the host."""
+    groups: dict[int, list[PciAddress]] = {}
     for address in {**case.host.function_by_address, **case.host.device_by_address}:
         group = _group(case, address)
         if group is not None:
-            found.setdefault(group, []).append(address)
-    return found
+            groups.setdefault(group, []).append(address)
+    return groups
 
 
 def sriov(case: Case) -> Iterator[Finding]:
-    """Yield physical functions that have virtual ones, and virtual ones that need a token."""
+    """Yield physical functions with virtual ones, and virtual functions that need a token."""
     functions = case.host.function_by_address
     for device in case.devices if case.guest is not None else ():
         function = functions.get(device)
@@ -140,10 +145,9 @@ def sriov(case: Case) -> Iterator[Finding]:
                         f"{first}, the first of {len(function.virtual_functions)}",
                     ),
                 ),
-                "Its virtual functions go away when it leaves the driver of the host, and whoever "
-                "uses them loses them.",
-                f"Assign virtual functions in its place, or write 0 into {folder}/sriov_numvfs "
-                "first.",
+                "Its virtual functions, including those in use, disappear when libvirt unbinds it "
+                "from its host driver.",
+                f"Assign virtual functions instead, or write 0 to {folder}/sriov_numvfs first.",
             )
         physical = functions.get(function.physical_function) if function.physical_function else None
         bound = None if physical is None else vfio_evidence(physical)
@@ -159,6 +163,6 @@ def sriov(case: Case) -> Iterator[Finding]:
                     ),
                 ),
                 f"VFIO does not open {device} without the VF token of the user of its physical "
-                f"function {physical.address}, and libvirt can give none.",
-                f"Give {physical.address} back to its own driver: virsh nodedev-reattach.",
+                f"function {physical.address}, and libvirt cannot supply one.",
+                f"Return {physical.address} to its own driver: virsh nodedev-reattach.",
             )

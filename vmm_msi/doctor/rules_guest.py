@@ -1,4 +1,4 @@
-"""Rules about a guest as a whole: what kind it is, where its RAM is, what of it libvirt drops."""
+"""Rules about a guest as a whole: its kind, its RAM, and XML that libvirt drops."""
 
 from __future__ import annotations
 
@@ -23,90 +23,90 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.prerequisites import Problem
     from vmm_msi.types import ReservedRegion
 
-#: What iommufd does not reserve: Linux ``drivers/iommu/iommufd/io_pagetable.c``
+#: Regions that iommufd does not reserve: Linux ``drivers/iommu/iommufd/io_pagetable.c``
 #: iopt_table_enforce_dev_resv_regions.
 _RELAXED = ReservedKind.DIRECT_RELAXABLE
 
 
 def guest_kind(case: Case) -> Iterator[Finding]:
-    """Yield what keeps the guest from having a nested vSMMU with MSIs at all."""
+    """Yield what prevents the guest from having a nested vSMMU with MSIs at all."""
     if case.guest is None:
         return
     xml = case.guest.xml
-    found = {problem.check: problem for problem in prerequisites.problems(xml)}
+    problems = {problem.check: problem for problem in prerequisites.problems(xml)}
     fatal = set(Check)
     if case.plugins is not None:
         needed = simulated.needs(case, case.plugins).values()
         fatal = fatal_checks(simulated.binder_of(case), needed)
-    told_by_acpi = bool({Check.ACPI, Check.FIRMWARE} & fatal)
-    if Check.ARCH in found:
+    needs_acpi = bool({Check.ACPI, Check.FIRMWARE} & fatal)
+    if Check.ARCH in problems:
         yield Finding(
             "guest-arch",
             Severity.ERROR,
             subject(xml),
-            (_place(xml, "os/type", found[Check.ARCH]),),
-            "libvirt refuses the vSMMU: SMMUv3 is a device of QEMU's aarch64 board virt alone.",
+            (_evidence(xml, "os/type", problems[Check.ARCH]),),
+            "libvirt rejects the vSMMU: only QEMU's aarch64 board virt has an SMMUv3.",
             "Define an aarch64 guest: <type arch='aarch64' machine='virt'>hvm</type>.",
         )
-    if Check.MACHINE in found:
+    if Check.MACHINE in problems:
         yield Finding(
             "guest-machine",
             Severity.ERROR,
             subject(xml),
-            (_place(xml, "os/type", found[Check.MACHINE]),),
-            "libvirt refuses the vSMMU: SMMUv3 is a device of QEMU's aarch64 board virt alone.",
-            "Write machine='virt', or a version of it such as virt-11.1, into <os><type>.",
+            (_evidence(xml, "os/type", problems[Check.MACHINE]),),
+            "libvirt rejects the vSMMU: only QEMU's aarch64 board virt has an SMMUv3.",
+            "Set machine='virt', or a version of it such as virt-11.1, in <os><type>.",
         )
-    if Check.GIC in found:
+    if Check.GIC in problems:
         yield Finding(
             "guest-gic",
             Severity.ERROR,
             subject(xml),
-            (_place(xml, "features/gic", found[Check.GIC]),),
-            "The guest has no ITS, so that its devices have nowhere to send MSIs; libvirt fills in "
-            "version 2 for an emulated guest that names none.",
-            "Write <gic version='3'/> into <features>.",
+            (_evidence(xml, "features/gic", problems[Check.GIC]),),
+            "The guest has no ITS, so its devices have no doorbell for their MSIs; libvirt "
+            "defaults to GIC version 2 for emulated guests.",
+            "Add <gic version='3'/> to <features>.",
         )
-    if Check.ACPI in found:
+    if Check.ACPI in problems:
         yield Finding(
             "no-acpi",
-            Severity.ERROR if told_by_acpi else Severity.NOTE,
+            Severity.ERROR if needs_acpi else Severity.NOTE,
             subject(xml),
-            (_place(xml, "features/acpi", found[Check.ACPI]),),
-            "The guest is told of no RMR, so that each MSI ends in an S1 fault; QEMU also refuses "
-            "an accelerated vSMMU on a board with a device tree.",
-            "Put <acpi/> into <features>, and firmware='efi' into <os>, which libvirt asks for "
-            "with it.",
+            (_evidence(xml, "features/acpi", problems[Check.ACPI]),),
+            "The guest gets no RMR, so every MSI ends in an S1 fault; QEMU also rejects an "
+            "accelerated vSMMU on a board with a device tree.",
+            "Add <acpi/> to <features>, and firmware='efi' to <os>, which libvirt requires with "
+            "it.",
         )
-    if Check.FIRMWARE in found and xml.acpi:
+    if Check.FIRMWARE in problems and xml.acpi:
         yield Finding(
             "acpi-without-uefi",
-            Severity.ERROR if told_by_acpi else Severity.NOTE,
+            Severity.ERROR if needs_acpi else Severity.NOTE,
             subject(xml),
-            (_place(xml, "os", found[Check.FIRMWARE]),),
-            "libvirt refuses the definition: ACPI requires UEFI on this architecture.",
-            "Write <os firmware='efi'>, or a <loader> with the image of a UEFI.",
+            (_evidence(xml, "os", problems[Check.FIRMWARE]),),
+            "libvirt rejects the definition: ACPI requires UEFI on this architecture.",
+            "Use <os firmware='efi'>, or set <loader> to a UEFI image.",
         )
-    if Check.KVM in found and Check.KVM in fatal:
+    if Check.KVM in problems and Check.KVM in fatal:
         yield Finding(
             "guest-kvm",
             Severity.ERROR,
             subject(xml),
-            (_place(xml, ".", found[Check.KVM]),),
-            "QEMU ends at the start: SMMUv3 accel=on requires KVM with kernel-irqchip=on support.",
-            "Write <domain type='kvm'>, on an Arm host with /dev/kvm.",
+            (_evidence(xml, ".", problems[Check.KVM]),),
+            "QEMU exits at startup: SMMUv3 accel=on requires KVM with kernel-irqchip=on support.",
+            "Use <domain type='kvm'> on an Arm host with /dev/kvm.",
         )
 
 
-def _place(xml: DomainXml, path: str, problem: Problem) -> Evidence:
-    """Return where a problem is, with the part of its words that says what is there."""
+def _evidence(xml: DomainXml, path: str, problem: Problem) -> Evidence:
+    """Return the place of a problem, with the part of its text that describes the state."""
     element = xml.root.find(path)
     where = f"{xml.source}: /domain/{path}" if element is None else xml.path(element)
     return Evidence(where, problem.words.partition("; ")[0])
 
 
 def part_gone(case: Case) -> Iterator[Finding]:
-    """Yield what vmm-msi added to the guest and somebody took out since."""
+    """Yield the parts added by vmm-msi that were removed since."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -115,34 +115,34 @@ def part_gone(case: Case) -> Iterator[Finding]:
             "part-gone",
             Severity.ERROR,
             subject(xml),
-            (Evidence(xml.source, f"{part} is gone from the definition"),),
-            "The devices that the record says are behind nested vSMMUs are not all there, or not "
-            "behind them.",
-            f"Take what is left out with vmm-msi detach {xml.name}, and attach the devices again.",
+            (Evidence(xml.source, f"{part} is missing from the definition"),),
+            "Some devices that the record lists behind nested vSMMUs are missing or not behind "
+            "them.",
+            f"Remove the rest with vmm-msi detach {xml.name}, and attach the devices again.",
         )
 
 
 def xml_dropped(case: Case) -> Iterator[Finding]:
-    """Yield what libvirt does not read of the definition as it was written."""
+    """Yield the parts of the original definition that libvirt does not read."""
     if case.guest is None:
         return
     written = case.guest.written or case.guest.xml
     for part in unread(written):
-        meant = part.meant
-        likely = f"Write {meant} instead" if meant else "Take it out"
+        suggestion = part.meant
+        remedy = f"Use {suggestion} instead" if suggestion else "Remove it"
         yield Finding(
             "xml-dropped",
-            Severity.ERROR if meant else Severity.WARNING,
+            Severity.ERROR if suggestion else Severity.WARNING,
             subject(written),
             (at(written, part.element, str(part)),),
-            "libvirt does not read it: a definition with it is refused where it is validated, and "
-            "else loses it without a word.",
-            f"{likely}, and define guests with virsh define --validate.",
+            "libvirt does not read it: it rejects the definition if it validates it, and silently "
+            "drops this part otherwise.",
+            f"{remedy}, and define guests with virsh define --validate.",
         )
 
 
 def ram_in_reserved(case: Case) -> Iterator[Finding]:
-    """Yield the guest's RAM that lies where a device's IOVAs are reserved."""
+    """Yield the guest's RAM that overlaps reserved IOVAs of a device."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -162,7 +162,7 @@ def ram_in_reserved(case: Case) -> Iterator[Finding]:
                 Evidence(f"{host.source}: reserved regions of {device.address}", str(region)),
             )
             consequence = (
-                "QEMU ends at the start, or when the memory is plugged in: iommufd gives "
+                "QEMU exits at startup or when the memory is hot-plugged: iommufd returns "
                 "EADDRINUSE for a device whose reserved region is mapped, and does not map RAM "
                 "there."
             )
@@ -173,8 +173,8 @@ def ram_in_reserved(case: Case) -> Iterator[Finding]:
                     subject(xml),
                     evidence,
                     consequence,
-                    "Move the RAM or the memory device away from the window; QEMU's own layout "
-                    "begins at 0x40000000.",
+                    "Move the RAM or the memory device out of the window; QEMU's own layout starts "
+                    "at 0x40000000.",
                 )
             else:
                 yield Finding(
@@ -183,52 +183,54 @@ def ram_in_reserved(case: Case) -> Iterator[Finding]:
                     subject(xml),
                     evidence,
                     consequence,
-                    f"Give the guest less RAM than reaches {region.base:#x}, or another device.",
+                    f"Give the guest less RAM, so that it ends below {region.base:#x}, or use "
+                    "another device.",
                 )
 
 
 def memlock(case: Case) -> Iterator[Finding]:
-    """Yield limits on locked memory that are below what assigned devices pin."""
+    """Yield limits on locked memory below the amount that assigned devices pin."""
     if case.guest is None or not case.guest.xml.hostdevs():
         return
     xml = case.guest.xml
     lock = locking(xml)
     ram = xml.root.find("memory")
-    asked = xml.source if ram is None else xml.path(ram)
-    pinned = Evidence(asked, f"{lock.needed} bytes, all of them pinned")
+    where = xml.source if ram is None else xml.path(ram)
+    pinned = Evidence(where, f"{lock.needed} bytes, all pinned")
     enough = lock.needed + HEADROOM
     if lock.hard_limit is not None and lock.allowed is not None and lock.allowed < enough:
-        short = lock.allowed < lock.needed
+        is_fatal = lock.allowed < lock.needed
         yield Finding(
             "memlock",
-            Severity.ERROR if short else Severity.WARNING,
+            Severity.ERROR if is_fatal else Severity.WARNING,
             subject(xml),
             (at(xml, lock.hard_limit, f"{lock.allowed} bytes"), pinned),
-            "Mapping the guest's RAM fails with ENOMEM when QEMU starts, and the limit is that of "
-            "its memory cgroup, too."
-            if short
-            else "The limit is that of QEMU's memory cgroup, too, and leaves it less than the GiB "
-            "that libvirt allows for beside the RAM; QEMU may be killed.",
-            f"Take <hard_limit> out, so that libvirt sets the limit, or make it {enough} bytes or "
-            "more.",
+            "Mapping the guest's RAM fails with ENOMEM when QEMU starts; the limit also applies to "
+            "its memory cgroup."
+            if is_fatal
+            else "The limit also applies to QEMU's memory cgroup and leaves less than the 1 GiB "
+            "that libvirt adds to the RAM; QEMU may be killed.",
+            "Remove <hard_limit>, so that libvirt sets the limit, or raise it to at least "
+            f"{enough} bytes.",
         )
         return
-    has = case.software.daemon_locked_memory
-    wanted = lock.allowed
-    if is_session(case) and has is not None and wanted is not None and has < wanted:
+    limit = case.software.daemon_locked_memory
+    required = lock.allowed
+    if is_session(case) and limit is not None and required is not None and limit < required:
         yield Finding(
             "memlock",
             Severity.ERROR,
             subject(xml),
-            (Evidence(case.software.source, f"its daemon may lock {has} bytes"), pinned),
-            f"libvirt cannot let QEMU lock {wanted} bytes: cannot limit locked memory of process.",
-            f"Use qemu:///system, or raise the user's limit to {wanted} bytes (LimitMEMLOCK= of "
+            (Evidence(case.software.source, f"its daemon may lock {limit} bytes"), pinned),
+            f"libvirt fails to raise QEMU's limit to {required} bytes: cannot limit locked memory "
+            "of process.",
+            f"Use qemu:///system, or raise the user's limit to {required} bytes (LimitMEMLOCK= of "
             "systemd, memlock in limits.conf).",
         )
 
 
 def no_migration(case: Case) -> Iterator[Finding]:
-    """Yield that a guest with an accelerated vSMMU cannot be moved, saved or snapshotted."""
+    """Yield a finding if an accelerated vSMMU blocks migration."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -242,13 +244,13 @@ def no_migration(case: Case) -> Iterator[Finding]:
         (at(xml, iommu.element, "accel='on'"),),
         "Migration, managed save and snapshots with memory are refused: Migration not supported "
         "with SMMUv3 accelerator mode enabled.",
-        "Shut the guest down and attach its devices anew on the other host; snapshots of disks "
-        "alone (--disk-only) work.",
+        "Shut the guest down and attach its devices again on the other host; disk-only snapshots "
+        "(--disk-only) work.",
     )
 
 
 def hotplug_bar_loss(case: Case) -> Iterator[Finding]:
-    """Yield vSMMUs with free ports for which no memory is reserved."""
+    """Yield vSMMUs with free ports and no reserved memory for them."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -268,12 +270,11 @@ def hotplug_bar_loss(case: Case) -> Iterator[Finding]:
                     at(
                         xml,
                         iommu.element,
-                        f"root ports {', '.join(free)} are free, and nothing reserves "
-                        "prefetchable memory for them",
+                        f"free root ports without reserved prefetchable memory: {', '.join(free)}",
                     ),
                 ),
-                "When a device is plugged in there, a Linux guest takes the BARs of the other "
-                "devices behind the same bus away, which then fail.",
-                "Attach with --spare-ports and --spare-memory, or give the guest's kernel "
+                "When a device is hot-plugged there, a Linux guest releases the BARs of the other "
+                "devices behind the same bus, which then fail.",
+                "Attach with --spare-ports and --spare-memory, or boot the guest's kernel with "
                 "pci=hpiosize=0,hpmmioprefsize=0.",
             )

@@ -1,11 +1,11 @@
-"""Rules about interrupts that a device could forge, and parameters that allow it."""
+"""Rules about interrupt isolation and the parameters that disable it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import meant, named
+from vmm_msi.doctor.rule_helpers import named, selected_devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,7 +18,7 @@ _NOIOMMU = "vfio.enable_unsafe_noiommu_mode"
 
 
 def _is_on(case: Case, parameter: str) -> bool:
-    """Tell whether a parameter is known to be on: Linux ``kernel/params.c`` param_get_bool."""
+    """Return whether a parameter is known to be on: Linux ``kernel/params.c`` param_get_bool."""
     return case.kernel.parameters.get(parameter, "N").strip().upper() in {"Y", "1"}
 
 
@@ -28,10 +28,10 @@ def _parameter(name: str, value: str) -> Evidence:
 
 
 def unsafe_needed(case: Case) -> Iterator[Finding]:
-    """Yield the devices whose MSIs are not isolated, where the kernel refuses them for it."""
+    """Yield the devices that the kernel refuses because their MSIs are not isolated."""
     if _is_on(case, _IOMMUFD):
         return
-    for address, device, _function in meant(case):
+    for address, device, _function in selected_devices(case):
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
         if its is None or its.isolates_msis:
             continue
@@ -42,29 +42,30 @@ def unsafe_needed(case: Case) -> Iterator[Finding]:
             str(address),
             (
                 Evidence(case.host.source, f"ITS {its.id} of {address} has a pre-ITS"),
-                _parameter(_IOMMUFD, "is not there, which is N" if value is None else value),
+                _parameter(_IOMMUFD, "missing, which means N" if value is None else value),
             ),
             f"QEMU cannot bind {address} to iommufd: its MSIs are not isolated, and the kernel "
             "refuses it with EPERM.",
-            "Use a device with an ITS of its own; only where the guest is trusted as much as the "
-            f"host, set {_IOMMUFD}=1: {_TYPE1} does nothing for iommufd.",
+            "Use a device with an ITS of its own. Set "
+            f"{_IOMMUFD}=1 only if you trust the guest as much as the host; {_TYPE1} has no effect "
+            "on iommufd.",
         )
 
 
 def unsafe_on(case: Case) -> Iterator[Finding]:
-    """Yield that devices may be assigned whose MSIs are not isolated."""
+    """Yield a finding if devices without isolated MSIs may be assigned."""
     on = [name for name in (_IOMMUFD, _TYPE1) if _is_on(case, name)]
     if not on:
         return
     if _IOMMUFD in on:
         consequence = (
             "A guest whose device's MSIs are not isolated can raise any interrupt of the host and "
-            "of other guests, and so take them down, or worse."
+            "of other guests, and thereby crash or compromise them."
         )
     else:
         consequence = (
-            "A guest that is given a device through a VFIO container can raise any interrupt of "
-            "the host, where MSIs are not isolated; through iommufd it still cannot."
+            "A guest with a device assigned through a VFIO container can raise any interrupt of "
+            "the host if MSIs are not isolated; through iommufd it still cannot."
         )
     yield Finding(
         "unsafe-interrupts-on",
@@ -72,20 +73,20 @@ def unsafe_on(case: Case) -> Iterator[Finding]:
         "host",
         tuple(_parameter(name, case.kernel.parameters[name]) for name in on),
         consequence,
-        f"Set {named(on)} to N unless a device that is assigned needs it; an ITS isolates MSIs "
-        "without it.",
+        f"Set {named(on)} to N unless an assigned device needs it; an ITS isolates MSIs without "
+        "it.",
     )
 
 
 def noiommu(case: Case) -> Iterator[Finding]:
-    """Yield that VFIO gives away devices that nothing translates for."""
+    """Yield a finding if VFIO may assign devices without an IOMMU."""
     if _is_on(case, _NOIOMMU):
         yield Finding(
             "noiommu-mode",
             Severity.WARNING,
             "host",
             (_parameter(_NOIOMMU, case.kernel.parameters[_NOIOMMU]),),
-            "Whoever may open /dev/vfio/noiommu-* can have a device write to all memory of the "
-            "host; for guests it is of no use, since nothing translates for them.",
-            f"Set {_NOIOMMU} to N, and have the SMMU on in its place.",
+            "Any process that can open /dev/vfio/noiommu-* can make a device write to all memory "
+            "of the host; guests cannot use the mode, because nothing translates their addresses.",
+            f"Set {_NOIOMMU} to N, and enable the SMMU instead.",
         )

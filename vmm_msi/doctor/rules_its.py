@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import meant, named
+from vmm_msi.doctor.rule_helpers import named, selected_devices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,24 +15,24 @@ if TYPE_CHECKING:
 
 
 def no_its(case: Case) -> Iterator[Finding]:
-    """Yield the devices whose MSIs go to no ITS."""
-    for address, device, _function in meant(case):
+    """Yield the devices without an ITS."""
+    for address, device, _function in selected_devices(case):
         if device is not None and not device.its_group:
             yield Finding(
                 "no-its",
                 Severity.ERROR if case.devices_selected else Severity.WARNING,
                 str(address),
                 (Evidence(case.host.source, f"no ITS group for RequesterID {address.rid:#x}"),),
-                f"{address} cannot be attached: no strategy has a physical ITS to lead its MSIs "
-                "to, and the kernel takes MSIs that reach none for not isolated (EPERM).",
-                "Use a device below a host bridge with an ITS, or mend the firmware tables.",
+                f"{address} cannot be attached: it has no physical ITS that a strategy could map, "
+                "and the kernel treats MSIs without an ITS as not isolated (EPERM).",
+                "Use a device below a host bridge with an ITS, or have the firmware tables fixed.",
             )
 
 
 def its_unknown(case: Case) -> Iterator[Finding]:
-    """Yield the ITSes that devices use and of which nobody says where they are."""
+    """Yield the ITSes of devices whose base address is unknown."""
     missing: dict[int, list[PciAddress]] = {}
-    for address, device, _function in meant(case):
+    for address, device, _function in selected_devices(case):
         if device is not None and device.its_group and device.its not in case.host.its_by_id:
             missing.setdefault(device.its, []).append(address)
     for number, devices in sorted(missing.items()):
@@ -43,28 +43,28 @@ def its_unknown(case: Case) -> Iterator[Finding]:
             f"ITS {number}",
             (
                 Evidence(case.host.source, f"{named(devices)}: ITS {number}"),
-                Evidence(case.host.source, f"ITSes whose place is known: {known}"),
+                Evidence(case.host.source, f"ITSes with a known address: {known}"),
             ),
-            f"Where the doorbell of {named(devices)} is, is not known, and vmm-msi does not attach "
-            "them.",
-            "Put the table APIC of the same machine next to IORT: /sys/firmware/acpi/tables/APIC.",
+            f"The doorbell address of {named(devices)} is unknown, so vmm-msi does not attach "
+            f"{'it' if len(devices) == 1 else 'them'}.",
+            "Copy the APIC table of the same machine next to IORT: /sys/firmware/acpi/tables/APIC.",
         )
 
 
 def _users(case: Case) -> Iterator[tuple[Its, list[PciAddress]]]:
-    """Yield the ITSes that devices use, with these."""
-    found: dict[int, list[PciAddress]] = {}
-    for address, device, _function in meant(case):
+    """Yield the ITSes of the selected devices, each with its devices."""
+    addresses: dict[int, list[PciAddress]] = {}
+    for address, device, _function in selected_devices(case):
         if device is not None and device.its_group:
-            found.setdefault(device.its, []).append(address)
-    for number in sorted(found):
+            addresses.setdefault(device.its, []).append(address)
+    for number in sorted(addresses):
         its = case.host.its_by_id.get(number)
         if its is not None:
-            yield its, found[number]
+            yield its, addresses[number]
 
 
 def pre_its(case: Case) -> Iterator[Finding]:
-    """Yield the ITSes behind a window that makes a DeviceID of the address."""
+    """Yield the ITSes behind a pre-ITS, which derives the DeviceID from the address."""
     for its, devices in _users(case):
         if its.pre_its is not None:
             yield Finding(
@@ -72,9 +72,9 @@ def pre_its(case: Case) -> Iterator[Finding]:
                 Severity.WARNING,
                 f"ITS {its.id}",
                 (Evidence(case.host.source, f"a pre-ITS at {its.pre_its}"),),
-                f"{named(devices)} each have a doorbell of their own at {its.pre_its} plus four "
-                "times their DeviceID: a strategy that leads to the ITS's page loses their MSIs.",
-                "Use the strategy identity, with which the kernel takes the right page, and see "
+                f"The doorbell of each device ({named(devices)}) is at {its.pre_its} plus four "
+                "times its DeviceID: a strategy that maps the ITS's own page loses its MSIs.",
+                "Use the strategy identity, with which the kernel chooses the right page, and see "
                 "unsafe-interrupts-needed.",
             )
 
@@ -89,15 +89,15 @@ def gicv5(case: Case) -> Iterator[Finding]:
                 f"ITS {its.id}",
                 (Evidence(case.host.source, f"a translate frame at {its.doorbell}"),),
                 f"The doorbell of {named(devices)} is at the start of a page, {its.doorbell}; the "
-                "kernel maps it as that of a GICv3.",
-                "Nothing has to be done; it was only modelled, and never run on hardware.",
+                "kernel maps it like that of a GICv3.",
+                "No action needed; this has only been simulated, never run on hardware.",
             )
 
 
 def several_in_group(case: Case) -> Iterator[Finding]:
-    """Yield the ITS groups that name several ITSes, of which Linux uses one."""
+    """Yield the ITS groups with several ITSes, of which Linux uses one."""
     groups: dict[tuple[int, ...], list[PciAddress]] = {}
-    for address, device, _function in meant(case):
+    for address, device, _function in selected_devices(case):
         if device is not None and len(device.its_group) > 1:
             groups.setdefault(device.its_group, []).append(address)
     for group, devices in groups.items():
@@ -107,6 +107,6 @@ def several_in_group(case: Case) -> Iterator[Finding]:
             f"ITSes {named(group)}",
             (Evidence(case.host.source, f"ITS group of {named(devices)}: {named(group)}"),),
             f"Linux sends the MSIs of {named(devices)} to ITS {group[0]}, the first of the group, "
-            "and leaves the others alone.",
-            "Nothing has to be done; an ITS selector that picks another one would lose the MSIs.",
+            "and does not use the others.",
+            "No action needed; an ITS selector that picks another one would lose the MSIs.",
         )

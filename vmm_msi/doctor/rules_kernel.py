@@ -1,4 +1,4 @@
-"""Rules about the host's kernel: how it was built, its release, what it offers."""
+"""Rules about the host's kernel: its configuration, release and device nodes."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
     from vmm_msi.doctor.case import Case, KernelFacts
 
-#: The first release with nested SMMUv3s for iommufd, and the first whose iommufd maps doorbells
-#: for a device that is behind one.
+#: First release with nested SMMUv3s for iommufd, and first release whose iommufd maps doorbells
+#: for devices behind them.
 NESTED_SMMU = (6, 13)
 NESTED_MSI = (6, 15)
 
@@ -21,7 +21,7 @@ _BUILT = "IOMMUFD=m, ARM_SMMU_V3_IOMMUFD=y, VFIO_DEVICE_CDEV=y and VFIO_PCI=m"
 
 
 def _is_off(kernel: KernelFacts, option: str) -> bool:
-    """Tell whether it is known that the kernel was built without an option."""
+    """Return whether the kernel is known to be built without an option."""
     return kernel.options is not None and option not in kernel.options
 
 
@@ -29,33 +29,33 @@ def _off(kernel: KernelFacts, option: str) -> tuple[Evidence, ...]:
     return (Evidence(kernel.options_from, f"CONFIG_{option} is not set"),)
 
 
-def _this(kernel: KernelFacts) -> str:
+def _name(kernel: KernelFacts) -> str:
     return f"Linux {kernel.release}" if kernel.release else "the kernel"
 
 
 def no_iommufd(case: Case) -> Iterator[Finding]:
-    """Yield that the kernel has no iommufd."""
+    """Yield a finding if the kernel has no iommufd."""
     kernel = case.kernel
     if _is_off(kernel, "IOMMUFD"):
         debian = ""
         if "deb" in (kernel.release or ""):
             debian = (
-                f"; Debian's linux-image-{kernel.release} has it off, as all of its arm64 kernels, "
-                "so build one from its linux-source package"
+                "; Debian disables it in all arm64 kernels, including "
+                f"linux-image-{kernel.release}, so build one from its linux-source package"
             )
         yield Finding(
             "kernel-no-iommufd",
             Severity.ERROR,
             "host",
             _off(kernel, "IOMMUFD"),
-            f"{_this(kernel)} has no /dev/iommu, so QEMU cannot start a guest with an accelerated "
-            "vSMMU, and nothing that vmm-msi attaches there would run.",
-            f"Boot a kernel of 6.15 or newer with {_BUILT}{debian}.",
+            f"{_name(kernel)} has no /dev/iommu, so QEMU cannot start a guest with an accelerated "
+            "vSMMU, which every device that vmm-msi attaches needs.",
+            f"Boot Linux 6.15 or newer with {_BUILT}{debian}.",
         )
 
 
 def no_nested_smmu(case: Case) -> Iterator[Finding]:
-    """Yield that the kernel has iommufd and cannot nest an SMMUv3 with it."""
+    """Yield a finding if the kernel has iommufd but cannot nest an SMMUv3."""
     kernel = case.kernel
     if _is_off(kernel, "ARM_SMMU_V3_IOMMUFD") and not _is_off(kernel, "IOMMUFD"):
         yield Finding(
@@ -63,14 +63,14 @@ def no_nested_smmu(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             "host",
             _off(kernel, "ARM_SMMU_V3_IOMMUFD"),
-            f"{_this(kernel)} answers IOMMU_VIOMMU_ALLOC with EOPNOTSUPP on every SMMU, so no "
+            f"{_name(kernel)} rejects IOMMU_VIOMMU_ALLOC with EOPNOTSUPP on every SMMU, so no "
             "accelerated vSMMU can be set up.",
-            f"Boot a kernel of 6.15 or newer with {_BUILT}.",
+            f"Boot Linux 6.15 or newer with {_BUILT}.",
         )
 
 
 def no_smmu_driver(case: Case) -> Iterator[Finding]:
-    """Yield that the kernel has no driver for the SMMUs that the host has."""
+    """Yield a finding if the kernel has no driver for the host's SMMUs."""
     kernel = case.kernel
     smmus = [smmu.id for smmu in case.host.smmus if smmu.version == 3]
     if smmus and _is_off(kernel, "ARM_SMMU_V3"):
@@ -82,14 +82,14 @@ def no_smmu_driver(case: Case) -> Iterator[Finding]:
                 *_off(kernel, "ARM_SMMU_V3"),
                 Evidence(case.host.source, f"SMMUv3 {named(smmus)}"),
             ),
-            "No SMMUv3 is driven, so the devices behind them are in no IOMMU group and cannot be "
-            "assigned.",
+            "The SMMUv3s have no driver, so the devices behind them have no IOMMU group and cannot "
+            "be assigned.",
             f"Boot a kernel with ARM_SMMU_V3=y, and {_BUILT}.",
         )
 
 
 def no_vfio_cdev(case: Case) -> Iterator[Finding]:
-    """Yield that VFIO devices cannot be given to iommufd."""
+    """Yield a finding if VFIO devices cannot be bound to iommufd."""
     kernel = case.kernel
     if _is_off(kernel, "VFIO_DEVICE_CDEV") and not _is_off(kernel, "IOMMUFD"):
         yield Finding(
@@ -97,14 +97,14 @@ def no_vfio_cdev(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             "host",
             _off(kernel, "VFIO_DEVICE_CDEV"),
-            "There is no /dev/vfio/devices, so that QEMU cannot bind a device to iommufd; through "
-            "its group it would get no nested stage 1.",
+            "/dev/vfio/devices does not exist, so QEMU cannot bind a device to iommufd; a device "
+            "opened through its group cannot have a nested stage 1.",
             f"Boot a kernel with {_BUILT}.",
         )
 
 
 def no_vfio_pci(case: Case) -> Iterator[Finding]:
-    """Yield that there is no driver that gives PCI devices away."""
+    """Yield a finding if the kernel has no vfio-pci."""
     kernel = case.kernel
     if _is_off(kernel, "VFIO_PCI"):
         yield Finding(
@@ -112,25 +112,25 @@ def no_vfio_pci(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             "host",
             _off(kernel, "VFIO_PCI"),
-            "libvirt finds no driver vfio-pci to bind a device to, and starts no guest that is "
-            "assigned one.",
+            "libvirt has no vfio-pci driver to bind devices to, and does not start guests with "
+            "assigned devices.",
             f"Boot a kernel with {_BUILT}.",
         )
 
 
 def too_old(case: Case) -> Iterator[Finding]:
-    """Yield that the kernel's release is older than what is needed."""
+    """Yield a finding if the kernel's release is too old."""
     release = kernel_release(case.kernel.release)
     if release is None or release >= NESTED_MSI:
         return
     if release < NESTED_SMMU:
         consequence = (
-            f"{_this(case.kernel)} cannot nest an SMMUv3 for a guest: that came with Linux 6.13, "
-            "and doorbells behind it with 6.15."
+            f"{_name(case.kernel)} cannot nest an SMMUv3 for a guest: Linux 6.13 added nesting, "
+            "and 6.15 the doorbells of nested devices."
         )
     else:
         consequence = (
-            f"{_this(case.kernel)} nests an SMMUv3 and maps no doorbell in the stage 2 below it: "
+            f"{_name(case.kernel)} nests an SMMUv3 but maps no doorbell in the stage 2 below it: "
             "the MSIs of an assigned device fault."
         )
     yield Finding(
@@ -144,7 +144,7 @@ def too_old(case: Case) -> Iterator[Finding]:
 
 
 def no_dev_iommu(case: Case) -> Iterator[Finding]:
-    """Yield that a kernel that has iommufd offers no /dev/iommu."""
+    """Yield a finding if /dev/iommu is missing although the kernel may have iommufd."""
     kernel = case.kernel
     if kernel.dev_iommu is not False or _is_off(kernel, "IOMMUFD"):
         return
@@ -154,15 +154,15 @@ def no_dev_iommu(case: Case) -> Iterator[Finding]:
         "no-dev-iommu",
         Severity.ERROR,
         "host",
-        (Evidence("/dev/iommu", "is not there"),),
-        "QEMU ends when it opens /dev/iommu: No such file or directory.",
-        "Run modprobe iommufd, and name iommufd in a file of /etc/modules-load.d; where there is "
-        f"no such module, boot a kernel with {_BUILT}.",
+        (Evidence("/dev/iommu", "missing"),),
+        "QEMU exits when it opens /dev/iommu: No such file or directory.",
+        "Run modprobe iommufd, and add iommufd to a file in /etc/modules-load.d; if the module "
+        f"does not exist, boot a kernel with {_BUILT}.",
     )
 
 
 def config_unknown(case: Case) -> Iterator[Finding]:
-    """Yield that the kernel's configuration was nowhere to be read."""
+    """Yield a finding if the kernel's configuration could not be read."""
     kernel = case.kernel
     if case.tree is not None and kernel.options is None:
         file = f"/boot/config-{kernel.release or 'RELEASE'}"
@@ -171,7 +171,7 @@ def config_unknown(case: Case) -> Iterator[Finding]:
             Severity.UNKNOWN,
             "host",
             (Evidence(file, "no configuration"), Evidence("/proc/config.gz", "no configuration")),
-            "Whether the kernel has iommufd and nests SMMUs is not known.",
-            f"Copy the configuration of the kernel that runs to {file}, or look for {_BUILT} in it "
+            "Whether the kernel has iommufd and can nest SMMUs is unknown.",
+            f"Copy the configuration of the running kernel to {file}, or check it for {_BUILT} "
             "yourself.",
         )

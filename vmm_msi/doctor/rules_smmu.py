@@ -1,11 +1,18 @@
-"""Rules about physical SMMUs: whether there is one, whether it is driven, whether it can nest."""
+"""Rules about physical SMMUs: presence, driver and nesting."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import by_smmu, kernel_release, meant, named, smmu_name, sysfs
+from vmm_msi.doctor.rule_helpers import (
+    by_smmu,
+    kernel_release,
+    named,
+    selected_devices,
+    smmu_name,
+    sysfs,
+)
 from vmm_msi.host.files import UnreadableError
 from vmm_msi.host.pci.sysfs import IOMMUS, driven_smmus
 
@@ -15,32 +22,31 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.case import Case, SmmuHardware
     from vmm_msi.types import PciAddress
 
-#: The first release whose driver looks for S2FWB on each SMMU.
-LOOKS_FOR_S2FWB = (6, 15)
+#: First release whose driver detects S2FWB on each SMMU.
+DETECTS_S2FWB = (6, 15)
 
 _ELSEWHERE = "Use devices behind an SMMU that can nest, or run their guest without a vSMMU"
 
 
 def no_smmu(case: Case) -> Iterator[Finding]:
-    """Yield the devices whose DMA passes through no SMMU."""
-    for address, device, _function in meant(case):
+    """Yield the devices without an SMMU."""
+    for address, device, _function in selected_devices(case):
         if device is not None and device.smmu is None:
             yield Finding(
                 "no-smmu",
                 Severity.ERROR if case.devices_selected else Severity.WARNING,
                 str(address),
                 (Evidence(case.host.source, f"no SMMU for RequesterID {address.rid:#x}"),),
-                f"{address} cannot be assigned: VFIO gives away no device whose DMA nothing "
-                "translates.",
-                "Use a device below a host bridge with an SMMU, or switch the SMMU on in the "
-                "firmware's setup where it is off.",
+                f"{address} cannot be assigned: VFIO refuses devices whose DMA is not translated.",
+                "Use a device below a host bridge with an SMMU, or enable the SMMU in the "
+                "firmware's setup if it is disabled there.",
             )
 
 
 def no_iommu_group(case: Case) -> Iterator[Finding]:
-    """Yield the devices that the kernel has in no IOMMU group, with an SMMU that it drives."""
+    """Yield the devices without an IOMMU group whose SMMU has a driver."""
     undriven = _undriven(case)
-    for address, device, function in meant(case):
+    for address, device, function in selected_devices(case):
         if function is None or function.iommu_group is not None:
             continue
         if device is not None and (device.smmu is None or device.smmu in undriven):
@@ -49,16 +55,16 @@ def no_iommu_group(case: Case) -> Iterator[Finding]:
             "no-iommu-group",
             Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(address),
-            (sysfs(address, "iommu_group", "is not there"),),
-            f"{address} cannot be assigned: vfio-pci does not take a device without an IOMMU "
-            "group (EINVAL).",
-            f"Look in the kernel's log for {address} and for arm-smmu lines: the SMMU did not "
-            "take it, or was switched off.",
+            (sysfs(address, "iommu_group", "missing"),),
+            f"{address} cannot be assigned: vfio-pci rejects devices without an IOMMU group "
+            "(EINVAL).",
+            f"Search the kernel log for {address} and for arm-smmu lines: the SMMU driver refused "
+            "the device, or the SMMU is disabled.",
         )
 
 
 def _driven(case: Case) -> set[int] | None:
-    """Return the addresses of the SMMUs that the kernel drives; None where that is not known."""
+    """Return the addresses of the SMMUs that have a driver; None if unknown."""
     if case.tree is None:
         return None
     try:
@@ -70,7 +76,7 @@ def _driven(case: Case) -> set[int] | None:
 
 
 def _undriven(case: Case) -> set[int]:
-    """Return the ids of the SMMUs that firmware tells of and the kernel does not drive."""
+    """Return the ids of the SMMUs that firmware describes and that have no driver."""
     driven = _driven(case)
     if driven is None:
         return set()
@@ -80,7 +86,7 @@ def _undriven(case: Case) -> set[int]:
 
 
 def not_driven(case: Case) -> Iterator[Finding]:
-    """Yield the SMMUs that firmware tells of and the kernel does not drive."""
+    """Yield the SMMUs that firmware describes and that have no driver."""
     undriven = _undriven(case)
     for smmu, devices in by_smmu(case):
         if smmu.id in undriven:
@@ -90,12 +96,12 @@ def not_driven(case: Case) -> Iterator[Finding]:
                 smmu_name(smmu),
                 (
                     Evidence(case.host.source, f"an SMMU at {smmu.base}"),
-                    Evidence(IOMMUS, f"has none at {smmu.base}"),
+                    Evidence(IOMMUS, f"no SMMU at {smmu.base}"),
                 ),
-                f"{named(devices)} cannot be assigned: their DMA is not translated, and they are "
-                "in no IOMMU group.",
-                "Look for arm-smmu lines in the kernel's log, which say why it gave up, or boot a "
-                "kernel with its driver.",
+                f"{named(devices)} cannot be assigned: DMA behind this SMMU is not translated, and "
+                "devices have no IOMMU group.",
+                "Search the kernel log for arm-smmu lines, which show why the driver failed, or "
+                "boot a kernel with this driver.",
             )
 
 
@@ -108,21 +114,21 @@ def version_2(case: Case) -> Iterator[Finding]:
                 Severity.ERROR,
                 smmu_name(smmu),
                 (Evidence(case.host.source, f"{smmu_name(smmu)} is an SMMUv1 or SMMUv2"),),
-                f"{named(devices)} cannot be behind a vSMMU: Linux's driver of this SMMU has no "
-                "vIOMMU (IOMMU_VIOMMU_ALLOC gives EOPNOTSUPP).",
-                f"{_ELSEWHERE}; without one they can be assigned.",
+                f"{named(devices)} cannot be behind a vSMMU: Linux's driver for this SMMU has no "
+                "vIOMMU (IOMMU_VIOMMU_ALLOC returns EOPNOTSUPP).",
+                f"{_ELSEWHERE}; they can be assigned without one.",
             )
 
 
 def _cannot_nest(hardware: SmmuHardware | None) -> str:
-    """Return why an SMMU cannot nest, as its driver has it; empty where it can or nobody knows."""
+    """Return why an SMMU cannot nest, by its driver; empty if it can or that is unknown."""
     if hardware is None:
         return ""
     if hardware.stage1 is False:
         return "has no stage 1"
     if hardware.stage2 is False:
         return "has no stage 2"
-    return "has both stages, which its driver does not nest" if hardware.nested is False else ""
+    return "has both stages, but its driver does not nest them" if hardware.nested is False else ""
 
 
 def no_stage(case: Case) -> Iterator[Finding]:
@@ -137,8 +143,8 @@ def no_stage(case: Case) -> Iterator[Finding]:
                 Severity.ERROR,
                 smmu_name(smmu),
                 hardware.evidence,
-                f"{named(devices)} cannot be behind a vSMMU: the kernel refuses the parent stage 2 "
-                "with EOPNOTSUPP, since a guest's stage 1 would have no place.",
+                f"{named(devices)} cannot be behind a vSMMU: the kernel refuses the nest parent "
+                "with EOPNOTSUPP, because the SMMU cannot run a guest's stage 1.",
                 f"{_ELSEWHERE}.",
             )
         if hardware.stage2 is False:
@@ -147,14 +153,14 @@ def no_stage(case: Case) -> Iterator[Finding]:
                 Severity.ERROR,
                 smmu_name(smmu),
                 hardware.evidence,
-                f"{named(devices)} cannot be behind a vSMMU: the kernel refuses the parent stage 2 "
+                f"{named(devices)} cannot be behind a vSMMU: the kernel refuses the nest parent "
                 "with EOPNOTSUPP.",
                 f"{_ELSEWHERE}.",
             )
 
 
 def not_nested(case: Case) -> Iterator[Finding]:
-    """Yield the SMMUs whose stages are not nested though nothing says that they lack one."""
+    """Yield the SMMUs that cannot nest although neither stage is known to be missing."""
     for smmu, devices in by_smmu(case):
         hardware = case.kernel.smmus.get(smmu.id)
         if smmu.version < 3 or (
@@ -173,50 +179,51 @@ def not_nested(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             smmu_name(smmu),
             evidence,
-            f"{named(devices)} cannot be behind a vSMMU: the kernel refuses the parent stage 2 "
+            f"{named(devices)} cannot be behind a vSMMU: the kernel refuses the nest parent "
             "with EOPNOTSUPP, as it does on an MMU-600 before r2p0 and an MMU-700 before r1p1.",
             f"{_ELSEWHERE}.",
         )
 
 
 def _without_canwbs(case: Case, devices: list[PciAddress]) -> list[PciAddress]:
-    """Return the devices whose PCI host is not said to have CANWBS."""
+    """Return the devices whose PCI host is not described as having CANWBS."""
     has = {segment.number for segment in case.host.segments if segment.canwbs}
     return [device for device in devices if device.segment not in has]
 
 
 def no_s2fwb(case: Case) -> Iterator[Finding]:
-    """Yield the SMMUs behind which a guest could make accesses that miss the caches."""
-    told = {segment.number: segment.canwbs for segment in case.host.segments}
+    """Yield the SMMUs behind which a guest could bypass the caches."""
+    canwbs = {segment.number: segment.canwbs for segment in case.host.segments}
     release = kernel_release(case.kernel.release)
-    remedy = f"{_ELSEWHERE}; no setting of the kernel changes it."
-    if release is not None and release < LOOKS_FOR_S2FWB:
-        remedy = "Boot Linux 6.15 or newer, which looks for S2FWB, and run vmm-msi doctor again."
+    remedy = f"{_ELSEWHERE}; no kernel setting changes this."
+    if release is not None and release < DETECTS_S2FWB:
+        remedy = "Boot Linux 6.15 or newer, which detects S2FWB, and run vmm-msi doctor again."
     for smmu, devices in by_smmu(case):
         hardware = case.kernel.smmus.get(smmu.id)
         if smmu.version < 3 or hardware is None or hardware.s2fwb is not False:
             continue
-        poor = _without_canwbs(case, devices)
-        if _cannot_nest(hardware) or not poor:
+        unprotected = _without_canwbs(case, devices)
+        if _cannot_nest(hardware) or not unprotected:
             continue
         evidence = [
             Evidence(case.host.source, f"segment {number}: no CANWBS")
-            for number in sorted({device.segment for device in poor})
-            if told.get(number) is False
+            for number in sorted({device.segment for device in unprotected})
+            if canwbs.get(number) is False
         ]
         yield Finding(
             "smmu-no-s2fwb",
             Severity.ERROR,
             smmu_name(smmu),
             (*hardware.evidence, *evidence),
-            f"{named(poor)} cannot be behind a vSMMU: the kernel answers IOMMU_VIOMMU_ALLOC with "
-            "EOPNOTSUPP, as neither S2FWB nor CANWBS keeps a guest from bypassing the caches.",
+            f"{named(unprotected)} cannot be behind a vSMMU: the kernel rejects IOMMU_VIOMMU_ALLOC "
+            "with EOPNOTSUPP, because neither S2FWB nor CANWBS stops a guest from bypassing the "
+            "caches.",
             remedy,
         )
 
 
 def not_coherent(case: Case) -> Iterator[Finding]:
-    """Yield the SMMUs that firmware calls not coherent."""
+    """Yield the SMMUs that firmware describes as not coherent."""
     for smmu, devices in by_smmu(case):
         hardware = case.kernel.smmus.get(smmu.id)
         if hardware is not None and hardware.coherent is False:
@@ -227,44 +234,45 @@ def not_coherent(case: Case) -> Iterator[Finding]:
                 hardware.evidence,
                 f"{named(devices)} cannot be assigned: iommufd and VFIO refuse a device whose "
                 "accesses are not coherent (EINVAL).",
-                "Use devices behind a coherent SMMU; where this one is, firmware has to say so "
-                "(dma-coherent in a device tree, COHACC in the IORT).",
+                "Use devices behind a coherent SMMU; if this one is coherent, the firmware must "
+                "say so (dma-coherent in a device tree, COHACC in the IORT).",
             )
 
 
 def unknown(case: Case) -> Iterator[Finding]:
-    """Yield the SMMUs of which it is not known whether they can nest."""
+    """Yield a finding about the SMMUs whose nesting support is unknown."""
     if case.tree is None:
         return
     undriven = _undriven(case)
-    silent = []
+    unknown_smmus = []
     for smmu, devices in by_smmu(case):
         hardware = case.kernel.smmus.get(smmu.id)
         if smmu.version < 3 or smmu.id in undriven or _cannot_nest(hardware):
             continue
         if hardware is None or (hardware.s2fwb is None and _without_canwbs(case, devices)):
-            silent.append(smmu)
-    if silent:
-        names = named(smmu_name(smmu) for smmu in silent)
+            unknown_smmus.append(smmu)
+    if unknown_smmus:
+        names = named(smmu_name(smmu) for smmu in unknown_smmus)
         yield Finding(
             "smmu-unknown",
             Severity.UNKNOWN,
             names,
             (Evidence("dmesg", f"no line with the features of {names}"),),
-            f"Whether {names} can nest, and has S2FWB, is not known.",
-            "Run as root soon after a boot, while the kernel's log still begins with it, or with "
-            "the log of the boot in a capture.",
+            f"Whether {names} can nest and {'have' if len(unknown_smmus) > 1 else 'has'} S2FWB is "
+            "unknown.",
+            "Run as root soon after booting, while the kernel log still has the boot messages, or "
+            "with a capture that includes them.",
         )
 
 
 def passthrough(case: Case) -> Iterator[Finding]:
-    """Yield that the host's own DMA bypasses stage 1."""
-    words = (case.kernel.cmdline or "").split()
-    given = [word for word in words if word.startswith("iommu.passthrough=")]
+    """Yield a finding if the host's own DMA is not translated."""
+    arguments = (case.kernel.cmdline or "").split()
+    settings = [word for word in arguments if word.startswith("iommu.passthrough=")]
     options = case.kernel.options or {}
-    if given:
-        on = given[-1].partition("=")[2].lower() in {"1", "y", "yes", "t", "true", "on"}
-        evidence = Evidence("/proc/cmdline", given[-1])
+    if settings:
+        on = settings[-1].partition("=")[2].lower() in {"1", "y", "yes", "t", "true", "on"}
+        evidence = Evidence("/proc/cmdline", settings[-1])
     else:
         on = case.kernel.cmdline is not None and options.get("IOMMU_DEFAULT_PASSTHROUGH") == "y"
         evidence = Evidence(case.kernel.options_from, "CONFIG_IOMMU_DEFAULT_PASSTHROUGH=y")
@@ -274,8 +282,8 @@ def passthrough(case: Case) -> Iterator[Finding]:
             Severity.NOTE,
             "host",
             (evidence,),
-            "The host's own drivers use addresses untranslated; a device that is assigned gets "
-            "its own translation all the same.",
-            "Nothing has to be done for guests; for protection from devices that are not "
-            "assigned, boot with iommu.passthrough=0.",
+            "The host's own drivers use untranslated addresses; assigned devices still get their "
+            "own translation.",
+            "No action needed for guests; to protect the host from devices that are not assigned, "
+            "boot with iommu.passthrough=0.",
         )

@@ -1,4 +1,4 @@
-"""Rules about the libvirt and the QEMU that are to run a guest."""
+"""Rules about the releases of libvirt and QEMU."""
 
 from __future__ import annotations
 
@@ -19,95 +19,96 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Gap
 
-#: What a plan that QEMU carries out has in its XML.
+#: Features in the XML of a plan for QEMU.
 _PLANNED = (Feature.SMMUV3, Feature.PCI_BUS, Feature.ACCEL, Feature.HOSTDEV_IOMMUFD)
 
 
 def too_old(case: Case) -> Iterator[Finding]:
-    """Yield releases that lack what the guest's XML, or a plan for it, is made of."""
+    """Yield releases that lack a feature of the guest's XML or of a plan for it."""
     software = case.software
-    whose = "host" if case.guest is None else subject(case.guest.xml)
+    subject_name = "host" if case.guest is None else subject(case.guest.xml)
     if software.libvirt is None:
         if case.guest is not None or case.choice is not None:
             yield Finding(
                 "libvirt-unknown",
                 Severity.UNKNOWN,
-                whose,
-                (Evidence(case.host.source, "nothing tells which libvirt and QEMU are there"),),
-                "A release that is too old refuses the guest, or drops parts of it without a word.",
-                "Name the libvirt that is to start it with --connect.",
+                subject_name,
+                (Evidence(case.host.source, "releases of libvirt and QEMU not reported"),),
+                "Releases that are too old refuse the guest or silently drop parts of it.",
+                "Select the libvirt that will start the guest with --connect.",
             )
         return
-    wanted = _wanted(case)
+    required = _required(case)
     kind = None if case.guest is None else case.guest.xml.kind
     support = Support(software.libvirt, software.qemu, kind or GuestKind())
-    # Of what the guest's kind excludes, other rules tell.
-    old = [gap for gap in support.missing(wanted) if gap.needs.startswith("libvirt ")]
-    if old:
+    # Other rules report what the guest's kind excludes.
+    too_old = [gap for gap in support.missing(required) if gap.needs.startswith("libvirt ")]
+    if too_old:
         yield Finding(
             "libvirt-too-old",
             Severity.ERROR,
-            whose,
-            (Evidence(software.source, old[0].has), *_places(wanted, old)),
-            f"{'; '.join(map(str, old))}: without validation it drops what it does not know.",
-            f"Use libvirt {max(REQUIREMENTS[gap.feature].libvirt for gap in old)} or newer.",
+            subject_name,
+            (Evidence(software.source, too_old[0].has), *_used(required, too_old)),
+            f"{'; '.join(map(str, too_old))}: without validation, libvirt silently drops unknown "
+            "XML.",
+            f"Use libvirt {max(REQUIREMENTS[gap.feature].libvirt for gap in too_old)} or newer.",
         )
-    # Also where libvirt is too old for the same.
+    # Also reported if libvirt is too old for the same feature.
     by_qemu = replace(support, libvirt=newest().libvirt)
-    old = [gap for gap in by_qemu.missing(wanted) if gap.needs.startswith("QEMU ")]
-    if old:
-        needed = max(r for gap in old if (r := REQUIREMENTS[gap.feature].qemu) is not None)
+    too_old = [gap for gap in by_qemu.missing(required) if gap.needs.startswith("QEMU ")]
+    if too_old:
+        needed = max(r for gap in too_old if (r := REQUIREMENTS[gap.feature].qemu) is not None)
         yield Finding(
             "qemu-too-old",
             Severity.ERROR,
-            whose,
-            (Evidence(software.source, old[0].has), *_places(wanted, old)),
-            f"{'; '.join(map(str, old))}.",
+            subject_name,
+            (Evidence(software.source, too_old[0].has), *_used(required, too_old)),
+            f"{'; '.join(map(str, too_old))}.",
             f"Use QEMU {needed} or newer.",
         )
 
 
-def _places(wanted: Mapping[Feature, str], gaps: Iterable[Gap]) -> Iterator[Evidence]:
+def _used(required: Mapping[Feature, str], gaps: Iterable[Gap]) -> Iterator[Evidence]:
     for gap in gaps:
-        yield Evidence(wanted[gap.feature], REQUIREMENTS[gap.feature].xml)
+        yield Evidence(required[gap.feature], REQUIREMENTS[gap.feature].xml)
 
 
-def _wanted(case: Case) -> dict[Feature, str]:
-    """Return the features that are needed, and where: in the XML, else for a plan."""
-    found: dict[Feature, str] = {}
+def _required(case: Case) -> dict[Feature, str]:
+    """Return the required features, each with its place in the XML or the plan that needs it."""
+    features: dict[Feature, str] = {}
     if case.guest is not None:
-        found = _written(case.guest.written or case.guest.xml)
+        features = _features_in(case.guest.written or case.guest.xml)
     if case.plugins is None:
-        return found
+        return features
     for choice, needs in simulated.needs(case, case.plugins).items():
         for feature in _PLANNED if needs.qemu else ():
-            if feature is Feature.HOSTDEV_IOMMUFD and Feature.DOMAIN_IOMMUFD in found:
+            if feature is Feature.HOSTDEV_IOMMUFD and Feature.DOMAIN_IOMMUFD in features:
                 continue
-            found.setdefault(feature, f"what strategy {choice} writes")
-    return found
+            features.setdefault(feature, f"XML that strategy {choice} writes")
+    return features
 
 
-def _written(xml: DomainXml) -> dict[Feature, str]:
-    """Return the features that a definition uses, and the first place of each."""
-    found: dict[Feature, str] = {}
+def _features_in(xml: DomainXml) -> dict[Feature, str]:
+    """Return the features that a definition uses, each with its first place."""
+    features: dict[Feature, str] = {}
     attributes = {"pciBus": Feature.PCI_BUS, "accel": Feature.ACCEL}
     attributes |= {name: feature for name, (feature, _values) in DRIVER_VALUES.items()}
     for iommu in xml.iommus():
         if iommu.model == "smmuv3":
             place = xml.path(iommu.element)
-            found.setdefault(Feature.SMMUV3, place)
+            features.setdefault(Feature.SMMUV3, place)
             for name in iommu.driver:
                 if name in attributes:
-                    found.setdefault(attributes[name], place)
+                    features.setdefault(attributes[name], place)
     for hostdev in xml.hostdevs():
         if hostdev.iommufd:
-            found.setdefault(Feature.HOSTDEV_IOMMUFD, xml.path(hostdev.element))
+            features.setdefault(Feature.HOSTDEV_IOMMUFD, xml.path(hostdev.element))
     whole = xml.root.find("iommufd")
     if whole is not None:
-        found.setdefault(Feature.DOMAIN_IOMMUFD, xml.path(whole))
+        features.setdefault(Feature.DOMAIN_IOMMUFD, xml.path(whole))
         if xml.iommufd_fdgroup is not None:
-            found.setdefault(Feature.FDGROUP, xml.path(whole))
+            features.setdefault(Feature.FDGROUP, xml.path(whole))
     override = xml.root.find(f"{QEMU}override")
     if override is not None:
-        found.setdefault(Feature.OVERRIDE, xml.path(override))
-    return found
+        features.setdefault(Feature.OVERRIDE, xml.path(override))
+    return features

@@ -1,4 +1,4 @@
-"""Rules about strategies: who carries them out here, and whether the MSIs arrive."""
+"""Rules about strategies: which binder supports them, and whether the MSIs are delivered."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import Verdict
 
-#: Devices that one finding has evidence of; more are counted.
+#: Devices that the evidence of one finding lists; the rest are counted.
 _SHOWN = 8
 
 
 def not_carried(case: Case) -> Iterator[Finding]:
-    """Yield strategies that QEMU and the kernel do not carry out."""
+    """Yield strategies that QEMU and the kernel do not support."""
     plugins = case.plugins
     if plugins is None or simulated.binder_of(case) is BinderKind.SIM:
         return
@@ -39,18 +39,18 @@ def not_carried(case: Case) -> Iterator[Finding]:
         yield Finding(
             "strategy-not-carried",
             Severity.ERROR,
-            _whose(case),
+            _subject(case),
             (Evidence(simulated.choice_source(case), f"strategy {choice}"),),
-            f"Its MSIs do not arrive in a guest of QEMU: {QEMU_CANNOT_APPLY}.",
+            f"QEMU guests do not get the MSIs: {QEMU_CANNOT_APPLY}.",
             f"Use {' or '.join(strategies_on_qemu(plugins))}, or --backend sim, which only "
             "simulates the binding.",
         )
 
 
 def msi_lost(case: Case) -> Iterator[Finding]:
-    """Yield devices whose MSIs do not arrive, by the model, with the strategies chosen for them.
+    """Yield devices whose MSIs are lost in the simulator with their strategies.
 
-    Also that these cannot be tried: that no kernel has all that they need.
+    Also yield a finding if the simulation is impossible because no kernel supports the strategies.
     """
     plugins = case.plugins
     if plugins is None:
@@ -66,28 +66,31 @@ def msi_lost(case: Case) -> Iterator[Finding]:
         yield Finding(
             "strategy-unusable",
             Severity.ERROR,
-            _whose(case),
-            (Evidence(simulated.choice_source(case), ", ".join(map(str, _named(case)))),),
-            f"attach refuses it: {error}.",
+            _subject(case),
+            (Evidence(simulated.choice_source(case), ", ".join(map(str, _choices(case)))),),
+            f"attach refuses the strategies: {error}.",
             f"Use {' or '.join(strategies_on_qemu(plugins))} for all devices of the guest.",
         )
-    for found in lost.values():
-        yield _lost(case, plugins, found)
+    for alike in lost.values():
+        yield _lost(case, plugins, alike)
 
 
-def _lost(case: Case, plugins: PluginManager, found: list[tuple[Simulation, Verdict]]) -> Finding:
-    result, first = found[0]
+def _lost(case: Case, plugins: PluginManager, alike: list[tuple[Simulation, Verdict]]) -> Finding:
+    result, first = alike[0]
     chosen = simulated.choices(case)[first.device]
     evidence = [
-        Evidence(f"the model of {each.kernel}", f"{verdict.device}: {_words(verdict)}")
-        for each, verdict in found[:_SHOWN]
+        Evidence(f"simulated {simulated_guest.kernel}", f"{verdict.device}: {_reason(verdict)}")
+        for simulated_guest, verdict in alike[:_SHOWN]
     ]
     evidence += [
-        Evidence(f"its way, {step.step}", " ".join(f"{k} {v}" for k, v in step.values.items()))
+        Evidence(
+            f"path of the MSI, {step.step}", " ".join(f"{k} {v}" for k, v in step.values.items())
+        )
         for step in first.trace
     ]
-    more = len(found) - 1
-    able = [
+    more = len(alike) - 1
+    owner = "devices'" if more else "device's"
+    working = [
         f"{delivery.choice}{'' if delivery.needs.qemu else ' (not on QEMU)'}"
         for delivery in delivering(plugins, result.scenario, simulated.selector(case))
     ]
@@ -96,29 +99,29 @@ def _lost(case: Case, plugins: PluginManager, found: list[tuple[Simulation, Verd
         Severity.ERROR,
         f"{first.device}{f' and {more} more' if more else ''}",
         tuple(evidence),
-        f"With strategy {chosen} no MSI of it arrives: {first.outcome}.",
-        f"{_first(case)}Would deliver here: {', '.join(able)}."
-        if able
-        else "No strategy delivers its MSIs here: use another device, or mend what the reason "
-        "names.",
+        f"With strategy {chosen}, none of the {owner} MSIs are delivered ({first.outcome}).",
+        f"{_first(case)}Use a strategy that delivers here: {', '.join(working)}."
+        if working
+        else "No strategy delivers the MSIs here: use another device, or fix the cause that the "
+        "reason describes.",
     )
 
 
 def _first(case: Case) -> str:
-    """Say what of the guest comes before another strategy."""
+    """Return what the guest needs before another strategy can help."""
     if case.guest is None or case.guest.xml.acpi:
         return ""
-    return "Give the guest ACPI first (no-acpi): without it the RMR that QEMU writes is not read. "
+    return "Enable ACPI in the guest first (no-acpi): it cannot read QEMU's RMR without it. "
 
 
-def _words(verdict: Verdict) -> str:
+def _reason(verdict: Verdict) -> str:
     number = f" {errno_name(verdict.errno)}" if verdict.errno is not None else ""
     reason = verdict.reason.removeprefix(f"{number.strip()}: ")
     return f"{verdict.outcome}{number}: {reason}"
 
 
 def rmr_fixed(case: Case) -> Iterator[Finding]:
-    """Yield devices whose MSI window is not the range that QEMU's RMR has."""
+    """Yield devices whose MSI window differs from the range of QEMU's RMR."""
     if case.plugins is None:
         return
     needs = simulated.needs(case, case.plugins)
@@ -137,26 +140,26 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
                 Evidence(f"{case.host.source}: reserved regions of {device.address}", str(window)),
                 Evidence("QEMU hw/arm/virt-acpi-build.c", f"the RMR is {SW_MSI_WINDOW}"),
             ),
-            f"The kernel programs an address from {window.base:#x} on, which the guest does not "
-            "map: each MSI is an S1 fault.",
-            "Use a kernel whose SMMU driver has its window at 0x8000000, 1 MiB, as Linux has.",
+            f"The kernel programs addresses from {window.base:#x} on, which the guest does not "
+            "map: every MSI is an S1 fault.",
+            "Use a kernel whose SMMU driver has its window at 0x8000000 (1 MiB), as Linux does.",
         )
 
 
 def rmr_needed(case: Case) -> Iterator[Finding]:
-    """Yield what becomes of a guest whose kernel does not map the RMR that QEMU gives it."""
+    """Yield the MSIs that fault if the guest's kernel ignores QEMU's RMR."""
     plugins = case.plugins
     if plugins is None or case.guest is None or not case.guest.xml.acpi:
         return
     if not any(need.rmr for need in simulated.needs(case, plugins).values()):
         return
-    given = {hostdev.host for hostdev in case.guest.xml.hostdevs()}
+    assigned = {hostdev.host for hostdev in case.guest.xml.hostdevs()}
     try:
         faults = [
             verdict
             for result in simulated.simulate(case, plugins, ignores_rmr=True)
             for verdict in result.verdicts
-            if verdict.device in given and verdict.outcome is Outcome.S1_FAULT
+            if verdict.device in assigned and verdict.outcome is Outcome.S1_FAULT
         ]
     except RefusedError:
         return
@@ -166,19 +169,19 @@ def rmr_needed(case: Case) -> Iterator[Finding]:
             Severity.NOTE,
             subject(case.guest.xml),
             tuple(
-                Evidence("the model of a guest that ignores it", f"{each.device}: {each.reason}")
-                for each in faults[:_SHOWN]
+                Evidence("simulated guest without the RMR", f"{verdict.device}: {verdict.reason}")
+                for verdict in faults[:_SHOWN]
             ),
-            f"The MSIs of {named(each.device for each in faults)} arrive because the guest's "
-            f"kernel maps the RMR {SW_MSI_WINDOW.base:#x}-{SW_MSI_WINDOW.last:#x} of its IORT 1:1; "
-            "one that does not gets no interrupt, and logs these faults.",
-            "Nothing with Linux 6.0 or newer that boots with ACPI; look for the faults in the "
+            f"The MSIs of {named(verdict.device for verdict in faults)} are delivered only if the "
+            f"guest's kernel maps the RMR {SW_MSI_WINDOW.base:#x}-{SW_MSI_WINDOW.last:#x} of its "
+            "IORT 1:1; a kernel that does not gets no interrupts and logs these faults.",
+            "With Linux 6.0 or newer and ACPI, nothing; otherwise look for the faults in the "
             "guest's log with vmm-msi explain --in-guest.",
         )
 
 
 def window_full(case: Case) -> Iterator[Finding]:
-    """Yield that the devices have more doorbells than the MSI window has pages."""
+    """Yield a finding if the devices have more doorbells than the MSI window has pages."""
     doorbells = doorbell_pages(case)
     granule = case.host.granule
     pages = min(MAX_DOORBELLS, SW_MSI_WINDOW.size // granule)
@@ -188,29 +191,28 @@ def window_full(case: Case) -> Iterator[Finding]:
     hdb, devices = beyond[0]
     address = SW_MSI_WINDOW.base + pages * granule
     fault = (
-        "iommufd has no slot for it (EOVERFLOW)"
+        "gets no slot from iommufd (EOVERFLOW)"
         if pages == MAX_DOORBELLS
-        else f"it is given {address:#x}, outside of the RMR, and each MSI is an S1 fault"
+        else f"gets {address:#x}, which is outside the RMR: every MSI to it is an S1 fault"
     )
     one_guest = case.guest is not None
     yield Finding(
         "msi-window-full",
         Severity.ERROR if one_guest else Severity.NOTE,
-        _whose(case),
+        _subject(case),
         (
             Evidence(case.host.source, f"{len(doorbells)} doorbell pages, {granule} each"),
             Evidence(f"MSI window {SW_MSI_WINDOW}", f"{pages} pages"),
             Evidence(f"doorbell {hdb}", f"number {pages + 1}, of {devices[0].address}"),
         ),
-        f"One guest with all these devices loses MSIs: of the {pages + 1}th doorbell that is used "
-        f"{fault}.",
-        f"Give a guest devices of {pages} ITSes at most"
+        f"A guest with all these devices loses MSIs: the {pages + 1}th doorbell used {fault}.",
+        f"Give a guest devices of at most {pages} ITSes"
         + (", or use a host kernel with 4K pages." if pages < MAX_DOORBELLS else "."),
     )
 
 
 def slot_order(case: Case) -> Iterator[Finding]:
-    """Yield that the addresses of doorbells depend on who enables an interrupt first."""
+    """Yield a finding if doorbell addresses depend on which driver enables an interrupt first."""
     doorbells = doorbell_pages(case)
     if case.guest is None or len(doorbells) < 2:
         return
@@ -218,25 +220,25 @@ def slot_order(case: Case) -> Iterator[Finding]:
     yield Finding(
         "slot-order",
         Severity.NOTE,
-        _whose(case),
+        _subject(case),
         tuple(
             Evidence(
                 f"doorbell {hdb}, ITS {devices[0].its}",
-                f"{SW_MSI_WINDOW.base + number * granule:#x} if it is number {number + 1} to be "
-                f"used, by {devices[0].address}",
+                f"{SW_MSI_WINDOW.base + number * granule:#x} if {devices[0].address} is number "
+                f"{number + 1} to use one",
             )
             for number, (hdb, devices) in enumerate([*doorbells.items()][:_SHOWN])
         ),
-        "The kernel gives pages of the MSI window to doorbells in the order in which the guest's "
-        "drivers first enable interrupts, so that the addresses may differ from boot to boot.",
-        "Nothing, with identity: its RMR covers them all; a VMM that places a vITS at the first "
-        "page must take devices of one ITS alone.",
+        "The kernel assigns pages of the MSI window in the order in which the guest's drivers "
+        "first enable interrupts, so the addresses may differ from boot to boot.",
+        "With identity, nothing: its RMR covers all of them; a VMM that places a vITS at the first "
+        "page must use devices of a single ITS.",
     )
 
 
-def _whose(case: Case) -> str:
+def _subject(case: Case) -> str:
     return "host" if case.guest is None else subject(case.guest.xml)
 
 
-def _named(case: Case) -> list[Choice]:
+def _choices(case: Case) -> list[Choice]:
     return sorted(set(simulated.choices(case).values()), key=str)

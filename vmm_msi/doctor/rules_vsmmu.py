@@ -1,4 +1,4 @@
-"""Rules about a guest's vSMMUs and what is plugged in behind them."""
+"""Rules about a guest's vSMMUs and the devices behind them."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def no_accel(case: Case) -> Iterator[Finding]:
                 Severity.ERROR,
                 str(hostdev.host),
                 (_driver(xml, iommu, "accel"), _hostdev(xml, hostdev)),
-                "QEMU ends at the start: an emulated SMMUv3 cannot tell VFIO what the guest maps "
-                "(requires iommu MAP notifier which is not currently supported).",
-                "Write accel='on' into the <driver> of its <iommu>.",
+                "QEMU exits at startup: an emulated SMMUv3 cannot notify VFIO of the guest's "
+                "mappings (requires iommu MAP notifier which is not currently supported).",
+                "Set accel='on' in the <driver> of its <iommu>.",
             )
 
 
 def not_behind_vsmmu(case: Case) -> Iterator[Finding]:
-    """Yield assigned devices for which no vSMMU translates."""
+    """Yield assigned devices without a vSMMU."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -45,16 +45,17 @@ def not_behind_vsmmu(case: Case) -> Iterator[Finding]:
         if placement.vsmmu_of(hostdev.element) is not None:
             continue
         remedy = (
-            "Nothing, if that is meant; else take it out, and put it behind a vSMMU with vmm-msi "
-            "attach or vmm-msi render."
+            "If this is intended, nothing; otherwise remove it, and put it behind a vSMMU with "
+            "vmm-msi attach or vmm-msi render."
         )
         if hostdev.guest is None and placement.vsmmus:
             yield Finding(
                 "hostdev-not-behind-vsmmu",
                 Severity.UNKNOWN,
                 str(hostdev.host),
-                (at(xml, hostdev.element, "it has no <address>"),),
-                "libvirt plugs it into the first port that is free, be that behind a vSMMU or not.",
+                (at(xml, hostdev.element, "no <address>"),),
+                "libvirt plugs it into the first free port, which may or may not be behind a vSMMU."
+                "",
                 "Give it the <address> of a root port behind the vSMMU of its physical SMMU.",
             )
             continue
@@ -63,14 +64,14 @@ def not_behind_vsmmu(case: Case) -> Iterator[Finding]:
             Severity.NOTE,
             str(hostdev.host),
             (_hostdev(xml, hostdev),),
-            "Its DMA is translated by the host alone, so that the guest can neither confine it nor "
-            "give it to its own user space or guests; its MSIs need no strategy.",
+            "Only the host translates its DMA, so the guest can neither confine it nor assign it "
+            "to its own user space or nested guests; its MSIs need no strategy.",
             remedy,
         )
 
 
 def empty_vsmmu(case: Case) -> Iterator[Finding]:
-    """Yield accelerated vSMMUs that no assigned device is behind."""
+    """Yield accelerated vSMMUs without an assigned device."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -80,9 +81,9 @@ def empty_vsmmu(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             subject(xml),
             (at(xml, empty.iommu.element, str(empty)),),
-            "QEMU ends at the start: arm-smmuv3 accel=on with 'auto' properties requires at least "
+            "QEMU exits at startup: arm-smmuv3 accel=on with 'auto' properties requires at least "
             "one cold-plugged VFIO device.",
-            "Assign a device behind it, take it out, or give it ats, ril, ssidsize and oas in "
+            "Assign a device behind it, remove it, or set ats, ril, ssidsize and oas in its "
             "<driver>.",
         )
 
@@ -103,14 +104,14 @@ def emulated_behind_vsmmu(case: Case) -> Iterator[Finding]:
                     at(xml, element, f"a <{element.tag!s}> behind the vSMMU below"),
                     _driver(xml, iommu, "accel"),
                 ),
-                "QEMU ends at the start: Emulated endpoint devices are not allowed when using "
+                "QEMU exits at startup: Emulated endpoint devices are not allowed when using "
                 "arm-smmuv3,accel=on.",
-                "Move it to a port of pcie.0, or take its <address> out and leave it to libvirt.",
+                "Move it to a port of pcie.0, or remove its <address> so that libvirt chooses one.",
             )
 
 
 def misplaced_vsmmu(case: Case) -> Iterator[Finding]:
-    """Yield vSMMUs on what is no root bus, and several on one."""
+    """Yield vSMMUs that are not on a root bus or share one."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -127,10 +128,10 @@ def misplaced_vsmmu(case: Case) -> Iterator[Finding]:
                 Severity.ERROR,
                 subject(xml),
                 evidence,
-                "libvirt takes it, and QEMU ends at the start: SMMU should be attached to a "
+                "libvirt accepts it, and QEMU exits at startup: SMMU should be attached to a "
                 "default PCIe root complex(pcie.0) or a pxb-pcie based root complex.",
-                "Write the index of a <controller model='pcie-expander-bus'> into pciBus; its "
-                "busNr is another number.",
+                "Set pciBus to the index of a <controller model='pcie-expander-bus'>, which "
+                "differs from its busNr.",
             )
         elif bus in seen:
             yield Finding(
@@ -138,7 +139,7 @@ def misplaced_vsmmu(case: Case) -> Iterator[Finding]:
                 Severity.ERROR,
                 subject(xml),
                 evidence,
-                "libvirt takes it, and QEMU ends at the start: An iommu is already attached to "
+                "libvirt accepts it, and QEMU exits at startup: An iommu is already attached to "
                 "this bus.",
                 "Give each vSMMU an expander bus of its own.",
             )
@@ -161,7 +162,7 @@ def vsmmu_spans_smmus(case: Case) -> Iterator[Finding]:
         if len(behind) < 2:
             continue
         names = [
-            Evidence(xml.path(hostdev.element), f"{hostdev.host}, behind SMMU {smmu} of the host")
+            Evidence(xml.path(hostdev.element), f"{hostdev.host}, behind host SMMU {smmu}")
             for smmu, hostdevs in behind.items()
             for hostdev in hostdevs
         ]
@@ -170,14 +171,14 @@ def vsmmu_spans_smmus(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             subject(xml),
             (_driver(xml, iommu, "pciBus"), *names),
-            "libvirt and QEMU take it; when the guest sets a device of the second SMMU up, its "
+            "libvirt and QEMU accept it; when the guest sets up a device of the second SMMU, its "
             "vSMMU fails with IOMMU_VDEVICE_ALLOC failed: Invalid argument in QEMU's log.",
-            f"Give each SMMU a vSMMU of its own, {len(behind)} in all, as vmm-msi attach does.",
+            f"Give each SMMU a vSMMU of its own ({len(behind)} in total), as vmm-msi attach does.",
         )
 
 
 def without_iommufd(case: Case) -> Iterator[Finding]:
-    """Yield assigned devices behind an accelerated vSMMU for which iommufd is not asked."""
+    """Yield assigned devices behind an accelerated vSMMU that do not use iommufd."""
     if case.guest is None:
         return
     xml = case.guest.xml
@@ -194,17 +195,17 @@ def without_iommufd(case: Case) -> Iterator[Finding]:
                 str(hostdev.host),
                 (
                     Evidence(f"{xml.source}: /domain/iommufd", _whole_domain(xml)),
-                    at(xml, hostdev.element, f"iommufd of its <driver> is {own or 'not given'}"),
+                    at(xml, hostdev.element, f"<driver>: {_setting('iommufd', own)}"),
                 ),
-                "QEMU ends at the start: vfio-pci endpoint devices without an iommufd backend not "
+                "QEMU exits at startup: vfio-pci endpoint devices without an iommufd backend not "
                 "allowed when using arm-smmuv3,accel=on.",
-                "Write <iommufd enabled='yes'/> below <domain>, or <driver iommufd='yes'/> into "
-                "its <hostdev>.",
+                "Add <iommufd enabled='yes'/> below <domain>, or <driver iommufd='yes'/> to its "
+                "<hostdev>.",
             )
 
 
 def iommufd_opener(case: Case) -> Iterator[Finding]:
-    """Yield guests whose /dev/iommu is opened by nobody who may."""
+    """Yield guests for which libvirt cannot open /dev/iommu."""
     if case.guest is None or not case.guest.xml.hostdevs():
         return
     xml = case.guest.xml
@@ -217,9 +218,9 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
             subject(xml),
             (at(xml, element, f"fdgroup='{group}'"),),
             f"virsh start fails: file descriptor group '{group}' was not associated with the "
-            "domain; only a program that opens /dev/iommu and hands it over on its own connection "
+            "domain; only a program that opens /dev/iommu and passes it in on its own connection "
             "can start it.",
-            "Start it by such a program (virDomainFDAssociate, vmm_msi.pass_iommufd), or remove "
+            "Start it with such a program (virDomainFDAssociate, vmm_msi.pass_iommufd), or remove "
             "fdgroup.",
         )
     uses = xml.iommufd or any(hostdev.iommufd for hostdev in xml.hostdevs())
@@ -231,21 +232,24 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
             subject(xml),
             (
                 Evidence(where, "iommufd without an fdgroup"),
-                Evidence(case.software.source, "a libvirt without privileges"),
+                Evidence(case.software.source, "unprivileged libvirt"),
             ),
-            "The start fails: failed to set memory accounting for iommufd: Operation not "
-            "permitted, since that needs CAP_SYS_RESOURCE.",
-            "Use qemu:///system, or have a program open /dev/iommu and hand it over as an fdgroup.",
+            "The guest does not start: failed to set memory accounting for iommufd: Operation not "
+            "permitted. This requires CAP_SYS_RESOURCE.",
+            "Use qemu:///system, or have a program open /dev/iommu and pass it in as an fdgroup.",
         )
 
 
 def _whole_domain(xml: DomainXml) -> str:
-    return {True: "enabled='yes'", False: "enabled='no'", None: "is not there"}[xml.iommufd]
+    return {True: "enabled='yes'", False: "enabled='no'", None: "missing"}[xml.iommufd]
 
 
 def _driver(xml: DomainXml, iommu: IommuDevice, name: str) -> Evidence:
-    value = iommu.driver.get(name)
-    return at(xml, iommu.element, f"{name} is not given" if value is None else f"{name}='{value}'")
+    return at(xml, iommu.element, _setting(name, iommu.driver.get(name)))
+
+
+def _setting(name: str, value: str | None) -> str:
+    return f"{name} not set" if value is None else f"{name}='{value}'"
 
 
 def _hostdev(xml: DomainXml, hostdev: PciHostdev) -> Evidence:

@@ -1,6 +1,6 @@
-"""What a line of a log means: which device, which address, which stage, what is missing.
+"""Explanations of log lines: device, address, stage, missing mapping and remedies.
 
-``reading`` takes text apart, ``tables`` and the modules named ``texts_...`` know what is written
-where, ``faults`` says what an event of an SMMU means on a host and for a guest, ``mends`` which
-strategies would do. ``explain`` puts it together.
+``log_lines`` and ``event_text`` split text into lines and SMMU events. ``known_text`` and the
+modules named ``texts_...`` list the known messages. ``faults`` explains an SMMU event on a host and
+for a guest, and ``remedies`` lists the strategies that help. ``explainer`` combines them.
 """

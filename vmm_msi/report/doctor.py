@@ -1,4 +1,4 @@
-"""What the doctor found, in words and as JSON."""
+"""Findings of the doctor as text and as JSON."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
     from vmm_msi.doctor.finding import Finding
 
-#: Version of the JSON form; it goes up when a key changes its meaning or goes away.
+#: Version of the JSON form, incremented when a key changes its meaning or is removed.
 SCHEMA = 1
 
 _WIDTH = 100
-#: Subjects that the head of a block names, and lines of evidence in it; more are counted.
+#: Subjects in the head of a block, and lines of evidence in it; the rest are counted.
 _MAX_SUBJECTS = 4
 _MAX_EVIDENCE = 6
 
@@ -26,14 +26,14 @@ _COUNTED = {
     Severity.ERROR: ("error", "errors"),
     Severity.WARNING: ("warning", "warnings"),
     Severity.NOTE: ("note", "notes"),
-    Severity.UNKNOWN: ("thing that could not be looked at", "things that could not be looked at"),
+    Severity.UNKNOWN: ("check could not run", "checks could not run"),
 }
 
 
 def to_json(about: dict[str, object], findings: Sequence[Finding]) -> dict[str, object]:
-    """Return what was found as JSON.
+    """Return the findings as JSON.
 
-    :param about: what was looked at: ``host``, ``domain``, ``devices``.
+    :param about: the examined ``host``, ``domain`` and ``devices``.
     """
     counts = Counter(finding.severity for finding in findings)
     return {
@@ -58,9 +58,9 @@ def to_json(about: dict[str, object], findings: Sequence[Finding]) -> dict[str, 
 
 
 def to_lines(about: str, findings: Sequence[Finding]) -> Iterator[str]:
-    """Yield a block for each finding and a line that counts them.
+    """Yield a block for each finding and a summary line.
 
-    :param about: what was looked at, in a few words.
+    :param about: short description of the examined host, guest and devices.
     """
     for alike in _folded(findings):
         yield from _block(alike)
@@ -69,13 +69,13 @@ def to_lines(about: str, findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def _folded(findings: Sequence[Finding]) -> list[list[Finding]]:
-    """Put findings together that say the same of different subjects, the first of them first."""
-    found: dict[tuple[str, ...], list[Finding]] = {}
+    """Group findings that differ only in their subjects, in order of first appearance."""
+    groups: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
-        words = (finding.consequence, finding.remedy)
-        key = (finding.id, finding.severity, *(w.replace(finding.subject, "") for w in words))
-        found.setdefault(key, []).append(finding)
-    return list(found.values())
+        texts = (finding.consequence, finding.remedy)
+        key = (finding.id, finding.severity, *(t.replace(finding.subject, "") for t in texts))
+        groups.setdefault(key, []).append(finding)
+    return list(groups.values())
 
 
 def _block(alike: Sequence[Finding]) -> Iterator[str]:
@@ -85,24 +85,22 @@ def _block(alike: Sequence[Finding]) -> Iterator[str]:
     head = ", ".join(subjects) + (f" and {rest} more" if rest else "")
     yield f"{first.severity.upper()} {first.id}: {head}"
     for evidence in first.evidence[:_MAX_EVIDENCE]:
-        yield from _wrapped("read", str(evidence))
+        yield from _wrapped("found", str(evidence))
     hidden = len(first.evidence) - _MAX_EVIDENCE
     if hidden > 0:
         yield from _wrapped("", f"and {hidden} more")
     if more:
-        yield from _wrapped(
-            "", f"and so for the other {more}" if more > 1 else "and so for the other"
-        )
-    yield from _wrapped("then", first.consequence)
-    yield from _wrapped("do", first.remedy)
+        yield from _wrapped("", f"and the same for {more} other{'' if more == 1 else 's'}")
+    yield from _wrapped("effect", first.consequence)
+    yield from _wrapped("remedy", first.remedy)
 
 
 def _wrapped(label: str, text: str) -> Iterator[str]:
     yield from textwrap.wrap(
         printable(text),
         _WIDTH,
-        initial_indent=f"  {label:<4}  ",
-        subsequent_indent=" " * 8,
+        initial_indent=f"  {label:<6}  ",
+        subsequent_indent=" " * 10,
         break_long_words=False,
         break_on_hyphens=False,
     )
@@ -116,5 +114,5 @@ def _summary(findings: Sequence[Finding]) -> str:
         if counts[severity]
     ]
     if not parts:
-        return "nothing found that would keep guests from working"
-    return f"{', '.join(parts)}; --explain ID tells more of one"
+        return "no problems found"
+    return f"{', '.join(parts)}; use --explain ID for details"
