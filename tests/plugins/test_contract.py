@@ -276,6 +276,10 @@ CALL = "call session.state(S2Pool).{0} or session.backend.{0}"
             f"vmm_msi_attach_device did not attach {A}; {CALL.format('attach')}",
         ),
         (
+            {"attach_device": alloc_only},
+            f"vmm_msi_attach_device did not attach {A}; {CALL.format('attach')}",
+        ),
+        (
             {"attach_device": lambda: True},
             f"vmm_msi_attach_device did not attach {A}; {CALL.format('attach')}",
         ),
@@ -302,6 +306,7 @@ CALL = "call session.state(S2Pool).{0} or session.backend.{0}"
     ],
     ids=[
         "attach does nothing",
+        "attach only allocates",
         "attach returns True",
         "detach does nothing",
         "prepare does nothing",
@@ -315,6 +320,17 @@ def test_a_strategy_that_breaks_is_blamed(scenario, hooks, message):
     with pytest.raises(PluginError) as error:
         run(scenario, broken)
     assert str(error.value) == f"strategy x: {message}"
+
+
+def test_a_stage_2_that_is_left_after_another_failure_is_a_note(scenario):
+    with pytest.raises(PluginError, match="did not attach") as error:
+        run(scenario, strategy("x", vmm_msi_attach_device=alloc_only))
+    assert error.value.__notes__ == [
+        (
+            "detaching failed, too: strategy x: 1 stage 2 table left after all devices were "
+            f"detached; {FREE}"
+        )
+    ]
 
 
 class OtherAttach(Strategy):

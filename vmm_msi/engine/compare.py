@@ -98,9 +98,7 @@ def _run(
     except RefusedError as error:
         verdicts = tuple(refusal(host.device_by_address[address], error) for address in addresses)
         return Result(choice.strategy, shown, verdicts, backend.costs())
-    try:
+    with session:
         verdicts = tuple(session.attach_and_deliver())
         costs = backend.costs()
-    finally:
-        session.detach_all()
     return Result(choice.strategy, shown, verdicts, costs)

@@ -10,7 +10,7 @@ import errno
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
 from vmm_msi.plugins.hookspecs import Action, Event, PluginKind, Session
@@ -65,6 +65,8 @@ class _StrategySession:
 
 class GuestSession:
     """A guest on a backend of its own, with a strategy for each device.
+
+    As a context manager it detaches everything at the end.
 
     :param choice_of: the strategy chosen for each device of ``guest``.
     :param selector: name of the ITS selector.
@@ -264,8 +266,8 @@ class GuestSession:
         steps = [partial(self.detach, device) for device in self._undo]
         steps += [partial(self._detach_domain, strategy) for strategy in started]
         _run_all(steps)
-        left = self.backend.costs().s2_domains
-        if left and started:
+        left = self.backend.costs().s2_domains if started else 0
+        if left:
             names = " or ".join(dict.fromkeys(s.session.strategy for s in started))
             raise PluginError(
                 f"strategy {names}: {_count(left, 'stage 2 table')} left after all devices were "
@@ -298,11 +300,24 @@ class GuestSession:
             for device, step in self._schedule():
                 step(device)
         except BaseException as failure:
-            try:
-                self.detach_all()
-            except VmmMsiError as second:
-                failure.add_note(f"detaching failed, too: {second}")
+            self._detach_all_after(failure)
             raise
+
+    def _detach_all_after(self, failure: BaseException) -> None:
+        """Detach everything; a second failure is a note on the first."""
+        try:
+            self.detach_all()
+        except VmmMsiError as second:
+            failure.add_note(f"detaching failed, too: {second}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, _kind: object, failure: BaseException | None, _traceback: object) -> None:
+        if failure is None:
+            self.detach_all()
+        else:
+            self._detach_all_after(failure)
 
     def attach_and_deliver(self) -> Iterator[Verdict]:
         """Attach what is not refused, and yield a verdict for every device, in order.

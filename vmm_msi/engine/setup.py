@@ -67,11 +67,8 @@ def simulate(
     session = simulated_session(
         plugins, scenario.host, scenario.guest, choices, selector, dry_run=True
     )
-    with closing(session.backend):
-        try:
-            verdicts = tuple(session.attach_and_deliver())
-        finally:
-            session.detach_all()
+    with closing(session.backend), session:
+        verdicts = tuple(session.attach_and_deliver())
     return Simulation(scenario, session.backend.info.profile, verdicts)
 
 

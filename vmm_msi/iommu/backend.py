@@ -1,7 +1,7 @@
 """The one interface between policy and mechanism.
 
 A strategy sees a :class:`Backend` and nothing behind it. A backend says what it can do
-(:class:`Capability`), a strategy says what it needs, and the plugin host compares the two before
+(:class:`Capability`), a strategy says what it needs, and the engine compares the two before
 anything is touched. Every operation that the kernel can refuse raises
 :class:`~vmm_msi.errors.BackendError` with Linux's errno, and leaves everything as it was.
 """
