@@ -10,7 +10,7 @@ from host.files.arm_host import RELEASE, arm_host
 from vmm_msi import samples
 from vmm_msi.cli.doctor import EXIT_ERRORS, EXIT_WARNINGS
 from vmm_msi.doctor import pages
-from vmm_msi.host.files.capture import capture
+from vmm_msi.host.files.capture import take_capture
 from vmm_msi.host.files.folder import FolderTree
 
 BOARD = samples.path("eight-its-server.dtb")
@@ -65,7 +65,7 @@ def server(nowhere):
 def captured(server):
     """The same as a capture."""
     file = server.parent / "server.tar.zst"
-    file.write_bytes(capture(FolderTree(server)).packed("test"))
+    file.write_bytes(take_capture(FolderTree(server)).packed("test"))
     return file
 
 

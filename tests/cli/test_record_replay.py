@@ -88,7 +88,7 @@ def test_an_existing_file_is_kept(vmm_msi, nowhere):
     code, _out, error = vmm_msi("record", "guest0", "-o", "run.json")
     assert (code, error) == (
         1,
-        "vmm-msi record: writing run.json: it is there already; --force writes over it\n",
+        "vmm-msi record: writing run.json: it exists already; --force overwrites it\n",
     )
 
 

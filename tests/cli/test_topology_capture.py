@@ -1,4 +1,4 @@
-"""``vmm-msi topology capture``: a file that is complete, or one line that says why not."""
+"""``vmm-msi topology capture``: a complete file, or an error of one line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from vmm_msi import samples
 from vmm_msi.doctor.facts import read_software
 from vmm_msi.host.files import text
 from vmm_msi.host.files.archive import open_archive
-from vmm_msi.host.files.capture_list import SOURCES
+from vmm_msi.host.files.capture_list import CAPTURED_PATHS
 from vmm_msi.libvirt_driver import connect
 
 THERE = (
-    "is another machine, and the files are taken from this one: run vmm-msi topology capture there"
+    "is another machine, but the files are those of this one; run vmm-msi topology capture on "
+    "that machine"
 )
 TEST = f"test://{samples.path('test-driver.xml')}"
 
@@ -57,17 +58,17 @@ def test_this_machine_is_captured(take, nowhere):
     assert '"driver": "TEST"' in text(tree, "/vmm-msi/software.json")
 
 
-def test_a_real_daemon_tells_its_releases(take, nowhere, lab_daemon):
+def test_releases_of_a_real_daemon(take, nowhere, lab_daemon):
     assert take("-o", "here.tar.zst", "-c", lab_daemon.uri)[:2] == (0, "")
-    told = read_software(open_archive(nowhere / "here.tar.zst"))
+    software = read_software(open_archive(nowhere / "here.tar.zst"))
     with connect(lab_daemon.uri) as connection:
         versions = connection.versions()
-    assert (told.libvirt, told.qemu, told.driver) == (
+    assert (software.libvirt, software.qemu, software.driver) == (
         versions.libvirt,
         versions.hypervisor,
         "QEMU",
     )
-    assert told.source == f"libvirt at {lab_daemon.uri}"
+    assert software.source == f"libvirt at {lab_daemon.uri}"
 
 
 def test_a_capture_goes_to_standard_output(take, host, nowhere):
@@ -82,25 +83,25 @@ def test_a_dry_run_prints_the_list_and_writes_nothing(take, host, nowhere):
     code, out, err = take("--dry-run", "-o", "host.tar.zst", "--root", host)
     assert (code, err) == (0, "")
     assert list(nowhere.iterdir()) == []
-    for source in SOURCES:
-        assert source.why in out
-        assert f"  {source.path}" in out
+    for captured in CAPTURED_PATHS:
+        assert captured.why in out
+        assert f"  {captured.path}" in out
     lines = [line.split() for line in out.splitlines()]
     assert ["/sys/bus/pci/devices/*/class", "3", "27", "file"] in lines
     assert ["/sys/firmware/fdt", "-", "-"] in [line[:3] for line in lines]
 
 
-def test_a_file_that_is_there_is_kept(take, host, nowhere):
+def test_an_existing_file_is_kept(take, host, nowhere):
     target = nowhere / "host.tar.zst"
     target.write_text("mine")
-    reason = "writing host.tar.zst: it is there already; --force writes over it"
+    reason = "writing host.tar.zst: it exists already; --force overwrites it"
     assert take("-o", "host.tar.zst", "--root", host) == (1, "", f"vmm-msi topology: {reason}\n")
     assert target.read_text() == "mine"
     assert take("-o", "host.tar.zst", "--root", host, "--force")[0] == 0
     assert open_archive(target).names("/sys/bus/pci/devices")
 
 
-def test_a_link_is_written_through(take, host, nowhere):
+def test_a_link_is_followed(take, host, nowhere):
     (nowhere / "real").write_text("")
     (nowhere / "link").symlink_to("real")
     assert take("-o", "link", "--root", host, "--force")[0] == 0
@@ -114,7 +115,7 @@ def test_a_device_is_written_to(take, host):
     assert take("-o", "/dev/full", "--root", host) == (1, "", reason)
 
 
-def test_a_capture_under_another_name_is_said_to_be_one(take, vmm_msi, host):
+def test_a_capture_under_another_name(take, vmm_msi, host):
     assert take("-o", "host.zst", "--root", host)[0] == 0
     code, out, err = vmm_msi("doctor", "host.zst")
     assert (code, out) == (3, "")
@@ -127,20 +128,20 @@ def test_a_capture_under_another_name_is_said_to_be_one(take, vmm_msi, host):
 @pytest.mark.parametrize(
     ("words", "code", "reason"),
     [
-        ([], 2, "a capture goes to a file: name one with -o; --dry-run writes none"),
-        (["-o", "."], 1, "writing .: it is a folder; valid is the name of a file"),
-        (["-o", "no/x"], 1, "writing no/x: there is no folder no; make it first"),
+        ([], 2, "name the file with -o, or use --dry-run, which writes none"),
+        (["-o", "."], 1, "writing .: it is a folder; name a file"),
+        (["-o", "no/x"], 1, "writing no/x: the folder no does not exist; create it first"),
         (["-o", "n" * 300], 1, f"writing {'n' * 300}: File name too long"),
         (
             ["-o", "x", "--root", "."],
             2,
-            "--root .: has none of a host's files; valid is a folder laid out like the host's /",
+            "--root .: none of a host's files in it; use a folder laid out like the host's /",
         ),
-        (["-o", "x", "--root", "none"], 2, "--root none: there is no such folder"),
+        (["-o", "x", "--root", "none"], 2, "--root none: not a folder"),
         (
             ["-o", "x", "--root", ".", "-c", "test:///default"],
             2,
-            "--connect asks this machine and --root names the files of another; leave one out",
+            "--connect is for this machine, --root for the files of another; use one of them",
         ),
         (
             ["-o", "x", "-c", "qemu+ssh://other/system"],
@@ -149,31 +150,34 @@ def test_a_capture_under_another_name_is_said_to_be_one(take, vmm_msi, host):
         ),
     ],
 )
-def test_what_cannot_be_done_is_said_and_nothing_written(take, nowhere, words, code, reason):
+def test_an_error_leaves_no_file(take, nowhere, words, code, reason):
     assert take(*words) == (code, "", f"vmm-msi topology: {reason}\n")
     assert list(nowhere.iterdir()) == []
 
 
-def test_a_daemon_that_is_not_there_is_said(take, nowhere):
+def test_a_missing_daemon(take, nowhere):
     code, out, err = take("-o", "x", "-c", "qemu+unix:///system?socket=/nowhere/libvirt")
     assert (code, out) == (6, "")
     assert err.startswith("vmm-msi topology: connecting to qemu+unix:///system")
     assert list(nowhere.iterdir()) == []
 
 
-def test_what_could_not_be_read_is_said(take, host, monkeypatch):
+def test_unread_files_are_listed(take, host, monkeypatch):
     for name in ("0000:01:00.0", "0000:01:01.0"):
         config = host / PORT[1:] / name / "config"
         config.write_bytes(config.read_bytes()[:64])
     (host / "sys/firmware/fdt").write_bytes(b"x")
     lines = [
-        "not read: /sys/firmware/fdt: it is no device tree",
+        "not read: /sys/firmware/fdt: not a device tree",
         *(
-            f"only in part: {PORT}/{name}/config: its first 64 bytes; the rest is for root"
+            f"only in part: {PORT}/{name}/config: its first 64 bytes; the rest requires root"
             for name in ("0000:01:00.0", "0000:01:01.0")
         ),
     ]
-    for user, advice in ((0, []), (1000, ["root can read more: sudo vmm-msi topology capture"])):
+    for user, advice in (
+        (0, []),
+        (1000, ["root can read more: run sudo vmm-msi topology capture"]),
+    ):
         monkeypatch.setattr(os, "geteuid", lambda user=user: user)
         assert take("--dry-run", "--root", host)[2].splitlines() == [*lines, *advice]
         code, _out, err = take("-o", "x", "--force", "--root", host)

@@ -17,7 +17,7 @@ from vmm_msi.doctor.software import ask_emulator, ask_libvirt, decode, encode
 from vmm_msi.domxml.support import Version
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.files.archive import read_archive
-from vmm_msi.host.files.capture import capture
+from vmm_msi.host.files.capture import take_capture
 from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.libvirt_driver import connect
@@ -40,7 +40,7 @@ def tree(request, tmp_path):
     arm_host(tmp_path)
     if request.param == "folder":
         return FolderTree(tmp_path)
-    data = capture(FolderTree(tmp_path)).packed("tests")
+    data = take_capture(FolderTree(tmp_path)).packed("tests")
     return read_archive(io.BytesIO(data), "host.tar.zst")
 
 
@@ -113,9 +113,7 @@ def test_a_damaged_configuration_is_told_of_and_the_next_is_read(tmp_path):
     unreadable = []
     kernel = read_kernel(FolderTree(tmp_path), None, unreadable)
     assert kernel.options_from == f"/boot/config-{RELEASE}"
-    assert unreadable == [
-        Evidence("/proc/config.gz", "it is damaged or has more than 4194304 bytes")
-    ]
+    assert unreadable == [Evidence("/proc/config.gz", "damaged or larger than 4194304 bytes")]
 
 
 def test_what_could_not_be_read_is_told_of():

@@ -18,7 +18,7 @@ from vmm_msi.host import live
 from vmm_msi.host.files import THIS_MACHINE
 from vmm_msi.host.files import folder as host_folder
 from vmm_msi.host.files.archive import open_archive
-from vmm_msi.host.files.capture import capture
+from vmm_msi.host.files.capture import take_capture
 from vmm_msi.host.files.capture_paths import MANIFEST, PAGE_SIZE
 from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.files.pack import pack
@@ -118,7 +118,7 @@ def test_a_host_and_its_capture_have_one_topology(tmp_path):
     arm_host(tmp_path / "host", devices=40)
     live = FolderTree(tmp_path / "host")
     target = tmp_path / "host.tar.zst"
-    target.write_bytes(capture(live).packed("tests"))
+    target.write_bytes(take_capture(live).packed("tests"))
     host, captured = read_tree(live), read_tree(open_archive(target))
     assert replace(captured, source="") == replace(host, source="")
     assert len(host.functions) == 41

@@ -8,7 +8,7 @@ import json
 import pytest
 
 from vmm_msi.cli import main
-from vmm_msi.host.files.capture_list import SOURCES
+from vmm_msi.host.files.capture_list import CAPTURED_PATHS
 from vmm_msi.lab.rpc.link import AgentLink
 
 
@@ -26,7 +26,7 @@ def test_all_that_an_arm_host_tells_is_found(link):
         words = line.split()
         if line.startswith("  /"):
             counted[words[0]] = 0 if words[1] == "-" else int(words[1])
-    assert counted.keys() == {source.path for source in SOURCES}
+    assert counted.keys() == {captured.path for captured in CAPTURED_PATHS}
     device = "/sys/bus/pci/devices/*"
     group = "/sys/kernel/iommu_groups/*"
     devices = counted[device]

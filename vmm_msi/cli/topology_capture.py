@@ -1,4 +1,4 @@
-"""``vmm-msi topology capture``: take what is known of a host into one file."""
+"""``vmm-msi topology capture``: write the description of a host into one file."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
     from vmm_msi.host.files.capture import Capture
 
-#: Files that could not be read, as many as are printed.
-_SHOWN = 8
+#: Limit of the unread files that are listed.
+_MAX_LISTED = 8
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -33,27 +33,27 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--root",
         type=Path,
         metavar="DIR",
-        help="take the files from DIR, which has those of another host; default: this machine",
+        help="take the files from DIR, laid out like another host's /; default: this machine",
     )
     parser.add_argument(
         "-c",
         "--connect",
         metavar="URI",
-        help="ask this libvirt connection, of this machine, for the releases of libvirt and QEMU; "
-        "default: ask qemu-system-aarch64 for its own",
+        help="ask this local libvirt connection for the releases of libvirt and QEMU; default: "
+        "the release that qemu-system-aarch64 prints",
     )
-    parser.add_argument("--force", action="store_true", help="write over a FILE that is there")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
     parser.add_argument(
         "--dry-run",
         action="store_true",
-        help="print what would be taken, why, and how much of it is there; write nothing",
+        help="list the files of a capture, their use, number and size; write nothing",
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what ``args`` say and return the exit code."""
+    """Run the command and return the exit code."""
     from vmm_msi import __version__
-    from vmm_msi.host.files.capture import capture, made_here
+    from vmm_msi.host.files.capture import added_files, take_capture
     from vmm_msi.host.files.folder import FolderTree
     from vmm_msi.host.files.pack import check_target, write_archive
 
@@ -62,50 +62,50 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run:
         check_target(target, force=args.force)
     tree = FolderTree(args.root or Path("/"))
-    made = made_here(tree) if tree.is_this_machine else {}
+    added = added_files(tree) if tree.is_this_machine else {}
     software = _software(args.connect) if tree.is_this_machine else None
     if software is not None:
-        made[SOFTWARE] = software
-    found = capture(tree, made)
-    if args.root is not None and not (found.files or found.links):
+        added[SOFTWARE] = software
+    capture = take_capture(tree, added)
+    if args.root is not None and not (capture.files or capture.links):
         raise UsageError(
-            f"--root {args.root}: has none of a host's files; valid is a folder laid out like the "
+            f"--root {args.root}: none of a host's files in it; use a folder laid out like the "
             "host's /"
         )
     if args.dry_run:
-        print_lines(_list(found))
+        print_lines(_list(capture))
     else:
-        data = found.packed(f"vmm-msi {__version__}")
+        data = capture.packed(f"vmm-msi {__version__}")
         write_archive(target, data, force=args.force)
-        print_error(_summary(found, str(target or "standard output"), len(data)))
-    for line in _not_read(found):
+        print_error(_summary(capture, str(target or "standard output"), len(data)))
+    for line in _not_read(capture):
         print_error(line)
     return 0
 
 
 def _check(args: argparse.Namespace) -> None:
-    """Refuse what does not go together.
+    """Check the combination of options.
 
-    :raise UsageError: for the first such thing.
+    :raise UsageError: for the first invalid one.
     """
     if args.output is None and not args.dry_run:
-        raise UsageError("a capture goes to a file: name one with -o; --dry-run writes none")
+        raise UsageError("name the file with -o, or use --dry-run, which writes none")
     if args.root is not None and not args.root.is_dir():
-        raise UsageError(f"--root {args.root}: there is no such folder")
+        raise UsageError(f"--root {args.root}: not a folder")
     if args.root is not None and args.connect is not None:
         raise UsageError(
-            "--connect asks this machine and --root names the files of another; leave one out"
+            "--connect is for this machine, --root for the files of another; use one of them"
         )
     _, remote, place = (args.connect or "").partition("://")
     if remote and not place.startswith("/"):
         raise UsageError(
-            f"{args.connect} is another machine, and the files are taken from this one: run "
-            "vmm-msi topology capture there"
+            f"{args.connect} is another machine, but the files are those of this one; run vmm-msi "
+            "topology capture on that machine"
         )
 
 
 def _software(uri: str | None) -> bytes | None:
-    """Return what a capture keeps of libvirt and QEMU; None where nothing is known of them."""
+    """Return the releases of libvirt and QEMU for a capture; None if they are unknown."""
     from vmm_msi.doctor.software import ask_emulator, ask_libvirt, encode
 
     if uri is not None:
@@ -113,18 +113,18 @@ def _software(uri: str | None) -> bytes | None:
 
         with connect(uri, readonly=True) as connection:
             return encode(ask_libvirt(connection))
-    found = ask_emulator()
-    return None if found.qemu is None else encode(found)
+    emulator = ask_emulator()
+    return None if emulator.qemu is None else encode(emulator)
 
 
-def _list(found: Capture) -> Iterator[str]:
-    """Yield what a capture takes, why, and how much there is."""
-    rows = [("path", "files", "bytes", "what of it")]
+def _list(capture: Capture) -> Iterator[str]:
+    """Yield the paths of a capture with their use, number and size."""
+    rows = [("path", "files", "bytes", "kept")]
     reasons = [""]
-    for source, (count, size) in found.taken.items():
-        what = source.kept or source.kind.value
-        rows.append((source.path, str(count or "-"), str(size or "-"), what))
-        reasons.append(source.why)
+    for captured, (count, size) in capture.taken.items():
+        kept = captured.kept or captured.kind.value
+        rows.append((captured.path, str(count or "-"), str(size or "-"), kept))
+        reasons.append(captured.why)
     last = ""
     for reason, line in zip(reasons, aligned(rows), strict=True):
         if reason != last:
@@ -133,21 +133,21 @@ def _list(found: Capture) -> Iterator[str]:
         yield f"  {line}"
 
 
-def _summary(found: Capture, target: str, size: int) -> str:
-    taken = sum(map(len, found.files.values()))
+def _summary(capture: Capture, target: str, size: int) -> str:
+    content = sum(map(len, capture.files.values()))
     return (
-        f"wrote {target}: {len(found.files)} files with {taken} bytes and {len(found.links)} links "
-        f"in {size} bytes"
+        f"wrote {target}: {len(capture.files)} files with {content} bytes and "
+        f"{len(capture.links)} links in {size} bytes"
     )
 
 
-def _not_read(found: Capture) -> Iterator[str]:
-    """Yield a line for each file that could not be read, or not all of it."""
-    missing = [*found.unreadable.items(), *found.partial.items()]
-    for path, reason in missing[:_SHOWN]:
-        words = "only in part" if path in found.partial else "not read"
-        yield f"{words}: {path}: {reason}"
-    if len(missing) > _SHOWN:
-        yield f"and {len(missing) - _SHOWN} more; the capture has a list of them"
+def _not_read(capture: Capture) -> Iterator[str]:
+    """Yield a line for each file that could not be read, or only in part."""
+    missing = [*capture.unreadable.items(), *capture.partial.items()]
+    for path, reason in missing[:_MAX_LISTED]:
+        extent = "only in part" if path in capture.partial else "not read"
+        yield f"{extent}: {path}: {reason}"
+    if len(missing) > _MAX_LISTED:
+        yield f"and {len(missing) - _MAX_LISTED} more; the manifest of the capture lists them"
     if missing and os.geteuid() != 0:
-        yield "root can read more: sudo vmm-msi topology capture"
+        yield "root can read more: run sudo vmm-msi topology capture"

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError, UnreadableError
-from vmm_msi.host.files import THIS_MACHINE, number, place
+from vmm_msi.host.files import THIS_MACHINE, number, shown_path
 from vmm_msi.host.files.capture_paths import PAGE_SIZE
 from vmm_msi.host.pci.functions import read_functions
 from vmm_msi.host.pci.sysfs import read_smmus
@@ -39,7 +39,7 @@ def read_sources(tree: HostTree, granule: Granule | None = None) -> tuple[HostTo
     sources = [source for source in (tables.acpi(), tables.device_tree()) if source is not None]
     sources.append(
         HostTopology(
-            place(tree, "/sys"),
+            shown_path(tree, "/sys"),
             size,
             smmus=read_smmus(tree),
             itses=(),
@@ -83,7 +83,7 @@ class _Tables:
         from vmm_msi.host.firmware.acpi import parse_acpi
 
         self.has_iort = True
-        return parse_acpi(iort, madt, place(self.tree, str(ACPI_TABLES)), self.granule)
+        return parse_acpi(iort, madt, shown_path(self.tree, str(ACPI_TABLES)), self.granule)
 
     def device_tree(self) -> HostTopology | None:
         path = str(DEVICE_TREE)
@@ -98,7 +98,7 @@ class _Tables:
         from vmm_msi.host.firmware.device_tree import parse_devicetree
 
         try:
-            host = parse_devicetree(data, place(self.tree, path), self.granule)
+            host = parse_devicetree(data, shown_path(self.tree, path), self.granule)
         except TopologyError:
             # The tree beside ACPI has no devices: Linux drivers/firmware/efi/libstub/fdt.c.
             if self.has_iort or self.unreadable:

@@ -1,4 +1,4 @@
-"""A capture has what is declared, and reads as the host itself does."""
+"""A capture has the files on the list and reads like the host itself."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ from host.firmware.dt_builder import dtb
 
 from vmm_msi.host.files import UnreadableError, number, text
 from vmm_msi.host.files.archive import open_archive, read_archive
-from vmm_msi.host.files.capture import capture, made_here
-from vmm_msi.host.files.capture_list import SOURCES
+from vmm_msi.host.files.capture import added_files, take_capture
+from vmm_msi.host.files.capture_list import CAPTURED_PATHS
 from vmm_msi.host.files.folder import FolderTree
 
 DEVICE = "/sys/bus/pci/devices/0000:01:00.0"
 
 
-def taken(folder):
-    found = capture(FolderTree(folder))
-    return found, read_archive(io.BytesIO(found.packed("tests")), "host.tar.zst")
+def capture_of(folder):
+    """Return a capture and the files in its archive."""
+    capture = take_capture(FolderTree(folder))
+    return capture, read_archive(io.BytesIO(capture.packed("tests")), "host.tar.zst")
 
 
 def paths(folder):
@@ -43,12 +44,12 @@ def host(tmp_path):
 
 
 def test_a_capture_reads_as_the_host_does(host):
-    found, tree = taken(host)
+    capture, tree = capture_of(host)
     live = FolderTree(host)
-    assert (found.unreadable, found.partial) == ({}, {})
-    for path in found.links:
+    assert (capture.unreadable, capture.partial) == ({}, {})
+    for path in capture.links:
         assert tree.link(path) == live.link(path)
-    cut = {
+    reduced = {
         "/proc/cmdline",
         "/proc/meminfo",
         "/proc/812/limits",
@@ -56,9 +57,9 @@ def test_a_capture_reads_as_the_host_does(host):
         f"/usr/lib/modules/{RELEASE}/modules.alias",
     }
     kinds = Counter()
-    for path in found.files:
+    for path in capture.files:
         same = tree.read(path) == live.read(path)
-        whole = path not in cut and not path.endswith("/config")
+        whole = path not in reduced and not path.endswith("/config")
         kinds[whole, same] += 1
         assert not whole or same or path.startswith(("/dev/", f"{PORT}/0000")), path
     for path in (DEVICE, f"{DEVICE}/msi_irqs", "/sys/class/iommu", "/sys/kernel/iommu_groups/7"):
@@ -81,10 +82,10 @@ def test_nothing_private_leaves_the_host(host):
         dtb(f'/dts-v1/; / {{ chosen {{ bootargs = "{PRIVATE}"; }}; }};')
     )
     (host / "proc/config.gz").write_bytes(packed_config())
-    found, tree = taken(host)
-    data = zstandard.ZstdDecompressor().decompress(found.packed("tests"))
+    capture, tree = capture_of(host)
+    data = zstandard.ZstdDecompressor().decompress(capture.packed("tests"))
     assert PRIVATE.encode() not in data
-    assert PRIVATE.encode() not in b"".join(found.files.values())
+    assert PRIVATE.encode() not in b"".join(capture.files.values())
     assert b"CONFIG_IOMMUFD=m" in tree.read(f"/boot/config-{RELEASE}")
     assert tree.read("/proc/cmdline") == b"iommu.passthrough=1\n"
     assert tree.exists("/sys/firmware/fdt")
@@ -93,40 +94,40 @@ def test_nothing_private_leaves_the_host(host):
         assert not tree.exists(path)
 
 
-def test_only_what_is_declared_is_taken(host):
-    """Each file of a capture is one that a source names, links followed."""
-    found, _tree = taken(host)
-    named = {source.path.rpartition("/")[2] for source in SOURCES}
-    for path in found.files:
+def test_only_files_on_the_list(host):
+    """Each file of a capture is on the list, links followed."""
+    capture, _tree = capture_of(host)
+    listed = {captured.path.rpartition("/")[2] for captured in CAPTURED_PATHS}
+    for path in capture.files:
         name = path.rpartition("/")[2]
-        declared = name in named or name == f"config-{RELEASE}"
-        assert declared or path.split("/")[-2] in {"parameters", "msi_irqs"}, path
-    total = sum(count for count, _size in found.taken.values())
-    assert total == len(found.files) + len(
-        [path for path in found.links if "devices" in path or "class" in path]
-    ) + len(found.folders)
+        is_listed = name in listed or name == f"config-{RELEASE}"
+        assert is_listed or path.split("/")[-2] in {"parameters", "msi_irqs"}, path
+    total = sum(count for count, _size in capture.taken.values())
+    assert total == len(capture.files) + len(
+        [path for path in capture.links if "devices" in path or "class" in path]
+    ) + len(capture.folders)
 
 
-def test_two_captures_of_a_host_are_the_same(host):
-    assert taken(host)[0].packed("tests") == taken(host)[0].packed("tests")
+def test_two_captures_of_a_host_are_identical(host):
+    assert capture_of(host)[0].packed("tests") == capture_of(host)[0].packed("tests")
 
 
-def test_a_capture_of_an_unpacked_capture_is_the_same(host, tmp_path_factory):
-    data = taken(host)[0].packed("tests")
+def test_a_capture_of_an_unpacked_capture_is_identical(host, tmp_path_factory):
+    data = capture_of(host)[0].packed("tests")
     again = tmp_path_factory.mktemp("again")
     tar = zstandard.ZstdDecompressor().decompress(data)
     subprocess.run(["tar", "-x", "-C", again], input=tar, check=True)
-    assert taken(again)[0].packed("tests") == data
+    assert capture_of(again)[0].packed("tests") == data
 
 
 def test_an_empty_host_has_an_empty_capture(tmp_path):
-    found, tree = taken(tmp_path)
-    assert (found.files, found.links, found.unreadable) == ({}, {}, {})
+    capture, tree = capture_of(tmp_path)
+    assert (capture.files, capture.links, capture.unreadable) == ({}, {}, {})
     assert tree.names("/") == ("vmm-msi",)
 
 
-def test_what_cannot_be_read_is_in_the_capture(host):
-    """As another user, since root may read all."""
+def test_a_capture_records_unreadable_files(host):
+    """As another user, since root may read every file."""
     if os.geteuid() == 0:
         for folder in (host, *host.parents):
             if folder != Path("/tmp"):  # noqa: S108
@@ -142,7 +143,7 @@ def test_what_cannot_be_read_is_in_the_capture(host):
             if os.geteuid() == 0:
                 os.setgid(65534)
                 os.setuid(65534)
-            os.write(into, capture(FolderTree(host)).packed("tests"))
+            os.write(into, take_capture(FolderTree(host)).packed("tests"))
         finally:
             os._exit(0)
     os.close(into)
@@ -152,8 +153,8 @@ def test_what_cannot_be_read_is_in_the_capture(host):
     for path, reason in (
         ("/sys/firmware/acpi/tables/IORT", "Permission denied"),
         ("/proc/812/limits", "Permission denied"),
-        ("/sys/firmware/fdt", "it is no device tree"),
-        ("/proc/config.gz", "it cannot be decompressed: Error -3"),
+        ("/sys/firmware/fdt", "not a device tree"),
+        ("/proc/config.gz", "cannot be decompressed: Error -3"),
     ):
         with pytest.raises(UnreadableError) as caught:
             tree.read(path)
@@ -163,34 +164,34 @@ def test_what_cannot_be_read_is_in_the_capture(host):
     assert tree.read("/sys/firmware/acpi/tables/APIC") is not None
 
 
-def test_a_part_of_a_configuration_space_is_said_to_be_one(host):
+def test_a_capture_records_a_partial_configuration_space(host):
     config = host / PORT[1:] / "0000:01:00.0" / "config"
     config.write_bytes(config.read_bytes()[:64])
-    found, tree = taken(host)
+    capture, tree = capture_of(host)
     path = f"{PORT}/0000:01:00.0/config"
-    assert found.partial == {path: "its first 64 bytes; the rest is for root"}
+    assert capture.partial == {path: "its first 64 bytes; the rest requires root"}
     assert len(tree.read(path)) == 64
 
 
 def test_this_machine_is_captured(tmp_path):
     live = FolderTree(Path("/"))
-    found = capture(live, made_here(live))
-    (tmp_path / "host.tar.zst").write_bytes(found.packed("tests"))
+    capture = take_capture(live, added_files(live))
+    (tmp_path / "host.tar.zst").write_bytes(capture.packed("tests"))
     tree = open_archive(tmp_path / "host.tar.zst")
     assert number(tree, "/vmm-msi/page-size") == os.sysconf("SC_PAGE_SIZE")
     assert text(tree, "/proc/sys/kernel/osrelease") == os.uname().release
     assert tree.names("/sys/bus/pci/devices") == live.names("/sys/bus/pci/devices")
-    for path in found.unreadable:
+    for path in capture.unreadable:
         with pytest.raises(UnreadableError):
             tree.read(path)
     host_name = os.uname().nodename.encode()
-    assert len(host_name) < 4 or host_name not in b"".join(found.files.values())
+    assert len(host_name) < 4 or host_name not in b"".join(capture.files.values())
 
 
 def test_a_capture_of_a_hundred_devices_is_small_and_quick(tmp_path, counts):
     arm_host(tmp_path, devices=100)
     began = time.perf_counter()
-    data = capture(FolderTree(tmp_path)).packed("tests")
+    data = take_capture(FolderTree(tmp_path)).packed("tests")
     captured = time.perf_counter()
     tree = read_archive(io.BytesIO(data), "host.tar.zst")
     read = time.perf_counter()

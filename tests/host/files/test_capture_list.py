@@ -1,4 +1,4 @@
-"""The page on captures says what the list of them says."""
+"""The page about captures agrees with the list of captured paths."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmm_msi.host.files import MAX_FILE, archive, redact
-from vmm_msi.host.files.capture_list import MODULES, SOURCES
+from vmm_msi.host.files.capture_list import CAPTURED_PATHS, MODULES
 from vmm_msi.host.files.capture_paths import KERNEL_LOG, MANIFEST, PAGE_SIZE, SOFTWARE
 from vmm_msi.host.files.paths import MAX_PATH
 
@@ -21,7 +21,7 @@ def test_arguments_and_modules_are_on_the_page(word):
 
 
 @pytest.mark.parametrize("path", [MANIFEST, PAGE_SIZE, KERNEL_LOG, SOFTWARE])
-def test_what_a_capture_makes_is_on_the_page(path):
+def test_added_files_are_on_the_page(path):
     assert f"| `{path[1:]}` |" in PAGE
 
 
@@ -41,9 +41,9 @@ def test_bounds_are_on_the_page(bound):
     assert f"| {bound} |" in PAGE
 
 
-def test_every_source_has_a_plain_path_and_a_reason():
-    for source in SOURCES:
-        assert source.path.startswith("/")
-        assert "//" not in source.path
-        assert source.why
-        assert (source.cut is None) or source.kept
+def test_every_entry_has_a_plain_path_and_a_reason():
+    for captured in CAPTURED_PATHS:
+        assert captured.path.startswith("/")
+        assert "//" not in captured.path
+        assert captured.why
+        assert (captured.reduce is None) or captured.kept

@@ -1,4 +1,4 @@
-"""Lines of the kernel's log that are taken: those of its own drivers for SMMU, ITS and VFIO."""
+"""The lines of the kernel's log that are kept: those of its drivers for SMMU, ITS and VFIO."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vmm_msi.host.files import UnreadableError
 from vmm_msi.host.files import kernel_log as kernel_log_module
 from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.files.in_memory import MemoryTree
-from vmm_msi.host.files.kernel_log import MAX_LINES, kept, kernel_log, records
+from vmm_msi.host.files.kernel_log import MAX_LINES, kernel_log, records, select
 
 
 @pytest.mark.parametrize(
@@ -38,21 +38,21 @@ from vmm_msi.host.files.kernel_log import MAX_LINES, kept, kernel_log, records
 )
 def test_lines_of_known_drivers_are_kept(record, line):
     whole = record.partition(b";")[2].decode().rstrip("\n")
-    assert kept([record]) == ([whole] if line is None else [line] if line else [])
+    assert select([record]) == ([whole] if line is None else [line] if line else [])
 
 
-def test_begin_and_end_of_a_long_log_are_kept():
+def test_beginning_and_end_of_a_long_log_are_kept():
     lines = [b"6,%d,0,-;iommu: %d\n" % (number, number) for number in range(3 * MAX_LINES)]
-    found = kept([None, *lines])
-    assert len(found) == 2 * MAX_LINES
-    assert (found[0], found[MAX_LINES - 1]) == ("iommu: 0", f"iommu: {MAX_LINES - 1}")
-    assert (found[MAX_LINES], found[-1]) == (
+    selected = select([None, *lines])
+    assert len(selected) == 2 * MAX_LINES
+    assert (selected[0], selected[MAX_LINES - 1]) == ("iommu: 0", f"iommu: {MAX_LINES - 1}")
+    assert (selected[MAX_LINES], selected[-1]) == (
         f"iommu: {2 * MAX_LINES}",
         f"iommu: {3 * MAX_LINES - 1}",
     )
 
 
-def test_records_end_where_there_are_no_more():
+def test_reading_stops_after_the_last_record():
     out, into = os.pipe2(os.O_NONBLOCK)
     try:
         os.write(into, b"6,1,2,-;iommu: x\n")
@@ -62,17 +62,17 @@ def test_records_end_where_there_are_no_more():
         os.close(into)
 
 
-def test_a_capture_has_the_log_of_its_host():
+def test_log_of_a_capture():
     tree = MemoryTree("x", {"/vmm-msi/kernel-log": b"iommu: a\niommu: b\n"})
     assert kernel_log(tree) == ["iommu: a", "iommu: b"]
     assert kernel_log(MemoryTree("x", {})) == []
 
 
-def test_a_folder_has_no_log_of_this_machine(tmp_path):
+def test_a_folder_has_no_log(tmp_path):
     assert kernel_log(FolderTree(tmp_path)) == []
 
 
-def test_a_log_that_cannot_be_read_says_why(tmp_path, monkeypatch):
+def test_an_unreadable_log(tmp_path, monkeypatch):
     monkeypatch.setattr(kernel_log_module, "KMSG", f"{tmp_path}/a/kmsg")
     live = FolderTree(Path("/"))
     assert kernel_log(live) == []

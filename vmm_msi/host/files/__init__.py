@@ -1,7 +1,7 @@
 """The files of a host: those of this machine, of a folder, or of a capture.
 
-Whoever reads a host's ``/sys``, ``/proc`` or ``/boot`` does it through a :class:`HostTree`, so that
-the same code reads all of them.
+All readers of a host's ``/sys``, ``/proc`` or ``/boot`` take a :class:`HostTree`, so that the same
+code reads each of the three.
 """
 
 from __future__ import annotations
@@ -10,63 +10,63 @@ from typing import Protocol
 
 from vmm_msi.errors import UnreadableError
 
-__all__ = ["MAX_FILE", "HostTree", "UnreadableError", "name_of", "number", "place", "text"]
+__all__ = ["MAX_FILE", "HostTree", "UnreadableError", "name_of", "number", "shown_path", "text"]
 
-#: The source of the tree of the machine that this runs on.
+#: The source of the tree of this machine.
 THIS_MACHINE = "this machine"
-#: Bytes that one file may have: a kernel configuration has 300 KiB, an ACPI table less.
+#: Limit of one file in bytes: a kernel configuration has 300 KiB, an ACPI table less.
 MAX_FILE = 4 << 20
 
 
 class HostTree(Protocol):
-    """Files of a host, by their absolute paths on it; links lead nowhere else."""
+    """Files of a host, by their absolute paths on it; links stay within the tree."""
 
     @property
     def source(self) -> str:
-        """The folder or the file it is from, for messages."""
+        """The folder or the capture, for messages."""
         ...
 
     def read(self, path: str, limit: int = MAX_FILE) -> bytes | None:
-        """Return what a file has.
+        """Return the content of a file.
 
-        :return: None where there is no such file.
-        :raise UnreadableError: when it cannot be read, or has more than ``limit`` bytes.
+        :return: None if the file does not exist.
+        :raise UnreadableError: when it cannot be read, or is larger than ``limit`` bytes.
         """
         ...
 
     def read_part(self, path: str, offset: int, size: int) -> bytes | None:
-        """Return ``size`` bytes from ``offset`` on, less where the file ends before that.
+        """Return ``size`` bytes from ``offset`` on, less if the file ends before that.
 
-        For a device's configuration space, of which not all should be read.
+        For a device's configuration space, which should not be read as a whole.
 
-        :return: None where there is no such file.
+        :return: None if the file does not exist.
         :raise UnreadableError: when it cannot be read.
         """
         ...
 
     def names(self, path: str) -> tuple[str, ...]:
-        """Return what is in a folder, sorted; nothing where there is no such folder.
+        """Return the names in a folder, sorted; none if the folder does not exist.
 
         :raise UnreadableError: when it cannot be listed.
         """
         ...
 
     def link(self, path: str) -> str | None:
-        """Return where the last part of ``path`` leads to, as the link says it.
+        """Return the target of the link at ``path``, as it is stored.
 
-        :return: None where it is no link.
+        :return: None if it is not a link.
         """
         ...
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is a file or a folder."""
+        """Return whether a file or a folder exists."""
         ...
 
 
 def text(tree: HostTree, path: str) -> str | None:
-    """Return a file of one short text, without the line break at its end.
+    """Return the content of a short text file, without the line break at its end.
 
-    :return: None where there is no such file.
+    :return: None if the file does not exist.
     :raise UnreadableError: when it cannot be read.
     """
     data = tree.read(path)
@@ -74,27 +74,27 @@ def text(tree: HostTree, path: str) -> str | None:
 
 
 def number(tree: HostTree, path: str, base: int = 0) -> int | None:
-    """Return a file of one number.
+    """Return the number in a file.
 
-    :param base: as for :class:`int`; 0 takes ``0x`` for what it is.
-    :return: None where there is no such file.
-    :raise UnreadableError: when it cannot be read or has no number.
+    :param base: as for :class:`int`; 0 honours a prefix ``0x``.
+    :return: None if the file does not exist.
+    :raise UnreadableError: when it cannot be read or its content is not a number.
     """
-    found = text(tree, path)
-    if found is None:
+    content = text(tree, path)
+    if content is None:
         return None
     try:
-        return int(found.strip(), base)
+        return int(content.strip(), base)
     except ValueError:
-        raise UnreadableError(tree.source, path, f"{found[:40]!r} is no number") from None
+        raise UnreadableError(tree.source, path, f"{content[:40]!r} is not a number") from None
 
 
-def place(tree: HostTree, path: str) -> str:
-    """Return what to call a file in messages: where it is on this machine, or in which capture."""
+def shown_path(tree: HostTree, path: str) -> str:
+    """Return a path for messages: with the folder or capture, unless it is of this machine."""
     return path if tree.source == THIS_MACHINE else f"{tree.source}{path}"
 
 
 def name_of(tree: HostTree, path: str) -> str | None:
-    """Return the name of what the link at ``path`` leads to, such as a device's driver."""
+    """Return the last part of the target of the link at ``path``, such as a device's driver."""
     target = tree.link(path)
     return None if target is None else target.rstrip("/").rsplit("/", 1)[-1]

@@ -1,10 +1,10 @@
-"""A capture: the files of a host in one archive, a tar compressed with zstd.
+"""Read a capture: the files of a host in one archive, a tar compressed with zstd.
 
-It is read in memory and nothing is ever extracted. It may come from anybody: memory and time are
-bounded by the constants here, and what a capture has no use for is refused, not skipped.
+It is read in memory and never extracted. It may come from an untrusted source: the constants here
+bound memory and time, and members that a capture does not need are refused, not skipped.
 
-The form is POSIX.1-2017, *pax*, "pax Interchange Format", with the long names of GNU tar, so that
-a capture can be unpacked, looked at and packed again with ``tar --zstd``; compression is RFC 8878,
+The format is POSIX.1-2017, *pax*, "pax Interchange Format", with the long names of GNU tar, so that
+a capture can be unpacked, inspected and packed again with ``tar --zstd``; compression is RFC 8878,
 one frame.
 """
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
     from pathlib import Path
 
-#: Bytes of the tar: 2,000 devices with all their capabilities have half of them.
+#: Limit of the tar in bytes: 2,000 devices with all their capabilities need half of it.
 MAX_TOTAL = 128 << 20
-#: Bytes of the file.
+#: Limit of the file in bytes.
 MAX_COMPRESSED = 32 << 20
-#: Files, links and folders, those that are only implied among them.
+#: Limit of files, links and folders, implied folders included.
 MAX_MEMBERS = 100_000
-#: Bytes of a header that gives the next member a longer name.
+#: Limit in bytes of a header that gives the next member a longer name.
 MAX_EXTRA = 4096
-#: Memory that decompression may ask for: what every decoder should have (RFC 8878, 3.1.1.1.2).
+#: Limit of the memory for decompression: that of every decoder (RFC 8878, 3.1.1.1.2).
 MAX_WINDOW = 8 << 20
 
 _BLOCK = 512
@@ -48,7 +48,7 @@ _REFUSED_TYPES = {
     b"6": "a pipe",
     b"S": "a sparse file",
 }
-_ALONE = "a capture has files, links and folders alone"
+_ALLOWED = "a capture has only files, links and folders"
 _OCTAL = re.compile(rb"[ \0]*([0-7]*)[ \0]*")
 _RECORD = re.compile(rb"(\d{1,5}) ([^=]{1,100})=")
 
@@ -56,7 +56,7 @@ _RECORD = re.compile(rb"(\d{1,5}) ([^=]{1,100})=")
 def open_archive(path: Path) -> MemoryTree:
     """Read a capture.
 
-    :raise TopologyError: when it cannot be read, is no capture, or is larger than one can be.
+    :raise TopologyError: when it cannot be read, is not a capture, or exceeds the limits.
     """
     try:
         with path.open("rb") as file:
@@ -68,8 +68,8 @@ def open_archive(path: Path) -> MemoryTree:
 def read_archive(file: BinaryIO, source: str) -> MemoryTree:
     """Read a capture from an open file.
 
-    :param source: where it is from, for messages.
-    :raise TopologyError: when it is no capture, or larger than one can be.
+    :param source: the name of the file, for messages.
+    :raise TopologyError: when it is not a capture, or exceeds the limits.
     """
     content = _Content(source)
     for member in _members(_Stream(file, source), source):
@@ -78,7 +78,7 @@ def read_archive(file: BinaryIO, source: str) -> MemoryTree:
     if MANIFEST in content.files:
         unreadable = read_manifest(content.files[MANIFEST], f"{source}: {MANIFEST[1:]}").unreadable
         for name in unreadable:
-            content.place(name, "manifest")
+            content.count(name, "manifest entry")
     return MemoryTree(source, content.files, content.links, content.folders, unreadable)
 
 
@@ -90,7 +90,7 @@ class _Member(NamedTuple):
 
 
 class _Content:
-    """What was found, each path once and below folders only."""
+    """The members of an archive, each path once and below folders only."""
 
     def __init__(self, source: str) -> None:
         self._source = source
@@ -103,8 +103,8 @@ class _Content:
         path = member.path
         known = self._kinds.get(path)
         if known is not None and not known == member.kind == _FOLDER:
-            _refuse(self._source, path, "it is there twice")
-        self.place(path, "member")
+            _refuse(self._source, path, "it occurs twice")
+        self.count(path, "member")
         self._kinds[path] = member.kind
         if member.kind == _FILE:
             self.files[path] = member.data
@@ -113,23 +113,26 @@ class _Content:
         elif path and known is None:
             self.folders.append(path)
 
-    def place(self, path: str, what: str) -> None:
-        """Count a path and the folders above it."""
+    def count(self, path: str, what: str) -> None:
+        """Count a path and the folders above it.
+
+        :param what: what has the path, for messages.
+        """
         self._kinds.setdefault(path, _FILE)
         while path:
             path = path.rpartition("/")[0]
             known = self._kinds.setdefault(path, _FOLDER)
             if known != _FOLDER:
-                _refuse(self._source, path, f"it is no folder, and a {what} lies below it")
+                _refuse(self._source, path, f"it is not a folder, but a {what} lies below it")
             if len(self._kinds) > MAX_MEMBERS:
                 raise TopologyError(
-                    f"{self._source}: it has more than {MAX_MEMBERS} files, links and folders; "
-                    "a capture has less"
+                    f"{self._source}: more than {MAX_MEMBERS} files, links and folders, the limit "
+                    "of a capture"
                 )
 
 
 class _Stream:
-    """The tar, decompressed as far as it is asked for."""
+    """The tar, decompressed piece by piece."""
 
     def __init__(self, file: BinaryIO, source: str) -> None:
         from zstandard import ZstdDecompressor
@@ -146,26 +149,24 @@ class _Stream:
     def take(self, size: int) -> bytes:
         """Return the next ``size`` bytes.
 
-        :raise TopologyError: when there are less.
+        :raise TopologyError: when fewer are left.
         """
         if len(self._buffer) - self._at < size:
             del self._buffer[: self._at]
             self._at = 0
             while len(self._buffer) < size:
                 self._buffer += self._more()
-        found = bytes(self._buffer[self._at : self._at + size])
+        taken = bytes(self._buffer[self._at : self._at + size])
         self._at += size
-        return found
+        return taken
 
     def rest(self) -> Iterator[bytes]:
-        """Yield what is left, up to the end of the file."""
+        """Yield the remaining bytes, up to the end of the file."""
         yield bytes(self._buffer[self._at :])
         while not self._frame.eof:
             yield self._more()
         if self._frame.unused_data or len(self._input) or self._file.read(1):
-            raise TopologyError(
-                f"{self._source}: something follows its end; a capture is one zstd frame"
-            )
+            raise TopologyError(f"{self._source}: data after its end; a capture is one zstd frame")
 
     def _more(self) -> bytes:
         """Decompress a bit more."""
@@ -180,27 +181,26 @@ class _Stream:
                 self._truncated()
             if self._compressed > MAX_COMPRESSED:
                 raise TopologyError(
-                    f"{self._source}: it has more than {MAX_COMPRESSED} bytes; a capture has less"
+                    f"{self._source}: more than {MAX_COMPRESSED} bytes, the limit of a capture"
                 )
         feed, self._input = self._input[:_FEED], self._input[_FEED:]
         try:
-            found = self._frame.decompress(feed)
+            data = self._frame.decompress(feed)
         except ZstdError as failure:
             reason = str(failure).removeprefix("zstd decompressor error: ")
             raise TopologyError(
-                f"{self._source}: it cannot be decompressed: {reason}; a capture is a tar that is "
-                "compressed with zstd, as vmm-msi topology capture writes it"
+                f"{self._source}: cannot be decompressed: {reason}; a capture is a tar compressed "
+                "with zstd, as vmm-msi topology capture writes it"
             ) from failure
-        self._total += len(found)
+        self._total += len(data)
         if self._total > MAX_TOTAL:
             raise TopologyError(
-                f"{self._source}: decompressed it has more than {MAX_TOTAL} bytes; a capture has "
-                "less"
+                f"{self._source}: more than {MAX_TOTAL} bytes decompressed, the limit of a capture"
             )
-        return found
+        return data
 
     def _truncated(self) -> NoReturn:
-        raise TopologyError(f"{self._source}: it ends too early; copy it again")
+        raise TopologyError(f"{self._source}: truncated; copy it again")
 
 
 def _members(stream: _Stream, source: str) -> Iterator[_Member]:
@@ -211,7 +211,7 @@ def _members(stream: _Stream, source: str) -> Iterator[_Member]:
         if kind in _HEADER_TYPES:
             if size > MAX_EXTRA:
                 _refuse(
-                    source, name, f"its extended header has {size} bytes; {MAX_EXTRA} is the most"
+                    source, name, f"its extended header has {size} bytes; the limit is {MAX_EXTRA}"
                 )
             data = _padded(stream, size)
             if kind == b"x":
@@ -221,22 +221,22 @@ def _members(stream: _Stream, source: str) -> Iterator[_Member]:
             continue
         if kind not in {_FILE, _LINK, _FOLDER}:
             what = _REFUSED_TYPES.get(kind, f"of type {kind.decode('latin-1')!r}")
-            _refuse(source, name, f"it is {what}; {_ALONE}")
+            _refuse(source, name, f"it is {what}; {_ALLOWED}")
         if kind != _FILE and size:
-            _refuse(source, name, f"it is no file and has {size} bytes")
+            _refuse(source, name, f"it is not a file, but has a size of {size}")
         if size > MAX_FILE:
-            _refuse(source, name, f"it has {size} bytes; {MAX_FILE} is the most")
+            _refuse(source, name, f"it has {size} bytes; the limit is {MAX_FILE}")
         path = _plain(name, source, folder=kind == _FOLDER)
         target = ""
         if kind == _LINK:
             target = _text(header.target, path, source)
             if not target:
-                _refuse(source, path, "it is a link that leads nowhere")
+                _refuse(source, path, "it is a link without a target")
         yield _Member(path, kind, _padded(stream, size), target)
         extra = {}
     for part in stream.rest():
         if part.strip(b"\0"):
-            raise TopologyError(f"{source}: something follows the end of its tar")
+            raise TopologyError(f"{source}: data after the end of its tar")
 
 
 class _Header(NamedTuple):
@@ -247,15 +247,15 @@ class _Header(NamedTuple):
 
 
 def _header(block: bytes, extra: Mapping[str, bytes], source: str) -> _Header:
-    """Take a header apart (*pax*, "ustar Interchange Format").
+    """Parse a header (*pax*, "ustar Interchange Format").
 
-    :param extra: what headers before it say of it.
+    :param extra: the values that extended headers before it give.
     """
-    ours = block[257:262] == b"ustar"
-    if not ours or _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
-        raise TopologyError(f"{source}: there is no tar in it, or it is damaged")
+    is_ustar = block[257:262] == b"ustar"
+    if not is_ustar or _octal(block[148:156]) != sum(block) - sum(block[148:156]) + 8 * ord(" "):
+        raise TopologyError(f"{source}: not a tar archive, or damaged")
     name = _string(block[:100])
-    if block[262] == 0 and block[345]:  # POSIX; GNU has times in the place of the prefix
+    if block[262] == 0 and block[345]:  # POSIX; GNU tar has times at that place
         name = _string(block[345:500]) + b"/" + name
     kind = block[156:157].replace(b"\0", _FILE)
     size = _octal(block[124:136])
@@ -266,13 +266,13 @@ def _header(block: bytes, extra: Mapping[str, bytes], source: str) -> _Header:
         if "size" in extra:
             size = int(extra["size"]) if re.fullmatch(rb"\d{1,12}", extra["size"]) else None
     if size is None:
-        _refuse(source, name, "its size is no number")
+        _refuse(source, name, "its size is not a number")
     return _Header(name, kind, size, target)
 
 
 def _records(data: bytes, name: bytes, source: str) -> dict[str, bytes]:
-    """Take an extended header apart: lines of ``LENGTH KEY=VALUE``."""
-    found: dict[str, bytes] = {}
+    """Parse an extended header: lines of ``LENGTH KEY=VALUE``."""
+    records: dict[str, bytes] = {}
     at = 0
     while at < len(data):
         match = _RECORD.match(data, at)
@@ -281,10 +281,10 @@ def _records(data: bytes, name: bytes, source: str) -> dict[str, bytes]:
             _refuse(source, name, "its extended header is malformed")
         key = match[2].decode("latin-1")
         if key.startswith("GNU.sparse"):
-            _refuse(source, name, f"it is a sparse file; {_ALONE}")
-        found[key] = data[match.end() : end - 1]
+            _refuse(source, name, f"it is a sparse file; {_ALLOWED}")
+        records[key] = data[match.end() : end - 1]
         at = end
-    return found
+    return records
 
 
 def _padded(stream: _Stream, size: int) -> bytes:
@@ -303,7 +303,7 @@ def _octal(field: bytes) -> int | None:
 
 
 def _plain(name: bytes, source: str, *, folder: bool) -> str:
-    """Return the path on the host that a member's name stands for; that of the root is empty."""
+    """Return the path on the host of a member, by its name; that of the root is empty."""
     text = _text(name, name, source).removeprefix("./")
     if folder:
         text = text.removesuffix("/")
@@ -311,21 +311,21 @@ def _plain(name: bytes, source: str, *, folder: bool) -> str:
             return ""
     if any(part in {"", ".", ".."} for part in text.split("/")):
         _refuse(
-            source, name, "its name is no plain path: valid is one without //, . and .., from the "
-            "root on and without the first /"
+            source, name, "its name is not a plain path: use one from the root, without the first "
+            "/ and without //, . and .."
         )  # fmt: skip
     return f"/{text}"
 
 
 def _text(value: bytes, name: bytes | str, source: str) -> str:
     if len(value) > MAX_PATH:
-        _refuse(source, name[:40], f"a path of it has {len(value)} bytes; {MAX_PATH} is the most")
+        _refuse(source, name[:40], f"a path of {len(value)} bytes; the limit is {MAX_PATH}")
     try:
         text = value.decode()
     except UnicodeDecodeError:
         text = "\0"
     if not text.isprintable():
-        _refuse(source, name, "a path of it is no plain text")
+        _refuse(source, name, "a path in it is not printable")
     return text
 
 

@@ -1,4 +1,4 @@
-"""Taking a host's files into a capture."""
+"""Take a capture of a host's files."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING
 
 from vmm_msi.host.files import UnreadableError, redact, text
-from vmm_msi.host.files.capture_list import SOURCES, CaptureKind
+from vmm_msi.host.files.capture_list import CAPTURED_PATHS, CaptureKind
 from vmm_msi.host.files.capture_paths import KERNEL_LOG, MANIFEST, PAGE_SIZE
 from vmm_msi.host.files.kernel_log import KMSG, kernel_log
 from vmm_msi.host.files.pack import pack
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vmm_msi.host.files import HostTree
-    from vmm_msi.host.files.capture_list import Source
+    from vmm_msi.host.files.capture_list import CapturedPath
 
-    #: What is not in the host's files, by its path in the capture, or why it could not be had.
-    Made = Mapping[str, bytes | UnreadableError]
+    #: The files that a capture adds to the host's own, by path, or why one could not be read.
+    AddedFiles = Mapping[str, bytes | UnreadableError]
 
 _RELEASE = "/proc/sys/kernel/osrelease"
 _SHORT_CONFIG = 64
@@ -29,14 +29,14 @@ _SHORT_CONFIG = 64
 
 @dataclass
 class Capture:
-    """What was taken.
+    """The files of a host that were taken.
 
-    :param files: what each has.
-    :param links: where each leads to.
-    :param folders: those that may be empty.
-    :param unreadable: why a file could not be read, for those that could not.
-    :param partial: why there is less of a file than the host has.
-    :param taken: how many files and links each of :data:`SOURCES` gave, and how many bytes.
+    :param files: contents by path.
+    :param links: targets by path.
+    :param folders: folders that may be empty.
+    :param unreadable: by path, why a file could not be read.
+    :param partial: by path, why only a part of a file was taken.
+    :param taken: the number of files and links of each of :data:`CAPTURED_PATHS`, and of bytes.
     """
 
     files: dict[str, bytes] = field(default_factory=dict)
@@ -44,13 +44,13 @@ class Capture:
     folders: dict[str, None] = field(default_factory=dict)
     unreadable: dict[str, str] = field(default_factory=dict)
     partial: dict[str, str] = field(default_factory=dict)
-    taken: dict[Source, tuple[int, int]] = field(default_factory=dict)
+    taken: dict[CapturedPath, tuple[int, int]] = field(default_factory=dict)
 
     def packed(self, tool: str) -> bytes:
         """Return the archive.
 
-        :param tool: what makes it, with its version.
-        :raise TopologyError: when it would be larger than one that is read.
+        :param tool: the program that writes it, with its version.
+        :raise TopologyError: when it exceeds the limits of :mod:`vmm_msi.host.files.archive`.
         """
         import msgspec
 
@@ -62,47 +62,49 @@ class Capture:
         return pack(files, self.links, self.folders)
 
 
-def made_here(tree: HostTree) -> dict[str, bytes | UnreadableError]:
-    """Return what this machine tells by other ways than files."""
-    made: dict[str, bytes | UnreadableError] = {
+def added_files(tree: HostTree) -> dict[str, bytes | UnreadableError]:
+    """Return the page size and the kernel's log of this machine, as files of a capture."""
+    added: dict[str, bytes | UnreadableError] = {
         PAGE_SIZE: f"{os.sysconf('SC_PAGE_SIZE')}\n".encode()
     }
     try:
-        made[KERNEL_LOG] = "".join(f"{line}\n" for line in kernel_log(tree)).encode()
+        added[KERNEL_LOG] = "".join(f"{line}\n" for line in kernel_log(tree)).encode()
     except UnreadableError as failure:
-        made[KERNEL_LOG] = UnreadableError(tree.source, KERNEL_LOG, f"{KMSG}: {failure.reason}")
-    return made
+        added[KERNEL_LOG] = UnreadableError(tree.source, KERNEL_LOG, f"{KMSG}: {failure.reason}")
+    return added
 
 
-def capture(tree: HostTree, made: Made | None = None) -> Capture:
-    """Take all of :data:`SOURCES` that a host has.
+def take_capture(tree: HostTree, added: AddedFiles | None = None) -> Capture:
+    """Take all of :data:`CAPTURED_PATHS` that a host has.
 
-    What it does not have is left out; what cannot be read is recorded.
+    Missing files are left out; unreadable ones are recorded.
+
+    :param added: files beside the host's own.
     """
-    taker = _Taker(tree, made or {})
-    for source in SOURCES:
-        taker.take(source)
-    return taker.found
+    capturer = _Capturer(tree, added or {})
+    for captured in CAPTURED_PATHS:
+        capturer.take(captured)
+    return capturer.capture
 
 
-class _Taker:
-    def __init__(self, tree: HostTree, made: Made) -> None:
+class _Capturer:
+    def __init__(self, tree: HostTree, added: AddedFiles) -> None:
         self._tree = tree
-        self._made = made
+        self._added = added
         self._links: dict[str, str | None] = {}
         self._pid: str | None = None
-        self.found = Capture()
+        self.capture = Capture()
         try:
             self._release = text(tree, _RELEASE)
         except UnreadableError:
             self._release = None
 
-    def take(self, source: Source) -> None:
-        """Take what a source names."""
-        count, size = self.found.taken.get(source, (0, 0))
-        for path in self._paths(source):
+    def take(self, captured: CapturedPath) -> None:
+        """Take the files of one entry of the list."""
+        count, size = self.capture.taken.get(captured, (0, 0))
+        for path in self._paths(captured):
             try:
-                taken = self._take(source, path)
+                taken = self._take(captured, path)
             except UnreadableError as failure:
                 self._unreadable(failure.path, failure.reason)
             except ValueError as failure:
@@ -110,28 +112,28 @@ class _Taker:
             else:
                 count += taken is not None
                 size += taken or 0
-        self.found.taken[source] = (count, size)
+        self.capture.taken[captured] = (count, size)
 
-    def _take(self, source: Source, path: str) -> int | None:
-        """Take one path and return how many bytes it has; None where there is no such thing."""
-        if source.kind is CaptureKind.LINK:
+    def _take(self, captured: CapturedPath, path: str) -> int | None:
+        """Take one path and return the number of its bytes; None if it does not exist."""
+        if captured.kind is CaptureKind.LINK:
             return self._take_link(path)
         place = self._plain(path)
-        if source.kind in {CaptureKind.FILE_EXISTS, CaptureKind.FOLDER_EXISTS}:
+        if captured.kind in {CaptureKind.FILE_EXISTS, CaptureKind.FOLDER_EXISTS}:
             if not self._tree.exists(place):
                 return None
-            if source.kind is CaptureKind.FOLDER_EXISTS:
-                self.found.folders[place] = None
+            if captured.kind is CaptureKind.FOLDER_EXISTS:
+                self.capture.folders[place] = None
                 data = b""
             else:
-                data = self.found.files.setdefault(place, b"")
+                data = self.capture.files.setdefault(place, b"")
         else:
-            read = self._config if source.kind is CaptureKind.CONFIG_SPACE else self._file
-            found = read(place)
-            if found is None:
+            read = self._config if captured.kind is CaptureKind.CONFIG_SPACE else self._file
+            content = read(place)
+            if content is None:
                 return None
-            data = source.cut(found) if source.cut is not None else found
-            self.found.files[place] = data
+            data = content if captured.reduce is None else captured.reduce(content)
+            self.capture.files[place] = data
         self._add_links(path)
         if path.endswith(".pid"):
             pid = data.decode("ascii", "replace").strip()
@@ -144,15 +146,15 @@ class _Taker:
         target = self._link_at(place)
         if target is None:
             return None
-        self.found.links[place] = target
+        self.capture.links[place] = target
         self._add_links(folder)
         return len(target)
 
     def _file(self, place: str) -> bytes | None:
-        made = self._made.get(place)
-        if isinstance(made, UnreadableError):
-            raise made
-        return self._tree.read(place) if made is None else made
+        added = self._added.get(place)
+        if isinstance(added, UnreadableError):
+            raise added
+        return self._tree.read(place) if added is None else added
 
     def _config(self, place: str) -> bytes | None:
         if not self._tree.exists(place):
@@ -161,12 +163,12 @@ class _Taker:
             lambda offset, size: self._tree.read_part(place, offset, size) or b""
         )
         if len(data) == _SHORT_CONFIG and data[6] & 0x10:
-            self.found.partial[place] = f"its first {_SHORT_CONFIG} bytes; the rest is for root"
+            self.capture.partial[place] = f"its first {_SHORT_CONFIG} bytes; the rest requires root"
         return data
 
-    def _paths(self, source: Source) -> Iterator[str]:
-        """Yield the paths that a pattern stands for."""
-        path = source.path
+    def _paths(self, captured: CapturedPath) -> Iterator[str]:
+        """Yield the paths that the pattern of an entry stands for."""
+        path = captured.path
         if "/PID/" in path:
             if self._pid is None:
                 return
@@ -177,18 +179,18 @@ class _Taker:
             if self._release is None or "/" in self._release:
                 return
             path = path.replace("RELEASE", self._release)
-        found = [""]
+        paths = [""]
         for part in path.split("/")[1:]:
             if "*" in part:
-                found = [
+                paths = [
                     f"{folder}/{name}"
-                    for folder in found
+                    for folder in paths
                     for name in self._names(folder)
                     if fnmatchcase(name, part)
                 ]
             else:
-                found = [f"{folder}/{part}" for folder in found]
-        yield from found
+                paths = [f"{folder}/{part}" for folder in paths]
+        yield from paths
 
     def _names(self, folder: str) -> tuple[str, ...]:
         try:
@@ -206,12 +208,12 @@ class _Taker:
         return self._links[path]
 
     def _add_links(self, path: str) -> None:
-        """Take the links on the way to a path, so that it is found in the capture, too."""
+        """Take the links in a path, so that the path works in the capture too."""
 
         def add(place: str) -> str | None:
             target = self._link_at(place)
             if target is not None:
-                self.found.links[place] = target
+                self.capture.links[place] = target
             return target
 
         walk(self._tree.source, path, add)
@@ -219,6 +221,6 @@ class _Taker:
     def _unreadable(self, path: str, reason: str) -> None:
         parts = path.split("/")
         above = ("/".join(parts[:end]) for end in range(2, len(parts)))
-        # Behind a link there is nothing in an archive.
+        # An archive cannot have a member behind a link.
         behind_link = any(self._links.get(folder) is not None for folder in above)
-        (self.found.partial if behind_link else self.found.unreadable)[path] = reason
+        (self.capture.partial if behind_link else self.capture.unreadable)[path] = reason

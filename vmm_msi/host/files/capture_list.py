@@ -1,4 +1,4 @@
-"""What a capture has of a host, and why: the whole list. Nothing else leaves the host."""
+"""The files that a capture has of a host, and why: the whole list. Nothing else leaves the host."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ if TYPE_CHECKING:
 
 
 class CaptureKind(Enum):
-    """What of a path is taken."""
+    """The part of a path that a capture has."""
 
     FILE = "file"
-    #: Where a link leads to; what is there is not taken.
+    #: The target of a link, without the content of the target.
     LINK = "link"
-    #: That it is there, and nothing of it.
-    FILE_EXISTS = "whether it is there"
-    FOLDER_EXISTS = "whether there is such a folder"
-    #: The parts of a configuration space that are known.
+    #: Its existence, without the content.
+    FILE_EXISTS = "existence of the file"
+    FOLDER_EXISTS = "existence of the folder"
+    #: The known parts of a configuration space.
     CONFIG_SPACE = "parts of a file"
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
+class CapturedPath:
     """Files of a host that a capture has.
 
     :param path: from the root on; ``*`` stands for any characters of one name, ``RELEASE`` for the
-        kernel's release and ``PID`` for what the file says that was read before it.
-    :param why: what it is for.
-    :param cut: returns what of a file is taken.
-    :param kept: what that is.
-    :raise ValueError: (``cut``) when the file is malformed, so that nothing of it is taken.
+        kernel's release and ``PID`` for the content of the file before it in the list.
+    :param why: the use of the files.
+    :param reduce: returns the part of the content that is kept; raises ValueError if the content
+        is malformed, so that none of it is kept.
+    :param kept: describes that part.
     """
 
     path: str
     why: str
     kind: CaptureKind = CaptureKind.FILE
-    cut: Callable[[bytes], bytes] | None = None
+    reduce: Callable[[bytes], bytes] | None = None
     kept: str = ""
 
 
 _DEVICE = "/sys/bus/pci/devices/*"
 _GROUP = "/sys/kernel/iommu_groups/*"
-_STREAMS = "which SMMU and which ITS a device is behind"
-_ALIASES = "what a device is, and whose quirks and aliases it has"
-_DRIVERS = "whether a driver of the host has the device, or one of VFIO"
-_OPTIONS = "which options the kernel was built with"
-_OPTIONS_KEPT = "options that are on or numbers; no texts"
-_LOCKED = "how much memory the daemon that starts guests may lock"
+_STREAMS = "SMMU and ITS of each device"
+_ALIASES = "kind of device, and its quirks and aliases"
+_DRIVERS = "driver of a device: the host's or one of VFIO"
+_OPTIONS = "options of the kernel's configuration"
+_OPTIONS_KEPT = "options that are on or numbers; no strings"
+_LOCKED = "limit of locked memory of the daemon that starts guests"
 
 #: Daemons that start QEMU, modular and monolithic (libvirt ``docs/daemons.rst``).
 DAEMONS = ("virtqemud", "libvirtd")
@@ -67,20 +67,20 @@ MODULES = (
     "vfio_pci_core",
 )
 
-SOURCES: tuple[Source, ...] = (
-    Source("/sys/firmware/acpi/tables/IORT", _STREAMS),
-    Source("/sys/firmware/acpi/tables/APIC", "where the ITSes are"),
-    Source(
+CAPTURED_PATHS: tuple[CapturedPath, ...] = (
+    CapturedPath("/sys/firmware/acpi/tables/IORT", _STREAMS),
+    CapturedPath("/sys/firmware/acpi/tables/APIC", "addresses of the ITSes"),
+    CapturedPath(
         "/sys/firmware/fdt",
         f"{_STREAMS}, without ACPI",
-        cut=redact.device_tree,
-        kept="names, and how buses, SMMUs and ITSes are described",
+        reduce=redact.device_tree,
+        kept="names, and the descriptions of buses, SMMUs and ITSes",
     ),
-    Source(PAGE_SIZE, "the page size of stage 2, and of a slot of the SW MSI window"),
-    Source("/sys/bus/pci/devices", "that PCI is there", CaptureKind.FOLDER_EXISTS),
-    Source(_DEVICE, "which devices there are, below which bridges", CaptureKind.LINK),
+    CapturedPath(PAGE_SIZE, "page size of stage 2, and of a slot of the SW MSI window"),
+    CapturedPath("/sys/bus/pci/devices", "the host has PCI", CaptureKind.FOLDER_EXISTS),
+    CapturedPath(_DEVICE, "devices, and the bridges above them", CaptureKind.LINK),
     *(
-        Source(f"{_DEVICE}/{name}", _ALIASES)
+        CapturedPath(f"{_DEVICE}/{name}", _ALIASES)
         for name in (
             "class",
             "vendor",
@@ -90,81 +90,93 @@ SOURCES: tuple[Source, ...] = (
             "subsystem_device",
         )
     ),
-    Source(f"{_DEVICE}/numa_node", "which NUMA cell a vSMMU belongs to"),
-    Source(
+    CapturedPath(f"{_DEVICE}/numa_node", "NUMA cell of a vSMMU"),
+    CapturedPath(
         f"{_DEVICE}/config",
-        "what kind of port or bridge it is, MSI, MSI-X, ATS, PASID, ACS",
+        "kind of port or bridge, MSI, MSI-X, ATS, PASID, ACS",
         CaptureKind.CONFIG_SPACE,
         kept="the header and those capabilities",
     ),
-    Source(f"{_DEVICE}/driver", _DRIVERS, CaptureKind.LINK),
-    Source(f"{_DEVICE}/vfio-dev", _DRIVERS, CaptureKind.FOLDER_EXISTS),
-    Source(
+    CapturedPath(f"{_DEVICE}/driver", _DRIVERS, CaptureKind.LINK),
+    CapturedPath(f"{_DEVICE}/vfio-dev", _DRIVERS, CaptureKind.FOLDER_EXISTS),
+    CapturedPath(
         "/lib/modules/RELEASE/modules.alias",
         _DRIVERS,
-        cut=redact.vfio_aliases,
+        reduce=redact.vfio_aliases,
         kept="aliases of VFIO drivers",
     ),
-    Source(f"{_DEVICE}/iommu", "which SMMU the kernel has it behind", CaptureKind.LINK),
-    Source(f"{_DEVICE}/iommu_group", "what can be assigned with what", CaptureKind.LINK),
-    Source(f"{_DEVICE}/physfn", "whether it is a virtual function", CaptureKind.LINK),
-    Source(f"{_DEVICE}/virtfn*", "its virtual functions", CaptureKind.LINK),
-    Source(f"{_DEVICE}/msi_irqs/*", "how many MSIs its driver uses now", CaptureKind.FILE_EXISTS),
-    Source("/sys/kernel/iommu_groups", "that the kernel has IOMMUs", CaptureKind.FOLDER_EXISTS),
-    Source(f"{_GROUP}/devices/*", "what can be assigned with what", CaptureKind.LINK),
-    Source(f"{_GROUP}/reserved_regions", "the MSI window and what guest memory must not cover"),
-    Source(f"{_GROUP}/type", "how the host itself uses the IOMMU"),
-    Source("/sys/class/iommu", "that the kernel has IOMMUs", CaptureKind.FOLDER_EXISTS),
-    Source("/sys/class/iommu/*", "which device is the SMMU at which address", CaptureKind.LINK),
+    CapturedPath(f"{_DEVICE}/iommu", "SMMU of the device, by the kernel", CaptureKind.LINK),
+    CapturedPath(f"{_DEVICE}/iommu_group", "devices that are assigned together", CaptureKind.LINK),
+    CapturedPath(f"{_DEVICE}/physfn", "physical function of a virtual one", CaptureKind.LINK),
+    CapturedPath(f"{_DEVICE}/virtfn*", "virtual functions of a physical one", CaptureKind.LINK),
+    CapturedPath(
+        f"{_DEVICE}/msi_irqs/*", "number of MSIs that its driver uses", CaptureKind.FILE_EXISTS
+    ),
+    CapturedPath("/sys/kernel/iommu_groups", "the kernel drives IOMMUs", CaptureKind.FOLDER_EXISTS),
+    CapturedPath(f"{_GROUP}/devices/*", "devices that are assigned together", CaptureKind.LINK),
+    CapturedPath(
+        f"{_GROUP}/reserved_regions", "MSI window, and addresses that guest memory must not cover"
+    ),
+    CapturedPath(f"{_GROUP}/type", "the host's own use of the IOMMU"),
+    CapturedPath("/sys/class/iommu", "the kernel drives IOMMUs", CaptureKind.FOLDER_EXISTS),
+    CapturedPath("/sys/class/iommu/*", "device and address of each SMMU", CaptureKind.LINK),
     *(
-        source
+        captured
         for module in MODULES
-        for source in (
-            Source(f"/sys/module/{module}", "whether it is loaded", CaptureKind.FOLDER_EXISTS),
-            Source(
+        for captured in (
+            CapturedPath(
+                f"/sys/module/{module}", "the module is loaded", CaptureKind.FOLDER_EXISTS
+            ),
+            CapturedPath(
                 f"/sys/module/{module}/parameters/*",
-                "such as allow_unsafe_interrupts and enable_unsafe_noiommu_mode",
+                "allow_unsafe_interrupts, enable_unsafe_noiommu_mode and others",
             ),
         )
     ),
-    Source("/proc/sys/kernel/osrelease", "which kernel it is"),
-    Source("/proc/sys/kernel/version", "which build of it"),
-    Source("/proc/config.gz", _OPTIONS, cut=redact.packed_kernel_options, kept=_OPTIONS_KEPT),
-    Source("/boot/config-RELEASE", _OPTIONS, cut=redact.kernel_options, kept=_OPTIONS_KEPT),
-    Source("/lib/modules/RELEASE/config", _OPTIONS, cut=redact.kernel_options, kept=_OPTIONS_KEPT),
-    Source(
+    CapturedPath("/proc/sys/kernel/osrelease", "release of the kernel"),
+    CapturedPath("/proc/sys/kernel/version", "build of the kernel"),
+    CapturedPath(
+        "/proc/config.gz", _OPTIONS, reduce=redact.packed_kernel_options, kept=_OPTIONS_KEPT
+    ),
+    CapturedPath(
+        "/boot/config-RELEASE", _OPTIONS, reduce=redact.kernel_options, kept=_OPTIONS_KEPT
+    ),
+    CapturedPath(
+        "/lib/modules/RELEASE/config", _OPTIONS, reduce=redact.kernel_options, kept=_OPTIONS_KEPT
+    ),
+    CapturedPath(
         "/proc/cmdline",
-        "what was asked of the IOMMU, PCI and VFIO at boot",
-        cut=redact.command_line,
+        "boot options of IOMMU, PCI and VFIO",
+        reduce=redact.command_line,
         kept="arguments for ACPI, SMMUs, PCI, VFIO, KVM and huge pages",
     ),
-    Source(
+    CapturedPath(
         "/proc/meminfo",
-        "how much memory a guest can have",
-        cut=redact.memory,
+        "memory for guests",
+        reduce=redact.memory,
         kept="the size of memory and huge pages",
     ),
-    Source("/dev/iommu", "whether iommufd can be used", CaptureKind.FILE_EXISTS),
-    Source("/dev/vfio/vfio", "whether VFIO can be used", CaptureKind.FILE_EXISTS),
-    Source("/dev/kvm", "whether KVM can be used", CaptureKind.FILE_EXISTS),
-    Source("/sys/firmware/efi", "whether the host was booted by UEFI", CaptureKind.FOLDER_EXISTS),
-    Source(
+    CapturedPath("/dev/iommu", "iommufd is available", CaptureKind.FILE_EXISTS),
+    CapturedPath("/dev/vfio/vfio", "VFIO is available", CaptureKind.FILE_EXISTS),
+    CapturedPath("/dev/kvm", "KVM is available", CaptureKind.FILE_EXISTS),
+    CapturedPath("/sys/firmware/efi", "UEFI booted the host", CaptureKind.FOLDER_EXISTS),
+    CapturedPath(
         KERNEL_LOG,
-        "what the kernel's drivers say that SMMUs and ITSes can do, and faults",
+        "features of SMMUs and ITSes that drivers log, and faults",
         kept="lines of drivers for SMMUs, ITSes, VFIO and KVM",
     ),
-    Source(SOFTWARE, "which libvirt and QEMU are there", kept="releases alone"),
+    CapturedPath(SOFTWARE, "releases of libvirt and QEMU", kept="the releases"),
     *(
-        source
+        captured
         for daemon in DAEMONS
-        for source in (
-            Source(f"/run/{daemon}.pid", _LOCKED),
-            Source("/proc/PID/comm", _LOCKED),
-            Source(
+        for captured in (
+            CapturedPath(f"/run/{daemon}.pid", _LOCKED),
+            CapturedPath("/proc/PID/comm", _LOCKED),
+            CapturedPath(
                 "/proc/PID/limits",
                 _LOCKED,
-                cut=redact.locked_memory,
-                kept="the line on locked memory",
+                reduce=redact.locked_memory,
+                kept="the line about locked memory",
             ),
         )
     ),

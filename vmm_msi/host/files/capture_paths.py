@@ -1,11 +1,11 @@
-"""Where a capture has what it made itself, and is no file of the host."""
+"""The paths of the files that a capture adds to the host's own."""
 
-MADE = "/vmm-msi"
+ADDED = "/vmm-msi"
 #: A :class:`~vmm_msi.host.files.manifest.Manifest`.
-MANIFEST = f"{MADE}/manifest.json"
+MANIFEST = f"{ADDED}/manifest.json"
 #: The kernel's page size in bytes, decimal.
-PAGE_SIZE = f"{MADE}/page-size"
-#: Lines of the kernel's log, as ``vmm_msi.host.files.kernel_log`` picks them.
-KERNEL_LOG = f"{MADE}/kernel-log"
-#: Which libvirt and QEMU are there.
-SOFTWARE = f"{MADE}/software.json"
+PAGE_SIZE = f"{ADDED}/page-size"
+#: Lines of the kernel's log, as ``vmm_msi.host.files.kernel_log`` selects them.
+KERNEL_LOG = f"{ADDED}/kernel-log"
+#: Releases of libvirt and QEMU.
+SOFTWARE = f"{ADDED}/software.json"

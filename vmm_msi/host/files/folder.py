@@ -1,4 +1,4 @@
-"""The files of this machine, or of a host whose files are in a folder."""
+"""Read the files of this machine, or of a host whose files are in a folder."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# A file in /proc/sys refuses to be read by MAX_FILE at once (Linux fs/proc/proc_sysctl.c
+# A file in /proc/sys cannot be read by MAX_FILE bytes at a time (Linux fs/proc/proc_sysctl.c
 # proc_sys_call_handler).
-_AT_ONCE = 1 << 16
-# A device or a pipe would block.
+_CHUNK = 1 << 16
+# O_NONBLOCK: opening a device or a pipe must not block.
 _FLAGS = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
 
 
 class FolderTree:
     """The files below ``root``.
 
-    Links are followed here and not by the kernel, so that those of a folder lead to what is in the
-    folder: an absolute one begins at ``root``, and ``..`` ends there.
+    Links are followed here and not by the kernel, so that they stay within the folder: an absolute
+    link starts at ``root``, and ``..`` does not leave it.
 
     :param root: ``/`` for this machine.
     """
@@ -36,7 +36,7 @@ class FolderTree:
 
     @property
     def is_this_machine(self) -> bool:
-        """Whether they are this machine's own, and not those of a folder."""
+        """Whether the files are this machine's own, not those of a folder."""
         return not self._root
 
     @property
@@ -45,7 +45,7 @@ class FolderTree:
         return self._root or THIS_MACHINE
 
     def read(self, path: str, limit: int = MAX_FILE) -> bytes | None:
-        """Return what a file has; None where there is none."""
+        """Return the content of a file; None if it does not exist."""
 
         def read() -> bytes:
             descriptor = os.open(self._place(path), _FLAGS)
@@ -54,13 +54,13 @@ class FolderTree:
             finally:
                 os.close(descriptor)
 
-        data = self._asked(path, read, None)
+        data = self._attempt(path, read, None)
         if data is not None and len(data) > limit:
-            raise UnreadableError(self.source, path, f"it has more than {limit} bytes")
+            raise UnreadableError(self.source, path, f"larger than {limit} bytes")
         return data
 
     def read_part(self, path: str, offset: int, size: int) -> bytes | None:
-        """Return a part of what a file has; None where there is none."""
+        """Return a part of a file; None if it does not exist."""
 
         def read() -> bytes:
             descriptor = os.open(self._place(path), _FLAGS)
@@ -69,46 +69,47 @@ class FolderTree:
             finally:
                 os.close(descriptor)
 
-        return self._asked(path, read, None)
+        return self._attempt(path, read, None)
 
     def names(self, path: str) -> tuple[str, ...]:
-        """Return what is in a folder, sorted."""
+        """Return the names in a folder, sorted."""
 
         def read() -> tuple[str, ...]:
             return tuple(sorted(os.listdir(self._place(path))))  # noqa: PTH208
 
-        return self._asked(path, read, ())
+        return self._attempt(path, read, ())
 
     def link(self, path: str) -> str | None:
-        """Return where a link leads to; None where it is no link."""
+        """Return the target of a link; None if it is not a link."""
         folder, _, name = path.rstrip("/").rpartition("/")
 
         def read() -> str | None:
             place = f"{self._place(folder)}/{name}"
             return os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
 
-        return self._asked(path, read, None)
+        return self._attempt(path, read, None)
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is a file or a folder."""
-        return self._asked(path, lambda: os.path.exists(self._place(path)), False)  # noqa: PTH110
+        """Return whether a file or a folder exists."""
+        return self._attempt(path, lambda: os.path.exists(self._place(path)), False)  # noqa: PTH110
 
-    def _asked(self, path: str, ask: Callable[[], T], otherwise: T) -> T:
+    def _attempt(self, path: str, read: Callable[[], T], missing: T) -> T:
+        """Return what ``read`` returns, ``missing`` if the path does not exist."""
         try:
-            return ask()
+            return read()
         except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
-            return otherwise
+            return missing
         except OSError as failure:
             raise UnreadableError(self.source, path, failure.strerror or str(failure)) from failure
 
     def _place(self, path: str) -> str:
-        """Return where a path of the host is on this machine."""
+        """Return the path on this machine of a path of the host."""
         if not self._root:
             return path
         return self._root + walk(self.source, path, self._link_at)
 
     def _link_at(self, path: str) -> str | None:
-        # Looked up once: the way to a file mostly leads through folders of others before it.
+        # Looked up once: most paths begin with the folders of others.
         if path not in self._links:
             place = self._root + path
             self._links[path] = os.readlink(place) if os.path.islink(place) else None  # noqa: PTH114, PTH115
@@ -116,16 +117,16 @@ class FolderTree:
 
 
 def this_machine() -> FolderTree:
-    """Return the files of the machine that this runs on."""
+    """Return the files of this machine."""
     return FolderTree(Path("/"))
 
 
 def _read(descriptor: int, size: int) -> bytes:
     """Return up to ``size`` bytes."""
-    found = bytearray()
-    while len(found) < size:
-        part = os.read(descriptor, min(_AT_ONCE, size - len(found)))
+    content = bytearray()
+    while len(content) < size:
+        part = os.read(descriptor, min(_CHUNK, size - len(content)))
         if not part:
             break
-        found += part
-    return bytes(found)
+        content += part
+    return bytes(content)

@@ -1,4 +1,4 @@
-"""The files of a host in memory, as a capture or a test has them."""
+"""The files of a host in memory, as in a capture or a test."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 class MemoryTree:
     """Files, links and folders by absolute, plain paths: no ``.``, no ``..``, no ``//``.
 
-    :param source: where they are from, for messages.
-    :param files: what each file has.
-    :param links: where each link leads to, as it says.
-    :param folders: folders that may be empty; those of files and links are there by themselves.
-    :param unreadable: why a path could not be read, for those that could not.
+    :param source: the capture, for messages.
+    :param files: contents by path.
+    :param links: targets of links by path, as they are stored.
+    :param folders: folders that may be empty; those of files and links exist anyway.
+    :param unreadable: by path, why it could not be read.
     """
 
     def __init__(
@@ -51,41 +51,41 @@ class MemoryTree:
 
     @property
     def source(self) -> str:
-        """Where they are from."""
+        """The capture, for messages."""
         return self._source
 
     def read(self, path: str, limit: int = MAX_FILE) -> bytes | None:
-        """Return what a file has; None where there is none."""
+        """Return the content of a file; None if it does not exist."""
         place = self._place(path)
         if place in self._unreadable:
             raise UnreadableError(self.source, path, self._unreadable[place])
         data = self._files.get(place)
         if data is not None and len(data) > limit:
-            raise UnreadableError(self.source, path, f"it has more than {limit} bytes")
+            raise UnreadableError(self.source, path, f"larger than {limit} bytes")
         return data
 
     def read_part(self, path: str, offset: int, size: int) -> bytes | None:
-        """Return a part of what a file has; None where there is none."""
+        """Return a part of a file; None if it does not exist."""
         data = self.read(path)
         return None if data is None else data[offset : offset + size]
 
     def names(self, path: str) -> tuple[str, ...]:
-        """Return what is in a folder, sorted."""
+        """Return the names in a folder, sorted."""
         place = self._place(path)
         if place in self._unreadable:
             raise UnreadableError(self.source, path, self._unreadable[place])
         return tuple(sorted(self._children.get(place, ())))
 
     def link(self, path: str) -> str | None:
-        """Return where a link leads to; None where it is no link."""
+        """Return the target of a link; None if it is not a link."""
         folder, _, name = path.rstrip("/").rpartition("/")
         return self._links.get(f"{self._place(folder)}/{name}")
 
     def exists(self, path: str) -> bool:
-        """Tell whether there is a file or a folder."""
+        """Return whether a file or a folder exists."""
         place = self._place(path)
         return place in self._files or place in self._children or place in self._unreadable
 
     def _place(self, path: str) -> str:
-        """Return the path that ``path`` leads to through links."""
+        """Return the path that ``path`` stands for, links followed."""
         return walk(self.source, path, self._links.get)

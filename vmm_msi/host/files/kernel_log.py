@@ -1,6 +1,6 @@
-"""The kernel's log: its records, and the lines of it that are about SMMUs, ITSes and VFIO.
+"""Read the kernel's log, and select its lines about SMMUs, ITSes and VFIO.
 
-Records are as in Linux ``Documentation/ABI/testing/dev-kmsg``.
+Records have the form of Linux ``Documentation/ABI/testing/dev-kmsg``.
 """
 
 from __future__ import annotations
@@ -20,16 +20,17 @@ if TYPE_CHECKING:
     from vmm_msi.host.files import HostTree
 
 KMSG = "/dev/kmsg"
-#: Lines that are kept from the begin of the log, where drivers say what they found, and from its
-#: end, where faults are.
+#: Lines that are kept from the beginning of the log, where drivers report their hardware, and from
+#: its end, where faults are.
 MAX_LINES = 2000
-#: Records that are read: a log of 16 MiB has about 200,000.
+#: Limit of records to read: a log of 16 MiB has about 200,000.
 _MAX_RECORDS = 1_000_000
 #: Longest record in bytes (``PRINTK_MESSAGE_MAX`` is 2048).
 _RECORD = 8192
 
-#: How lines that are kept begin: the prefixes of Linux ``drivers/iommu``, ``drivers/irqchip``
-#: (GIC and ITS), ``drivers/vfio``, ``drivers/acpi/arm64/iort.c`` and ``virt/kvm``.
+#: The beginnings of the lines that are kept: the prefixes of Linux ``drivers/iommu``,
+#: ``drivers/irqchip`` (GIC and ITS), ``drivers/vfio``, ``drivers/acpi/arm64/iort.c`` and
+#: ``virt/kvm``.
 PREFIXES = (
     "ACPI: IORT",
     "GIC",
@@ -44,9 +45,9 @@ _GROUPS = re.compile(r"\S+ \S+: (?:Adding to|Removing from) iommu group \d+")
 
 
 def records(descriptor: int) -> Iterator[bytes | None]:
-    """Yield the records that /dev/kmsg has now; None where some were overwritten before.
+    """Yield the records that /dev/kmsg has now; None for records that were overwritten.
 
-    :param descriptor: open, and does not block.
+    :param descriptor: of /dev/kmsg, open and non-blocking.
     """
     while True:
         try:
@@ -54,18 +55,20 @@ def records(descriptor: int) -> Iterator[bytes | None]:
         except BlockingIOError:
             return
         except BrokenPipeError:
-            # The next read begins with the oldest there is.
+            # The next read starts with the oldest record.
             yield None
 
 
-def kept(found: Iterable[bytes | None]) -> list[str]:
-    """Return the lines of records that are kept: those of the kernel itself, with a known prefix.
+def select(log: Iterable[bytes | None]) -> list[str]:
+    """Return the lines to keep: those of the kernel itself with a known prefix.
 
-    Programs can write to the log, too, as another facility.
+    Programs can write to the log too, as another facility.
+
+    :param log: the records.
     """
     first: list[str] = []
     last: deque[str] = deque(maxlen=MAX_LINES)
-    for number, record in enumerate(found):
+    for number, record in enumerate(log):
         if number >= _MAX_RECORDS:
             break
         head, _, body = (record or b"").partition(b";")
@@ -79,12 +82,12 @@ def kept(found: Iterable[bytes | None]) -> list[str]:
 
 
 def kernel_log(tree: HostTree, *, since_cleared: bool = False) -> list[str]:
-    """Return what the kernel's log says of SMMUs, ITSes and VFIO.
+    """Return the lines of the kernel's log about SMMUs, ITSes and VFIO.
 
-    :param since_cleared: leave out what was there when somebody last said ``dmesg --clear``; a
-        capture does not tell that.
-    :return: nothing where the tree is neither a capture nor this machine.
-    :raise UnreadableError: when it cannot be read, which takes root (CAP_SYSLOG).
+    :param since_cleared: leave out lines from before the last ``dmesg --clear``; ignored for a
+        capture, which does not record that.
+    :return: empty if the tree is neither a capture nor this machine.
+    :raise UnreadableError: when it cannot be read, which requires root (CAP_SYSLOG).
     """
     captured = text(tree, KERNEL_LOG)
     if captured is not None:
@@ -100,7 +103,7 @@ def kernel_log(tree: HostTree, *, since_cleared: bool = False) -> list[str]:
     try:
         if since_cleared:
             os.lseek(descriptor, 0, os.SEEK_DATA)
-        return kept(records(descriptor))
+        return select(records(descriptor))
     except OSError as failure:
         raise UnreadableError(tree.source, KMSG, failure.strerror or str(failure)) from failure
     finally:

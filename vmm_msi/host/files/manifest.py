@@ -1,4 +1,4 @@
-"""What a capture says of itself."""
+"""Read the manifest of a capture."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ import msgspec
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.files.paths import MAX_PATH
 
-#: Version of the form of a capture; it goes up when something changes its meaning or goes away.
+#: Version of the format; it increases when something changes its meaning or is removed.
 SCHEMA = 1
 
 
 class Manifest(msgspec.Struct, frozen=True):
-    """What a capture says of itself.
+    """The manifest of a capture.
 
-    :param schema: :data:`SCHEMA` of whoever wrote it.
-    :param tool: what wrote it, with its version.
-    :param unreadable: why a file could not be read, for those that could not.
-    :param partial: why there is less of a file than there is on the host.
+    :param schema: :data:`SCHEMA` of the program that wrote it.
+    :param tool: that program, with its version.
+    :param unreadable: by path, why the file could not be read.
+    :param partial: by path, why the capture has only a part of the file.
     """
 
     schema: int
@@ -29,8 +29,8 @@ class Manifest(msgspec.Struct, frozen=True):
 def read_manifest(data: bytes, source: str) -> Manifest:
     """Read the manifest of a capture.
 
-    :param source: where it is from, for messages.
-    :raise TopologyError: when it is malformed or of a later form.
+    :param source: its file, for messages.
+    :raise TopologyError: when it is malformed or of another schema.
     """
     try:
         manifest = msgspec.json.decode(data, type=Manifest)
@@ -44,9 +44,11 @@ def read_manifest(data: bytes, source: str) -> Manifest:
     for path in manifest.unreadable:
         parts = path.split("/")
         if parts[0] or any(part in {"", ".", ".."} for part in parts[1:]) or len(parts) == 1:
-            raise TopologyError(f"{source}: {path[:40]!r} is no plain path from the root on")
+            raise TopologyError(
+                f"{source}: {path[:40]!r} is not an absolute path without //, . and .."
+            )
         if len(path) > MAX_PATH:
             raise TopologyError(
-                f"{source}: a path has {len(path)} characters; {MAX_PATH} is the most"
+                f"{source}: a path of {len(path)} characters; the limit is {MAX_PATH}"
             )
     return manifest

@@ -1,4 +1,4 @@
-"""Writing a capture: the same files always give the same bytes."""
+"""Write a capture: the same files always give the same bytes."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ _BLOCK = 512
 def pack(files: Mapping[str, bytes], links: Mapping[str, str], folders: Iterable[str]) -> bytes:
     """Return the archive of files, links and folders, by absolute, plain paths.
 
-    They are sorted by path; none has an owner, a time or a mode of the host.
+    Members are sorted by path and have no owner, time or mode of the host.
 
-    :raise TopologyError: when it would be larger than one that is read.
+    :raise TopologyError: when it exceeds the limits of :mod:`vmm_msi.host.files.archive`.
     """
     from zstandard import ZstdCompressor
 
@@ -37,13 +37,13 @@ def pack(files: Mapping[str, bytes], links: Mapping[str, str], folders: Iterable
     for path in sorted(members):
         packed += _member(path, members[path])
     packed += bytes(2 * _BLOCK)
-    found = ZstdCompressor(level=_LEVEL, write_checksum=True).compress(bytes(packed))
-    if len(packed) > MAX_TOTAL or len(members) > MAX_MEMBERS or len(found) > MAX_COMPRESSED:
+    archive = ZstdCompressor(level=_LEVEL, write_checksum=True).compress(bytes(packed))
+    if len(packed) > MAX_TOTAL or len(members) > MAX_MEMBERS or len(archive) > MAX_COMPRESSED:
         raise TopologyError(
-            f"packing a capture: {len(members)} files with {len(packed)} bytes are more than "
-            f"{MAX_MEMBERS} files or {MAX_TOTAL} bytes, which is the most"
+            f"packing a capture: {len(members)} files with {len(packed)} bytes exceed the limit "
+            f"of {MAX_MEMBERS} files or {MAX_TOTAL} bytes"
         )
-    return found
+    return archive
 
 
 def _member(path: str, value: bytes | str | None) -> bytes:
@@ -52,10 +52,10 @@ def _member(path: str, value: bytes | str | None) -> bytes:
     for text in (path[1:], target):
         if len(text.encode("utf-8", "replace")) > MAX_PATH or not text.isprintable():
             raise TopologyError(
-                f"packing {path}: a path of it is no plain text or has more than {MAX_PATH} bytes"
+                f"packing {path}: a path in it is not printable or is longer than {MAX_PATH} bytes"
             )
     if len(data) > MAX_FILE:
-        raise TopologyError(f"packing {path}: it has more than {MAX_FILE} bytes")
+        raise TopologyError(f"packing {path}: larger than {MAX_FILE} bytes")
     member = tarfile.TarInfo(path[1:])
     member.mode = 0o644
     if value is None:
@@ -68,11 +68,11 @@ def _member(path: str, value: bytes | str | None) -> bytes:
 
 
 def check_target(target: Path | None, *, force: bool) -> None:
-    """Tell beforehand whether a capture can be written.
+    """Check in advance that a capture can be written.
 
     :param target: None for standard output.
-    :param force: write over a file that is there.
-    :raise OutputError: when it cannot be.
+    :param force: overwrite an existing file.
+    :raise OutputError: when it cannot be written.
     """
     if target is None:
         if sys.stdout.isatty():
@@ -80,21 +80,21 @@ def check_target(target: Path | None, *, force: bool) -> None:
         return
     try:
         if target.is_dir():
-            raise OutputError(f"writing {target}: it is a folder; valid is the name of a file")
+            raise OutputError(f"writing {target}: it is a folder; name a file")
         if target.is_file() and not force:
-            raise OutputError(f"writing {target}: it is there already; --force writes over it")
+            raise OutputError(f"writing {target}: it exists already; --force overwrites it")
         if not target.parent.is_dir():
             raise OutputError(
-                f"writing {target}: there is no folder {target.parent}; make it first"
+                f"writing {target}: the folder {target.parent} does not exist; create it first"
             )
     except OSError as failure:
         raise OutputError(f"writing {target}: {failure.strerror or failure}") from failure
 
 
 def write_archive(target: Path | None, data: bytes, *, force: bool = False) -> None:
-    """Write a capture; the file appears when it is complete, and its owner alone can read it.
+    """Write a capture; the file appears when it is complete, and only its owner can read it.
 
-    What is there and is no regular file, a device or a pipe, is written to as it is.
+    An existing device or pipe is written to in place.
 
     :param target: None for standard output.
     :raise OutputError: when it cannot be written.

@@ -1,7 +1,7 @@
-"""Cutting files down to what may leave the host: everything is left out that is not named here.
+"""Reduce files to what may leave the host: everything that is not named here is left out.
 
-What is left out is passwords and keys on the kernel's command line, serial numbers and MAC
-addresses in device trees and configuration spaces, names that somebody gave to the host.
+That keeps passwords and keys on the kernel's command line, serial numbers and MAC addresses in
+device trees and configuration spaces, and names of the host on the host.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-#: Bytes that a kernel configuration may have; Debian's has 300 KiB.
+#: Limit of a kernel configuration in bytes; Debian's has 300 KiB.
 MAX_CONFIG = 4 << 20
 
-#: Arguments of the kernel that stay: their keys begin with one of these.
+#: The beginnings of the kernel arguments that are kept.
 ARGUMENTS = (
     "acpi",
     "arm-smmu",
@@ -52,10 +52,10 @@ _LOCKED = re.compile(rb"^(?:Limit |Max locked memory ).*$", re.MULTILINE)
 
 
 def command_line(data: bytes) -> bytes:
-    """Return the arguments of the kernel that are in :data:`ARGUMENTS`.
+    """Return the kernel arguments that begin as :data:`ARGUMENTS` do.
 
-    A value may have blanks in quotes (Linux ``lib/cmdline.c`` next_arg); what follows ``--`` is for
-    init.
+    A value may have blanks in quotes (Linux ``lib/cmdline.c`` next_arg); arguments after ``--`` are
+    for init.
     """
     kept = []
     for argument in _ARGUMENT.findall(data.decode("utf-8", "replace")):
@@ -67,12 +67,12 @@ def command_line(data: bytes) -> bytes:
 
 
 def kernel_options(data: bytes) -> bytes:
-    """Return the options of a kernel configuration that are on or numbers, texts left out."""
+    """Return the options of a kernel configuration that are on or numbers; no strings."""
     return b"".join(line + b"\n" for line in _OPTION.findall(data))
 
 
 def packed_kernel_options(data: bytes) -> bytes:
-    """Do the same with ``config.gz``."""
+    """Reduce ``config.gz`` as :func:`kernel_options` reduces its content."""
     return gzip.compress(kernel_options(gunzip(data)), 9, mtime=0)
 
 
@@ -85,31 +85,31 @@ def vfio_aliases(data: bytes) -> bytes:
 def gunzip(data: bytes) -> bytes:
     """Decompress a kernel configuration.
 
-    :raise ValueError: when it is damaged or has more than :data:`MAX_CONFIG` bytes.
+    :raise ValueError: when it is damaged or larger than :data:`MAX_CONFIG` bytes.
     """
     inflater = zlib.decompressobj(16 + zlib.MAX_WBITS)
     try:
-        found = inflater.decompress(data, MAX_CONFIG)
+        content = inflater.decompress(data, MAX_CONFIG)
     except zlib.error as failure:
-        raise ValueError(f"it cannot be decompressed: {failure}") from failure
+        raise ValueError(f"cannot be decompressed: {failure}") from failure
     if not inflater.eof:
-        raise ValueError(f"it is damaged or has more than {MAX_CONFIG} bytes")
-    return found
+        raise ValueError(f"damaged or larger than {MAX_CONFIG} bytes")
+    return content
 
 
 def memory(data: bytes) -> bytes:
-    """Return what ``/proc/meminfo`` says of the size of memory and of huge pages."""
+    """Return the lines of ``/proc/meminfo`` about the size of memory and of huge pages."""
     return b"".join(line + b"\n" for line in _MEMORY.findall(data))
 
 
 def locked_memory(data: bytes) -> bytes:
-    """Return what ``/proc/PID/limits`` says of locked memory."""
+    """Return the lines of ``/proc/PID/limits`` about locked memory."""
     return b"".join(line + b"\n" for line in _LOCKED.findall(data))
 
 
-# Linux include/uapi/linux/pci_regs.h. Of capabilities that are not here only the first bytes are
-# kept, by which they are found: they may have serial numbers (Device Serial Number, VPD) or
-# anything (those of makers), and reading some of them makes a device fail.
+# Linux include/uapi/linux/pci_regs.h. Of other capabilities only the first bytes are kept, which
+# link the list: they may have serial numbers (Device Serial Number, VPD) or anything (those of
+# vendors), and reading some of them makes a device fail.
 _HEADER = 64
 _CAPABILITIES = {
     0x01: 8,  # power management
@@ -131,9 +131,9 @@ _END = 0x1000
 
 
 def config_space(read: Callable[[int, int], bytes]) -> bytes:
-    """Return a function's configuration space, with zeros for what is not read.
+    """Return a function's configuration space, with zeros for the parts that are not read.
 
-    :param read: returns ``size`` bytes from ``offset`` on, less where no more can be read.
+    :param read: returns ``size`` bytes from ``offset`` on, less if no more can be read.
     :return: as many bytes as can be read.
     """
     header = read(0, _HEADER)
@@ -149,7 +149,7 @@ def config_space(read: Callable[[int, int], bytes]) -> bytes:
 
 
 def _capabilities(read: Callable[[int, int], bytes], space: bytearray) -> bool:
-    """Read the list of capabilities and tell whether it could be read."""
+    """Read the list of capabilities and return whether that succeeded."""
     seen = set()
     at = space[0x34] & 0xFC
     while at >= _HEADER and at not in seen:
@@ -172,7 +172,7 @@ def _capabilities(read: Callable[[int, int], bytes], space: bytearray) -> bool:
 
 
 def _extended_capabilities(read: Callable[[int, int], bytes], space: bytearray) -> bool:
-    """Read the list of extended capabilities and tell whether there is one."""
+    """Read the list of extended capabilities and return whether the function has one."""
     seen = set()
     at = _EXTENDED
     while at >= _EXTENDED and at not in seen:
@@ -196,36 +196,36 @@ _FDT_HEADER = struct.Struct(">10I")
 def device_tree(data: bytes) -> bytes:
     """Return a device tree with zeros for the values of properties not in :data:`PROPERTIES`.
 
-    The form is that of the Devicetree Specification 0.4, chapter 5.
+    The format is that of the Devicetree Specification 0.4, chapter 5.
 
     :raise ValueError: when it is malformed.
     """
     if len(data) < _FDT_HEADER.size:
-        raise ValueError("it is no device tree")
+        raise ValueError("not a device tree")
     magic, total, structure, strings, *_rest = _FDT_HEADER.unpack_from(data)
     if magic != _FDT_MAGIC or not structure <= total <= len(data):
-        raise ValueError("it is no device tree")
-    found = bytearray(data[:total])
+        raise ValueError("not a device tree")
+    blob = bytearray(data[:total])
     at = structure
     while True:
         if at + 4 > total:
-            raise ValueError("the device tree ends too early")
-        token = int.from_bytes(found[at : at + 4], "big")
+            raise ValueError("the device tree is truncated")
+        token = int.from_bytes(blob[at : at + 4], "big")
         at += 4
         if token == _LAST:
-            return bytes(found)
+            return bytes(blob)
         if token == _BEGIN:
-            at = found.find(b"\0", at, total) + 1
+            at = blob.find(b"\0", at, total) + 1
             if at == 0:
-                raise ValueError("the device tree ends too early")
+                raise ValueError("the device tree is truncated")
         elif token == _PROPERTY:
-            size = int.from_bytes(found[at : at + 4], "big")
-            name = strings + int.from_bytes(found[at + 4 : at + 8], "big")
+            size = int.from_bytes(blob[at : at + 4], "big")
+            name = strings + int.from_bytes(blob[at + 4 : at + 8], "big")
             at += 8
             if at + size > total:
-                raise ValueError("the device tree ends too early")
-            if bytes(found[name : found.find(b"\0", name, total)]) not in PROPERTIES:
-                found[at : at + size] = bytes(size)
+                raise ValueError("the device tree is truncated")
+            if bytes(blob[name : blob.find(b"\0", name, total)]) not in PROPERTIES:
+                blob[at : at + size] = bytes(size)
             at += size
         elif token not in {_END_NODE, _NOP}:
             raise ValueError(f"the device tree has an unknown token {token:#x}")
