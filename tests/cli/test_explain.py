@@ -46,16 +46,16 @@ def test_a_log_on_standard_input(vmm_msi, given):
         == """\
 line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
   id       smmu-F_TRANSLATION
-  says     event F_TRANSLATION at stage 1: the guest's tables have no translation (unpriv data
+  means    event F_TRANSLATION at stage 1: the guest's tables have no translation (unpriv data
            write)
   device   0000:01:00.0 (SMMU 0, ITS 0, in three-devices); StreamID 0x100
   stage    1
-  IOVA     0x8000040: page 0 of the SW MSI window, where the kernel leads MSIs of 0000:01:00.0 to
+  IOVA     0x8000040: page 0 of the SW MSI window, which the kernel maps for MSIs of 0000:01:00.0 to
            ITS 0 (hDB 0x20010040)
   missing  S1: 0x8000000 -> 0x8000000, of the window 0x8000000-0x80fffff
   why      the host's kernel programmed the device with an address of its SW MSI window, and the
-           guest's stage 1 does not map the window 1:1: the guest was not told of it by an RMR, or
-           does not heed it
+           guest's stage 1 does not map the window 1:1: the guest has no RMR for it, or ignores the
+           RMR
   remedy   remove its <hostdev> from the definition, then vmm-msi attach three-devices 0000:01:00.0
            --strategy identity
   remedy   remove its <hostdev> from the definition, then vmm-msi attach three-devices 0000:01:00.0
@@ -66,7 +66,7 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
   see      vmm-msi doctor --explain no-acpi; also acpi-without-uefi, no-accel
   source   Arm IHI 0070, 7.3; Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_dump_event
 
-1 line was not recognised
+1 line not recognised
 """
     )
 
@@ -75,7 +75,7 @@ def test_the_document(vmm_msi, given):
     given(LOG)
     code, out, _err = vmm_msi("explain", "--host", DTB, "--guest", GUEST, "--format", "json")
     document = json.loads(out)
-    (said,) = document.pop("explanations")
+    (explanation,) = document.pop("explanations")
     assert code == 0
     assert document == {
         "schema": 1,
@@ -84,7 +84,9 @@ def test_the_document(vmm_msi, given):
         "events_not_logged": 0,
         "notes": [],
     }
-    assert {key: said[key] for key in ("id", "line", "count", "stage", "stream_id", "iova")} == {
+    assert {
+        key: explanation[key] for key in ("id", "line", "count", "stage", "stream_id", "iova")
+    } == {
         "id": "smmu-F_TRANSLATION",
         "line": 2,
         "count": 1,
@@ -92,14 +94,14 @@ def test_the_document(vmm_msi, given):
         "stream_id": "0x100",
         "iova": "0x8000040",
     }
-    assert said["devices"] == [
+    assert explanation["devices"] == [
         {
             "address": "0000:01:00.0",
             "guest_address": None,
             "note": "SMMU 0, ITS 0, in three-devices",
         }
     ]
-    assert [remedy["strategy"] for remedy in said["mends"]] == [
+    assert [remedy["strategy"] for remedy in explanation["mends"]] == [
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",
@@ -116,7 +118,7 @@ def test_a_line_on_the_command_line_in_quotes_and_without(vmm_msi):
         "  id       qemu-group-busy",
         "  id       qemu-group-viable",
     ]
-    assert "\n1 line was not recognised\n" in out
+    assert "\n1 line not recognised\n" in out
 
 
 def test_an_event_by_its_words(vmm_msi):
@@ -130,11 +132,11 @@ def test_nothing_is_recognised(vmm_msi, given):
     given("one\n\ntwo\n")
     assert vmm_msi("explain", "--host", DTB) == (
         1,
-        "nothing of it was recognised\n2 lines were not recognised\n",
+        "no line was recognised\n2 lines not recognised\n",
         "",
     )
     given("")
-    assert vmm_msi("explain", "--host", DTB)[:2] == (1, "nothing of it was recognised\n")
+    assert vmm_msi("explain", "--host", DTB)[:2] == (1, "no line was recognised\n")
 
 
 def test_a_terminal_is_told_that_it_is_read(vmm_msi, given):
@@ -185,4 +187,4 @@ def test_too_much_text_is_refused(vmm_msi, given):
     given("x" * ((16 << 20) + 1))
     code, out, err = vmm_msi("explain")
     assert (code, out) == (3, "")
-    assert "more than 16 MiB; a part of it would do: tail -c 16M" in err
+    assert "more than 16 MiB; use a part of it: tail -c 16M" in err

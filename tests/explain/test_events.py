@@ -13,8 +13,8 @@ from vmm_msi.explain.configuration import MEANINGS
 from vmm_msi.explain.event_text import EventText
 from vmm_msi.explain.explainer import MAX_EXPLAINED, explain
 from vmm_msi.explain.explanation import Subject
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.explain.log_lines import lines
-from vmm_msi.explain.situation import Situation
 from vmm_msi.host.sources import load_host
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.samples import path as sample
@@ -71,16 +71,16 @@ GUEST = """\
 """
 
 
-def situation(*, host=HOST, in_guest=False, without=""):
+def context(*, host=HOST, in_guest=False, without=""):
     xml = DomainXml.parse(GUEST.replace(without, ""), "guest0.xml")
-    return Situation(host, guest_from_xml(xml), xml, in_guest)
+    return LogContext(host, guest_from_xml(xml), xml, in_guest)
 
 
 def only(text, known=None):
-    report = explain("\n".join(text) if isinstance(text, list) else text, known or Situation())
+    report = explain("\n".join(text) if isinstance(text, list) else text, known or LogContext())
     assert report.unrecognised == 0
-    (found,) = report.lines
-    return found.explanation
+    (line,) = report.lines
+    return line.explanation
 
 
 def prefixed(text, prefix):
@@ -105,48 +105,56 @@ PREFIXES = [
 
 
 @pytest.mark.parametrize("prefix", PREFIXES)
-def test_one_event_whatever_logged_it(prefix):
+def test_prefixes_of_all_logs_are_removed(prefix):
     text = raw(FAULT) + decoded(FAULT, "0000:01:00.0")
-    report = explain("\n".join(prefixed(text, prefix)), Situation())
-    (found,) = report.lines
-    assert (found.line, found.count, report.unrecognised) == (1, 1, 0)
-    assert found.text == "arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:"
-    said = found.explanation
-    assert said.what == (
+    report = explain("\n".join(prefixed(text, prefix)), LogContext())
+    (line,) = report.lines
+    assert (line.line, line.count, report.unrecognised) == (1, 1, 0)
+    assert line.text == "arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:"
+    explanation = line.explanation
+    assert explanation.what == (
         "event F_TRANSLATION at stage 1: the tables (the guest's, if the device is assigned) have "
         "no translation (unpriv data write)"
     )
-    assert said.devices == (Subject(A),)
-    assert (said.stream, said.stage, said.iova, said.ipa) == (0x100, 1, 0x800_0040, None)
-    assert said.iova_is == f"{WINDOW} (by 4K pages)"
-    assert said.missing == "S1: 0x8000000 -> 0x8000000, of the window 0x8000000-0x80fffff"
+    assert explanation.devices == (Subject(A),)
+    assert (explanation.stream, explanation.stage, explanation.iova, explanation.ipa) == (
+        0x100,
+        1,
+        0x800_0040,
+        None,
+    )
+    assert explanation.iova_is == f"{WINDOW} (in 4K pages)"
+    assert explanation.missing == "S1: 0x8000000 -> 0x8000000, of the window 0x8000000-0x80fffff"
 
 
-def test_an_event_of_which_only_the_first_line_is_there():
+def test_an_event_with_only_its_first_line():
     head = raw(FAULT)[0]
-    report = explain(f"{head}\n{head}\n", Situation())
-    (found,) = report.lines
-    assert (found.line, found.count, report.unrecognised) == (1, 2, 0)
-    said = found.explanation
-    assert (said.id, said.what) == (
+    report = explain(f"{head}\n{head}\n", LogContext())
+    (line,) = report.lines
+    assert (line.line, line.count, report.unrecognised) == (1, 2, 0)
+    explanation = line.explanation
+    assert (explanation.id, explanation.what) == (
         "smmu-F_TRANSLATION",
         "event F_TRANSLATION: the tables have no translation",
     )
-    assert said.why == "device, address and stage are in the lines after it, which are not here"
-    (none,) = explain(head.replace("0x10", "0xfe"), Situation()).lines
+    assert (
+        explanation.why
+        == "device, address and stage are in the lines after it, which are missing here"
+    )
+    (none,) = explain(head.replace("0x10", "0xfe"), LogContext()).lines
     assert none.explanation.id == "smmu-event-unknown"
 
 
-def test_an_event_without_its_words_is_the_one_that_is_said_after_it():
+def test_an_announced_event_is_the_decoded_one_after_it():
     """As ``dmesg | grep event`` shows it."""
-    report = explain("\n".join([raw(FAULT)[0], *decoded(FAULT, "0000:01:00.0")]), Situation())
-    (found,) = report.lines
-    assert (found.count, found.explanation.devices) == (1, (Subject(A),))
+    report = explain("\n".join([raw(FAULT)[0], *decoded(FAULT, "0000:01:00.0")]), LogContext())
+    (line,) = report.lines
+    assert (line.count, line.explanation.devices) == (1, (Subject(A),))
 
 
-def test_an_event_that_was_cut_off_is_not_the_next_one():
-    report = explain("\n".join([*raw(FAULT)[:3], *raw(FAULT)]), Situation())
-    assert [(found.line, found.explanation.stage) for found in report.lines] == [(1, None), (4, 1)]
+def test_a_cut_off_event_is_not_merged_with_the_next():
+    report = explain("\n".join([*raw(FAULT)[:3], *raw(FAULT)]), LogContext())
+    assert [(line.line, line.explanation.stage) for line in report.lines] == [(1, None), (4, 1)]
 
 
 S2 = SmmuEvent(EventKind.F_TRANSLATION, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(0x809_0040))
@@ -156,21 +164,29 @@ WALK = SmmuEvent(
 
 
 @pytest.mark.parametrize("event", [FAULT, S2, WALK], ids=["s1", "s2", "walk"])
-def test_words_and_what_is_said_of_them_mean_the_same(event):
+def test_words_and_decoded_lines_have_the_same_meaning(event):
     full = only(raw(event) + decoded(event, A))
     for text in (decoded(event, A), [*raw(event), decoded(event, A)[0]], raw(event)):
-        said = only(text, situation())
-        assert (said.stage, said.iova, said.ipa) == (full.stage, full.iova, full.ipa)
-        assert said.devices == (situation().subject(A),)
+        explanation = only(text, context())
+        assert (explanation.stage, explanation.iova, explanation.ipa) == (
+            full.stage,
+            full.iova,
+            full.ipa,
+        )
+        assert explanation.devices == (context().subject(A),)
     assert full.stage == event.stage
 
 
-def test_a_line_that_grep_found_alone():
-    said = only(decoded(S2, A)[0])
-    assert (said.stage, said.ipa, said.devices) == (2, 0x809_0000, (Subject(A),))
+def test_a_decoded_line_alone():
+    explanation = only(decoded(S2, A)[0])
+    assert (explanation.stage, explanation.ipa, explanation.devices) == (
+        2,
+        0x809_0000,
+        (Subject(A),),
+    )
 
 
-def test_a_vevent_by_its_words():
+def test_words_of_a_vevent():
     for text in (
         " ".join(f"{word:#x}" for word in words(FAULT)),
         " ".join(f"0x{word:016x}" for word in words(FAULT)),
@@ -179,86 +195,86 @@ def test_a_vevent_by_its_words():
         assert (only(text).stage, only(text).iova) == (1, 0x800_0040)
 
 
-def test_a_device_that_the_driver_does_not_know():
-    said = only(decoded(FAULT, "(unassigned sid)", FIRST), Situation(HOST))
-    assert [each.address for each in said.devices] == [A]
+def test_a_device_unknown_to_the_driver():
+    explanation = only(decoded(FAULT, "(unassigned sid)", FIRST), LogContext(HOST))
+    assert [each.address for each in explanation.devices] == [A]
 
 
-def test_the_host_tells_device_and_doorbell():
-    said = only(raw(FAULT, FIRST), Situation(HOST))
-    assert said.devices == (Subject(A, None, "SMMU 0, ITS 0"),)
-    assert said.iova_is == (
-        f"{WINDOW}, where the kernel leads MSIs of 0000:01:00.0 to ITS 0 (hDB 0x20010040)"
+def test_the_host_gives_device_and_doorbell():
+    explanation = only(raw(FAULT, FIRST), LogContext(HOST))
+    assert explanation.devices == (Subject(A, None, "SMMU 0, ITS 0"),)
+    assert explanation.iova_is == (
+        f"{WINDOW}, which the kernel maps for MSIs of 0000:01:00.0 to ITS 0 (hDB 0x20010040)"
     )
 
 
-def test_a_stream_that_several_smmus_have():
-    said = only(raw(FAULT), Situation(HOST))
-    assert [str(each.address) for each in said.devices] == [
+def test_a_stream_of_several_smmus():
+    explanation = only(raw(FAULT), LogContext(HOST))
+    assert [str(each.address) for each in explanation.devices] == [
         "0000:01:00.0",
         "0002:01:00.0",
         "0004:01:00.0",
         "0006:01:00.0",
     ]
-    assert [each.address for each in only(raw(FAULT), situation()).devices] == [A]
+    assert [each.address for each in only(raw(FAULT), context()).devices] == [A]
 
 
-def test_the_guest_and_the_record_are_named():
-    (subject,) = only(raw(FAULT), situation()).devices
+def test_guest_and_record_are_named():
+    (subject,) = only(raw(FAULT), context()).devices
     assert subject.note == "SMMU 0, ITS 0, in guest0, by identity, vSMMU on pxb 3"
     other = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x108), Iova(0x1000))
-    said = only(raw(other, FIRST), situation())
-    assert said.devices[0].note == "SMMU 0, ITS 0, not in guest0"
-    assert said.what.startswith("event F_TRANSLATION at stage 1: the host's own tables have")
-    assert said.why.startswith("the device is not in guest0")
+    explanation = only(raw(other, FIRST), context())
+    assert explanation.devices[0].note == "SMMU 0, ITS 0, not in guest0"
+    assert explanation.what.startswith("event F_TRANSLATION at stage 1: the host's own tables have")
+    assert explanation.why.startswith("the device is not in guest0")
 
 
 @pytest.mark.parametrize(
     ("rid", "host"), [(0x1100, A), (0x1200, B), (0x1300, None)], ids=["port 4", "port 5", "none"]
 )
-def test_in_a_guest_streams_are_its_own(rid, host):
-    known = situation(in_guest=True)
-    said = only(raw(replace(FAULT, stream_id=StreamId(rid))), known)
-    (subject,) = said.devices
+def test_streams_in_a_guest(rid, host):
+    known = context(in_guest=True)
+    explanation = only(raw(replace(FAULT, stream_id=StreamId(rid))), known)
+    (subject,) = explanation.devices
     assert (subject.guest_address, subject.address) == (PciAddress.from_rid(0, rid), host)
     named = only(decoded(replace(FAULT, stream_id=StreamId(rid)), subject.guest_address), known)
-    assert named.devices == said.devices
+    assert named.devices == explanation.devices
 
 
-# --- what is at an address -----------------------------------------------------------------------
+# --- kinds of addresses -----------------------------------------------------------------------
 
 
 def stage1(address, known=None):
     event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(address))
-    return only(raw(event), known or situation())
+    return only(raw(event), known or context())
 
 
 def stage2(address, known=None, kind=EventKind.F_TRANSLATION):
     event = SmmuEvent(kind, 2, StreamId(0x100), Iova(0xFFFF_F040), Ipa(address))
-    return only(raw(event), known or situation())
+    return only(raw(event), known or context())
 
 
 @pytest.mark.parametrize(
     ("address", "is_", "missing"),
     [
-        (0x8002040, "page 2 of the SW MSI window, where", "S1: 0x8002000 -> 0x8002000, of the"),
+        (0x8002040, "page 2 of the SW MSI window, which", "S1: 0x8002000 -> 0x8002000, of the"),
         (0x8090040, "gDB, the doorbell of the guest's virtual ITS at 0x8080000", "S1: 0x8090000"),
-        (0xFFFFF040, "gIOVA, what the guest maps", "S1: 0xfffff000 -> 0x8090000"),
+        (0xFFFFF040, "the gIOVA that the guest maps", "S1: 0xfffff000 -> 0x8090000"),
         (0xFFFFE040, "the gIOVA of 0001:01:00.0", "S1 of the device: 0xffffe000 -> gDB"),
-        (0xFFFFD040, "nothing that is known to be a doorbell, but", "S1 of the device: 0xffffd000"),
+        (0xFFFFD040, "not a known doorbell, but", "S1 of the device: 0xffffd000"),
         (0x20010040, "hDB, the doorbell of the host's ITS 0", "S1: 0x20010000 -> 0x20010000"),
         (
             0x40000100,
-            "as an IPA it would be RAM of guest0 (0x40000000-",
+            "as an IPA: RAM of guest0 (0x40000000-",
             "S1: 0x40000000 -> an IPA",
         ),
-        (0x7654321000, "nothing that is known to be a doorbell", "S1: 0x7654321000 -> an IPA"),
+        (0x7654321000, "not a known doorbell", "S1: 0x7654321000 -> an IPA"),
     ],
 )
-def test_what_stage_1_was_asked_for(address, is_, missing):
-    said = stage1(address)
-    assert said.iova_is.startswith(is_)
-    assert said.missing.startswith(missing)
+def test_kinds_of_iovas(address, is_, missing):
+    explanation = stage1(address)
+    assert explanation.iova_is.startswith(is_)
+    assert explanation.missing.startswith(missing)
 
 
 @pytest.mark.parametrize(
@@ -268,28 +284,28 @@ def test_what_stage_1_was_asked_for(address, is_, missing):
         (0x8001040, "page 1 of the SW MSI", "S2: 0x8001000 -> 0x20010040 (hDB, ITS 0)"),
         (0x50000040, "RAM of guest0", "S2: 0x50000000 -> the guest's memory"),
         (0x20010040, "hDB, the doorbell of the host's ITS 0", "S2: 0x20010000 -> 0x20010000"),
-        (0x10000040, "neither guest RAM nor a doorbell", "S2: 0x10000000 -> nothing that is known"),
+        (0x10000040, "neither guest RAM nor a known doorbell", "S2: 0x10000000 -> no known target"),
     ],
 )
-def test_what_stage_2_was_asked_for(address, is_, missing):
-    said = stage2(address)
-    assert said.ipa_is.startswith(is_)
-    assert said.missing == missing
+def test_kinds_of_ipas(address, is_, missing):
+    explanation = stage2(address)
+    assert explanation.ipa_is.startswith(is_)
+    assert explanation.missing == missing
 
 
-def test_slots_are_counted_in_the_pages_of_the_host():
+def test_slots_have_the_page_size_of_the_host():
     """The 17th doorbell with 64K pages lies behind what the RMR covers."""
-    known = replace(situation(), host=replace(HOST, granule=Granule.K64))
+    known = replace(context(), host=replace(HOST, granule=Granule.K64))
     assert stage1(0x8010040, known).iova_is.startswith("page 1 of the SW MSI window")
-    said = stage1(0x8100040, known)
-    assert "page 16 of the SW MSI window" in said.iova_is
-    assert "behind what the RMR tells the guest" in said.iova_is
-    assert said.remedies[0].what.startswith("fewer pITSes in one guest")
-    assert stage1(0x8100040).iova_is.startswith("nothing that is known to be a doorbell")
+    explanation = stage1(0x8100040, known)
+    assert "page 16 of the SW MSI window" in explanation.iova_is
+    assert "beyond the RMR" in explanation.iova_is
+    assert explanation.remedies[0].what.startswith("fewer pITSes in one guest")
+    assert stage1(0x8100040).iova_is.startswith("not a known doorbell")
 
 
 def test_with_64k_pages_the_tenth_slot_is_the_guests_doorbell_page():
-    known = replace(situation(), host=replace(HOST, granule=Granule.K64))
+    known = replace(context(), host=replace(HOST, granule=Granule.K64))
     assert stage1(0x8090040, known).iova_is.startswith(
         "gDB, the doorbell of the guest's virtual ITS at 0x8080000; also page 9 of the SW MSI"
     )
@@ -297,31 +313,31 @@ def test_with_64k_pages_the_tenth_slot_is_the_guests_doorbell_page():
 
 
 def test_permission_and_size():
-    said = stage2(0x8090040, kind=EventKind.F_PERMISSION)
-    assert said.missing == (
+    explanation = stage2(0x8090040, kind=EventKind.F_PERMISSION)
+    assert explanation.missing == (
         "S2: 0x8090000 -> hDB, with write permission (IOMMU_IOAS_MAP_WRITEABLE)"
     )
-    said = stage2(0xF_0000_0000_0000, kind=EventKind.F_ADDR_SIZE)
-    assert [remedy.what for remedy in said.remedies] == [
-        "vmm-msi attach guest0 0000:01:00.0 --vsmmu oas=44, the size that each pSMMU has"
+    explanation = stage2(0xF_0000_0000_0000, kind=EventKind.F_ADDR_SIZE)
+    assert [remedy.what for remedy in explanation.remedies] == [
+        "vmm-msi attach guest0 0000:01:00.0 --vsmmu oas=44, the size that every pSMMU has"
     ]
 
 
-def test_a_stage_1_table_that_stage_2_does_not_have():
-    said = only(raw(WALK), situation())
-    assert "read for a stage 1 table" in said.what
-    assert said.missing == "S2: 0x40001000 -> the guest's memory"
+def test_a_stage_1_table_without_stage_2_mapping():
+    explanation = only(raw(WALK), context())
+    assert "read for a stage 1 table" in explanation.what
+    assert explanation.missing == "S2: 0x40001000 -> the guest's memory"
 
 
 @pytest.mark.parametrize("kind", list(MEANINGS), ids=lambda kind: kind.name)
 def test_configuration_errors(kind):
     event = SmmuEvent(kind, 0, StreamId(0x100), Iova(0))
-    said = only(raw(event), situation())
-    assert said.id == f"smmu-{kind.name}"
-    assert said.what.startswith(f"event {kind.name}: ")
-    assert said.stage is None
-    assert [each.address for each in said.devices] == [A]
-    assert all("{" not in remedy.what for remedy in said.remedies)
+    explanation = only(raw(event), context())
+    assert explanation.id == f"smmu-{kind.name}"
+    assert explanation.what.startswith(f"event {kind.name}: ")
+    assert explanation.stage is None
+    assert [each.address for each in explanation.devices] == [A]
+    assert all("{" not in remedy.what for remedy in explanation.remedies)
 
 
 def test_every_event_of_the_architecture_has_a_meaning():
@@ -329,24 +345,28 @@ def test_every_event_of_the_architecture_has_a_meaning():
     assert {kind.name for kind in EventKind} == {kind.name for kind in MEANINGS} | addressed
 
 
-def test_an_event_of_the_makers():
+def test_an_event_of_a_vendor():
     text = [line.replace("0x10 ", "0xe0 ") for line in raw(FAULT)]
     text[1] = text[1][:-2] + "e0"
     assert only(text).id == "smmu-event-unknown"
 
 
 def test_a_trace_of_qemu():
-    said = only("smmuv3_propagate_event F_TRANSLATION sid=0x1100")
-    assert (said.id, said.stage, said.stream) == ("smmu-F_TRANSLATION", 1, 0x1100)
+    explanation = only("smmuv3_propagate_event F_TRANSLATION sid=0x1100")
+    assert (explanation.id, explanation.stage, explanation.stream) == (
+        "smmu-F_TRANSLATION",
+        1,
+        0x1100,
+    )
 
 
 # --- many lines ----------------------------------------------------------------------------------
 
 
-def test_the_same_again_is_counted():
+def test_repeated_events_are_counted():
     other = replace(FAULT, iova=Iova(0x800_1040))
     text = [*raw(FAULT), "something else", *raw(other), *raw(FAULT), *raw(FAULT)]
-    report = explain("\n".join(text), Situation())
+    report = explain("\n".join(text), LogContext())
     assert [(f.explanation.iova, f.line, f.count) for f in report.lines] == [
         (0x800_0040, 1, 3),
         (0x800_1040, 7, 1),
@@ -354,41 +374,46 @@ def test_the_same_again_is_counted():
     assert report.unrecognised == 1
 
 
-def test_events_of_two_smmus_that_are_mixed():
+def test_interleaved_events_of_two_smmus():
     other = replace(FAULT, iova=Iova(0x800_1040))
     first = raw(FAULT) + decoded(FAULT, A)
     second = raw(other, "arm-smmu-v3.1.auto") + decoded(other, B, "arm-smmu-v3.1.auto")
     mixed = [line for both in zip(first, second, strict=True) for line in both]
-    found = explain("\n".join(mixed), Situation()).lines
-    assert [(f.line, f.explanation.devices) for f in found] == [
+    report = explain("\n".join(mixed), LogContext())
+    assert [(f.line, f.explanation.devices) for f in report.lines] == [
         (1, (Subject(A),)),
         (2, (Subject(B),)),
     ]
 
 
-def test_events_that_the_kernel_did_not_log():
-    report = explain("[  12.3] arm_smmu_evtq_thread: 37 callbacks suppressed", Situation())
+def test_suppressed_events_are_counted():
+    report = explain("[  12.3] arm_smmu_evtq_thread: 37 callbacks suppressed", LogContext())
     assert (report.lines, report.suppressed, report.unrecognised) == ((), 37, 0)
 
 
-def test_too_many_different_ones_are_counted():
+def test_explanations_beyond_the_limit_are_counted():
     text = [
         line for i in range(MAX_EXPLAINED + 7) for line in raw(replace(FAULT, iova=Iova(i << 12)))
     ]
-    report = explain("\n".join(text), Situation())
+    report = explain("\n".join(text), LogContext())
     assert (len(report.lines), report.left_out) == (MAX_EXPLAINED, 7)
 
 
-def test_an_event_that_is_cut_off_is_not_made_up():
-    report = explain("\n".join(raw(FAULT)[:3]), Situation())
-    (found,) = report.lines
-    said = found.explanation
-    assert (said.devices, said.stream, said.stage, said.iova) == ((), None, None, None)
+def test_a_cut_off_event_has_no_details():
+    report = explain("\n".join(raw(FAULT)[:3]), LogContext())
+    (line,) = report.lines
+    explanation = line.explanation
+    assert (explanation.devices, explanation.stream, explanation.stage, explanation.iova) == (
+        (),
+        None,
+        None,
+        None,
+    )
     assert report.unrecognised == 0
-    assert explain("\n".join(raw(FAULT)[2:]), Situation()).unrecognised == 3
+    assert explain("\n".join(raw(FAULT)[2:]), LogContext()).unrecognised == 3
 
 
-def test_what_is_kept_of_an_event_is_given_out_once():
+def test_an_event_is_returned_once():
     events = EventText()
     for line in lines("\n".join(raw(FAULT) + decoded(FAULT, A))):
         assert events.line(line)

@@ -14,7 +14,7 @@ from vmm_msi.errors import InputError
 from vmm_msi.explain import log_lines, printf
 from vmm_msi.explain.explainer import MAX_EXPLAINED, explain
 from vmm_msi.explain.known_texts import forms
-from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.types import Granule, HostTopology, Iova, Its, Pa, PciRoute, Smmu, StreamId
 
@@ -22,29 +22,29 @@ MIB = 1 << 20
 SECONDS = 20
 
 
-def test_more_than_is_read_is_refused():
+def test_a_text_beyond_the_limit_is_refused():
     with pytest.raises(InputError, match=r"reading x: more than 16 MiB; .* tail -c 16M"):
         log_lines.decode(b"a" * (log_lines.MAX_BYTES + 1), "x")
 
 
-def test_what_is_not_utf_8_is_read_all_the_same():
+def test_bytes_that_are_not_utf_8_are_replaced():
     text = log_lines.decode(b"\xff\xfe vfio: \x00 IOMMU_VDEVICE_ALLOC failed", "x")
-    assert explain(text, Situation()).lines[0].explanation.id == "qemu-vdevice"
+    assert explain(text, LogContext()).lines[0].explanation.id == "qemu-vdevice"
 
 
-def test_lines_end_in_all_ways_and_empty_ones_do_not_count():
+def test_line_ends_and_blank_lines():
     assert [line.number for line in log_lines.lines("a\r\n\n  \nb")] == [1, 4]
 
 
-def test_what_a_terminal_would_obey_is_not_kept():
+def test_terminal_controls_are_removed():
     text = "\x1b[32m[   12.3] \x1b[0m\x1b[31mgroup 7 is not viable\x1b[0m \x1b]0;title\x07 \u202e"
     (line,) = log_lines.lines(text)
     assert line.text == "group 7 is not viable ?]0;title? ?"
-    assert explain(text, Situation()).lines[0].text == line.text
+    assert explain(text, LogContext()).lines[0].text == line.text
 
 
 @pytest.mark.parametrize("form", forms(), ids=lambda form: form.key[:30])
-def test_no_form_backtracks_without_bound(form):
+def test_backtracking_of_forms_is_bounded(form):
     """A line made of beginnings of what is looked for, none of which comes to its end."""
     begin = printf._CONVERSION.sub(" ", form.format)[:-2] or "x"
     hostile = [
@@ -72,11 +72,11 @@ def test_no_form_backtracks_without_bound(form):
         "vfio 0000:01:00.0: IOMMU_VDEVICE_ALLOC failed ",
     ],
 )
-def test_a_mebibyte_of_anything_takes_seconds_at_most(unit):
+def test_a_mebibyte_takes_seconds_at_most(unit):
     line = (unit * (log_lines.MAX_LINE // len(unit) + 1))[: log_lines.MAX_LINE - 1]
     text = "\n".join([line] * (MIB // log_lines.MAX_LINE))
     started = time.process_time()
-    explain(text, Situation())
+    explain(text, LogContext())
     assert time.process_time() - started < SECONDS
 
 
@@ -85,7 +85,7 @@ def test_all_forms_in_one_long_log():
     text = "\n".join(form.key for form in forms())
     text += "\nnothing of interest, but a line as long as a line of a kernel's log is" * 10_000
     started = time.process_time()
-    assert explain(text, Situation()).unrecognised >= 10_000
+    assert explain(text, LogContext()).unrecognised >= 10_000
     assert time.process_time() - started < SECONDS
 
 
@@ -97,25 +97,25 @@ def test_many_different_events_on_a_host_with_many_routes():
     events = [SmmuEvent(kind, 1, StreamId(n), Iova(n << 12)) for n in range(10_000)]
     text = "\n".join(line for event in events for line in raw(event))
     started = time.process_time()
-    report = explain(text, Situation(host))
+    report = explain(text, LogContext(host))
     assert time.process_time() - started < SECONDS
     assert (len(report.lines), report.left_out) == (MAX_EXPLAINED, 10_000 - MAX_EXPLAINED)
 
 
-def test_memory_does_not_grow_with_what_is_repeated():
+def test_memory_does_not_grow_with_repetition():
     event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
     text = "\n".join(raw(event) * 5_000)
     tracemalloc.start()
-    (found,) = explain(text, Situation()).lines
+    (line,) = explain(text, LogContext()).lines
     _now, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert found.count == 5_000
+    assert line.count == 5_000
     assert peak < 4 * len(text)
 
 
 @given(st.text(max_size=300))
 def test_any_text(text):
-    report = explain(text, Situation())
+    report = explain(text, LogContext())
     assert report.unrecognised + len(report.lines) <= text.count("\n") + 1
 
 
@@ -128,4 +128,4 @@ PARTS = st.sampled_from(
 
 @given(st.lists(PARTS, max_size=40))
 def test_any_text_of_parts_of_texts(parts):
-    explain("".join(parts), Situation())
+    explain("".join(parts), LogContext())

@@ -7,7 +7,7 @@ import pytest
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import HypervisorError
 from vmm_msi.explain.explainer import explain
-from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.libvirt_driver import connect
 
 pytestmark = pytest.mark.lab_root
@@ -33,7 +33,7 @@ HOSTDEV = """\
 """
 SMMU = "<iommu model='smmuv3'>{}</iommu>"
 
-#: Changes of the guest, and what is to be said of libvirt's words.
+#: Changes of the guest, and what is to be explanation of libvirt's words.
 CASES = [
     ("libvirt-acpi-uefi", {"acpi": "<acpi/>"}),
     ("libvirt-iommu-acpi", {"devices": "<iommu model='virtio'/>"}),
@@ -64,6 +64,6 @@ def test_what_libvirt_says_of_a_guest(id_, changes, lab_daemon):
     parts = dict.fromkeys(("acpi", "devices"), "") | changes
     xml = DomainXml.parse(GUEST.format(**parts), "the test")
     with connect(lab_daemon.uri) as connection:
-        said = refused(connection, xml)
-    (found,) = explain(f"error: {said}", Situation()).lines
-    assert found.explanation.id == id_, said
+        explanation = refused(connection, xml)
+    (line,) = explain(f"error: {explanation}", LogContext()).lines
+    assert line.explanation.id == id_, explanation

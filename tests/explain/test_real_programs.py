@@ -10,7 +10,7 @@ from conftest import SUITES, root_of, unavailable
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.explanation import Program
 from vmm_msi.explain.known_texts import forms
-from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.lab.build import images
 
 #: What is not in the binary as it stands in the table, and why.
@@ -44,7 +44,7 @@ def test_texts_of_qemu(lab_root):
 
 BUS = ("-device", "pxb-pcie,id=p,bus_nr=16")
 SMMU = "arm-smmuv3,primary-bus=p,id=s"
-#: Arguments that QEMU refuses on any machine, and what is to be said of its words.
+#: Arguments that QEMU refuses on any machine, and what is to be explanation of its words.
 REFUSED = [
     ((*BUS, "-device", f"{SMMU},accel=on"), "qemu-accel-machine"),
     ((*BUS, "-device", f"{SMMU},ats=on"), "qemu-accel-property"),
@@ -62,10 +62,10 @@ def test_what_qemu_says_when_it_is_run(arguments, id_, lab_root):
     words += ["-M", "virt", "-nodefaults", "-nic", "none", "-display", "none", "-S", *arguments]
     done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode
-    (found,) = explain(done.stderr, Situation()).lines
-    assert found.explanation.id == id_
+    (line,) = explain(done.stderr, LogContext()).lines
+    assert line.explanation.id == id_
     if "vfio-pci" in arguments[-1]:
-        assert str(found.explanation.devices[0].address) == "0000:ff:1f.7"
+        assert str(line.explanation.devices[0].address) == "0000:ff:1f.7"
 
 
 @pytest.mark.lab_root

@@ -11,7 +11,7 @@ from doc_blocks import DOCS
 from vmm_msi.explain import printf, related_findings
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.known_texts import forms, texts
-from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.log_context import LogContext
 
 VALUES = {
     "d": "7",
@@ -41,22 +41,27 @@ def printed(form):
     )
 
 
-def only(text, situation=None):
-    report = explain(text, situation or Situation())
+def only(text, context=None):
+    report = explain(text, context or LogContext())
     assert report.unrecognised == 0
-    (found,) = report.lines
-    return found.explanation
+    (line,) = report.lines
+    return line.explanation
 
 
 @pytest.mark.parametrize("form", forms(), ids=lambda form: f"{form.text.id}-{form.key[:20]}")
 def test_every_form_is_recognised_wherever_it_stands(form):
     for before in BEFORE:
-        said = only(before + printed(form.format))
-        assert said.id == form.text.id
-        assert said.program is form.text.program
-        sentences = [said.what, said.why, said.missing, *(remedy.what for remedy in said.remedies)]
+        explanation = only(before + printed(form.format))
+        assert explanation.id == form.text.id
+        assert explanation.program is form.text.program
+        sentences = [
+            explanation.what,
+            explanation.why,
+            explanation.missing,
+            *(remedy.what for remedy in explanation.remedies),
+        ]
         assert not re.search(r"[{}]|%[sdux]", "".join(sentences).replace("{…}", ""))
-        assert said.remedies or form.text.strategies
+        assert explanation.remedies or form.text.strategies
 
 
 def test_ids_are_unique_and_texts_complete():
@@ -90,7 +95,7 @@ def test_no_form_is_hidden_by_another():
 
 
 def lines():
-    """Read lines as an operator has them, each with what is to be said of it."""
+    """Read lines as an operator has them, each with what is to be explanation of it."""
     text = (Path(__file__).parent / "lines.txt").read_text(encoding="utf-8")
     for block in text.strip().split("\n\n"):
         head, *rest = block.splitlines()
@@ -104,25 +109,25 @@ def lines():
 
 @pytest.mark.parametrize(("text", "says", "why", "device", "id_"), [*lines()])
 def test_lines_as_an_operator_has_them(text, says, why, device, id_):
-    said = only(text)
-    assert (said.id, said.what, said.why) == (id_, says, why)
-    assert [str(each.address) for each in said.devices] == ([device] if device else [])
+    explanation = only(text)
+    assert (explanation.id, explanation.what, explanation.why) == (id_, says, why)
+    assert [str(each.address) for each in explanation.devices] == ([device] if device else [])
 
 
 def test_a_fault_of_an_smmuv2_has_its_address_and_stream():
-    said = only(
+    explanation = only(
         "arm-smmu 2b400000.iommu: Unhandled context fault: fsr=0x402, iova=0x08000040, "
         "fsynr=0x10, cbfrsynra=0x1100, cb=2"
     )
-    assert (said.id, said.stage, said.iova, said.stream) == (
+    assert (explanation.id, explanation.stage, explanation.iova, explanation.stream) == (
         "smmuv2-context-fault", 1, 0x800_0040, 0x1100,
     )  # fmt: skip
-    assert said.iova_is == "page 0 of the SW MSI window (by 4K pages)"
+    assert explanation.iova_is == "page 0 of the SW MSI window (in 4K pages)"
 
 
-def test_values_are_put_into_what_would_mend_it():
-    said = only("qemu-system-aarch64: Host SMMUv3 SSIDSIZE not compatible (host=0, QEMU=20)")
-    assert said.what == "the vSMMU has 20 bits of SubstreamID, the pSMMU has 0"
-    assert [remedy.what for remedy in said.remedies] == [
+def test_values_fill_placeholders_of_remedies():
+    explanation = only("qemu-system-aarch64: Host SMMUv3 SSIDSIZE not compatible (host=0, QEMU=20)")
+    assert explanation.what == "the vSMMU has 20 bits of SubstreamID, the pSMMU has 0"
+    assert [remedy.what for remedy in explanation.remedies] == [
         "vmm-msi attach GUEST DEVICE --vsmmu ssidsize=0"
     ]

@@ -14,7 +14,7 @@ from vmm_msi.config import Choice
 from vmm_msi.engine import compare as comparing
 from vmm_msi.errors import BackendError, LabError, RefusedError, UsageError
 from vmm_msi.explain.explainer import explain
-from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.host.scenario import load_scenario
 from vmm_msi.iommu.linux.backend import Doorbells
 from vmm_msi.iommu.profiles import profile_named
@@ -238,9 +238,9 @@ def test_the_kernels_own_log_is_explained(load, opener, link, lab_host):
     verdict = backend.deliver(device)
     backend.close()
     lines = [line for line in shell(lab_host, "dmesg").splitlines() if "smmu" in line]
-    situation = Situation(scenario.host, scenario.guest)
-    (told,) = explain("\n".join(lines), situation).lines
-    (alone,) = explain("\n".join(line for line in lines if "\t" not in line), situation).lines
+    context = LogContext(scenario.host, scenario.guest)
+    (told,) = explain("\n".join(lines), context).lines
+    (alone,) = explain("\n".join(line for line in lines if "\t" not in line), context).lines
     for said in (told.explanation, alone.explanation):
         stand_in = device_roles.stand_ins(scenario, link.call("devices"))[device]
         assert [each.address for each in said.devices] == [stand_in]

@@ -72,14 +72,14 @@ def run(args: argparse.Namespace) -> int:
     xml = _xml(args)
     from vmm_msi.domxml.guest_domain import guest_from_xml
     from vmm_msi.explain.explainer import explain
+    from vmm_msi.explain.log_context import LogContext
     from vmm_msi.explain.remedies import StrategyRemedies
-    from vmm_msi.explain.situation import Situation
     from vmm_msi.report.explain import to_json, to_lines
 
     guest = None if xml is None else guest_from_xml(xml)
-    situation = Situation(host, guest, xml, args.in_guest)
-    selector = settings.its_selector(situation.guest_name)
-    report = explain(text, situation, StrategyRemedies(plugins, situation, selector), notes)
+    context = LogContext(host, guest, xml, args.in_guest)
+    selector = settings.its_selector(context.guest_name)
+    report = explain(text, context, StrategyRemedies(plugins, context, selector), notes)
     if args.format == "json":
         print_json(to_json(report))
     else:

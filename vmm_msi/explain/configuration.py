@@ -1,4 +1,4 @@
-"""Events of an SMMUv3 that are about no address: what it looked up for a device was not in order.
+"""Events of an SMMUv3 without an address: the configuration of a device is invalid.
 
 Source: Arm SMMUv3 architecture specification (IHI 0070), 7.3 event records.
 """
@@ -10,14 +10,15 @@ from dataclasses import dataclass
 from vmm_msi.iommu.smmu_events import EventKind
 
 _NO_ATS = "give its vSMMU no ATS: vmm-msi attach {guest} {device} --vsmmu ats=off"
-_GUESTS = "the guest's driver or its kernel: no strategy mends it"
+_GUESTS = "the guest's driver or its kernel: no strategy fixes it"
 
 
 @dataclass(frozen=True, slots=True)
 class Meaning:
-    """What an event says.
+    """Meaning of an event.
 
     :param why: how it comes about behind a nested vSMMU.
+    :param remedies: changes that fix it.
     """
 
     what: str
@@ -27,15 +28,15 @@ class Meaning:
 
 MEANINGS: dict[EventKind, Meaning] = {
     EventKind.F_UUT: Meaning(
-        "a transaction of a kind that the SMMU does not take",
-        "the device, or a bridge before the SMMU, sends what the SMMU has no form for",
-        ("another slot or another device: no strategy mends it",),
+        "a transaction of a type that the SMMU does not support",
+        "the device, or a bridge before the SMMU, sends transactions of this type",
+        ("another slot or another device: no strategy fixes it",),
     ),
     EventKind.C_BAD_STREAMID: Meaning(
         "the StreamID is larger than the stream table",
-        "on the host: the firmware's tables give the device another StreamID than the hardware "
-        "does. In a guest: the device is behind a bus that its SMMU driver does not know of",
-        ("vmm-msi topology show has the StreamIDs by the firmware's tables",),
+        "on the host: the firmware tables give the device another StreamID than the hardware does. "
+        "In a guest: its SMMU driver does not know the bus that the device is behind",
+        ("compare with the StreamIDs of the firmware tables: vmm-msi topology show",),
     ),
     EventKind.F_STE_FETCH: Meaning(
         "the stream table could not be read",
@@ -43,49 +44,48 @@ MEANINGS: dict[EventKind, Meaning] = {
     ),
     EventKind.C_BAD_STE: Meaning(
         "the stream table entry is not valid",
-        "nothing is attached to the device: it was detached, or its attach was refused, and its "
-        "MSIs and DMA are aborted",
+        "the device has no IOMMU domain: it was detached, or its attach was refused, and its MSIs "
+        "and DMA are aborted",
         (
             (
-                "attach it again; where QEMU's log says 'Failed to install STE', mend that: "
+                "attach it again; if QEMU's log says 'Failed to install STE', fix that first: "
                 "vmm-msi explain < /var/log/libvirt/qemu/{guest}.log"
             ),
         ),
     ),
     EventKind.F_BAD_ATS_TREQ: Meaning(
-        "the device asked for a translation (ATS), and may not",
-        "ATS is on in the device and off in the SMMU",
+        "the device requested a translation (ATS) without permission",
+        "ATS is enabled in the device and not in the SMMU",
         (_NO_ATS,),
     ),
     EventKind.F_STREAM_DISABLED: Meaning(
-        "the device is switched off in the SMMU, or used a PASID-less access where none may be",
-        "the guest attached it with PASIDs alone, or the host blocks it while it changes hands",
+        "the SMMU terminates all accesses of the device, or its accesses without a PASID",
+        "the guest attached it with PASIDs alone, or the host blocks it while it is reassigned",
         (_GUESTS,),
     ),
     EventKind.F_TRANSL_FORBIDDEN: Meaning(
-        "the device used an address that it says is translated (ATS), and may not",
-        "ATS is on in the device and off in the SMMU",
+        "the device used a translated address (ATS) without permission",
+        "ATS is enabled in the device and not in the SMMU",
         (_NO_ATS,),
     ),
     EventKind.C_BAD_SUBSTREAMID: Meaning(
-        "a PASID that the vSMMU has no room for",
-        "the device uses PASIDs, and its vSMMU has fewer bits for them, or none",
+        "a PASID that the vSMMU does not support",
+        "the device uses PASIDs of more bits than its vSMMU has, which may be none",
         ("vmm-msi attach {guest} {device} --vsmmu ssidsize=N, N as the device and pSMMU have",),
     ),
     EventKind.F_CD_FETCH: Meaning(
         "the context descriptor could not be read",
-        "the address that the guest has in its stream table is no memory",
+        "the guest's stream table has an address outside of memory",
         (_GUESTS,),
     ),
     EventKind.C_BAD_CD: Meaning(
         "the context descriptor is not valid",
-        "the guest wrote one that the pSMMU does not take: with page sizes, address sizes or a "
-        "table format it lacks",
-        ("properties of the vSMMU as the pSMMU has them: leave --vsmmu out", _GUESTS),
+        "the guest wrote one with page sizes, address sizes or a table format that the pSMMU lacks",
+        ("use the properties of the pSMMU: omit --vsmmu", _GUESTS),
     ),
     EventKind.F_WALK_EABT: Meaning(
         "a translation table could not be read",
-        "a table is where no memory is",
+        "a table is outside of memory",
         (_GUESTS,),
     ),
     EventKind.F_TLB_CONFLICT: Meaning(
@@ -99,8 +99,8 @@ MEANINGS: dict[EventKind, Meaning] = {
         (_GUESTS,),
     ),
     EventKind.E_PAGE_REQUEST: Meaning(
-        "the device asked for a page (PRI)",
-        "nobody handles page requests of an assigned device",
+        "the device requested a page (PRI)",
+        "page requests of an assigned device are not handled",
         (_NO_ATS,),
     ),
     EventKind.F_VMS_FETCH: Meaning(

@@ -1,7 +1,7 @@
-"""Events of SMMUv3s in a log: the words that were dumped, and the lines that say what is in them.
+"""Events of SMMUv3s in a log: their dumped words, and the lines that decode them.
 
-Linux 7.2 ``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c`` arm_smmu_dump_event prints both; older
-kernels the words alone; and who looks for one line with grep has that alone.
+Linux 7.2 ``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c`` arm_smmu_dump_event prints both, older
+kernels print only the words, and the output of grep may have one decoded line alone.
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ _NEED_STAGE = {
 
 @dataclass(slots=True)
 class Pending:
-    """An event of which more lines may come."""
+    """An event that later lines may complete.
+
+    :param from_words: it was decoded from its words.
+    """
 
     line: Line
     logged: Logged
@@ -56,101 +59,104 @@ class Pending:
 
 
 class EventText:
-    """Takes lines and gives events, each with the line it began at.
+    """Parses lines into events, each with its first line.
 
-    An event is given out when nothing more can belong to it: at the next one of its SMMU, or at the
-    end.
+    An event is complete at the next event of its SMMU, or at the end of the text.
+
+    :ivar suppressed: number of events that the kernel counted and did not log.
     """
 
     def __init__(self) -> None:
         self._reader = EventReader()
-        self._begun: dict[str, tuple[Line, int]] = {}
+        self._announced: dict[str, tuple[Line, int]] = {}
         self._pending: dict[str, Pending] = {}
-        self._done: list[Pending] = []
+        self._complete: list[Pending] = []
         self.suppressed = 0
 
     def line(self, line: Line) -> bool:
-        """Take one line and tell whether it is of an event."""
+        """Parse a line; return whether it belongs to an event."""
         text = line.text
         piece = self._reader.line(text)
         if piece is not None:
             if piece.announces is not None:
-                self._give_up(piece.smmu)
-                self._begun[piece.smmu] = (line, piece.announces)
+                self._drop_words(piece.smmu)
+                self._announced[piece.smmu] = (line, piece.announces)
             elif piece.words:
-                begun, _number = self._begun.pop(piece.smmu)
-                self._begin(begun, of_words(piece.words, piece.smmu), from_words=True)
+                first, _number = self._announced.pop(piece.smmu)
+                self._begin(first, of_words(piece.words, piece.smmu), from_words=True)
             return True
-        return self._decoded(line) or self._access(text) or self._alone(line)
+        return self._decoded(line) or self._access(text) or self._single_line(line)
 
     def take(self) -> list[Pending]:
-        """Return the events that are complete."""
-        done, self._done = self._done, []
-        return done
+        """Return the complete events and forget them."""
+        complete, self._complete = self._complete, []
+        return complete
 
     def end(self) -> list[Pending]:
-        """Return the rest."""
-        for smmu in list(self._begun):
-            self._give_up(smmu)
-        self._done += self._pending.values()
+        """Return the remaining events, at the end of the text."""
+        for smmu in list(self._announced):
+            self._drop_words(smmu)
+        self._complete += self._pending.values()
         self._pending.clear()
         return self.take()
 
-    def _give_up(self, smmu: str) -> None:
-        """Give out an event that was announced and of which the words did not come."""
-        begun = self._begun.pop(smmu, None)
-        if begun is not None:
-            line, number = begun
-            self._done.append(Pending(line, Logged(number, None, smmu), True))
+    def _drop_words(self, smmu: str) -> None:
+        """Complete an event whose words are missing or cut off."""
+        announced = self._announced.pop(smmu, None)
+        if announced is not None:
+            line, number = announced
+            self._complete.append(Pending(line, Logged(number, None, smmu), True))
 
     def _begin(self, line: Line, logged: Logged, *, from_words: bool) -> None:
-        before = self._pending.pop(logged.smmu, None)
-        if before is not None:
-            self._done.append(before)
+        previous = self._pending.pop(logged.smmu, None)
+        if previous is not None:
+            self._complete.append(previous)
         self._pending[logged.smmu] = Pending(line, logged, from_words)
 
     def _decoded(self, line: Line) -> bool:
-        found = _DECODED.search(line.text)
-        if found is None:
+        match = _DECODED.search(line.text)
+        if match is None:
             return False
-        said = _said(found)
-        self._begun.pop(said.smmu, None)  # says more than the line that announced it
-        before = self._pending.get(said.smmu)
-        if before is not None and before.from_words and _same(before.logged, said):
-            before.logged = replace(before.logged, client=said.client)
+        decoded = _from_decoded(match)
+        self._announced.pop(decoded.smmu, None)  # the decoded line has more than the announcement
+        pending = self._pending.get(decoded.smmu)
+        if pending is not None and pending.from_words and _same(pending.logged, decoded):
+            pending.logged = replace(pending.logged, client=decoded.client)
         else:
-            self._begin(line, said, from_words=False)
+            self._begin(line, decoded, from_words=False)
         return True
 
     def _access(self, text: str) -> bool:
-        found = _ACCESS.search(text)
-        if found is None:
+        match = _ACCESS.search(text)
+        if match is None:
             return False
-        pending = self._pending.get(found["smmu"])
+        pending = self._pending.get(match["smmu"])
         if pending is None or pending.logged.event is None:
             return False
         event = pending.logged.event
         if not pending.from_words and event.kind in _NEED_STAGE:
-            stage = int(found["stage"])
-            walk = stage == 2 and found["kind"].startswith("Stage 1")
+            stage = int(match["stage"])
+            walk = stage == 2 and match["kind"].startswith("Stage 1")
             ipa = event.ipa
             if stage == 1:
                 ipa = None
             elif ipa is not None and not walk:
                 ipa = Ipa(ipa | event.iova & 0xFFF)
             event = replace(event, stage=stage, ipa=ipa, table_walk=walk)
-        pending.logged = replace(pending.logged, event=event, access=found["access"])
+        pending.logged = replace(pending.logged, event=event, access=match["access"])
         return True
 
-    def _alone(self, line: Line) -> bool:
-        """Take events that are one line: words, a trace of QEMU, a count."""
+    def _single_line(self, line: Line) -> bool:
+        """Parse a line that is an event by itself: words, a trace of QEMU, a count."""
         suppressed = _SUPPRESSED.search(line.text)
         if suppressed is not None:
             self.suppressed += int(suppressed[1])
             return True
         bare = _BARE.fullmatch(line.text)
         if bare is not None:
-            self._done.append(Pending(line, of_words([int(w, 16) for w in bare.groups()]), True))
+            self._complete.append(
+                Pending(line, of_words([int(w, 16) for w in bare.groups()]), True)
+            )
             return True
         trace = _TRACE.search(line.text)
         if trace is None or trace["name"] not in EventKind.__members__:
@@ -158,7 +164,7 @@ class EventText:
         kind = EventKind[trace["name"]]
         stage = 1 if kind in _NEED_STAGE else 0
         event = SmmuEvent(kind, stage, StreamId(int(trace["sid"], 16)), Iova(0))
-        self._done.append(Pending(line, Logged(kind, event), False))
+        self._complete.append(Pending(line, Logged(kind, event), False))
         return True
 
 
@@ -170,26 +176,26 @@ def of_words(words: Sequence[int], smmu: str = "") -> Logged:
     return Logged(words[0] & 0xFF, event, smmu)
 
 
-def _said(found: re.Match[str]) -> Logged:
-    """Return the event that a line says in words; its stage is in the line after it."""
+def _from_decoded(match: re.Match[str]) -> Logged:
+    """Return the event of a decoded line; its stage is in the line after it."""
     client = None
     with suppress(InputError):
-        client = PciAddress.parse(found["client"])
-    kind = EventKind.__members__.get(found["name"])
+        client = PciAddress.parse(match["client"])
+    kind = EventKind.__members__.get(match["name"])
     event = None
     if kind is not None:
         stage, ipa = 0, None
         if kind in _NEED_STAGE:
-            # Until the next line tells: stage 2 has an IPA, which may be 0, though.
-            ipa = Ipa(int(found["ipa"] or "0", 16)) or None
+            # A guess until the next line: stage 2 has an IPA, which may be 0, though.
+            ipa = Ipa(int(match["ipa"] or "0", 16)) or None
             stage = 1 if ipa is None else 2
-        iova = Iova(int(found["iova"] or "0", 16))
-        event = SmmuEvent(kind, stage, StreamId(int(found["sid"], 16)), iova, ipa)
-    return Logged(0 if kind is None else kind, event, found["smmu"], client)
+        iova = Iova(int(match["iova"] or "0", 16))
+        event = SmmuEvent(kind, stage, StreamId(int(match["sid"], 16)), iova, ipa)
+    return Logged(0 if kind is None else kind, event, match["smmu"], client)
 
 
-def _same(words: Logged, said: Logged) -> bool:
-    first, second = words.event, said.event
+def _same(words: Logged, decoded: Logged) -> bool:
+    first, second = words.event, decoded.event
     if first is None or second is None:
         return first is second
     return (first.kind, first.stream_id) == (second.kind, second.stream_id)

@@ -1,4 +1,4 @@
-"""From a text to what its lines mean."""
+"""Explain the lines of a text."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
 from vmm_msi.explain import known_texts, log_lines
-from vmm_msi.explain.address_kinds import at_iova
+from vmm_msi.explain.address_kinds import describe_iova
 from vmm_msi.explain.event_text import EventText
 from vmm_msi.explain.explanation import ExplainedLine, ExplainedText, Explanation, Remedy, Subject
 from vmm_msi.explain.faults import explain_event
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from vmm_msi.explain.event_text import Pending
     from vmm_msi.explain.faults import Logged
     from vmm_msi.explain.known_text import Text
+    from vmm_msi.explain.log_context import LogContext
     from vmm_msi.explain.log_lines import Line
     from vmm_msi.explain.remedies import StrategyRemedies
-    from vmm_msi.explain.situation import Situation
 
 #: Different explanations that are kept.
 MAX_EXPLAINED = 200
-#: Different events and lines that are looked at for them.
-_MAX_KNOWN = 5 * MAX_EXPLAINED
+#: Different events and lines that are explained to get there.
+_MAX_SEEN = 5 * MAX_EXPLAINED
 #: Characters of a line that are shown.
 _SHOWN = 300
 
 _ADDRESS = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
-#: Where programs name the device that they talk of, the surest first.
+#: Where programs name the device, the most specific pattern first.
 _DEVICE = tuple(
     re.compile(pattern)
     for pattern in (
@@ -48,131 +48,129 @@ _DEVICE = tuple(
 
 def explain(
     text: str,
-    situation: Situation,
+    context: LogContext,
     strategies: StrategyRemedies | None = None,
     notes: Sequence[str] = (),
 ) -> ExplainedText:
-    """Return what the lines of a text mean.
+    """Explain the lines of a text.
 
-    :param strategies: names the strategies that would deliver; None to name none.
-    :param notes: what is known to be missing already.
+    :param strategies: names the strategies that deliver; None to name none.
+    :param notes: notes of the caller, which come first.
     """
     events = EventText()
-    meanings = _Meanings(text, situation, strategies)
+    explained = _ExplainedLines(text, context, strategies)
     for line in log_lines.lines(text):
         if not events.line(line):
-            meanings.line(line)
+            explained.line(line)
             continue
         for pending in events.take():
-            meanings.event(pending)
+            explained.event(pending)
     for pending in events.end():
-        meanings.event(pending)
-    told = strategies.note if strategies is not None else ""
+        explained.event(pending)
+    note = strategies.note if strategies is not None else ""
     return ExplainedText(
-        lines=meanings.sorted(),
-        unrecognised=meanings.unrecognised,
-        left_out=meanings.left_out,
+        lines=explained.in_order(),
+        unrecognised=explained.unrecognised,
+        left_out=explained.left_out,
         suppressed=events.suppressed,
-        notes=(*notes, *([told] if told else [])),
+        notes=(*notes, note) if note else tuple(notes),
     )
 
 
-class _Meanings:
-    """Explanations, each once, with where it was first and how often.
+class _ExplainedLines:
+    """Different explanations, each with its first line and its count.
 
-    What was explained is not looked at again, and of too many different events and lines no more
-    is looked at than is shown.
+    An event or a line that was seen is not explained again; beyond a limit, new ones are only
+    counted.
 
-    :ivar unrecognised: lines in which nothing was recognised.
-    :ivar left_out: what is not shown.
+    :ivar unrecognised: number of lines that match no known text.
+    :ivar left_out: number of lines and events beyond the limit.
     """
 
-    def __init__(
-        self, text: str, situation: Situation, strategies: StrategyRemedies | None
-    ) -> None:
+    def __init__(self, text: str, context: LogContext, strategies: StrategyRemedies | None) -> None:
         self._forms = [form for form in known_texts.forms() if form.key in text]
-        self._situation = situation
+        self._context = context
         self._strategies = strategies
-        self._known: dict[Logged | str, Explanation] = {}
-        self._found: dict[Explanation, ExplainedLine] = {}
+        self._seen: dict[Logged | str, Explanation] = {}
+        self._lines: dict[Explanation, ExplainedLine] = {}
         self.unrecognised = 0
         self.left_out = 0
 
     def event(self, pending: Pending) -> None:
-        """Take an event."""
+        """Explain an event."""
         logged = pending.logged
-        if logged not in self._known and not self._is_full():
-            self._known[logged] = explain_event(logged, self._situation, self._strategies)
-        self._add(pending.line, self._known.get(logged))
+        if logged not in self._seen and not self._is_full():
+            self._seen[logged] = explain_event(logged, self._context, self._strategies)
+        self._add(pending.line, self._seen.get(logged))
 
     def line(self, line: Line) -> None:
-        """Take a line that is of no event."""
-        found = self._look(line.text)
-        if found is None:
+        """Explain a line that does not belong to an event."""
+        known = self._match(line.text)
+        if known is None:
             self.unrecognised += 1
             return
-        text, match = found
-        if line.text not in self._known and not self._is_full():
-            self._known[line.text] = _of_text(
-                text, match, line.text, self._situation, self._strategies
+        text, match = known
+        if line.text not in self._seen and not self._is_full():
+            self._seen[line.text] = _explain_text(
+                text, match, line.text, self._context, self._strategies
             )
-        self._add(line, self._known.get(line.text))
+        self._add(line, self._seen.get(line.text))
 
-    def sorted(self) -> tuple[ExplainedLine, ...]:
-        """Return what was found, in the order of the lines."""
-        return tuple(sorted(self._found.values(), key=lambda found: found.line))
+    def in_order(self) -> tuple[ExplainedLine, ...]:
+        """Return the explanations, in the order of their first lines."""
+        return tuple(sorted(self._lines.values(), key=lambda explained: explained.line))
 
     def _is_full(self) -> bool:
-        return len(self._known) >= _MAX_KNOWN or len(self._found) >= MAX_EXPLAINED
+        return len(self._seen) >= _MAX_SEEN or len(self._lines) >= MAX_EXPLAINED
 
-    def _look(self, line: str) -> tuple[Text, re.Match[str]] | None:
+    def _match(self, line: str) -> tuple[Text, re.Match[str]] | None:
         for form in self._forms:
-            found = form.pattern.search(line) if form.key in line else None
-            if found is not None:
-                return form.text, found
+            match = form.pattern.search(line) if form.key in line else None
+            if match is not None:
+                return form.text, match
         return None
 
     def _add(self, line: Line, explanation: Explanation | None) -> None:
         if explanation is None:
             self.left_out += 1
             return
-        before = self._found.get(explanation)
-        if before is None:
+        known = self._lines.get(explanation)
+        if known is None:
             text = " ".join(line.text.split())[:_SHOWN]
-            self._found[explanation] = ExplainedLine(explanation, line.number, text)
+            self._lines[explanation] = ExplainedLine(explanation, line.number, text)
             return
-        first = min(before.line, line.number)
-        self._found[explanation] = replace(before, line=first, count=before.count + 1)
+        first = min(known.line, line.number)
+        self._lines[explanation] = replace(known, line=first, count=known.count + 1)
 
 
-def _of_text(
+def _explain_text(
     text: Text,
-    found: re.Match[str],
+    match: re.Match[str],
     line: str,
-    situation: Situation,
+    context: LogContext,
     strategies: StrategyRemedies | None,
 ) -> Explanation:
-    values = [value.strip() for value in found.groups("")]
+    values = [value.strip() for value in match.groups("")]
     iova = None if text.iova is None else Iova(int(values[text.iova], 16))
     stream = (
         None if text.stream is None else StreamId(int(values[text.stream], 16) & text.stream_mask)
     )
-    subjects = _named(line, situation)
+    subjects = _named_devices(line, context)
     if stream is not None and not subjects:
-        subjects = situation.by_stream(stream, "")
+        subjects = context.by_stream(stream, "")
     device = subjects[0].address if len(subjects) == 1 else None
     names = {
-        "guest": situation.guest_name if situation.guest is not None else "GUEST",
+        "guest": context.guest_name if context.guest is not None else "GUEST",
         "device": str(device or "DEVICE"),
     }
-    rest = line[found.start() :]
-    why = next((meaning for words, meaning in text.cases.items() if words in rest), text.why)
-    remedies: Sequence[Remedy] = [Remedy(each.format(*values, **names)) for each in text.remedies]
+    rest = line[match.start() :]
+    why = next((reason for words, reason in text.cases.items() if words in rest), text.why)
+    remedies = [Remedy(remedy.format(*values, **names)) for remedy in text.remedies]
     if text.strategies and strategies is not None:
-        remedies = [*remedies, *strategies.remedies(device, ignores_rmr=False)]
-    at = None
+        remedies += strategies.remedies(device, ignores_rmr=False)
+    iova_is = ""
     if iova is not None:
-        at = at_iova(iova, situation.host_device(device), situation)
+        iova_is = describe_iova(iova, context.host_device(device), context).text
     return Explanation(
         id=text.id,
         program=text.program,
@@ -181,7 +179,7 @@ def _of_text(
         stream=stream,
         stage=text.stage,
         iova=iova,
-        iova_is="" if at is None else at.words,
+        iova_is=iova_is,
         missing=text.missing,
         why=why,
         remedies=tuple(remedies),
@@ -190,14 +188,14 @@ def _of_text(
     )
 
 
-def _named(line: str, situation: Situation) -> tuple[Subject, ...]:
-    """Return the device that a line names."""
+def _named_devices(line: str, context: LogContext) -> tuple[Subject, ...]:
+    """Return the device that a line names, if any."""
     for pattern in _DEVICE:
-        found = pattern.search(line)
-        if found is not None:
+        match = pattern.search(line)
+        if match is not None:
             with suppress(InputError):
-                address = PciAddress.parse(found[1])
-                if situation.in_guest:
-                    return (situation.by_guest_address(address),)
-                return (situation.subject(address),)
+                address = PciAddress.parse(match[1])
+                if context.in_guest:
+                    return (context.by_guest_address(address),)
+                return (context.subject(address),)
     return ()

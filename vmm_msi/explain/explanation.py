@@ -1,4 +1,4 @@
-"""What is said of a line: values that a table or a document is made of."""
+"""Explanations of log lines, as values that a report prints or writes as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 class Program(StrEnum):
-    """Who wrote it."""
+    """The program that wrote a line."""
 
     KERNEL = "kernel"
     QEMU = "qemu"
@@ -20,11 +20,11 @@ class Program(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Remedy:
-    """What would mend it.
+    """A change that fixes a problem.
 
-    :param what: the exact change, or what the strategy does and who carries it out.
-    :param strategy: the strategy, as ``--strategy`` takes it; empty where it is another change.
-    :param change: what has to be changed besides, for the strategy to deliver; empty for nothing.
+    :param what: the exact change; for a strategy, how to switch to it, or how it works.
+    :param strategy: the strategy as ``--strategy`` takes it; empty for another change.
+    :param change: what else to change so that the strategy delivers; empty for nothing.
     """
 
     what: str
@@ -34,11 +34,11 @@ class Remedy:
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """A device that is meant, or may be.
+    """A device that a line is about, or may be about.
 
-    :param address: on the host; None where only the guest's view of it is known.
+    :param address: on the host; None if only its address in the guest is known.
     :param guest_address: in the guest.
-    :param note: what else is known of it, such as its SMMU, its ITS and who has it.
+    :param note: more about it, such as its SMMU, its ITS and its guest.
     """
 
     address: PciAddress | None
@@ -48,18 +48,18 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """What one text, or one event, means.
+    """The meaning of a known text or an event.
 
-    :param id: which text or event it is; docs/explain.md has them all.
-    :param what: what it says, in a sentence.
-    :param devices: the devices that it may be about: one, several where that is not certain.
-    :param stage: 1 or 2, None where it is about neither.
-    :param iova: the address that was used, and what it is.
-    :param ipa: the address that stage 2 was asked for, and what it is.
-    :param missing: the mapping that is not there.
+    :param id: which text or event it is; docs/explain.md lists all.
+    :param what: the meaning, in a sentence.
+    :param devices: the devices that it may be about; several if that is uncertain.
+    :param stage: 1 or 2; None if it is about neither.
+    :param iova: the address that was used, and ``iova_is`` its description.
+    :param ipa: the address that stage 2 translates, and ``ipa_is`` its description.
+    :param missing: the missing mapping.
     :param why: how it comes about.
-    :param source: where the text, or the meaning, is from.
-    :param findings: ids of the doctor's findings about the same thing.
+    :param source: where the text, or the meaning, comes from.
+    :param findings: ids of the doctor's findings about the same problem.
     """
 
     id: str
@@ -81,11 +81,11 @@ class Explanation:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedLine:
-    """An explanation, and where it applies.
+    """An explanation and the lines that it applies to.
 
     :param line: number of the first line.
-    :param text: what that line says.
-    :param count: how often the same was said.
+    :param text: text of the first line.
+    :param count: how many lines or events have this explanation.
     """
 
     explanation: Explanation
@@ -96,12 +96,12 @@ class ExplainedLine:
 
 @dataclass(frozen=True, slots=True)
 class ExplainedText:
-    """What came of a text.
+    """All explanations of a text.
 
-    :param unrecognised: lines in which nothing was recognised.
-    :param left_out: different explanations that are not listed, there being too many.
-    :param suppressed: events that the kernel counted and did not log.
-    :param notes: what could not be looked at.
+    :param unrecognised: number of lines that match no known text.
+    :param left_out: number of lines and events beyond the limit of different explanations.
+    :param suppressed: number of events that the kernel counted and did not log.
+    :param notes: what could not be checked.
     """
 
     lines: tuple[ExplainedLine, ...]

@@ -1,4 +1,4 @@
-"""A text that a program prints, and what it means."""
+"""Texts that a program prints, and their meaning."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Text:
-    """One text, or several that mean the same.
+    """One text, or several with the same meaning.
 
-    In the sentences, ``{0}`` is what the first conversion printed, ``{device}`` and ``{guest}`` are
-    the device and the guest where they are known.
+    In the sentences, ``{0}`` is the output of the first conversion; ``{device}`` and ``{guest}``
+    are the device and the guest if known.
 
     :param id: its stable name.
-    :param formats: as the program prints it, by printf(3); the end of one is enough where it starts
-        with a conversion.
-    :param what: what it says.
+    :param formats: the printf(3) formats of the program; if one starts with a conversion, its end
+        is enough.
+    :param what: its meaning.
     :param source: where the program prints it.
     :param why: how it comes about.
-    :param cases: how it comes about where the line also has one of these words.
-    :param missing: the mapping that is not there.
-    :param remedies: what would mend it.
-    :param strategies: strategies that deliver on the model are named, too.
+    :param cases: how it comes about if the line also has one of these words.
+    :param missing: the missing mapping.
+    :param remedies: changes that fix it.
+    :param strategies: whether to name the strategies that deliver in the simulator, too.
     :param iova: which conversion is an IOVA.
     :param stream: which conversion is a StreamID, in the bits of ``stream_mask``.
     """
@@ -53,15 +53,15 @@ class Text:
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:
-        """Its forms."""
-        return tuple(Form(self, each, printf.key(each)) for each in self.formats)
+        """One form for each format."""
+        return tuple(Form(self, format_, printf.key(format_)) for format_ in self.formats)
 
 
 @dataclass(frozen=True)
 class Form:
     """One of the forms of a text.
 
-    :param key: words that each line of that form has.
+    :param key: words that every line of this form has.
     """
 
     text: Text
@@ -70,5 +70,5 @@ class Form:
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
-        """What matches a line of this form."""
+        """Matches a line of this form."""
         return printf.pattern(self.format)

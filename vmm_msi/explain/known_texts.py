@@ -1,4 +1,4 @@
-"""All texts that are recognised."""
+"""All known texts."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def texts() -> tuple[Text, ...]:
 
 @cache
 def forms() -> tuple[Form, ...]:
-    """Return all forms, the longest key first: of two that match a line, it says more."""
-    found = [form for text in texts() for form in text.forms]
-    return tuple(sorted(found, key=lambda form: -len(form.key)))
+    """Return all forms, the longest key first: it is the most specific of those that match."""
+    every = [form for text in texts() for form in text.forms]
+    return tuple(sorted(every, key=lambda form: -len(form.key)))

@@ -1,4 +1,4 @@
-"""Text from a log, as lines without what the log wrote before them."""
+"""Lines of a log, without the prefixes that the log adds."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vmm_msi.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Bytes of text that are read; the kernel's own log has up to a few MiB.
+#: Limit in bytes of a text; the kernel's own log has up to a few MiB.
 MAX_BYTES = 16 << 20
-#: Characters of a line that are looked at; a record of the kernel has 2048 at most.
+#: Limit in characters of a line; a record of the kernel has 2048 at most.
 MAX_LINE = 4096
 
 _CLOCK = r"\d{1,2}:\d\d:\d\d(?:[.,]\d{1,9})?"
 _TIME = rf"(?:[A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_CLOCK}|\d{{4}}-\d\d-\d\d[T ]{_CLOCK}\S{{0,6}})"
-#: What stands before a message; each is tried once, in this order.
+#: Prefixes of a message; each is removed once, in this order.
 _PREFIXES = tuple(
     re.compile(pattern)
     for pattern in (
@@ -34,9 +34,9 @@ _PREFIXES = tuple(
     )
 )
 
-#: Colours of a terminal, as ``dmesg --color=always`` has them.
+#: Colours of a terminal, as in ``dmesg --color=always``.
 _COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
-#: What would do something to the terminal that the line is shown on.
+#: Characters that control a terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
@@ -44,8 +44,8 @@ _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 class Line:
     """A line.
 
-    :param number: where it is in the text, from 1.
-    :param text: the message; a tab at its start is kept.
+    :param number: its number in the text, from 1.
+    :param text: the message, with a tab at its start if it has one.
     """
 
     number: int
@@ -53,20 +53,20 @@ class Line:
 
 
 def decode(data: bytes, source: str) -> str:
-    """Return bytes as text; what is not UTF-8 is shown as such.
+    """Decode a text; bytes that are not UTF-8 are replaced.
 
-    :raise InputError: when there are more than :data:`MAX_BYTES`.
+    :raise InputError: if it has more than :data:`MAX_BYTES`.
     """
     if len(data) > MAX_BYTES:
         raise InputError(
-            f"reading {source}: more than {MAX_BYTES >> 20} MiB; a part of it would do: "
+            f"reading {source}: more than {MAX_BYTES >> 20} MiB; use a part of it: "
             f"tail -c {MAX_BYTES >> 20}M"
         )
     return data.decode("utf-8", "replace")
 
 
 def lines(text: str) -> Iterator[Line]:
-    """Yield the lines that have something in them, without what the log wrote before them."""
+    """Yield the lines that are not blank, without the prefixes of the log."""
     for number, raw in enumerate(text.split("\n"), 1):
         short = raw[:MAX_LINE].rstrip("\r ")
         if not short.strip():
@@ -77,9 +77,9 @@ def lines(text: str) -> Iterator[Line]:
 
 
 def message(text: str) -> str:
-    """Return what a program said, without time, host and name of the program."""
+    """Return the message of a line, without time, host and name of the program."""
     for prefix in _PREFIXES:
-        found = prefix.match(text)
-        if found is not None:
-            text = text[found.end() :]
+        match = prefix.match(text)
+        if match is not None:
+            text = text[match.end() :]
     return text

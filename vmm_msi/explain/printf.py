@@ -1,8 +1,8 @@
-"""From the text a program prints by to what recognises it.
+"""Turn printf formats of programs into patterns that match their output.
 
-Programs print by formats, and these are what is in their sources and in their binaries, so the
-tables of this package hold formats. A conversion matches a bounded number of characters, and no two
-that may match the same stand side by side, so that the time per line is bounded.
+The tables of this package hold formats as they are in sources and binaries. A conversion matches a
+bounded number of characters, and conversions that match the same characters are never adjacent, so
+the time per line is bounded.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ _PATTERNS = {
 
 
 def pattern(text: str) -> re.Pattern[str]:
-    """Return what matches the output of a printf format; each conversion is a group."""
+    """Return a pattern for the output of a printf format; each conversion is a group."""
     text = text.rstrip()
     parts = []
     position = 0
-    for found in _CONVERSION.finditer(text):
-        parts.append(_literal(text[position : found.start()]))
-        position = found.end()
-        kind = found["kind"]
+    for match in _CONVERSION.finditer(text):
+        parts.append(_literal(text[position : match.start()]))
+        position = match.end()
+        kind = match["kind"]
         part = "%" if kind == "%" else _PATTERNS[kind]
-        # With nothing behind it, it goes as far as it can.
+        # The last conversion matches as much as possible.
         parts.append(part.replace("}?)", "})") if position == len(text) else part)
     return re.compile("".join(parts) + _literal(text[position:]))
 
 
 def key(text: str) -> str:
-    """Return the longest part of a format that is printed as it is."""
+    """Return the longest part of a format without conversions."""
     parts = [part.strip() for part in _CONVERSION.sub("\0", text).split("\0")]
     return max(parts, key=len)
 
 
 def _literal(text: str) -> str:
-    # Logs and terminals may make one space of several.
+    # Logs and terminals may change the number of spaces.
     return re.sub(r"(?:\\ )+", " {1,8}", re.escape(text))

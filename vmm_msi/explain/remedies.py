@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice
     from vmm_msi.engine.survey import Delivery
-    from vmm_msi.explain.situation import Situation
+    from vmm_msi.explain.log_context import LogContext
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import GuestDomain, HostTopology, PciAddress
 
@@ -31,9 +31,9 @@ class StrategyRemedies:
     :param selector: name of the ITS selector.
     """
 
-    def __init__(self, plugins: PluginManager, situation: Situation, selector: str) -> None:
+    def __init__(self, plugins: PluginManager, context: LogContext, selector: str) -> None:
         self._plugins = plugins
-        self._situation = situation
+        self._context = context
         self._selector = selector
         self._deliveries: tuple[Delivery, ...] | None = None
         #: Why no strategy was tried in the simulator; empty if they were.
@@ -48,7 +48,7 @@ class StrategyRemedies:
         :param ignores_rmr: the log shows that the guest does not map the MSI window, whatever its
             definition promises.
         """
-        host, guest = self._situation.host, self._situation.guest
+        host, guest = self._context.host, self._context.guest
         if host is None or guest is None or not guest.devices:
             return tuple(self._untried())
         if self._deliveries is None:
@@ -104,19 +104,19 @@ class StrategyRemedies:
         attach = f"vmm-msi attach {guest} {device or 'DEVICE'} --strategy {choice}"
         if device is None:
             return attach
-        if self._situation.record.device(device) is not None:
+        if self._context.record.device(device) is not None:
             if self._is_recorded(choice, device):
                 return "the guest has it already, and it delivers in the simulator"
             return f"vmm-msi detach {guest} {device}, then {attach}"
-        if self._situation.is_accelerated(device):
+        if self._context.is_accelerated(device):
             return "the definition has an accelerated vSMMU for the device already"
-        if self._situation.xml is not None:
+        if self._context.xml is not None:
             return f"remove its <hostdev> from the definition, then {attach}"
         return attach
 
     def _is_recorded(self, choice: Choice, device: PciAddress) -> bool:
         """Return whether the device was attached with this strategy and the same options."""
-        recorded = self._situation.record.device(device)
+        recorded = self._context.record.device(device)
         if recorded is None or recorded.strategy != choice.strategy:
             return False
         offered = self._plugins.options(choice.strategy, choice.options)
@@ -125,7 +125,7 @@ class StrategyRemedies:
 
     def _rmr_change(self) -> str:
         """Return what to change so that the guest honours the RMR that QEMU gives it."""
-        xml = self._situation.xml
+        xml = self._context.xml
         if xml is None:
             return "the guest has to honour RMR nodes: ACPI, and Linux 6.0 or newer in it"
         changes = []

@@ -15,7 +15,7 @@ from vmm_msi.errors import BackendError, UsageError
 from vmm_msi.explain import log_lines
 from vmm_msi.explain.event_text import EventText
 from vmm_msi.explain.faults import subjects_of
-from vmm_msi.explain.situation import Situation
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.iommu.linux import local_pci
 from vmm_msi.iommu.linux.msi_table import read_addresses
 from vmm_msi.recording import (
@@ -87,7 +87,7 @@ def record_guest(
             f"recording {xml.name}: the guest has no device behind an accelerated vSMMU; assign "
             "one with vmm-msi attach"
         )
-    situation = Situation(host, None, xml)
+    context = LogContext(host, None, xml)
     full, host = host, _reduced_host(host, strategies)
     guest = guest_with(xml, strategies)
     guest = replace(
@@ -108,13 +108,13 @@ def record_guest(
             unread.append(failure.reason)
         vectors = _vectors(programmed, counts.get(address, {}))
         devices.append(RecordedDevice(address, strategy, options, vectors))
-    situation = replace(situation, host=full, guest=guest)
+    context = replace(context, host=full, guest=guest)
     log = observations.recent_log
     if log is None:
         log = observations.kernel_log
-    events = _events(log, situation, LogOrigin.HOST)
+    events = _events(log, context, LogOrigin.HOST)
     if observations.guest_log is not None:
-        inside = replace(situation, in_guest=True)
+        inside = replace(context, in_guest=True)
         events += _events(observations.guest_log.splitlines(), inside, LogOrigin.GUEST)
     return Recording(
         releases,
@@ -157,13 +157,13 @@ def slots_of(devices: Iterable[RecordedDevice], host: HostTopology) -> tuple[Slo
 def _strategies(xml: DomainXml) -> dict[PciAddress, tuple[str, Mapping[str, str]]]:
     """Return strategy and options of each device behind an accelerated vSMMU."""
     record = read_record(xml)
-    situation = Situation(xml=xml)
+    context = LogContext(xml=xml)
     strategies: dict[PciAddress, tuple[str, Mapping[str, str]]] = {}
     for hostdev in xml.hostdevs():
         device = None if record is None else record.device(hostdev.host)
         if device is not None:
             strategies[hostdev.host] = (device.strategy, dict(device.options))
-        elif situation.is_accelerated(hostdev.host):
+        elif context.is_accelerated(hostdev.host):
             strategies[hostdev.host] = (DEFAULT_STRATEGY, {})
     return strategies
 
@@ -202,7 +202,7 @@ def _vectors(
     return tuple(RecordedVector(n, programmed.get(n), counts.get(n, 0)) for n in numbers)
 
 
-def _events(lines: Iterable[str], situation: Situation, origin: LogOrigin) -> list[RecordedEvent]:
+def _events(lines: Iterable[str], context: LogContext, origin: LogOrigin) -> list[RecordedEvent]:
     """Return the distinct events in a log that have exactly one device as their cause."""
     text = EventText()
     for line in log_lines.lines("\n".join(lines)):
@@ -210,7 +210,7 @@ def _events(lines: Iterable[str], situation: Situation, origin: LogOrigin) -> li
     events: dict[RecordedEvent, None] = {}
     for pending in text.end():
         logged = pending.logged
-        subjects = subjects_of(logged, situation)
+        subjects = subjects_of(logged, context)
         address = subjects[0].address if len(subjects) == 1 else None
         if logged.event is not None and address is not None:
             events[RecordedEvent(address, origin, logged.event)] = None

@@ -1,10 +1,11 @@
-"""What ``explain`` found, as lines for people and as a document for programs."""
+"""Explanations as lines for people and as a document for programs."""
 
 from __future__ import annotations
 
 import textwrap
 from typing import TYPE_CHECKING
 
+from vmm_msi.quantity import quantity
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
@@ -18,17 +19,17 @@ if TYPE_CHECKING:
         Subject,
     )
 
-#: Version of the JSON form; it goes up when a key changes its meaning or goes away.
+#: Version of the JSON document; it grows when a key changes its meaning or is removed.
 SCHEMA = 1
-#: Columns of the names, and of all.
+#: Columns of the names, and of the whole line.
 _NAMES = 9
 _WIDTH = 100
 
 
 def to_lines(report: ExplainedText) -> Iterator[str]:
-    """Yield a paragraph per explanation, then what was not explained."""
-    for found in report.lines:
-        yield from _paragraph(found)
+    """Yield a paragraph per explanation, then counts of the other lines."""
+    for explained in report.lines:
+        yield from _paragraph(explained)
         yield ""
     yield from _rest(report)
 
@@ -37,7 +38,7 @@ def to_json(report: ExplainedText) -> dict[str, object]:
     """Return the document: addresses and StreamIDs are hex strings."""
     return {
         "schema": SCHEMA,
-        "explanations": [_document(found) for found in report.lines],
+        "explanations": [_document(explained) for explained in report.lines],
         "lines_not_recognised": report.unrecognised,
         "explanations_left_out": report.left_out,
         "events_not_logged": report.suppressed,
@@ -45,26 +46,28 @@ def to_json(report: ExplainedText) -> dict[str, object]:
     }
 
 
-def _paragraph(found: ExplainedLine) -> Iterator[str]:
-    said = found.explanation
-    times = f" (and {found.count - 1} more like it)" if found.count > 1 else ""
-    yield f"line {found.line}: {found.text}{times}"
-    yield from _row("id", said.id)
-    yield from _row("says", said.what)
-    yield from _row("device", _devices(said))
-    if said.stage is not None:
-        yield from _row("stage", str(said.stage))
-    yield from _row("IOVA", "" if said.iova is None else f"{said.iova}: {said.iova_is}")
-    yield from _row("IPA", "" if said.ipa is None else f"{said.ipa}: {said.ipa_is}")
-    yield from _row("missing", said.missing)
-    yield from _row("why", said.why)
-    for remedy in said.remedies:
+def _paragraph(explained: ExplainedLine) -> Iterator[str]:
+    explanation = explained.explanation
+    more = f" (and {explained.count - 1} more like it)" if explained.count > 1 else ""
+    yield f"line {explained.line}: {explained.text}{more}"
+    yield from _row("id", explanation.id)
+    yield from _row("means", explanation.what)
+    yield from _row("device", _devices(explanation))
+    if explanation.stage is not None:
+        yield from _row("stage", str(explanation.stage))
+    if explanation.iova is not None:
+        yield from _row("IOVA", f"{explanation.iova}: {explanation.iova_is}")
+    if explanation.ipa is not None:
+        yield from _row("IPA", f"{explanation.ipa}: {explanation.ipa_is}")
+    yield from _row("missing", explanation.missing)
+    yield from _row("why", explanation.why)
+    for remedy in explanation.remedies:
         yield from _row("remedy", _remedy(remedy))
-    if said.findings:
-        first, *others = said.findings
+    if explanation.findings:
+        first, *others = explanation.findings
         also = f"; also {', '.join(others)}" if others else ""
         yield from _row("see", f"vmm-msi doctor --explain {first}{also}")
-    yield from _row("source", said.source)
+    yield from _row("source", explanation.source)
 
 
 def _row(name: str, value: str) -> Iterator[str]:
@@ -80,72 +83,79 @@ def _row(name: str, value: str) -> Iterator[str]:
         )
 
 
-def _devices(said: Explanation) -> str:
-    names = " or ".join(map(_subject, said.devices))
-    stream = "" if said.stream is None else f"StreamID {said.stream}"
+def _devices(explanation: Explanation) -> str:
+    names = " or ".join(map(_subject, explanation.devices))
+    stream = "" if explanation.stream is None else f"StreamID {explanation.stream}"
     if not names:
-        return stream and f"{stream}, of a device that is not known"
+        return stream and f"{stream}, of an unknown device"
     return f"{names}; {stream}" if stream else names
 
 
 def _subject(subject: Subject) -> str:
     name = str(subject.address or "")
     if subject.guest_address is not None:
-        there = f"{subject.guest_address} in the guest"
-        name = f"{there}, {name} on the host" if name else there
+        in_guest = f"{subject.guest_address} in the guest"
+        name = f"{in_guest}, {name} on the host" if name else in_guest
     return f"{name} ({subject.note})" if subject.note else name
 
 
 def _remedy(remedy: Remedy) -> str:
-    words = remedy.what
-    if remedy.strategy not in words:
-        words = f"{remedy.strategy}: {words}"
-    return f"{words}; {remedy.change}" if remedy.change else words
+    text = remedy.what
+    if remedy.strategy not in text:
+        text = f"{remedy.strategy}: {text}"
+    return f"{text}; {remedy.change}" if remedy.change else text
 
 
 def _rest(report: ExplainedText) -> Iterator[str]:
     if not report.lines:
-        yield "nothing of it was recognised"
+        yield "no line was recognised"
     if report.suppressed:
-        yield f"{report.suppressed} more events were counted by the kernel and not logged"
+        yield f"the kernel counted {quantity(report.suppressed, 'more event')} without logging them"
     if report.left_out:
-        yield f"{report.left_out} more lines were recognised and are not shown"
+        yield f"{quantity(report.left_out, 'more line')} recognised and not shown"
     if report.unrecognised:
-        lines = "1 line was" if report.unrecognised == 1 else f"{report.unrecognised} lines were"
-        yield f"{lines} not recognised"
+        yield f"{quantity(report.unrecognised, 'line')} not recognised"
     for note in report.notes:
         yield f"note: {note}"
 
 
-def _document(found: ExplainedLine) -> dict[str, object]:
-    said = found.explanation
+def _document(explained: ExplainedLine) -> dict[str, object]:
+    explanation = explained.explanation
     return {
-        "id": said.id,
-        "program": said.program,
-        "line": found.line,
-        "text": found.text,
-        "count": found.count,
-        "what": said.what,
+        "id": explanation.id,
+        "program": explanation.program,
+        "line": explained.line,
+        "text": explained.text,
+        "count": explained.count,
+        "what": explanation.what,
         "devices": [
             {
-                "address": None if each.address is None else str(each.address),
-                "guest_address": None if each.guest_address is None else str(each.guest_address),
-                "note": each.note,
+                "address": _text(subject.address),
+                "guest_address": _text(subject.guest_address),
+                "note": subject.note,
             }
-            for each in said.devices
+            for subject in explanation.devices
         ],
-        "stream_id": None if said.stream is None else str(said.stream),
-        "stage": said.stage,
-        "iova": None if said.iova is None else str(said.iova),
-        "iova_is": said.iova_is,
-        "ipa": None if said.ipa is None else str(said.ipa),
-        "ipa_is": said.ipa_is,
-        "missing": said.missing,
-        "why": said.why,
+        "stream_id": _text(explanation.stream),
+        "stage": explanation.stage,
+        "iova": _text(explanation.iova),
+        "iova_is": explanation.iova_is,
+        "ipa": _text(explanation.ipa),
+        "ipa_is": explanation.ipa_is,
+        "missing": explanation.missing,
+        "why": explanation.why,
         "mends": [
-            {"what": each.what, "strategy": each.strategy or None, "change": each.change or None}
-            for each in said.remedies
+            {
+                "what": remedy.what,
+                "strategy": remedy.strategy or None,
+                "change": remedy.change or None,
+            }
+            for remedy in explanation.remedies
         ],
-        "findings": list(said.findings),
-        "source": said.source,
+        "findings": list(explanation.findings),
+        "source": explanation.source,
     }
+
+
+def _text(value: object) -> str | None:
+    return None if value is None else str(value)

@@ -1,4 +1,4 @@
-"""What is known beside the text: the host, the guest, what vmm-msi recorded of it."""
+"""What is known of the machines that a log is about: the host, the guest, the guest's record."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ if TYPE_CHECKING:
         GuestDomain,
         HostDevice,
         HostTopology,
+        Its,
         ReservedRegion,
         StreamId,
     )
 
 
 @dataclass(frozen=True)
-class Situation:
-    """What is known beside the text; all of it may be missing.
+class LogContext:
+    """The machines that a log is about; each may be unknown.
+
+    It looks devices up by what logs call them. It reads nothing itself: host and definition are
+    read elsewhere, and the record comes from the definition.
 
     :param guest: the guest as strategies see it.
-    :param xml: its definition; None where it is described otherwise.
-    :param in_guest: the text is from the guest's own log, or an event as it was told to the guest:
+    :param xml: its definition; None if it is described otherwise.
+    :param in_guest: the guest's own kernel wrote the log, or a VMM passed the event on to it:
         StreamIDs and PCI addresses are the guest's.
     """
 
@@ -43,68 +47,72 @@ class Situation:
 
     @cached_property
     def record(self) -> DomainRecord:
-        """What vmm-msi recorded of the guest.
+        """The record of vmm-msi in the definition.
 
-        :raise DomainXmlError: when it is of another version.
+        :raise DomainXmlError: if another version wrote it.
         """
-        found = None if self.xml is None else read_record(self.xml)
-        return DomainRecord() if found is None else found
+        record = None if self.xml is None else read_record(self.xml)
+        return DomainRecord() if record is None else record
 
     @cached_property
     def guest_addresses(self) -> Mapping[PciAddress, PciAddress]:
         """Guest address -> host address of the devices behind expander buses.
 
-        A device there is alone behind its root port, and firmware gives the ports of a bus the
-        numbers that follow that bus's own, in the order of their places on it.
+        Each such device is alone behind its root port, and firmware numbers the ports of a bus from
+        that bus's own number on, in the order of their addresses on it.
         """
         if self.xml is None:
             return {}
         controllers = self.xml.controllers()
-        hosts = {each.guest.bus: each for each in self.xml.hostdevs() if each.guest is not None}
-        found = {}
+        hostdevs = {
+            hostdev.guest.bus: hostdev
+            for hostdev in self.xml.hostdevs()
+            if hostdev.guest is not None
+        }
+        addresses = {}
         for bus in controllers:
             if bus.model != EXPANDER_BUS or bus.bus_nr is None:
                 continue
             ports = [
-                (each.address, each.index)
-                for each in controllers
-                if each.model == ROOT_PORT
-                and each.address is not None
-                and each.address.bus == bus.index
-                and each.index is not None
+                (port.address, port.index)
+                for port in controllers
+                if port.model == ROOT_PORT
+                and port.address is not None
+                and port.address.bus == bus.index
+                and port.index is not None
             ]
-            for place, (_address, index) in enumerate(sorted(ports), 1):
-                hostdev = hosts.get(index)
+            for number, (_address, index) in enumerate(sorted(ports), 1):
+                hostdev = hostdevs.get(index)
                 if hostdev is not None and hostdev.guest is not None:
                     device, function = hostdev.guest.device, hostdev.guest.function
-                    guest = PciAddress(0, bus.bus_nr + place, device, function)
-                    found[guest] = hostdev.host
-        return found
+                    guest_address = PciAddress(0, bus.bus_nr + number, device, function)
+                    addresses[guest_address] = hostdev.host
+        return addresses
 
     def is_accelerated(self, address: PciAddress) -> bool:
-        """Tell whether the definition has a device behind an accelerated vSMMU."""
+        """Return whether the definition has a device behind an accelerated vSMMU."""
         if self.xml is None:
             return False
-        buses = {f"{each.index}": each.address for each in self.xml.controllers()}
-        served = {each.pci_bus for each in self.xml.iommus() if each.driver.get("accel") == "on"}
+        ports = {controller.index: controller.address for controller in self.xml.controllers()}
+        buses = {iommu.pci_bus for iommu in self.xml.iommus() if iommu.driver.get("accel") == "on"}
         for hostdev in self.xml.hostdevs():
             if hostdev.host == address and hostdev.guest is not None:
-                port = buses.get(f"{hostdev.guest.bus}")
-                return port is not None and f"{port.bus}" in served
+                port = ports.get(hostdev.guest.bus)
+                return port is not None and str(port.bus) in buses
         return False
 
     def by_stream(self, stream: StreamId, smmu: str) -> tuple[Subject, ...]:
         """Return the devices that an SMMU may know as ``stream``.
 
-        :param smmu: what the driver calls the SMMU; empty where that is not known.
+        :param smmu: the driver's name of the SMMU; empty if unknown.
         """
         if self.in_guest:
             # QEMU's StreamID is the RequesterID (hw/arm/smmu-common.c smmu_get_sid).
             return (self.by_guest_address(PciAddress.from_rid(0, stream & 0xFFFF)),)
         if self.host is None:
             return ()
-        meant = smmus_named(self.host, smmu) if smmu else None
-        devices = devices_of_stream(self.host, stream, meant)
+        smmus = smmus_named(self.host, smmu) if smmu else None
+        devices = devices_of_stream(self.host, stream, smmus)
         if self.guest is not None and len(devices) > 1:
             assigned = [d for d in devices if d.address in self.guest.device_by_address]
             devices = tuple(assigned) or devices
@@ -112,14 +120,13 @@ class Situation:
 
     def by_guest_address(self, address: PciAddress) -> Subject:
         """Return the device at an address in the guest."""
-        host = self.guest_addresses.get(address)
-        if host is None:
+        host_address = self.guest_addresses.get(address)
+        if host_address is None:
             return Subject(None, address)
-        known = self.subject(host)
-        return Subject(host, address, known.note)
+        return Subject(host_address, address, self.subject(host_address).note)
 
     def subject(self, address: PciAddress) -> Subject:
-        """Return a device of the host with what is known of it."""
+        """Return a device of the host, with its SMMU, its ITS and its guest as note."""
         notes = []
         device = self.host_device(address)
         if device is not None:
@@ -127,10 +134,8 @@ class Situation:
             if device.its_group:
                 notes.append(f"ITS {device.its}")
         if self.guest is not None:
-            if address in self.guest.device_by_address:
-                notes.append(f"in {self.guest.name}")
-            else:
-                notes.append(f"not in {self.guest.name}")
+            assigned = address in self.guest.device_by_address
+            notes.append(f"{'' if assigned else 'not '}in {self.guest.name}")
         recorded = self.record.device(address)
         if recorded is not None:
             options = ",".join(f"{key}={value}" for key, value in recorded.options.items())
@@ -139,7 +144,7 @@ class Situation:
         return Subject(address, None, ", ".join(notes))
 
     def host_device(self, address: PciAddress | None) -> HostDevice | None:
-        """Return the host's view of a device, None where the host does not have it."""
+        """Return the host's view of a device; None if the host does not have it."""
         from vmm_msi.errors import TopologyError
         from vmm_msi.host.resolve import resolve
 
@@ -151,10 +156,16 @@ class Situation:
             return None
 
     def guest_device(self, address: PciAddress | None) -> GuestDevice | None:
-        """Return the guest's view of a device, None where the guest does not have it."""
+        """Return the guest's view of a device; None if the guest does not have it."""
         if self.guest is None or address is None:
             return None
         return self.guest.device_by_address.get(address)
+
+    def its_of(self, device: HostDevice | None) -> Its | None:
+        """Return the ITS that the kernel uses for a device; None if unknown."""
+        if self.host is None or device is None or not device.its_group:
+            return None
+        return self.host.its_by_id.get(device.its)
 
     @property
     def guest_name(self) -> str:
@@ -163,11 +174,11 @@ class Situation:
 
     @property
     def granule(self) -> Granule | None:
-        """The page size of the host's kernel; None where that is not known."""
+        """The page size of the host's kernel; None if unknown."""
         host = self.host
         return host.granule if host is not None and host.granule_known else None
 
     def window(self, device: HostDevice | None) -> ReservedRegion:
         """Return the SW MSI window that the kernel uses for a device."""
-        found = None if device is None else device.sw_msi_window
-        return SW_MSI_WINDOW if found is None else found
+        window = None if device is None else device.sw_msi_window
+        return SW_MSI_WINDOW if window is None else window

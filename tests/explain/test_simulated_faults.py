@@ -1,4 +1,4 @@
-"""Faults of the model, written as the kernel logs them: what is said of them is what happened."""
+"""Faults of the simulator, logged as the kernel logs them: explanations match the verdicts."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from test_truth_table import TABLE
 from vmm_msi.config import Choice
 from vmm_msi.engine.compare import compare
 from vmm_msi.explain.explainer import explain
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.explain.remedies import StrategyRemedies
-from vmm_msi.explain.situation import Situation
 from vmm_msi.host.scenario import parse_scenario
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent, decode
 from vmm_msi.plugins.manager import PluginManager
@@ -37,15 +37,15 @@ def run(plugins, scenario, choice):
 
 
 def explained(plugins, scenario, lines):
-    situation = Situation(scenario.host, scenario.guest)
-    report = explain("\n".join(lines), situation, StrategyRemedies(plugins, situation, SELECTOR))
+    context = LogContext(scenario.host, scenario.guest)
+    report = explain("\n".join(lines), context, StrategyRemedies(plugins, context, SELECTOR))
     assert report.unrecognised == 0
-    (found,) = report.lines
-    return found.explanation
+    (line,) = report.lines
+    return line.explanation
 
 
 def check(plugins, scenario, counts):
-    """Explain every fault of every strategy; return how many there were."""
+    """Explain every fault of every strategy and return their number."""
     number = 0
     for choice in plugins.choices():
         for verdict in run(plugins, scenario, choice):
@@ -57,29 +57,29 @@ def check(plugins, scenario, counts):
                 event, ipa=None if event.stage == 1 else event.ipa or Ipa(0)
             )
             lines = raw(event)
-            said = explained(plugins, scenario, lines)
-            assert [each.address for each in said.devices] == [verdict.device]
-            assert said.stage == FAULTS[verdict.outcome]
-            assert said.iova == verdict.programmed
+            explanation = explained(plugins, scenario, lines)
+            assert [each.address for each in explanation.devices] == [verdict.device]
+            assert explanation.stage == FAULTS[verdict.outcome]
+            assert explanation.iova == verdict.programmed
             if "ipa" in verdict.trace[-1].values:
-                assert str(said.ipa) == verdict.trace[-1].values["ipa"]
-            assert said.id == f"smmu-{verdict.trace[-1].values['fault']}"
-            assert said.missing
+                assert str(explanation.ipa) == verdict.trace[-1].values["ipa"]
+            assert explanation.id == f"smmu-{verdict.trace[-1].values['fault']}"
+            assert explanation.missing
             both = explained(plugins, scenario, lines + decoded(event, verdict.device))
-            assert replace(both, what="") == replace(said, what="")
-            check_remedies(plugins, scenario, said, counts)
+            assert replace(both, what="") == replace(explanation, what="")
+            check_remedies(plugins, scenario, explanation, counts)
     return number
 
 
-def check_remedies(plugins, scenario, said, counts):
-    """Every strategy that is named delivers, with the change that is named."""
-    named = [remedy for remedy in said.remedies if remedy.strategy]
+def check_remedies(plugins, scenario, explanation, counts):
+    """Check that each named strategy delivers, with the change that is named."""
+    named = [remedy for remedy in explanation.remedies if remedy.strategy]
     for remedy in named:
         guest = replace(scenario.guest, honours_rmr=bool(remedy.change)) if remedy.change else None
         again = Scenario(scenario.host, guest or scenario.guest)
         verdicts = run(plugins, again, Choice.parse(remedy.strategy))
         assert {verdict.outcome for verdict in verdicts} == {Outcome.DELIVERED}, remedy
-        counts["mends that the explainer named, each delivered on the model"] += 1
+        counts["remedies that explain named, each delivered in the simulator"] += 1
 
 
 @pytest.mark.parametrize("honours_rmr", [True, False])
@@ -94,21 +94,23 @@ def test_the_truth_table(row, honours_rmr, plugins, counts):
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
-def test_refusals_of_the_series_as_the_kernel_words_them(row, plugins, counts):
+def test_refusals_of_the_series(row, plugins, counts):
     pits, mode, vits, order = row[:4]
     sample = pair(mode, pits=pits, vits=vits, order=order)
     scenario = parse_scenario(sample.toml(), "x")
-    situation = Situation(scenario.host, scenario.guest)
-    strategies = StrategyRemedies(plugins, situation, SELECTOR)
+    context = LogContext(scenario.host, scenario.guest)
+    strategies = StrategyRemedies(plugins, context, SELECTOR)
     for revision in ("v2", "v3", "v8", "v15"):
         for verdict in run(plugins, scenario, Choice.parse(f"coerced:revision={revision}")):
-            found = explain(f"vfio-pci {verdict.device}: {verdict.reason}", situation, strategies)
+            report = explain(f"vfio-pci {verdict.device}: {verdict.reason}", context, strategies)
             if verdict.outcome is Outcome.REFUSED and verdict.errno != errno.EEXIST:
-                said = found.lines[0].explanation
-                assert said.id in {"no-guest-binding", "doorbells-of-two-itses"}
-                assert [each.address for each in said.devices] == [verdict.device]
-                assert f"coerced:revision={revision}" not in [m.strategy for m in said.remedies]
-                check_remedies(plugins, scenario, said, counts)
+                explanation = report.lines[0].explanation
+                assert explanation.id in {"no-guest-binding", "doorbells-of-two-itses"}
+                assert [each.address for each in explanation.devices] == [verdict.device]
+                assert f"coerced:revision={revision}" not in [
+                    m.strategy for m in explanation.remedies
+                ]
+                check_remedies(plugins, scenario, explanation, counts)
                 counts["refusals of the series that were explained"] += 1
 
 
@@ -118,29 +120,35 @@ def test_any_scenario(scenario, plugins, counts):
     counts["faults of random scenarios that were explained"] += check(plugins, scenario, counts)
 
 
-def test_what_is_named_for_the_baseline(plugins):
+def test_remedies_for_the_baseline(plugins):
     """One pITS: all deliver but host-cookie, and placed, whose vITS is elsewhere."""
     scenario = parse_scenario(pair("shared").toml(), "x")
     event = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
-    said = explained(plugins, scenario, raw(event))
-    assert [remedy.strategy for remedy in said.remedies] == [
+    explanation = explained(plugins, scenario, raw(event))
+    assert [remedy.strategy for remedy in explanation.remedies] == [
         "identity",
         "multi-its:mode=vsmmu",
         "coerced:revision=v15",
         "direct",
         "multi-its:mode=s2",
     ]
-    assert [bool(remedy.change) for remedy in said.remedies] == [True, True, False, False, False]
+    assert [bool(remedy.change) for remedy in explanation.remedies] == [
+        True,
+        True,
+        False,
+        False,
+        False,
+    ]
 
 
-def test_a_guest_doorbell_that_stage_2_does_not_lead_on_from(plugins):
+def test_remedies_for_an_unmapped_guest_doorbell(plugins):
     scenario = parse_scenario(pair("own", pits=2).toml(), "x")
     event = SmmuEvent(
         EventKind.F_TRANSLATION, 2, StreamId(0x200), Iova(0xFFFF_E040), Ipa(0x809_0040)
     )
-    said = explained(plugins, scenario, raw(event))
-    assert said.missing == "S2: 0x8090000 (gDB) -> 0x201010040 (hDB, ITS 1)"
-    assert [remedy.strategy for remedy in said.remedies] == [
+    explanation = explained(plugins, scenario, raw(event))
+    assert explanation.missing == "S2: 0x8090000 (gDB) -> 0x201010040 (hDB, ITS 1)"
+    assert [remedy.strategy for remedy in explanation.remedies] == [
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",
@@ -150,6 +158,6 @@ def test_a_guest_doorbell_that_stage_2_does_not_lead_on_from(plugins):
 def test_the_binding_of_another_device(plugins):
     scenario = parse_scenario(pair("own").toml(), "x")
     verdicts = run(plugins, scenario, Choice.parse("coerced:revision=v2"))
-    said = explained(plugins, scenario, raw(event_of(scenario.host, verdicts[1])))
-    assert said.iova_is == "the gIOVA of 0000:01:00.0"
-    assert said.missing == "S1 of the device: 0xfffff000 -> gDB"
+    explanation = explained(plugins, scenario, raw(event_of(scenario.host, verdicts[1])))
+    assert explanation.iova_is == "the gIOVA of 0000:01:00.0"
+    assert explanation.missing == "S1 of the device: 0xfffff000 -> gDB"
