@@ -204,15 +204,15 @@ def test_refusal_of_the_kernel_keeps_its_errno(link):
 @pytest.mark.parametrize(
     ("do", "arguments", "message"),
     [
-        ("", {}, "'' is not among what the agent does: hello, "),
-        ("Hello", {}, "'Hello' is not among"),
+        ("", {}, "'' is not a request of the agent: hello, "),
+        ("Hello", {}, "'Hello' is not a request"),
         ("hello", {"unasked": 1}, "TypeError: .*'unasked'"),
         ("hello", {"_tell": 1}, "TypeError: .*'_tell'"),
         ("call", {}, "TypeError: .*'method'.*'arguments'"),
         ("command", {"argv": 7}, "TypeError"),
-        ("define", {}, "no libvirtd runs here; say libvirt first"),
-        ("start", {}, "no libvirtd runs here; say libvirt first"),
-        ("guest", {"do": "look", "arguments": {}, "wait_s": 1}, "say libvirt first"),
+        ("define", {}, "no libvirtd is running here; request libvirt first"),
+        ("start", {}, "no libvirtd is running here; request libvirt first"),
+        ("guest", {"do": "look", "arguments": {}, "wait_s": 1}, "request libvirt first"),
         ("exercise", {"address": "ffff:ff:1f.7", "count": 1}, "has no drive and no network"),
         ("open", {}, "LabError|ValidationError"),
         ("open", {"host": [], "stand_ins": []}, "ValidationError: "),
@@ -297,7 +297,7 @@ def test_lines_that_are_too_long(tmp_path_factory, monkeypatch):
         monkeypatch.setattr(protocol, "MAX_LINE", longest)
         with AgentLink(host.socket) as link:
             assert link.call("hello")["version"] == protocol.VERSION
-            with pytest.raises(LabError, match="more than the 2000 that fit into one request"):
+            with pytest.raises(LabError, match="exceed the 2000 bytes of one request"):
                 link.call("close", pad="x" * longest)
             with pytest.raises(LabError, match=r"the answer has .* bytes, more than the 2000"):
                 link.call("x" * (longest - 60))
@@ -357,7 +357,7 @@ def test_late_answer_is_not_taken_for_the_next(link):
     assert link.call("hello")["version"] == protocol.VERSION
 
 
-def test_clients_take_turns(host):
+def test_clients_are_served_one_at_a_time(host):
     found = []
 
     def client(number):
@@ -377,7 +377,7 @@ def test_clients_take_turns(host):
 
 
 def test_another_client_is_waited_for_and_then_not(host, link):
-    with pytest.raises(LabError, match="another command has been at work"):
+    with pytest.raises(LabError, match="still in use by another command"):
         AgentLink(host.socket, wait_s=0.1).__enter__()
     assert link.call("close") is None
 
@@ -387,13 +387,13 @@ def test_agent_that_goes_away(tmp_path_factory):
         link.call("hello")
         host.kill()
         for _ in range(2):
-            with pytest.raises(LabError, match="emulated host, hello: it is gone; vmm-msi lab"):
+            with pytest.raises(LabError, match="emulated host, hello: it stopped; vmm-msi lab"):
                 link.call("hello")
 
 
 def test_nobody_there(tmp_path):
     for path in (tmp_path / "agent.sock", tmp_path / "no folder" / "agent.sock"):
-        with pytest.raises(LabError, match="vmm-msi lab status tells"):
+        with pytest.raises(LabError, match="vmm-msi lab status shows"):
             AgentLink(path).__enter__()
     with pytest.raises(LabError, match="use it in its with block"):
         AgentLink(tmp_path / "agent.sock").call("hello")

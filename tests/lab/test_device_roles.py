@@ -44,7 +44,7 @@ def at(text):
 
 def test_devices_of_one_smmu_are_played_behind_one(load):
     scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=3), Device("0000:03:00.0", smmu=0))))
-    parts = device_roles.stand_ins(scenario, told(("b", 1), ("a", 1), ("a", 1), ("b", 1)))
+    parts = device_roles.assign(scenario, told(("b", 1), ("a", 1), ("a", 1), ("b", 1)))
     assert parts == {
         at(A): at("0000:11:00.0"),
         at("0000:03:00.0"): at("0000:12:00.0"),
@@ -54,20 +54,20 @@ def test_devices_of_one_smmu_are_played_behind_one(load):
 
 def test_a_group_is_played_by_a_pair_and_a_single_device_by_none(load):
     devices = (Device("0000:01:00.0", group=7), Device("0000:01:00.1", group=7), Device(B))
-    parts = device_roles.stand_ins(load(Sample(devices)), told(("a", 2), ("a", 1)))
+    parts = device_roles.assign(load(Sample(devices)), told(("a", 2), ("a", 1)))
     assert parts == {
         at("0000:01:00.0"): at("0000:10:00.0"),
         at("0000:01:00.1"): at("0000:10:00.1"),
         at(B): at("0000:11:00.0"),
     }
     with pytest.raises(LabError, match="--pairs N"):
-        device_roles.stand_ins(load(Sample(devices)), told(("a", 1), ("a", 1), ("a", 1)))
+        device_roles.assign(load(Sample(devices)), told(("a", 1), ("a", 1), ("a", 1)))
 
 
 def test_too_few_smmus(load):
     scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=1))))
     with pytest.raises(LabError, match="--smmus 2"):
-        device_roles.stand_ins(scenario, told(("a", 1), ("a", 1)))
+        device_roles.assign(scenario, told(("a", 1), ("a", 1)))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_the_shape_that_will_do(load, sample, shape):
     ("device", "words"),
     [
         (Device(A, extra="streams = 2"), "has 2 StreamIDs"),
-        (Device(A, vectors=3), "vectors = 1 would work"),
+        (Device(A, vectors=3), "use vectors = 1 or"),
     ],
 )
 def test_parts_that_no_test_device_can_play(load, device, words):

@@ -28,5 +28,5 @@ def test_counts_from_where_it_was_left(tmp_path):
 
 
 def test_a_log_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(LabError, match=r"^reading what reached the ITS: .*/its\.log: No such file"):
+    with pytest.raises(LabError, match=r"^reading the log of MSIs at the ITS: .*/its\.log: No such file"):
         ItsLog(tmp_path / "its.log").new()

@@ -33,7 +33,7 @@ def verdicts(link, strategy):
     scenario = parse_scenario(pair("shared").toml(), "scenario")
 
     def opened(scenario, profile):
-        stand_ins = device_roles.stand_ins(scenario, link.call("devices"))
+        stand_ins = device_roles.assign(scenario, link.call("devices"))
         return RemoteBackend(
             link, scenario.host, scenario.guest, Doorbells.WITNESS, profile, stand_ins
         )

@@ -55,7 +55,7 @@ def opener(link):
         """``others`` has addresses of devices to play the first of the guest's instead."""
 
         def open_backend(scenario, profile):
-            stand_ins = device_roles.stand_ins(scenario, link.call("devices"))
+            stand_ins = device_roles.assign(scenario, link.call("devices"))
             stand_ins |= zip(stand_ins, map(PciAddress.parse, others), strict=False)
             return RemoteBackend(link, scenario.host, scenario.guest, doorbells, profile, stand_ins)
 
@@ -242,7 +242,7 @@ def test_the_kernels_own_log_is_explained(load, opener, link, lab_host):
     (told,) = explain("\n".join(lines), context).lines
     (alone,) = explain("\n".join(line for line in lines if "\t" not in line), context).lines
     for said in (told.explanation, alone.explanation):
-        stand_in = device_roles.stand_ins(scenario, link.call("devices"))[device]
+        stand_in = device_roles.assign(scenario, link.call("devices"))[device]
         assert [each.address for each in said.devices] == [stand_in]
         assert (said.id, said.stage) == ("smmu-F_TRANSLATION", 2)
         assert said.iova == verdict.programmed == 0xFFFF_F040
@@ -337,7 +337,7 @@ def test_scenarios_that_the_emulated_host_cannot_play(load, link):
         device_roles.check(load(Sample((Device(A),), granule="16K")), own_its=False)
     crowd = Sample(tuple(Device(f"0000:{bus:02x}:00.0") for bus in range(1, 30)))
     with pytest.raises(LabError, match="--devices N"):
-        device_roles.stand_ins(load(crowd), link.call("devices"))
+        device_roles.assign(load(crowd), link.call("devices"))
 
 
 def test_the_command_on_the_host_itself(link, lab_host, bare):

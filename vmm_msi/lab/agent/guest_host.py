@@ -1,6 +1,6 @@
-"""What the agent of the emulated host does for a guest in it: a libvirtd, a guest, a way to ask it.
+"""Run a libvirtd in the emulated host, with a guest, and forward requests to its agent.
 
-The guest starts the same kernel and user land as the host, so that the same agent answers in it.
+The guest boots the same kernel and user land as the host, so the same agent runs in it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class GuestHost:
                     mount(tag, folder, "9p", _OPTIONS)
             root = read_root(_FOLDER / ROOT_TAG)
             if root is None:
-                raise LabError(f"starting libvirt: {_FOLDER / ROOT_TAG} is no root of the lab")
+                raise LabError(f"starting libvirt: {_FOLDER / ROOT_TAG} is not a root of the lab")
             self._root = root
             self._defined = False
             lent = {BOOT_TAG: _FOLDER / BOOT_TAG}
@@ -58,7 +58,7 @@ class GuestHost:
             self._stack = stack.pop_all()
 
     def facts(self) -> dict[str, str]:
-        """Return where its libvirtd is reached, and the releases."""
+        """Return the guest's name, its libvirtd's URI, and the releases."""
         return {
             "uri": self._daemon.uri,
             "libvirt": self._root.libvirt,
@@ -68,10 +68,10 @@ class GuestHost:
         }
 
     def define(self, initrd: str = "initrd", words: str = "") -> None:
-        """Define the guest, without a device of the host.
+        """Define the guest, without devices of the host.
 
-        :param initrd: name of its initial RAM file system.
-        :param words: are added to its kernel's command line.
+        :param initrd: file name of its initial RAM file system.
+        :param words: additions to its kernel's command line.
         """
         text = resources.files("vmm_msi.templates").joinpath(TEMPLATE).read_bytes()
         xml = DomainXml.parse(text, TEMPLATE)
@@ -92,7 +92,7 @@ class GuestHost:
         self._defined = True
 
     def definition(self) -> str:
-        """Return the XML of what runs, or else of the definition."""
+        """Return the XML of the running guest, or of the definition if it is off."""
         running = self._connection.is_active(NAME)
         return str(self._connection.domain_xml(NAME, inactive=not running))
 
@@ -101,9 +101,9 @@ class GuestHost:
         return self._daemon.share / "agent"
 
     def start(self) -> dict[str, object]:
-        """Switch the guest on and wait for its agent; return what it says first.
+        """Start the guest, wait for its agent and return the agent's first answer.
 
-        :raise LabError: when it goes off or takes too long; the message has its last words.
+        :raise LabError: when it stops or exceeds the time limit, with its last output.
         """
         begun = time.monotonic()
         self._connection.start(NAME)
@@ -112,7 +112,7 @@ class GuestHost:
         return {**hello, "start_s": on - begun, "boot_s": time.monotonic() - on}
 
     def restart(self) -> dict[str, Any]:
-        """Have the guest restart itself, and return what its agent says first afterwards."""
+        """Restart the guest from inside; return its agent's first answer afterwards."""
         before = self.wait()
         with AgentLink(self._agent) as link, suppress(LabError):
             link.call("restart-self", timeout_s=_ASK_EVERY_S)
@@ -123,7 +123,7 @@ class GuestHost:
             time.sleep(_ASK_EVERY_S)
 
     def wait(self) -> dict[str, Any]:
-        """Return what the guest's agent says first, once it answers."""
+        """Wait for the guest's agent and return its first answer."""
         deadline = time.monotonic() + _BOOT_TIMEOUT_S
         while True:
             try:
@@ -132,11 +132,13 @@ class GuestHost:
                     return hello
             except LabError:
                 if not self._connection.is_active(NAME):
-                    raise LabError(f"starting the guest: it went off: {self._words()}") from None
+                    raise LabError(
+                        f"starting the guest: it stopped: {self._last_lines()}"
+                    ) from None
                 if time.monotonic() > deadline:
                     raise LabError(
                         f"starting the guest: its agent does not answer after "
-                        f"{_BOOT_TIMEOUT_S:.0f} s: {self._words()}"
+                        f"{_BOOT_TIMEOUT_S:.0f} s: {self._last_lines()}"
                     ) from None
                 time.sleep(_ASK_EVERY_S / 5)
 
@@ -147,33 +149,33 @@ class GuestHost:
         timeout_s: float,
         tell: Callable[[int, int], None],
     ) -> object:
-        """Let the guest's agent do something.
+        """Send a request to the guest's agent and return the answer.
 
-        :raise VmmMsiError: what it answers instead.
+        :raise VmmMsiError: the error in the answer.
         """
         with AgentLink(self._agent) as link:
             return link.call(do, timeout_s=timeout_s, on_progress=tell, **arguments)
 
     def stop(self) -> None:
-        """Switch the guest off."""
+        """Stop the guest."""
         self._connection.destroy(NAME)
 
     def logs(self) -> dict[str, str]:
-        """Return what the guest's console, QEMU and libvirtd said, the end where it is long."""
-        found = {}
+        """Return the logs of the guest's console, QEMU and libvirtd, the end of long ones."""
+        texts = {}
         for path in sorted(self._daemon.log.rglob("*")):
             if path.is_file():
-                found[f"{path.relative_to(self._daemon.log)}"] = path.read_text("utf-8", "replace")
-        return {name: text[-_LOG_LIMIT:] for name, text in found.items()}
+                texts[f"{path.relative_to(self._daemon.log)}"] = path.read_text("utf-8", "replace")
+        return {name: text[-_LOG_LIMIT:] for name, text in texts.items()}
 
-    def _words(self) -> str:
-        said = self.logs()
+    def _last_lines(self) -> str:
+        texts = self.logs()
         for name in ("guest.log", f"qemu/{NAME}.log"):
-            lines = [line.strip() for line in said.get(name, "").splitlines() if line.strip()]
+            lines = [line.strip() for line in texts.get(name, "").splitlines() if line.strip()]
             if lines:
                 return f"{name}: {' | '.join(lines[-3:])}"
-        return "it said nothing"
+        return "no output"
 
     def close(self) -> None:
-        """End libvirtd and the guest with it."""
+        """Stop libvirtd and the guest."""
         self._stack.close()

@@ -1,9 +1,8 @@
-"""The agent: a service in the emulated host that takes work in and hands results out.
+"""Run the agent: a service in the emulated host that runs requests and returns results.
 
 It reads requests from its virtio-serial port and answers each, in order
-(:mod:`vmm_msi.lab.rpc.protocol`). Whatever arrives, it goes on: a line that makes no sense and work
-that fails are answered with an error. What a client opened is closed when the next one says
-hello.
+(:mod:`vmm_msi.lab.rpc.protocol`). It never stops: an invalid line and a failing request are
+answered with an error. ``hello`` closes whatever an earlier client opened.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ if TYPE_CHECKING:
     from vmm_msi.lab.agent.guest_host import GuestHost
     from vmm_msi.lab.agent.targets import Bench
 
-    #: Tells how far a piece of work is: done and total.
+    #: Reports the progress of long work: done and total.
     Tell = Callable[[int, int], None]
 
 _PORTS = Path("/sys/class/virtio-ports")
 _TABLES = Path("/sys/firmware/acpi/tables")
 _CHUNK = 1 << 16
-# Without a client the port reports that it hung up; look again after this long.
+# Without a client the port reports a hang-up; poll it again after this time.
 _IDLE_S = 0.02
 _COMMAND_LIMIT_S = 600
 _LOG_LIMIT = 1 << 20
 
 
 class Agent:
-    """Answers requests on an open port.
+    """Answer requests on an open port.
 
     :param port: the file descriptor.
     """
@@ -79,7 +78,7 @@ class Agent:
         }
 
     def serve(self) -> None:
-        """Answer for ever."""
+        """Answer requests until the machine stops."""
         poll = select.poll()
         poll.register(self._port, select.POLLIN)
         while True:
@@ -93,7 +92,7 @@ class Agent:
             time.sleep(_IDLE_S)
 
     def answer(self, line: bytes | None) -> None:
-        """Answer one line; an empty one asks for nothing."""
+        """Answer one line; an empty line is ignored."""
         if line == b"":
             return
         request: dict[str, Any] = {}
@@ -107,7 +106,7 @@ class Agent:
             reply = _failure("refused", str(error))
         except (VmmMsiError, ValueError, TypeError) as error:
             reply = _failure("request", f"{type(error).__name__}: {error}")
-        except Exception:  # noqa: BLE001 - whatever it was, the next request is served
+        except Exception:  # noqa: BLE001 - any failure: the next request is served
             reply = _failure("bug", traceback.format_exc(limit=-4))
         self._write({"id": request.get("id"), **reply})
 
@@ -117,7 +116,7 @@ class Agent:
         verb, given = request.get("do"), request.get("with", {})
         if not isinstance(verb, str) or verb not in self._verbs:
             known = ", ".join(self._verbs)
-            raise ValueError(f"{verb!r} is not among what the agent does: {known}")
+            raise ValueError(f"{verb!r} is not a request of the agent: {known}")
         if not isinstance(given, dict):
             raise ValueError("'with' is a JSON object")  # noqa: TRY004
 
@@ -136,8 +135,8 @@ class Agent:
             left = left[os.write(self._port, left) :]
 
     def _hello(self, _tell: Tell) -> dict[str, object]:
-        """Say who is here, and close what an earlier client opened."""
-        self._close_bench()
+        """Return version, release and page size; close what an earlier client opened."""
+        self._close_target()
         with Path("/proc/uptime").open(encoding="ascii") as uptime:
             seconds = float(uptime.read().split()[0])
         return {
@@ -180,10 +179,10 @@ class Agent:
         return devices
 
     def _open(self, _tell: Tell, **given: object) -> object:
-        """Open a backend; the one before is closed."""
+        """Open a backend; close the previous one."""
         from vmm_msi.lab.agent.targets import Bench
 
-        self._close_bench()
+        self._close_target()
         self._bench = Bench.open(given)
         return self._bench.facts()
 
@@ -195,9 +194,9 @@ class Agent:
 
     def _close(self, _tell: Tell) -> None:
         """Close the open backend."""
-        self._close_bench()
+        self._close_target()
 
-    def _close_bench(self) -> None:
+    def _close_target(self) -> None:
         bench, self._bench = self._bench, None
         if bench is not None:
             bench.close()
@@ -206,7 +205,7 @@ class Agent:
         """Run scenarios step by step on the kernel."""
         from vmm_msi.lab.agent.targets import conform
 
-        self._close_bench()
+        self._close_target()
         return conform(given, tell)
 
     def _command(
@@ -218,14 +217,13 @@ class Agent:
     ) -> dict[str, object]:
         """Run ``vmm-msi`` with these arguments, as a user of this host would.
 
-        :param files: text by name, for the folder that the command is run in.
-        :param fetch: names of files that it leaves there, to be returned in base64; one that it
-            did not make is left out.
+        :param files: text by name, for the folder that the command runs in.
+        :param fetch: names of files in that folder to return in base64; a missing one is left out.
         """
         files = files or {}
         if not all(isinstance(word, str) for word in (*argv, *files, *files.values(), *fetch)):
             raise ValueError("argv and fetch are lists of strings, files has strings by name")
-        self._close_bench()
+        self._close_target()
         with tempfile.TemporaryDirectory() as folder:
             for name, text in files.items():
                 Path(folder, Path(name).name).write_text(text, encoding="utf-8")
@@ -242,12 +240,12 @@ class Agent:
                 )
             except subprocess.TimeoutExpired:
                 raise ValueError(
-                    f"vmm-msi {' '.join(argv)}: not done after {_COMMAND_LIMIT_S} s, and ended"
+                    f"vmm-msi {' '.join(argv)}: killed after {_COMMAND_LIMIT_S} s"
                 ) from None
-            made = {name: Path(folder, Path(name).name) for name in fetch}
+            paths = {name: Path(folder, Path(name).name) for name in fetch}
             fetched = {
                 name: base64.b64encode(path.read_bytes()).decode()
-                for name, path in made.items()
+                for name, path in paths.items()
                 if path.is_file()
             }
         return {
@@ -258,12 +256,12 @@ class Agent:
         }
 
     def _kernel_log(self, _tell: Tell) -> str:
-        """Return the kernel's log, its end where it is long."""
+        """Return the kernel's log, the end of a long one."""
         lines = []
         fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             while True:
-                # A record that is overwritten before it is read is passed over.
+                # A record that was overwritten before it was read is skipped.
                 with contextlib.suppress(BrokenPipeError):
                     lines.append(os.read(fd, 8192).decode("utf-8", "replace").partition(";")[2])
         except BlockingIOError:
@@ -272,7 +270,7 @@ class Agent:
             os.close(fd)
 
     def _virtual_function(self, _tell: Tell, address: str) -> str:
-        """Have a device make its first virtual function, and return that one's address."""
+        """Create a device's first virtual function and return its address."""
         from vmm_msi.iommu.linux.local_pci import folder_of
         from vmm_msi.lab.guest.exercise import switch_on
         from vmm_msi.types import PciAddress
@@ -285,7 +283,7 @@ class Agent:
         return (folder / "virtfn0").readlink().name
 
     def _libvirt(self, _tell: Tell) -> dict[str, str]:
-        """Start a libvirtd for guests, where there is none."""
+        """Start a libvirtd for guests unless one is running."""
         if self._host is None:
             from vmm_msi.lab.agent.guest_host import GuestHost
 
@@ -294,7 +292,7 @@ class Agent:
 
     def _running_host(self) -> GuestHost:
         if self._host is None:
-            raise ValueError("no libvirtd runs here; say libvirt first")
+            raise ValueError("no libvirtd is running here; request libvirt first")
         return self._host
 
     def _define(self, _tell: Tell, **given: str) -> None:
@@ -306,7 +304,7 @@ class Agent:
         return self._running_host().definition()
 
     def _start(self, _tell: Tell) -> dict[str, object]:
-        """Switch the guest on."""
+        """Start the guest."""
         return self._running_host().start()
 
     def _restart(self, _tell: Tell) -> dict[str, object]:
@@ -314,31 +312,31 @@ class Agent:
         return self._running_host().restart()
 
     def _stop(self, _tell: Tell) -> None:
-        """Switch the guest off."""
+        """Stop the guest."""
         self._running_host().stop()
 
     def _guest(self, tell: Tell, do: str, arguments: dict[str, object], wait_s: float) -> object:
-        """Pass a request on to the guest's agent."""
+        """Forward a request to the guest's agent."""
         return self._running_host().ask(do, arguments, wait_s, tell)
 
     def _guest_logs(self, _tell: Tell) -> dict[str, str]:
-        """Return what guest, QEMU and libvirtd said."""
+        """Return the logs of guest, QEMU and libvirtd."""
         return self._running_host().logs()
 
     def _look(self, _tell: Tell) -> dict[str, object]:
-        """Tell what this machine, a guest, was given."""
+        """Return the tables, groups and interrupts of this machine, a guest."""
         from vmm_msi.lab.guest import inventory
 
         return inventory.look()
 
     def _exercise(self, tell: Tell, address: str, count: int) -> dict[str, object]:
-        """Have a device of this machine, a guest, do real work."""
+        """Exercise a device of this machine, a guest."""
         from vmm_msi.lab.guest.exercise import exercise
 
         return exercise(address, count, tell)
 
     def _await_fault(self, _tell: Tell, address: str) -> dict[str, object]:
-        """Wait until the kernel logs an event of an SMMU, or long enough for one."""
+        """Wait until the kernel logs an SMMU event, or until the time limit."""
         from vmm_msi.lab.guest.exercise import await_fault
 
         return await_fault(address, lambda: "arm-smmu-v3" in self._kernel_log(_tell))
@@ -348,7 +346,7 @@ class Agent:
         subprocess.run(["busybox", "reboot", "-f"], check=True)  # noqa: S607
 
     def _power_off(self, _tell: Tell) -> None:
-        """Switch the emulated host off; there is nothing on it to be written back."""
+        """Switch the emulated host off; it has no data to write back."""
         subprocess.run(["busybox", "poweroff", "-f"], check=True)  # noqa: S607
 
 
@@ -364,7 +362,7 @@ def find_port() -> Path:
     for port in _PORTS.iterdir():
         if (port / "name").read_text(encoding="ascii").strip() == protocol.PORT:
             return Path("/dev", port.name)
-    raise FileNotFoundError(f"no virtio-serial port is called {protocol.PORT}")
+    raise FileNotFoundError(f"no virtio-serial port named {protocol.PORT}")
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Which test device of the emulated host plays which device of a scenario."""
+"""Assign test devices of the emulated host to the devices of a scenario."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ if TYPE_CHECKING:
 
     from vmm_msi.types import HostDevice, Scenario
 
-#: Test devices of one IOMMU group, at most.
+#: Test devices in one IOMMU group, at most.
 _MOST_IN_GROUP = 2
 
 #: Devices of one IOMMU group, by SMMU.
-_Troupe = dict[int, list[list[PciAddress]]]
+_TestDevices = dict[int, list[list[PciAddress]]]
 
 
 def check(scenario: Scenario, *, own_its: bool) -> None:
     """Check that the emulated host can play a scenario.
 
-    :param own_its: MSIs go to the host's own ITS, of which there is one.
-    :raise UsageError: when it cannot; the message says what would do.
+    :param own_its: MSIs go to the host's only ITS.
+    :raise UsageError: when it cannot; the message says what works instead.
     """
     host = scenario.host
     if host.granule not in GRANULES:
         raise UsageError(
-            f"emulated host: a kernel with pages of {host.granule} is not built; valid: "
+            f"emulated host: pages of {host.granule} are not supported; valid: "
             f"{', '.join(map(str, GRANULES))}"
         )
     itses = {device.its for device in _devices(scenario)}
     if own_its and len(itses) > 1:
         raise UsageError(
-            f"emulated host: it has one ITS, the scenario uses {len(itses)}; pages of memory in "
-            "their place would work (--doorbells witness)"
+            f"emulated host: it has one ITS, the scenario uses {len(itses)}; use pages of "
+            "memory instead (--doorbells witness)"
         )
     for device in _devices(scenario):
         _check_device(scenario, device, own_its=own_its)
@@ -47,14 +47,14 @@ def check(scenario: Scenario, *, own_its: bool) -> None:
 def _check_device(scenario: Scenario, device: HostDevice, *, own_its: bool) -> None:
     reason = None
     if device.smmu is None:
-        reason = "is behind no SMMU, and every test device is behind one"
+        reason = "is not behind an SMMU, but every test device is"
     elif not scenario.host.smmu_by_id[device.smmu].nested:
         reason = f"is behind SMMU {device.smmu}, which lacks a stage; the emulated ones have both"
     elif device.streams != 1:
         reason = f"has {device.streams} StreamIDs, a test device has one"
     elif own_its and device.vectors != 1:
         reason = (
-            f"has {device.vectors} vectors, a test device has one; vectors = 1 would work, or "
+            f"has {device.vectors} vectors, a test device has one; use vectors = 1 or "
             "--doorbells witness"
         )
     if reason is not None:
@@ -62,9 +62,9 @@ def _check_device(scenario: Scenario, device: HostDevice, *, own_its: bool) -> N
 
 
 def shape_for(scenario: Scenario, least: Shape | None = None) -> Shape:
-    """Return the smallest shape that can play a scenario and has what ``least`` has.
+    """Return the smallest shape that can play a scenario and covers ``least``.
 
-    :raise UsageError: when none can.
+    :raise UsageError: when no shape can.
     """
     least = least or Shape(granule=scenario.host.granule)
     groups = _groups(_devices(scenario))
@@ -82,45 +82,45 @@ def shape_for(scenario: Scenario, least: Shape | None = None) -> Shape:
     )
 
 
-def stand_ins(scenario: Scenario, told: Sequence[Any]) -> dict[PciAddress, PciAddress]:
+def assign(scenario: Scenario, devices: Sequence[Any]) -> dict[PciAddress, PciAddress]:
     """Return the test device for each of the guest's devices.
 
-    Devices behind one SMMU are played by devices behind one SMMU, and an IOMMU group by a group.
+    Devices behind one SMMU are played by devices behind one SMMU, an IOMMU group by a group.
 
-    :param told: what the agent's verb ``devices`` tells.
+    :param devices: the agent's answer to ``devices``.
     :raise LabError: when the host has too few.
     """
-    stage = _test_devices(told)
-    cast: dict[PciAddress, PciAddress] = {}
-    wanted = _groups(_devices(scenario))
-    if len(wanted) > len(stage):
+    available = _test_devices(devices)
+    needed = _groups(_devices(scenario))
+    if len(needed) > len(available):
         raise LabError(
-            f"emulated host: it has {len(stage)} SMMUs with test devices, the scenario uses "
-            f"{len(wanted)}; vmm-msi lab up --smmus {len(wanted)}"
+            f"emulated host: it has {len(available)} SMMUs with test devices, the scenario uses "
+            f"{len(needed)}; use vmm-msi lab up --smmus {len(needed)}"
         )
-    for groups, free in zip(wanted.values(), stage.values(), strict=False):
+    roles: dict[PciAddress, PciAddress] = {}
+    for groups, free in zip(needed.values(), available.values(), strict=False):
         for group in groups:
-            found = next((f for f in free if len(f) == len(group)), None)
-            if found is None:
+            match = next((members for members in free if len(members) == len(group)), None)
+            if match is None:
                 raise LabError(
-                    f"emulated host: it has too few test devices for {group[0].address}; more "
-                    "would work: vmm-msi lab up --devices N --pairs N"
+                    f"emulated host: too few test devices for {group[0].address}; start more "
+                    "with vmm-msi lab up --devices N --pairs N"
                 )
-            free.remove(found)
-            cast |= {d.address: address for d, address in zip(group, found, strict=True)}
-    return cast
+            free.remove(match)
+            roles |= {d.address: address for d, address in zip(group, match, strict=True)}
+    return roles
 
 
-def _test_devices(told: Sequence[Any]) -> _Troupe:
+def _test_devices(devices: Sequence[Any]) -> _TestDevices:
     """Return the test devices by SMMU and IOMMU group."""
     groups: dict[tuple[str, int], list[PciAddress]] = defaultdict(list)
-    for device in told:
+    for device in devices:
         if (device["vendor"], device["device"]) == EDU:
             address = PciAddress.parse(device["address"])
             groups[str(device["smmu"]), int(device["group"])].append(address)
     smmus = sorted({smmu for smmu, _group in groups})
     return {
-        number: [sorted(found) for (where, _), found in sorted(groups.items()) if where == smmu]
+        number: [sorted(members) for (of, _), members in sorted(groups.items()) if of == smmu]
         for number, smmu in enumerate(smmus)
     }
 
@@ -138,12 +138,12 @@ def _groups(devices: Sequence[HostDevice]) -> dict[int, list[list[HostDevice]]]:
     groups: dict[tuple[int, int], list[HostDevice]] = defaultdict(list)
     for device in devices:
         groups[device.smmu or 0, device.iommu_group].append(device)
-    found: dict[int, list[list[HostDevice]]] = defaultdict(list)
+    by_smmu: dict[int, list[list[HostDevice]]] = defaultdict(list)
     for (smmu, number), members in sorted(groups.items(), key=lambda item: item[0]):
         if len(members) > _MOST_IN_GROUP:
             raise UsageError(
                 f"emulated host: {len(members)} devices of IOMMU group {number}; valid is up to "
                 f"{_MOST_IN_GROUP} of a group"
             )
-        found[smmu].append(members)
-    return dict(found)
+        by_smmu[smmu].append(members)
+    return dict(by_smmu)

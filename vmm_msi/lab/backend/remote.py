@@ -152,7 +152,7 @@ def lab_backends(
     device_roles.check(scenario, own_its=doorbells is Doorbells.ITS)
     with lab_for(device_roles.shape_for(scenario)) as lab, AgentLink(lab.agent_socket) as link:
         link.call("hello")
-        stand_ins = device_roles.stand_ins(scenario, link.call("devices"))
+        stand_ins = device_roles.assign(scenario, link.call("devices"))
         yield lambda scenario, profile: RemoteBackend(
             link, scenario.host, scenario.guest, doorbells, profile, stand_ins
         )

@@ -1,6 +1,6 @@
-"""Make the devices of this machine, a guest, signal interrupts by real work, and count them.
+"""Exercise devices of this machine, a guest, and count the interrupts that they signal.
 
-What is done is counted where it is done, what arrives where Linux counts it: ``/proc/interrupts``.
+Operations are counted here, interrupts by Linux in ``/proc/interrupts``.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ _CARRIER_S = 20.0
 _FAULT_S = 30.0
 
 
-def exercise(address: str, count: int, tell: Callable[[int, int], None]) -> dict[str, object]:
-    """Have one device do ``count`` pieces of work, one after the other.
+def exercise(address: str, count: int, report: Callable[[int, int], None]) -> dict[str, object]:
+    """Run ``count`` operations on one device, one after the other.
 
     :param address: the device's address in this machine.
-    :return: what was done and how long it took, and each vector's interrupts before and after;
-        ``each`` tells whether the device signals one interrupt for each piece of work: a network
-        card puts several together.
-    :raise ValueError: when there is nothing that could be done with it.
+    :return: the operations, their number and duration, and each vector's interrupts before and
+        after; ``each`` is true if the device signals one interrupt per operation: a network card
+        coalesces several.
+    :raise ValueError: when it has neither a drive nor a network interface.
     """
     folder = _DEVICES / address
     before = interrupts()
@@ -48,10 +48,10 @@ def exercise(address: str, count: int, tell: Callable[[int, int], None]) -> dict
     networks = sorted(folder.glob("net/*"))
     if drives:
         work = f"reads of {drives[0].name}"
-        done = _read(Path("/dev", drives[0].name), count, tell)
+        done = _read(Path("/dev", drives[0].name), count, report)
     elif networks:
         work = f"packets sent by {networks[0].name}"
-        done = _send(networks[0].name, count, tell)
+        done = _send(networks[0].name, count, report)
     else:
         raise ValueError(f"{address} has no drive and no network interface; is its driver there?")
     seconds = time.monotonic() - begun
@@ -65,10 +65,10 @@ def exercise(address: str, count: int, tell: Callable[[int, int], None]) -> dict
 
 
 def await_fault(address: str, is_there: Callable[[], bool]) -> dict[str, object]:
-    """Wait for a fault that a device's driver causes by itself when it starts.
+    """Wait for a fault that a device's driver causes when it starts.
 
-    :param is_there: tells whether the kernel logged one.
-    :return: as :func:`exercise` does.
+    :param is_there: returns whether the kernel has logged a fault.
+    :return: as for :func:`exercise`.
     """
     begun = time.monotonic()
     while not is_there() and time.monotonic() < begun + _FAULT_S:
@@ -81,16 +81,16 @@ def await_fault(address: str, is_there: Callable[[], bool]) -> dict[str, object]
 def _vectors(folder: Path, before: Mapping[int, tuple[str, int]]) -> list[dict[str, str | int]]:
     """Return the name and both counts of each MSI of a device."""
     after = interrupts()
-    mine = sorted(int(entry.name) for entry in (folder / "msi_irqs").glob("*"))
+    irqs = sorted(int(entry.name) for entry in (folder / "msi_irqs").glob("*"))
     return [
         {"name": after[irq][0], "before": before.get(irq, ("", 0))[1], "after": after[irq][1]}
-        for irq in mine
+        for irq in irqs
         if irq in after
     ]
 
 
-def _read(node: Path, count: int, tell: Callable[[int, int], None]) -> int:
-    """Read ``count`` blocks past the page cache, each by a command of its own."""
+def _read(node: Path, count: int, report: Callable[[int, int], None]) -> int:
+    """Read ``count`` blocks past the page cache, each with its own command."""
     blocks = os.open(node, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     with mmap.mmap(-1, _BLOCK) as buffer:
         try:
@@ -98,18 +98,18 @@ def _read(node: Path, count: int, tell: Callable[[int, int], None]) -> int:
             for number in range(count):
                 os.preadv(blocks, [buffer], number % size * _BLOCK)
                 if not number % 1024:
-                    tell(number, count)
+                    report(number, count)
         finally:
             os.close(blocks)
     return count
 
 
-def _send(interface: str, count: int, tell: Callable[[int, int], None]) -> int:
-    """Send ``count`` packets to the network's gateway, each once the one before has left."""
+def _send(interface: str, count: int, report: Callable[[int, int], None]) -> int:
+    """Send ``count`` packets to the network's gateway, each after the previous one has left."""
     sent = Path("/sys/class/net", interface, "statistics/tx_packets")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
         _up(udp, interface)
-        # All of them are on a network of the same addresses.
+        # All interfaces are on networks with the same addresses.
         udp.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
         first = int(sent.read_text(encoding="ascii"))
         for number in range(count):
@@ -119,12 +119,12 @@ def _send(interface: str, count: int, tell: Callable[[int, int], None]) -> int:
                 if time.monotonic() > deadline:
                     return number
             if not number % 1024:
-                tell(number, count)
+                report(number, count)
     return count
 
 
 def _up(udp: socket.socket, interface: str) -> None:
-    """Give an interface its address, switch it on and wait until it has a carrier."""
+    """Set an interface's address, switch it on and wait for its carrier."""
     name = interface.encode()
     own = struct.pack("16sH2s4s8x", name, socket.AF_INET, b"", socket.inet_aton(_OWN))
     fcntl.ioctl(udp, _SIOCSIFADDR, own)
@@ -141,6 +141,6 @@ def switch_on(interface: str) -> None:
     """Switch a network interface on (netdevice(7))."""
     name = interface.encode()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-        told = fcntl.ioctl(udp, _SIOCGIFFLAGS, struct.pack("40s", name))
-        (flags,) = struct.unpack_from("H", told, 16)
+        request = fcntl.ioctl(udp, _SIOCGIFFLAGS, struct.pack("40s", name))
+        (flags,) = struct.unpack_from("H", request, 16)
         fcntl.ioctl(udp, _SIOCSIFFLAGS, struct.pack("16sH22x", name, flags | _IFF_UP))

@@ -1,4 +1,4 @@
-"""What a guest was given, seen from inside: tables, IOMMU groups, interrupts."""
+"""List tables, IOMMU groups, devices and interrupts of this machine, a guest."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ def look() -> dict[str, object]:
 
 def interrupts() -> dict[int, tuple[str, int]]:
     """Return the name and the count of each MSI, such as ``nvme0q1`` and 12, by Linux's number."""
-    found = {}
+    counts_of = {}
     head, *lines = (text(this_machine(), _INTERRUPTS) or "").splitlines()
     processors = len(head.split())
     for line in lines:
         words = line.split()
         if "ITS" in line and "MSI" in line:
             counts = map(int, words[1 : 1 + processors])
-            found[int(words[0].rstrip(":"))] = (words[-1], sum(counts))
-    return found
+            counts_of[int(words[0].rstrip(":"))] = (words[-1], sum(counts))
+    return counts_of
 
 
 def _group(tree: HostTree, pci: PciDevices, number: int) -> dict[str, object]:

@@ -1,7 +1,7 @@
-"""What reached the emulated host's ITS: the count at the source, by DeviceID and EventID.
+"""Count the MSIs that reach the emulated host's ITS, by DeviceID and EventID.
 
-QEMU logs every write to GITS_TRANSLATER (``hw/intc/arm_gicv3_its.c`` gicv3_its_translation_write,
-``hw/intc/trace-events``), which is after both stages of the SMMU.
+QEMU traces every write to GITS_TRANSLATER (``hw/intc/arm_gicv3_its.c`` gicv3_its_translation_write,
+``hw/intc/trace-events``), after both stages of the SMMU.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ _LINE = re.compile(rb"translation_write.* data (0x[0-9a-f]+) .*requester_id (0x[
 
 
 class Msi(NamedTuple):
-    """Who signalled what."""
+    """The device and the event of an MSI."""
 
     device_id: int
     event_id: int
 
 
 class ItsLog:
-    """Reads the log on from where it was left.
+    """Read the log incrementally.
 
     :param path: QEMU's log.
     """
@@ -38,11 +38,11 @@ class ItsLog:
         self._at = 0
 
     def new(self) -> Counter[Msi]:
-        """Return how often what was signalled since the last call.
+        """Return the number of each MSI since the last call.
 
         :raise LabError: when the log cannot be read.
         """
-        found: Counter[Msi] = Counter()
+        counts: Counter[Msi] = Counter()
         try:
             with self._path.open("rb") as file:
                 file.seek(self._at)
@@ -52,9 +52,9 @@ class ItsLog:
                     self._at += len(line)
                     match = _LINE.search(line)
                     if match is not None:
-                        found[Msi(int(match[2], 16), int(match[1], 16))] += 1
+                        counts[Msi(int(match[2], 16), int(match[1], 16))] += 1
         except OSError as error:
             raise LabError(
-                f"reading what reached the ITS: {self._path}: {error.strerror}"
+                f"reading the log of MSIs at the ITS: {self._path}: {error.strerror}"
             ) from error
-        return found
+        return counts

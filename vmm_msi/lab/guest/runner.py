@@ -1,6 +1,6 @@
-"""One run of a guest in the emulated host: attach, start, look from inside, make it work, count.
+"""Test a guest in the emulated host: attach devices, start it, exercise them, count interrupts.
 
-Every step is one that a person would take: ``vmm-msi attach`` is run in the emulated host, on its
+Every step is one that an operator takes: ``vmm-msi attach`` runs in the emulated host, on its
 libvirtd and its kernel.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from vmm_msi.lab.guest.its_log import ItsLog
     from vmm_msi.lab.rpc.link import AgentLink
 
-#: What a guest can be given, and which device of the emulated host that takes.
+#: Kinds of devices for a guest, and the emulated host's device of each.
 VIRTUAL_FUNCTION = "igb-vf"
 KINDS = {NVME: NVME, E1000E: E1000E, IGB: IGB, VIRTUAL_FUNCTION: IGB}
 
@@ -37,30 +37,30 @@ KINDS = {NVME: NVME, E1000E: E1000E, IGB: IGB, VIRTUAL_FUNCTION: IGB}
 NO_RMR = "initrd-no-rmr"
 
 # Linux waits for an NVMe drive before it starts user space, a minute for each command whose
-# interrupt does not come (``drivers/nvme/host/core.c``).
+# interrupt is lost (``drivers/nvme/host/core.c``).
 _IMPATIENT = "nvme_core.admin_timeout=1 nvme_core.io_timeout=1"
 
 _LONG_S = 600.0
-#: PCI vendor and device ids of what QEMU makes (QEMU ``include/hw/pci/pci.h``, ``pci_ids.h``).
+#: PCI vendor and device ids of QEMU's devices (QEMU ``include/hw/pci/pci.h``, ``pci_ids.h``).
 _IDS = {(0x1B36, 0x0010): NVME, (0x8086, 0x10D3): E1000E, (0x8086, 0x10C9): IGB}
 
 
-#: What can be done to a running guest.
+#: Actions on a running guest.
 REBOOT, UNPLUG = "reboot", "unplug"
 ACTS = (REBOOT, UNPLUG)
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is to do.
+    """The specification of a guest test.
 
-    :param devices: what the guest is given, addresses in the emulated host.
-    :param strategy: as ``vmm-msi attach`` takes it; None for its default.
-    :param count: pieces of work for each device.
-    :param then: what is done to the guest afterwards, one of :data:`ACTS` each; each time every
-        device that is left works again.
-    :param rmr: the guest's IORT has the RMRs that QEMU gives it.
-    :param record: a recording is made when it is done.
+    :param devices: the devices to assign, addresses in the emulated host.
+    :param strategy: as for ``vmm-msi attach``; None for its default.
+    :param count: operations per device.
+    :param then: actions on the running guest, from :data:`ACTS`; after each, the remaining devices
+        are exercised again.
+    :param rmr: keep QEMU's RMRs in the guest's IORT.
+    :param record: make a recording at the end.
     """
 
     devices: Sequence[PciAddress]
@@ -75,7 +75,7 @@ class RunSpec:
 class Vector:
     """An MSI of a device as the guest counts it.
 
-    :param name: what Linux calls it.
+    :param name: Linux's name of the interrupt.
     """
 
     name: str
@@ -85,15 +85,15 @@ class Vector:
 
 @dataclass(frozen=True)
 class DeviceRun:
-    """What became of one device.
+    """The result of one device.
 
     :param host: its address in the emulated host.
-    :param guest: its address in the guest; None where the guest does not have it.
-    :param driver: the guest's driver of it.
-    :param work: what it was made to do.
-    :param done: how often.
-    :param each: it signals one interrupt for each.
-    :param landed: MSIs that reached the physical ITS from it meanwhile, by EventID.
+    :param guest: its address in the guest; None if the guest does not have it.
+    :param driver: the guest's driver.
+    :param work: the kind of operation.
+    :param done: number of operations.
+    :param each: it signals one interrupt per operation.
+    :param landed: its MSIs that reached the physical ITS meanwhile, by EventID.
     """
 
     host: PciAddress
@@ -108,15 +108,15 @@ class DeviceRun:
 
     @property
     def arrived(self) -> int:
-        """Interrupts that arrived while it worked."""
+        """Number of interrupts that arrived meanwhile."""
         return sum(vector.after - vector.before for vector in self.vectors)
 
     @property
     def complete(self) -> bool:
-        """It worked and the guest was told; of each piece of work where it tells of each.
+        """Whether no interrupt was lost.
 
-        Otherwise the guest may count less than the ITS was sent: an LPI that is pending still is
-        not pending twice.
+        With one interrupt per operation, all counts must be equal. Otherwise the guest may count
+        fewer than the ITS received: an LPI that is still pending is not pending twice.
         """
         if self.each:
             return 0 < self.done == self.arrived == sum(self.landed.values())
@@ -125,9 +125,9 @@ class DeviceRun:
 
 @dataclass(frozen=True)
 class Phase:
-    """What devices did between two changes.
+    """The results between two actions.
 
-    :param after: what was done before: ``start``, ``reboot``, ``unplug 0000:11:00.0``.
+    :param after: the action before: ``start``, ``reboot``, ``unplug 0000:11:00.0``.
     """
 
     after: str
@@ -136,17 +136,17 @@ class Phase:
 
 @dataclass(frozen=True)
 class GuestTestResult:
-    """A whole run.
+    """The result of a guest test.
 
-    :param releases: of kernel, libvirt and QEMU.
-    :param rmrs: what the guest's IORT wants mapped 1:1, as base and size in bytes.
-    :param groups: IOMMU groups of the guest, as it tells them.
-    :param predicted: what ``vmm-msi doctor`` found before the guest was started.
-    :param host_faults: what the emulated host's kernel logged of faults of its SMMUs.
-    :param guest_faults: what the guest's kernel logged of those of its vSMMUs.
-    :param explained: what ``vmm-msi explain`` says of both.
-    :param seconds: how long each part took.
-    :param recording: what ``vmm-msi record`` wrote; None where it was not asked for.
+    :param releases: the releases of kernel, libvirt and QEMU.
+    :param rmrs: the ranges of the RMRs in the guest's IORT, as base and size in bytes.
+    :param groups: the guest's IOMMU groups, as seen from inside.
+    :param predicted: findings of ``vmm-msi doctor`` before the start.
+    :param host_faults: SMMU faults in the emulated host's kernel log.
+    :param guest_faults: vSMMU faults in the guest's kernel log.
+    :param explained: the output of ``vmm-msi explain`` for both.
+    :param seconds: the duration of each part.
+    :param recording: the file that ``vmm-msi record`` wrote; None if not requested.
     """
 
     releases: Mapping[str, str]
@@ -162,16 +162,16 @@ class GuestTestResult:
 
     @property
     def complete(self) -> bool:
-        """No device lost an interrupt in any phase."""
+        """Whether no device lost an interrupt in any phase."""
         return all(device.complete for phase in self.phases for device in phase.devices)
 
 
 class Runner:
-    """Takes a guest through a run.
+    """Run a guest test.
 
-    :param link: to the emulated host.
-    :param its_log: what reaches its ITS.
-    :param boot: the folder that its guests start from.
+    :param link: the link to the emulated host's agent.
+    :param its_log: the log of MSIs at its ITS.
+    :param boot: the folder with its guests' boot files.
     """
 
     def __init__(self, link: AgentLink, its_log: ItsLog, boot: Path, progress: Progress) -> None:
@@ -194,24 +194,24 @@ class Runner:
         :raise LabError: when it has too few.
         """
         free = [
-            (PciAddress.parse(found["address"]), _IDS.get((found["vendor"], found["device"])))
-            for found in self._link.call("devices")
+            (PciAddress.parse(pci["address"]), _IDS.get((pci["vendor"], pci["device"])))
+            for pci in self._link.call("devices")
         ]
         chosen = []
         for kind in kinds:
-            mine = next((one for one in free if one[1] == KINDS[kind]), None)
-            if mine is None:
+            match = next((entry for entry in free if entry[1] == KINDS[kind]), None)
+            if match is None:
                 raise LabError(f"lab guest: the emulated host has too few devices of kind {kind}")
-            free.remove(mine)
-            device = mine[0]
+            free.remove(match)
+            device = match[0]
             if kind == VIRTUAL_FUNCTION:
-                told = self._link.call("virtual-function", address=str(device))
-                device = PciAddress.parse(told)
+                function = self._link.call("virtual-function", address=str(device))
+                device = PciAddress.parse(function)
             chosen.append(device)
         return chosen
 
     def command(self, *words: str) -> str:
-        """Run ``vmm-msi`` in the emulated host and return what it printed.
+        """Run ``vmm-msi`` in the emulated host and return its standard output.
 
         :raise LabError: when it fails.
         """
@@ -231,8 +231,8 @@ class Runner:
             )
 
     def predict(self) -> list[Mapping[str, Any]]:
-        """Return what the doctor finds, with the guest as it will start."""
-        with _Timed(self, "doctor", "asking the doctor"):
+        """Return the doctor's findings for the guest that is about to start."""
+        with _Timed(self, "doctor", "running the doctor"):
             done = self._link.call(
                 "command",
                 argv=[
@@ -243,18 +243,19 @@ class Runner:
             )
         if done["stderr"]:
             raise LabError(f"vmm-msi doctor in the emulated host: {done['stderr'].strip()}")
-        found: list[Mapping[str, Any]] = json.loads(done["stdout"])["findings"]
-        return found
+        findings: list[Mapping[str, Any]] = json.loads(done["stdout"])["findings"]
+        return findings
 
     def start(self) -> None:
-        """Switch the guest on and wait until its agent answers."""
+        """Start the guest and wait until its agent answers."""
         with _Timed(self, "start", "starting the guest"):
             self._link.call("start", timeout_s=_LONG_S)
 
     def _start_without_rmr(self, spec: RunSpec) -> dict[str, Any]:
-        """Start the guest once more, with the IORT that it has now, but for the RMRs in it.
+        """Start the guest again, with its current IORT without the RMRs.
 
-        Linux takes a table from the initial RAM file system (:mod:`vmm_msi.lab.machine.iort_edit`).
+        Linux reads a replacement table from the initial RAM file system
+        (:mod:`vmm_msi.lab.machine.iort_edit`).
         """
         table = base64.b64decode(self.look()["iort"])
         archive = Archive()
@@ -269,20 +270,20 @@ class Runner:
         return self.look()
 
     def look(self) -> dict[str, Any]:
-        """Return what the guest sees."""
-        found: dict[str, Any] = self._guest("look")
-        return found
+        """Return the guest's inventory, as seen from inside."""
+        inventory: dict[str, Any] = self._guest("look")
+        return inventory
 
     def _guest(self, do: str, **arguments: object) -> Any:  # noqa: ANN401
         return self._link.call(
             "guest", do=do, arguments=arguments, wait_s=_LONG_S, timeout_s=_LONG_S
         )
 
-    def place(self, seen: Mapping[str, Any]) -> dict[PciAddress, Mapping[str, Any]]:
-        """Return what the guest sees of each device of the host that it was given.
+    def locate(self, seen: Mapping[str, Any]) -> dict[PciAddress, Mapping[str, Any]]:
+        """Return the guest's view of each assigned device, by host address.
 
-        Buses behind root ports have the numbers that the firmware gave them, but the number of an
-        expander bus is in the XML, and so is the slot of each root port on it.
+        The firmware numbers the buses behind root ports, but the XML has the number of an expander
+        bus and the slot of each root port on it.
         """
         xml = DomainXml.parse(self._link.call("definition"), "the guest's definition")
         numbers = {0: 0}
@@ -294,18 +295,18 @@ class Runner:
                 numbers[controller.index] = controller.bus_nr
             ports[controller.index] = controller.address
         by_port = {device["port"]: device for device in seen["devices"]}
-        found = {}
+        views = {}
         for hostdev in xml.hostdevs():
             port = None if hostdev.guest is None else ports.get(hostdev.guest.bus)
             if port is None or port.bus not in numbers:
                 continue
             name = PciAddress(0, numbers[port.bus], port.device, port.function)
             if str(name) in by_port:
-                found[hostdev.host] = by_port[str(name)]
-        return found
+                views[hostdev.host] = by_port[str(name)]
+        return views
 
     def run(self, spec: RunSpec) -> GuestTestResult:
-        """Attach, start, look, work, change, work again, and return what was seen.
+        """Attach, start, exercise, apply each action, exercise again; return the result.
 
         :raise VmmMsiError: when a part fails.
         """
@@ -354,7 +355,7 @@ class Runner:
         )
 
     def record(self, name: str, guest_log: str, *, rmr: bool) -> bytes:
-        """Return a recording that ``vmm-msi record`` makes in the emulated host.
+        """Return the recording that ``vmm-msi record`` makes in the emulated host.
 
         :param guest_log: the kernel's log of the guest.
         :param rmr: the guest's kernel maps its RMRs.
@@ -362,7 +363,7 @@ class Runner:
         """
         words = ["record", name, "-c", self._facts["uri"], "-o", "run.json"]
         words += ["--guest-log", "guest.log", *([] if rmr else ["--no-rmr"])]
-        with _Timed(self, "record", "recording what happened"):
+        with _Timed(self, "record", "recording the guest's MSIs"):
             done = self._link.call(
                 "command",
                 argv=words,
@@ -375,7 +376,7 @@ class Runner:
         return base64.b64decode(done["files"]["run.json"])
 
     def _explained(self, lines: Sequence[str], *words: str) -> list[str]:
-        """Return what ``vmm-msi explain`` in the emulated host says of a log."""
+        """Return the output of ``vmm-msi explain`` for a log, run in the emulated host."""
         if not lines:
             return []
         where = ("--domain", self._facts["guest"], "-c", self._facts["uri"])
@@ -385,40 +386,40 @@ class Runner:
     def work(
         self, devices: Sequence[PciAddress], seen: Mapping[str, Any], spec: RunSpec
     ) -> list[DeviceRun]:
-        """Make every device work and return what became of it."""
-        places = self.place(seen)
+        """Exercise every device and return the results."""
+        places = self.locate(seen)
         runs = []
         for host in devices:
-            mine = places.get(host)
-            if mine is None:
+            view = places.get(host)
+            if view is None:
                 runs.append(DeviceRun(host, None))
                 continue
-            guest = PciAddress.parse(mine["address"])
+            guest = PciAddress.parse(view["address"])
             self._its_log.new()
-            with _Timed(self, f"work {host}", f"making {host} work in the guest"):
+            with _Timed(self, f"work {host}", f"exercising {host} in the guest"):
                 if spec.rmr:
-                    told = self._guest("exercise", address=str(guest), count=spec.count)
+                    work = self._guest("exercise", address=str(guest), count=spec.count)
                 else:
-                    told = self._guest("await-fault", address=str(guest))
+                    work = self._guest("await-fault", address=str(guest))
             landed = {
                 msi.event_id: number
                 for msi, number in self._its_log.new().items()
                 if msi.device_id == host.rid
             }
-            vectors = tuple(Vector(**vector) for vector in told.pop("vectors"))
-            driver = mine["driver"]
-            runs.append(DeviceRun(host, guest, driver, landed=landed, vectors=vectors, **told))
+            vectors = tuple(Vector(**vector) for vector in work.pop("vectors"))
+            driver = view["driver"]
+            runs.append(DeviceRun(host, guest, driver, landed=landed, vectors=vectors, **work))
         return runs
 
 
 def _faults(log: str) -> list[str]:
-    """Return the lines of a kernel's log that are about SMMU events."""
+    """Return the lines of a kernel's log that report SMMU events."""
     lines = (line.strip() for line in log.splitlines())
     return [line for line in lines if "arm-smmu-v3" in line and " event" in line]
 
 
 class _Timed:
-    """Notes how long a part takes, and says that it begins."""
+    """Print that a part begins and record its duration."""
 
     def __init__(self, runner: Runner, name: str, what: str) -> None:
         self._runner, self._name = runner, name
@@ -432,9 +433,9 @@ class _Timed:
 
 
 def shape_for(kinds: Sequence[str], smmus: int) -> Shape:
-    """Return the emulated host that has devices of those kinds for a guest.
+    """Return the shape of an emulated host with devices of the given kinds.
 
-    :raise UsageError: for a kind that there is not.
+    :raise UsageError: for an unknown kind.
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:

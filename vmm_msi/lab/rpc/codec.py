@@ -1,4 +1,4 @@
-"""Values of :mod:`vmm_msi.types` as JSON values and back."""
+"""Convert values of :mod:`vmm_msi.types` to JSON values and back."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def to_wire(value: object) -> Any:  # noqa: ANN401
 def from_wire(kind: type[ValueT], value: object) -> ValueT:
     """Read a value of type ``kind``.
 
-    :raise ValueError: when it is none (``msgspec.ValidationError``).
+    :raise ValueError: when it is not of that type (``msgspec.ValidationError``).
     """
     return msgspec.convert(value, kind, dec_hook=_typed)
 
@@ -29,7 +29,7 @@ def _plain(value: object) -> int:
 
 
 def _typed(kind: type[Any], value: object) -> object:
-    """Make an address or an id, which are subclasses of int."""
+    """Return an address or an id, which are subclasses of int."""
     if issubclass(kind, int) and isinstance(value, int):
         return kind(value)
     raise ValueError(f"expected {kind.__name__}, got {type(value).__name__}")

@@ -1,7 +1,7 @@
-"""Calls to the agent in the emulated host, from outside.
+"""Call the agent in the emulated host from outside.
 
-QEMU offers the agent's port as a unix socket and serves one client at a time; a lock beside the
-socket makes the others wait their turn.
+QEMU provides the agent's port as a unix socket and serves one client at a time; a lock beside the
+socket makes other clients wait.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class AgentLink:
     """A connection to the agent; a context manager.
 
     :param path: the socket.
-    :param wait_s: how long to wait for another client to be done.
+    :param wait_s: how long to wait for another client to finish, in seconds.
     """
 
     def __init__(self, path: Path, wait_s: float = 600) -> None:
@@ -40,19 +40,19 @@ class AgentLink:
         self._socket: socket.socket | None = None
         self._lock: BinaryIO | None = None
         self._lines = protocol.LineReader()
-        # Ids that no earlier client has used: lines that were meant for it may still arrive.
+        # Ids that no earlier client has used: answers to that client may still arrive.
         self._ids = itertools.count(secrets.randbelow(1 << 40) << 12)
 
     def __enter__(self) -> Self:
         try:
-            self._take_turn()
+            self._acquire_lock()
             self._socket = socket.socket(socket.AF_UNIX)
             self._socket.connect(os.fspath(self._path))
         except OSError as error:
             self.close()
             raise LabError(
                 f"talking to the emulated host at {self._path}: {error.strerror or error}; "
-                "vmm-msi lab status tells whether it runs"
+                "vmm-msi lab status shows whether it is running"
             ) from error
         except BaseException:
             self.close()
@@ -63,7 +63,7 @@ class AgentLink:
         self.close()
 
     def close(self) -> None:
-        """Close the connection and let the next client have its turn."""
+        """Close the connection and release the lock for the next client."""
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -71,7 +71,7 @@ class AgentLink:
             self._lock.close()
             self._lock = None
 
-    def _take_turn(self) -> None:
+    def _acquire_lock(self) -> None:
         self._lock = self._path.with_name(f"{self._path.name}.lock").open("ab")
         deadline = time.monotonic() + self._wait_s
         while True:
@@ -80,8 +80,8 @@ class AgentLink:
                 return
             if time.monotonic() > deadline:
                 raise LabError(
-                    f"talking to the emulated host at {self._path}: another command has been at "
-                    f"work for {self._wait_s:.0f} s; wait for it to end, or vmm-msi lab down"
+                    f"talking to the emulated host at {self._path}: still in use by another "
+                    f"command after {self._wait_s:.0f} s; wait for it, or run vmm-msi lab down"
                 )
             time.sleep(0.05)
 
@@ -94,20 +94,20 @@ class AgentLink:
         on_progress: Callable[[int, int], None] | None = None,
         **arguments: object,
     ) -> Any:  # noqa: ANN401
-        """Let the agent do something and return what it answers, a JSON value.
+        """Send a request and return the agent's answer, a JSON value.
 
-        :param timeout_s: how long it may be silent.
-        :param on_progress: told how far long work is, as (done, total).
+        :param timeout_s: time limit between two lines of the agent, in seconds.
+        :param on_progress: called with (done, total) of long work.
         :raise BackendError: the kernel's refusal.
-        :raise RefusedError: the refusal of something that is no kernel.
-        :raise LabError: when the agent does not answer or cannot do it.
+        :raise RefusedError: a refusal that does not come from a kernel.
+        :raise LabError: when the agent does not answer or the request fails.
         """
         number = next(self._ids)
         self._send(protocol.encode({"id": number, "do": do, "with": arguments}), timeout_s, do)
         deadline = time.monotonic() + timeout_s
         while True:
             for line in self._receive(deadline, do):
-                answer = self._mine(line, number)
+                answer = self._own_answer(line, number)
                 if answer is None:
                     continue
                 if "progress" in answer:
@@ -121,8 +121,8 @@ class AgentLink:
                     return answer.get("ok")
 
     @staticmethod
-    def _mine(line: bytes | None, number: int) -> dict[str, Any] | None:
-        """Return the answer on a line, None where it is not to this request."""
+    def _own_answer(line: bytes | None, number: int) -> dict[str, Any] | None:
+        """Return the answer on a line, None if it belongs to another request."""
         try:
             answer = protocol.decode(line or b"")
         except ValueError:
@@ -134,12 +134,12 @@ class AgentLink:
             raise LabError(f"emulated host, {do}: the link is closed; use it in its with block")
         if len(data) > protocol.MAX_LINE:
             raise LabError(
-                f"emulated host, {do}: {len(data)} bytes are more than the {protocol.MAX_LINE} "
-                "that fit into one request; send less at a time"
+                f"emulated host, {do}: {len(data)} bytes exceed the {protocol.MAX_LINE} "
+                "bytes of one request; send less at a time"
             )
         self._socket.settimeout(timeout_s)
         try:
-            # An empty line first ends whatever an earlier client left unfinished.
+            # An empty line ends an unfinished request of an earlier client.
             self._socket.sendall(b"\n" + data)
         except ConnectionError as error:
             raise _gone(do) from error
@@ -154,8 +154,8 @@ class AgentLink:
             data = self._socket.recv(_CHUNK)
         except TimeoutError:
             raise LabError(
-                f"emulated host, {do}: no answer in time; vmm-msi lab console --log shows what "
-                "its kernel said"
+                f"emulated host, {do}: no answer in time; vmm-msi lab console --log shows "
+                "its kernel's output"
             ) from None
         except ConnectionError as error:
             raise _gone(do) from error
@@ -168,18 +168,17 @@ class AgentLink:
 
 def _gone(do: str) -> LabError:
     return LabError(
-        f"emulated host, {do}: it is gone; vmm-msi lab console --log shows what its kernel "
-        "said last"
+        f"emulated host, {do}: it stopped; vmm-msi lab console --log shows its kernel's last output"
     )
 
 
-def _error(do: str, told: Any) -> Exception:  # noqa: ANN401
-    """Return the exception for an error that the agent told."""
-    told = told if isinstance(told, dict) else {}
-    text = str(told.get("text", "no message"))
-    match told.get("kind"):
+def _error(do: str, answer: Any) -> Exception:  # noqa: ANN401
+    """Return the exception for an error in the agent's answer."""
+    answer = answer if isinstance(answer, dict) else {}
+    text = str(answer.get("text", "no message"))
+    match answer.get("kind"):
         case "backend":
-            number = told.get("errno")
+            number = answer.get("errno")
             return BackendError(number if isinstance(number, int) else errno.EIO, text)
         case "refused":
             return RefusedError(text)

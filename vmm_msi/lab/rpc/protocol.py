@@ -1,4 +1,4 @@
-"""What the lab and the agent in its emulated host say to each other: one JSON object per line.
+"""Define the messages between the lab and the agent in its emulated host: one JSON object per line.
 
 ::
 
@@ -7,9 +7,8 @@
     {"v": 1, "id": 7, "ok": {…}}
     {"v": 1, "id": 7, "error": {"kind": "backend", "errno": 22, "text": "…"}}
 
-``id``, a whole number or a string, is the caller's choice and comes back with every line that
-belongs to the request, so that a caller which finds lines of an earlier one can leave them aside.
-Docs: docs/lab.md.
+``id``, a whole number or a string, is chosen by the caller and repeated in every line of the
+answer, so that the caller can ignore answers to an earlier one. See docs/lab-internals.md.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from __future__ import annotations
 import json
 from typing import Any
 
-#: Raised when a verb changes its meaning; the two sides must agree on it.
+#: Incremented when a verb changes its meaning; both sides must agree on it.
 VERSION = 1
 
-#: Longest line in bytes, the line break included; a longer one is an error, not read on.
+#: Longest line in bytes, the line break included; a longer one is an error.
 MAX_LINE = 16 << 20
 
 #: Name of the virtio-serial port.
@@ -35,8 +34,8 @@ def encode(message: dict[str, Any]) -> bytes:
 def decode(line: bytes) -> dict[str, Any]:
     """Read a line.
 
-    :raise ValueError: when it is no JSON object of this version, is nested too deeply or has an
-        id that is more than a number or a string.
+    :raise ValueError: when it is not a JSON object of this version, is nested too deeply or has an
+        id that is neither a number nor a string.
     """
     try:
         message = json.loads(line)
@@ -52,9 +51,9 @@ def decode(line: bytes) -> dict[str, Any]:
 
 
 class LineReader:
-    """Cuts what arrives into lines, in bounded memory.
+    """Split received data into lines, in bounded memory.
 
-    A line longer than :data:`MAX_LINE` is dropped and given as ``None``.
+    A line longer than :data:`MAX_LINE` is dropped and returned as ``None``.
     """
 
     def __init__(self) -> None:
@@ -63,7 +62,7 @@ class LineReader:
         self._dropping = False
 
     def feed(self, data: bytes) -> list[bytes | None]:
-        """Take what arrived and return the lines that are complete now."""
+        """Add received data and return the lines that are now complete."""
         lines: list[bytes | None] = []
         *ended, rest = data.split(b"\n")
         for piece in ended:
@@ -74,7 +73,7 @@ class LineReader:
         return lines
 
     def clear(self) -> None:
-        """Forget a line that is not complete."""
+        """Drop an incomplete line."""
         self._parts.clear()
         self._size = 0
         self._dropping = False
