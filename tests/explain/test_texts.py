@@ -127,7 +127,7 @@ def test_a_fault_of_an_smmuv2_has_its_address_and_stream():
 
 def test_values_fill_placeholders_of_remedies():
     explanation = only("qemu-system-aarch64: Host SMMUv3 SSIDSIZE not compatible (host=0, QEMU=20)")
-    assert explanation.what == "the vSMMU has 20 bits of SubstreamID, the pSMMU has 0"
+    assert explanation.what == "the vSMMU has 20 SubstreamID bits, but the pSMMU has 0"
     assert [remedy.what for remedy in explanation.remedies] == [
         "vmm-msi attach GUEST DEVICE --vsmmu ssidsize=0"
     ]

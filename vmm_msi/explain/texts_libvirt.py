@@ -1,6 +1,6 @@
-"""What libvirt says when it does not define or start a guest with assigned devices.
+"""libvirt messages about guests with assigned devices that it does not define or start.
 
-Texts are those of libvirt 12.8 in English, sources below ``src/``.
+Texts are those of libvirt 12.8 in English; source files are below ``src/``.
 """
 
 from __future__ import annotations
@@ -8,24 +8,24 @@ from __future__ import annotations
 from vmm_msi.explain.explanation import Program
 from vmm_msi.explain.known_text import Text
 
-_NEWER = "which release has what: docs/libvirt.md; a newer one would do"
+_NEWER = "use a newer release; docs/libvirt.md lists what each release supports"
 
 TEXTS: tuple[Text, ...] = (
     Text(
         "libvirt-iommufd-host",
         Program.LIBVIRT,
         ("IOMMUFD is not supported by host kernel", "cannot open IOMMUFD device"),
-        "the host has no /dev/iommu, and the guest asks for iommufd",
+        "the guest uses iommufd, but the host has no /dev/iommu",
         "qemu/qemu_validate.c, util/viriommufd.c",
         why="the kernel was built without CONFIG_IOMMUFD, or the module iommufd is not loaded",
         remedies=(
             (
-                "modprobe iommufd; where there is no such module, a kernel with CONFIG_IOMMUFD, "
-                "CONFIG_VFIO_DEVICE_CDEV and CONFIG_ARM_SMMU_V3_IOMMUFD"
+                "run modprobe iommufd; if the module does not exist, use a kernel with "
+                "CONFIG_IOMMUFD, CONFIG_VFIO_DEVICE_CDEV and CONFIG_ARM_SMMU_V3_IOMMUFD"
             ),
             (
-                "without a vSMMU: take <iommufd> and the accelerated <iommu> out; vmm-msi detach "
-                "{guest} {device} does"
+                "or run without a vSMMU: remove <iommufd> and the accelerated <iommu>, as vmm-msi "
+                "detach {guest} {device} does"
             ),
         ),
     ),
@@ -41,41 +41,41 @@ TEXTS: tuple[Text, ...] = (
         "libvirt-fdgroup",
         Program.LIBVIRT,
         ("file descriptor group '%1$s' was not associated with the domain",),
-        "the guest takes /dev/iommu from the file descriptor group {0}, and nobody handed it over",
+        "the guest expects /dev/iommu in file descriptor group {0}, but no program passed it in",
         "qemu/qemu_process.c qemuProcessGetPassedIommuFd",
         remedies=(
             (
-                "start it through the program that hands it over (virDomainFDAssociate, "
-                "docs/api.md); virsh start cannot"
+                "start it with the program that passes it in (virDomainFDAssociate, docs/api.md); "
+                "virsh start cannot"
             ),
-            "have libvirt open /dev/iommu: take fdgroup='{0}' out of <iommufd>",
+            "let libvirt open /dev/iommu: remove fdgroup='{0}' from <iommufd>",
         ),
     ),
     Text(
         "libvirt-acpi-uefi",
         Program.LIBVIRT,
         ("ACPI requires UEFI on this architecture",),
-        "the guest has <acpi/> and no UEFI firmware",
+        "the guest has <acpi/> but no UEFI firmware",
         "qemu/qemu_validate.c qemuValidateDomainDefFeatures",
-        why="on Arm it is the firmware that hands the tables over; identity needs them: the RMR is "
-        "in the IORT",
-        remedies=("<os firmware='efi'>",),
+        why="on Arm the firmware passes the ACPI tables to the guest; identity needs them, because "
+        "the RMR is in the IORT",
+        remedies=("use <os firmware='efi'>",),
     ),
     Text(
         "libvirt-iommu-acpi",
         Program.LIBVIRT,
         ("IOMMU device: '%1$s' requires ACPI",),
-        "the guest has an <iommu model='{0}'> and no ACPI",
+        "the guest has an <iommu model='{0}'> but no ACPI",
         "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
-        remedies=("<features><acpi/></features> and <os firmware='efi'>",),
+        remedies=("use <features><acpi/></features> and <os firmware='efi'>",),
     ),
     Text(
         "libvirt-iommu-machine",
         Program.LIBVIRT,
         ("IOMMU device: '%1$s' is only supported with ARM Virt machines",),
-        "the guest has an <iommu model='{0}'> and is no Arm guest on the machine virt",
+        "the guest has an <iommu model='{0}'> but is not an Arm guest with machine type virt",
         "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
-        remedies=("<type arch='aarch64' machine='virt'>",),
+        remedies=("use <type arch='aarch64' machine='virt'>",),
     ),
     Text(
         "libvirt-iommu-qemu",
@@ -86,7 +86,7 @@ TEXTS: tuple[Text, ...] = (
             "iommu: accel is not supported with this QEMU binary",
             "iommu: cmdqv is not supported with this QEMU binary",
         ),
-        "this QEMU is too old for the vSMMU that the guest asks for",
+        "this QEMU is too old for the guest's vSMMU",
         "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
         remedies=(_NEWER,),
     ),
@@ -102,11 +102,11 @@ TEXTS: tuple[Text, ...] = (
             ),
             "domain already has an iommu device",
         ),
-        "the guest has several <iommu>, of which not each is a vSMMU for one expander bus",
+        "the guest has several <iommu>, and not all of them are vSMMUs of an expander bus",
         "conf/domain_validate.c virDomainDefIOMMUValidate",
-        why="one that serves the whole machine goes alone; a libvirt before 11.10 takes one",
+        why="a machine-wide <iommu> must be the only one; libvirt before 11.10 accepts only one",
         remedies=(
-            "give each <driver pciBus='N'/>, the index of its expander bus, as vmm-msi attach does",
+            "give each one a <driver pciBus='N'/> for its expander bus, as vmm-msi attach does",
             _NEWER,
         ),
     ),
@@ -120,18 +120,18 @@ TEXTS: tuple[Text, ...] = (
             ),
             "iommu model '%1$s' doesn't support some additional attributes",
         ),
-        "a property of the vSMMU goes with accel='on' alone",
+        "a property of the vSMMU requires accel='on'",
         "conf/domain_validate.c virDomainIOMMUDefValidate",
-        remedies=("<driver accel='on'/> as vmm-msi attach {guest} {device} --vsmmu … writes it",),
+        remedies=("use <driver accel='on'/>, as vmm-msi attach {guest} {device} --vsmmu … does",),
     ),
     Text(
         "libvirt-smmu-controller",
         Program.LIBVIRT,
         ("Could not find a suitable controller for smmuv3",),
-        "an <iommu model='smmuv3'> names a pciBus that is no expander bus",
+        "pciBus of an <iommu model='smmuv3'> is not an expander bus",
         "qemu/qemu_command.c qemuBuildPCINestedSmmuv3DevProps",
         why="pciBus is the index of the pcie-expander-bus controller, not its busNr",
-        remedies=("have vmm-msi attach write it, or put the controller's index there",),
+        remedies=("let vmm-msi attach write it, or set it to the controller's index",),
     ),
     Text(
         "libvirt-not-assignable",
@@ -140,11 +140,11 @@ TEXTS: tuple[Text, ...] = (
             "PCI device %1$s is not assignable",
             "Non-endpoint PCI devices cannot be assigned to guests",
         ),
-        "libvirt does not assign the device",
+        "libvirt refuses to assign the device",
         "hypervisor/virhostdev.c virHostdevPreparePCIDevices",
-        why="it is a bridge, or it is behind a switch without ACS, so that it can reach its "
-        "neighbours past the SMMU",
-        remedies=("assign the endpoints behind it; for a switch without ACS, another slot",),
+        why="it is a bridge, or it is behind a switch without ACS and can reach its neighbours "
+        "without passing the SMMU",
+        remedies=("assign the endpoints behind the bridge; use a slot behind a switch with ACS",),
     ),
     Text(
         "libvirt-in-use",
@@ -155,15 +155,15 @@ TEXTS: tuple[Text, ...] = (
         ),
         "another guest has the device",
         "hypervisor/virhostdev.c virHostdevPreparePCIDevices",
-        remedies=("take it out of that guest: vmm-msi detach there, or virsh detach-device",),
+        remedies=("remove it from that guest with vmm-msi detach or virsh detach-device",),
     ),
     Text(
         "libvirt-unmanaged",
         Program.LIBVIRT,
         ("Unmanaged PCI device %1$s must be manually detached from the host",),
-        "the device is managed='no', and a driver of the host has it",
+        "the device is managed='no', but a host driver is bound to it",
         "hypervisor/virhostdev.c virHostdevPreparePCIDevices",
-        remedies=("virsh nodedev-detach it, or attach it without --unmanaged",),
+        remedies=("run virsh nodedev-detach, or attach it without --unmanaged",),
     ),
     Text(
         "libvirt-no-device",
@@ -173,11 +173,11 @@ TEXTS: tuple[Text, ...] = (
             "cannot find VFIO device for PCI device %1$s",
             "cannot open VFIO device %1$s",
         ),
-        "the device, or its node in /dev/vfio, is not there",
+        "the device or its node in /dev/vfio is missing",
         "util/virpci.c",
-        why="it is at another address now, or the kernel has no CONFIG_VFIO_DEVICE_CDEV, which "
-        "iommufd needs",
-        remedies=("lspci -D for its address; ls /dev/vfio/devices for the node",),
+        why="its address changed, or the kernel has no CONFIG_VFIO_DEVICE_CDEV, which iommufd "
+        "requires",
+        remedies=("check its address with lspci -D and its node with ls /dev/vfio/devices",),
     ),
     Text(
         "libvirt-no-vfio",
@@ -186,11 +186,11 @@ TEXTS: tuple[Text, ...] = (
             "VFIO PCI device assignment is not supported by the host",
             "VFIO device assignment is currently not supported on this system",
         ),
-        "the host can assign no device: VFIO finds no IOMMU group",
+        "the host cannot assign devices: VFIO finds no IOMMU group",
         "qemu/qemu_hostdev.c",
-        why="vfio-pci is not loaded, or no SMMU is in use: turned off in the firmware, or missing "
-        "from the kernel",
-        remedies=("modprobe vfio-pci; ls /sys/kernel/iommu_groups has to show groups",),
+        why="vfio-pci is not loaded, or no SMMU is in use: it is disabled in the firmware or has "
+        "no kernel driver",
+        remedies=("run modprobe vfio-pci; ls /sys/kernel/iommu_groups must show groups",),
     ),
     Text(
         "libvirt-memory-limit",
@@ -199,9 +199,9 @@ TEXTS: tuple[Text, ...] = (
             "cannot limit locked memory of process %1$lld to %2$llu",
             "Failed to adjust locked memory limit",
         ),
-        "libvirt may not let QEMU lock the guest's memory, which assigned devices need pinned",
+        "libvirt cannot raise QEMU's limit on locked memory, which assigned devices require",
         "util/virprocess.c virProcessSetMaxMemLock",
-        why="the daemon itself runs with a lower limit and without CAP_SYS_RESOURCE",
-        remedies=("LimitMEMLOCK=infinity in the unit of libvirtd or virtqemud",),
+        why="the daemon itself has a lower limit and no CAP_SYS_RESOURCE",
+        remedies=("set LimitMEMLOCK=infinity in the unit of libvirtd or virtqemud",),
     ),
 )

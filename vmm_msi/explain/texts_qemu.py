@@ -1,6 +1,6 @@
-"""What QEMU says when a guest with a vSMMU and assigned devices does not start, or faults.
+"""QEMU messages about guests with a vSMMU and assigned devices that fail to start, or fault.
 
-Texts are those of QEMU 11.1, sources below its top folder.
+Texts and source files are those of QEMU 11.1.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from vmm_msi.explain.known_text import Text
 
 _ACCEL = "hw/arm/smmuv3-accel.c"
 _INFO = f"{_ACCEL} smmuv3_accel_check_hw_compatible"
-_ANOTHER = "another host, or no accelerated vSMMU: vmm-msi detach {guest} {device}"
+_ANOTHER = "use another host, or no accelerated vSMMU: vmm-msi detach {guest} {device}"
 _GROUP = (
-    "every device of an IOMMU group has to be bound to vfio-pci, or to nothing, and none of them "
+    "every device of an IOMMU group must be bound to vfio-pci or have no driver, and none of them "
     "may be in another guest"
 )
 
@@ -21,20 +21,20 @@ TEXTS: tuple[Text, ...] = (
         "qemu-vdevice",
         Program.QEMU,
         ("IOMMU_VDEVICE_ALLOC failed",),
-        "the kernel does not let the vSMMU have the device",
+        "the kernel refuses to put the device behind the vSMMU (no vDEVICE)",
         "backends/iommufd.c iommufd_backend_alloc_vdev",
         cases={
-            "Invalid argument": "the device is behind another pSMMU than the vSMMU stands for "
+            "Invalid argument": "the device is behind another pSMMU than the one of the vSMMU "
             "(EINVAL; Linux iommufd_vdevice_alloc_ioctl)",
-            "File exists": "the device has a vDEVICE already, or its guest StreamID is taken "
+            "File exists": "the device already has a vDEVICE, or its guest StreamID is in use "
             "(EEXIST; Linux iommufd_vdevice_alloc_ioctl)",
             "Operation not supported": "the device has several StreamIDs (EOPNOTSUPP; Linux "
             "arm_vsmmu_vdevice_init)",
         },
         remedies=(
             (
-                "a vSMMU for each pSMMU, as vmm-msi attach makes them; vmm-msi status {guest} "
-                "shows which device is behind which"
+                "use a vSMMU for each pSMMU, as vmm-msi attach does; vmm-msi status {guest} shows "
+                "the vSMMU of each device"
             ),
         ),
     ),
@@ -42,27 +42,27 @@ TEXTS: tuple[Text, ...] = (
         "qemu-viommu",
         Program.QEMU,
         ("IOMMU_VIOMMU_ALLOC failed", "Unable to alloc vIOMMU: hiodi devid 0x%x"),
-        "the kernel makes no vSMMU for this device's pSMMU",
+        "the kernel refuses to create a vSMMU for this device's pSMMU",
         f"backends/iommufd.c iommufd_backend_alloc_viommu, {_ACCEL}",
         cases={
             "Operation not supported": "the pSMMU cannot nest, or neither it (S2FWB) nor the PCI "
-            "host (CANWBS) keeps a guest from turning cacheability off, or the kernel was built "
+            "host (CANWBS) stops a guest from disabling cacheability, or the kernel was built "
             "without CONFIG_ARM_SMMU_V3_IOMMUFD (EOPNOTSUPP; Linux arm_smmu_get_viommu_size)",
-            "Invalid argument": "the S2 is that of another pSMMU, or no nesting parent (EINVAL; "
+            "Invalid argument": "the S2 belongs to another pSMMU, or is not a nest parent (EINVAL; "
             "Linux arm_vsmmu_init, iommufd_viommu_alloc_ioctl)",
         },
-        remedies=("a kernel with CONFIG_ARM_SMMU_V3_IOMMUFD=y", _ANOTHER),
+        remedies=("use a kernel with CONFIG_ARM_SMMU_V3_IOMMUFD=y", _ANOTHER),
     ),
     Text(
         "qemu-hwpt",
         Program.QEMU,
         ("Failed to allocate hwpt", "Failed to get hardware info"),
-        "the kernel makes no stage 2 that a vSMMU can nest on",
+        "the kernel refuses to create a nest parent (stage 2) for a vSMMU",
         "backends/iommufd.c iommufd_backend_alloc_hwpt",
         cases={
             "Operation not supported": "the pSMMU does not have both stages (EOPNOTSUPP; Linux "
             "arm_smmu_domain_alloc_paging_flags)",
-            "Invalid argument": "the S2 is that of another pSMMU (EINVAL)",
+            "Invalid argument": "the S2 belongs to another pSMMU (EINVAL)",
         },
         remedies=(_ANOTHER,),
     ),
@@ -76,13 +76,12 @@ TEXTS: tuple[Text, ...] = (
             "Unable to attach the default HW pagetable: hiodi devid 0x%x",
             "Failed to attach GBPA hwpt %u for hiodi devid %u",
         ),
-        "the stage 1 that the guest wrote into its vSMMU did not go into the pSMMU: the device's "
-        "MSIs and DMA are aborted",
+        "the guest's stage 1 was not installed in the pSMMU: the device's MSIs and DMA are aborted",
         f"{_ACCEL} smmuv3_accel_install_ste",
-        why="the guest's stream table entry has what the kernel does not pass on, or the device "
-        "has no vDEVICE (ENOENT)",
+        why="the kernel rejects the guest's stream table entry, or the device has no vDEVICE "
+        "(ENOENT)",
         stage=1,
-        remedies=("the host's log (dmesg | vmm-msi explain) has the cause where it has one",),
+        remedies=("look for the cause in the host's log: dmesg | vmm-msi explain",),
     ),
     Text(
         "qemu-events",
@@ -93,20 +92,20 @@ TEXTS: tuple[Text, ...] = (
             "vEVENTQ(type %u id %u): overflowed",
             "vEVENTQ(type %u id %u): lost %u event(s)",
         ),
-        "events of the vSMMU did not reach the guest: it is not told of its stage 1 faults",
+        "events of the vSMMU were lost: the guest does not see its stage 1 faults",
         f"{_ACCEL} smmuv3_accel_event_read",
-        why="more faults than the queue holds, mostly of one device that faults again and again",
-        remedies=("mend the fault that the guest's own log shows: vmm-msi explain --in-guest",),
+        why="more faults than the queue holds, usually of one device that faults repeatedly",
+        remedies=("fix the fault that the guest's own log shows: vmm-msi explain --in-guest",),
     ),
     Text(
         "qemu-invalidate",
         Program.QEMU,
         ("IOMMU_HWPT_INVALIDATE failed: total %d entries, processed %d entries",),
-        "an invalidation of the guest was not carried out: of {0} commands, {1} were",
+        "an invalidation of the guest failed: {1} of {0} commands were processed",
         "backends/iommufd.c iommufd_backend_invalidate_cache",
-        why="the guest sent a command for a StreamID without a device, or one the kernel does not "
-        "pass on",
-        remedies=("a guest kernel that uses the StreamIDs behind its own vSMMU",),
+        why="the guest sent a command for a StreamID without a device, or a command that the "
+        "kernel does not forward",
+        remedies=("use a guest kernel that uses only the StreamIDs behind its own vSMMU",),
     ),
     Text(
         "qemu-iommufd-missing",
@@ -116,8 +115,8 @@ TEXTS: tuple[Text, ...] = (
         "backends/iommufd.c iommufd_backend_connect",
         remedies=(
             (
-                "modprobe iommufd; where there is no such module, a kernel with CONFIG_IOMMUFD, "
-                "CONFIG_VFIO_DEVICE_CDEV and CONFIG_ARM_SMMU_V3_IOMMUFD"
+                "run modprobe iommufd; if the module does not exist, use a kernel with "
+                "CONFIG_IOMMUFD, CONFIG_VFIO_DEVICE_CDEV and CONFIG_ARM_SMMU_V3_IOMMUFD"
             ),
         ),
     ),
@@ -125,15 +124,15 @@ TEXTS: tuple[Text, ...] = (
         "qemu-iommufd-open",
         Program.QEMU,
         ("Could not open '/dev/iommu'",),
-        "QEMU may not open /dev/iommu",
+        "QEMU cannot open /dev/iommu",
         "backends/iommufd.c iommufd_backend_connect",
         cases={
-            "Permission denied": "its user, or its confinement by SELinux, AppArmor or devices "
-            "cgroup, may not",
+            "Permission denied": "its user has no permission, or SELinux, AppArmor or the devices "
+            "cgroup forbids it",
             "No such file": "the kernel was built without CONFIG_IOMMUFD, or the module iommufd is "
             "not loaded",
         },
-        remedies=("have libvirt open it: <iommufd enabled='yes'/> and no fdgroup",),
+        remedies=("let libvirt open it: <iommufd enabled='yes'/> without fdgroup",),
     ),
     Text(
         "qemu-vfio-cdev",
@@ -142,26 +141,28 @@ TEXTS: tuple[Text, ...] = (
             "failed to find vfio-dev/vfioX/dev",
             "(is your kernel config missing CONFIG_VFIO_DEVICE_CDEV?)",
         ),
-        "the device has no node of its own in /dev/vfio/devices, which iommufd needs",
+        "the device has no node in /dev/vfio/devices, which iommufd requires",
         "hw/vfio/device.c, hw/vfio/iommufd.c iommufd_cdev_getfd",
         why="the kernel was built without CONFIG_VFIO_DEVICE_CDEV, or the device is not bound to "
         "vfio-pci",
-        remedies=("bind it to vfio-pci (virsh nodedev-detach); have CONFIG_VFIO_DEVICE_CDEV",),
+        remedies=(
+            "bind it to vfio-pci (virsh nodedev-detach), on a kernel with CONFIG_VFIO_DEVICE_CDEV",
+        ),
     ),
     Text(
         "qemu-bind",
         Program.QEMU,
         ("error bind device fd=%d to iommufd=%d",),
-        "the kernel does not let this iommufd have the device",
+        "the kernel refuses to bind the device to this iommufd",
         "hw/vfio/iommufd.c iommufd_cdev_connect_and_bind",
         cases={
             "Operation not permitted": "its MSIs are not isolated and iommufd."
-            "allow_unsafe_interrupts is 0, or another file descriptor has its IOMMU group (EPERM; "
+            "allow_unsafe_interrupts is 0, or another file descriptor owns its IOMMU group (EPERM; "
             "Linux iommufd_device_bind)",
-            "Device or resource busy": "a driver of the host has a device of its IOMMU group "
+            "Device or resource busy": "a host driver is bound to a device of its IOMMU group "
             "(EBUSY; Linux iommu_device_claim_dma_owner)",
-            "Invalid argument": "the firmware wants memory mapped 1:1 for it (EINVAL; the host's "
-            "log says so)",
+            "Invalid argument": "the firmware requires a 1:1 mapping for it (EINVAL; see the "
+            "host's log)",
         },
         remedies=(_GROUP,),
     ),
@@ -169,16 +170,16 @@ TEXTS: tuple[Text, ...] = (
         "qemu-attach-hwpt",
         Program.QEMU,
         ("[iommufd=%d] error attach %s (%d) pasid %d to id=%d",),
-        "the kernel does not attach {1} to its translation",
+        "the kernel refuses to attach {1} to its translation",
         "hw/vfio/iommufd.c iommufd_cdev_attach_ioas_hwpt",
         cases={
-            "Invalid argument": "another device of its IOMMU group has another translation, or it "
-            "is behind another pSMMU (EINVAL)",
-            "Address already in use": "guest RAM covers a reserved region of the device, such as "
+            "Invalid argument": "another device of its IOMMU group has a different translation, or "
+            "it is behind another pSMMU (EINVAL)",
+            "Address already in use": "guest RAM overlaps a reserved region of the device, such as "
             "the SW MSI window (EADDRINUSE; Linux iopt_table_enforce_dev_resv_regions)",
             "No such file": "a device of its IOMMU group has no vDEVICE (ENOENT)",
         },
-        remedies=("assign all devices of the group behind one vSMMU, or none but this one",),
+        remedies=("assign all devices of the group behind one vSMMU, or only this one",),
     ),
     Text(
         "qemu-emulated-endpoint",
@@ -186,8 +187,8 @@ TEXTS: tuple[Text, ...] = (
         ("Emulated endpoint devices are not allowed when using arm-smmuv3,accel=on",),
         "an emulated device is on the expander bus of an accelerated vSMMU",
         f"{_ACCEL} smmuv3_accel_supports_as, smmuv3_accel_find_add_as",
-        why="what QEMU emulates does not pass through the pSMMU: assigned devices alone may be",
-        remedies=("put it on another bus: <address bus='0x00'/>, or a root port of pcie.0",),
+        why="emulated devices do not use the pSMMU, so only assigned devices may be there",
+        remedies=("move it to another bus: <address bus='0x00'/>, or a root port of pcie.0",),
     ),
     Text(
         "qemu-without-iommufd",
@@ -198,9 +199,9 @@ TEXTS: tuple[Text, ...] = (
                 "arm-smmuv3,accel=on"
             ),
         ),
-        "an assigned device is behind an accelerated vSMMU and does not use iommufd",
+        "an assigned device behind an accelerated vSMMU does not use iommufd",
         f"{_ACCEL} smmuv3_accel_find_add_as",
-        remedies=("<iommufd enabled='yes'/>, as vmm-msi attach {guest} {device} writes it",),
+        remedies=("add <iommufd enabled='yes'/>, as vmm-msi attach {guest} {device} does",),
     ),
     Text(
         "qemu-cold-plug",
@@ -212,11 +213,11 @@ TEXTS: tuple[Text, ...] = (
             ),
             "arm-smmuv3 cmdqv=on requires at least one cold-plugged VFIO device",
         ),
-        "a vSMMU without a device takes its properties from the pSMMU, and knows of none",
+        "a vSMMU derives its properties from a pSMMU, but no device links it to one",
         f"{_ACCEL} smmuv3_accel_reset",
         remedies=(
-            "attach a device behind it before the start",
-            "or tell it all properties: --vsmmu ats=…,ril=…,ssidsize=…,oas=…",
+            "attach a device behind it before starting the guest",
+            "or set all its properties: --vsmmu ats=…,ril=…,ssidsize=…,oas=…",
         ),
     ),
     Text(
@@ -228,13 +229,13 @@ TEXTS: tuple[Text, ...] = (
             "Only stage1 is supported for SMMUv3 with accel=on",
             "SMMUv3 device only supported with pcie.0 for DT",
         ),
-        "the machine does not go with an accelerated vSMMU",
+        "the machine does not support an accelerated vSMMU",
         "hw/arm/virt.c",
-        why="it needs KVM, a GIC of the kernel, and ACPI: the guest learns of the window from the "
-        "IORT",
+        why="it requires KVM, an in-kernel GIC, and ACPI: the IORT describes the MSI window to the "
+        "guest",
         remedies=(
             (
-                "<domain type='kvm'>, <features><acpi/><gic version='3'/></features>, "
+                "use <domain type='kvm'>, <features><acpi/><gic version='3'/></features> and "
                 "<os firmware='efi'>"
             ),
         ),
@@ -249,9 +250,9 @@ TEXTS: tuple[Text, ...] = (
             "ssidsize can only be greater than 0 bits if accel=on",
             "cmdqv can only be enabled if accel=on",
         ),
-        "a property of the vSMMU goes with accel=on alone",
+        "a property of the vSMMU requires accel=on",
         "hw/arm/smmuv3.c smmu_validate_property",
-        remedies=("<driver accel='on'/>, as vmm-msi attach {guest} {device} --vsmmu … writes it",),
+        remedies=("use <driver accel='on'/>, as vmm-msi attach {guest} {device} --vsmmu … does",),
     ),
     Text(
         "qemu-migration",
@@ -260,9 +261,10 @@ TEXTS: tuple[Text, ...] = (
             "Migration not supported with SMMUv3 accelerator mode enabled",
             "Migration is currently not supported with vIOMMU enabled",
         ),
-        "a guest with an accelerated vSMMU cannot be migrated or saved, memory snapshots included",
+        "a guest with an accelerated vSMMU cannot be migrated, saved or snapshotted with its memory"
+        "",
         "hw/arm/smmuv3.c",
-        remedies=("take its devices out first: vmm-msi detach {guest} all",),
+        remedies=("remove its devices first: vmm-msi detach {guest} all",),
     ),
     Text(
         "qemu-host-differs",
@@ -274,7 +276,7 @@ TEXTS: tuple[Text, ...] = (
             "Host SMMUv3 doesn't support AArch64 translation table format",
             "Wrong data type (%d) for Host SMMUv3 device info",
         ),
-        "the pSMMU lacks what QEMU's vSMMU always has",
+        "the pSMMU lacks a feature that QEMU's vSMMU always has",
         _INFO,
         remedies=(_ANOTHER,),
     ),
@@ -282,7 +284,7 @@ TEXTS: tuple[Text, ...] = (
         "qemu-host-ssidsize",
         Program.QEMU,
         ("Host SMMUv3 SSIDSIZE not compatible (host=%u, QEMU=%u)",),
-        "the vSMMU has {1} bits of SubstreamID, the pSMMU has {0}",
+        "the vSMMU has {1} SubstreamID bits, but the pSMMU has {0}",
         _INFO,
         remedies=("vmm-msi attach {guest} {device} --vsmmu ssidsize={0}",),
     ),
@@ -290,7 +292,7 @@ TEXTS: tuple[Text, ...] = (
         "qemu-host-ril",
         Program.QEMU,
         ("Host SMMUv3 doesn't support Range Invalidation",),
-        "the vSMMU has range invalidation, the pSMMU has not",
+        "the vSMMU has range invalidation, but the pSMMU does not",
         _INFO,
         remedies=("vmm-msi attach {guest} {device} --vsmmu ril=off",),
     ),
@@ -298,7 +300,7 @@ TEXTS: tuple[Text, ...] = (
         "qemu-host-ats",
         Program.QEMU,
         ("Host SMMUv3 doesn't support Address Translation Services",),
-        "the vSMMU has ATS, the pSMMU has not",
+        "the vSMMU has ATS, but the pSMMU does not",
         _INFO,
         remedies=("vmm-msi attach {guest} {device} --vsmmu ats=off",),
     ),
@@ -306,7 +308,7 @@ TEXTS: tuple[Text, ...] = (
         "qemu-host-oas",
         Program.QEMU,
         ("Host SMMUv3 supports only %d-bit IPA, but the vSMMU OAS implies %d-bit IPA",),
-        "the guest may use IPAs of {1} bits, the pSMMU takes {0}",
+        "the guest may use {1}-bit IPAs, but the pSMMU supports {0} bits",
         _INFO,
         remedies=("vmm-msi attach {guest} {device} --vsmmu oas=44",),
     ),
@@ -328,24 +330,24 @@ TEXTS: tuple[Text, ...] = (
         ("no such host device",),
         "the host has no device at that address",
         "hw/vfio/pci.c",
-        why="it is at another address now, or its driver or its virtual functions are not there",
-        remedies=("lspci -D for its address",),
+        why="its address changed, or its driver or its virtual functions are missing",
+        remedies=("look up its address with lspci -D",),
     ),
     Text(
         "qemu-no-group",
         Program.QEMU,
         ("no iommu_group found",),
-        "the device is in no IOMMU group: no SMMU translates what it does",
+        "the device has no IOMMU group: no SMMU translates its DMA",
         "hw/vfio/container-legacy.c",
-        why="the SMMU is turned off in the firmware or missing from the kernel, or the firmware's "
-        "tables lead the device past it",
-        remedies=("vmm-msi topology show has which SMMU each device is behind",),
+        why="the SMMU is disabled in the firmware or has no kernel driver, or the firmware's "
+        "tables do not assign the device to it",
+        remedies=("look up the SMMU of each device with vmm-msi topology show",),
     ),
     Text(
         "qemu-group-busy",
         Program.QEMU,
         ("error getting device from group %d",),
-        "VFIO does not give a device of IOMMU group {0} out",
+        "VFIO refuses to open a device of IOMMU group {0}",
         "hw/vfio/container-legacy.c vfio_device_get",
         cases={
             "Device or resource busy": "another process has it open, such as another guest",
@@ -365,7 +367,7 @@ TEXTS: tuple[Text, ...] = (
                 "already in use"
             ),
         ),
-        "an IOMMU group has a device that a driver of the host uses",
+        "a host driver is bound to a device of the IOMMU group",
         "hw/vfio/container-legacy.c vfio_group_get",
         why=_GROUP,
         remedies=(
@@ -383,14 +385,14 @@ TEXTS: tuple[Text, ...] = (
             "Failed to set iommu for container",
             "Failed to set group container",
         ),
-        "VFIO sets up no translation for the IOMMU group",
+        "VFIO cannot set up a translation for the IOMMU group",
         "hw/vfio/container-legacy.c vfio_container_connect",
         cases={
-            "Operation not permitted": "its MSIs are not isolated (EPERM): the host's log says "
+            "Operation not permitted": "its MSIs are not isolated (EPERM): the host's log has "
             "'No interrupt remapping support'",
-            "Cannot allocate memory": "more memory would have to be locked than QEMU may",
+            "Cannot allocate memory": "QEMU would exceed its limit on locked memory",
         },
-        remedies=("dmesg | vmm-msi explain, for the kernel's own word on it",),
+        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
     ),
     Text(
         "qemu-map-failed",
@@ -401,20 +403,17 @@ TEXTS: tuple[Text, ...] = (
             "VFIO_MAP_DMA failed",
             "vfio: DMA mapping failed, unable to continue",
         ),
-        "guest memory did not go into stage 2",
+        "guest memory could not be mapped in stage 2",
         "hw/vfio/listener.c vfio_container_region_add",
         cases={
-            "Cannot allocate memory": "more memory would have to be locked than QEMU may (ENOMEM)",
-            "Invalid argument": "it covers a reserved region of the device, such as the SW MSI "
+            "Cannot allocate memory": "QEMU would exceed its limit on locked memory (ENOMEM)",
+            "Invalid argument": "it overlaps a reserved region of the device, such as the SW MSI "
             "window 0x8000000-0x80fffff (EINVAL; Linux iopt_check_iova)",
-            "Bad address": "it is a BAR of another device (EFAULT): no peer-to-peer DMA, nothing "
-            "else is lost",
+            "Bad address": "it is a BAR of another device (EFAULT): only peer-to-peer DMA is lost",
         },
         missing="S2: the guest's RAM",
         stage=2,
-        remedies=(
-            "<memtune><hard_limit/></memtune> of the RAM and 1 GiB, where memory may not be locked",
-        ),
+        remedies=("for ENOMEM, set <memtune><hard_limit/></memtune> to the RAM plus 1 GiB",),
     ),
     Text(
         "qemu-msi-enable",
@@ -425,16 +424,16 @@ TEXTS: tuple[Text, ...] = (
             "vfio: Error: Failed to enable MSI",
             "vfio: failed to enable MSI-X, %s",
         ),
-        "the host's kernel does not enable the device's MSIs",
+        "the host's kernel refuses to enable the device's MSIs",
         "hw/vfio/pci.c vfio_msix_enable, vfio_msi_enable",
         cases={
-            "No space left on device": "the ITS has no event or LPI left for it, or the device is "
-            "attached to nothing (ENOSPC)",
+            "No space left on device": "the ITS has no free event or LPI, or the device is not "
+            "attached to a translation (ENOSPC)",
             "Value too large": "the 65th distinct doorbell of one iommufd file descriptor: it has "
             "64 slots (EOVERFLOW; Linux iommufd_sw_msi_get_map)",
-            "Cannot allocate memory": "no address was found for its doorbell (ENOMEM)",
+            "Cannot allocate memory": "the kernel found no address for its doorbell (ENOMEM)",
         },
-        remedies=("dmesg | vmm-msi explain, for the kernel's own word on it",),
+        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
     ),
     Text(
         "qemu-two-iommus",
@@ -443,9 +442,11 @@ TEXTS: tuple[Text, ...] = (
             "virt machine already has %s set. Doesn't support incompatible iommus",
             "virt machine does not support multiple IOMMUs",
         ),
-        "a vSMMU for the whole machine and one for an expander bus do not go together",
+        "a machine-wide vSMMU and a vSMMU of an expander bus cannot be combined",
         "hw/arm/virt.c",
-        remedies=("give each <iommu> a <driver pciBus='N'/>, as vmm-msi attach does, or have one",),
+        remedies=(
+            "give each <iommu> a <driver pciBus='N'/>, as vmm-msi attach does, or use only one",
+        ),
     ),
     Text(
         "qemu-smmu-place",
@@ -457,8 +458,8 @@ TEXTS: tuple[Text, ...] = (
                 "based root complex"
             ),
         ),
-        "a vSMMU is on a bus that none can serve",
+        "a vSMMU is on a bus that is not a root bus",
         "hw/arm/smmu-common.c smmu_base_realize",
-        remedies=("pciBus of its <driver> is the index of a pcie-expander-bus",),
+        remedies=("set pciBus of its <driver> to the index of a pcie-expander-bus",),
     ),
 )
