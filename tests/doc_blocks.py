@@ -331,6 +331,10 @@ def rule_names() -> list[str]:
     ]
 
 
+#: Classes whose first arguments are id and severity of a finding: itself, and rows of tables.
+_FINDINGS = {"Finding", "_MissingPart"}
+
+
 def finding_ids(*modules: str) -> dict[str, list[str]]:
     """Return the severities that each finding can have, by its id, from where it is made.
 
@@ -339,8 +343,10 @@ def finding_ids(*modules: str) -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for tree in rule_modules(*modules).values():
         for node in ast.walk(tree):
-            if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "Finding":
+            if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _FINDINGS:
                 name, severity = node.args[:2]
+                if isinstance(name, ast.Attribute) and name.attr == "id":
+                    continue  # of a row of a table, which has it written out
                 if not isinstance(name, ast.Constant):
                     raise TypeError(f"line {node.lineno}: the id of a Finding is written out")
                 found.setdefault(name.value, set()).update(

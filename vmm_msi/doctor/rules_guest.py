@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
@@ -16,7 +16,7 @@ from vmm_msi.provision.checks import fatal_checks
 from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from vmm_msi.doctor.case import Case
     from vmm_msi.domxml.libvirt_domain import DomainXml
@@ -28,74 +28,93 @@ if TYPE_CHECKING:
 _RELAXED = ReservedKind.DIRECT_RELAXABLE
 
 
+class _MissingPart(NamedTuple):
+    """The finding about a part that a guest lacks.
+
+    :param severities: if the strategies of the guest need the part, and if they do not; None for no
+        finding.
+    :param path: where in the definition the part belongs.
+    """
+
+    id: str
+    severities: tuple[Severity, Severity | None]
+    path: str
+    effect: str
+    remedy: str
+
+
+_NOT_VIRT = "libvirt rejects the vSMMU: only QEMU's aarch64 board virt has an SMMUv3."
+_MISSING_PARTS: Mapping[Check, _MissingPart] = {
+    Check.ARCH: _MissingPart(
+        "guest-arch",
+        (Severity.ERROR, None),
+        "os/type",
+        _NOT_VIRT,
+        "Define an aarch64 guest: <type arch='aarch64' machine='virt'>hvm</type>.",
+    ),
+    Check.MACHINE: _MissingPart(
+        "guest-machine",
+        (Severity.ERROR, None),
+        "os/type",
+        _NOT_VIRT,
+        "Set machine='virt', or a version of it such as virt-11.1, in <os><type>.",
+    ),
+    Check.GIC: _MissingPart(
+        "guest-gic",
+        (Severity.ERROR, None),
+        "features/gic",
+        "The guest has no ITS, so its devices have no doorbell for their MSIs; libvirt defaults to "
+        "GIC version 2 for emulated guests.",
+        "Add <gic version='3'/> to <features>.",
+    ),
+    Check.ACPI: _MissingPart(
+        "no-acpi",
+        (Severity.ERROR, Severity.NOTE),
+        "features/acpi",
+        "The guest gets no RMR, so every MSI ends in an S1 fault; QEMU also rejects an accelerated "
+        "vSMMU on a board with a device tree.",
+        "Add <acpi/> to <features>, and firmware='efi' to <os>, which libvirt requires with it.",
+    ),
+    Check.FIRMWARE: _MissingPart(
+        "acpi-without-uefi",
+        (Severity.ERROR, Severity.NOTE),
+        "os",
+        "libvirt rejects the definition: ACPI requires UEFI on this architecture.",
+        "Use <os firmware='efi'>, or set <loader> to a UEFI image.",
+    ),
+    Check.KVM: _MissingPart(
+        "guest-kvm",
+        (Severity.ERROR, None),
+        ".",
+        "QEMU exits at startup: SMMUv3 accel=on requires KVM with kernel-irqchip=on support.",
+        "Use <domain type='kvm'> on an Arm host with /dev/kvm.",
+    ),
+}
+
+
 def guest_kind(case: Case) -> Iterator[Finding]:
     """Yield what prevents the guest from having a nested vSMMU with MSIs at all."""
     if case.guest is None:
         return
     xml = case.guest.xml
+    needed = _needed_parts(case)
     problems = {problem.check: problem for problem in prerequisites.problems(xml)}
-    fatal = set(Check)
-    if case.plugins is not None:
-        needed = simulated.needs(case, case.plugins).values()
-        fatal = fatal_checks(simulated.binder_of(case), needed)
-    needs_acpi = bool({Check.ACPI, Check.FIRMWARE} & fatal)
-    if Check.ARCH in problems:
-        yield Finding(
-            "guest-arch",
-            Severity.ERROR,
-            subject(xml),
-            (_evidence(xml, "os/type", problems[Check.ARCH]),),
-            "libvirt rejects the vSMMU: only QEMU's aarch64 board virt has an SMMUv3.",
-            "Define an aarch64 guest: <type arch='aarch64' machine='virt'>hvm</type>.",
-        )
-    if Check.MACHINE in problems:
-        yield Finding(
-            "guest-machine",
-            Severity.ERROR,
-            subject(xml),
-            (_evidence(xml, "os/type", problems[Check.MACHINE]),),
-            "libvirt rejects the vSMMU: only QEMU's aarch64 board virt has an SMMUv3.",
-            "Set machine='virt', or a version of it such as virt-11.1, in <os><type>.",
-        )
-    if Check.GIC in problems:
-        yield Finding(
-            "guest-gic",
-            Severity.ERROR,
-            subject(xml),
-            (_evidence(xml, "features/gic", problems[Check.GIC]),),
-            "The guest has no ITS, so its devices have no doorbell for their MSIs; libvirt "
-            "defaults to GIC version 2 for emulated guests.",
-            "Add <gic version='3'/> to <features>.",
-        )
-    if Check.ACPI in problems:
-        yield Finding(
-            "no-acpi",
-            Severity.ERROR if needs_acpi else Severity.NOTE,
-            subject(xml),
-            (_evidence(xml, "features/acpi", problems[Check.ACPI]),),
-            "The guest gets no RMR, so every MSI ends in an S1 fault; QEMU also rejects an "
-            "accelerated vSMMU on a board with a device tree.",
-            "Add <acpi/> to <features>, and firmware='efi' to <os>, which libvirt requires with "
-            "it.",
-        )
-    if Check.FIRMWARE in problems and xml.acpi:
-        yield Finding(
-            "acpi-without-uefi",
-            Severity.ERROR if needs_acpi else Severity.NOTE,
-            subject(xml),
-            (_evidence(xml, "os", problems[Check.FIRMWARE]),),
-            "libvirt rejects the definition: ACPI requires UEFI on this architecture.",
-            "Use <os firmware='efi'>, or set <loader> to a UEFI image.",
-        )
-    if Check.KVM in problems and Check.KVM in fatal:
-        yield Finding(
-            "guest-kvm",
-            Severity.ERROR,
-            subject(xml),
-            (_evidence(xml, ".", problems[Check.KVM]),),
-            "QEMU exits at startup: SMMUv3 accel=on requires KVM with kernel-irqchip=on support.",
-            "Use <domain type='kvm'> on an Arm host with /dev/kvm.",
-        )
+    for check, part in _MISSING_PARTS.items():
+        severity = part.severities[0 if check in needed else 1]
+        if check not in problems or severity is None:
+            continue
+        if check is Check.FIRMWARE and not xml.acpi:
+            continue  # the finding about ACPI asks for both
+        evidence = _evidence(xml, part.path, problems[check])
+        yield Finding(part.id, severity, subject(xml), (evidence,), part.effect, part.remedy)
+
+
+def _needed_parts(case: Case) -> set[Check]:
+    """Return the parts that the strategies of the guest need; all if no strategies are loaded."""
+    if case.plugins is None:
+        return set(Check)
+    needs = simulated.needs(case, case.plugins).values()
+    return fatal_checks(simulated.binder_of(case), needs)
 
 
 def _evidence(xml: DomainXml, path: str, problem: Problem) -> Evidence:
