@@ -85,7 +85,7 @@ def test_a_device_that_sleeps(tmp_path):
 
 def test_a_device_whose_memory_is_off(tmp_path):
     assert refusal(device(tmp_path, config(msix=ENABLED, command=0))) == (
-        "EOPNOTSUPP: 0000:11:00.0: its MSI-X table is not read while its memory is switched off"
+        "EOPNOTSUPP: 0000:11:00.0: its MSI-X table is not read while its memory access is off"
     )
 
 
@@ -97,20 +97,20 @@ def test_a_virtual_function_has_no_switch_of_its_own(tmp_path):
 
 def test_a_table_beyond_its_bar(tmp_path):
     assert refusal(device(tmp_path, config(msix=ENABLED | 9), entry(0))) == (
-        "ENXIO: 0000:11:00.0: mapping its MSI-X table: it lies beyond the end of resource0; it "
-        "takes root, and a kernel without CONFIG_IO_STRICT_DEVMEM or with iomem=relaxed on its "
-        "command line"
+        "ENXIO: 0000:11:00.0: mapping its MSI-X table: it lies beyond the end of resource0; run "
+        "as root on a kernel without CONFIG_IO_STRICT_DEVMEM or with iomem=relaxed on its command "
+        "line"
     )
 
 
 def test_a_configuration_space_that_is_cut_off(tmp_path):
     assert refusal(device(tmp_path, config()[:64])) == (
-        "EACCES: 0000:11:00.0: its configuration space can be read in part only; it takes root"
+        "EACCES: 0000:11:00.0: its configuration space can be read only in part; run as root"
     )
 
 
 def test_no_such_device(tmp_path):
     assert refusal(tmp_path / ADDRESS) == (
-        "ENOENT: 0000:11:00.0: reading its configuration space: No such file or directory; it "
-        "takes root"
+        "ENOENT: 0000:11:00.0: reading its configuration space: No such file or directory; run "
+        "as root"
     )

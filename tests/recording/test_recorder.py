@@ -79,7 +79,7 @@ def test_a_guest(devices):
     assert recording.slots == (Slot(Iova(0x8000000), 0),)
     assert recording.unread == (
         "0001:01:00.0: its MSI-X table is not read while it is in power state D3hot",
-        "0002:01:00.0: reading its configuration space: No such file or directory; it takes root",
+        "0002:01:00.0: reading its configuration space: No such file or directory; run as root",
     )
     assert recording.guest.honours_rmr
     assert recording.guest.name == "guest"

@@ -133,17 +133,17 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
         with lab_backends(scenario, Doorbells(args.doorbells or "witness")) as open_backend:
             yield open_backend
         return
-    from vmm_msi.iommu.linux.iommufd import IommuFd
+    from vmm_msi.iommu.linux.iommufd import LinuxIommufd
     from vmm_msi.iommu.linux.raise_msi import trigger_of
-    from vmm_msi.iommu.linux.vfio import taken
+    from vmm_msi.iommu.linux.vfio import bound_to_vfio
 
     doorbells = Doorbells(args.doorbells or "its")
     addresses = [device.host for device in scenario.guest.devices]
     # Report a missing /dev/iommu or trigger before a device is bound to vfio-pci.
-    IommuFd().close()
+    LinuxIommufd().close()
     for address in addresses:
         trigger_of(address)
-    with taken(addresses):
+    with bound_to_vfio(addresses):
         yield lambda scenario, profile: IommufdBackend(
             scenario.host, scenario.guest, doorbells, profile
         )

@@ -180,6 +180,10 @@ class Vmm(Generic[SteT]):
         self._fd.destroy(s2.ioas)
         del self.stage2[handle]
 
+    def is_attached(self, device: PciAddress) -> bool:
+        """Return whether a device is attached."""
+        return device in self._attached
+
     def s2_of(self, device: PciAddress) -> S2Objects:
         """Return the stage 2 that a device is attached to.
 

@@ -1,8 +1,7 @@
 """The backend on a real Linux kernel: /dev/iommu and VFIO devices.
 
-It does what a VMM does: a stage 2 from an IOAS with guest RAM, a vIOMMU with a vDEVICE for each
-device, and, in that RAM, the stage 1 tables a guest would keep. Doorbells are watched in one of
-two ways (:class:`Doorbells`); docs/lab.md tells what each can show.
+It does what a VMM does (:mod:`vmm_msi.iommu.vmm`), with a guest's stage 1 tables in guest RAM.
+Doorbells are watched in one of two ways (:class:`Doorbells`); docs/lab.md says what each can show.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from vmm_msi.iommu.allocators import SwMsiSlots
 from vmm_msi.iommu.backend import BackendInfo, Capability, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.linux import local_pci
+from vmm_msi.iommu.linux.event_queue import QueuedIommufd
 from vmm_msi.iommu.linux.guest_ram import Memory
-from vmm_msi.iommu.linux.iommufd import IommuFd
 from vmm_msi.iommu.linux.kmsg import KernelLog
 from vmm_msi.iommu.linux.msi_outcome import verdict_of
 from vmm_msi.iommu.linux.msi_trigger import DmaPages, DmaPool, Trigger
 from vmm_msi.iommu.linux.raise_msi import Arrival, Witnesses, trigger_of, watch
+from vmm_msi.iommu.linux.s2_doorbells import S2Doorbells
 from vmm_msi.iommu.linux.stage1 import Stage1Table, TableArena
-from vmm_msi.iommu.linux.stage2 import Bound, Stage2
 from vmm_msi.iommu.linux.vfio import VfioDevice, is_free
+from vmm_msi.iommu.vmm import BoundDevice, RamMapping, Vmm
 from vmm_msi.types import SW_MSI_WINDOW, Costs, Iova, Outcome, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Mapping
+    from collections.abc import Hashable, Iterator, Mapping, Sequence
 
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.types import (
         GuestDevice,
         GuestDomain,
-        HostDevice,
         HostTopology,
         Ipa,
         PciAddress,
@@ -48,19 +47,19 @@ if TYPE_CHECKING:
 
 
 class Doorbells(StrEnum):
-    """What receives the MSIs."""
+    """The receiver of the MSIs."""
 
-    #: The host's own ITS; the kernel alone can map it.
+    #: The host's own ITS; only the kernel can map it.
     ITS = "its"
     #: A page of memory for each ITS of the host description, mapped by this process.
     WITNESS = "witness"
 
 
-#: Guest RAM that is really there, from the start of its first range: enough for its tables.
+#: Bytes of guest RAM that exist, from the start of its first range: enough for its tables.
 RAM_BYTES = 4 << 20
 
-#: How far witness pages are from where the guest's memory map has the doorbells: iommufd keeps
-#: the software MSI window for itself, so what a guest has there is moved out of it.
+#: Distance of witness pages from the doorbells' IPAs in the guest's memory map. iommufd keeps the
+#: software MSI window for itself, so witness pages are moved out of it.
 WITNESS_OFFSET = 0x0200_0000
 
 _TLBI_NH_ASID = 0x11
@@ -72,12 +71,12 @@ class IommufdBackend:
     """A backend on the running kernel.
 
     :param host: the host; with witness doorbells it may have any number of ITSes.
-    :param guest: its devices are opened and bound here.
-    :param doorbells: what receives the MSIs.
+    :param guest: its devices are opened and bound.
+    :param doorbells: the receiver of the MSIs.
     :param profile: with witness doorbells, the kernel whose allocator of doorbell addresses is
-        kept here, on the maps of the running kernel.
-    :param stand_ins: the device of this machine that plays the part of each of ``guest``'s; a
-        device that is not named plays its own.
+        simulated on the mappings of the running kernel.
+    :param stand_ins: the device of this machine to use for each of ``guest``'s devices; a missing
+        device is used itself.
     :raise BackendError: when /dev/iommu or a device cannot be opened; nothing stays open.
 
     A device without driver is bound to vfio-pci until the backend is closed.
@@ -93,15 +92,14 @@ class IommufdBackend:
     ) -> None:
         self._host = host
         self._guest = guest
-        self._doorbells = doorbells
+        self._mode = doorbells
         self._profile = profile
         self._slots = SwMsiSlots()
-        self._stage2: dict[S2Handle, Stage2] = {}
-        self._of: dict[PciAddress, Stage2] = {}
+        self._doorbells: dict[S2Handle, S2Doorbells] = {}
         self._programmed: dict[PciAddress, Iova] = {}
         #: Devices whose MSI is enabled.
         self._enabled: set[PciAddress] = set()
-        #: What makes attached devices send their MSI, and the memory that some take for it.
+        #: The triggers of attached devices' MSIs, and the memory that some of them need.
         self._triggers: dict[PciAddress, Trigger] = {}
         self._dma: dict[PciAddress, DmaPages] = {}
         with ExitStack() as opened:
@@ -118,52 +116,59 @@ class IommufdBackend:
                 guest,
                 lambda stage1, asid: Stage1Table(arena, stage1.granule, asid, self._place),
             )
-            self.fd = opened.enter_context(IommuFd())
-            playing = {d.host: (stand_ins or {}).get(d.host, d.host) for d in guest.devices}
-            for player in playing.values():
-                # All of them, before any is bound to another driver.
-                is_free(player)
+            self.fd = opened.enter_context(QueuedIommufd())
+            real = {d.host: (stand_ins or {}).get(d.host, d.host) for d in guest.devices}
+            # Check all of them before the first is bound to another driver.
+            for address in real.values():
+                is_free(address)
             self._log = KernelLog()
             opened.callback(self._log.close)
             self._pool = DmaPool(self._ram, arena, guest, self._stage1.tables)
             self._devices: dict[PciAddress, VfioDevice] = {}
-            self._ids: dict[PciAddress, int] = {}
-            for address, player in playing.items():
-                device = self._devices[address] = VfioDevice(player)
-                opened.callback(device.release)
-                device.open()
-                self._ids[address] = device.bind(self.fd)
-                if self.fd.hw_info(self._ids[address]) is None:
-                    raise BackendError(
-                        errno.EOPNOTSUPP, f"{player}: is behind an IOMMU that is no SMMUv3"
-                    )
+            bound = [self._open_device(opened, *pair) for pair in real.items()]
+            self._vmm: Vmm[Sequence[int]] = Vmm(self.fd, bound)
             self._can_write = all(device.can_write_msi for device in self._devices.values())
             self._opened = opened.pop_all()
 
+    def _open_device(self, opened: ExitStack, address: PciAddress, real: PciAddress) -> BoundDevice:
+        """Open and bind the device of this machine that stands in for a device of the host.
+
+        :raise BackendError: EOPNOTSUPP for a device behind another IOMMU; the kernel's refusal.
+        """
+        device = self._devices[address] = VfioDevice(real)
+        opened.callback(device.release)
+        device.open()
+        dev_id = device.bind(self.fd)
+        if self.fd.hw_info(dev_id) is None:
+            raise BackendError(
+                errno.EOPNOTSUPP, f"{real}: is behind an IOMMU that is not an SMMUv3"
+            )
+        return BoundDevice(self._host.device_by_address[address], dev_id, device)
+
     @property
     def info(self) -> BackendInfo:
-        """What the running kernel offers, in the chosen way of watching doorbells."""
+        """Name, kernel and capabilities, with the chosen receiver of MSIs."""
         kernel = f"Linux {os.uname().release}"
         can_write = self._can_write
-        rewriting = frozenset({Capability.MSI_ADDRESS_WRITE} if can_write else ())
-        if self._doorbells is Doorbells.WITNESS:
+        address_write = frozenset({Capability.MSI_ADDRESS_WRITE} if can_write else ())
+        if self._mode is Doorbells.WITNESS:
             capabilities = self._profile.capabilities
             if not can_write:
                 capabilities = frozenset()
-            kept = "" if self._profile.iommufd else f", rules of {self._profile.name}"
+            rules = "" if self._profile.iommufd else f", rules of {self._profile.name}"
             return BackendInfo(
                 "iommufd",
-                f"{kernel}, witness doorbells{kept}",
+                f"{kernel}, witness doorbells{rules}",
                 capabilities,
-                "" if can_write else "witness doorbells take MSI capabilities that can be written",
+                "" if can_write else "witness doorbells require writable MSI capabilities",
             )
         picks = frozenset({Capability.SW_MSI, Capability.SW_MSI_SLOTS})
         return BackendInfo(
             "iommufd",
             f"{kernel}, the host's own ITS",
-            (picks if self._window_everywhere else frozenset()) | rewriting,
-            "user space cannot map an ITS, and no kernel that was released takes guest bindings; "
-            "witness doorbells would do (--doorbells witness)",
+            (picks if self._window_everywhere else frozenset()) | address_write,
+            "user space cannot map an ITS, and no released kernel takes guest bindings; use "
+            "witness doorbells (--doorbells witness)",
         )
 
     @property
@@ -176,14 +181,14 @@ class IommufdBackend:
         return mmap.PAGESIZE
 
     def sw_msi_window(self, device: PciAddress) -> ReservedRegion | None:
-        """Return the device's software MSI window: the kernel's, or that of the allocator here."""
-        if self._doorbells is Doorbells.WITNESS:
+        """Return the device's software MSI window: the kernel's, or the simulated allocator's."""
+        if self._mode is Doorbells.WITNESS:
             return self._host.device_by_address[device].sw_msi_window
         return local_pci.sw_msi_window(self._devices[device].address)
 
     def _place(self, ipa: int) -> int:
-        """Return where an IPA of the guest's memory map really is."""
-        if self._doorbells is Doorbells.WITNESS and SW_MSI_WINDOW.overlaps(ipa, 1):
+        """Return the IPA at which a page is mapped for an IPA of the guest's memory map."""
+        if self._mode is Doorbells.WITNESS and SW_MSI_WINDOW.overlaps(ipa, 1):
             return ipa + WITNESS_OFFSET
         return ipa
 
@@ -191,174 +196,152 @@ class IommufdBackend:
         base = SW_MSI_WINDOW.base + WITNESS_OFFSET
         for ram in guest.memory:
             taken = ram.base < base + SW_MSI_WINDOW.size and base < ram.base + ram.size
-            if taken and self._doorbells is Doorbells.WITNESS:
+            if taken and self._mode is Doorbells.WITNESS:
                 raise InputError(
-                    f"guest {guest.name}: has RAM at {base:#x}, where witness doorbells are; RAM "
-                    "from 0x40000000 on, as on QEMU's virt board, would work"
+                    f"guest {guest.name}: has RAM at {base:#x}, where witness doorbells are; use "
+                    "RAM from 0x40000000 on, as on QEMU's virt board"
                 )
 
     def alloc_s2(self, smmu: int, *, msi_cookie: bool = True) -> S2Handle:
-        """Allocate an IOAS with guest RAM and a nesting parent on it.
+        """Allocate a stage 2; see :meth:`Vmm.alloc_s2`.
 
         :raise BackendError: ENOENT when no device is behind that SMMU; the kernel's refusal.
         """
-        devices = self._host.device_by_address
-        behind = next((n for a, n in self._ids.items() if devices[a].smmu == smmu), None)
-        if behind is None:
-            raise BackendError(errno.ENOENT, f"SMMU {smmu}: no device of the guest is behind it")
-        stage2 = Stage2(self.fd, smmu, behind, self._place, self.page_size)
-        try:
-            self._map_ram(stage2)
-        except VmmMsiError:
-            stage2.close()
-            raise
-        if self._doorbells is Doorbells.WITNESS:
+        handle = self._vmm.alloc_s2(smmu, self._ram_mappings()).handle
+        doorbells = S2Doorbells(self._vmm, handle, self._place, self.page_size)
+        if self._mode is Doorbells.WITNESS:
             pages: dict[int, int] = {
                 its.doorbell.align_down(self.page_size): self._witnesses.address(number)
                 for number, its in enumerate(self._host.itses)
             }
-            stage2.use_witnesses(pages, self._profile, with_cookie=msi_cookie)
-        handle = S2Handle(stage2.hwpt)
-        self._stage2[handle] = stage2
+            doorbells.use_witnesses(pages, self._profile, with_cookie=msi_cookie)
+        self._doorbells[handle] = doorbells
         return handle
 
-    def _map_ram(self, stage2: Stage2) -> None:
-        """Map the start of guest RAM, and a page of it wherever the MSI window is."""
+    def _ram_mappings(self) -> Iterator[RamMapping]:
+        """Yield the start of guest RAM, and a page for RAM in the MSI window."""
         for number, ram in enumerate(self._guest.memory):
             size = min(ram.size, RAM_BYTES) if number == 0 else 0
             if size:
-                stage2.map_memory(ram.base, size, self._ram.address)
+                yield RamMapping(ram.base, size, self._ram.address)
             first = max(ram.base, SW_MSI_WINDOW.base)
             left_out = ram.base + size <= first < ram.base + ram.size
             if left_out and SW_MSI_WINDOW.overlaps(first, 1):
-                stage2.map_memory(first, self.page_size, self._scratch.address)
+                yield RamMapping(first, self.page_size, self._scratch.address)
 
     def has_s2(self, s2: S2Handle) -> bool:
-        """Tell whether there is such a stage 2."""
-        return s2 in self._stage2
+        """Return whether a stage 2 exists."""
+        return s2 in self._doorbells
 
     def free_s2(self, s2: S2Handle) -> None:
-        """Destroy a stage 2 and what is on it.
+        """Free a stage 2; see :meth:`Vmm.free_s2`.
 
         :raise BackendError: EBUSY while a device is attached.
         """
-        stage2 = self._stage2[s2]
-        if stage2.devices:
-            raise BackendError(errno.EBUSY, f"S2 {s2}: {len(stage2.devices)} devices attached")
-        stage2.close()
-        del self._stage2[s2]
+        self._vmm.free_s2(s2)
+        del self._doorbells[s2]
 
     def attach(self, device: PciAddress, s2: S2Handle) -> None:
         """Attach a device with its stage 1, after the guest mapped its doorbell there.
 
         :raise BackendError: the kernel's refusal; nothing is left allocated for the device.
         """
-        stage2 = self._stage2[s2]
+        doorbells = self._doorbells[s2]
         host_device = self._host.device_by_address[device]
         guest_device = self._guest.device_by_address[device]
-        stage2.msi_domains_check(host_device)
+        doorbells.check(host_device)
         self._stage1.map_doorbell(guest_device)
         try:
             self._map_dma(guest_device)
-            stage2.attach(
-                self._devices[device],
-                host_device,
-                self._mates(host_device),
-                {a for s in self._stage2.values() for a in s.vdevices},
-                guest_device.stage1,
-                self._stage1.tables[guest_device.stage1].ste,
-            )
+            ste = self._stage1.tables[guest_device.stage1].ste
+            self._vmm.attach(device, s2, guest_device.stage1, ste)
         except VmmMsiError:
             self._unmap_guest_pages(device)
             raise
-        self._of[device] = stage2
+        doorbells.join(host_device)
 
     def _map_dma(self, device: GuestDevice) -> None:
-        """Map memory for a device that takes some to be made to send its MSI."""
+        """Map memory for a device whose trigger needs some."""
         try:
             needs_dma = trigger_of(self._devices[device.host].address).needs_dma
         except BackendError:
-            # Said when it is to send one.
+            # deliver reports it.
             return
         if needs_dma:
-            self._dma[device.host] = self._pool.give(device)
+            self._dma[device.host] = self._pool.map(device)
 
     def detach(self, device: PciAddress) -> None:
         """Detach a device: its interrupts, then its translation, then the guest's mapping."""
-        stage2 = self._attached(device)
+        s2 = self._vmm.s2_of(device).handle
         self._programmed.pop(device, None)
         with ExitStack() as last:
-            last.callback(self._take_down, device, stage2)
+            last.callback(self._take_down, device, self._doorbells[s2])
             if device in self._triggers:
                 self._triggers.pop(device).stop()
 
-    def _take_down(self, device: PciAddress, stage2: Stage2) -> None:
+    def _take_down(self, device: PciAddress, doorbells: S2Doorbells) -> None:
         if device in self._enabled:
             self._devices[device].disable_msi()
             self._enabled.remove(device)
-        host_device = self._host.device_by_address[device]
-        stage2.detach(self._devices[device], host_device, self._mates(host_device))
-        del self._of[device]
+        self._vmm.detach(device)
+        doorbells.leave(self._host.device_by_address[device])
         self._unmap_guest_pages(device)
 
-    def _mates(self, device: HostDevice) -> dict[PciAddress, Bound]:
-        """Return the assigned devices of an IOMMU group, as they are bound here."""
-        by_address = self._host.device_by_address
-        return {
-            address: Bound(number, by_address[address].stream_id)
-            for address, number in self._ids.items()
-            if by_address[address].iommu_group == device.iommu_group
-        }
-
     def _unmap_guest_pages(self, device: PciAddress) -> None:
-        """Unmap what a device's stage 1 has for it, and invalidate as the guest would."""
+        """Unmap a device's pages in its stage 1, and invalidate as the guest would."""
         guest_device = self._guest.device_by_address[device]
         pages = self._dma.pop(device, None)
         if pages is not None:
-            self._pool.take_back(guest_device, pages)
+            self._pool.unmap(guest_device, pages)
         if self._stage1.unmap_doorbell(guest_device) or pages is not None:
             asid = self._stage1.tables[guest_device.stage1].asid
-            for stage2 in self._stage2.values():
-                stage2.invalidate(_TLBI_NH_ASID | asid << _ASID_SHIFT)
+            self._invalidate(_TLBI_NH_ASID | asid << _ASID_SHIFT)
+
+    def _invalidate(self, command: int) -> None:
+        """Issue an invalidation in every vIOMMU; without one nothing is cached."""
+        for s2 in self._vmm.stage2.values():
+            if s2.viommu is not None:
+                self.fd.invalidate(s2.viommu, [(command, 0)])
 
     def is_attached(self, device: PciAddress) -> bool:
         """Return whether a device is attached."""
-        return device in self._of
+        return self._vmm.is_attached(device)
 
-    def _attached(self, device: PciAddress) -> Stage2:
-        stage2 = self._of.get(device)
-        if stage2 is None:
-            raise BackendError(errno.EINVAL, f"{device}: not attached")
-        return stage2
+    def _doorbells_of(self, device: PciAddress) -> S2Doorbells:
+        """Return the doorbells of the stage 2 that a device is attached to.
+
+        :raise BackendError: EINVAL for a device that is not attached.
+        """
+        return self._doorbells[self._vmm.s2_of(device).handle]
 
     def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
-        """Map the page that stands for an ITS's doorbell.
+        """Map the page of memory for an ITS's doorbell.
 
         :raise BackendError: the kernel's refusal; EOPNOTSUPP with the host's own ITS.
         """
         page = self._host.its_by_id[its].doorbell.align_down(self.page_size)
-        # From inside the kernel, as in the series, nothing stands in the way; where the rules are
-        # iommufd's, it is asked for the very address.
+        # With the rules of iommufd the kernel has to accept the address itself. In the series the
+        # caller is in the kernel, where nothing refuses it, so the page may be moved.
         place = gdb if self._profile.iommufd else self._place(gdb)
-        self._stage2[s2].map_at(place, gdb, page, self.page_size)
+        self._doorbells[s2].map_at(place, gdb, page, self.page_size)
 
     def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
-        """Unmap it; the kernel invalidates."""
-        self._stage2[s2].unmap(gdb)
+        """Unmap a doorbell; the kernel invalidates."""
+        self._doorbells[s2].unmap(gdb)
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Register a guest binding with the allocator kept here.
+        """Register a guest binding with the simulated allocator.
 
-        :raise BackendError: EOPNOTSUPP where there is none.
+        :raise BackendError: EOPNOTSUPP without an allocator that takes bindings.
         """
-        self._attached(device).bindings.bind(device, giova, gdb, size)
+        self._doorbells_of(device).bindings.bind(device, giova, gdb, size)
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding.
 
-        :raise BackendError: EOPNOTSUPP where there is none, or it cannot.
+        :raise BackendError: EOPNOTSUPP without an allocator that can do that.
         """
-        bindings = self._attached(device).bindings
+        bindings = self._doorbells_of(device).bindings
         if Capability.GUEST_UNBIND not in self._profile.capabilities:
             raise BackendError(
                 errno.EOPNOTSUPP, f"{self._profile.name} has no call to withdraw a guest binding"
@@ -366,32 +349,32 @@ class IommufdBackend:
         bindings.unbind(device, giova)
 
     def prepare_msi(self, device: PciAddress) -> Iova:
-        """Enable the device's MSI; the kernel, or the allocator kept here, picks the address."""
-        stage2 = self._attached(device)
+        """Enable the device's MSI; the kernel or the simulated allocator picks the address."""
+        doorbells = self._doorbells_of(device)
         host_device = self._host.device_by_address[device]
-        if self._doorbells is Doorbells.WITNESS:
+        if self._mode is Doorbells.WITNESS:
             doorbell = self._host.its_by_id[host_device.its].doorbell
-            page = stage2.pick(host_device, doorbell, self._slots)
+            page = doorbells.pick(host_device, doorbell, self._slots)
             return self._program(device, page)
         picked = self._enable(device)
-        stage2.kernel_slots.add(picked & -self.page_size)
+        doorbells.kernel_slots.add(picked & -self.page_size)
         self._programmed[device] = picked
         return picked
 
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
         """Enable the device's MSI and overwrite the address that the kernel picked."""
-        stage2 = self._attached(device)
-        if self._doorbells is Doorbells.WITNESS:
+        doorbells = self._doorbells_of(device)
+        if self._mode is Doorbells.WITNESS:
             return self._program(device, doorbell)
         picked = self._enable(device)
-        stage2.kernel_slots.add(picked & -self.page_size)
+        doorbells.kernel_slots.add(picked & -self.page_size)
         address = doorbell.offset(picked & (self.page_size - 1))
         self._devices[device].set_msi_address(address)
         self._programmed[device] = address
         return address
 
     def _enable(self, device: PciAddress) -> Iova:
-        """Enable the MSI and return the address that the kernel gave it."""
+        """Enable the MSI and return the address that the kernel picked."""
         self._devices[device].enable_bus_master()
         self._devices[device].enable_msi()
         self._enabled.add(device)
@@ -408,30 +391,29 @@ class IommufdBackend:
         return address
 
     def advertise_rmr(self, window: ReservedRegion) -> None:
-        """Let the guest know of an RMR node."""
+        """Add an RMR node to the guest's IORT."""
         self._stage1.advertise(window)
 
     def withdraw_rmr(self) -> None:
-        """Take it back, and have what was cached of it invalidated."""
+        """Remove the RMR nodes, and invalidate."""
         self._stage1.withdraw()
-        for stage2 in self._stage2.values():
-            stage2.invalidate(_TLBI_NSNH_ALL)
+        self._invalidate(_TLBI_NSNH_ALL)
 
     def deliver(self, device: PciAddress) -> Verdict:
-        """Make the device send its MSIs and see where they come out.
+        """Make the device send its MSIs and return where they arrive.
 
-        With the host's own ITS it is the first of them, and the verdict is of that one alone. With
-        witness pages the data, which is the EventID, is set before each, and an MSI counts as
-        delivered when its own data arrives.
+        With the host's own ITS only the first MSI is sent, and the verdict covers that one alone.
+        With witness pages each MSI is sent with its own data, the EventID, and is delivered when
+        that data arrives.
 
-        :raise BackendError: EINVAL when they are not enabled; EOPNOTSUPP for a device that
-            nothing is known to make send one.
+        :raise BackendError: EINVAL when they are not enabled; EOPNOTSUPP for a device without a
+            known trigger.
         """
         host_device = self._host.device_by_address[device]
         programmed = self._programmed.get(device)
         if programmed is None:
             raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
-        if self._doorbells is Doorbells.ITS:
+        if self._mode is Doorbells.ITS:
             verdict = self._verdict(device, self._watch(device))
             return replace(verdict, count=1)
         for vector in range(host_device.vectors):
@@ -442,13 +424,13 @@ class IommufdBackend:
         return verdict
 
     def _watch(self, device: PciAddress) -> Arrival:
-        queues = [s.queue for s in self._stage2.values() if s.queue is not None]
+        queues = list(self.fd.queues.values())
         return watch(self._trigger(device), self._witnesses, queues, self._log)
 
     def _trigger(self, device: PciAddress) -> Trigger:
         if device not in self._triggers:
-            make = trigger_of(self._devices[device].address)
-            self._triggers[device] = make(self._devices[device], self._dma.get(device))
+            kind = trigger_of(self._devices[device].address)
+            self._triggers[device] = kind(self._devices[device], self._dma.get(device))
         return self._triggers[device]
 
     def _verdict(self, device: PciAddress, arrival: Arrival, vector: int = 0) -> Verdict:
@@ -457,19 +439,23 @@ class IommufdBackend:
         return verdict_of(self._host, host_device, programmed, arrival, self.page_size, vector)
 
     def costs(self) -> Costs:
-        """Return what is in use now; with the host's own ITS, slots as far as they were seen."""
-        every = self._stage2.values()
-        seen = {slot for stage2 in every for slot in stage2.kernel_slots}
+        """Return what is in use; with the host's own ITS, slots as far as device addresses show."""
+        every = self._doorbells.values()
+        kernel_slots = {slot for doorbells in every for slot in doorbells.kernel_slots}
+        cookie_pages = sum(doorbells.cookie_pages for doorbells in every)
         return Costs(
             s2_domains=len(every),
-            s2_mappings=sum(len(s.doorbells) + len(s.kernel_slots) for s in every),
-            sw_msi_slots=len(self._slots) + len(seen) + sum(s.cookie_pages for s in every),
-            bindings=sum(s.binding_count for s in every),
+            s2_mappings=sum(len(d.mapped) + len(d.kernel_slots) for d in every),
+            sw_msi_slots=len(self._slots) + len(kernel_slots) + cookie_pages,
+            bindings=sum(doorbells.binding_count for doorbells in every),
         )
 
     def snapshot(self) -> Hashable:
-        """Return everything that a detach undoes, as far as user space knows it."""
-        stage2 = Counter(s.state() for s in self._stage2.values())
+        """Return everything that a detach undoes, as far as user space can tell."""
+        stage2 = Counter(
+            (s2.smmu, frozenset(s2.devices.items()), self._doorbells[handle].state())
+            for handle, s2 in self._vmm.stage2.items()
+        )
         return (
             frozenset(stage2.items()),
             self._stage1.state(),
@@ -477,14 +463,14 @@ class IommufdBackend:
         )
 
     def close(self) -> None:
-        """Close every device and the file descriptor; the kernel takes everything down.
+        """Close every device and the file descriptor; the kernel frees the rest.
 
         A device that had no driver before has none after.
 
-        :raise BackendError: what the kernel refuses, after everything was tried.
+        :raise BackendError: the kernel's refusal, after everything was tried.
         """
         with self._opened as last:
-            for handle in self._stage2:
+            for handle, s2 in self._vmm.stage2.items():
                 last.callback(self.free_s2, handle)
-            for device in self._of:
-                last.callback(self.detach, device)
+                for device in s2.devices:
+                    last.callback(self.detach, device)

@@ -1,4 +1,4 @@
-"""A host with a real kernel, for the steps of :mod:`vmm_msi.iommu.call_sequence`."""
+"""The running kernel as a machine for call sequences."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from vmm_msi.iommu.call_sequence import (
     NestedConfig,
     Stage1Shape,
 )
+from vmm_msi.iommu.linux.event_queue import QueuedIommufd
 from vmm_msi.iommu.linux.guest_ram import Memory
-from vmm_msi.iommu.linux.iommufd import IommuFd
 from vmm_msi.iommu.linux.kmsg import KernelLog
-from vmm_msi.iommu.linux.raise_msi import EventQueue, Witnesses, trigger_of, watch
+from vmm_msi.iommu.linux.raise_msi import Witnesses, trigger_of, watch
 from vmm_msi.iommu.linux.stage1 import (
     STE_CONFIG_ABORT,
     STE_CONFIG_BYPASS,
@@ -35,12 +35,12 @@ if TYPE_CHECKING:
 
     from vmm_msi.types import PciAddress
 
-# STE.STRW, which is not in STRTAB_STE_1_NESTING_ALLOWED.
+# STE.STRW, which STRTAB_STE_1_NESTING_ALLOWED lacks.
 _STE_1_NOT_ALLOWED = 1 << 30
 
 
 class LinuxMachine:
-    """The machine this runs on, as :class:`vmm_msi.iommu.call_sequence.Machine`.
+    """The machine that this process runs on: :class:`vmm_msi.iommu.call_sequence.Machine`.
 
     :param addresses: its test devices, in the order of their numbers.
     """
@@ -52,8 +52,7 @@ class LinuxMachine:
         except BaseException:
             self._log.close()
             raise
-        self._fds: list[IommuFd] = []
-        self._queues: dict[tuple[int, int], EventQueue] = {}
+        self._fds: list[QueuedIommufd] = []
         self._ram = Memory(RAM_SIZE)
         self._arena = TableArena(self._ram, RAM_BASE)
         self._witnesses = Witnesses(WITNESSES, mmap.PAGESIZE)
@@ -78,10 +77,8 @@ class LinuxMachine:
         for device in self._devices:
             if device.is_open:
                 device.close()
-        for queue in self._queues.values():
-            queue.close_fd()
-        self._queues.clear()
         for fd in self._fds:
+            fd.close_queues()
             fd.close()
         self._fds.clear()
         self._tables.clear()
@@ -93,26 +90,26 @@ class LinuxMachine:
 
     def open(self) -> int:
         """Open /dev/iommu."""
-        self._fds.append(IommuFd())
+        self._fds.append(QueuedIommufd())
         return len(self._fds) - 1
 
-    def _iommufd(self, fd: int) -> IommuFd:
+    def _iommufd(self, fd: int) -> QueuedIommufd:
         if fd not in range(len(self._fds)) or self._fds[fd].fd < 0:
             raise BackendError(errno.EBADF, f"file descriptor {fd}: is not open")
         return self._fds[fd]
 
-    def _open_device(self, device: int) -> VfioDevice:
-        found = self._devices[device]
-        if not found.is_open:
-            raise BackendError(errno.EBADF, f"{found.address}: its character device is not open")
-        return found
+    def _open_device(self, number: int) -> VfioDevice:
+        device = self._devices[number]
+        if not device.is_open:
+            raise BackendError(errno.EBADF, f"{device.address}: its character device is not open")
+        return device
 
     def bind(self, fd: int, device: int) -> int:
-        """Open the character device where it is not open, and bind it."""
-        iommufd, found = self._iommufd(fd), self._devices[device]
-        if not found.is_open:
-            found.open()
-        return found.bind(iommufd)
+        """Open the character device if it is not open, and bind it."""
+        iommufd, vfio = self._iommufd(fd), self._devices[device]
+        if not vfio.is_open:
+            vfio.open()
+        return vfio.bind(iommufd)
 
     def unbind(self, device: int) -> None:
         """Close the character device."""
@@ -137,11 +134,8 @@ class LinuxMachine:
         return self._iommufd(fd).hwpt_alloc(dev_id, ioas, nest_parent=nest_parent)
 
     def viommu_alloc(self, fd: int, dev_id: int, hwpt: int) -> int:
-        """IOMMU_VIOMMU_ALLOC, and a vEVENTQ on it."""
-        iommufd = self._iommufd(fd)
-        viommu = iommufd.viommu_alloc(dev_id, hwpt)
-        self._queues[fd, viommu] = EventQueue(iommufd, viommu)
-        return viommu
+        """IOMMU_VIOMMU_ALLOC, with a vEVENTQ."""
+        return self._iommufd(fd).viommu_alloc(dev_id, hwpt)
 
     def vdevice_alloc(self, fd: int, viommu: int, dev_id: int, virt_id: int) -> int:
         """IOMMU_VDEVICE_ALLOC."""
@@ -172,23 +166,14 @@ class LinuxMachine:
         self._open_device(device).detach()
 
     def destroy(self, fd: int, number: int) -> None:
-        """IOMMU_DESTROY; a vIOMMU's vEVENTQ, which refers to it, goes first."""
-        iommufd = self._iommufd(fd)
-        queue = self._queues.pop((fd, number), None)
-        if queue is not None:
-            queue.close()
-        try:
-            iommufd.destroy(number)
-        except BackendError:
-            if queue is not None:
-                self._queues[fd, number] = EventQueue(iommufd, number)
-            raise
+        """IOMMU_DESTROY; a vIOMMU's vEVENTQ, which refers to it, is destroyed first."""
+        self._iommufd(fd).destroy(number)
 
     def enable(self, device: int) -> int:
         """VFIO_DEVICE_SET_IRQS of MSI 0; return the address that the kernel programmed."""
-        found = self._open_device(device)
-        found.enable_msi()
-        return found.msi_address()
+        vfio = self._open_device(device)
+        vfio.enable_msi()
+        return vfio.msi_address()
 
     def disable(self, device: int) -> None:
         """VFIO_DEVICE_SET_IRQS with no MSI."""
@@ -199,13 +184,14 @@ class LinuxMachine:
         self._devices[device].set_msi_address(address)
 
     def raise_msi(self, device: int) -> Landing:
-        """Let the device send MSI 0."""
-        found = self._open_device(device)
+        """Make the device send MSI 0."""
+        vfio = self._open_device(device)
+        queues = [queue for fd in self._fds for queue in fd.queues.values()]
         try:
-            trigger = trigger_of(found.address)(found)
-            arrival = watch(trigger, self._witnesses, list(self._queues.values()), self._log)
+            trigger = trigger_of(vfio.address)(vfio)
+            arrival = watch(trigger, self._witnesses, queues, self._log)
         except OSError as error:
-            reason = f"{found.address}: {error.strerror}"
+            reason = f"{vfio.address}: {error.strerror}"
             raise BackendError(error.errno or errno.EIO, reason) from error
         if arrival.event is not None:
             return Landing(LandingKind.FAULT, event=arrival.event, guest=not arrival.logged)
@@ -217,7 +203,7 @@ class LinuxMachine:
         return Landing(LandingKind.NOWHERE)
 
     def shut(self) -> None:
-        """Give everything back; the machine is not used any more."""
+        """Release everything; the machine cannot be used again."""
         try:
             self.reset()
         finally:

@@ -1,8 +1,8 @@
-"""Memory of this process that stands for guest RAM and, page by page, for doorbells.
+"""Memory of this process for guest RAM and for witness pages.
 
-It is asked to be in large pages. QEMU's SMMUv3 translates the address of a stage 1 table by its
-start alone (``hw/arm/smmu-common.c`` translate_table_addr_ipa), so a table that is larger than a
-page of stage 2 is read right only where it lies in one piece.
+It requests large pages. QEMU's SMMUv3 translates only the start address of a stage 1 table
+(``hw/arm/smmu-common.c`` translate_table_addr_ipa), so it reads a table larger than a page of
+stage 2 correctly only if the table's memory is contiguous.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ class Memory:
         self._map[offset : offset + 8] = value.to_bytes(8, "little")
 
     def content(self) -> bytes:
-        """Return a copy of all of it."""
+        """Return a copy of the whole memory."""
         return self._map[:]
 
     def fill(self, byte: bytes = b"\0", size: int | None = None) -> None:
-        """Fill the first ``size`` bytes, all where it is None."""
+        """Fill the first ``size`` bytes; all with None."""
         ctypes.memset(self.address, byte[0], self.size if size is None else size)
 
     def close(self) -> None:
-        """Give it back; nothing may have it mapped any more."""
+        """Free the memory; no IOAS may have it mapped."""
         del self._bytes
         self._map.close()

@@ -1,7 +1,7 @@
-"""The kernel's log: where faults go that no guest is told of.
+"""The kernel's log: SMMU events that are not reported to a guest.
 
-Linux ``arm_smmu_handle_event`` gives stage 1 events of a device with a vDEVICE to the vEVENTQ;
-stage 2 events and those of other devices are logged by ``arm_smmu_dump_event``, 10 in 5 s at most
+Linux ``arm_smmu_handle_event`` puts stage 1 events of a device with a vDEVICE into the vEVENTQ;
+``arm_smmu_dump_event`` logs stage 2 events and those of other devices, at most 10 in 5 s
 (``DEFAULT_RATELIMIT_BURST``).
 """
 
@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _BURST = 10
-#: DEFAULT_RATELIMIT_INTERVAL is 5 s; and a bit for the clocks.
+#: DEFAULT_RATELIMIT_INTERVAL is 5 s; the rest allows for the difference of the clocks.
 _INTERVAL_S = 5.2
 
 
 class KernelLog:
-    """SMMU events in the kernel's log from now on; needs the right to read /dev/kmsg."""
+    """SMMU events in the kernel's log from now on; requires the right to read /dev/kmsg."""
 
     def __init__(self) -> None:
         try:
@@ -36,16 +36,16 @@ class KernelLog:
         except OSError as error:
             raise BackendError(
                 error.errno or errno.EIO,
-                f"opening {KMSG}: {error.strerror}; stage 2 faults are told there alone, and "
-                "reading it takes root (CAP_SYSLOG)",
+                f"opening {KMSG}: {error.strerror}; the kernel reports stage 2 faults only "
+                "there; run as root (CAP_SYSLOG)",
             ) from error
         self._reader = EventReader()
-        #: When the last events were logged or read, by CLOCK_MONOTONIC.
-        self._seen: deque[float] = deque(maxlen=_BURST)
-        # Those that were logged before count for the limit too. Their time is by another clock,
-        # which goes apart from this one slowly.
+        #: Times at which the last events were logged or read, by CLOCK_MONOTONIC.
+        self._times: deque[float] = deque(maxlen=_BURST)
+        # Events that were logged before count for the limit too. Their times are those of another
+        # clock, which drifts slowly.
         for logged, _words in self._read():
-            self._seen.append(min(logged, time.monotonic()))
+            self._times.append(min(logged, time.monotonic()))
         self._reader.clear()
 
     def fileno(self) -> int:
@@ -57,22 +57,22 @@ class KernelLog:
         os.close(self._fd)
 
     def wait_for_room(self) -> None:
-        """Wait until the next event would be logged and not be counted away."""
-        if len(self._seen) == _BURST:
-            time.sleep(max(0.0, self._seen[0] + _INTERVAL_S - time.monotonic()))
+        """Wait until the kernel's rate limit permits the next event to be logged."""
+        if len(self._times) == _BURST:
+            time.sleep(max(0.0, self._times[0] + _INTERVAL_S - time.monotonic()))
 
     def events(self) -> list[SmmuEvent]:
-        """Return the events that were logged since the last call, of the kinds that are known."""
-        found: list[SmmuEvent] = []
+        """Return the events of known kinds that were logged since the last call."""
+        events: list[SmmuEvent] = []
         for _logged, words in self._read():
-            self._seen.append(time.monotonic())
-            # ValueError: an event of the SMMU's maker, or of a later architecture.
+            self._times.append(time.monotonic())
+            # ValueError: an implementation-defined event, or one of a later architecture.
             with suppress(ValueError):
-                found.append(decode(words))
-        return found
+                events.append(decode(words))
+        return events
 
     def _read(self) -> Iterator[tuple[float, list[int]]]:
-        """Yield when each event was logged, by the log's clock in seconds, and its words."""
+        """Yield the time of each event, by the log's clock in seconds, and its words."""
         for record in records(self._fd):
             if record is None:
                 self._reader.clear()

@@ -1,11 +1,10 @@
-"""Where a device keeps the address and data of its MSI: the MSI capability or the MSI-X table.
+"""The address and data of a device's MSI, in the MSI capability or the MSI-X table.
 
 PCI Express base specification 7.7.1 and 7.7.2. VFIO shows user space a virtual configuration
-space and drops reads and writes of the MSI-X table; the real ones, which hold what the kernel
-programmed, are the ``config`` file of sysfs and a mapping of the table's BAR. VFIO lets user space
-map that BAR whole (Linux ``include/uapi/linux/vfio.h`` VFIO_REGION_INFO_CAP_MSIX_MAPPABLE), which
-works where the kernel keeps sysfs from mapping it, since its driver has the BAR
-(CONFIG_IO_STRICT_DEVMEM).
+space and drops reads and writes of the MSI-X table. The real values, programmed by the kernel, are
+in the ``config`` file of sysfs and in a mapping of the table's BAR. VFIO lets user space map that
+whole BAR (Linux ``include/uapi/linux/vfio.h`` VFIO_REGION_INFO_CAP_MSIX_MAPPABLE), even if the
+kernel refuses the mapping through sysfs because a driver has the BAR (CONFIG_IO_STRICT_DEVMEM).
 """
 
 from __future__ import annotations
@@ -40,56 +39,62 @@ ENTRY_MASKED = 1 << 0
 
 
 @contextmanager
-def telling(what: str, advice: str = "") -> Iterator[None]:
-    """Raise what the system refuses as the kernel's refusal of ``what``."""
+def backend_errors(action: str, advice: str = "") -> Iterator[None]:
+    """Raise an OSError as the kernel's refusal of an action.
+
+    :param action: doing what to which device, for the message.
+    :param advice: how to avoid the refusal.
+    """
     try:
         yield
     except OSError as error:
+        reason = f"{action}: {error.strerror or error}"
         raise BackendError(
-            error.errno or errno.EIO, f"{what}: {error.strerror or error}{advice and f'; {advice}'}"
+            error.errno or errno.EIO, f"{reason}; {advice}" if advice else reason
         ) from error
 
 
 def capabilities(config: bytes) -> dict[int, int]:
-    """Return where the first capability of each kind is, by its id.
+    """Return the offset of the first capability of each kind, by the capability's id.
 
-    :param config: a configuration space, its first 256 bytes.
+    :param config: the first 256 bytes of a configuration space.
     """
-    found: dict[int, int] = {}
+    offsets: dict[int, int] = {}
     at, seen = config[_PCI_CAPABILITY_LIST] & ~3, set[int]()
     while at and at not in seen and at + 2 <= len(config):
-        found.setdefault(config[at], at)
+        offsets.setdefault(config[at], at)
         seen.add(at)
         at = config[at + 1] & ~3
-    return found
+    return offsets
 
 
 class RealConfig:
-    """The configuration space of a device as it is, by way of sysfs.
+    """The real configuration space of a device, through sysfs.
 
     :raise BackendError: when it cannot be opened.
     """
 
     def __init__(self, address: PciAddress) -> None:
         self.address = address
-        with telling(f"{address}: opening its configuration space", "it takes root"):
+        with backend_errors(f"{address}: opening its configuration space", "run as root"):
             self._fd = os.open(local_pci.folder_of(address) / "config", os.O_RDWR | os.O_CLOEXEC)
 
     def read(self, at: int, size: int) -> int:
         """Return ``size`` bytes."""
-        with telling(f"{self.address}: reading its configuration space"):
+        with backend_errors(f"{self.address}: reading its configuration space"):
             return int.from_bytes(os.pread(self._fd, size, at), "little")
 
     def write(self, at: int, value: int, size: int) -> None:
         """Write ``size`` bytes."""
-        what = f"{self.address}: writing to its configuration space"
+        action = f"{self.address}: writing to its configuration space"
         # pci_write_config
-        with telling(what, "a locked-down kernel, as after Secure Boot, refuses it even to root"):
+        advice = "a locked-down kernel, as after Secure Boot, refuses it even to root"
+        with backend_errors(action, advice):
             os.pwrite(self._fd, value.to_bytes(size, "little"), at)
 
     def capabilities(self) -> dict[int, int]:
-        """Return where the first capability of each kind is, by its id."""
-        with telling(f"{self.address}: reading its configuration space"):
+        """Return the offset of the first capability of each kind, by the capability's id."""
+        with backend_errors(f"{self.address}: reading its configuration space"):
             return capabilities(os.pread(self._fd, CONFIG_BYTES, 0))
 
     def close(self) -> None:
@@ -98,14 +103,14 @@ class RealConfig:
 
 
 class MsiEntry(Protocol):
-    """Where the first MSI's address and data are."""
+    """The address and data of a device's first MSI."""
 
     #: VFIO's number of this kind of interrupt.
     irq_index: int
 
     @property
     def enabled(self) -> bool:
-        """Tell whether the device sends it."""
+        """Return whether the device sends it."""
         ...
 
     def read_address(self) -> int:
@@ -113,18 +118,18 @@ class MsiEntry(Protocol):
         ...
 
     def write(self, address: int, data: int | None) -> None:
-        """Write the address and, where given, the data."""
+        """Write the address and, if given, the data."""
         ...
 
     def probe(self) -> None:
-        """Write what is there.
+        """Write the present value.
 
-        :raise BackendError: when that is refused.
+        :raise BackendError: when the write is refused.
         """
         ...
 
     def close(self) -> None:
-        """Give back what is mapped."""
+        """Unmap the MSI-X table, if any."""
         ...
 
 
@@ -139,7 +144,7 @@ class MsiCapability:
 
     @property
     def enabled(self) -> bool:
-        """Tell whether the device sends it."""
+        """Return whether the device sends it."""
         return bool(self._config.read(self._at + 2, 2) & MSI_ENABLE)
 
     def read_address(self) -> int:
@@ -147,23 +152,23 @@ class MsiCapability:
         return self._config.read(self._at + 4, 8)
 
     def write(self, address: int, data: int | None) -> None:
-        """Write the address and, where given, the data."""
+        """Write the address and, if given, the data."""
         self._config.write(self._at + 4, address, 8)
         if data is not None:
             self._config.write(self._at + 12, data, 2)
 
     def probe(self) -> None:
-        """Write half of the address that is there."""
+        """Write half of the present address."""
         self._config.write(self._at + 4, self._config.read(self._at + 4, 4), 4)
 
     def close(self) -> None:
-        """Nothing is mapped."""
+        """Do nothing: nothing is mapped."""
 
 
 class MsixEntry:
     """Entry 0 of an MSI-X table.
 
-    :param map_page: maps the page of a BAR that has an offset; returns it and the offset in it.
+    :param map_page: maps the page of a BAR with an offset; returns the page and the offset in it.
     :raise BackendError: when the table cannot be mapped.
     """
 
@@ -174,9 +179,9 @@ class MsixEntry:
     ) -> None:
         self._config = config
         self._at = at
-        place = config.read(at + MSIX_TABLE, 4)
-        self._map, offset = map_page(place & MSIX_BAR, place & ~MSIX_BAR)
-        # Address, its upper half, data, vector control: devices take whole words of 32 bits.
+        table = config.read(at + MSIX_TABLE, 4)
+        self._map, offset = map_page(table & MSIX_BAR, table & ~MSIX_BAR)
+        # Address, its upper half, data, vector control: accessed in whole words of 32 bits.
         words = ctypes.c_uint32 * (MSIX_ENTRY_BYTES // 4)
         self._words: ctypes.Array[ctypes.c_uint32] | None = words.from_buffer(self._map, offset)
 
@@ -190,17 +195,17 @@ class MsixEntry:
 
     @property
     def enabled(self) -> bool:
-        """Tell whether the device sends it: MSI-X is on, and neither all nor this is masked."""
-        wanted, among = MSIX_ENABLE_UNMASKED
-        on = self._config.read(self._at + 2, 2) & among == wanted
-        return on and not self._entry[3] & ENTRY_MASKED
+        """Return whether the device sends it: MSI-X is enabled, function and entry not masked."""
+        value, mask = MSIX_ENABLE_UNMASKED
+        enabled = self._config.read(self._at + 2, 2) & mask == value
+        return enabled and not self._entry[3] & ENTRY_MASKED
 
     def read_address(self) -> int:
         """Return the address."""
         return self._entry[0] | self._entry[1] << 32
 
     def write(self, address: int, data: int | None) -> None:
-        """Write the address and, where given, the data; masked meanwhile, as 7.7.2.2 wants it."""
+        """Write the address and, if given, the data, with the entry masked (7.7.2.2)."""
         entry = self._entry
         control = entry[3]
         entry[3] = control | ENTRY_MASKED
@@ -210,7 +215,7 @@ class MsixEntry:
         entry[3] = control
 
     def probe(self) -> None:
-        """Write half of the address that is there."""
+        """Write half of the present address."""
         self._entry[0] = self._entry[0]
 
     def close(self) -> None:
@@ -222,18 +227,18 @@ class MsixEntry:
 def find_entry(
     config: RealConfig, map_page: Callable[[int, int], tuple[mmap.mmap, int]]
 ) -> MsiEntry:
-    """Return where a device's first MSI is: MSI where it has a 64-bit address, else MSI-X.
+    """Return a device's first MSI: the MSI capability if it has a 64-bit address, else MSI-X.
 
-    :raise BackendError: EOPNOTSUPP for a device that has neither.
+    :raise BackendError: EOPNOTSUPP for a device without either.
     """
-    found = config.capabilities()
-    msi, msix = found.get(PCI_CAP_ID_MSI), found.get(PCI_CAP_ID_MSIX)
+    offsets = config.capabilities()
+    msi, msix = offsets.get(PCI_CAP_ID_MSI), offsets.get(PCI_CAP_ID_MSIX)
     if msi is not None and config.read(msi + 2, 2) & MSI_64BIT:
         return MsiCapability(config, msi)
     if msix is not None:
         return MsixEntry(config, msix, map_page)
     raise BackendError(
         errno.EOPNOTSUPP,
-        f"{config.address}: has neither an MSI capability with a 64-bit address nor MSI-X; one "
-        "that has would work",
+        f"{config.address}: has neither an MSI capability with a 64-bit address nor MSI-X; use a "
+        "device that has one",
     )

@@ -1,9 +1,8 @@
-"""What the kernel programmed into every MSI of a device, read without touching anything.
+"""The addresses that the kernel programmed into a device's MSIs, read without changing anything.
 
 The MSI capability is in the configuration space, the MSI-X table in a BAR: PCI Express base
-specification 7.7.1 and 7.7.2. Both are read by way of sysfs; a kernel with
-CONFIG_IO_STRICT_DEVMEM maps no BAR that a driver has (Linux ``drivers/pci/pci-sysfs.c``
-pci_mmap_resource).
+specification 7.7.1 and 7.7.2. Both are read through sysfs; a kernel with CONFIG_IO_STRICT_DEVMEM
+does not map a BAR that a driver has (Linux ``drivers/pci/pci-sysfs.c`` pci_mmap_resource).
 """
 
 from __future__ import annotations
@@ -33,48 +32,48 @@ def read_addresses(folder: Path) -> dict[int, Iova]:
     """Return the address of every MSI that a device may send now, by number.
 
     :param folder: of the device, in sysfs.
-    :raise BackendError: when they cannot be read; EOPNOTSUPP where the device is asleep or its
-        memory is switched off, since a read of it then may stop the machine.
+    :raise BackendError: when they cannot be read; EOPNOTSUPP for a device in a low-power state or
+        with memory access off, since reading it could crash the machine.
     """
     name = folder.name
-    with msi.telling(f"{name}: reading its configuration space", "it takes root"):
+    with msi.backend_errors(f"{name}: reading its configuration space", "run as root"):
         config = (folder / "config").read_bytes()[: msi.CONFIG_BYTES]
     if len(config) < msi.CONFIG_BYTES:
         raise BackendError(
-            errno.EACCES, f"{name}: its configuration space can be read in part only; it takes root"
+            errno.EACCES, f"{name}: its configuration space can be read only in part; run as root"
         )
-    found = msi.capabilities(config)
-    at = found.get(msi.PCI_CAP_ID_MSI)
+    offsets = msi.capabilities(config)
+    at = offsets.get(msi.PCI_CAP_ID_MSI)
     if at is not None and _number(config, at + _MSI_CONTROL, 2) & msi.MSI_ENABLE:
         return of_capability(config, at)
-    at = found.get(msi.PCI_CAP_ID_MSIX)
-    on, among = msi.MSIX_ENABLE_UNMASKED
-    if at is None or _number(config, at + _MSI_CONTROL, 2) & among != on:
+    at = offsets.get(msi.PCI_CAP_ID_MSIX)
+    value, mask = msi.MSIX_ENABLE_UNMASKED
+    if at is None or _number(config, at + _MSI_CONTROL, 2) & mask != value:
         return {}
     _check_awake(folder, config)
     count = (_number(config, at + _MSI_CONTROL, 2) & _MSIX_SIZE) + 1
-    place = _number(config, at + msi.MSIX_TABLE, 4)
-    bar, offset = place & msi.MSIX_BAR, place & ~msi.MSIX_BAR
+    table = _number(config, at + msi.MSIX_TABLE, 4)
+    bar, offset = table & msi.MSIX_BAR, table & ~msi.MSIX_BAR
     return of_table(_words(folder / f"resource{bar}", offset, count * _ENTRY_WORDS))
 
 
 def of_capability(config: bytes, at: int) -> dict[int, Iova]:
-    """Return what an MSI capability at an offset has: one address, for each that is enabled."""
+    """Return the address in the MSI capability at an offset, for each enabled MSI."""
     control = _number(config, at + _MSI_CONTROL, 2)
     address = _number(config, at + 4, 8 if control & msi.MSI_64BIT else 4)
     return dict.fromkeys(range(1 << (control >> _MSI_ENABLED_SHIFT & 7)), Iova(address))
 
 
 def of_table(words: Sequence[int]) -> dict[int, Iova]:
-    """Return what the entries of an MSI-X table have that are not masked.
+    """Return the addresses in the unmasked entries of an MSI-X table, by entry.
 
     :param words: of 32 bits: address, its upper half, data and control of each entry.
     """
-    found = {}
-    for at in range(0, len(words), _ENTRY_WORDS):
-        if not words[at + 3] & msi.ENTRY_MASKED:
-            found[at // _ENTRY_WORDS] = Iova(words[at] | words[at + 1] << 32)
-    return found
+    return {
+        at // _ENTRY_WORDS: Iova(words[at] | words[at + 1] << 32)
+        for at in range(0, len(words), _ENTRY_WORDS)
+        if not words[at + 3] & msi.ENTRY_MASKED
+    }
 
 
 def _number(config: bytes, at: int, size: int) -> int:
@@ -83,27 +82,27 @@ def _number(config: bytes, at: int, size: int) -> int:
 
 def _check_awake(folder: Path, config: bytes) -> None:
     state = folder / "power_state"
-    with msi.telling(f"{folder.name}: reading {state}"):
+    with msi.backend_errors(f"{folder.name}: reading {state}"):
         power = state.read_text(encoding="ascii").strip()
-    # A virtual function has no such bit of its own: PCI Express base specification 9.3.4.1.3.
+    # A virtual function has no such bit: PCI Express base specification 9.3.4.1.3.
     off = not config[_COMMAND] & _COMMAND_MEMORY and not (folder / "physfn").is_symlink()
     if power != "D0" or off:
-        why = "its memory is switched off" if power == "D0" else f"it is in power state {power}"
+        why = "its memory access is off" if power == "D0" else f"it is in power state {power}"
         raise BackendError(
             errno.EOPNOTSUPP, f"{folder.name}: its MSI-X table is not read while {why}"
         )
 
 
 def _words(resource: Path, offset: int, count: int) -> list[int]:
-    """Return words of a BAR, each read at once."""
+    """Return words of a BAR, each by one read of 32 bits."""
     begin = offset & ~(mmap.ALLOCATIONGRANULARITY - 1)
     end = offset + 4 * count
-    what = f"{resource.parent.name}: mapping its MSI-X table"
+    action = f"{resource.parent.name}: mapping its MSI-X table"
     advice = (
-        "it takes root, and a kernel without CONFIG_IO_STRICT_DEVMEM or with iomem=relaxed on its "
+        "run as root on a kernel without CONFIG_IO_STRICT_DEVMEM or with iomem=relaxed on its "
         "command line"
     )
-    with msi.telling(what, advice):
+    with msi.backend_errors(action, advice):
         fd = os.open(resource, os.O_RDONLY | os.O_CLOEXEC)
         try:
             if end > os.fstat(fd).st_size:

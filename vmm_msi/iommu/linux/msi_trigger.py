@@ -1,4 +1,4 @@
-"""What makes a device send its MSI, and the memory that some devices take for it."""
+"""Triggers: make a device send its MSI, with the memory that some devices need for it."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.linux.vfio import VfioDevice
     from vmm_msi.types import GuestDevice, GuestDomain
 
-#: Bytes that a device is given: a page of any granule, several of the device's own.
+#: Bytes for one device: a page of any granule, several of the device's own pages.
 DMA_BYTES = 0x10000
 
-#: Where the first of them is in the stage 1 of a device. Guests take IOVAs from 4 GiB downwards.
+#: IOVA of the first device's memory in a stage 1. Guests allocate IOVAs from 4 GiB downwards.
 DMA_IOVA = 0x70_0000_0000
 
 _EDU_RAISE = 0x60
@@ -29,8 +29,8 @@ class DmaPages:
     """Guest RAM that a device reads and writes.
 
     :param memory: guest RAM.
-    :param offset: where the pages are in it.
-    :param iova: where the device finds them.
+    :param offset: of the pages in guest RAM.
+    :param iova: of the pages for the device.
     """
 
     def __init__(self, memory: Memory, offset: int, iova: int) -> None:
@@ -53,10 +53,10 @@ class DmaPages:
 
 
 class DmaPool:
-    """Gives devices pages of guest RAM, in the stage 1 that the guest made for each.
+    """Pages of guest RAM for devices, mapped in the stage 1 of each.
 
-    :param arena: the part of guest RAM that is free.
-    :param tables: the guest's stage 1 tables by name.
+    :param arena: the free part of guest RAM.
+    :param tables: the guest's stage 1 tables, by name.
     """
 
     def __init__(
@@ -72,30 +72,30 @@ class DmaPool:
         self._tables = tables
         self._ipas: dict[object, int] = {}
 
-    def give(self, device: GuestDevice) -> DmaPages:
-        """Map pages for a device, where nothing else is; the same memory every time."""
+    def map(self, device: GuestDevice) -> DmaPages:
+        """Map pages for a device at a free IOVA; the same memory every time."""
         if device.host not in self._ipas:
             self._ipas[device.host] = self._arena.table(DMA_BYTES)
         ipa, table, iova = self._ipas[device.host], self._tables[device.stage1], DMA_IOVA
-        taken = {giova & -DMA_BYTES for stage1, giova in self._giovas if stage1 == device.stage1}
-        while iova in taken or table.overlaps(iova, DMA_BYTES):
+        used = {giova & -DMA_BYTES for stage1, giova in self._giovas if stage1 == device.stage1}
+        while iova in used or table.overlaps(iova, DMA_BYTES):
             iova += DMA_BYTES
         table.map(iova, ipa, DMA_BYTES)
         return DmaPages(self._memory, ipa - self._arena.base, iova)
 
-    def take_back(self, device: GuestDevice, pages: DmaPages) -> None:
-        """Unmap them; the caller invalidates."""
+    def unmap(self, device: GuestDevice, pages: DmaPages) -> None:
+        """Unmap a device's pages; the caller invalidates."""
         self._tables[device.stage1].unmap(pages.iova)
 
 
 class Trigger(ABC):
-    """What makes one device send its MSI.
+    """Makes one device send its MSI.
 
     :param device: the device, open and attached.
-    :param dma: memory for it, where :attr:`needs_dma` says so.
+    :param dma: memory for it, required with :attr:`needs_dma`.
     """
 
-    #: Whether it takes memory that the device reads and writes.
+    #: Whether the device needs memory that it reads and writes.
     needs_dma: ClassVar[bool] = False
 
     def __init__(self, device: VfioDevice, dma: DmaPages | None = None) -> None:
@@ -106,17 +106,17 @@ class Trigger(ABC):
     def send(self) -> None:
         """Make it send its first MSI; the device is bus master.
 
-        :raise BackendError: when it does not do what it takes.
+        :raise BackendError: when it cannot be made to.
         """
 
     def stop(self) -> None:  # noqa: B027 - most devices have nothing to stop
-        """Keep it from the memory that was given."""
+        """Stop the device from using its memory."""
 
 
 class EduTrigger(Trigger):
-    """QEMU ``hw/misc/edu.c``: a write to 0x60 raises an interrupt, to 0x64 takes it back."""
+    """QEMU ``hw/misc/edu.c``: a write to 0x60 raises an interrupt, a write to 0x64 clears it."""
 
     def send(self) -> None:
-        """Raise it and take it back."""
+        """Raise the interrupt and clear it."""
         self.device.write32(uapi.VFIO_PCI_BAR0_REGION_INDEX, _EDU_RAISE, 1)
         self.device.write32(uapi.VFIO_PCI_BAR0_REGION_INDEX, _EDU_ACKNOWLEDGE, 1)

@@ -1,8 +1,8 @@
-"""Make an NVMe controller send its first MSI, by asking it who it is.
+"""Make an NVMe controller send its first MSI, by an Identify Controller command.
 
-NVM Express base specification 2.0: 3.1.3 registers, 3.5.1 initialisation, 5.17 Identify. The only
-command that is ever given is Identify Controller, which changes nothing on the drive; no I/O queue
-is made. Its completion comes with vector 0, that of the admin queue.
+NVM Express base specification 2.0: 3.1.3 registers, 3.5.1 initialisation, 5.17 Identify. Identify
+Controller is the only command that is submitted, and it changes nothing on the drive; no I/O queue
+is created. Its completion raises vector 0, that of the admin queue.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _STEP_S = 0.001
 
 
 class NvmeTrigger(Trigger):
-    """One controller, with an admin queue pair and a page for what it tells of itself."""
+    """One controller, with an admin queue pair and a page for the data of Identify."""
 
     needs_dma = True
 
@@ -52,26 +52,26 @@ class NvmeTrigger(Trigger):
         self._page = 0x1000
         self._stride = 4
         self._ready_s = 1.0
-        #: Commands that were given since the controller was started.
-        self._given = 0
+        #: Number of commands submitted since the controller was started.
+        self._submitted = 0
         self._started = False
 
     @property
     def _pages(self) -> DmaPages:
         if self.dma is None:
             raise BackendError(
-                errno.EOPNOTSUPP, f"{self.device.address}: an NVMe controller takes memory for DMA"
+                errno.EOPNOTSUPP, f"{self.device.address}: an NVMe controller needs memory for DMA"
             )
         return self.dma
 
     def send(self) -> None:
-        """Give it one Identify Controller and wait for its completion, which sends the MSI."""
+        """Submit Identify Controller and wait for its completion, which sends the MSI."""
         if not self._started or not self._status() & _CSTS_READY:
             self._start()
-        if self._given:
-            # Not earlier: a controller need not send the MSI of an entry that was taken.
-            self._ring(1, self._given)
-        slot, command = self._given % _ENTRIES, self._given & 0xFFFF
+        if self._submitted:
+            # Not earlier: a controller need not send the MSI of a consumed entry.
+            self._ring(1, self._submitted)
+        slot, command = self._submitted % _ENTRIES, self._submitted & 0xFFFF
         words = [0] * (_SQE_BYTES // 8)
         words[0] = _IDENTIFY | command << 16
         words[3] = self._pages.iova + 2 * self._page
@@ -79,9 +79,9 @@ class NvmeTrigger(Trigger):
         for number, word in enumerate(words):
             self._pages.write64(slot * _SQE_BYTES + 8 * number, word)
         at = self._page + slot * _CQE_BYTES + 8
-        phase = 1 - self._given // _ENTRIES % 2
-        self._given += 1
-        self._ring(0, self._given)
+        phase = 1 - self._submitted // _ENTRIES % 2
+        self._submitted += 1
+        self._ring(0, self._submitted)
         try:
             self._wait(
                 lambda: self._pages.read64(at) >> 48 & 1 == phase,
@@ -91,17 +91,16 @@ class NvmeTrigger(Trigger):
         except BackendError:
             self._started = False
             raise
-        told = self._pages.read64(at)
-        if told >> 49:
+        status = self._pages.read64(at) >> 49
+        if status:
             self._started = False
             raise BackendError(
                 errno.EIO,
-                f"{self.device.address}: NVMe Identify Controller failed with status "
-                f"{told >> 49:#x}",
+                f"{self.device.address}: NVMe Identify Controller failed with status {status:#x}",
             )
 
     def _start(self) -> None:
-        """Reset the controller and give it its admin queues."""
+        """Reset the controller and set up its admin queues."""
         low, high = self._read(_CAP), self._read(_CAP + 4)
         self._ready_s = max((low >> 24) * 0.5, 1.0)
         self._stride = 4 << (high & 0xF)
@@ -116,7 +115,7 @@ class NvmeTrigger(Trigger):
             raise BackendError(
                 errno.EOPNOTSUPP,
                 f"{self.device.address}: its smallest page has {self._page:#x} bytes (NVMe "
-                f"CAP.MPSMIN); one of up to {DMA_BYTES // 4:#x} would work",
+                f"CAP.MPSMIN); use a controller with pages of up to {DMA_BYTES // 4:#x}",
             )
         self.stop()
         self._pages.clear()
@@ -126,17 +125,17 @@ class NvmeTrigger(Trigger):
             self._write(register, value & 0xFFFF_FFFF)
             self._write(register + 4, value >> 32)
         commands = high >> 5 & 0xFF
-        # CAP.CSS: NVM, else all that there are, else admin commands alone.
-        chosen = 0 if commands & 1 else 6 if commands & 1 << 6 else 7
-        settings = _CC_ENTRY_SIZES | smallest << 7 | chosen << 4
+        # CAP.CSS: the NVM command set, else all I/O command sets, else admin commands only.
+        command_set = 0 if commands & 1 else 6 if commands & 1 << 6 else 7
+        settings = _CC_ENTRY_SIZES | smallest << 7 | command_set << 4
         self._write(_CC, settings)
         self._write(_CC, settings | _CC_ENABLE)
         self._wait(lambda: bool(self._status() & _CSTS_READY), self._ready_s, "CSTS.RDY to be 1")
-        self._given = 0
+        self._submitted = 0
         self._started = True
 
     def stop(self) -> None:
-        """Disable the controller: it forgets its queues."""
+        """Disable the controller, which resets its queues."""
         self._started = False
         control = self._read(_CC)
         if control & _CC_ENABLE:
@@ -166,9 +165,9 @@ class NvmeTrigger(Trigger):
     ) -> None:
         """Wait for the controller.
 
-        :param fatal: bits of CSTS that end it.
+        :param fatal: bits of CSTS that report a failure.
         :raise BackendError: ETIMEDOUT when it takes too long, EIO when the controller is gone or
-            says that it failed.
+            reports a failure.
         """
         deadline = time.monotonic() + limit_s
         while not done():
@@ -181,7 +180,7 @@ class NvmeTrigger(Trigger):
             if time.monotonic() > deadline:
                 raise BackendError(
                     errno.ETIMEDOUT,
-                    f"{self.device.address}: waiting for {what}: nothing in {limit_s:g} s, NVMe "
+                    f"{self.device.address}: waiting for {what}: not seen in {limit_s:g} s, NVMe "
                     f"CSTS reads {status:#x}",
                 )
             time.sleep(_STEP_S)

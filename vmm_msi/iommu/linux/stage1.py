@@ -1,4 +1,4 @@
-"""Stage 1 tables and context descriptors as a guest keeps them in its RAM.
+"""A guest's stage 1 tables and context descriptors, in its RAM.
 
 Sources: Arm SMMUv3 architecture specification (IHI 0070), 5.2 stream table entry, 5.4 context
 descriptor; Arm architecture reference manual (DDI 0487), D8.3 translation table descriptors.
@@ -41,14 +41,14 @@ _LEAF = 3 | 1 << 6 | 3 << 8 | 1 << 10 | 1 << 11
 _READ_ONLY = 1 << 7
 _OUTPUT = 0x0000_FFFF_FFFF_F000
 
-#: Room for context descriptors at the start of the arena.
+#: Bytes for context descriptors at the start of the arena.
 _DESCRIPTORS = 0x10000
 
 
 class TableArena:
-    """The part of guest RAM that stage 1 tables are kept in.
+    """The guest RAM that holds stage 1 tables.
 
-    :param memory: guest RAM, all of it for this.
+    :param memory: guest RAM; the arena uses all of it.
     :param base: the IPA of its first byte, a multiple of 64 KiB.
     """
 
@@ -59,30 +59,30 @@ class TableArena:
         self._next = _DESCRIPTORS
 
     def clear(self) -> None:
-        """Forget all tables."""
+        """Clear and free all tables."""
         self._memory.fill(size=self._next)
         self._next_descriptor = 0
         self._next = _DESCRIPTORS
 
     def descriptor(self) -> int:
-        """Return the IPA of a fresh context descriptor."""
-        found = self._next_descriptor
-        if found + _CD_BYTES > _DESCRIPTORS:
+        """Allocate a context descriptor and return its IPA."""
+        offset = self._next_descriptor
+        if offset + _CD_BYTES > _DESCRIPTORS:
             raise InputError(
                 f"stage 1 tables: more than {_DESCRIPTORS // _CD_BYTES} do not fit into guest RAM"
             )
         self._next_descriptor += _CD_BYTES
-        return self.base + found
+        return self.base + offset
 
     def table(self, size: int) -> int:
-        """Return the IPA of a fresh, empty table of ``size`` bytes, aligned to its size."""
-        found = (self._next + size - 1) & ~(size - 1)
-        if found + size > self._memory.size:
+        """Allocate an empty table of ``size`` bytes, aligned to its size, and return its IPA."""
+        offset = (self._next + size - 1) & ~(size - 1)
+        if offset + size > self._memory.size:
             raise InputError(
                 f"stage 1 tables: {self._memory.size:#x} bytes of guest RAM are full; map less"
             )
-        self._next = found + size
-        return self.base + found
+        self._next = offset + size
+        return self.base + offset
 
     def read(self, ipa: int) -> int:
         """Return the 64-bit word at ``ipa``."""
@@ -98,7 +98,7 @@ class Stage1Table:
 
     :param granule: its page size.
     :param asid: its address space id.
-    :param place: tells where an IPA really is, where the guest's memory map is not followed.
+    :param place: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
     """
 
     def __init__(
@@ -137,14 +137,17 @@ class Stage1Table:
         """The two words of the stream table entry that a guest writes for it."""
         return STE_VALID | STE_CONFIG_STAGE1 | self._descriptor, _STE_1_CACHEABLE
 
-    def _leaf(self, iova: int, *, make: bool) -> int | None:
-        """Return the IPA of the last-level descriptor for ``iova``."""
+    def _leaf(self, iova: int, *, alloc: bool) -> int | None:
+        """Return the IPA of the last-level descriptor for ``iova``.
+
+        :param alloc: allocate missing tables; without, return None for a missing table.
+        """
         table = self._root
         for shift, bits in self._levels[:-1]:
             at = table + 8 * (iova >> shift & ((1 << bits) - 1))
             word = self._arena.read(at)
             if not word & 1:
-                if not make:
+                if not alloc:
                     return None
                 word = self._arena.table(self.granule) | _TABLE
                 self._arena.write(at, word)
@@ -153,35 +156,35 @@ class Stage1Table:
         return table + 8 * (iova >> shift & ((1 << bits) - 1))
 
     def map(self, base: int, output: int, size: int, *, writable: bool = True) -> None:
-        """Map ``size`` bytes of IOVAs from ``base`` to IPAs from ``output``, all whole granules."""
+        """Map ``size`` bytes of IOVAs from ``base`` to IPAs from ``output``, in whole granules."""
         flags = _LEAF if writable else _LEAF | _READ_ONLY
         for distance in range(0, size, self.granule):
-            at = self._leaf(base + distance, make=True)
+            at = self._leaf(base + distance, alloc=True)
             if at is not None:
                 self._arena.write(at, self._place(output + distance) | flags)
         self._mapped[base] = (size, output)
 
     def unmap(self, base: int) -> bool:
-        """Unmap what one call mapped at ``base``; tell whether there was anything.
+        """Unmap the mapping made by one call at ``base``; return whether one existed.
 
         The caller invalidates.
         """
         size, _output = self._mapped.pop(base, (0, 0))
         for distance in range(0, size, self.granule):
-            at = self._leaf(base + distance, make=False)
+            at = self._leaf(base + distance, alloc=False)
             if at is not None:
                 self._arena.write(at, 0)
         return bool(size)
 
     def overlaps(self, base: int, size: int) -> bool:
-        """Tell whether anything is mapped in ``size`` bytes from ``base``."""
+        """Return whether anything is mapped in ``size`` bytes from ``base``."""
         return any(
             start < base + size and base < start + length
             for start, (length, _output) in self._mapped.items()
         )
 
     def pages(self) -> frozenset[tuple[int, int]]:
-        """Return (IOVA, IPA) of what was mapped a single granule at a time."""
+        """Return (IOVA, IPA) of each mapping of a single granule."""
         return frozenset(
             (base, output) for base, (size, output) in self._mapped.items() if size == self.granule
         )

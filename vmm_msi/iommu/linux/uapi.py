@@ -1,7 +1,7 @@
 """Structures and ioctl numbers of ``linux/iommufd.h`` and ``linux/vfio.h``.
 
-Sizes, offsets and numbers are held against the headers by a compiled C program in
-``tests/iommu/test_uapi.py``. Little endian: arm64 kernels are, and so is what the SMMU reads.
+``tests/iommu/test_uapi.py`` compares sizes, offsets and numbers with the headers, by a compiled C
+program. Little endian, as arm64 kernels and the SMMU's tables are.
 """
 
 from __future__ import annotations

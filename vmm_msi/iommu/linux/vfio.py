@@ -1,7 +1,7 @@
-"""A PCI device in the hands of vfio-pci: its character device, its interrupts, its registers.
+"""A PCI device bound to VFIO: its character device, its interrupts, its registers.
 
-Linux ``include/uapi/linux/vfio.h``, ``Documentation/driver-api/vfio.rst``. Where its MSI goes is
-in :mod:`vmm_msi.iommu.linux.msi`.
+Linux ``include/uapi/linux/vfio.h``, ``Documentation/driver-api/vfio.rst``. The address and data of
+its MSI are in :mod:`vmm_msi.iommu.linux.msi`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from vmm_msi.errors import BackendError
 from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.iommu.linux import local_pci, uapi
 from vmm_msi.iommu.linux.iommufd import ioctl
-from vmm_msi.iommu.linux.msi import MsiEntry, RealConfig, find_entry, telling
+from vmm_msi.iommu.linux.msi import MsiEntry, RealConfig, backend_errors, find_entry
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmm_msi.iommu.linux.iommufd import IommuFd
+    from vmm_msi.iommu.linux.iommufd import LinuxIommufd
     from vmm_msi.types import PciAddress
 
 _BUS = Path("/sys/bus/pci")
 _DRIVER = "vfio-pci"
-# What driver_override reads where there is none (``driver_override_show``).
+# What driver_override reads without an override (``driver_override_show``).
 _NO_OVERRIDE = "(null)"
 
 _PCI_COMMAND = 0x04
@@ -54,11 +54,11 @@ def is_free(address: PciAddress) -> bool:
 
 
 class VfioDevice:
-    """One PCI function, bound to vfio-pci; one that has no driver is bound here.
+    """A PCI function, bound to VFIO; a function without driver is bound to vfio-pci.
 
-    :param address: where it is.
+    :param address: of the function.
     :raise BackendError: ENODEV when there is no such device, EBUSY when another driver has it,
-        else what sysfs says.
+        else the errno of sysfs.
     """
 
     def __init__(self, address: PciAddress) -> None:
@@ -69,7 +69,7 @@ class VfioDevice:
         self._event = -1
         self._config: RealConfig | None = None
         self._entry: MsiEntry | None = None
-        #: What driver_override was before it was written here; None when it was not.
+        #: The former value of driver_override; None if this object did not write it.
         self._override: str | None = None
         if is_free(address):
             try:
@@ -79,26 +79,26 @@ class VfioDevice:
                 raise
 
     def _bind_driver(self) -> None:
-        """Let vfio-pci take a device that has no driver."""
-        advice = "it takes root and vfio-pci in the kernel (modprobe vfio-pci)"
+        """Bind a device without driver to vfio-pci."""
+        advice = "run as root on a kernel with vfio-pci (modprobe vfio-pci)"
         override = self._sysfs / "driver_override"
-        with telling(f"{self.address}: binding {_DRIVER}", advice):
+        with backend_errors(f"{self.address}: binding {_DRIVER}", advice):
             before = override.read_text(encoding="utf-8").strip()
             override.write_text(_DRIVER, encoding="utf-8")
             self._override = before
             (_BUS / "drivers_probe").write_text(str(self.address), encoding="ascii")
-        # Where there is no such driver, drivers_probe does nothing and says nothing.
+        # Without such a driver, drivers_probe does nothing and reports nothing.
         if is_free(self.address):
             raise BackendError(
-                errno.ENODEV, f"{self.address}: {_DRIVER} does not take it; {advice}"
+                errno.ENODEV, f"{self.address}: {_DRIVER} does not bind it; {advice}"
             )
 
     def _unbind_driver(self) -> None:
-        """Undo what :meth:`_bind_driver` did: no driver, and the driver_override there was."""
+        """Undo :meth:`_bind_driver`: unbind the driver and restore driver_override."""
         before, self._override = self._override, None
         if before is None:
             return
-        with telling(f"{self.address}: giving it back"):
+        with backend_errors(f"{self.address}: unbinding {_DRIVER}"):
             if (self._sysfs / "driver").is_symlink():
                 unbind = self._sysfs / "driver" / "unbind"
                 unbind.write_text(str(self.address), encoding="ascii")
@@ -107,7 +107,7 @@ class VfioDevice:
             (self._sysfs / "driver_override").write_text(f"{kept}\n", encoding="utf-8")
 
     def release(self) -> None:
-        """Close it and, where it had no driver before, leave it without one again.
+        """Close the device and, if it had no driver before, unbind it.
 
         :raise BackendError: when that fails.
         """
@@ -116,7 +116,7 @@ class VfioDevice:
 
     @property
     def is_open(self) -> bool:
-        """Tell whether the character device is open."""
+        """Return whether the character device is open."""
         return self._fd >= 0
 
     def open(self) -> None:
@@ -124,14 +124,14 @@ class VfioDevice:
 
         :raise BackendError: ENOENT without one: the kernel lacks CONFIG_VFIO_DEVICE_CDEV.
         """
-        what = f"{self.address}: opening its VFIO character device"
-        advice = "it takes root and a kernel with CONFIG_VFIO_DEVICE_CDEV"
-        with telling(what, advice):
+        action = f"{self.address}: opening its VFIO character device"
+        advice = "run as root on a kernel with CONFIG_VFIO_DEVICE_CDEV"
+        with backend_errors(action, advice):
             node = next((self._sysfs / "vfio-dev").iterdir(), self._sysfs).name
             self._fd = os.open(f"/dev/vfio/devices/{node}", os.O_RDWR | os.O_CLOEXEC)
 
     def close(self) -> None:
-        """Close the character device: interrupts, attachment and binding end with it."""
+        """Close the character device, which ends interrupts, attachment and binding."""
         if self._entry is not None:
             self._entry.close()
         if self._config is not None:
@@ -143,7 +143,7 @@ class VfioDevice:
         self._fd = self._event = -1
         self._regions.clear()
 
-    def bind(self, iommufd: IommuFd) -> int:
+    def bind(self, iommufd: LinuxIommufd) -> int:
         """VFIO_DEVICE_BIND_IOMMUFD; return the device's id in the file descriptor."""
         argument = uapi.DeviceBindIommufd(ctypes.sizeof(uapi.DeviceBindIommufd), iommufd=iommufd.fd)
         name = f"VFIO_DEVICE_BIND_IOMMUFD of {self.address}"
@@ -155,17 +155,17 @@ class VfioDevice:
             # iommu_device_claim_dma_owner
             reason = (
                 f"{error.reason}: a driver of the host or another process may have a device of its "
-                "IOMMU group; a group of devices without driver, or with vfio-pci, would work"
+                "IOMMU group; unbind the group's other devices, or bind them to vfio-pci"
             )
             raise BackendError(error.errno, reason) from error
         return int(argument.out_devid)
 
-    def attach(self, number: int) -> None:
-        """VFIO_DEVICE_ATTACH_IOMMUFD_PT to an IOAS or HWPT; replaces what it is attached to."""
+    def attach(self, pt_id: int) -> None:
+        """VFIO_DEVICE_ATTACH_IOMMUFD_PT to an IOAS or HWPT; moves an attached device."""
         argument = uapi.DeviceAttachIommufdPt(
-            ctypes.sizeof(uapi.DeviceAttachIommufdPt), pt_id=number
+            ctypes.sizeof(uapi.DeviceAttachIommufdPt), pt_id=pt_id
         )
-        name = f"VFIO_DEVICE_ATTACH_IOMMUFD_PT of {self.address} to object {number}"
+        name = f"VFIO_DEVICE_ATTACH_IOMMUFD_PT of {self.address} to object {pt_id}"
         ioctl(self._fd, uapi.VFIO_DEVICE_ATTACH_IOMMUFD_PT, name, argument)
 
     def detach(self) -> None:
@@ -175,7 +175,7 @@ class VfioDevice:
         ioctl(self._fd, uapi.VFIO_DEVICE_DETACH_IOMMUFD_PT, name, argument)
 
     def _region(self, index: int) -> int:
-        """Return where a region starts in the character device."""
+        """Return the offset of a region in the character device."""
         if index not in self._regions:
             argument = uapi.RegionInfo(ctypes.sizeof(uapi.RegionInfo), index=index)
             name = f"VFIO_DEVICE_GET_REGION_INFO of {self.address}"
@@ -184,48 +184,47 @@ class VfioDevice:
         return self._regions[index]
 
     def _map_page(self, bar: int, offset: int) -> tuple[mmap.mmap, int]:
-        """Map the page of a BAR that has ``offset``; return it and the offset in it.
+        """Map the page of a BAR with ``offset``; return the page and the offset in it.
 
         :raise BackendError: when the kernel refuses.
         """
         self._set_command(_PCI_COMMAND_MEMORY)
         page = offset & -mmap.PAGESIZE
-        with telling(f"{self.address}: mapping {page:#x} of BAR {bar}"):
+        with backend_errors(f"{self.address}: mapping {page:#x} of BAR {bar}"):
             region = self._region(bar)
-            found = mmap.mmap(self._fd, mmap.PAGESIZE, mmap.MAP_SHARED, offset=region + page)
-        return found, offset - page
+            mapped = mmap.mmap(self._fd, mmap.PAGESIZE, mmap.MAP_SHARED, offset=region + page)
+        return mapped, offset - page
 
     def read32(self, bar: int, offset: int) -> int:
         """Return 32 bits of a memory BAR."""
-        with telling(f"{self.address}: reading {offset:#x} of BAR {bar}"):
+        with backend_errors(f"{self.address}: reading {offset:#x} of BAR {bar}"):
             return int.from_bytes(os.pread(self._fd, 4, self._region(bar) + offset), "little")
 
     def write32(self, bar: int, offset: int, value: int) -> None:
         """Write 32 bits into a memory BAR."""
-        with telling(f"{self.address}: writing to {offset:#x} of BAR {bar}"):
+        with backend_errors(f"{self.address}: writing to {offset:#x} of BAR {bar}"):
             os.pwrite(self._fd, value.to_bytes(4, "little"), self._region(bar) + offset)
 
     @property
     def sends_msi(self) -> bool:
-        """Tell whether MSIs are enabled in the device itself."""
+        """Return whether MSIs are enabled in the device itself."""
         return self._msi().enabled
 
     def enable_bus_master(self) -> None:
-        """Let the device decode memory and send writes, MSIs among them."""
+        """Enable memory decoding and bus mastering, which MSIs need."""
         self._set_command(_PCI_COMMAND_MEMORY | _PCI_COMMAND_MASTER)
 
     def _set_command(self, bits: int) -> None:
         at = self._region(uapi.VFIO_PCI_CONFIG_REGION_INDEX) + _PCI_COMMAND
-        with telling(f"{self.address}: enabling memory and bus mastering"):
+        with backend_errors(f"{self.address}: enabling memory and bus mastering"):
             command = int.from_bytes(os.pread(self._fd, 2, at), "little")
-            wanted = command | bits
-            if wanted != command:
-                os.pwrite(self._fd, wanted.to_bytes(2, "little"), at)
+            if command | bits != command:
+                os.pwrite(self._fd, (command | bits).to_bytes(2, "little"), at)
 
     def enable_msi(self) -> int:
         """VFIO_DEVICE_SET_IRQS of one MSI with an eventfd; return the eventfd, non-blocking.
 
-        Where it is enabled already, the kernel writes its own address again: VFIO exchanges the
+        If it is enabled already, the kernel writes its own address again: VFIO exchanges the
         eventfd by free_irq and request_irq, and ``msi_domain_activate`` writes the message.
 
         :raise BackendError: EOPNOTSUPP for a device without MSI, else the kernel's refusal.
@@ -259,7 +258,7 @@ class VfioDevice:
 
     @property
     def event_fd(self) -> int | None:
-        """The eventfd that the MSI signals; None before it was enabled."""
+        """The eventfd that the MSI signals; None if it was never enabled."""
         return self._event if self._event >= 0 else None
 
     def take_interrupts(self) -> int:
@@ -270,7 +269,7 @@ class VfioDevice:
             return 0
 
     def _msi(self) -> MsiEntry:
-        """Return where the device's MSI is.
+        """Return the device's MSI.
 
         :raise BackendError: EOPNOTSUPP for a device without one.
         """
@@ -282,7 +281,7 @@ class VfioDevice:
 
     @property
     def can_write_msi(self) -> bool:
-        """Tell whether the real MSI can be written, by writing what is there."""
+        """Return whether the real MSI can be written, by writing its present value."""
         try:
             self._msi().probe()
         except BackendError:
@@ -294,21 +293,22 @@ class VfioDevice:
         return self._msi().read_address()
 
     def set_msi_address(self, address: int, data: int | None = None) -> None:
-        """Write address and, where given, data of the device's MSI.
+        """Write the address and, if given, the data of the device's MSI.
 
-        The kernel does not know of it. It writes its own again when it enables the MSI or is given
-        another eventfd for it, when it restores the device after a reset or a sleep
-        (``pci_restore_msi_state``), but not when the affinity of the interrupt changes
+        The kernel is not aware of it. It writes its own values again when it enables the MSI or
+        gets another eventfd for it and when it restores the device after a reset or a sleep
+        (``pci_restore_msi_state``), but not when the interrupt's affinity changes
         (``its_set_affinity`` moves the LPI instead).
         """
         self._msi().write(address, data)
 
 
 @contextmanager
-def taken(addresses: Iterable[PciAddress]) -> Iterator[None]:
-    """Have devices bound to vfio-pci meanwhile; those without driver before have none after.
+def bound_to_vfio(addresses: Iterable[PciAddress]) -> Iterator[None]:
+    """Keep devices bound to VFIO in the context; devices without driver have none afterwards.
 
-    :raise BackendError: as :class:`VfioDevice` does; before any is touched where a driver has one.
+    :raise BackendError: as :class:`VfioDevice` does. If another driver has one of the devices,
+        none is changed.
     """
     addresses = list(addresses)
     for address in addresses:

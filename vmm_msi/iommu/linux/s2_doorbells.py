@@ -1,0 +1,160 @@
+"""The doorbells in a stage 2 on a real kernel, and the allocator that picks their addresses."""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, MsiDomains, cookie_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Mapping, Sequence
+
+    from vmm_msi.iommu.allocators import SwMsiSlots
+    from vmm_msi.iommu.backend import S2Handle
+    from vmm_msi.iommu.profiles import Profile
+    from vmm_msi.iommu.vmm import Vmm
+    from vmm_msi.types import HostDevice, Iova, Pa
+
+
+class S2Doorbells:
+    """The doorbells in one stage 2.
+
+    :param handle: of the stage 2, in ``vmm``.
+    :param place: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
+    :param granule: PAGE_SIZE in bytes.
+    """
+
+    def __init__(
+        self,
+        vmm: Vmm[Sequence[int]],
+        handle: S2Handle,
+        place: Callable[[int], int],
+        granule: int,
+    ) -> None:
+        self.granule = granule
+        #: Doorbells that this process mapped, by IPA in the guest's memory map: the IPA at which
+        #: the page is mapped, and the doorbell's page.
+        self.mapped: dict[int, tuple[int, int]] = {}
+        #: Pages of the MSI window that the kernel has mapped, as far as device addresses show.
+        self.kernel_slots: set[int] = set()
+        self._vmm = vmm
+        self._handle = handle
+        self._place = place
+        self._witnesses: Mapping[int, int] | None = None
+        self._cookie: MsiCookie | GuestBindings | None = None
+        self._msi_domains: MsiDomains | None = None
+
+    def use_witnesses(
+        self, pages: Mapping[int, int], profile: Profile, *, with_cookie: bool
+    ) -> None:
+        """Map pages of memory in place of doorbells.
+
+        :param pages: virtual address of the page of memory for each doorbell's page.
+        :param profile: the kernel whose allocator picks addresses.
+        :param with_cookie: use its allocator.
+        """
+        self._witnesses = pages
+        if not with_cookie or profile.iommufd:
+            return
+        self._cookie = cookie_for(self, profile.revision)
+        self._msi_domains = MsiDomains() if profile.revision >= 8 else None
+
+    def map(self, address: int, output: int, size: int) -> None:
+        """Map the page of memory for the doorbell page ``output`` at the IPA ``address``.
+
+        :raise BackendError: the kernel's refusal; EOPNOTSUPP without witness pages.
+        """
+        self.map_at(self._place(address), address, output, size)
+
+    def map_at(self, place: int, address: int, output: int, size: int) -> None:
+        """Map it at the IPA ``place``, for the IPA ``address`` of the guest's memory map.
+
+        :raise BackendError: the kernel's refusal; EOPNOTSUPP without witness pages.
+        """
+        if self._witnesses is None:
+            raise BackendError(
+                errno.EOPNOTSUPP,
+                f"mapping doorbell {output:#x} at {address:#x}: user space cannot map an ITS; use "
+                "a page of memory in its place (--doorbells witness)",
+            )
+        virtual = self._witnesses[output]
+        try:
+            self._vmm.map(self._handle, place, size, virtual)
+        except BackendError as error:
+            moved = "" if place == address else f", which stands for {address:#x} in the guest"
+            raise BackendError(error.errno, f"{error.reason}{moved}") from error
+        self.mapped[address] = (place, output)
+
+    def unmap(self, address: int) -> bool:
+        """Unmap the doorbell at an IPA; return whether one was mapped."""
+        place, _output = self.mapped.pop(address, (None, 0))
+        if place is None:
+            return False
+        self._vmm.unmap(self._handle, place, self.granule)
+        return True
+
+    @property
+    def bindings(self) -> GuestBindings:
+        """The allocator that takes guest bindings.
+
+        :raise BackendError: EOPNOTSUPP without one.
+        """
+        if not isinstance(self._cookie, GuestBindings):
+            raise BackendError(
+                errno.EOPNOTSUPP, "registering a guest binding: the kernel has no such call"
+            )
+        return self._cookie
+
+    @property
+    def binding_count(self) -> int:
+        """Number of registered guest bindings."""
+        return len(self._cookie) if isinstance(self._cookie, GuestBindings) else 0
+
+    @property
+    def cookie_pages(self) -> int:
+        """Number of pages that the MSI cookie uses."""
+        return len(self._cookie.pages) if isinstance(self._cookie, MsiCookie) else 0
+
+    def pick(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
+        """Return the page address that the profile's allocator picks for a doorbell.
+
+        :raise BackendError: the allocator's error, or the kernel's refusal to map the page.
+        """
+        match self._cookie:
+            case MsiCookie() as cookie:
+                return cookie.prepare(doorbell)
+            case GuestBindings() as bindings:
+                return bindings.prepare(device.address, doorbell)
+        window = device.sw_msi_window
+        if window is None:
+            raise BackendError(errno.ENOMEM, f"{device.address}: has no software MSI window")
+        page = doorbell.align_down(self.granule)
+        iova = slots.get(window.base, page, self.granule)
+        if iova not in self.mapped:
+            self.map(iova, page, self.granule)
+        return iova
+
+    def check(self, device: HostDevice) -> None:
+        """Make the series' checks of a device before its attach, if the revision has them.
+
+        :raise BackendError: EINVAL; see :class:`MsiDomains`.
+        """
+        if self._msi_domains is not None:
+            self._msi_domains.check(device)
+
+    def join(self, device: HostDevice) -> None:
+        """Record an attached device."""
+        if self._msi_domains is not None:
+            self._msi_domains.join(device)
+
+    def leave(self, device: HostDevice) -> None:
+        """Remove a detached device."""
+        if self._msi_domains is not None:
+            self._msi_domains.leave(device)
+
+    def state(self) -> Hashable:
+        """Return the mapped doorbells and the bindings, for comparison."""
+        bindings = self._cookie.state() if isinstance(self._cookie, GuestBindings) else None
+        return frozenset(self.mapped.items()), bindings
