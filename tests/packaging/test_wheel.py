@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import shutil
 import subprocess
@@ -15,6 +16,9 @@ from scenarios import A, B, Device, Sample, pair
 
 ROOT = Path(__file__).parents[2]
 OUTSIDE = Path(__file__).parent / "outside"
+
+# With several workers, one builds and installs for all tests here.
+pytestmark = pytest.mark.xdist_group("wheel")
 
 
 def pip(python, *arguments):
@@ -37,29 +41,68 @@ def wheel(tmp_path_factory):
     hidden = (".venv", ".git", "tests", "*.egg-info", ".*_cache", "__pycache__")
     source = copy(ROOT, folder / "source", *hidden)
     shutil.rmtree(source / "build", ignore_errors=True)  # an earlier build of the whole project
-    pip(sys.executable, "wheel", "--quiet", "--no-deps", "-w", str(folder), str(source))
-    (path,) = folder.glob("*.whl")
-    return path
+    return build(source, folder)
+
+
+def build(source, folder):
+    """Build a wheel with the setuptools that runs here."""
+    words = ["wheel", "--quiet", "--no-build-isolation", "--no-deps", "-w", folder, source]
+    pip(sys.executable, *map(str, words))
+    (wheel,) = folder.glob("*.whl")
+    return wheel
 
 
 @pytest.fixture(scope="session")
-def installed(wheel, tmp_path_factory):
-    """The bin folder of a venv with the wheel and the outside distribution."""
-    folder = tmp_path_factory.mktemp("clean")
-    venv.create(folder / "venv", with_pip=False)
-    python = folder / "venv" / "bin" / "python"
-    outside = copy(OUTSIDE, folder / "outside", "__pycache__", "build", "*.egg-info")
-    pip(python, "install", "--quiet", str(wheel), str(outside))
-    return python.parent
+def install(tmp_path_factory):
+    """Return a function that installs into a new venv and returns the venv's bin folder.
+
+    The dependencies are of the releases that are installed here.
+    """
+    constraints = tmp_path_factory.mktemp("constraints") / "constraints.txt"
+    constraints.write_text(
+        "".join(
+            f"{distribution.name}=={distribution.version}\n"
+            for distribution in importlib.metadata.distributions()
+            if distribution.name != "vmm-msi"
+        )
+    )
+
+    def install_into_venv(*words):
+        folder = tmp_path_factory.mktemp("clean") / "venv"
+        venv.create(folder, with_pip=False)
+        python = folder / "bin" / "python"
+        pip(python, "install", "--quiet", "--constraint", str(constraints), *map(str, words))
+        return python.parent
+
+    return install_into_venv
 
 
-def run(installed, *arguments, cwd):
+@pytest.fixture(scope="session")
+def installed(wheel, install, tmp_path_factory):
+    """Without the extra: no libvirt-python, and no compiler; with the outside distribution."""
+    folder = tmp_path_factory.mktemp("outside")
+    outside = copy(OUTSIDE, folder / "source", "__pycache__", "build", "*.egg-info")
+    return install("--only-binary", ":all:", wheel, build(outside, folder))
+
+
+@pytest.fixture(scope="session")
+def with_libvirt(wheel, install):
+    return install(f"vmm-msi[libvirt] @ {wheel.as_uri()}")
+
+
+def run(installed, *arguments, cwd, code=0, given=""):
     command = [str(installed / "vmm-msi"), *map(str, arguments)]
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=cwd, env={"HOME": str(cwd)}
+        command,
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env={"HOME": str(cwd)},
+        input=given,
     )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    assert done.returncode == code, done.stderr
+    return done.stderr if code else done.stdout
 
 
 def test_the_wheel_contains_data_files(wheel):
@@ -86,7 +129,7 @@ def test_the_wheel_contains_data_files(wheel):
     assert modules <= names
 
 
-def test_every_module_of_a_clean_install_imports(installed, tmp_path):
+def test_every_module_of_a_clean_install_imports(with_libvirt, tmp_path):
     script = (
         "import importlib, pkgutil, vmm_msi, vmm_msi_plugins\n"
         "for package in (vmm_msi, vmm_msi_plugins):\n"
@@ -94,7 +137,7 @@ def test_every_module_of_a_clean_install_imports(installed, tmp_path):
         "        if not module.name.endswith('__main__'):\n"
         "            importlib.import_module(module.name)\n"
     )
-    command = [str(installed / "python"), "-W", "error", "-c", script]
+    command = [str(with_libvirt / "python"), "-W", "error", "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
@@ -139,20 +182,59 @@ def test_an_outside_its_selector_is_chosen_by_configuration(installed, tmp_path)
     assert {(v["outcome"], v["its"]) for v in result["verdicts"]} == {("misrouted", 1)}
 
 
-def test_the_samples_work_from_the_installed_package(installed, tmp_path):
+def samples_of(installed, cwd):
     script = "from vmm_msi import samples; print(samples.path('eight-its-server.dtb').parent)"
     command = [str(installed / "python"), "-c", script]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=cwd)
     samples = Path(done.stdout.strip())
     assert installed.parent in samples.parents
+    return samples
+
+
+def test_without_libvirt_python(installed, tmp_path):
+    """Commands that need no libvirt work; the others say in one line what to install."""
+    assert not [*installed.parent.glob("lib/*/site-packages/libvirt*")]
+    samples = samples_of(installed, tmp_path)
     host, guest = samples / "eight-its-server.dtb", samples / "three-devices.xml"
-    text = run(
+    compared = run(
         installed, "compare", "--host", host, "--guest", guest, "--strategy", "identity",
         cwd=tmp_path,
     )  # fmt: skip
-    assert "3/3" in text
+    assert "3/3" in compared
+    run(installed, "doctor", host, cwd=tmp_path)
+    shown = json.loads(run(installed, "topology", "show", host, "--format", "json", cwd=tmp_path))
+    assert len(shown["itses"]) == 8
+    fault = "vfio 0000:01:00.0: Failed to set vIOMMU: IOMMU_VDEVICE_ALLOC failed: Invalid argument"
+    assert "qemu-vdevice" in run(
+        installed, "explain", "--host", host, cwd=tmp_path, given=f"qemu-system-aarch64: {fault}"
+    )
+    assert "delivered" in run(
+        installed, "replay", ROOT / "tests" / "recording" / "two-nvmes.json", cwd=tmp_path
+    )
+    rendered = run(
+        installed, "render", "--host", host, "--device", "0000:01:00.0", "--take-over",
+        cwd=tmp_path, given=guest.read_text(),
+    )  # fmt: skip
+    assert "<iommu model='smmuv3'>" in rendered
+    node = f"test://{samples / 'test-driver.xml'}"
+    for words in (
+        ["attach", "guest0", "0000:01:00.0", "-c", node, "--host", host],
+        ["status", "guest0", "-c", node],
+        ["doctor", host, "--domain", "guest0", "-c", node],
+    ):
+        error = run(installed, *words, cwd=tmp_path, code=2)
+        assert error.startswith(f"vmm-msi {words[0]}: importing libvirt-python: ")
+        assert error.endswith(
+            "; install it with pip install 'vmm-msi[libvirt]' or apt install python3-libvirt\n"
+        )
+        assert error.count("\n") == 1
+
+
+def test_the_samples_work_from_the_installed_package(with_libvirt, tmp_path):
+    samples = samples_of(with_libvirt, tmp_path)
     node = f"test://{samples / 'test-driver.xml'}"
     text = run(
-        installed, "attach", "guest0", "0000:01:00.0", "-c", node, "--host", host, cwd=tmp_path
-    )
+        with_libvirt, "attach", "guest0", "0000:01:00.0", "-c", node,
+        "--host", samples / "eight-its-server.dtb", cwd=tmp_path,
+    )  # fmt: skip
     assert "delivered" in text

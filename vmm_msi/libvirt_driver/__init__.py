@@ -2,7 +2,19 @@
 
 ``connection`` has the calls, ``change`` replaces a definition or leaves it as it was, ``events``
 tells what happens to guests, ``errors`` translates what libvirt raises.
+
+:raise UsageError: by the import of this package, when libvirt-python is not installed.
 """
+
+from vmm_msi.errors import UsageError
+
+try:
+    import libvirt as _libvirt  # noqa: F401
+except ImportError as error:
+    raise UsageError(
+        f"importing libvirt-python: {error}; install it with pip install 'vmm-msi[libvirt]' or "
+        "apt install python3-libvirt"
+    ) from error
 
 from vmm_msi.libvirt_driver.change import redefine, undo_error, verify_defined
 from vmm_msi.libvirt_driver.connection import Connection, connect
