@@ -2,8 +2,14 @@
 # up what it needs first, and the second time that costs next to nothing.
 
 PYTHON ?= python3
+# The releases that .venv gets; LOCK= for the newest ones.
+LOCK   := scripts/locked
 VENV   := .venv
 BIN    := $(VENV)/bin
+SETUP  := PYTHON=$(PYTHON) LOCK=$(LOCK) scripts/setup
+# On as many processors as there are.
+PYTEST_QUICK := $(BIN)/pytest -m "not lab_root" --numprocesses auto --maxprocesses 8 --dist loadgroup
+PYTEST_LAB   := $(BIN)/pytest -m lab_root
 
 # What the lab is made of, where it can be built: about 10 minutes the first time. Without it the
 # tests that need it are skipped and counted, except in CI, where they fail.
@@ -18,28 +24,51 @@ define lab_roots
 $(BIN)/vmm-msi lab root --suite $$suite >/dev/null || [ "$$CI" != true ] || exit 1; done; fi
 endef
 
+# Which part of how many runs, and how long it takes on 2 processors.
+part = @echo "make $@: $(1)"
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test lint test lab lab-guest bench boards fuzz demo clean
+.PHONY: help setup setup-test lock lint check test lab lab-guest bench boards fuzz demo clean
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## install missing system packages and keep .venv in step with pyproject.toml
-	@PYTHON=$(PYTHON) scripts/setup run
+setup: ## install missing system packages and keep .venv in step with pyproject.toml and the lock
+	@$(SETUP) run
 
 setup-test:
-	@PYTHON=$(PYTHON) scripts/setup run test lab
+	@$(SETUP) run test lab
+
+lock: ## refresh scripts/locked, the releases that .venv gets
+	@PYTHON=$(PYTHON) scripts/lock
 
 lint: setup ## ruff and mypy
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-test: setup-test lint ## lint, then every test; builds the lab when there is none
+check: ## lint, types and every test that needs no lab
+	$(call part,1/3 system packages and .venv (1 minute the first time))
+	@$(SETUP) run check
+	$(call part,2/3 lint and types (1 minute the first time))
+	@$(MAKE) --no-print-directory lint
+	$(call part,3/3 tests without the lab (2 minutes))
+	@$(PYTEST_QUICK)
+
+test: ## everything; as root it builds the lab first, if there is none
+	$(call part,1/6 system packages and .venv (2 minutes the first time))
+	@$(SETUP) run test lab
+	$(call part,2/6 lint and types (1 minute the first time))
+	@$(MAKE) --no-print-directory lint
+	$(call part,3/6 tests without the lab (2 minutes))
+	@$(PYTEST_QUICK)
+	$(call part,4/6 the lab's kernel, root and user land (10 minutes the first time))
 	$(lab_images)
+	$(call part,5/6 roots with older releases of libvirt (1 minute the first time))
 	$(lab_roots)
-	@$(BIN)/pytest $(PYTEST_ARGS)
+	$(call part,6/6 tests with the lab (15 minutes))
+	@$(PYTEST_LAB)
 
 lab: setup-test ## the strategies and the model against the real kernel of an emulated Arm host
 	@$(BIN)/vmm-msi lab build

@@ -15,6 +15,7 @@ import pytest
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab import DEFAULT_SUITE
+from vmm_msi.lab.build import cache as caches
 from vmm_msi.lab.build.progress import Progress
 from vmm_msi.lab.build.root import ensure_root
 from vmm_msi.lab.machine.daemon import LabDaemon
@@ -34,7 +35,29 @@ def unavailable(reason):
 #: The Debian suites whose libvirt is run, by its release.
 SUITES = {"9.0": "bookworm", "11.3": "trixie", "12.8": DEFAULT_SUITE}
 
+_DEFAULT_CACHE = caches.default_cache
 _COUNTS = pytest.StashKey[Counter[str]]()
+
+
+#: Fixtures that need the lab; the tests that use them get the marker here.
+LAB_FIXTURES = {"daemon_of", "lab_daemon", "lab_host", "lab_images", "lab_root"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if not LAB_FIXTURES.isdisjoint(getattr(item, "fixturenames", ())):
+            item.add_marker("lab_root")
+
+
+def _refuse():
+    pytest.fail("it uses the lab's cache: mark it with pytest.mark.lab_root", pytrace=False)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+    """Keep tests without the marker from the lab's cache, so that no marker is forgotten."""
+    is_marked = item.get_closest_marker("lab_root") is not None
+    caches.default_cache = _DEFAULT_CACHE if is_marked else _refuse
 
 
 def pytest_configure(config):
@@ -48,6 +71,17 @@ def check_entry_points(path):
     installed = distribution("vmm-msi").entry_points.select(group="vmm_msi")
     if {point.name: point.value for point in installed} != declared:
         pytest.exit("the installed entry points are not those of pyproject.toml: run make setup", 4)
+
+
+def pytest_sessionfinish(session):
+    """Hand the counts of a worker to the process that prints them."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["counts"] = dict(session.config.stash[_COUNTS])
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    node.config.stash[_COUNTS].update(getattr(node, "workeroutput", {}).get("counts", {}))
 
 
 def pytest_terminal_summary(terminalreporter, config):

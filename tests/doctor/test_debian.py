@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import debian_kernel
+import pytest
 
 from vmm_msi.doctor.host_case import case_of_host
 from vmm_msi.doctor.rules import examine
@@ -46,6 +47,7 @@ class OtherKernel(MemoryTree):
         return super().exists(path) or (path != "/dev/iommu" and self._captured.exists(path))
 
 
+@pytest.mark.lab_root
 def test_debians_kernel_has_no_iommufd():
     config = debian_kernel.config()
     assert "# CONFIG_IOMMUFD is not set" in config.splitlines()

@@ -81,6 +81,7 @@ def test_a_text_of_an_older_libvirt():
     assert b"only a single IOMMU device is supported" in library.read_bytes()
 
 
+@pytest.mark.lab_root
 def test_texts_of_the_kernel():
     found = images.find_images()
     if found is None:

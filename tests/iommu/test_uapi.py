@@ -15,6 +15,8 @@ from vmm_msi.errors import LabError
 from vmm_msi.iommu.linux import uapi
 from vmm_msi.lab.build.progress import Progress
 
+pytestmark = pytest.mark.lab_root
+
 STRUCTURES = [
     value
     for value in vars(uapi).values()

@@ -31,6 +31,8 @@ from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.host.firmware.iort_routes import routes
 from vmm_msi.host.firmware.madt import parse_madt
 
+pytestmark = pytest.mark.lab_root
+
 FLAGS = "Flags (decoded below)"
 MAPPING = ("Input base", "ID Count", "Output Base", "Output Reference")
 

@@ -192,9 +192,9 @@ def test_too_many_pieces_are_refused():
 def test_tens_of_thousands_of_mappings_are_quick():
     many = [(at, 1, 2 * at, 0, 0) for at in range(3000)]
     nodes = [root_complex(*many, segment=segment) for segment in range(20)]
-    started = time.monotonic()
+    started = time.process_time()
     assert len(routes(read(its_group(0), *nodes))) == 20 * 3000
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10
 
 
 small = st.integers(0, 40)

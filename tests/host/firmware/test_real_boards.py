@@ -17,6 +17,8 @@ from host.firmware import boards
 from vmm_msi.host.firmware.device_tree import parse_devicetree
 from vmm_msi.host.firmware.intervals import MAX_PIECES
 
+pytestmark = pytest.mark.lab_root
+
 SMMU_V2 = (
     "arm,mmu-400", "arm,mmu-401", "arm,mmu-500", "arm,smmu-v1", "arm,smmu-v2", "cavium,smmu-v2",
     "nvidia,smmu-500", "qcom,smmu-v2",
