@@ -7,7 +7,7 @@ from pathlib import Path
 import debian_kernel
 import pytest
 
-from vmm_msi.doctor.host_case import case_of_host
+from vmm_msi.doctor.case_reader import read_case
 from vmm_msi.doctor.rules import examine
 from vmm_msi.host.files.archive import open_archive
 from vmm_msi.host.files.in_memory import MemoryTree
@@ -52,7 +52,7 @@ def test_debians_kernel_has_no_iommufd():
     config = debian_kernel.config()
     assert "# CONFIG_IOMMUFD is not set" in config.splitlines()
     tree = OtherKernel(config)
-    case = case_of_host(HostSources(tree.source, read_sources(tree), (tree,)))
+    case = read_case(HostSources(tree.source, read_sources(tree), (tree,)))
     found = {finding.id: finding for finding in examine(case)}
     finding = found["kernel-no-iommufd"]
     assert [str(one) for one in finding.evidence] == [

@@ -122,14 +122,13 @@ def _about(case: Case, domain: str | None) -> str:
 
 
 def _case(args: argparse.Namespace) -> Case:
-    from vmm_msi.doctor import host_case
+    from vmm_msi.doctor.case_reader import Selection, read_case
 
-    selected = [PciAddress.parse(text) for text in args.device]
+    devices = [PciAddress.parse(text) for text in args.device]
     if args.domain is args.connect is args.strategy is args.config is None:
-        return host_case.case_of_host(_sources(args), selected)
+        return read_case(_sources(args), Selection(devices))
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice
-    from vmm_msi.doctor.guest_case import case_of
     from vmm_msi.plugins.hookspecs import PluginKind
 
     choice = None if args.strategy is None else Choice.parse(args.strategy)
@@ -137,10 +136,8 @@ def _case(args: argparse.Namespace) -> Case:
     plugins = load_plugins(args, settings, [] if choice is None else [choice])
     if choice is not None:
         plugins.info(choice.strategy, PluginKind.STRATEGY)
-    uri = _uri(args)
-    sources = _sources(args)
-    case = case_of(sources.joined(), args.domain, uri, choice, selected, plugins, settings)
-    return host_case.with_host_facts(case, sources)
+    selection = Selection(devices, args.domain, _uri(args), choice, plugins, settings)
+    return read_case(_sources(args), selection)
 
 
 def _uri(args: argparse.Namespace) -> str | None:
@@ -149,7 +146,7 @@ def _uri(args: argparse.Namespace) -> str | None:
     :raise UsageError: if it is on another machine but the host is this one.
     """
     from vmm_msi.cli.domain_options import DEFAULT_URI
-    from vmm_msi.doctor.guest_case import XML_SUFFIX
+    from vmm_msi.doctor.case_reader import XML_SUFFIX
 
     uri: str | None = args.connect
     if uri is None and args.domain is not None and not args.domain.endswith(XML_SUFFIX):

@@ -1,8 +1,13 @@
 """What the doctor examines: a host, and the guest and devices that are to run on it.
 
-A :class:`Case` is what the rules read, and all that they read: host, kernel, software and guest as
-facts, from whatever source they come. The host's own files give most of them
-(:mod:`vmm_msi.doctor.host_case`); libvirt gives the rest (:mod:`vmm_msi.doctor.guest_case`).
+Three values combine host, guest, record and libvirt, each for one purpose:
+
+* :class:`Case`: all facts that rules read, from files, libvirt or both; the doctor runs without
+  libvirt, and with a read-only connection. One reader: :mod:`vmm_msi.doctor.case_reader`.
+* :class:`~vmm_msi.provision.libvirt_facts.LibvirtFacts`: what a change of a guest is planned from,
+  read in few calls with the right to write. One reader, beside it.
+* :class:`~vmm_msi.explain.log_context.LogContext`: looks devices up by what logs call them; it is
+  made of a host and a definition and reads nothing.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which devices of a host are looked at where no guest says it, and the way each of them takes."""
+"""Select the devices of a host that the doctor examines, and complete them from routes."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 
 
 def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
-    """Return the devices that could be given to a guest: all functions but bridges.
+    """Return the devices that could be assigned to a guest: all functions but bridges.
 
-    Those that no SMMU translates count only where all are so: most hosts have a few of their own
-    there. Where the source lists no functions, the devices are all that it lists.
+    Devices without an SMMU are skipped if any other device has one: most hosts have a few of their
+    own. If the source lists no functions, these are all devices that it lists.
     """
     if not host.functions:
         return tuple(device.address for device in host.devices)
@@ -28,36 +28,36 @@ def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
 
 
 def with_routed(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:
-    """Return ``host`` with the devices at ``addresses`` listed, as far as its routes tell of them.
+    """Return ``host`` with the devices at ``addresses`` listed, as far as its routes have them.
 
-    Unlike :func:`vmm_msi.host.resolve.with_devices` it lists a device that is behind no SMMU or has
-    no ITS, too; one that no route has is left out.
+    Unlike :func:`vmm_msi.host.resolve.with_devices` it also lists devices without an SMMU or an
+    ITS; devices without a route are left out.
     """
     devices = {device.address: device for device in host.devices}
     for address in addresses:
         if address not in devices:
-            found = _by_routes(host, address)
-            if found is not None:
-                devices[address] = found
+            device = _routed(host, address)
+            if device is not None:
+                devices[address] = device
     return replace(host, devices=tuple(devices.values()))
 
 
-def _by_routes(host: HostTopology, address: PciAddress) -> HostDevice | None:
+def _routed(host: HostTopology, address: PciAddress) -> HostDevice | None:
     function = host.function_by_address.get(address)
-    dma = address.rid if function is None or not function.dma_rids else function.dma_rids[0]
-    msi = address.rid if function is None or function.msi_rid is None else function.msi_rid
-    way, doorbell = find_route(host, address.segment, dma), find_route(host, address.segment, msi)
-    if way is None or doorbell is None:
+    segment = address.segment
+    dma_rid = address.rid if function is None or not function.dma_rids else function.dma_rids[0]
+    msi_rid = address.rid if function is None or function.msi_rid is None else function.msi_rid
+    dma_route, msi_route = find_route(host, segment, dma_rid), find_route(host, segment, msi_rid)
+    if dma_route is None or msi_route is None:
         return None
     group = -1 if function is None or function.iommu_group is None else function.iommu_group
     vectors = 1 if function is None or function.vectors is None else function.vectors
-    interrupts = doorbell.device(PciAddress.from_rid(address.segment, msi), group)
-    device = way.device(PciAddress.from_rid(address.segment, dma), group, vectors)
+    msi_device = msi_route.device(PciAddress.from_rid(segment, msi_rid), group)
     return replace(
-        device,
+        dma_route.device(PciAddress.from_rid(segment, dma_rid), group, vectors),
         address=address,
-        its_group=interrupts.its_group,
-        device_id=interrupts.device_id,
+        its_group=msi_device.its_group,
+        device_id=msi_device.device_id,
         streams=1 if function is None else max(1, len(function.dma_rids)),
     )
 
@@ -65,10 +65,10 @@ def _by_routes(host: HostTopology, address: PciAddress) -> HostDevice | None:
 def representatives(host: HostTopology) -> tuple[PciAddress, ...]:
     """Return the first address of each SMMU and ITS group of each PCI segment.
 
-    For a host of which only routes are known. Ranges without an SMMU or an ITS count where a
-    segment has no others: often nothing is there.
+    For a host of which only routes are known. Ranges without an SMMU or an ITS are skipped if the
+    segment has others: often they have no devices.
     """
-    found: dict[tuple[object, ...], PciAddress] = {}
+    first: dict[tuple[object, ...], PciAddress] = {}
     complete = {
         route.segment for route in host.routes if route.smmu is not None and route.its_group
     }
@@ -76,5 +76,5 @@ def representatives(host: HostTopology) -> tuple[PciAddress, ...]:
         if route.segment in complete and (route.smmu is None or not route.its_group):
             continue
         key = (route.segment, route.smmu, route.its_group)
-        found.setdefault(key, PciAddress.from_rid(route.segment, route.first))
-    return tuple(found.values())
+        first.setdefault(key, PciAddress.from_rid(route.segment, route.first))
+    return tuple(first.values())

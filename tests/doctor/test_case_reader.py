@@ -9,9 +9,8 @@ from provision.helpers import HOST as SERVER
 from provision.helpers import node_file
 
 from vmm_msi.config import Choice, Config
+from vmm_msi.doctor.case_reader import Selection, read_case
 from vmm_msi.doctor.devices import representatives
-from vmm_msi.doctor.guest_case import case_of
-from vmm_msi.doctor.host_case import with_host_facts
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml.support import Version
 from vmm_msi.domxml.template import nested_guest
@@ -22,8 +21,9 @@ from vmm_msi.libvirt_driver import connect
 from vmm_msi.types import PciAddress
 
 
-def gathered(domain=None, uri=None, *, host=HOST, choice=None, devices=()):
-    return case_of(host, domain, uri, choice, devices, PLUGINS, Config())
+def read(domain=None, uri=None, *, host=HOST, choice=None, devices=(), tree=()):
+    selection = Selection(devices, domain, uri, choice, PLUGINS, Config())
+    return read_case(HostSources(host.source, (host,), tree), selection)
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def written(tmp_path):
     return write
 
 
-def test_a_guest_of_a_file(written):
+def test_a_guest_in_a_file(written):
     path = written(rendered(A, B))
-    case = gathered(path, choice=Choice("identity"))
+    case = read(path, choice=Choice("identity"))
     assert case.devices == (A, B)
     assert case.guest.written is case.guest.xml
     assert case.guest.xml.source == path
@@ -51,43 +51,43 @@ def test_a_guest_of_a_file(written):
     ]
 
 
-def test_devices_that_are_named(written):
-    assert gathered(written(rendered(A)), devices=(B,)).devices == (B,)
-    assert gathered(devices=(A2,)).devices == (A2,)
+def test_selected_devices(written):
+    assert read(written(rendered(A)), devices=(B,)).devices == (B,)
+    assert read(devices=(A2,)).devices == (A2,)
 
 
-def test_without_a_guest_all_that_could_be_assigned():
-    assert gathered().devices == (A, A2, B)
-    assert gathered(host=SERVER).devices == representatives(SERVER)
+def test_assignable_devices_without_a_guest():
+    assert read().devices == (A, A2, B)
+    assert read(host=SERVER).devices == representatives(SERVER)
 
 
 @pytest.mark.parametrize(
     ("name", "words"),
     [
         ("missing.xml", "No such file or directory"),
-        ("a\0b.xml", r"reading 'a\\x00b\.xml': .+; valid is"),
+        ("a\0b.xml", r"reading 'a\\x00b\.xml': .+; use a file"),
     ],
 )
 def test_a_file_that_cannot_be_read(name, words):
     with pytest.raises(DomainXmlError, match=words):
-        gathered(name)
+        read(name)
 
 
-def test_a_guest_of_no_libvirt():
-    with pytest.raises(UsageError, match="no libvirt is named; name one with --connect, or a file"):
-        gathered("guest0")
+def test_a_domain_name_without_libvirt():
+    with pytest.raises(UsageError, match="no libvirt to query; name one with --connect, or a file"):
+        read("guest0")
 
 
-def test_a_guest_that_libvirt_does_not_have(tmp_path):
+def test_an_unknown_guest(tmp_path):
     with pytest.raises(HypervisorError, match="there is none; valid: guest0, guest1"):
-        gathered("guest9", f"test://{node_file(tmp_path)}")
+        read("guest9", f"test://{node_file(tmp_path)}")
 
 
 def test_a_guest_of_the_test_driver(tmp_path):
     """What libvirt knows of the device is joined with the host; nothing is written."""
     device = PciAddress(0, 1, 0, 0)
     uri = f"test://{node_file(tmp_path)}"
-    case = gathered("guest0", uri, host=SERVER, devices=(device,))
+    case = read("guest0", uri, host=SERVER, devices=(device,))
     assert case.guest.written is None
     assert case.guest.xml.name == "guest0"
     assert case.software.driver == "TEST"
@@ -96,8 +96,8 @@ def test_a_guest_of_the_test_driver(tmp_path):
     assert (function.address, function.iommu_group, function.members) == (device, 10, (device,))
 
 
-def test_what_the_host_tells_of_a_function_is_believed(tmp_path):
-    case = gathered("guest0", f"test://{node_file(tmp_path)}", devices=(A,))
+def test_functions_of_the_host_take_precedence(tmp_path):
+    case = read("guest0", f"test://{node_file(tmp_path)}", devices=(A,))
     told = HOST.function_by_address[A]
     assert case.host.function_by_address[A] == replace(told, numa_node=0)
 
@@ -106,7 +106,7 @@ def test_the_files_of_a_host(written):
     """Its kernel and what a capture was told of libvirt are read where it is known by its files."""
     tree = MemoryTree("host", {"/proc/sys/kernel/osrelease": b"7.2.0\n"})
     path = written(rendered(A))
-    case = with_host_facts(gathered(path), HostSources("host", (HOST,), (tree,)))
+    case = read(path, tree=(tree,))
     assert (case.tree, case.kernel.release) == (tree, "7.2.0")
 
 
@@ -118,8 +118,8 @@ def test_a_real_daemon(lab_daemon, written):
         for xml in (first, second):
             connection.define(xml)
         try:
-            case = gathered("first", lab_daemon.uri)
-            of_file = gathered(written(first), lab_daemon.uri)
+            case = read("first", lab_daemon.uri)
+            of_file = read(written(first), lab_daemon.uri)
         finally:
             for name in ("first", "second"):
                 connection.undefine(name)
@@ -132,12 +132,12 @@ def test_a_real_daemon(lab_daemon, written):
         assert held.evidence[0].where == "libvirt domain second"
 
 
-def test_a_connection_that_only_reads(lab_daemon):
+def test_a_read_only_connection(lab_daemon):
     """The definition comes without its secrets; a guest with nothing assigned has no devices."""
     with connect(lab_daemon.uri) as connection:
         connection.define(nested_guest("plain", memory=128 << 20, kind="qemu"))
         try:
-            case = gathered("plain", lab_daemon.uri)
+            case = read("plain", lab_daemon.uri)
         finally:
             connection.undefine("plain")
     assert case.devices == ()

@@ -1,0 +1,170 @@
+"""Read the case that the doctor examines: host files, guest definition and libvirt.
+
+The one reader of a :class:`~vmm_msi.doctor.case.Case`. Without a guest and libvirt it loads neither
+lxml nor libvirt.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vmm_msi.config import Config
+from vmm_msi.doctor.case import Case, Guest, KernelFacts, Software
+from vmm_msi.doctor.devices import assignable, representatives, with_routed
+from vmm_msi.errors import DomainXmlError, UsageError
+from vmm_msi.host.crosscheck import disagreements
+from vmm_msi.host.join import host_of_functions, join
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+    from vmm_msi.config import Choice
+    from vmm_msi.doctor.finding import Evidence
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.host.sources import HostSources
+    from vmm_msi.libvirt_driver import Connection
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import HostTopology, PciAddress, PciFunction
+
+#: Suffix that distinguishes a file with a domain XML from the name of a domain.
+XML_SUFFIX = ".xml"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """What to examine on a host.
+
+    :param devices: the devices to examine; none for those of the guest, without a guest all that
+        could be assigned, and if no source lists any, one per SMMU and ITS group of a PCI segment.
+    :param domain: a libvirt domain by name or UUID, or a file that ends in ``.xml``.
+    :param uri: the libvirt to query; None for none.
+    :param choice: the strategy to check; None for those of the record and the configuration.
+    :param plugins: the loaded strategies; None to run no rule about strategies.
+    """
+
+    devices: Sequence[PciAddress] = ()
+    domain: str | None = None
+    uri: str | None = None
+    choice: Choice | None = None
+    plugins: PluginManager | None = None
+    config: Config = field(default_factory=Config)
+
+
+def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
+    """Read what the doctor examines; libvirt is queried on a read-only connection.
+
+    :param selection: None for the host and all its devices.
+    :raise UsageError: for the name of a domain without a libvirt to query.
+    :raise InputError: if a file of the host is malformed.
+    :raise DomainXmlError: if the guest's file or definition cannot be read.
+    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
+    """
+    selected = selection or Selection()
+    host = sources.joined()
+    software = Software()
+    with ExitStack() as stack:
+        connection: Connection | None = None
+        if selected.uri is not None:
+            from vmm_msi.libvirt_driver import connect
+
+            connection = stack.enter_context(connect(selected.uri, readonly=True))
+        guest = None if selected.domain is None else _guest(selected.domain, connection)
+        devices = tuple(selected.devices) or _devices(host, guest)
+        host = with_routed(host, devices)
+        if connection is not None:
+            from vmm_msi.doctor.software import ask_libvirt
+
+            host = _with_nodes(host, connection, devices)
+            software = ask_libvirt(connection)
+    case = Case(
+        host=host,
+        software=software,
+        guest=guest,
+        devices=devices,
+        devices_selected=bool(selected.devices) or guest is not None,
+        choice=selected.choice,
+        plugins=selected.plugins,
+        config=selected.config,
+        disagreements=tuple(disagreements(sources.sources)),
+    )
+    return _with_host_files(case, sources)
+
+
+def _with_host_files(case: Case, sources: HostSources) -> Case:
+    """Add what the host's own files report; releases that libvirt reported take precedence."""
+    if sources.tree is None:
+        return case
+    from vmm_msi.doctor.facts import read_kernel, read_software
+
+    unreadable: list[Evidence] = []
+    kernel: KernelFacts = read_kernel(sources.tree, case.host, unreadable)
+    software = read_software(sources.tree, unreadable)
+    if case.software.libvirt is not None:
+        limit = software.daemon_locked_memory
+        software = replace(case.software, daemon_locked_memory=limit)
+    return replace(
+        case, tree=sources.tree, kernel=kernel, software=software, unreadable=tuple(unreadable)
+    )
+
+
+def _guest(domain: str, connection: Connection | None) -> Guest:
+    holders = () if connection is None else connection.assigned()
+    if domain.endswith(XML_SUFFIX):
+        written = _read_xml(Path(domain))
+        return Guest(written, written, holders)
+    if connection is None:
+        raise UsageError(
+            f"reading guest {domain}: no libvirt to query; name one with --connect, or a file that "
+            f"ends in {XML_SUFFIX}"
+        )
+    return Guest(connection.domain_xml(domain), None, holders)
+
+
+def _read_xml(path: Path) -> DomainXml:
+    from vmm_msi.domxml.parse import MAX_BYTES
+    from vmm_msi.provision import definition_file
+
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise DomainXmlError(
+            f"reading {str(path)!r}: {reason}; use a file with a libvirt domain XML"
+        ) from error
+    return definition_file.read(data, str(path))
+
+
+def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:
+    if guest is not None:
+        return tuple(dict.fromkeys(hostdev.host for hostdev in guest.xml.hostdevs()))
+    return assignable(host) or representatives(host)
+
+
+def _with_nodes(
+    host: HostTopology, connection: Connection, devices: Iterable[PciAddress]
+) -> HostTopology:
+    """Add what libvirt reports of the devices, their groups and their other functions.
+
+    The host's own sources take precedence.
+    """
+    from vmm_msi.provision.libvirt_facts import known_nodes
+
+    functions: dict[PciAddress, PciFunction] = {}
+    seen: set[PciAddress] = set()
+    pending = set(devices)
+    while pending:
+        nodes = known_nodes(connection, sorted(pending))
+        seen |= pending
+        functions |= nodes
+        pending = {related for node in nodes.values() for related in _related(node)} - seen
+    reported = host_of_functions(connection.uri, functions.values())
+    return join((host, reported), host.source)
+
+
+def _related(function: PciFunction) -> Iterable[PciAddress]:
+    physical = function.physical_function
+    return (*function.members, *((physical,) if physical else ()), *function.virtual_functions)
