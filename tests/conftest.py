@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share: the lab's root and a libvirtd that runs from it."""
+"""Fixtures for several folders of tests: the lab's root and a libvirtd that runs from it."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from vmm_msi.lab.build.progress import Progress
 from vmm_msi.lab.build.root import ensure_root
 from vmm_msi.lab.machine.daemon import LabDaemon
 
-# The machine that tests run on is shared: an example has no deadline, a test has pytest's timeout.
+# Test machines are shared: examples have no deadline, tests have pytest's timeout.
 hypothesis.settings.register_profile("vmm-msi", deadline=None)
 hypothesis.settings.load_profile("vmm-msi")
 
 
 def unavailable(reason):
-    """Skip with ``reason``; where every prerequisite is meant to be there (CI), fail instead."""
+    """Skip with ``reason``; fail in CI, which has every prerequisite."""
     if os.environ.get("CI") == "true":
         pytest.fail(f"in CI this must not be skipped: {reason}", pytrace=False)
     pytest.skip(reason)
@@ -66,7 +66,7 @@ def pytest_configure(config):
 
 
 def check_entry_points(path):
-    """Stop where the plugins that are installed are not those of ``pyproject.toml``."""
+    """Stop if the installed plugins are not those of ``pyproject.toml``."""
     declared = tomllib.loads(path.read_text())["project"]["entry-points"]["vmm_msi"]
     installed = distribution("vmm-msi").entry_points.select(group="vmm_msi")
     if {point.name: point.value for point in installed} != declared:
@@ -85,22 +85,22 @@ def pytest_testnodedown(node):
 
 
 def pytest_terminal_summary(terminalreporter, config):
-    """Print what the tests counted: how much was tried, and what was not tried where it should."""
+    """Print the numbers that the tests counted, such as checks on a substitute release."""
     counts = config.stash[_COUNTS]
     if counts:
         terminalreporter.section("counted")
-    for words, number in sorted(counts.items()):
-        terminalreporter.write_line(f"{number:6} {words}")
+    for label, number in sorted(counts.items()):
+        terminalreporter.write_line(f"{number:6} {label}")
 
 
 @pytest.fixture(scope="session")
 def counts(pytestconfig):
-    """Numbers that are printed at the end of the run."""
+    """Counts that are printed at the end of the run."""
     return pytestconfig.stash[_COUNTS]
 
 
 def root_of(suite):
-    """Return the cached root of a suite, built when there is none."""
+    """Return the cached root of a suite; build it if the cache has none."""
     if os.geteuid() != 0:
         unavailable("the lab's root runs under chroot: not root")
     try:
@@ -111,7 +111,7 @@ def root_of(suite):
 
 @pytest.fixture(scope="session")
 def lab_root():
-    """The cached root with a current libvirt and QEMU, built when there is none."""
+    """The cached root with a current libvirt and QEMU, built if necessary."""
     return root_of(DEFAULT_SUITE)
 
 

@@ -1,7 +1,7 @@
-"""Debian's arm64 kernel: the device trees of the boards it runs on, and how it is configured.
+"""Debian's arm64 kernel: the device trees of its boards, and its configuration.
 
-Both are in one package of 4 MB, which is fetched once into the user's cache; nothing else of it is
-kept. The newest kernel of the suite is taken: what is in it changes over time.
+Both are in one package of 4 MB, which is fetched once; the user's cache keeps only these files. It
+is the suite's newest kernel, so its content changes over time.
 """
 
 from __future__ import annotations
@@ -26,29 +26,28 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 ARCHITECTURE = "arm64"
-#: Has /usr/lib/modules/VERSION with config and dtb, but neither the kernel nor its modules.
+#: The package with config and dtb of /usr/lib/modules/VERSION, without kernel and modules.
 _PREFIX = "linux-base-"
 _VERSION = re.compile(rf"{_PREFIX}(\d+(?:\.\d+)*)\+\w+-{ARCHITECTURE}")
 
 
 def ensure() -> Path:
-    """Return the folder with ``config`` and ``dtb``, fetched where there is none.
+    """Return the folder with ``config`` and ``dtb``; fetch it if it is not cached.
 
-    :raise LabError: when it cannot be had.
+    :raise LabError: if it cannot be fetched.
     """
     title = "the device trees of Debian's kernel"
-    made_from = {"suite": DEFAULT_SUITE, "architecture": ARCHITECTURE}
-    place = caches.entry(None, "devicetrees", title, (DEFAULT_SUITE, ARCHITECTURE), made_from)
+    key = {"suite": DEFAULT_SUITE, "architecture": ARCHITECTURE}
+    entry = caches.entry(None, "devicetrees", title, (DEFAULT_SUITE, ARCHITECTURE), key)
     progress = Progress(sys.stderr, "device trees")
 
     def read() -> Path | None:
-        return (
-            place.path if (place.path / "config").is_file() and list(_trees(place.path)) else None
-        )
+        complete = (entry.path / "config").is_file() and list(_trees(entry.path))
+        return entry.path if complete else None
 
     def build(work: Path) -> Path:
         progress.stage(f"fetching Debian {DEFAULT_SUITE}'s arm64 kernel: trees and configuration")
-        apt = PrivateApt(work / "apt", DEFAULT_SUITE, ARCHITECTURE, place.log, progress)
+        apt = PrivateApt(work / "apt", DEFAULT_SUITE, ARCHITECTURE, entry.log, progress)
         apt.update()
         package = apt.fetch(_newest(apt), work)
         tree = work / "tree"
@@ -59,17 +58,17 @@ def ensure() -> Path:
         shutil.copyfile(modules / "config", kept / "config")
         return kept
 
-    return caches.fill(place, read, build, progress)[0]
+    return caches.fill(entry, read, build, progress)[0]
 
 
 def _newest(apt: PrivateApt) -> str:
-    found = {}
+    packages = {}
     for line in apt._run(["apt-cache", "pkgnames", _PREFIX], None):
         if match := _VERSION.fullmatch(line.strip()):
-            found[tuple(map(int, match[1].split(".")))] = line.strip()
-    if not found:
+            packages[tuple(map(int, match[1].split(".")))] = line.strip()
+    if not packages:
         raise LabError(f"looking in Debian {DEFAULT_SUITE}: no package {_VERSION.pattern}")
-    return found[max(found)]
+    return packages[max(packages)]
 
 
 def _no_overlays(_folder: str, names: list[str]) -> set[str]:
@@ -89,17 +88,17 @@ def _folder() -> Path | LabError:
 
 
 def _available() -> Path:
-    found = _folder()
-    if isinstance(found, LabError):
-        unavailable(f"no kernel package of Debian: {found}")
-    return found
+    folder = _folder()
+    if isinstance(folder, LabError):
+        unavailable(f"no kernel package of Debian: {folder}")
+    return folder
 
 
 def config() -> str:
-    """Return the configuration of the kernel; skip, in CI fail, where it cannot be had."""
+    """Return the kernel's configuration; skip the test, or fail in CI, without it."""
     return (_available() / "config").read_text(encoding="utf-8")
 
 
 def dtbs() -> list[Path]:
-    """Return the device tree blobs, sorted; skip, in CI fail, where they cannot be had."""
+    """Return the device tree blobs, sorted; skip the test, or fail in CI, without them."""
     return sorted(_trees(_available()))

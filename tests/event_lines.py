@@ -1,4 +1,4 @@
-"""Events of an SMMU as Linux logs them: the other direction of what the explainer reads."""
+"""Write SMMU events as Linux logs them, for the explainer to read."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def raw(event, smmu=SMMU):
 
 
 def decoded(event, client, smmu=SMMU):
-    """Return the lines that arm_smmu_dump_event adds, those of older kernels do not."""
+    """Return the lines that arm_smmu_dump_event adds on newer kernels."""
     _first, second, iova, ipa = words(event)
     head = f"event: {event.kind.name} client: {client} sid: {event.stream_id:#x} ssid: 0x0"
     lines = [head]
@@ -38,7 +38,7 @@ def decoded(event, client, smmu=SMMU):
 
 
 def event_of(host, verdict):
-    """Return the event with which the model says that an MSI ended."""
+    """Return the event that the simulator reports for a faulting MSI."""
     last = verdict.trace[-1]
     stage = {"s1": 1, "s2": 2}[last.step]
     ipa = last.values.get("ipa")

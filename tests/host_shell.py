@@ -1,4 +1,4 @@
-"""The shell on the serial console of an emulated host, and a guest for the command there."""
+"""The shell on an emulated host's serial console, and a guest to compare strategies with."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ GUEST = """\
 
 
 def shell(lab_host, command):
-    """Run a command in the shell on the serial console and return what it prints."""
+    """Run a command in the shell on the serial console and return its output."""
     with socket.socket(socket.AF_UNIX) as console:
         console.settimeout(30)
         console.connect(str(lab_host.console_socket))
         console.sendall(f"{command}; echo en''d\n".encode())
-        said = b""
-        while b"\nend" not in said:
-            said += console.recv(4096)
-    return said.decode(errors="replace")
+        output = b""
+        while b"\nend" not in output:
+            output += console.recv(4096)
+    return output.decode(errors="replace")
 
 
 def driver_of(lab_host, address):
-    """Return what the shell finds as a device's driver and its driver_override."""
-    here = f"/sys/bus/pci/devices/{address}"
-    words = f"$(basename $(readlink {here}/driver))+$(cat {here}/driver_override)"
-    said = shell(lab_host, f"echo +{words}+")
-    return tuple(said.rsplit("+", 3)[-3:-1])
+    """Return a device's driver and its driver_override, as sysfs shows them."""
+    folder = f"/sys/bus/pci/devices/{address}"
+    words = f"$(basename $(readlink {folder}/driver))+$(cat {folder}/driver_override)"
+    output = shell(lab_host, f"echo +{words}+")
+    return tuple(output.rsplit("+", 3)[-3:-1])

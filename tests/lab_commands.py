@@ -1,4 +1,4 @@
-"""Commands that run beside a lab daemon's libvirtd, in its root."""
+"""Commands that run in the root of a lab daemon, next to its libvirtd."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8", "HO
 
 
 def inside_of(daemon, *words):
-    """Return the words that run ``words`` in the root of ``daemon``, which has the same share."""
+    """Return the command line that runs ``words`` in the root of ``daemon``."""
     enter = ["nsenter", f"--target={daemon.pid}", "--mount", "chroot", str(daemon.run / "root")]
     return [*enter, *map(str, words)]

@@ -1,4 +1,4 @@
-"""The kernel headers of the lab's suite: those of the machine may be older than vIOMMU."""
+"""The kernel headers of the lab's suite; the machine's own may lack the vIOMMU structures."""
 
 from __future__ import annotations
 
@@ -15,18 +15,19 @@ PACKAGE = "linux-libc-dev"
 
 
 def ensure_headers(progress=None):
-    """Return the ``usr/include`` of :data:`PACKAGE`, fetched when the cache has none.
+    """Return the ``usr/include`` of :data:`PACKAGE`; fetch it if it is not cached.
 
-    :raise LabError: when the package cannot be had.
+    :raise LabError: if the package cannot be fetched.
     """
     progress = progress or Progress(None)
-    words = (DEFAULT_SUITE, host_tools.architecture())
-    made_from = {"suite": words[0], "architecture": words[1], "package": PACKAGE, "recipe": 1}
-    place = caches.entry(None, "headers", "the kernel's headers", words, made_from)
-    include = place.path / "usr/include"
+    suite, architecture = DEFAULT_SUITE, host_tools.architecture()
+    key = {"suite": suite, "architecture": architecture, "package": PACKAGE, "recipe": 1}
+    title = "the kernel's headers"
+    entry = caches.entry(None, "headers", title, (suite, architecture), key)
+    include = entry.path / "usr/include"
 
     def build(work):
-        apt = PrivateApt(work / "apt", *words, place.log, progress)
+        apt = PrivateApt(work / "apt", suite, architecture, entry.log, progress)
         apt.update()
         kept = work / "kept"
         command = ["dpkg", "--extract", str(apt.fetch(PACKAGE, work)), str(kept)]
@@ -37,5 +38,4 @@ def ensure_headers(progress=None):
     def read():
         return include if (include / "linux/iommufd.h").exists() else None
 
-    found, _cached = caches.fill(place, read, build, progress)
-    return found
+    return caches.fill(entry, read, build, progress)[0]

@@ -1,7 +1,7 @@
-"""A start for child processes that are sent signals, whatever the tests were started from.
+"""Start child processes with the default signal dispositions.
 
-A child inherits which signals are ignored, and a background job of a shell ignores SIGINT.
+A child inherits ignored signals, and a shell's background jobs ignore SIGINT.
 """
 
-#: Words before those of a command; it becomes the command, with the default action of each signal.
+#: Prefix of a command line that restores the default action of each signal.
 DEFAULT_SIGNALS = ("env", "--default-signal")

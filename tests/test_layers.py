@@ -1,4 +1,4 @@
-"""Who may import whom, held against every import there is, those for type checking too."""
+"""Check every import against the layers, also imports for type checking."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 MAX_LINES = 500
 
-#: Layers from the bottom up: a unit imports from lower ones and from itself. A room within a room
+#: Layers from the bottom up: a unit imports from lower layers and from itself. A nested package
 #: (``host.files``) may be a unit of its own.
 LAYERS = (
     {"errors", "quantity", "terminal"},
@@ -30,7 +30,7 @@ LAYERS = (
 )
 LEVEL = {unit: level for level, units in enumerate(LAYERS) for unit in units}
 
-#: What a part of the tree may not import, over and above its layer.
+#: Imports that are forbidden in a part of the tree, in addition to its layer's rule.
 FORBIDDEN = {
     "vmm_msi.domxml": ("libvirt", "libvirt_qemu", "vmm_msi.iommu", "vmm_msi.host"),
     "vmm_msi.host": ("libvirt", "libvirt_qemu", "vmm_msi.iommu", "vmm_msi.domxml"),
@@ -45,7 +45,7 @@ FORBIDDEN = {
     ),
     "vmm_msi.iommu": ("libvirt", "libvirt_qemu", "lxml", "vmm_msi.domxml", "vmm_msi.host.firmware"),
 }
-#: All of the package that the simulator of kernel and hardware may import.
+#: The only parts of the package that the simulator may import.
 SIM_MAY_IMPORT = ("vmm_msi.errors", "vmm_msi.types", "vmm_msi.iommu")
 LIBVIRT = {"libvirt", "libvirt_qemu", "libvirtmod", "libvirtaio"}
 
@@ -55,14 +55,14 @@ def is_in(name: str, part: str) -> bool:
 
 
 def unit_of(name: str) -> str:
-    """Return the unit of LAYERS that a dotted name is in; empty where none is."""
+    """Return the unit of LAYERS that contains a dotted name; empty without one."""
     parts = name.split(".")[1:3]
     nested = ".".join(parts)
     return nested if nested in LEVEL else parts[0] if parts and parts[0] in LEVEL else ""
 
 
 def is_public(name: str) -> bool:
-    """Return whether a name is of the plugin contract: the room itself, not a module in it."""
+    """Return whether a name is in the plugin contract: the package itself, not a module in it."""
     room, _, rest = name.partition("vmm_msi.plugins.")
     modules = {path.stem for path in (ROOT / "vmm_msi" / "plugins").glob("*.py")}
     return not room and rest.partition(".")[0] not in {"", *modules}
@@ -70,17 +70,17 @@ def is_public(name: str) -> bool:
 
 def imports(source: str, module: str, *, package: bool = False) -> set[str]:
     """Return the dotted names that a module imports; ``from a import b`` gives ``a.b``."""
-    found = set()
+    names = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = node.module or ""
             if node.level:
                 parts = module.split(".")
                 kept = parts[: len(parts) - node.level + package]
                 base = ".".join([*kept, *([node.module] if node.module else [])])
-            found |= {f"{base}.{alias.name}" for alias in node.names}
+            names |= {f"{base}.{alias.name}" for alias in node.names}
         elif (
             isinstance(node, ast.Call)
             and isinstance(node.func, ast.Attribute)
@@ -89,15 +89,15 @@ def imports(source: str, module: str, *, package: bool = False) -> set[str]:
         ):
             name = node.args[0]
             if isinstance(name, ast.Constant):
-                found.add(str(name.value))
+                names.add(str(name.value))
             elif isinstance(name, ast.JoinedStr) and isinstance(name.values[0], ast.Constant):
-                found.add(str(name.values[0].value).rstrip("."))
-    return found
+                names.add(str(name.values[0].value).rstrip("."))
+    return names
 
 
 def violations(module: str, source: str, *, package: bool = False) -> list[str]:
-    """Return what is wrong with the imports of ``module``, a line for each."""
-    found = []
+    """Return the forbidden imports of ``module``, a line for each."""
+    problems = []
     names = sorted(imports(source, module, package=package))
     if is_in(module, "vmm_msi_plugins"):
         return [
@@ -106,35 +106,39 @@ def violations(module: str, source: str, *, package: bool = False) -> list[str]:
             if (is_in(name, "vmm_msi") and not is_public(name)) or name.partition(".")[0] in LIBVIRT
         ]
     if module == "vmm_msi":
-        return []  # the library's names, from wherever they are
+        return []  # it re-exports the library's names from any module
     unit = unit_of(module)
     if not unit:
-        found.append(f"{module} has no place in LAYERS")
-    forbidden = [bad for part, list_ in FORBIDDEN.items() if is_in(module, part) for bad in list_]
+        problems.append(f"{module} is missing in LAYERS")
+    forbidden = [
+        prefix for part, prefixes in FORBIDDEN.items() if is_in(module, part) for prefix in prefixes
+    ]
     for name in names:
         top = name.partition(".")[0]
         target = unit_of(name)
         if top in LIBVIRT and not is_in(module, "vmm_msi.libvirt_driver"):
-            found.append(f"{module} imports {name}: libvirt_driver alone may")
+            problems.append(f"{module} imports {name}: only libvirt_driver may")
         if top == "vmm_msi_plugins":
-            found.append(f"{module} imports {name}: plugins are found, not imported")
-        if any(is_in(name, bad) for bad in forbidden):
-            found.append(f"{module} imports {name}: {module.split('.')[1]} may not")
+            problems.append(f"{module} imports {name}: plugins are loaded by entry point")
+        if any(is_in(name, prefix) for prefix in forbidden):
+            problems.append(f"{module} imports {name}: {module.split('.')[1]} may not")
         if top != "vmm_msi":
             continue
         if (
             is_in(module, "vmm_msi.iommu.sim")
             and target
-            and not any(is_in(name, good) for good in SIM_MAY_IMPORT)
+            and not any(is_in(name, prefix) for prefix in SIM_MAY_IMPORT)
         ):
-            found.append(f"{module} imports {name}: the simulator judges, it shares nothing")
+            problems.append(
+                f"{module} imports {name}: the simulator is independent of what it checks"
+            )
         if target and target != unit and LEVEL[target] >= LEVEL.get(unit, -1):
-            found.append(f"{module} imports {name}: against the direction")
-    return found
+            problems.append(f"{module} imports {name}: an upper layer")
+    return problems
 
 
 def modules() -> dict[str, Path]:
-    found = {}
+    paths = {}
     for folder, package in (
         (ROOT / "vmm_msi", "vmm_msi"),
         (ROOT / "plugins" / "vmm_msi_plugins", "vmm_msi_plugins"),
@@ -142,23 +146,23 @@ def modules() -> dict[str, Path]:
     ):
         for path in folder.rglob("*.py"):
             parts = [package, *path.relative_to(folder).with_suffix("").parts]
-            found[".".join(parts).removesuffix(".__init__")] = path
-    return found
+            paths[".".join(parts).removesuffix(".__init__")] = path
+    return paths
 
 
 MODULES = modules()
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_imports_follow_the_direction(module):
+def test_imports_point_to_lower_layers(module):
     path = MODULES[module]
     assert violations(module, path.read_text(), package=path.name == "__init__.py") == []
 
 
 @pytest.mark.parametrize("module", sorted(MODULES))
-def test_modules_are_not_too_long(module):
+def test_modules_have_at_most_500_lines(module):
     lines = MODULES[module].read_text().count("\n")
-    assert lines <= MAX_LINES, f"{module} has {lines} lines; make a package of it"
+    assert lines <= MAX_LINES, f"{module} has {lines} lines; split it"
 
 
 def test_every_unit_in_the_layers_exists():
@@ -197,7 +201,7 @@ def test_every_unit_in_the_layers_exists():
         ("vmm_msi.novelty", "import os"),
     ],
 )
-def test_what_is_forbidden_is_seen(module, source):
+def test_forbidden_imports_are_reported(module, source):
     assert violations(module, source)
 
 
@@ -213,5 +217,5 @@ def test_what_is_forbidden_is_seen(module, source):
         ("vmm_msi.cli", "from vmm_msi import __version__"),
     ],
 )
-def test_what_is_allowed_is_not(module, source):
+def test_allowed_imports_are_not_reported(module, source):
     assert violations(module, source) == []

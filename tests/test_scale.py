@@ -1,4 +1,4 @@
-"""Half a million MSIs: 256 devices with 2,048 vectors on 8 ITSes, a verdict for each."""
+"""256 devices with 2,048 vectors on 8 ITSes: each of half a million MSIs has a verdict."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def scenario(tmp_path_factory):
 
 
 @pytest.mark.parametrize(("strategy", "expected"), [("multi-its", DEVICES), ("direct", 128)])
-def test_every_msi_has_its_verdict(strategy, expected, scenario, tmp_path):
+def test_every_msi_has_a_verdict(strategy, expected, scenario, tmp_path):
     out = tmp_path / "out.json"
     command = ["compare", "--scenario", str(scenario), "--strategy", strategy]
     assert main([*command, "--format", "json", "-o", str(out)]) == 0

@@ -1,4 +1,4 @@
-"""Wait for what another process does."""
+"""Wait for a condition that another process fulfils."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 
 
 def wait_until(condition, seconds=30):
-    """Tell whether ``condition`` became true in time."""
+    """Return whether ``condition`` became true in time."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         if condition():

@@ -1,7 +1,7 @@
-"""Make the captures in this folder anew, on the emulated host; as root, a minute.
+"""Make the captures in this folder again on the emulated host; requires root, takes a minute.
 
-They are what ``vmm-msi topology capture`` writes on a real Linux 7.2 kernel: with the tables that
-the lab gives it (``two-smmus``), and with those that QEMU made (``no-canwbs``).
+``vmm-msi topology capture`` writes them on a real Linux 7.2 kernel: ``two-smmus`` with the tables
+that the lab corrected, ``no-canwbs`` with QEMU's own.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ def make(name: str, *, canwbs: bool) -> None:
         LabHost(shape, progress=progress, canwbs=canwbs) as host,
         AgentLink(host.agent_socket) as link,
     ):
-        told = link.call("command", argv=["topology", "capture", "-o", NAME], fetch=[NAME])
-        print(told["stderr"], end="")
-        (HERE / f"{name}.tar.zst").write_bytes(base64.b64decode(told["files"][NAME]))
+        result = link.call("command", argv=["topology", "capture", "-o", NAME], fetch=[NAME])
+        print(result["stderr"], end="")
+        (HERE / f"{name}.tar.zst").write_bytes(base64.b64decode(result["files"][NAME]))
 
 
 if __name__ == "__main__":

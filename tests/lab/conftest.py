@@ -1,4 +1,4 @@
-"""What the tests of the emulated host share: the images it is made from and a run folder."""
+"""Fixtures for the tests of the emulated host: its images, a running host, a run folder."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from vmm_msi.lab.machine.shape import Shape
 
 @pytest.fixture(scope="session")
 def lab_images():
-    """The images of the default suite, where they have been built."""
-    found = images.find_images()
-    if found is None:
-        unavailable("no images of the emulated host: vmm-msi lab build makes them")
-    return found
+    """The cached images of the default suite."""
+    cached = images.find_images()
+    if cached is None:
+        unavailable("no images of the emulated host: run vmm-msi lab build")
+    return cached
 
 
 @pytest.fixture(scope="session")
 def lab_host(lab_root, lab_images):
-    """An emulated host for all tests that only talk to it; its logs stay in build/lab-logs."""
+    """An emulated host for tests that leave it as it is; build/lab-logs keeps its logs."""
     logs = Path(__file__).resolve().parents[2] / "build" / "lab-logs"
     with LabHost(Shape(), keep_logs=logs) as host:
         yield host
@@ -35,7 +35,7 @@ def lab_host(lab_root, lab_images):
 
 @pytest.fixture
 def run_folder(lab_root, lab_images, monkeypatch):
-    """A run folder of the test's own, so that a lab that runs on this machine is left alone."""
+    """A separate run folder, so that the test does not use a lab that runs on this machine."""
     folder = Path(tempfile.mkdtemp(prefix="vmm-msi-", dir="/run"))
     monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(folder))
     yield folder

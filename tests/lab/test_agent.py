@@ -1,4 +1,4 @@
-"""The agent and the link to it, over real sockets: whatever arrives, both go on."""
+"""The agent and its link over real sockets; both survive any input."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ NO_DEVICE = {"segment": 0xFFFF, "bus": 0xFF, "device": 0x1F, "function": 7}
 PATIENCE_S = 30
 
 
-class Host:
-    """An agent in a process of its own, and a socket at which one client at a time reaches it.
+class RunningAgent:
+    """An agent in a separate process, and a socket that connects one client at a time to it.
 
-    As with a virtio-serial port, what the agent says while nobody is there comes to the next one.
-    The ``PATH`` of the agent has a ``busybox`` that only notes what it was asked.
+    As with a virtio-serial port, output without a client reaches the next client. The agent's
+    ``PATH`` has a ``busybox`` that only logs its arguments.
     """
 
     def __init__(self, folder: Path, max_line: int = protocol.MAX_LINE) -> None:
         self.socket = folder / "agent.sock"
-        self.noted = folder / "busybox-was-asked"
+        self.busybox_log = folder / "busybox.log"
         busybox = folder / "busybox"
-        busybox.write_text(f'#!/bin/sh\necho "$@" >{self.noted}\n')
+        busybox.write_text(f'#!/bin/sh\necho "$@" >{self.busybox_log}\n')
         busybox.chmod(0o755)
         self.port, end = socket.socketpair()
         self.process = subprocess.Popen(
@@ -62,15 +62,15 @@ class Host:
         self._relay = threading.Thread(target=self._serve)
         self._relay.start()
 
-    def __enter__(self) -> Host:
+    def __enter__(self) -> RunningAgent:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.kill()
         self._stop.close()
         self._relay.join(PATIENCE_S)
-        for each in (self._listener, self.port, self._stopped):
-            each.close()
+        for end in (self._listener, self.port, self._stopped):
+            end.close()
 
     def kill(self) -> None:
         self.process.kill()
@@ -80,9 +80,9 @@ class Host:
         while self._listener in select.select([self._listener, self._stopped], [], [])[0]:
             client, _address = self._listener.accept()
             with client, contextlib.suppress(OSError):
-                self._carry(client)
+                self._relay_bytes(client)
 
-    def _carry(self, client: socket.socket) -> None:
+    def _relay_bytes(self, client: socket.socket) -> None:
         while True:
             ready, _, _ = select.select([client, self.port, self._stopped], [], [])
             if self._stopped in ready:
@@ -94,13 +94,13 @@ class Host:
                         return
                     sink.sendall(data)
 
-    def say(self, data: bytes) -> None:
-        """Send bytes as a client that does not wait for an answer."""
+    def send(self, data: bytes) -> None:
+        """Send bytes as a client that leaves without an answer."""
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(str(self.socket))
             client.sendall(data)
 
-    def ask(self, data: bytes, count: int = 1) -> list[dict[str, object]]:
+    def exchange(self, data: bytes, count: int = 1) -> list[dict[str, object]]:
         """Send bytes and return the next answers."""
         with socket.socket(socket.AF_UNIX) as client:
             client.settimeout(PATIENCE_S)
@@ -111,14 +111,14 @@ class Host:
 
 
 @pytest.fixture(scope="module")
-def host(tmp_path_factory):
-    with Host(tmp_path_factory.mktemp("agent")) as running:
+def agent(tmp_path_factory):
+    with RunningAgent(tmp_path_factory.mktemp("agent")) as running:
         yield running
 
 
 @pytest.fixture
-def link(host):
-    with AgentLink(host.socket) as opened:
+def link(agent):
+    with AgentLink(agent.socket) as opened:
         opened.call("hello")
         yield opened
 
@@ -127,21 +127,21 @@ def request(number, do, /, **arguments):
     return protocol.encode({"id": number, "do": do, "with": arguments})
 
 
-# What the agent does, as far as there is something to do on the machine of the tests.
+# The agent's requests, as far as they work on the machine of the tests.
 
 
-def test_hello(link):
-    told = link.call("hello")
-    assert told["uptime_s"] > 0
-    assert (told["version"], told["release"]) == (protocol.VERSION, os.uname().release)
-    assert told["page_size"] == os.sysconf("SC_PAGE_SIZE")
+def test_hello_returns_the_facts_of_the_host(link):
+    facts = link.call("hello")
+    assert facts["uptime_s"] > 0
+    assert (facts["version"], facts["release"]) == (protocol.VERSION, os.uname().release)
+    assert facts["page_size"] == os.sysconf("SC_PAGE_SIZE")
 
 
-def test_devices(link):
+def test_devices_returns_a_list(link):
     assert isinstance(link.call("devices"), list)
 
 
-def test_tables(link):
+def test_tables_returns_every_acpi_table(link):
     folder = Path("/sys/firmware/acpi/tables")
     tables = [path for path in folder.glob("*") if path.is_file()]
     if folder.is_dir() and all(os.access(table, os.R_OK) for table in tables):
@@ -151,30 +151,30 @@ def test_tables(link):
             link.call("tables")
 
 
-def test_command(link):
-    told = link.call("command", argv=["--version"])
-    assert (told["status"], told["stderr"]) == (0, "")
-    assert __version__ in told["stdout"]
+def test_command_returns_status_and_output(link):
+    result = link.call("command", argv=["--version"])
+    assert (result["status"], result["stderr"]) == (0, "")
+    assert __version__ in result["stdout"]
     assert link.call("command", argv=["no-such-command"])["status"] == 2
     with pytest.raises(LabError, match="argv and fetch are lists of strings"):
         link.call("command", argv=[1])
 
 
-def test_command_leaves_files(link):
-    made = link.call("command", argv=["completion", "bash"], fetch=["none"])
-    assert (made["status"], made["files"]) == (0, {})
+def test_command_reads_and_returns_files(link):
+    result = link.call("command", argv=["completion", "bash"], fetch=["none"])
+    assert (result["status"], result["files"]) == (0, {})
     scenario = '[host]\ngranule = "4K"\n'
-    told = link.call(
+    result = link.call(
         "command",
         argv=["topology", "show", "host.toml"],
         files={"host.toml": scenario},
         fetch=["host.toml", "../host.toml"],
     )
     content = base64.b64encode(scenario.encode()).decode()
-    assert told["files"] == {"host.toml": content, "../host.toml": content}
+    assert result["files"] == {"host.toml": content, "../host.toml": content}
 
 
-def test_kernel_log(link):
+def test_kernel_log_is_returned_or_its_error(link):
     try:
         os.close(os.open("/dev/kmsg", os.O_RDONLY))
     except OSError:
@@ -184,18 +184,18 @@ def test_kernel_log(link):
         assert isinstance(link.call("kernel-log"), str)
 
 
-def test_power_off(host, link):
+def test_power_off_calls_busybox(agent, link):
     link.call("power-off")
-    assert host.noted.read_text() == "poweroff -f\n"
+    assert agent.busybox_log.read_text() == "poweroff -f\n"
 
 
-def test_call_without_a_backend(link):
+def test_call_without_a_backend_is_refused(link):
     with pytest.raises(LabError, match="no backend is open"):
         link.call("call", method="costs", arguments=[])
     assert link.call("close") is None
 
 
-def test_refusal_of_the_kernel_keeps_its_errno(link):
+def test_kernel_error_keeps_its_errno(link):
     with pytest.raises(BackendError, match=r"ffff:ff:1f\.7: the host has no such PCI") as refusal:
         link.call("conform", devices=[NO_DEVICE], scenarios=[], expected=[])
     assert refusal.value.errno == errno.ENODEV
@@ -221,16 +221,16 @@ def test_refusal_of_the_kernel_keeps_its_errno(link):
         ("conform", {"devices": [], "scenarios": []}, "'expected'"),
     ],
 )
-def test_what_makes_no_sense_is_refused(link, do, arguments, message):
+def test_malformed_request_is_refused_and_the_agent_goes_on(link, do, arguments, message):
     with pytest.raises((LabError, BackendError), match=message):
         link.call(do, **arguments)
     assert link.call("hello")["version"] == protocol.VERSION
 
 
-# What may arrive on the agent's side of the line.
+# Input to the agent.
 
 NESTED = b'{"v":1,"id":9,"do":' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-SENSELESS = {
+MALFORMED = {
     "garbage": b"\xff\xfe\x80garbage",
     "nul": b"\0" * 100,
     "nul in a request": b'{"v":1,"id":9,\0"do":"hello"}',
@@ -245,57 +245,57 @@ SENSELESS = {
 }
 
 
-@pytest.mark.parametrize("line", SENSELESS.values(), ids=SENSELESS)
-def test_line_that_is_no_request(host, line):
-    refused, answered = host.ask(line + b"\n" + request(10, "hello"), 2)
+@pytest.mark.parametrize("line", MALFORMED.values(), ids=MALFORMED)
+def test_malformed_line_is_refused(agent, line):
+    refused, answered = agent.exchange(line + b"\n" + request(10, "hello"), 2)
     assert refused["id"] is None
     assert refused["error"]["kind"] == "request"
     assert (answered["id"], answered["ok"]["version"]) == (10, protocol.VERSION)
 
 
-@pytest.mark.parametrize("given", [{"do": 7}, {"do": ["hello"]}, {}, {"do": "hello", "with": []}])
-def test_request_of_the_wrong_types(host, given):
-    (refused,) = host.ask(protocol.encode({"id": 9, **given}))
+@pytest.mark.parametrize("fields", [{"do": 7}, {"do": ["hello"]}, {}, {"do": "hello", "with": []}])
+def test_request_with_wrong_types_is_refused(agent, fields):
+    (refused,) = agent.exchange(protocol.encode({"id": 9, **fields}))
     assert (refused["id"], refused["error"]["kind"]) == (9, "request")
 
 
-def test_ids_that_cannot_be_given_back(host):
-    """What can just be read may be nested too deeply to be written."""
+def test_id_that_cannot_be_returned_is_refused(agent):
+    """A value that can just be decoded may be nested too deeply to be encoded."""
     limit = sys.getrecursionlimit()
     for depth in (1, *range(limit - 100, limit + 10)):
         line = b'{"v":1,"do":"close","id":%b}\n' % (b"[" * depth + b"]" * depth)
-        refused, answered = host.ask(line + request(10, "hello"), 2)
+        refused, answered = agent.exchange(line + request(10, "hello"), 2)
         assert (refused["id"], refused["error"]["kind"]) == (None, "request")
         assert answered["id"] == 10
 
 
-def test_requests_that_arrive_in_pieces_and_together(host):
+def test_requests_may_arrive_in_pieces_and_together(agent):
     with socket.socket(socket.AF_UNIX) as client:
         client.settimeout(PATIENCE_S)
-        client.connect(str(host.socket))
+        client.connect(str(agent.socket))
         for byte in request(1, "hello") + b"\n\r\n":
             client.sendall(bytes([byte]))
         client.sendall(request(2, "close") + request(3, "close") + request(4, "close")[:9])
         client.sendall(request(4, "close")[9:])
         with client.makefile("rb") as lines:
-            told = [json.loads(lines.readline()) for _ in range(5)]
-    assert [each["id"] for each in told] == [1, None, 2, 3, 4]
+            answers = [json.loads(lines.readline()) for _ in range(5)]
+    assert [answer["id"] for answer in answers] == [1, None, 2, 3, 4]
 
 
-def test_lines_that_are_too_long(tmp_path_factory, monkeypatch):
+def test_too_long_lines_are_refused(tmp_path_factory, monkeypatch):
     longest = 2000
-    with Host(tmp_path_factory.mktemp("agent"), longest) as host:
+    with RunningAgent(tmp_path_factory.mktemp("agent"), longest) as agent:
         fits = request(1, "close", pad="")
         fits = request(1, "close", pad="x" * (longest - len(fits)))
-        (told,) = host.ask(fits)
-        assert "'pad'" in told["error"]["text"]
+        (refused,) = agent.exchange(fits)
+        assert "'pad'" in refused["error"]["text"]
         for size in (longest, longest + 1, 50 * longest):
-            refused, answered = host.ask(b"x" * size + b"\n" + request(2, "hello"), 2)
+            refused, answered = agent.exchange(b"x" * size + b"\n" + request(2, "hello"), 2)
             assert f"longer than {longest} bytes" in refused["error"]["text"]
             assert answered["id"] == 2
-        host.say(b"x" * 50 * longest)
+        agent.send(b"x" * 50 * longest)
         monkeypatch.setattr(protocol, "MAX_LINE", longest)
-        with AgentLink(host.socket) as link:
+        with AgentLink(agent.socket) as link:
             assert link.call("hello")["version"] == protocol.VERSION
             with pytest.raises(LabError, match="exceed the 2000 bytes of one request"):
                 link.call("close", pad="x" * longest)
@@ -329,69 +329,70 @@ def test_lines_that_are_too_long(tmp_path_factory, monkeypatch):
     )
 )
 @settings(max_examples=200)
-def test_any_lines_at_all(host, lines):
-    host.say(b"\n".join(lines))
-    with AgentLink(host.socket) as link:
+def test_agent_survives_any_lines(agent, lines):
+    agent.send(b"\n".join(lines))
+    with AgentLink(agent.socket) as link:
         assert link.call("hello", timeout_s=PATIENCE_S)["version"] == protocol.VERSION
 
 
-# Clients that leave, wait, or find nobody there.
+# Clients that leave, wait, or have no agent to connect to.
 
 
-def test_next_client_gets_its_own_answer(host):
-    host.say(request(1, "command", argv=["--help"]) * 3 + request(2, "hello")[:-9])
-    with AgentLink(host.socket) as link:
+def test_client_gets_only_its_own_answers(agent):
+    agent.send(request(1, "command", argv=["--help"]) * 3 + request(2, "hello")[:-9])
+    with AgentLink(agent.socket) as link:
         assert link.call("command", argv=["--version"])["stdout"].strip().endswith(__version__)
 
 
-def test_next_client_after_one_that_did_not_wait(host):
-    with AgentLink(host.socket) as link, pytest.raises(LabError, match="no answer in time"):
+def test_client_after_a_timeout_of_another_is_served(agent):
+    with AgentLink(agent.socket) as link, pytest.raises(LabError, match="no answer in time"):
         link.call("command", argv=["--help"], timeout_s=0.01)
-    with AgentLink(host.socket) as link:
+    with AgentLink(agent.socket) as link:
         assert link.call("hello")["version"] == protocol.VERSION
 
 
-def test_late_answer_is_not_taken_for_the_next(link):
+def test_late_answer_is_not_mistaken_for_the_next(link):
     with pytest.raises(LabError, match="no answer in time"):
         link.call("command", argv=["--help"], timeout_s=0.01)
     assert link.call("hello")["version"] == protocol.VERSION
 
 
-def test_clients_are_served_one_at_a_time(host):
-    found = []
+def test_concurrent_clients_are_served_one_after_another(agent):
+    refusals = []
 
     def client(number):
-        with AgentLink(host.socket, wait_s=PATIENCE_S) as link:
+        with AgentLink(agent.socket, wait_s=PATIENCE_S) as link:
             for _ in range(5):
                 with pytest.raises(LabError) as refusal:
                     link.call(f"nonsense-{number}")
-                found.append((number, f"'nonsense-{number}'" in str(refusal.value)))
+                refusals.append((number, f"'nonsense-{number}'" in str(refusal.value)))
 
     clients = [threading.Thread(target=client, args=(number,)) for number in range(4)]
-    for each in clients:
-        each.start()
-    for each in clients:
-        each.join(PATIENCE_S)
-    assert sorted(found) == [(number, True) for number in range(4) for _ in range(5)]
-    assert all(len({who for who, _ in found[at : at + 5]}) == 1 for at in range(0, 20, 5))
+    for thread in clients:
+        thread.start()
+    for thread in clients:
+        thread.join(PATIENCE_S)
+    assert sorted(refusals) == [(number, True) for number in range(4) for _ in range(5)]
+    runs = [refusals[start : start + 5] for start in range(0, 20, 5)]
+    assert all(len({number for number, _ in run}) == 1 for run in runs)
 
 
-def test_another_client_is_waited_for_and_then_not(host, link):
+def test_client_gives_up_after_its_wait(agent, link):
     with pytest.raises(LabError, match="still in use by another command"):
-        AgentLink(host.socket, wait_s=0.1).__enter__()
+        AgentLink(agent.socket, wait_s=0.1).__enter__()
     assert link.call("close") is None
 
 
-def test_agent_that_goes_away(tmp_path_factory):
-    with Host(tmp_path_factory.mktemp("agent")) as host, AgentLink(host.socket) as link:
+def test_dead_agent_is_reported(tmp_path_factory):
+    with RunningAgent(tmp_path_factory.mktemp("agent")) as agent, AgentLink(agent.socket) as link:
         link.call("hello")
-        host.kill()
+        agent.kill()
         for _ in range(2):
             with pytest.raises(LabError, match="emulated host, hello: it stopped; vmm-msi lab"):
                 link.call("hello")
 
 
-def test_nobody_there(tmp_path):
+def test_missing_agent_is_reported(tmp_path):
     for path in (tmp_path / "agent.sock", tmp_path / "no folder" / "agent.sock"):
         with pytest.raises(LabError, match="vmm-msi lab status shows"):
             AgentLink(path).__enter__()
@@ -401,7 +402,7 @@ def test_nobody_there(tmp_path):
 
 @contextlib.contextmanager
 def peer(path, *lines, pause_s=0.05):
-    """Answer a request with these lines, a while between them."""
+    """Answer one request with ``lines``, pausing before each."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(path))
     listener.listen()
@@ -428,43 +429,43 @@ def peer(path, *lines, pause_s=0.05):
 
 
 def test_progress_keeps_a_call_alive(tmp_path):
-    told = []
+    progress = []
     steps = [{"progress": [done, 4]} for done in range(1, 5)]
     lines = [*steps, {"ok": "done"}]
     with peer(tmp_path / "a", *lines, pause_s=0.3), AgentLink(tmp_path / "a") as link:
-        answer = link.call("conform", timeout_s=1, on_progress=lambda *at: told.append(at))
-    assert (answer, told) == ("done", [(1, 4), (2, 4), (3, 4), (4, 4)])
+        answer = link.call("conform", timeout_s=1, on_progress=lambda *step: progress.append(step))
+    assert (answer, progress) == ("done", [(1, 4), (2, 4), (3, 4), (4, 4)])
 
 
-def test_noise_before_the_answer(tmp_path):
+def test_noise_before_the_answer_is_ignored(tmp_path):
     noise = b'\xff\0junk\n[]\n{"v":2}\n' + protocol.encode({"id": 7, "ok": "another's"})
     with peer(tmp_path / "a", noise, {"ok": None}), AgentLink(tmp_path / "a") as link:
         assert link.call("close", timeout_s=5) is None
 
 
 @pytest.mark.parametrize(
-    "told", [{"error": None}, {"error": {}}, {"error": "no"}, {"progress": None}, {"progress": [1]}]
+    "line", [{"error": None}, {"error": {}}, {"error": "no"}, {"progress": None}, {"progress": [1]}]
 )
-def test_answer_that_makes_no_sense(tmp_path, told):
+def test_malformed_answer_is_an_error(tmp_path, line):
     with (
-        peer(tmp_path / "a", told),
+        peer(tmp_path / "a", line),
         AgentLink(tmp_path / "a") as link,
         pytest.raises(LabError, match="emulated host, close: "),
     ):
         link.call("close", timeout_s=0.5, on_progress=lambda *_: None)
 
 
-def test_agent_does_not_spin_while_nobody_is_there(tmp_path_factory):
-    """A port without a client gives 0 bytes at every read."""
-    with Host(tmp_path_factory.mktemp("agent")) as host:
-        host.ask(request(1, "hello"))
-        host.port.shutdown(socket.SHUT_WR)
+def test_agent_does_not_spin_without_a_client(tmp_path_factory):
+    """A read of a port without a client returns 0 bytes at once."""
+    with RunningAgent(tmp_path_factory.mktemp("agent")) as agent:
+        agent.exchange(request(1, "hello"))
+        agent.port.shutdown(socket.SHUT_WR)
 
         def ticks():
-            fields = Path(f"/proc/{host.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
+            fields = Path(f"/proc/{agent.process.pid}/stat").read_text().rsplit(")", 1)[1].split()
             return int(fields[11]) + int(fields[12])
 
         before = ticks()
         time.sleep(0.5)
-        assert host.process.poll() is None
+        assert agent.process.poll() is None
         assert ticks() - before < 0.2 * os.sysconf("SC_CLK_TCK")

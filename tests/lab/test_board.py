@@ -1,4 +1,4 @@
-"""The correction of the emulated board's IORT, and the cache of its tables."""
+"""The correction of the emulated board's IORT, and the cache of its firmware tables."""
 
 from __future__ import annotations
 
@@ -34,15 +34,16 @@ REAL = ("qemu-11.1-two-smmuv3-pxb", "qemu-11.1-smmuv3-legacy", "qemu-11.1-accel-
 
 
 def check_corrected(old, new):
-    """The new table is the old one, but for the flag of every root complex, revision and sum."""
+    """Check that only the root complexes' flags, the revision and the checksum differ."""
     before, after = parse_iort(old, "old"), parse_iort(new, "new")
     assert all(root.canwbs for root in after.root_complexes)
     assert len(after.nodes) == len(before.nodes)
-    for was, now in zip(before.nodes, after.nodes, strict=True):
-        if was in before.root_complexes:
-            assert now == dataclasses.replace(was, memory_flags=was.memory_flags | 4)
+    for old_node, new_node in zip(before.nodes, after.nodes, strict=True):
+        if old_node in before.root_complexes:
+            flags = old_node.memory_flags | 4
+            assert new_node == dataclasses.replace(old_node, memory_flags=flags)
         else:
-            assert now == was
+            assert new_node == old_node
     changed = {offset for offset in range(len(old)) if old[offset] != new[offset]}
     flags = {root.offset + 23 for root in before.root_complexes}
     assert changed <= {9, 24, 25, 26, 27} | flags
@@ -52,14 +53,14 @@ def check_corrected(old, new):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_real_table_is_corrected_and_nothing_else_changes(name):
+def test_correction_changes_only_the_flag_in_real_tables(name):
     path = shared_data("acpi") / name / "IORT"
     old = path.read_bytes()
     check_corrected(old, with_canwbs(old, str(path)))
 
 
 @given(st.lists(st.integers(0, 255), min_size=1, max_size=4))
-def test_every_root_complex_is_corrected_whatever_its_flags(flags):
+def test_correction_keeps_the_other_flags_of_root_complexes(flags):
     roots = [
         root_complex((0, 0xFFFF, 0, 1, 0), flags=value, segment=index)
         for index, value in enumerate(flags)
@@ -85,7 +86,7 @@ def disassembled(table, folder):
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_iasl_reads_the_same_but_for_the_flag(name, tmp_path):
+def test_iasl_shows_only_the_flag_as_changed(name, tmp_path):
     if shutil.which("iasl") is None:
         unavailable("no iasl: apt-get install acpica-tools")
     old = (shared_data("acpi") / name / "IORT").read_bytes()
@@ -93,13 +94,13 @@ def test_iasl_reads_the_same_but_for_the_flag(name, tmp_path):
     after = disassembled(with_canwbs(old, name), tmp_path / "new")
     assert len(before) == len(after)
     differing = [
-        (was.partition("]")[2], now.partition("]")[2])
-        for was, now in zip(before, after, strict=True)
-        if was != now
+        (old_line.partition("]")[2], new_line.partition("]")[2])
+        for old_line, new_line in zip(before, after, strict=True)
+        if old_line != new_line
     ]
     names = {field.partition(":")[0].strip() for pair in differing for field in pair}
     roots = len(parse_iort(old, name).root_complexes)
-    # An iasl from before revision E.f of the IORT does not know the flag's own name.
+    # An iasl older than revision E.f of the IORT does not print the flag's own name.
     names.discard("Ensured Coherency of Accesses")
     assert names == {"Checksum", "Oem Revision", "Memory Flags (decoded below)"}
     assert len(differing) >= 2 + roots
@@ -112,8 +113,8 @@ def test_malformed_table_is_refused(damage):
         "checksum": bytes([*IORT[:9], IORT[9] ^ 1, *IORT[10:]]),
         "signature": b"APIC" + IORT[4:],
     }[damage]
-    with pytest.raises(TopologyError, match=r"^told: offset"):
-        with_canwbs(table, "told")
+    with pytest.raises(TopologyError, match=r"^IORT: offset"):
+        with_canwbs(table, "IORT")
 
 
 # The cache.
@@ -121,7 +122,7 @@ def test_malformed_table_is_refused(damage):
 
 @pytest.fixture
 def root(tmp_path):
-    """What a board needs of the lab's root: the versions of its packages."""
+    """A lab root with only what a board reads: the versions of its packages."""
     entry = tmp_path / "root"
     (entry / "tree").mkdir(parents=True)
     versions = {"qemu-system-arm": "1:11.1", "qemu-efi-aarch64": "2026.08", "bash": "5.3"}
@@ -129,52 +130,52 @@ def root(tmp_path):
     return LabRoot(entry / "tree", "forky", "amd64", "12.8.0", "11.1.2", "now")
 
 
-class Host:
-    """Tells its tables, and counts how often it is asked."""
+class Firmware:
+    """Return an emulated host's tables when called, and count the calls."""
 
     def __init__(self, **tables):
-        self.asked = 0
+        self.calls = 0
         self.tables = {"IORT": IORT, "APIC": MADT, "DSDT": b"anything", **tables}
 
     def __call__(self):
-        self.asked += 1
+        self.calls += 1
         return {name: base64.b64encode(data).decode() for name, data in self.tables.items()}
 
 
-def board(root, host, tmp_path, shape=None, granule=Granule.K4):
+def board(root, firmware, tmp_path, shape=None, granule=Granule.K4):
     xml = host_xml(shape or Shape(), FILES)
-    return ensure_board(xml, root, granule, host, tmp_path / "cache")
+    return ensure_board(xml, root, granule, firmware, tmp_path / "cache")
 
 
-def test_tables_are_asked_for_once_for_each_board_and_version(root, tmp_path):
-    host = Host()
-    first = board(root, host, tmp_path)
-    assert board(root, host, tmp_path).folder == first.folder
-    # The kernel has no part in the tables.
-    assert board(root, host, tmp_path, granule=Granule.K64).folder == first.folder
-    assert host.asked == 1
-    board(root, host, tmp_path, Shape(smmus=1))
-    assert host.asked == 2
+def test_tables_are_read_once_for_each_board_and_version(root, tmp_path):
+    firmware = Firmware()
+    first = board(root, firmware, tmp_path)
+    assert board(root, firmware, tmp_path).folder == first.folder
+    # The tables do not depend on the kernel.
+    assert board(root, firmware, tmp_path, granule=Granule.K64).folder == first.folder
+    assert firmware.calls == 1
+    board(root, firmware, tmp_path, Shape(smmus=1))
+    assert firmware.calls == 2
     marker = root.path.parent / "root.json"
     marker.write_text(marker.read_text().replace("5.3", "5.4"))
-    board(root, host, tmp_path)
-    assert host.asked == 2
+    board(root, firmware, tmp_path)
+    assert firmware.calls == 2
     marker.write_text(marker.read_text().replace("1:11.1", "1:11.2"))
-    board(root, host, tmp_path)
-    assert host.asked == 3
+    board(root, firmware, tmp_path)
+    assert firmware.calls == 3
 
 
-def test_board_tells_the_topology_and_the_override(root, tmp_path):
-    found = board(root, Host(), tmp_path, granule=Granule.K64)
-    topology = found.topology
+def test_board_has_the_topology_and_the_override(root, tmp_path):
+    cached = board(root, Firmware(), tmp_path, granule=Granule.K64)
+    topology = cached.topology
     assert topology.granule is Granule.K64
     assert [its.base for its in topology.itses] == [0x8080000]
     assert len(topology.smmus) == 1
-    assert (found.folder / "IORT").read_bytes() == IORT
-    # Not compressed, under the name that Linux looks for.
-    assert found.override.startswith(b"070701")
-    assert OVERRIDE_PATH.encode() + b"\0" in found.override
-    assert with_canwbs(IORT, "IORT") in found.override
+    assert (cached.folder / "IORT").read_bytes() == IORT
+    # Uncompressed, with the file name that Linux looks for.
+    assert cached.override.startswith(b"070701")
+    assert OVERRIDE_PATH.encode() + b"\0" in cached.override
+    assert with_canwbs(IORT, "IORT") in cached.override
 
 
 @pytest.mark.parametrize(
@@ -186,29 +187,29 @@ def test_board_tells_the_topology_and_the_override(root, tmp_path):
 )
 def test_bad_tables_are_not_kept(root, tmp_path, tables, error):
     with pytest.raises(TopologyError, match=error):
-        board(root, Host(**tables), tmp_path)
+        board(root, Firmware(**tables), tmp_path)
     assert [path for path in (tmp_path / "cache").iterdir() if path.is_dir()] == []
-    assert board(root, Host(), tmp_path).topology
+    assert board(root, Firmware(), tmp_path).topology
 
 
-@pytest.mark.parametrize("told", [{}, {"IORT": "no base64!", "APIC": ""}])
-def test_an_answer_without_tables_is_an_error(root, tmp_path, told):
+@pytest.mark.parametrize("tables", [{}, {"IORT": "no base64!", "APIC": ""}])
+def test_answer_without_tables_is_an_error(root, tmp_path, tables):
     with pytest.raises(LabError, match="IORT is missing or not base64"):
-        board(root, lambda: told, tmp_path)
+        board(root, lambda: tables, tmp_path)
 
 
-def test_tables_that_are_gone_are_named(root, tmp_path):
-    found = board(root, Host(), tmp_path)
-    (found.folder / "IORT").unlink()
+def test_missing_table_is_named_and_read_again(root, tmp_path):
+    cached = board(root, Firmware(), tmp_path)
+    (cached.folder / "IORT").unlink()
     with pytest.raises(LabError, match="IORT is gone"):
-        _ = found.override
-    # The next start asks again.
-    host = Host()
-    assert board(root, host, tmp_path).override
-    assert host.asked == 1
+        _ = cached.override
+    # The next start reads the tables again.
+    firmware = Firmware()
+    assert board(root, firmware, tmp_path).override
+    assert firmware.calls == 1
 
 
-def test_a_root_without_its_marker_is_named(root, tmp_path):
+def test_root_without_its_marker_is_named(root, tmp_path):
     (root.path.parent / "root.json").unlink()
     with pytest.raises(LabError, match=r"root\.json: .*vmm-msi lab root"):
-        board(root, Host(), tmp_path)
+        board(root, Firmware(), tmp_path)

@@ -1,4 +1,4 @@
-"""The states that an entry of the lab's cache can be in, whoever fills it and however it ends."""
+"""The lab's cache after complete, interrupted, killed, failed and concurrent builds."""
 
 from __future__ import annotations
 
@@ -18,23 +18,22 @@ from vmm_msi.lab.build import host_tools
 
 
 def entry(folder, *, resumable=True, key="one"):
-    made_from = {"key": key}
-    return caches.entry(folder, "thing", "the thing", ("word",), made_from, resumable=resumable)
+    return caches.entry(folder, "thing", "the thing", ("word",), {"key": key}, resumable=resumable)
 
 
-def read(place):
+def read(target):
     try:
-        return (place.path / "content").read_text()
+        return (target.path / "content").read_text()
     except OSError:
         return None
 
 
-def fill(place, build):
-    return caches.fill(place, lambda: read(place), build)
+def fill(target, build):
+    return caches.fill(target, lambda: read(target), build)
 
 
 def whole(work):
-    """Build in a folder within, and leave something that is not to be kept."""
+    """Build the content, and leave an intermediate folder beside it."""
     (work / "objects").mkdir(exist_ok=True)
     (work / "kept").mkdir()
     (work / "kept/content").write_text("whole")
@@ -49,61 +48,61 @@ def folders(folder):
     return sorted(path.name for path in folder.iterdir() if path.is_dir())
 
 
-def test_key_follows_what_it_is_made_from(tmp_path):
+def test_path_depends_on_the_key(tmp_path):
     assert entry(tmp_path).path == entry(tmp_path).path
     assert entry(tmp_path).path != entry(tmp_path, key="two").path
 
 
-def test_filled_once_and_only_what_is_to_be_kept(tmp_path):
-    place = entry(tmp_path)
-    assert fill(place, whole) == ("whole", False)
-    assert fill(place, never) == ("whole", True)
-    assert folders(tmp_path) == [place.path.name]
-    assert [path.name for path in place.path.iterdir()] == ["content"]
+def test_entry_is_built_once_without_intermediate_files(tmp_path):
+    target = entry(tmp_path)
+    assert fill(target, whole) == ("whole", False)
+    assert fill(target, never) == ("whole", True)
+    assert folders(tmp_path) == [target.path.name]
+    assert [path.name for path in target.path.iterdir()] == ["content"]
 
 
 @pytest.mark.parametrize("resumable", [True, False])
-def test_interrupted_build_is_gone_on_with_or_started_anew(tmp_path, resumable):
-    place = entry(tmp_path, resumable=resumable)
+def test_interrupted_build_is_resumed_or_restarted(tmp_path, resumable):
+    target = entry(tmp_path, resumable=resumable)
 
     def interrupted(work):
         (work / "half").touch()
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fill(place, interrupted)
-    assert not place.path.exists()
-    assert place.work.exists() == resumable
+        fill(target, interrupted)
+    assert not target.path.exists()
+    assert target.work.exists() == resumable
 
     def second(work):
         assert (work / "half").exists() == resumable
         return whole(work)
 
-    assert fill(place, second) == ("whole", False)
-    assert folders(tmp_path) == [place.path.name]
+    assert fill(target, second) == ("whole", False)
+    assert folders(tmp_path) == [target.path.name]
 
 
 def test_damaged_entry_is_built_again(tmp_path):
-    place = entry(tmp_path)
-    fill(place, whole)
-    (place.path / "content").unlink()
-    assert fill(place, whole) == ("whole", False)
+    target = entry(tmp_path)
+    fill(target, whole)
+    (target.path / "content").unlink()
+    assert fill(target, whole) == ("whole", False)
 
 
-def test_killed_between_the_rename_and_the_tidying(tmp_path):
-    place = entry(tmp_path)
-    fill(place, whole)
-    (place.work / "objects").mkdir(parents=True)
-    assert fill(place, never) == ("whole", True)
-    assert folders(tmp_path) == [place.path.name]
+def test_leftovers_of_a_complete_build_are_removed(tmp_path):
+    target = entry(tmp_path)
+    fill(target, whole)
+    (target.work / "objects").mkdir(parents=True)
+    assert fill(target, never) == ("whole", True)
+    assert folders(tmp_path) == [target.path.name]
 
 
-def test_what_lacks_its_purpose_is_refused(tmp_path):
+def test_incomplete_build_is_refused(tmp_path):
     with pytest.raises(LabError, match="is incomplete; use --suite forky"):
         fill(entry(tmp_path), lambda work: work)
 
 
-def test_another_entry_that_was_left_is_removed(tmp_path):
+def test_abandoned_build_of_another_entry_is_removed(tmp_path):
     other = entry(tmp_path, key="two")
     other.work.mkdir()
     fill(entry(tmp_path), whole)
@@ -131,7 +130,7 @@ def command(program, folder):
 
 
 def builder(folder):
-    """Start a process that is in the middle of building the entry."""
+    """Start a process that builds the entry, and wait until it is in the middle."""
     process = subprocess.Popen(
         command(BUILDER, folder), env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
     )
@@ -141,22 +140,22 @@ def builder(folder):
     return process
 
 
-def test_killed_build_is_not_taken_and_gone_on_with(tmp_path):
-    place = entry(tmp_path)
+def test_killed_build_is_resumed_and_not_used_as_it_is(tmp_path):
+    target = entry(tmp_path)
     with builder(tmp_path) as process:
         process.send_signal(signal.SIGKILL)
-    assert not place.path.exists()
-    assert (place.work / "half").exists()
-    assert fill(place, whole) == ("whole", False)
-    assert folders(tmp_path) == [place.path.name]
+    assert not target.path.exists()
+    assert (target.work / "half").exists()
+    assert fill(target, whole) == ("whole", False)
+    assert folders(tmp_path) == [target.path.name]
 
 
 def test_second_build_waits_for_the_first(tmp_path):
-    place = entry(tmp_path)
+    target = entry(tmp_path)
     other = entry(tmp_path, key="two")
     with builder(tmp_path) as process:
         fill(other, whole)
-        assert place.work.exists(), "a build that still runs is left alone"
+        assert target.work.exists(), "a running build is left alone"
         with subprocess.Popen(
             command(WAITER, tmp_path), env=ENVIRONMENT, stderr=subprocess.PIPE, text=True
         ) as waiter:
@@ -164,7 +163,7 @@ def test_second_build_waits_for_the_first(tmp_path):
             assert "waiting for another build of the thing" in waiter.stderr.readline()
             process.kill()
             assert waiter.wait(30) == 0
-    assert read(place) == "whole"
+    assert read(target) == "whole"
 
 
 WAITER = """
@@ -173,8 +172,8 @@ from pathlib import Path
 from test_cache import entry, read, whole
 from vmm_msi.lab.build import cache
 from vmm_msi.lab.build.progress import Progress
-place = entry(Path(sys.argv[1]))
-cache.fill(place, lambda: read(place), whole, Progress(sys.stderr))
+target = entry(Path(sys.argv[1]))
+cache.fill(target, lambda: read(target), whole, Progress(sys.stderr))
 """
 
 FULL = """
@@ -182,24 +181,24 @@ import sys
 from pathlib import Path
 from test_cache import entry, fill, whole
 from vmm_msi.errors import LabError
-place = entry(Path(sys.argv[1]))
+target = entry(Path(sys.argv[1]))
 def build(work):
     kept = whole(work)
     (work / "object").write_bytes(bytes(1 << 20))
     return kept
 try:
-    fill(place, build)
+    fill(target, build)
 except LabError as error:
     print(error)
-assert not place.path.exists()
-(place.work / "object").unlink()
-(place.work / "kept/content").unlink()
-(place.work / "kept").rmdir()
-print(fill(place, whole))
+assert not target.path.exists()
+(target.work / "object").unlink()
+(target.work / "kept/content").unlink()
+(target.work / "kept").rmdir()
+print(fill(target, whole))
 """
 
 
-def test_full_disk(tmp_path):
+def test_build_on_a_full_disk_is_resumed(tmp_path):
     if os.geteuid() != 0:
         unavailable("a small file system is mounted: not root")
     mount = 'mount -t tmpfs -o size=256k none "$1" && shift && exec "$@"'
@@ -219,7 +218,7 @@ def test_full_disk(tmp_path):
     assert second == "('whole', False)"
 
 
-def test_missing_space_is_said_before(tmp_path):
+def test_missing_space_is_reported_in_advance(tmp_path):
     with pytest.raises(LabError, match=r"testing: .* GB free, 1000000000\.0 GB required; free"):
         host_tools.require_space(tmp_path / "not/there/yet", 10**18, "testing")
     host_tools.require_space(tmp_path, 1, "testing")

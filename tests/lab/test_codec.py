@@ -1,4 +1,4 @@
-"""Hosts and guests go to the emulated host as JSON and come back as they were."""
+"""Hosts and guests survive the way to the emulated host as JSON."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from vmm_msi.types import (
 )
 
 
-def test_a_host_with_all_that_is_known_of_one():
+def test_host_with_every_field_is_decoded_unchanged():
     address = PciAddress.parse("0000:01:00.0")
     host = replace(
         load_host(sample("eight-its.toml")),
@@ -33,6 +33,6 @@ def test_a_host_with_all_that_is_known_of_one():
     assert from_wire(HostTopology, to_wire(host)) == host
 
 
-def test_a_scenario():
+def test_scenario_is_decoded_unchanged():
     scenario = load_scenario(sample("two-its.toml"))
     assert from_wire(Scenario, to_wire(scenario)) == scenario

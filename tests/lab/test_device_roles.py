@@ -1,4 +1,4 @@
-"""Which test device plays which device of a scenario; and values on their way there and back."""
+"""Which test device stands in for which device of a scenario; values as JSON and back."""
 
 from __future__ import annotations
 
@@ -27,24 +27,26 @@ def load(tmp_path):
     return load
 
 
-def told(*groups):
-    """What the agent tells of test devices: (SMMU, number of functions) for each group."""
-    found = [{"address": "0000:00:01.0", "vendor": 0x1B36, "device": 12, "group": 99, "smmu": "a"}]
+def agent_devices(*groups):
+    """Return devices as the agent lists them, from (SMMU, number of functions) of each group."""
+    devices = [
+        {"address": "0000:00:01.0", "vendor": 0x1B36, "device": 12, "group": 99, "smmu": "a"}
+    ]
     for group, (smmu, functions) in enumerate(groups):
         for function in range(functions):
             address = f"0000:{16 + group:02x}:00.{function}"
-            facts = {"vendor": 0x1234, "device": 0x11E8, "group": group, "smmu": smmu}
-            found.append({"address": address, **facts})
-    return found
+            fields = {"vendor": 0x1234, "device": 0x11E8, "group": group, "smmu": smmu}
+            devices.append({"address": address, **fields})
+    return devices
 
 
 def at(text):
     return PciAddress.parse(text)
 
 
-def test_devices_of_one_smmu_are_played_behind_one(load):
+def test_devices_of_one_smmu_get_stand_ins_behind_one_smmu(load):
     scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=3), Device("0000:03:00.0", smmu=0))))
-    parts = device_roles.assign(scenario, told(("b", 1), ("a", 1), ("a", 1), ("b", 1)))
+    parts = device_roles.assign(scenario, agent_devices(("b", 1), ("a", 1), ("a", 1), ("b", 1)))
     assert parts == {
         at(A): at("0000:11:00.0"),
         at("0000:03:00.0"): at("0000:12:00.0"),
@@ -52,22 +54,22 @@ def test_devices_of_one_smmu_are_played_behind_one(load):
     }
 
 
-def test_a_group_is_played_by_a_pair_and_a_single_device_by_none(load):
+def test_group_gets_a_pair_and_single_devices_do_not(load):
     devices = (Device("0000:01:00.0", group=7), Device("0000:01:00.1", group=7), Device(B))
-    parts = device_roles.assign(load(Sample(devices)), told(("a", 2), ("a", 1)))
+    parts = device_roles.assign(load(Sample(devices)), agent_devices(("a", 2), ("a", 1)))
     assert parts == {
         at("0000:01:00.0"): at("0000:10:00.0"),
         at("0000:01:00.1"): at("0000:10:00.1"),
         at(B): at("0000:11:00.0"),
     }
     with pytest.raises(LabError, match="--pairs N"):
-        device_roles.assign(load(Sample(devices)), told(("a", 1), ("a", 1), ("a", 1)))
+        device_roles.assign(load(Sample(devices)), agent_devices(("a", 1), ("a", 1), ("a", 1)))
 
 
-def test_too_few_smmus(load):
+def test_too_few_smmus_are_refused(load):
     scenario = load(Sample((Device(A, smmu=0), Device(B, smmu=1))))
     with pytest.raises(LabError, match="--smmus 2"):
-        device_roles.assign(scenario, told(("a", 1), ("a", 1)))
+        device_roles.assign(scenario, agent_devices(("a", 1), ("a", 1)))
 
 
 @pytest.mark.parametrize(
@@ -84,29 +86,29 @@ def test_too_few_smmus(load):
         ),
     ],
 )
-def test_the_shape_that_will_do(load, sample, shape):
+def test_shape_for_a_scenario_is_the_smallest(load, sample, shape):
     assert device_roles.shape_for(load(sample)) == shape
 
 
 @pytest.mark.parametrize(
-    ("device", "words"),
+    ("device", "message"),
     [
         (Device(A, extra="streams = 2"), "has 2 StreamIDs"),
         (Device(A, vectors=3), "use vectors = 1 or"),
     ],
 )
-def test_parts_that_no_test_device_can_play(load, device, words):
-    with pytest.raises(UsageError, match=words):
+def test_device_without_a_stand_in_is_refused(load, device, message):
+    with pytest.raises(UsageError, match=message):
         device_roles.check(load(Sample((device,))), own_its=True)
 
 
-def test_three_of_a_group_are_too_many(load):
+def test_group_of_three_is_refused(load):
     devices = tuple(Device(f"0000:01:00.{n}", group=7) for n in range(3))
     with pytest.raises(UsageError, match="up to 2 of a group"):
         device_roles.shape_for(load(Sample(devices)))
 
 
-def test_host_and_guest_come_back_as_they_were(load):
+def test_host_and_guest_are_decoded_unchanged(load):
     scenario = load(pair("own", pits=2))
     for kind, value in ((HostTopology, scenario.host), (GuestDomain, scenario.guest)):
         back = from_wire(kind, json.loads(json.dumps(to_wire(value))))
@@ -132,13 +134,13 @@ verdicts = st.builds(
 
 
 @given(verdicts)
-def test_verdicts_come_back_as_they_were(verdict):
+def test_verdicts_are_decoded_unchanged(verdict):
     back = from_wire(Verdict, json.loads(json.dumps(to_wire(verdict))))
     assert back == verdict
     assert back.programmed is None or type(back.programmed) is Iova
 
 
 @pytest.mark.parametrize("value", [None, 3, "text", [], {}, {"device": 3}, {"programmed": "x"}])
-def test_what_is_no_verdict_is_refused(value):
+def test_malformed_verdict_is_refused(value):
     with pytest.raises(ValueError, match=r"Expected|missing|expected"):
         from_wire(Verdict, value)

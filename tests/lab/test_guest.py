@@ -1,6 +1,6 @@
-"""A real guest in the emulated host: real drivers, a nested SMMU, interrupts that are counted.
+"""A real guest in the emulated host: real drivers, a nested SMMU, counted interrupts.
 
-One shape is always run; the others (``guest_shapes.py``) when asked: ``make lab-guest``.
+``make lab-guest`` runs the other shapes (``guest_shapes.py``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ WINDOW = {"base": "0x8000000", "size": "0x100000"}
 
 
 class Shape(NamedTuple):
-    words: list[str]
+    options: list[str]
     devices: int
     phases: list[str]
 
@@ -26,42 +26,42 @@ class Shape(NamedTuple):
 ONE = Shape(["--count", "2000"], 1, ["start"])
 
 
-def run_guest(capsys, *words):
-    status = main(["lab", "guest", "--format", "json", *words])
-    told = capsys.readouterr()
-    assert told.out, told.err
-    return status, json.loads(told.out)
+def run_guest(capsys, *options):
+    status = main(["lab", "guest", "--format", "json", *options])
+    captured = capsys.readouterr()
+    assert captured.out, captured.err
+    return status, json.loads(captured.out)
 
 
-def check_guest(found, shape):
-    """Every interrupt arrived, the doctor saw nothing against it, nobody logged a fault."""
-    assert found["complete"] is True
-    assert found["rmrs"]
-    assert all(rmr == WINDOW for rmr in found["rmrs"])
-    assert [phase["after"].split()[0] for phase in found["phases"]] == shape.phases
-    assert len(found["phases"][0]["devices"]) == shape.devices
-    for phase in found["phases"]:
+def check_guest(report, shape):
+    """Check that every interrupt arrived, as the doctor predicted, and that no fault was logged."""
+    assert report["complete"] is True
+    assert report["rmrs"]
+    assert all(rmr == WINDOW for rmr in report["rmrs"])
+    assert [phase["after"].split()[0] for phase in report["phases"]] == shape.phases
+    assert len(report["phases"][0]["devices"]) == shape.devices
+    for phase in report["phases"]:
         for device in phase["devices"]:
             landed = sum(device["landed"].values())
             assert 0 < device["arrived"] <= landed
             if device["each"]:
                 assert device["done"] == device["arrived"] == landed
-    assert (found["host_faults"], found["guest_faults"], found["explained"]) == ([], [], [])
-    assert {finding["severity"] for finding in found["predicted"]} == {"note"}
-    for group in found["groups"]:
+    assert (report["host_faults"], report["guest_faults"], report["explained"]) == ([], [], [])
+    assert {finding["severity"] for finding in report["predicted"]} == {"note"}
+    for group in report["groups"]:
         assert "0x0000000008000000 0x00000000080fffff direct" in group["reserved"]
 
 
-def test_one_device(lab_images, capsys, tmp_path):
+def test_every_interrupt_of_a_drive_arrives(lab_images, capsys, tmp_path):
     recording = str(tmp_path / "run.json")
-    status, found = run_guest(capsys, *ONE.words, "--record", recording)
+    status, report = run_guest(capsys, *ONE.options, "--record", recording)
     assert status == 0
-    check_guest(found, ONE)
-    (device,) = found["phases"][0]["devices"]
+    check_guest(report, ONE)
+    (device,) = report["phases"][0]["devices"]
     assert (device["driver"], device["done"]) == ("nvme", 2000)
     assert [vector["name"] for vector in device["vectors"]] == ["nvme0q0", "nvme0q1"]
     assert device["landed"] == {"1": 2000}
-    # The model says the same of it, from what was recorded on the host.
+    # Replayed in the simulator, the recording gives the same address.
     assert main(["replay", "--format", "json", recording]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert "0x8000040" in json.dumps(told)
+    replayed = json.loads(capsys.readouterr().out)
+    assert "0x8000040" in json.dumps(replayed)

@@ -1,4 +1,4 @@
-"""A run of a guest in words, and what is refused before anything is started."""
+"""The report of a guest test, and options that are refused before a start."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ ROW = (
 )
 
 
-def test_a_run_in_words():
+def test_report_as_text():
     assert list(report.to_lines(RUN)) == [
         "linux 7.2.12, libvirt 12.8.0, qemu 11.1.2",
         "the guest's RMR: 0x8000000-0x80fffff",
@@ -77,7 +77,7 @@ def test_a_run_in_words():
     ]
 
 
-def test_faults_that_repeat_are_one_line():
+def test_repeated_faults_are_one_line():
     lines = list(report.to_lines(replace(RUN, guest_faults=["b", "a", "b"], explained=["why"])))
     assert lines[-5:] == [
         "faults that the guest's kernel logged: 3",
@@ -101,22 +101,22 @@ def test_faults_that_repeat_are_one_line():
         (DeviceRun(HOST, None), False),
     ],
 )
-def test_what_counts_as_complete(device, complete):
-    """A drive tells of each command; a network card may tell of several packets at once."""
+def test_device_is_complete_if_its_interrupts_arrived(device, complete):
+    """A drive signals every command; a network card may signal several packets at once."""
     assert device.complete is complete
     assert replace(RUN, phases=[Phase("start", [DRIVE, device])]).complete is complete
 
 
-def test_json_of_a_run():
-    told = report.to_json(RUN)
-    (phase,) = told["phases"]
+def test_report_as_json():
+    document = report.to_json(RUN)
+    (phase,) = document["phases"]
     (device,) = phase["devices"]
     assert (phase["after"], device["host"], device["guest"]) == ("start", str(HOST), str(GUEST))
-    assert (device["arrived"], device["complete"], told["complete"]) == (100, True, True)
-    assert told["rmrs"] == [{"base": "0x8000000", "size": "0x100000"}] * 2
+    assert (device["arrived"], device["complete"], document["complete"]) == (100, True, True)
+    assert document["rmrs"] == [{"base": "0x8000000", "size": "0x100000"}] * 2
 
 
-def test_the_host_for_some_devices():
+def test_host_shape_follows_the_devices():
     assert shape_for(["nvme", "igb-vf", "nvme"], 2) == Shape(
         smmus=2, devices=0, pairs=0, nvmes=2, igbs=1, guests=True, memory=GUESTS_MEMORY
     )
@@ -125,7 +125,7 @@ def test_the_host_for_some_devices():
 
 
 @pytest.mark.parametrize(
-    ("words", "error"),
+    ("options", "error"),
     [
         (["--devices", ""], "lab guest: device ''; valid: nvme, e1000e, igb, igb-vf"),
         (["--devices", "nvme,"], "lab guest: device ''; valid"),
@@ -135,8 +135,8 @@ def test_the_host_for_some_devices():
         (["--vsmmus", "9"], "lab host: 9 smmus; valid is 1 to 8"),
     ],
 )
-def test_bad_input_starts_nothing(words, error, capsys):
-    assert main(["lab", "guest", *words]) == UsageError.exit_code
-    said = capsys.readouterr().err
-    assert said.startswith(f"vmm-msi lab: {error}")
-    assert said.count("\n") == 1
+def test_bad_options_start_no_host(options, error, capsys):
+    assert main(["lab", "guest", *options]) == UsageError.exit_code
+    message = capsys.readouterr().err
+    assert message.startswith(f"vmm-msi lab: {error}")
+    assert message.count("\n") == 1

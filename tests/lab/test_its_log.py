@@ -1,4 +1,4 @@
-"""What reached the ITS, from QEMU's log."""
+"""MSIs that reached the ITS, read from QEMU's log."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ LINE = (
 )
 
 
-def test_counts_from_where_it_was_left(tmp_path):
+def test_each_read_counts_only_new_lines(tmp_path):
     path = tmp_path / "its.log"
     path.write_text(LINE.format(0, 0x1100) + "something else\n" + LINE.format(1, 0x1100) * 2)
     log = ItsLog(path)
@@ -27,6 +27,8 @@ def test_counts_from_where_it_was_left(tmp_path):
     assert log.new() == {Msi(0x1180, 3): 1}
 
 
-def test_a_log_that_is_not_there_is_named(tmp_path):
-    with pytest.raises(LabError, match=r"^reading the log of MSIs at the ITS: .*/its\.log: No such file"):
+def test_missing_log_is_named(tmp_path):
+    with pytest.raises(
+        LabError, match=r"^reading the log of MSIs at the ITS: .*/its\.log: No such file"
+    ):
         ItsLog(tmp_path / "its.log").new()

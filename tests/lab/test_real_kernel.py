@@ -329,7 +329,7 @@ def test_with_the_real_its_a_verdict_is_of_the_one_msi_that_was_sent(load, opene
 def test_scenarios_that_the_emulated_host_cannot_play(load, link):
     for sample, words in (
         (pair("own", pits=2), "it has one ITS"),
-        (pair("own"), "vectors = 1 would work"),
+        (pair("own"), "use vectors = 1 or"),
     ):
         with pytest.raises(UsageError, match=words):
             device_roles.check(load(sample), own_its=True)

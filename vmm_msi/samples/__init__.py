@@ -22,5 +22,5 @@ def path(name: str) -> Path:
     """
     valid = names()
     if name not in valid:
-        raise UsageError(f"sample {name!r}: there is none; there are: {', '.join(valid)}")
+        raise UsageError(f"sample {name!r}; valid: {', '.join(valid)}")
     return Path(str(resources.files(__name__).joinpath(name)))
