@@ -146,7 +146,7 @@ def test_steps_go_with_what_refers_to_them(model):
 
 @pytest.mark.parametrize(
     ("content", "told"),
-    [(b"{", "no JSON"), (b"[" * 100_000, "no JSON"), (b"{}", "what it takes"), (None, "No such")],
+    [(b"{", "not JSON"), (b"[" * 100_000, "not JSON"), (b"{}", "what it takes"), (None, "No such")],
 )
 def test_a_file_that_is_no_scenario_is_refused(content, told, tmp_path, capsys):
     path = tmp_path / "scenario.json"

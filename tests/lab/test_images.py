@@ -484,7 +484,7 @@ def test_commands_at_the_console_exist(lab_images):
 PROBE = """#!/usr/bin/busybox sh
 PATH=/usr/bin
 mount -t proc proc /proc
-python3 -I -c 'import ctypes, json, mmap, msgspec, pluggy, lxml.etree, libvirt, libfdt
+python3 -I -c 'import ctypes, json, mmap, msgspec, pluggy, lxml.etree, libvirt
 from vmm_msi import plugins
 from importlib.metadata import entry_points
 import mmap

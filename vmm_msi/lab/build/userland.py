@@ -31,7 +31,6 @@ VERSION = 1
 PACKAGES = (
     "busybox",
     "libpython3-stdlib",
-    "python3-libfdt",
     "python3-libvirt",
     "python3-lxml",
     "python3-minimal",
