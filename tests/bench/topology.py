@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 from host.files.arm_host import arm_host
-from host.firmware.iort_builder import iort, its_group, madt, named_component, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, madt, named_component, root_complex, smmu_v3
 from host.shared import shared_data
 
 from vmm_msi import samples

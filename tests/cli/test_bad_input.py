@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 from host.firmware.dt_builder import board, dtb, pci, smmu
-from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
 from scenarios import A, B, Device, Sample, pair
 
 from vmm_msi import samples

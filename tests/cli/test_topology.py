@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 from host.shared import shared_data
 
 from vmm_msi import samples

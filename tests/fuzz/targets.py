@@ -126,7 +126,7 @@ def recording(data: bytes) -> None:
 
 
 def _iorts() -> list[bytes]:
-    from host.firmware.iort_builder import (
+    from host.firmware.acpi_builder import (
         iort,
         its_group,
         iwb,
@@ -159,7 +159,7 @@ def _iorts() -> list[bytes]:
 
 
 def _madts() -> list[bytes]:
-    from host.firmware.iort_builder import madt
+    from host.firmware.acpi_builder import madt
     from host.firmware.test_acpi import GICV5, OTHERS
 
     return [madt((0, 0x20000000), (1, 0x20020000), extra=OTHERS), madt(extra=OTHERS + GICV5)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from host.firmware.iort_builder import iort, its_group, madt, rmr, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, madt, rmr, root_complex, smmu_v3
 from host.host_files import HostFiles, config
 
 from vmm_msi.host.join import join

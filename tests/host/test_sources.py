@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from host.files.arm_host import arm_host
-from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 from host.host_files import ACPI, HostFiles
 from host.hosts import read_tree, server
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from conftest import unavailable
-from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 from host.shared import shared_data
 from hypothesis import given
 from hypothesis import strategies as st

@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
-from host.firmware.iort_builder import iort, its_group, pmcg, rmr, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, pmcg, rmr, root_complex, smmu_v3
 from host.shared import shared_data
 
 from vmm_msi.errors import TopologyError

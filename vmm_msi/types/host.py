@@ -22,10 +22,14 @@ from vmm_msi.types.pci_function import PciFunction  # noqa: TC001
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: Size of a frame of an ITS: Arm GICv3 architecture specification, IHI 0069, 12.18.
+ITS_FRAME = 0x10000
 #: Offset of GITS_TRANSLATER from the base of an ITS: the translation register frame follows the
-#: 64 KiB control frame (Arm GICv3 architecture specification, IHI 0069, 12.18 and 12.19).
-ITS_TRANSLATER_OFFSET = 0x10040
-ITS_TRANSLATER_PAGE_OFFSET = 0x10000
+#: control frame (IHI 0069, 12.18 and 12.19).
+ITS_TRANSLATER_OFFSET = ITS_FRAME + 0x40
+ITS_TRANSLATER_PAGE_OFFSET = ITS_FRAME
+#: First address that neither an SMMUv3 (IHI 0070, 3.4: 52 bits) nor a CPU can emit.
+PA_END = 1 << 52
 
 
 @dataclass(frozen=True, slots=True)

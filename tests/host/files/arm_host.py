@@ -7,7 +7,7 @@ import os
 import struct
 from pathlib import PurePath
 
-from host.firmware.iort_builder import iort, its_group, madt, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 
 PRIVATE = "S3cret"
 RELEASE = "6.18.3-arm64"

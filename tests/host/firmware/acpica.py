@@ -1,6 +1,6 @@
-"""iasl, ACPICA's compiler and disassembler, of Debian's newest suite: older ones know no RMR.
+"""Run iasl, ACPICA's compiler and disassembler, of Debian's newest suite: older ones lack RMR.
 
-It is fetched with what it needs into the user's cache, 5 MB, and run from there.
+It is downloaded with its libraries into the user's cache, 5 MB, and run from there.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _FIELD = re.compile(r"\[([0-9A-F]+)h \d+ +([0-9A-F]+)h?\] +(.+?) : (.*)")
 
 @dataclass(frozen=True)
 class Field:
-    """A field as iasl prints it: where it is, what it is called, and its value."""
+    """A field as iasl prints it: offset, size, name and value."""
 
     offset: int
     size: int
@@ -48,9 +48,9 @@ class Field:
 
 
 def ensure() -> Path:
-    """Return the folder that iasl is unpacked in.
+    """Return the folder into which iasl is unpacked.
 
-    :raise LabError: when it cannot be had.
+    :raise LabError: when it cannot be downloaded.
     """
     architecture = host_tools.architecture()
     made_from = {"suite": DEFAULT_SUITE, "architecture": architecture, "packages": [PACKAGE]}
@@ -74,8 +74,8 @@ def ensure() -> Path:
 
 
 def command(tree: Path) -> list[str]:
-    """Return how to run iasl of ``tree``."""
-    [libraries] = {each.parent for each in (tree / "usr/lib").glob("*-linux-gnu/libc.so.6")}
+    """Return the command line of the iasl in ``tree``."""
+    [libraries] = {libc.parent for libc in (tree / "usr/lib").glob("*-linux-gnu/libc.so.6")}
     [linker] = libraries.glob("ld-linux-*.so.*")
     # ld.so(8): with the libraries of its own suite.
     return [*map(str, (linker, "--library-path", libraries, tree / "usr/bin/iasl"))]
@@ -90,7 +90,7 @@ def _command() -> list[str] | LabError:
 
 
 def iasl(*words):
-    """Run iasl and return what it prints; skip, in CI fail, where it cannot be had."""
+    """Run iasl and return status and output; skip, in CI fail, if it is not available."""
     program = _command()
     if isinstance(program, LabError):
         unavailable(f"no {PACKAGE} of Debian: {program}")
@@ -99,11 +99,11 @@ def iasl(*words):
 
 
 def disassembled(data: bytes, folder: Path) -> tuple[str, list[Field]]:
-    """Return the source that iasl makes of a table, and its fields."""
+    """Return the source that iasl prints of a table, and its fields."""
     table = folder / "table.aml"
     table.write_bytes(data)
-    code, said = iasl("-d", "-p", str(folder / "table"), str(table))
-    assert code == 0, said
+    code, output = iasl("-d", "-p", str(folder / "table"), str(table))
+    assert code == 0, output
     text = (folder / "table.dsl").read_text(encoding="latin-1")
     fields = []
     for line in text.splitlines():
@@ -114,9 +114,9 @@ def disassembled(data: bytes, folder: Path) -> tuple[str, list[Field]]:
 
 
 def compiled(source: str, folder: Path) -> bytes:
-    """Return the table that iasl makes of a source."""
+    """Return the table that iasl compiles from a source."""
     place = folder / "source.dsl"
     place.write_text(source, encoding="latin-1")
-    code, said = iasl("-p", str(folder / "built"), str(place))
-    assert code == 0, said
+    code, output = iasl("-p", str(folder / "built"), str(place))
+    assert code == 0, output
     return (folder / "built.aml").read_bytes()

@@ -1,4 +1,4 @@
-"""What the boards have that Debian's arm64 kernel runs on: ``make boards`` prints the table.
+"""Count SMMUs and ITSes of the boards of Debian's arm64 kernel: ``make boards`` prints the table.
 
 A row for each kind of machine: boards whose root node names the same system on a chip last in
 ``compatible``. Boards with neither an SMMU nor an ITS are counted only.
@@ -23,23 +23,23 @@ HEAD = [
 
 
 @dataclass
-class Kind:
-    """The boards of a kind; each count is the set of what they have."""
+class BoardKind:
+    """The boards of a kind; each count is the set of their numbers."""
 
     boards: int = 0
     counts: dict[str, set[int]] = field(default_factory=lambda: defaultdict(set))
 
     def add(self, host):
         self.boards += 1
-        for name, found in zip(HEAD[2:], of_host(host), strict=True):
-            self.counts[name].add(found)
+        for name, number in zip(HEAD[2:], of_host(host), strict=True):
+            self.counts[name].add(number)
 
     def row(self, name):
-        return [name, str(self.boards), *(_range(self.counts[word]) for word in HEAD[2:])]
+        return [name, str(self.boards), *(_range(self.counts[column]) for column in HEAD[2:])]
 
 
 def of_host(host):
-    """Return what is counted of a board."""
+    """Return the numbers of a board, in the order of the table's columns."""
     return (
         sum(smmu.version == 3 for smmu in host.smmus),
         sum(smmu.version == 2 for smmu in host.smmus),
@@ -52,14 +52,14 @@ def of_host(host):
     )
 
 
-def _range(found):
-    low, high = min(found), max(found)
+def _range(numbers):
+    low, high = min(numbers), max(numbers)
     return f"{low}-{high}" if low < high else str(low) if low else "-"
 
 
 def main():
     start = time.perf_counter()
-    kinds, total, without = defaultdict(Kind), 0, 0
+    kinds, total, without = defaultdict(BoardKind), 0, 0
     for path in debian_kernel.dtbs():
         total += 1
         host = load_devicetree(path)

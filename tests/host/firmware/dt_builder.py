@@ -1,4 +1,4 @@
-"""Compiles device trees from source text with dtc."""
+"""Compile device trees from source text with dtc."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import subprocess
 
 import pytest
 
+from vmm_msi.errors import TopologyError
 from vmm_msi.host.firmware.device_tree import parse_devicetree
 
 
@@ -71,3 +72,14 @@ def board(*parts):
 
 def parse(*parts):
     return parse_devicetree(dtb(board(*parts)), "board.dtb")
+
+
+def refused(parts, *texts):
+    """Check that a board is refused with a message of one line that has ``texts``."""
+    with pytest.raises(TopologyError) as caught:
+        parse(*parts)
+    message = str(caught.value)
+    assert message.startswith("board.dtb: "), message
+    for text in texts:
+        assert text in message, message
+    assert "\n" not in message

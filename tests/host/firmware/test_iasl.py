@@ -1,6 +1,6 @@
-"""What we read in ACPI tables, field by field against what iasl prints of them.
+"""ACPI tables, compared field by field with the output of iasl.
 
-The tables are built here, are real ones, or are built by iasl from source.
+The tables are built here, are real ones, or are compiled by iasl from source.
 """
 
 from __future__ import annotations
@@ -8,9 +8,10 @@ from __future__ import annotations
 import struct
 
 import pytest
-from host.firmware.acpica import compiled, disassembled
-from host.firmware.iort_builder import (
-    N,
+from host.firmware.acpi_builder import (
+    GICV5,
+    OTHERS,
+    TableNode,
     iort,
     its_group,
     iwb,
@@ -21,8 +22,10 @@ from host.firmware.iort_builder import (
     root_complex,
     smmu_v2,
     smmu_v3,
+    v5_frame,
+    v5_its,
 )
-from host.firmware.test_acpi import GICV5, OTHERS, v5_frame, v5_its
+from host.firmware.acpica import compiled, disassembled
 from host.shared import shared_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -38,7 +41,7 @@ MAPPING = ("Input base", "ID Count", "Output Base", "Output Reference")
 
 
 class Printed:
-    """A node as iasl prints it."""
+    """A node in the output of iasl."""
 
     def __init__(self, fields):
         self.fields = fields
@@ -53,7 +56,7 @@ class Printed:
     def mappings(self):
         columns = [self.all(name) for name in MAPPING]
         for row in zip(*columns, strict=True):
-            flags = [one for one in self.all(FLAGS) if one.offset == row[0].offset + 16]
+            flags = [field for field in self.all(FLAGS) if field.offset == row[0].offset + 16]
             numbers = [field.number for field in row]
             yield (row[0].offset, *numbers, bool(flags[0].number & 1))
 
@@ -68,7 +71,7 @@ class Printed:
         return index if index < self.number("Mapping Count") else None
 
     def own(self):
-        """Return the fields of the node's own type, as ours has them."""
+        """Return the fields of the node's own type, by the names that ours have."""
         kind, revision = self.number("Type"), self.number("Revision")
         if kind == 0:
             return {"its_ids": tuple(field.number for field in self.all("Identifiers"))}
@@ -103,7 +106,7 @@ class Printed:
 
 
 def printed_nodes(fields):
-    """Group what iasl prints; what a node is, is said by its first fields and length."""
+    """Group the output of iasl by nodes, which start with type and length."""
     starts = [
         index
         for index, field in enumerate(fields)
@@ -129,28 +132,28 @@ def check_iort(data, folder):
         assert mine.revision == their.number("Revision")
         # Reserved in revision 0 of the table.
         assert mine.identifier == their.fields[3].number
-        assert [tuple(one) for one in mine.mappings] == list(their.mappings())
+        assert [tuple(mapping) for mapping in mine.mappings] == list(their.mappings())
         own = their.own()
         assert {name: getattr(mine, name) for name in own} == own
     return ours
 
 
 def check_madt(data, folder):
-    """Compare the ITSes; of a GICv5 the translate frames whose ITS is there."""
+    """Compare the ITSes; of a GICv5 the translate frames whose ITS is in the table."""
     _text, fields = disassembled(data, folder)
     starts = [i for i, field in enumerate(fields) if field.name == "Subtable Type"]
     gicv3, configured, frames = [], {}, []
     for start, end in zip(starts, [*starts[1:], len(fields)], strict=True):
-        found = {field.name: field.value for field in fields[start:end]}
-        kind = int(found["Subtable Type"].split()[0], 16)
+        values = {field.name: field.value for field in fields[start:end]}
+        kind = int(values["Subtable Type"].split()[0], 16)
         if kind == 0x0F:
-            gicv3.append((int(found["Translation ID"], 16), int(found["Base Address"], 16), None))
+            gicv3.append((int(values["Translation ID"], 16), int(values["Base Address"], 16), None))
         if kind == 0x1D:
-            configured[int(found["Gic Its Id"], 16)] = int(found["Physical Base Address"], 16)
+            configured[int(values["Gic Its Id"], 16)] = int(values["Physical Base Address"], 16)
         if kind == 0x1E:
-            frame = int(found["Its Translate Frame Physical Base Address"], 16)
+            frame = int(values["Its Translate Frame Physical Base Address"], 16)
             frames.append(
-                (int(found["Its Translate Id"], 16), int(found["Linked Its Id"], 16), frame)
+                (int(values["Its Translate Id"], 16), int(values["Linked Its Id"], 16), frame)
             )
     theirs = gicv3 + [(n, configured[to], frame) for n, to, frame in frames if to in configured]
     ours = [(its.id, its.base, its.translate_frame) for its in parse_madt(data, "APIC")]
@@ -183,8 +186,8 @@ def test_each_revision_of_an_smmuv3(revision, tmp_path):
 
 
 @pytest.mark.parametrize("name", NODES)
-def test_each_kind_of_node_as_iasl_builds_it(name, tmp_path):
-    """From source; an RMR has its ranges before its ID mappings then."""
+def test_each_kind_of_node_compiled_by_iasl(name, tmp_path):
+    """From source; an RMR then has its ranges before its ID mappings."""
     before = iort(its_group(0, 1), NODES[name], revision=6)
     text, _fields = disassembled(before, tmp_path)
     mine = check_iort(compiled(text, tmp_path), tmp_path).nodes[1]
@@ -203,17 +206,17 @@ def test_one_of_each_in_one_table(tmp_path):
 def test_real_tables(name, tmp_path):
     folder = shared_data(f"acpi/{name}")
     data = (folder / "IORT").read_bytes()
-    found = check_iort(data, tmp_path)
+    table = check_iort(data, tmp_path)
     text, _fields = disassembled(data, tmp_path)
     again = check_iort(compiled(text, tmp_path), tmp_path)
-    assert routes(again) == routes(found)
+    assert routes(again) == routes(table)
     if (folder / "APIC").exists():
         check_madt((folder / "APIC").read_bytes(), tmp_path)
 
 
 @pytest.mark.parametrize("extra", [b"", OTHERS, GICV5, OTHERS + GICV5 + v5_frame(3, 8, 0x10000)])
 def test_madts(extra, tmp_path):
-    # iasl counts the low byte of an ITS id among the reserved ones and wants it to be 0.
+    # iasl takes the low byte of an ITS id for a reserved one, which must be 0.
     data = madt((0x700, 0x20000000), (0x900, 0x80020000000), extra=extra)
     ours = check_madt(data, tmp_path)
     text, _fields = disassembled(data, tmp_path)
@@ -225,14 +228,14 @@ numbers = st.integers(0, 0xFFFFFFFF)
 small = st.integers(0, 0x7FFFFFFF)
 address = st.integers(0, (1 << 64) - 1)
 names = st.text(st.sampled_from("ABCXYZ019_."), min_size=1, max_size=30).map(lambda s: "\\" + s)
-#: iasl gives up at a named component whose name needs no padding before the ID mappings.
+#: iasl fails on a named component whose name needs no padding before the ID mappings.
 padded = names.filter(lambda name: (29 + len(name) + 1) % 4)
 
 
 @st.composite
 def nodes(draw):
-    """Nodes of any type, that lead back to nodes which take IDs, as often as may be."""
-    made, targets = [], []
+    """Nodes of any type with ID mappings to earlier nodes that take IDs."""
+    drawn, targets = [], []
     for _ in range(draw(st.integers(1, 12))):
         kind = draw(st.integers(0, 7))
         to = []
@@ -242,7 +245,7 @@ def nodes(draw):
             to = draw(st.lists(one, max_size=4))
         revision = draw(st.integers(0, 5))
         if kind in {0, 3, 4, 7}:
-            targets.append(len(made))
+            targets.append(len(drawn))
         if kind == 0:
             node = its_group(*draw(st.lists(numbers, min_size=1, max_size=5)))
         elif kind == 1:
@@ -257,7 +260,7 @@ def nodes(draw):
             )
         elif kind == 3:
             node = smmu_v2(*to, base=draw(address))
-            node.data += bytes(16)  # the two global interrupts, which iasl wants to be there
+            node.data += bytes(16)  # the two global interrupts, which iasl requires
         elif kind == 4:
             gsivs = draw(st.tuples(*[st.integers(0, 2)] * 4))
             node = smmu_v3(
@@ -277,8 +280,8 @@ def nodes(draw):
         else:
             node = iwb(*to, name=draw(names))
         node.identifier = draw(numbers)
-        made.append(node)
-    return made
+        drawn.append(node)
+    return drawn
 
 
 quick = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -286,8 +289,8 @@ quick = settings(max_examples=120, suppress_health_check=[HealthCheck.function_s
 
 @quick
 @given(nodes(), st.sampled_from([0, 3, 5, 6, 7]))  # those that iasl supports
-def test_random_tables(tmp_path, made, revision):
-    check_iort(iort(*made, revision=revision), tmp_path)
+def test_random_tables(tmp_path, table_nodes, revision):
+    check_iort(iort(*table_nodes, revision=revision), tmp_path)
 
 
 frames = st.integers(0, (1 << 36) - 1).map(lambda number: number << 16)
@@ -297,18 +300,20 @@ ids = st.lists(st.integers(0, 40), max_size=6, unique=True)
 @quick
 @given(st.data())
 def test_random_madts(tmp_path, data):
-    taken = data.draw(ids)
-    cut = data.draw(st.integers(0, len(taken)))
+    numbers = data.draw(ids)
+    split = data.draw(st.integers(0, len(numbers)))
     parts = [v5_its(number, data.draw(frames)) for number in data.draw(ids)]
-    parts += [v5_frame(data.draw(st.integers(0, 40)), n, data.draw(frames)) for n in taken[cut:]]
+    parts += [
+        v5_frame(data.draw(st.integers(0, 40)), n, data.draw(frames)) for n in numbers[split:]
+    ]
     parts += [OTHERS] * data.draw(st.integers(0, 2))
-    gicv3 = [(number, data.draw(frames)) for number in taken[:cut]]
+    gicv3 = [(number, data.draw(frames)) for number in numbers[:split]]
     check_madt(madt(*gicv3, extra=b"".join(data.draw(st.permutations(parts)))), tmp_path)
 
 
 def test_nodes_of_an_unknown_type(tmp_path):
-    """They may be of a later revision of the specification: both pass them by."""
-    data = iort(its_group(0), N(99, b"unknown!"), its_group(1), revision=6)
+    """They may be of a later revision of the specification: both readers skip them."""
+    data = iort(its_group(0), TableNode(99, b"unknown!"), its_group(1), revision=6)
     text, fields = disassembled(data, tmp_path)
     assert "Unknown IORT node type 0x63" in text
     assert [node.type for node in parse_iort(data, "IORT").nodes] == [0, 99, 0]

@@ -1,4 +1,4 @@
-"""parse_iort: every node type and revision is read, everything malformed is refused by offset."""
+"""parse_iort: every node type and revision, and refusals that name the offset."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import struct
 from contextlib import suppress
 
 import pytest
-from host.firmware.iort_builder import (
-    N,
+from host.firmware.acpi_builder import (
+    TableNode,
     checksummed,
     iort,
     its_group,
@@ -49,7 +49,7 @@ def full(revision=5):
         pmcg((0, 0, 9, 0, 1), reference=48, revision=min(revision, 1)),
         rmr((0x8000000, 0x100000), to=[(0, 0, 0x10, 1, 0)]),
         iwb((0, 0xFF, 0x100, 0, 0)),
-        N(99, b"unknown!"),
+        TableNode(99, b"unknown!"),
         revision=revision,
     )
 
@@ -64,10 +64,10 @@ def refused(data, text, offset):
 
 
 @pytest.mark.parametrize("revision", range(7))
-def test_reads_every_node_type_in_every_revision(revision):
-    found = parse_iort(full(revision), "IORT")
-    assert found.revision == revision
-    its, smmu3, smmu2, root, named, group, reserved, wire, unknown = found.nodes
+def test_every_node_type_in_every_revision(revision):
+    table = parse_iort(full(revision), "IORT")
+    assert table.revision == revision
+    its, smmu3, smmu2, root, named, group, reserved, wire, unknown = table.nodes
     assert isinstance(its, ItsGroup)
     assert its.its_ids == (0, 1)
     assert isinstance(smmu3, SmmuNode)
@@ -85,11 +85,11 @@ def test_reads_every_node_type_in_every_revision(revision):
     assert group.reference == its.offset
     assert isinstance(reserved, RmrNode)
     assert reserved.ranges == ((0x8000000, 0x100000),)
-    assert found.rmrs == (reserved,)
+    assert table.rmrs == (reserved,)
     assert isinstance(wire, NamedComponent)
     assert wire.name == "\\_SB.IWB0"
     assert unknown.type == 99
-    assert [smmu.nested for smmu in smmus(found)] == [True, False]
+    assert [smmu.nested for smmu in smmus(table)] == [True, False]
 
 
 def test_nodes_may_start_after_a_gap():
@@ -107,7 +107,7 @@ def test_truncated_at_every_byte():
             parse_iort(whole[:size], "IORT")
 
 
-def test_truncated_at_every_byte_with_the_length_put_right():
+def test_truncated_at_every_byte_with_a_matching_length():
     whole = full()
     for size in range(36, len(whole)):
         with pytest.raises(TopologyError, match=r"IORT: offset 0x"):
@@ -135,21 +135,21 @@ def test_bad_offsets_and_counts():
     refused(patched(36, "<I", 10), "9 of the 10 nodes", len(full()))
     refused(patched(49, "<H", 0), "node length 0", 49)
     refused(patched(49, "<H", 0xFFFF), "bytes of the table remain", 49)
-    refused(patched(64, "<I", 0xFFFFFFFF), "ITS identifiers go beyond", 68)
+    refused(patched(64, "<I", 0xFFFFFFFF), "ITS identifiers exceed the node", 68)
     # The SMMUv3 is the second node, at 0x4c; its mapping count and offset are at +8 and +12.
     smmu = 76
-    refused(patched(smmu + 8, "<I", 0x10000000), "ID mappings go beyond", smmu + 68)
+    refused(patched(smmu + 8, "<I", 0x10000000), "ID mappings exceed the node", smmu + 68)
     refused(patched(smmu + 12, "<I", 20), "overlap", smmu + 20)
-    refused(patched(smmu + 12, "<I", 0xFFFFFF00), "ID mappings go beyond", smmu + 0xFFFFFF00)
+    refused(patched(smmu + 12, "<I", 0xFFFFFF00), "ID mappings exceed the node", smmu + 0xFFFFFF00)
     refused(patched(smmu + 1, "<H", 20), "at least 68", smmu + 1)
 
 
 def test_references():
     data = iort(its_group(0), root_complex((0, 0xFF, 0, 0, 0)))
     mapping = len(data) - 20
-    refused(patched(mapping + 12, "<I", 0, data), "where no node starts", mapping + 12)
-    refused(patched(mapping + 12, "<I", 49, data), "where no node starts", mapping + 12)
-    refused(patched(mapping + 12, "<I", len(data), data), "where no node starts", mapping + 12)
+    refused(patched(mapping + 12, "<I", 0, data), "is not a node", mapping + 12)
+    refused(patched(mapping + 12, "<I", 49, data), "is not a node", mapping + 12)
+    refused(patched(mapping + 12, "<I", len(data), data), "is not a node", mapping + 12)
     refused(iort(root_complex((0, 0xFF, 0, 0, 0))), "of type 2", 48 + 36 + 12)
 
 
@@ -164,8 +164,8 @@ def test_id_ranges():
 
 
 def test_names_and_segments():
-    refused(iort(N(1, bytes(13) + b"AAA", revision=2)), "NUL", 48 + 29)
-    refused(iort(N(1, bytes(13) + b"\x80\0", revision=2)), "printable", 48 + 29)
+    refused(iort(TableNode(1, bytes(13) + b"AAA", revision=2)), "NUL", 48 + 29)
+    refused(iort(TableNode(1, bytes(13) + b"\x80\0", revision=2)), "printable", 48 + 29)
     refused(iort(root_complex(segment=0x10000)), "PCI segment", 48 + 28)
     refused(iort(rmr((1 << 63, 1 << 63), ((1 << 64) - 1, 2))), "exceed 64 bits", 48 + 28 + 20)
 
@@ -181,11 +181,11 @@ def test_cycles_are_refused():
     refused(iort(smmu_v3((0, 0xFF, 0, 0, 0))), "a cycle", 48 + 68 + 12)
 
 
-def test_a_chain_of_thousands_of_nodes_is_no_cycle():
+def test_a_chain_of_thousands_of_nodes_is_not_a_cycle():
     count = 8000
     chain = [smmu_v3((0, 0xFFFF, 0, at + 1, 0)) for at in range(count)]
-    found = parse_iort(iort(*chain, its_group(3), root_complex((0, 0xFFFF, 0, 0, 0))), "IORT")
-    (route,) = routes(found)
+    table = parse_iort(iort(*chain, its_group(3), root_complex((0, 0xFFFF, 0, 0, 0))), "IORT")
+    (route,) = routes(table)
     assert (route.smmu, route.its_group) == (0, (3,))
 
 
@@ -205,7 +205,7 @@ def test_own_mapping_of_an_smmu():
 
 @settings(max_examples=80, deadline=None)
 @given(st.binary(max_size=300))
-def test_any_nodes_end_in_an_iort_or_a_refusal(body):
+def test_any_nodes_give_an_iort_or_a_refusal(body):
     data = table(b"IORT", struct.pack("<III", max(1, len(body) // 40), 48, 0) + body)
     with suppress(TopologyError):
         routes(parse_iort(data, "IORT"))
@@ -213,7 +213,7 @@ def test_any_nodes_end_in_an_iort_or_a_refusal(body):
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_any_change_ends_in_an_iort_or_a_refusal(data):
+def test_any_change_gives_an_iort_or_a_refusal(data):
     whole = bytearray(full())
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(10, len(whole) - 1))] = data.draw(st.integers(0, 255))

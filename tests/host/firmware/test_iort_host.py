@@ -1,11 +1,11 @@
-"""What an IORT says other than routes: SMMUs, PCI segments and reserved memory."""
+"""SMMUs, PCI segments and reserved memory of an IORT."""
 
 from __future__ import annotations
 
 import struct
 
 import pytest
-from host.firmware.iort_builder import iort, its_group, madt, rmr, root_complex, smmu_v2, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, madt, rmr, root_complex, smmu_v2, smmu_v3
 from host.shared import shared_data
 
 from vmm_msi.errors import TopologyError
@@ -51,7 +51,7 @@ def test_segments():
     )
 
 
-def test_the_first_root_complex_speaks_for_its_segment():
+def test_the_first_root_complex_stands_for_its_segment():
     table = read(root_complex(ats=1), root_complex(flags=4), root_complex(ats=1, segment=2))
     assert segments(table) == (
         PciSegment(0, ats=True, canwbs=False),
@@ -60,14 +60,14 @@ def test_the_first_root_complex_speaks_for_its_segment():
 
 
 def test_reserved_memory_of_each_smmu():
-    """An ID mapping to what is no SMMU counts for nothing."""
+    """An ID mapping to another node does not count."""
     node = rmr(
         (0x8000000, 0x100000),
         (0x9000000, 0x10000),
         to=[(0, 3, 0x100, 1, 0), (0, 0, 0x7, 2, 1), (0, 0xFF, 0, 0, 0)],
     )
-    found = reserved_memory(read(its_group(0), smmu_v3(), smmu_v2(), node), Granule.K4)
-    assert found == (
+    regions = reserved_memory(read(its_group(0), smmu_v3(), smmu_v2(), node), Granule.K4)
+    assert regions == (
         ReservedMemory(0x8000000, 0x100000, 0, 0x100, 0x103, relaxable=True),
         ReservedMemory(0x9000000, 0x10000, 0, 0x100, 0x103, relaxable=True),
         ReservedMemory(0x8000000, 0x100000, 1, 0x7, 0x7, relaxable=True),
@@ -78,8 +78,8 @@ def test_reserved_memory_of_each_smmu():
 def test_remapping_that_is_not_permitted():
     node = rmr((0x8000000, 0x10000), to=[(0, 0, 0x7, 0, 0)])
     node.data = struct.pack("<I", 0x22) + node.data[4:]
-    (found,) = reserved_memory(read(smmu_v3(), node), Granule.K4)
-    assert not found.relaxable
+    (region,) = reserved_memory(read(smmu_v3(), node), Granule.K4)
+    assert not region.relaxable
 
 
 @pytest.mark.parametrize(
@@ -94,11 +94,11 @@ def test_remapping_that_is_not_permitted():
 )
 def test_ranges_are_widened_to_pages(pair, granule, expected):
     table = read(smmu_v3(), rmr(pair, to=[(0, 0, 0, 0, 0)]))
-    (found,) = reserved_memory(table, granule)
-    assert (found.base, found.size) == expected
+    (region,) = reserved_memory(table, granule)
+    assert (region.base, region.size) == expected
 
 
-def test_what_reserves_nothing():
+def test_nodes_that_reserve_no_memory():
     """An empty range, a node without ID mappings, a table of a revision before E.d."""
     one = (0, 0, 0, 0, 0)
     assert reserved_memory(read(smmu_v3(), rmr((0x10000, 0), to=[one])), Granule.K4) == ()
@@ -116,7 +116,7 @@ def test_too_many_pairs_are_refused():
 
 
 def test_msis_that_bypass_the_smmu():
-    """A HiSilicon Hi161x's: the translation frames of the ITS group are reserved."""
+    """Those of a HiSilicon Hi161x: the translation frames of the ITS group are reserved."""
     table = iort(
         its_group(5, 9, 6),
         smmu_v3((0, 0xFFFF, 0, 0, 0), model=1),
@@ -136,10 +136,10 @@ def test_msis_that_bypass_the_smmu():
 
 
 def test_a_real_rmr():
-    """QEMU's fixed one, for a guest with an accelerated SMMU."""
+    """QEMU's fixed RMR, for a guest with an accelerated SMMU."""
     host = load_host(shared_data("acpi/qemu-11.1-accel-guest-rmr"))
-    (found,) = host.reserved_memory
-    assert (found.base, found.size, found.smmu) == (0x8000000, 0x100000, 0)
+    (region,) = host.reserved_memory
+    assert (region.base, region.size, region.smmu) == (0x8000000, 0x100000, 0)
     assert host.segments == (PciSegment(0, ats=False, canwbs=False),)
 
 

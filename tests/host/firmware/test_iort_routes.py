@@ -1,4 +1,4 @@
-"""The composition of ID mappings, against a per-ID walk written after Linux's iort_node_map_id."""
+"""The composition of ID mappings, compared with a per-ID walk like Linux's iort_node_map_id."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from bisect import bisect_right
 from itertools import pairwise
 
 import pytest
-from host.firmware.iort_builder import iort, its_group, iwb, named_component, root_complex, smmu_v3
+from host.firmware.acpi_builder import iort, its_group, iwb, named_component, root_complex, smmu_v3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -38,7 +38,7 @@ def linux_id_map(mapping, kind, rid, overlap):
 
 
 def linux_walk(table, rid, wanted):
-    """iort_node_map_id from the segment's root complex to the first node of a wanted type."""
+    """iort_node_map_id from the segment's root complex to the first node of a type."""
     node, id_ = table.root_complexes[0], rid
     while True:
         if isinstance(node, wanted):
@@ -48,20 +48,20 @@ def linux_walk(table, rid, wanted):
         for index, mapping in enumerate(node.mappings):
             if index == own:
                 continue
-            found = linux_id_map(mapping, node.type, id_, tentative is not None)
-            if found is None:
+            mapped = linux_id_map(mapping, node.type, id_, tentative is not None)
+            if mapped is None:
                 continue
-            if not found[1]:
-                tentative = mapping, found[0]
+            if not mapped[1]:
+                tentative = mapping, mapped[0]
                 break
-            tentative = mapping, found[0]
+            tentative = mapping, mapped[0]
         if tentative is None:
             return None
         node, id_ = table.by_offset[tentative[0].target], tentative[1]
 
 
 def linux_route(table, rid):
-    """What Linux makes of one RequesterID: SMMU and StreamID, ITS group and DeviceID."""
+    """Return Linux's result for one RequesterID: SMMU and StreamID, ITS group and DeviceID."""
     smmu, its = linux_walk(table, rid, SmmuNode), linux_walk(table, rid, ItsGroup)
     its_ids = its[0].its_ids if its else ()
     if smmu is None and not its_ids:
@@ -80,17 +80,17 @@ def as_route(route, rid):
 
 
 def check(table):
-    """Compare where a range begins or ends, and a few more."""
-    found = routes(table)
-    assert all(low.last < high.first for low, high in pairwise(found))
-    edges = {0, 0xFFFF} | {edge for one in found[:100] for edge in (one.first, one.last)}
+    """Compare the ends of the ranges and a few RequesterIDs more."""
+    composed = routes(table)
+    assert all(low.last < high.first for low, high in pairwise(composed))
+    edges = {0, 0xFFFF} | {edge for route in composed[:100] for edge in (route.first, route.last)}
     for mapping in (one for node in table.nodes for one in node.mappings):
         edges |= {mapping.input_base, mapping.input_last}
     rids = {edge + step for edge in edges for step in (-1, 0, 1)}
-    firsts = [one.first for one in found]
+    firsts = [route.first for route in composed]
     for rid in (one for one in rids if 0 <= one <= 0xFFFF):
         at = bisect_right(firsts, rid) - 1
-        mine = as_route(found[at], rid) if at >= 0 and rid <= found[at].last else None
+        mine = as_route(composed[at], rid) if at >= 0 and rid <= composed[at].last else None
         assert mine == linux_route(table, rid), hex(rid)
 
 
@@ -107,7 +107,7 @@ def test_root_complex_smmu_its_group():
 
 
 def test_split_routes():
-    """An SMMU's mappings cut the ranges of the root complex."""
+    """An SMMU's mappings split the ranges of the root complex."""
     table = read(
         its_group(0),
         its_group(1),
@@ -124,8 +124,8 @@ def test_split_routes():
     check(table)
 
 
-def test_id_count_that_is_one_too_high_gives_way_to_the_next_mapping():
-    """Firmware that means the number of IDs: the ID where two mappings meet is of the second."""
+def test_an_id_count_that_is_one_too_high_yields_to_the_next_mapping():
+    """Firmware that gives the number of IDs: the common ID of two mappings is of the second."""
     table = read(
         its_group(0),
         its_group(1),
@@ -182,14 +182,14 @@ def test_through_an_iwb():
 
 
 def test_too_many_pieces_are_refused():
-    """Each segment goes through an SMMU that cuts its RequesterIDs into thousands of pieces."""
+    """Each segment has an SMMU that splits its RequesterIDs into thousands of pieces."""
     many = [(2 * at, 0, 0, 0, 0) for at in range(3000)]
     roots = [root_complex((0, 0xFFFF, 0, 1, 0), segment=segment) for segment in range(60)]
     with pytest.raises(TopologyError, match="pieces"):
         routes(read(its_group(0), smmu_v3(*many), *roots))
 
 
-def test_tens_of_thousands_of_mappings_are_quick():
+def test_tens_of_thousands_of_mappings_are_read_fast():
     many = [(at, 1, 2 * at, 0, 0) for at in range(3000)]
     nodes = [root_complex(*many, segment=segment) for segment in range(20)]
     started = time.process_time()
@@ -208,8 +208,8 @@ mapping = st.tuples(small, st.integers(0, 12), small)
     st.lists(st.tuples(mapping, st.integers(0, 1)), max_size=6),
     st.integers(0, 3),
 )
-def test_as_linux_does_it(root, first, second, index):
-    """Random overlapping mappings: root complex to any of two SMMUs, an SMMU to the other."""
+def test_routes_agree_with_linux(root, first, second, index):
+    """Random overlapping mappings: root complex to either SMMU, an SMMU to the other."""
     table = read(
         its_group(0, 1),
         its_group(2),

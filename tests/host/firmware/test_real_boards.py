@@ -1,7 +1,7 @@
-"""Every device tree of Debian's arm64 kernel, held against what libfdt finds in it.
+"""Every device tree of Debian's arm64 kernel, compared with a reader on libfdt.
 
-The other reader asks libfdt for nodes by ``compatible``, and follows one RequesterID at a time
-through the maps, as Linux's of_map_id does; it shares nothing with ours.
+That reader looks up nodes by ``compatible`` in libfdt and follows one RequesterID at a time
+through the maps, as Linux's of_map_id does; it shares no code with the product.
 """
 
 from __future__ import annotations
@@ -28,26 +28,29 @@ RANDOM_RIDS = 8
 
 
 class Fdt:
-    """A blob as libfdt reads it."""
+    """A blob, read with libfdt."""
 
     def __init__(self, data):
         self.data = data
         self.tree = libfdt.FdtRo(data)
         self.by_phandle = {}
-        self.itses = self.enabled("arm,gic-v3-its", wanted="msi-controller")
+        self.itses = self.enabled("arm,gic-v3-its", required="msi-controller")
         self.smmus_v3 = self.enabled("arm,smmu-v3")
         self.smmus_v2 = sorted(
             {node for name in SMMU_V2 for node in self.enabled(name)} - {*self.smmus_v3}
         )
         self.smmus = sorted({*self.smmus_v3, *self.smmus_v2})
 
-    def enabled(self, compatible, wanted="compatible"):
-        """Return the offsets of the nodes that are not disabled, nor any above."""
+    def enabled(self, compatible, required="compatible"):
+        """Return the offsets of the nodes that are not below or at a disabled one.
+
+        :param required: a property that they must have.
+        """
         return [
             node
             for node in self.compatible(compatible)
-            if self.value(node, wanted) is not None
-            and all(self.status(one) for one in self.and_above(node))
+            if self.value(node, required) is not None
+            and all(self.status(above) for above in self.and_above(node))
         ]
 
     def compatible(self, name):
@@ -59,17 +62,17 @@ class Fdt:
             offset = libfdt.fdt_node_offset_by_compatible(self.tree._fdt, offset, name)
 
     def hosts(self):
-        """Return the PCI hosts: device_type is pci, and that of no node above."""
-        found, offset, depth = [], 0, 0
+        """Return the PCI hosts: device_type is pci, but not that of a node above."""
+        nodes, offset, depth = [], 0, 0
         while b"pci\0" in self.data and offset >= 0 <= depth:
             if self.value(offset, "device_type") == b"pci\0":
-                found.append(offset)
+                nodes.append(offset)
             offset, depth = libfdt.fdt_next_node(self.tree._fdt, offset, depth)
         return [
             node
-            for node in found
-            if all(self.status(one) for one in self.and_above(node))
-            and all(self.value(one, "device_type") != b"pci\0" for one in self.above(node))
+            for node in nodes
+            if all(self.status(above) for above in self.and_above(node))
+            and all(self.value(above, "device_type") != b"pci\0" for above in self.above(node))
         ]
 
     def above(self, node):
@@ -84,8 +87,8 @@ class Fdt:
         return self.value(node, "status") in {None, b"okay\0", b"ok\0"}
 
     def value(self, node, name):
-        found = self.tree.getprop(node, name, (libfdt.NOTFOUND,))
-        return None if isinstance(found, int) else bytes(found)
+        value = self.tree.getprop(node, name, (libfdt.NOTFOUND,))
+        return None if isinstance(value, int) else bytes(value)
 
     def cells(self, node, name):
         data = self.value(node, name) or b""
@@ -97,7 +100,7 @@ class Fdt:
         return self.by_phandle[phandle]
 
     def map_id(self, host, name, cells_name, rid):
-        """Return the target and the ID that a map gives a RequesterID; None where it has none."""
+        """Return the target and the ID that a map gives a RequesterID; None if it gives none."""
         cells = self.cells(host, name)
         mask = (*self.cells(host, f"{name}-mask"), 0xFFFFFFFF)[0]
         old = len(cells) % 4 == 0 and {*cells[1::4]} == {*cells[1:2]} and {*cells[3::4]} == {1}
@@ -114,7 +117,7 @@ class Fdt:
             at += 3 + width
         return None
 
-    def way(self, host, rid):
+    def resolve(self, host, rid):
         """Return SMMU and StreamID, ITS and DeviceID of a RequesterID; each may be None."""
         stream = self.map_id(host, "iommu-map", "#iommu-cells", rid)
         device = self.map_id(host, "msi-map", "#msi-cells", rid)
@@ -131,20 +134,20 @@ class Fdt:
 
 def segments(fdt):
     """Return the PCI hosts by segment, as of_pci_bus_find_domain_nr numbers them."""
-    found, waiting = {}, []
+    numbered, unnumbered = {}, []
     for host in fdt.hosts():
         given = fdt.cells(host, "linux,pci-domain")
         if given:
-            found.setdefault(given[0], []).append(host)
+            numbered.setdefault(given[0], []).append(host)
         else:
-            waiting.append(host)
-    free = (number for number in range(0x10000) if number not in {*found})
-    numbers = [next(free) for _ in waiting]
-    found.update({number: [host] for number, host in zip(numbers, waiting, strict=True)})
-    return found
+            unnumbered.append(host)
+    free = (number for number in range(0x10000) if number not in {*numbered})
+    numbers = [next(free) for _ in unnumbered]
+    numbered.update({number: [host] for number, host in zip(numbers, unnumbered, strict=True)})
+    return numbered
 
 
-def ways_of_ours(host, segment, rid):
+def resolve_by_routes(host, segment, rid):
     for route in host.routes:
         if route.segment == segment and route.first <= rid <= route.last:
             smmu = None if route.smmu is None else (route.smmu, route.stream_of(rid))
@@ -159,10 +162,10 @@ def rids_of(fdt, node):
 
 
 def compare(path, chance):
-    """Return what the two readers do not agree on, and how many RequesterIDs were followed."""
+    """Return the differences of the two readers, and the number of RequesterIDs compared."""
     data = path.read_bytes()
     host, fdt = parse_devicetree(data, path.name), Fdt(data)
-    wrong = []
+    differences = []
     counted = [
         (len(host.smmus), len(fdt.smmus)),
         (sum(smmu.version == 3 for smmu in host.smmus), len(fdt.smmus_v3)),
@@ -170,40 +173,40 @@ def compare(path, chance):
         (len(host.itses), len(fdt.itses)),
     ]
     if len(host.routes) > MAX_PIECES // 100:
-        wrong.append(f"{len(host.routes)} routes, too near to the bound of {MAX_PIECES}")
-    wrong += [f"{ours} and {theirs} nodes" for ours, theirs in counted if ours != theirs]
+        differences.append(f"{len(host.routes)} routes, too close to the limit of {MAX_PIECES}")
+    differences += [f"{ours} and {theirs} nodes" for ours, theirs in counted if ours != theirs]
     pre = [number for number, node in enumerate(fdt.itses) if fdt.cells(node, PRE_ITS)]
     if pre != [its.id for its in host.itses if its.pre_its is not None]:
-        wrong.append(f"pre-ITSes {pre}")
+        differences.append(f"pre-ITSes {pre}")
     numbered = segments(fdt)
     if sorted(numbered) != [segment.number for segment in host.segments]:
-        wrong.append(f"segments {sorted(numbered)}")
+        differences.append(f"segments {sorted(numbered)}")
     followed = 0
     for number, nodes in numbered.items():
         for node in nodes:
             first, last = rids_of(fdt, node)
             rids = {first, last, *(chance.randint(first, last) for _ in range(RANDOM_RIDS))}
-            near = [one for one in host.routes if one.segment == number][:20]
-            rids |= {rid for one in near for rid in (one.first, one.last, one.last + 1)}
+            near = [route for route in host.routes if route.segment == number][:20]
+            rids |= {rid for route in near for rid in (route.first, route.last, route.last + 1)}
             for rid in sorted(rid for rid in rids if first <= rid <= last):
                 followed += 1
-                ours, theirs = ways_of_ours(host, number, rid), fdt.way(node, rid)
+                ours, theirs = resolve_by_routes(host, number, rid), fdt.resolve(node, rid)
                 if ours != theirs:
-                    wrong.append(f"{number:04x} {rid:#x}: {ours}, not {theirs}")
-    return wrong, followed
+                    differences.append(f"{number:04x} {rid:#x}: {ours}, not {theirs}")
+    return differences, followed
 
 
-def test_every_board_is_read_as_libfdt_reads_it(counts):
-    chance = random.Random(0)  # noqa: S311 - which RequesterIDs are tried, the same each time
+def test_every_board_is_read_as_with_libfdt(counts):
+    chance = random.Random(0)  # noqa: S311 - the same RequesterIDs in every run
     paths = debian_kernel.dtbs()
-    wrong, followed = {}, 0
+    different, followed = {}, 0
     for path in paths:
-        found, number = compare(path, chance)
+        differences, number = compare(path, chance)
         followed += number
-        if found:
-            wrong[path.name] = found
+        if differences:
+            different[path.name] = differences
     assert paths
-    assert not wrong
+    assert not different
     counts["device trees of Debian's kernel that were read"] += len(paths)
     counts["RequesterIDs that were followed in them, one at a time"] += followed
 

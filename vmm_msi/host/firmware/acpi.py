@@ -1,4 +1,4 @@
-"""A host as its ACPI tables describe it: ``IORT`` and ``APIC``, the MADT."""
+"""Read a host from its ACPI tables: ``IORT`` and ``APIC``, the MADT."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 def load_acpi(folder: Path, granule: Granule = Granule.K4) -> HostTopology:
     """Read the tables ``IORT`` and ``APIC`` in ``folder``, laid out like /sys/firmware/acpi/tables.
 
-    :param granule: page size of the host's kernel, which the tables do not tell.
-    :raise TopologyError: as for :func:`parse_acpi`, or when there is no IORT or a table cannot be
-        read.
+    :param granule: page size of the host's kernel, which the tables do not have.
+    :raise TopologyError: as for :func:`parse_acpi`, or when the IORT is missing or a table cannot
+        be read.
     """
     iort, madt = read_table(folder / "IORT"), read_table(folder / "APIC")
     if iort is None:
@@ -37,10 +37,10 @@ def parse_acpi(
     """Read the two tables.
 
     :param iort: the bytes of the table ``IORT``.
-    :param madt: the bytes of the table ``APIC``; without it the bases of the ITSes are unknown:
-        SMMUs and routes are there, ITSes are not.
-    :param source: the folder or the file they are from, for messages.
-    :param granule: page size of the host's kernel, which the tables do not tell.
+    :param madt: the bytes of the table ``APIC``; without it the host has SMMUs and routes but no
+        ITSes, whose bases are unknown.
+    :param source: their folder or file, for messages.
+    :param granule: page size of the host's kernel, which the tables do not have.
     :raise TopologyError: when a table is malformed, or the ID mappings cut the RequesterIDs into
         too many pieces.
     """

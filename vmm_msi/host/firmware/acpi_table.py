@@ -1,4 +1,4 @@
-"""Bounded reading of one ACPI table: every access is checked, every error names the offset."""
+"""Read one ACPI table within bounds: every access is checked, every error names the offset."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-#: Size of the header that all tables share: ACPI 6.5, 5.2.6.
+#: Size of the header of all tables: ACPI 6.5, 5.2.6.
 HEADER_SIZE = 36
-#: Bytes a table may have; the largest known IORT and MADT are below 1 MiB.
+#: Limit of a table in bytes; the largest known IORT and MADT are below 1 MiB.
 MAX_SIZE = 4 << 20
 
 _U32 = struct.Struct("<I")
-#: The most bytes whose sum stays below the modulus of Adler-32, 65521, whatever they are.
+#: Bytes whose sum always stays below the modulus of Adler-32, 65521.
 _SUMMED = 256
 
 
@@ -26,9 +26,9 @@ class AcpiTable:
     """The bytes of a table whose header was checked (ACPI 6.5, 5.2.6).
 
     :param data: the whole table.
-    :param source: the file it is from, for messages.
-    :param signature: the four characters it must start with.
-    :param minimum: bytes of its fixed part, the header included.
+    :param source: its file, for messages.
+    :param signature: the four characters that it must start with.
+    :param minimum: bytes of its fixed part, header included.
     :raise TopologyError: when signature, length or checksum are wrong.
     """
 
@@ -36,7 +36,7 @@ class AcpiTable:
         self.source = source
         self._data = memoryview(data)
         if len(data) > MAX_SIZE:
-            self.fail(MAX_SIZE, f"larger than the {MAX_SIZE} bytes such a table may have")
+            self.fail(MAX_SIZE, f"larger than {MAX_SIZE} bytes, the limit of such a table")
         if len(data) < HEADER_SIZE:
             self.fail(len(data), f"truncated: an ACPI table has a header of {HEADER_SIZE} bytes")
         if data[:4] != signature.encode():
@@ -51,7 +51,7 @@ class AcpiTable:
         self.revision = data[8]
 
     def fail(self, offset: int, message: str) -> NoReturn:
-        """Refuse the table for what is at ``offset``.
+        """Refuse the table for the bytes at ``offset``.
 
         :raise TopologyError: always.
         """
@@ -68,12 +68,18 @@ class AcpiTable:
         return int(_U32.unpack_from(self._data, offset)[0])
 
     def fields(self, form: struct.Struct, offset: int) -> tuple[Any, ...]:
-        """Return the numbers that ``form``, a little-endian one, describes at ``offset``."""
+        """Return the numbers at ``offset``.
+
+        :param form: describes them as little-endian.
+        """
         self._need(offset, form.size)
         return form.unpack_from(self._data, offset)
 
     def records(self, form: struct.Struct, offset: int, count: int) -> Iterator[tuple[Any, ...]]:
-        """Yield ``count`` times what ``form`` describes, one after the other from ``offset``."""
+        """Yield ``count`` records of numbers from ``offset`` on.
+
+        :param form: describes one record as little-endian.
+        """
         self._need(offset, form.size * count)
         return form.iter_unpack(self._data[offset : offset + form.size * count])
 
@@ -83,8 +89,8 @@ class AcpiTable:
         :raise TopologyError: when it has no NUL or is not printable ASCII.
         """
         data = bytes(self._data[offset:end])
-        text, found, _rest = data.partition(b"\0")
-        if not found:
+        text, nul, _rest = data.partition(b"\0")
+        if not nul:
             self.fail(offset, "a name without a NUL at its end")
         if not text.isascii() or not text.decode("ascii").isprintable():
             self.fail(offset, "a name that is not printable ASCII")
@@ -92,23 +98,23 @@ class AcpiTable:
 
     def _need(self, offset: int, size: int) -> None:
         if offset < 0 or offset + size > len(self._data):
-            self.fail(offset, f"{size} bytes are read here, but the table ends at its length")
+            self.fail(offset, f"{size} bytes are read here, beyond the end of the table")
 
 
 def byte_sum(data: bytes) -> int:
     """Return the sum of the bytes.
 
-    The low half of an Adler-32 that starts at 0 (RFC 1950, 8.2) is that, modulo 65521; taken of so
-    few bytes at a time that the modulus changes nothing.
+    The low half of an Adler-32 that starts at 0 (RFC 1950, 8.2) is the sum modulo 65521; it is
+    computed of so few bytes at a time that the modulus has no effect.
     """
     view = memoryview(data)
     return sum(adler32(view[at : at + _SUMMED], 0) & 0xFFFF for at in range(0, len(data), _SUMMED))
 
 
 def read_table(path: Path) -> bytes | None:
-    """Return the bytes of the table in the file ``path``, one byte more than allowed at most.
+    """Return the bytes of the table in the file ``path``, at most one byte more than the limit.
 
-    :return: None where there is no such file.
+    :return: None if the file does not exist.
     :raise TopologyError: when it cannot be read.
     """
     try:

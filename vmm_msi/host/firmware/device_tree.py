@@ -1,13 +1,13 @@
-"""A host as its device tree describes it.
+"""Read a host from its device tree.
 
 Bindings: Linux ``Documentation/devicetree/bindings/pci/pci-msi.txt`` and ``pci-iommu.txt``; the
 code that reads them is ``drivers/of/base.c`` of_map_id, ``drivers/of/irq.c`` and
 ``drivers/iommu/of_iommu.c``.
 
 A device tree has no numbers for ITSes and SMMUs: both are numbered from 0 in the order of the
-blob, those left out that Linux does not take: disabled ones, and GICv3 ITSes without the property
+blob, without those that Linux ignores: disabled ones, and GICv3 ITSes without the property
 msi-controller (``drivers/irqchip/irq-gic-v3-its.c`` its_of_probe). A GICv5 ITS counts once for each
-translate frame, which is the node that maps lead to (``irq-gic-its-msi-parent.c``
+translate frame, which is the target of maps (``irq-gic-its-msi-parent.c``
 its_translate_frame_address).
 """
 
@@ -21,6 +21,7 @@ from vmm_msi.errors import TopologyError
 from vmm_msi.host.firmware.dt_nodes import DeviceTree, DtNode
 from vmm_msi.host.firmware.fdt import MAX_SIZE
 from vmm_msi.host.firmware.intervals import MAX_PIECES, first_match, merge, overlapping
+from vmm_msi.host.firmware.its_frame import its_frame
 from vmm_msi.types import Granule, HostTopology, Its, Pa, PciRoute, PciSegment, Smmu
 
 if TYPE_CHECKING:
@@ -46,7 +47,6 @@ SMMU_V2_COMPATIBLES = frozenset(
 _CONFIG_FRAME = "ns-config"
 _TRANSLATE_FRAME = "ns-translate"
 _PRE_ITS = "socionext,synquacer-pre-its"
-_ITS_FRAME = 0x10000
 _SEGMENT_END = 1 << 16
 _ID_END = 1 << 32
 _RIDS = 1 << 16
@@ -58,9 +58,9 @@ _MAX_CELLS = 16
 class _Entry:
     """An entry of a map: ``size`` IDs from ``base`` become IDs of one node, from ``out`` on.
 
-    :param target: None where Linux gives the IDs up: iommu-map with more than one ID, to more than
+    :param target: None if Linux ignores the entry: iommu-map with more than one ID, to more than
         one cell.
-    :param out: None where the node takes no cell: the IDs stay as they are.
+    :param out: None if the node takes no cell: the IDs stay the same.
     """
 
     base: int
@@ -73,7 +73,7 @@ class _Entry:
 class _Span:
     """RequesterIDs that a map turns into IDs of one node: ``first`` into ``base``.
 
-    :param target: None where no entry of the map has them.
+    :param target: None if no entry of the map covers them.
     :param constant: all of them turn into ``base``.
     """
 
@@ -90,7 +90,7 @@ class _Span:
 def load_devicetree(path: Path, granule: Granule = Granule.K4) -> HostTopology:
     """Read the device tree blob in the file ``path``.
 
-    :param granule: page size of the host's kernel, which a device tree does not tell.
+    :param granule: page size of the host's kernel, which a device tree does not have.
     :raise TopologyError: as for :func:`parse_devicetree`, or when it cannot be read.
     """
     try:
@@ -104,12 +104,12 @@ def load_devicetree(path: Path, granule: Granule = Granule.K4) -> HostTopology:
 def parse_devicetree(data: bytes, source: str, granule: Granule = Granule.K4) -> HostTopology:
     """Read a device tree blob.
 
-    A host without an ITS or without an SMMU is read too: it is a device of it that is refused.
+    A host without an ITS or an SMMU is read too; its devices are refused when they are resolved.
 
     :param data: the blob.
-    :param source: the file it is from, for messages.
-    :raise TopologyError: when it is malformed, a map leads to no node or would fall into more than
-        :data:`MAX_PIECES` intervals, or the address of an ITS or SMMU cannot be told.
+    :param source: its file, for messages.
+    :raise TopologyError: when it is malformed, the target of a map does not exist, a map splits
+        into more than :data:`MAX_PIECES` intervals, or an ITS or SMMU has no CPU address.
     """
     return _HostBuilder(DeviceTree(data, source)).host(granule)
 
@@ -159,7 +159,7 @@ class _HostBuilder:
         if node.is_compatible(ITS_COMPATIBLE):
             return Its(number, self._frame(node), pre_its=_pre_its(node))
         if node.parent is None:
-            node.fail("a translate frame is below its ITS")
+            node.fail("a translate frame must be a child of its ITS")
         return Its(
             number,
             self._frame(node.parent, _CONFIG_FRAME),
@@ -169,14 +169,12 @@ class _HostBuilder:
     def _frame(self, node: DtNode, name: str | None = None) -> Pa:
         index = 0 if name is None else node.strings("reg-names").index(name)
         base = self.tree.address(node, index)
-        if base % _ITS_FRAME or base >= 1 << 52:
-            node.fail(f"ITS base {base:#x}: not a multiple of {_ITS_FRAME:#x} below {1 << 52:#x}")
-        return Pa(base)
+        return its_frame(base, "ITS", node.fail)
 
     def _segments(self) -> Iterator[tuple[int, DtNode]]:
         """Yield the hosts with their segments.
 
-        A host without linux,pci-domain gets the lowest number that is free, as in Linux
+        A host without linux,pci-domain gets the lowest free number, as in Linux
         ``drivers/pci/pci.c`` of_pci_bus_find_domain_nr.
         """
         given = {node: node.number("linux,pci-domain") for node in self.hosts}
@@ -200,7 +198,7 @@ class _HostBuilder:
         while first <= last:
             end = min(stream.last, device.last)
             smmu = self.smmu.get(stream.target) if stream.target is not None else None
-            # What msi-map does not have goes to the host bridge's MSI domain with the RequesterID
+            # RequesterIDs outside msi-map go to the host bridge's MSI domain with the RequesterID
             # as DeviceID: drivers/pci/msi/irqdomain.c pci_msi_domain_get_msi_rid.
             group = parents
             if device.target is not None:
@@ -223,27 +221,27 @@ class _HostBuilder:
                 device = next(devices) if device.last < first else device
 
     def _msi_parents(self, host: DtNode) -> tuple[int, ...]:
-        """Return the ITSes in ``msi-parent``, which may be followed by ``#msi-cells`` numbers."""
+        """Return the ITSes in ``msi-parent``, each followed by ``#msi-cells`` numbers."""
         cells = host.cells("msi-parent")
-        found: list[int] = []
+        itses: list[int] = []
         at = 0
         while at < len(cells):
             node = self._target(host, "msi-parent", cells[at])
             at += 1 + (node.number("#msi-cells") or 0)
             if at > len(cells):
                 host.fail(f"msi-parent ends within the arguments for {node.path}")
-            if node in self.its and self.its[node] not in found:
-                found.append(self.its[node])
-        return tuple(found)
+            if node in self.its and self.its[node] not in itses:
+                itses.append(self.its[node])
+        return tuple(itses)
 
     def _target(self, host: DtNode, name: str, phandle: int) -> DtNode:
         node = self.nodes.get(phandle)
         if node is None:
-            host.fail(f"{name} leads to phandle {phandle:#x}, which no node has")
+            host.fail(f"{name} has phandle {phandle:#x}, which no node has")
         return node
 
     def _entries(self, host: DtNode, name: str, cells_name: str) -> Iterator[_Entry]:
-        """Yield the entries of a map; the target says how many cells its IDs have."""
+        """Yield the entries of a map; the target defines the number of cells of its IDs."""
         cells = host.cells(name)
         if name in host.properties and not cells:
             host.fail(f"{name} has 0 numbers; an entry has 3 and those of the output ID")
@@ -252,17 +250,17 @@ class _HostBuilder:
         at = 0
         while at < len(cells):
             if at + 1 == len(cells):
-                host.fail(f"{name} has {len(cells)} numbers: the last entry is cut off")
+                host.fail(f"{name} has {len(cells)} numbers: the last entry is truncated")
             target = self._target(host, name, cells[at + 1])
             given = None if one_cell else target.number(cells_name)
             width = 1 if given is None else given
             if width > _MAX_CELLS:
                 target.fail(f"{cells_name} is {width}; at most {_MAX_CELLS}")
             if not at and width == 2:
-                # Maps that were written for one cell before the target had two: of_check_bad_map.
+                # Maps written for one cell before the target got two: of_check_bad_map.
                 one_cell = len(cells) % 4 == 0 and all(
-                    cells[each + 1] == cells[1] and cells[each + 3] == 1
-                    for each in range(0, len(cells), 4)
+                    cells[entry + 1] == cells[1] and cells[entry + 3] == 1
+                    for entry in range(0, len(cells), 4)
                 )
                 width = 1 if one_cell else 2
             if at + 3 + width > len(cells):
@@ -282,10 +280,10 @@ class _HostBuilder:
     def _map(
         self, host: DtNode, name: str, cells_name: str, first: int, last: int
     ) -> Iterator[_Span]:
-        """Yield what ``of_map_id`` makes of the RequesterIDs ``first`` to ``last``, in order."""
+        """Yield the results of ``of_map_id`` for RequesterIDs ``first`` to ``last``, in order."""
         entries = list(self._entries(host, name, cells_name))
         mask = _mask(host, name)
-        intervals = first_match([(one.base, one.base + one.size - 1) for one in entries])
+        intervals = first_match([(entry.base, entry.base + entry.size - 1) for entry in entries])
         # The low end of the mask: RequesterIDs that differ in its zeros only share their ID, those
         # that differ in its ones only stay in sequence.
         constant = not mask & 1
@@ -317,11 +315,11 @@ class _HostBuilder:
     def _count(self, host: DtNode, name: str) -> None:
         self.steps += 1
         if self.steps > 2 * MAX_PIECES:
-            host.fail(f"{name} and its mask cut the RequesterIDs into too many pieces")
+            host.fail(f"{name} and its mask split the RequesterIDs into too many pieces")
 
 
 def _is_its(node: DtNode) -> bool:
-    """Tell whether it is a GICv3 ITS, or a translate frame of a GICv5 ITS, that Linux takes."""
+    """Return whether Linux uses the node as a GICv3 ITS or as a translate frame of a GICv5 ITS."""
     if node.is_compatible(ITS_COMPATIBLE):
         return "msi-controller" in node.properties
     return (
@@ -333,7 +331,7 @@ def _is_its(node: DtNode) -> bool:
 
 
 def _smmu_version(node: DtNode) -> int:
-    """Return 3 or 2, 0 for what is no SMMU."""
+    """Return 3 or 2; 0 if the node is not an SMMU."""
     names = node.strings("compatible")
     if SMMU_COMPATIBLE in names:
         return 3
@@ -341,7 +339,7 @@ def _smmu_version(node: DtNode) -> int:
 
 
 def _pre_its(node: DtNode) -> Pa | None:
-    """Return the address of the window of a pre-ITS, which Linux takes as it is."""
+    """Return the address of the window of a pre-ITS, which Linux does not translate."""
     if _PRE_ITS not in node.properties:
         return None
     cells = node.cells(_PRE_ITS)
@@ -351,7 +349,7 @@ def _pre_its(node: DtNode) -> Pa | None:
 
 
 def _segments(hosts: Iterable[tuple[int, DtNode]]) -> Iterator[PciSegment]:
-    """Yield the segments; ATS works in one where all hosts of it have ats-supported."""
+    """Yield the segments; ATS works in a segment if all its hosts have ats-supported."""
     ats: dict[int, bool] = {}
     for segment, node in hosts:
         ats[segment] = ats.get(segment, True) and "ats-supported" in node.properties

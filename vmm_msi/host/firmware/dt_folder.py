@@ -1,7 +1,7 @@
-"""A device tree that is a folder of nodes and properties, as ``/proc/device-tree`` is.
+"""Read a device tree from a folder of nodes and properties, such as ``/proc/device-tree``.
 
-Who is not root can read it, but not the blob ``/sys/firmware/fdt``. The order of the nodes is that
-of their names, not that of the blob.
+Every user can read the folder, but only root the blob ``/sys/firmware/fdt``. The nodes come in the
+order of their names, not in that of the blob.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ _RESERVATIONS = bytes(16)
 
 
 def blob_of(tree: HostTree, path: str) -> bytes | None:
-    """Return the blob that a folder stands for: Devicetree Specification v0.4, chapter 5.
+    """Return the blob of the tree in a folder: Devicetree Specification v0.4, chapter 5.
 
     Properties that cannot be read are left out.
 
-    :return: None where there is no such folder.
-    :raise TopologyError: when it is deeper or larger than a device tree may be.
+    :return: None if the folder does not exist.
+    :raise TopologyError: when it is deeper or larger than the limits of a device tree.
     """
     if not tree.names(path):
         return None
@@ -77,9 +77,8 @@ class _Flattener:
         self.add(struct.pack(">I", BEGIN_NODE) + _padded(name.encode() + b"\0"))
         below = []
         for child in self.tree.names(path):
-            place = f"{path}/{child}"
             try:
-                value = self.tree.read(place, MAX_SIZE)
+                value = self.tree.read(f"{path}/{child}", MAX_SIZE)
             except UnreadableError:
                 continue
             if value is None:
@@ -95,7 +94,7 @@ class _Flattener:
         self.parts.append(part)
         self.size += len(part)
         if self.size > MAX_SIZE:
-            self._fail(f"it has more than {MAX_SIZE} bytes")
+            self._fail(f"larger than {MAX_SIZE} bytes")
 
     def _property(self, name: bytes, value: bytes) -> None:
         at = self.name_at.get(name)

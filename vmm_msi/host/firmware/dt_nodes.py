@@ -1,4 +1,4 @@
-"""A flattened device tree as plain nodes, with the lookups that a reader of it needs.
+"""Build the nodes of a device tree, with lookups of cells, phandles and addresses.
 
 Devicetree Specification v0.4; cells, availability and address translation are those of Linux
 ``drivers/of/base.c`` and ``drivers/of/address.c``.
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from vmm_msi.host.firmware.intervals import Interval
 
-#: Depth of a tree: Linux ``drivers/of/fdt.c`` FDT_MAX_DEPTH.
+#: Limit of the depth of a tree: Linux ``drivers/of/fdt.c`` FDT_MAX_DEPTH.
 MAX_DEPTH = 64
-#: Cells that an address or a size may have: Linux ``drivers/of/address.c`` OF_MAX_ADDR_CELLS.
+#: Limit of the cells of an address or a size: Linux ``drivers/of/address.c`` OF_MAX_ADDR_CELLS.
 _MAX_CELLS = 4
 
 
@@ -46,7 +46,7 @@ class DtNode:
     below_pci: bool = False
 
     def settle(self) -> None:
-        """Set what follows from the properties, which are all there now, and the parent."""
+        """Set the derived values, once all properties are present."""
         if "status" in self.properties:
             self.is_available = self.strings("status")[0] in {"okay", "ok"}
         if "device_type" in self.properties:
@@ -66,14 +66,14 @@ class DtNode:
         return one_line("/" + "/".join(reversed(names)))
 
     def fail(self, message: str) -> NoReturn:
-        """Refuse the tree for what is in this node.
+        """Refuse the tree because of this node.
 
         :raise TopologyError: always.
         """
         raise TopologyError(f"{self.source}: {self.path}: {message}")
 
     def cells(self, name: str) -> tuple[int, ...]:
-        """Return the property ``name`` as 32-bit numbers; empty where there is none.
+        """Return the property ``name`` as 32-bit numbers; empty if the node lacks it.
 
         :raise TopologyError: when its length is not a multiple of 4.
         """
@@ -83,9 +83,9 @@ class DtNode:
         return struct.unpack(f">{len(data) // 4}I", data)
 
     def number(self, name: str) -> int | None:
-        """Return the property ``name`` as one 32-bit number; None where there is none.
+        """Return the property ``name`` as one 32-bit number; None if the node lacks it.
 
-        :raise TopologyError: when it is not one.
+        :raise TopologyError: when it is not one number.
         """
         if name not in self.properties:
             return None
@@ -95,12 +95,12 @@ class DtNode:
         return cells[0]
 
     def strings(self, name: str) -> tuple[str, ...]:
-        """Return the property ``name`` as a list of strings; empty where there is none."""
+        """Return the property ``name`` as a list of strings; empty if the node lacks it."""
         data = self.properties.get(name, b"")
         return tuple(part.decode("ascii", "replace") for part in data.rstrip(b"\0").split(b"\0"))
 
     def is_compatible(self, name: str) -> bool:
-        """Tell whether ``compatible`` lists ``name``."""
+        """Return whether ``compatible`` lists ``name``."""
         return name in self.strings("compatible")
 
     def ancestors(self) -> Iterator[DtNode]:
@@ -113,7 +113,7 @@ class DtNode:
     def count(self, name: str) -> int:
         """Return ``#address-cells`` or ``#size-cells`` for the children of this node.
 
-        Where it has none the next node above that has one tells, else it is 1, as in Linux
+        If it lacks the property, that of the next node above counts, else 1, as in Linux
         ``of_bus_n_addr_cells``.
         """
         for node in self.ancestors():
@@ -129,8 +129,8 @@ class DeviceTree:
     """All nodes of a blob, in its order.
 
     :param data: the blob; bytes after its total size are ignored.
-    :param source: the file it is from, for messages.
-    :raise TopologyError: when it is malformed or larger than Linux takes.
+    :param source: its file, for messages.
+    :raise TopologyError: when it is malformed or larger than Linux accepts.
     """
 
     def __init__(self, data: bytes, source: str) -> None:
@@ -141,26 +141,26 @@ class DeviceTree:
     def by_phandle(self) -> Mapping[int, DtNode]:
         """Return the nodes by phandle.
 
-        :raise TopologyError: when two nodes have one.
+        :raise TopologyError: when two nodes have the same.
         """
-        found: dict[int, DtNode] = {}
+        nodes: dict[int, DtNode] = {}
         for node in self.nodes:
             value = node.number("phandle")
             value = node.number("linux,phandle") if value is None else value
             if value is None:
                 continue
-            other = found.setdefault(value, node)
+            other = nodes.setdefault(value, node)
             if other is not node:
-                node.fail(f"phandle {value:#x} is that of {other.path} too")
-        return found
+                node.fail(f"phandle {value:#x} is also that of {other.path}")
+        return nodes
 
     def address(self, node: DtNode, index: int = 0) -> int:
         """Return the CPU address of one entry of the node's ``reg``.
 
         Linux ``drivers/of/address.c`` of_translate_address.
 
-        :param index: which entry.
-        :raise TopologyError: when it has none or a bus on the way does not translate it.
+        :param index: number of the entry.
+        :raise TopologyError: when it has no such entry or a bus above does not translate it.
         """
         bus = node.parent
         if bus is None or "reg" not in node.properties:
@@ -169,7 +169,7 @@ class DeviceTree:
         reg = node.cells("reg")
         first = index * (cells + sizes)
         if not cells or len(reg) < first + cells + sizes:
-            which = f", and entry {index} is wanted" if index else ""
+            which = f"; entry {index} is missing" if index else ""
             node.fail(f"reg has {len(reg)} numbers; an entry has {cells} + {sizes}{which}")
         address = _join(reg[first : first + cells])
         while bus.parent is not None:
@@ -179,7 +179,7 @@ class DeviceTree:
 
     def _through(self, bus: DtNode, address: int, node: DtNode) -> int:
         if "ranges" not in bus.properties:
-            node.fail(f"{bus.path} has no ranges: {address:#x} there is no CPU address")
+            node.fail(f"{bus.path} has no ranges, so its {address:#x} is not a CPU address")
         if not bus.properties["ranges"]:
             return address
         intervals, entries = self._parsed_ranges(bus)

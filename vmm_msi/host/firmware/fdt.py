@@ -1,7 +1,7 @@
-"""The flattened format of a device tree: its header, and the tokens of its structure block.
+"""Read the flattened format of a device tree: its header and the tokens of its structure block.
 
 Devicetree Specification v0.4, chapter 5. The checks are those of libfdt ``fdt_check.c``
-fdt_check_full, so that a blob that passes them can be read without looking beyond its end.
+fdt_check_full, so that a blob that passes them can be read within its bounds.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from vmm_msi.errors import TopologyError
 MAGIC = 0xD00DFEED
 #: Version of the format since 2007, the first whose header has the size of the structure block.
 VERSION = 17
-#: Bytes a blob may have: Linux ``arch/arm64/include/asm/boot.h`` MAX_FDT_SIZE.
+#: Limit of a blob in bytes: Linux ``arch/arm64/include/asm/boot.h`` MAX_FDT_SIZE.
 MAX_SIZE = 2 << 20
-#: Characters of a property's name; the specification allows 31.
+#: Limit of a property's name in characters; the specification allows 31.
 MAX_NAME = 255
 #: Magic number, total size; offsets of structure, strings and reservation block; version, oldest
 #: compatible version; the boot CPU; sizes of strings and structure block.
@@ -31,8 +31,8 @@ def read_nodes(data: bytes, source: str) -> list[tuple[int, str, dict[str, bytes
     """Return depth, name and properties of the nodes of a blob, in its order.
 
     :param data: the blob; bytes after its total size are ignored.
-    :param source: the file it is from, for messages.
-    :raise TopologyError: when it is malformed or larger than Linux takes.
+    :param source: its file, for messages.
+    :raise TopologyError: when it is malformed or larger than Linux accepts.
     """
     start, size, names_start, names_size = _check_header(data, source)
     block = data[start : start + size]
@@ -46,7 +46,7 @@ def read_nodes(data: bytes, source: str) -> list[tuple[int, str, dict[str, bytes
             if token == PROPERTY:
                 first = 4 * index + 12
                 end = first + cells[index + 1]
-                # Where a node has two of one name the first counts: of_find_property.
+                # If a node has two of one name, the first counts: of_find_property.
                 properties.setdefault(names[cells[index + 2]], block[first:end])
                 index = end + 3 >> 2
             elif token == BEGIN_NODE:
@@ -59,7 +59,7 @@ def read_nodes(data: bytes, source: str) -> list[tuple[int, str, dict[str, bytes
                 depth += 1
                 index = (end >> 2) + 1
             elif token == END_NODE and depth:
-                # Properties after a subnode are none of it: drivers/of/fdt.c populate_properties.
+                # Properties after a subnode do not count: drivers/of/fdt.c populate_properties.
                 properties = {}
                 depth -= 1
                 index += 1
@@ -103,7 +103,7 @@ class _Names(dict[int, str]):
 
 
 def _invalid(source: str, offset: int, reason: str) -> TopologyError:
-    """Return the error for what is wrong at ``offset`` of a blob."""
+    """Return the error about ``offset`` of a blob."""
     return TopologyError(f"{source}: not a valid device tree: offset {offset:#x}: {reason}")
 
 
@@ -113,7 +113,7 @@ def _check_header(data: bytes, source: str) -> tuple[int, int, int, int]:
     :return: offset and size of the structure block, offset and size of the strings block.
     """
     if len(data) > MAX_SIZE:
-        raise TopologyError(f"{source}: larger than the {MAX_SIZE} bytes Linux takes")
+        raise TopologyError(f"{source}: larger than {MAX_SIZE} bytes, the limit of Linux")
     if len(data) < HEADER.size:
         raise TopologyError(
             f"{source}: truncated at {len(data)} bytes; a device tree's header has {HEADER.size}"
@@ -129,7 +129,9 @@ def _check_header(data: bytes, source: str) -> tuple[int, int, int, int]:
             "bytes"
         )
     if version < VERSION:
-        raise TopologyError(f"{source}: offset 0x14: version {version}; at least {VERSION} is read")
+        raise TopologyError(
+            f"{source}: offset 0x14: version {version}; the oldest supported one is {VERSION}"
+        )
     if compatible > VERSION:
         raise _invalid(source, 0x18, f"it requires a reader of version {compatible}")
     for offset, name, start, size in (

@@ -1,4 +1,4 @@
-"""Ranges of IDs: which of many overlapping ranges an ID belongs to, and merging of routes."""
+"""Ranges of IDs: assign IDs to overlapping ranges, and merge routes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from vmm_msi.types import PciRoute
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-#: Linear intervals that the RequesterIDs of a host may fall into: four segments of which no two
+#: Limit of the linear intervals of a host's RequesterIDs: four segments in which no two
 #: neighbouring RequesterIDs have neighbouring StreamIDs or DeviceIDs.
 MAX_PIECES = 4 * 65536
 
 
 class Interval(NamedTuple):
-    """The IDs ``first`` to ``last``, which all belong to the range with that number."""
+    """The IDs ``first`` to ``last``, which all belong to the range ``number``."""
 
     first: int
     last: int
@@ -28,8 +28,8 @@ class Interval(NamedTuple):
 def first_match(ranges: Sequence[tuple[int, int]]) -> tuple[Interval, ...]:
     """Cut overlapping ranges (first and last ID) into intervals, sorted and disjoint.
 
-    An ID belongs to the range that comes first in ``ranges``; empty ranges (last below first) are
-    left out. Needs n log n steps.
+    An ID belongs to the first range in ``ranges`` that contains it; empty ranges (last below first)
+    are left out. Takes n log n steps.
     """
     plain = sorted(
         Interval(first, last, index) for index, (first, last) in enumerate(ranges) if first <= last
@@ -70,7 +70,7 @@ def overlapping(intervals: Sequence[Interval], first: int, last: int) -> Iterato
 def merge(routes: Iterable[PciRoute]) -> tuple[PciRoute, ...]:
     """Sort disjoint routes and join those that continue each other."""
     merged: list[PciRoute] = []
-    for route in sorted(routes, key=lambda one: (one.segment, one.first)):
+    for route in sorted(routes, key=lambda route: (route.segment, route.first)):
         joined = _joined(merged[-1], route) if merged else None
         if joined is not None:
             merged[-1] = joined
@@ -111,15 +111,16 @@ def _joined(low: PciRoute, high: PciRoute) -> PciRoute | None:
 
 
 def _one(step: int, distance: int, one: tuple[bool, bool], alone: tuple[bool, bool]) -> bool | None:
-    """Tell whether two ranges of IDs together are one ID or count up; None where neither.
+    """Return whether two ranges joined are one ID, False if they count up; None if neither.
 
-    :param step: by how much the first ID of the one differs from that of the other.
-    :param one: whether each is one ID, which one that stands ``alone`` is in any case.
+    :param step: difference of the first IDs of the two.
+    :param one: whether each of the two is one ID for all of its range.
+    :param alone: whether the range of each is a single RequesterID, which is both.
     """
     if step == distance and all(
-        not each or single for each, single in zip(one, alone, strict=True)
+        not is_one or single for is_one, single in zip(one, alone, strict=True)
     ):
         return False
-    if not step and all(each or single for each, single in zip(one, alone, strict=True)):
+    if not step and all(is_one or single for is_one, single in zip(one, alone, strict=True)):
         return True
     return None

@@ -1,4 +1,4 @@
-"""An ACPI IORT as a graph of small values: Arm DEN0049, revisions up to E.f (node type 7).
+"""Read an ACPI IORT into a graph of nodes: Arm DEN0049, revisions up to E.f (node type 7).
 
 This module reads and checks; :mod:`vmm_msi.host.firmware.iort_routes` follows the ID mappings.
 Layouts are those of Linux ``include/acpi/actbl2.h``.
@@ -39,7 +39,7 @@ _SEGMENT_END = 1 << 16
 
 
 class NodeType(IntEnum):
-    """Types of nodes that are known."""
+    """The known types of nodes."""
 
     ITS_GROUP = 0
     NAMED_COMPONENT = 1
@@ -51,7 +51,7 @@ class NodeType(IntEnum):
     IWB = 7
 
 
-#: Nodes an ID mapping can lead to: only they have input IDs.
+#: Types of the targets of ID mappings: only they have input IDs.
 _TARGETS = frozenset({NodeType.ITS_GROUP, NodeType.SMMU, NodeType.SMMU_V3, NodeType.IWB})
 
 
@@ -59,8 +59,8 @@ class IdMapping(NamedTuple):
     """``id_count + 1`` input IDs from ``input_base`` that become IDs of another node.
 
     :param offset: byte offset in the table.
-    :param id_count: number of IDs minus one, as the table has it.
-    :param target: byte offset of the node it leads to.
+    :param id_count: number of IDs minus one, as in the table.
+    :param target: byte offset of that node.
     :param single: the flag "single mapping": every input becomes ``output_base``.
     """
 
@@ -79,10 +79,10 @@ class IdMapping(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Node:
-    """What all nodes have; a node of an unknown or unneeded type is of this class itself.
+    """The common part of all nodes; a node of an unknown or unneeded type is of this class.
 
     :param offset: byte offset in the table.
-    :param type: a :class:`NodeType` or a number that is not known.
+    :param type: a :class:`NodeType` or an unknown number.
     :param identifier: unique from revision 3 of the table on, 0 before.
     """
 
@@ -116,8 +116,8 @@ class RootComplex(Node):
 
     :param coherent: the attribute CCA: it is fully coherent.
     :param memory_flags: bit 0 CPM, bit 1 DACS, bit 2 CANWBS.
-    :param ats: the ATS attribute; bit 0 says that ATS works.
-    :param address_bits: memory address size limit in bits, 0 where the revision has none.
+    :param ats: the ATS attribute; bit 0: ATS works.
+    :param address_bits: memory address size limit in bits, 0 if the revision has none.
     """
 
     segment: int
@@ -128,7 +128,7 @@ class RootComplex(Node):
 
     @property
     def canwbs(self) -> bool:
-        """Its accesses can be made write-back cacheable and shareable by stage 2 alone."""
+        """Whether stage 2 alone can make its accesses write-back cacheable and shareable."""
         return bool(self.memory_flags & 4)
 
 
@@ -137,10 +137,10 @@ class SmmuNode(Node):
     """An SMMU of any version.
 
     :param base: physical address of its registers.
-    :param model: which implementation; the numbers differ between SMMUv1/v2 and v3.
+    :param model: number of the implementation; SMMUv1/v2 and v3 have different numbers.
     :param flags: as in the node.
-    :param own_mapping: index of the ID mapping that stands for the SMMUv3's own MSIs and is not
-        for the IDs of devices; None where there is none.
+    :param own_mapping: index of the ID mapping for the SMMUv3's own MSIs, which is not for the IDs
+        of devices; None without such a mapping.
     """
 
     base: int
@@ -150,7 +150,7 @@ class SmmuNode(Node):
 
     @property
     def is_v3(self) -> bool:
-        """It is an SMMUv3."""
+        """Whether it is an SMMUv3."""
         return self.type == NodeType.SMMU_V3
 
 
@@ -158,7 +158,7 @@ class SmmuNode(Node):
 class Pmcg(Node):
     """A performance monitor counter group.
 
-    :param reference: byte offset of the node it counts for.
+    :param reference: byte offset of the node whose events it counts.
     """
 
     base: int
@@ -167,7 +167,7 @@ class Pmcg(Node):
 
 @dataclass(frozen=True, slots=True)
 class RmrNode(Node):
-    """Memory ranges that the StreamIDs it maps need 1:1.
+    """Memory ranges that its StreamIDs need mapped 1:1.
 
     :param flags: bit 0: remapping is permitted; bit 1: privileged; bits 9:2 attributes.
     :param ranges: base and length in bytes.
@@ -178,13 +178,13 @@ class RmrNode(Node):
 
     @property
     def remap_permitted(self) -> bool:
-        """The operating system may move the mapping, or do without it."""
+        """Whether the operating system may move the mapping or drop it."""
         return bool(self.flags & 1)
 
 
 @dataclass(frozen=True)
 class Iort:
-    """A checked IORT: references lead to nodes that can be mapped to, without cycles."""
+    """A checked IORT: the targets of its ID mappings take IDs, and there are no cycles."""
 
     source: str
     revision: int
@@ -206,6 +206,14 @@ class Iort:
         return tuple(node for node in self.nodes if isinstance(node, RootComplex))
 
     @cached_property
+    def segments(self) -> Mapping[int, RootComplex]:
+        """The first root complex of each segment, in the order of the table."""
+        first: dict[int, RootComplex] = {}
+        for node in self.root_complexes:
+            first.setdefault(node.segment, node)
+        return first
+
+    @cached_property
     def rmrs(self) -> tuple[RmrNode, ...]:
         """The reserved memory ranges, in the order of the table."""
         return tuple(node for node in self.nodes if isinstance(node, RmrNode))
@@ -215,9 +223,9 @@ def parse_iort(data: bytes, source: str) -> Iort:
     """Read an IORT.
 
     :param data: the table.
-    :param source: the file it is from, for messages.
-    :raise TopologyError: when it is malformed, an ID mapping leads nowhere or in a circle; the
-        message has the byte offset.
+    :param source: its file, for messages.
+    :raise TopologyError: when it is malformed, an ID mapping has no target or is part of a cycle;
+        the message has the byte offset.
     """
     table = AcpiTable(data, source, "IORT", _TABLE_SIZE)
     number, offset = table.u32(36), table.u32(40)
@@ -226,7 +234,7 @@ def parse_iort(data: bytes, source: str) -> Iort:
     nodes: list[Node] = []
     for index in range(number):
         if offset + _NODE.size > table.length:
-            table.fail(offset, f"truncated: {index} of the {number} nodes (offset 0x24) are here")
+            table.fail(offset, f"truncated: it has {index} of the {number} nodes (offset 0x24)")
         reader = _NodeReader(table, offset)
         nodes.append(reader.read())
         offset = reader.end
@@ -236,7 +244,7 @@ def parse_iort(data: bytes, source: str) -> Iort:
     return iort
 
 
-#: What all nodes have, in the order of :class:`Node`.
+#: The common part of all nodes, in the order of :class:`Node`.
 _Common: TypeAlias = tuple[int, int, int, int, tuple[IdMapping, ...]]
 
 
@@ -275,7 +283,7 @@ class _NodeReader:
         common = self._fixed(20)
         (number,) = self.table.fields(_U32, self.offset + 16)
         first = self._array("ITS identifiers", 20, number, 4, 20)
-        return ItsGroup(*common, tuple(one for (one,) in self.table.records(_U32, first, number)))
+        return ItsGroup(*common, tuple(its for (its,) in self.table.records(_U32, first, number)))
 
     def named_component(self) -> Node:
         return NamedComponent(*self._fixed(29), self.table.string(self.offset + 29, self.end))
@@ -307,11 +315,10 @@ class _NodeReader:
     def _own_mapping(
         self, flags: int, event: int, pri: int, error: int, sync: int, index: int | None = None
     ) -> int | None:
-        """Find the ID mapping of the SMMUv3's own MSIs.
+        """Return the index of the ID mapping of the SMMUv3's own MSIs.
 
-        Linux ``drivers/acpi/arm64/iort.c`` iort_get_id_mapping_index: there is none before node
-        revision 1; until revision 5 it is valid unless all interrupts are wired, since then it has
-        a flag.
+        Linux ``drivers/acpi/arm64/iort.c`` iort_get_id_mapping_index: nodes have it from revision 1
+        on; before revision 5 it is valid unless all interrupts are wired, since then it has a flag.
         """
         valid = flags & 0x10 if self.revision >= 5 else not (event and pri and error and sync)
         return index if valid and index is not None and index < self.mappings else None
@@ -332,7 +339,7 @@ class _NodeReader:
         return RmrNode(*common, flags, ranges)
 
     def _fixed(self, size: int) -> _Common:
-        """Check that the node has ``size`` bytes and return what all nodes have."""
+        """Check that the node has ``size`` bytes and return its common part."""
         if self.offset + size > self.end:
             self.table.fail(
                 self.offset + 1,
@@ -355,21 +362,19 @@ class _NodeReader:
         if at < fixed:
             self.table.fail(first, f"{what} overlap the first {fixed} bytes of the node")
         if first + number * size > self.end:
-            self.table.fail(
-                first, f"{number} {what} go beyond the node, which ends at {self.end:#x}"
-            )
+            self.table.fail(first, f"{number} {what} exceed the node, which ends at {self.end:#x}")
         return first
 
     def _mappings(self, fixed: int) -> tuple[IdMapping, ...]:
         first = self._array("ID mappings", self.mapping_at, self.mappings, _MAPPING.size, fixed)
         records = self.table.records(_MAPPING, first, self.mappings)
-        found = tuple(
+        mappings = tuple(
             IdMapping(offset, base, number, output, target, bool(flags & 1))
             for offset, (base, number, output, target, flags) in zip(
                 count(first, _MAPPING.size), records, strict=False
             )
         )
-        for offset, base, number, output, _target, single in found:
+        for offset, base, number, output, _target, single in mappings:
             if single:
                 continue
             if base + number >= _ID_END:
@@ -380,7 +385,7 @@ class _NodeReader:
                 self.table.fail(
                     offset + 8, f"output IDs from {output:#x}, {number:#x} more, exceed 32 bits"
                 )
-        return found
+        return mappings
 
 
 _READERS: dict[int, Callable[[_NodeReader], Node]] = {
@@ -402,18 +407,18 @@ def _check_targets(table: AcpiTable, iort: Iort) -> None:
             if target is None:
                 table.fail(
                     mapping.offset + 12,
-                    f"the ID mapping leads to offset {mapping.target:#x}, where no node starts",
+                    f"the target of the ID mapping, offset {mapping.target:#x}, is not a node",
                 )
             if target.type not in _TARGETS:
                 table.fail(
                     mapping.offset + 12,
-                    f"the ID mapping leads to a node of type {target.type} at offset "
-                    f"{mapping.target:#x}; only ITS groups, SMMUs and IWBs take IDs",
+                    f"the target of the ID mapping, at offset {mapping.target:#x}, is a node of "
+                    f"type {target.type}; only ITS groups, SMMUs and IWBs take IDs",
                 )
 
 
 def _check_cycles(table: AcpiTable, iort: Iort) -> None:
-    """Refuse ID mappings that lead in a circle; depth first, every mapping once."""
+    """Refuse ID mappings that form a cycle; depth first, every mapping once."""
     done: set[int] = set()
     for start in iort.nodes:
         if not start.mappings or start.offset in done:

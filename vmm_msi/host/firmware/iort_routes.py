@@ -1,7 +1,7 @@
-"""The ID mappings of an IORT, composed from the root complexes to the ITS groups.
+"""Compose the ID mappings of an IORT, from the root complexes to the ITS groups.
 
 Linux ``drivers/acpi/arm64/iort.c`` is the reference: iort_node_map_id follows the mappings,
-iort_id_map takes one, iort_scan_node finds the root complex of a segment.
+iort_id_map applies one, iort_scan_node finds the root complex of a segment.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ _SINGLE = frozenset({NodeType.NAMED_COMPONENT, NodeType.ROOT_COMPLEX, NodeType.I
 
 
 class _Walk(NamedTuple):
-    """RequesterIDs ``first`` to ``last`` on their way: at ``node`` they are ``id`` and following.
+    """RequesterIDs ``first`` to ``last`` at one node, where they are ``id`` and following.
 
     :param constant: they all are ``id``, because of a single mapping.
-    :param smmu: the first SMMU they came to, to which they were ``stream`` and following.
+    :param smmu: the first SMMU on the path, where they are ``stream`` and following.
     """
 
     node: Node
@@ -44,7 +44,7 @@ class _Walk(NamedTuple):
     stream_constant: bool = False
 
     def part(self, first: int, last: int) -> _Walk:
-        """Return what the RequesterIDs ``first`` to ``last`` of these do."""
+        """Return the part with the RequesterIDs ``first`` to ``last``."""
         distance = first - self.first
         return self._replace(
             first=first,
@@ -55,11 +55,11 @@ class _Walk(NamedTuple):
 
 
 def routes(iort: Iort) -> tuple[PciRoute, ...]:
-    """Return the way of every RequesterID that has one, as sorted, disjoint ranges.
+    """Return the routes of all RequesterIDs that have one, as sorted, disjoint ranges.
 
     As in Linux (iort_match_node_callback), the first root complex of a segment stands for it.
 
-    :raise TopologyError: when the ranges are more than :data:`MAX_PIECES`.
+    :raise TopologyError: when there are more than :data:`MAX_PIECES`.
     """
     return merge(_Composer(iort).all())
 
@@ -72,10 +72,7 @@ class _Composer:
         self.steps = 0
 
     def all(self) -> Iterator[PciRoute]:
-        found: dict[int, RootComplex] = {}
-        for node in self.iort.root_complexes:
-            found.setdefault(node.segment, node)
-        for segment, node in found.items():
+        for segment, node in self.iort.segments.items():
             yield from self._routes(segment, node)
 
     def _routes(self, segment: int, root: RootComplex) -> Iterator[PciRoute]:
@@ -91,9 +88,9 @@ class _Composer:
                 yield from self._unmapped(segment, walk, mapped)
 
     def _unmapped(self, segment: int, walk: _Walk, mapped: Sequence[_Walk]) -> Iterator[PciRoute]:
-        """Yield what passes an SMMU and then leads to no ITS."""
+        """Yield the parts that pass an SMMU and then reach no ITS."""
         first = walk.first
-        for part in [*sorted(mapped, key=lambda one: one.first), None]:
+        for part in [*sorted(mapped, key=lambda part: part.first), None]:
             last = walk.last if part is None else part.first - 1
             if first <= last:
                 yield self._finish(segment, walk.part(first, last), ())
@@ -101,7 +98,7 @@ class _Composer:
                 first = part.last + 1
 
     def _step(self, walk: _Walk) -> Iterator[_Walk]:
-        """Take one ID mapping: ``iort_id_map`` for all IDs at once."""
+        """Apply the ID mappings of a node: ``iort_id_map`` for all IDs at once."""
         mappings = walk.node.mappings
         last_id = walk.id if walk.constant else walk.id + walk.last - walk.first
         for interval in overlapping(self._intervals_of(walk.node), walk.id, last_id):
@@ -146,7 +143,7 @@ class _Composer:
         self.steps += 1
         if self.steps > MAX_PIECES:
             raise TopologyError(
-                f"{self.iort.source}: the ID mappings cut the RequesterIDs into more than "
+                f"{self.iort.source}: the ID mappings split the RequesterIDs into more than "
                 f"{MAX_PIECES} pieces"
             )
 
@@ -154,18 +151,18 @@ class _Composer:
 def _linux_intervals(
     mappings: Sequence[IdMapping], node_type: int, own: int | None
 ) -> tuple[Interval, ...]:
-    """Tell which ID mapping Linux uses for which input IDs.
+    """Return which ID mapping Linux uses for which input IDs.
 
-    The first that contains the ID, but the last ID of a mapping belongs to it only if no later
-    mapping starts there: firmware that gives the number of IDs, not that minus one, is so put
-    right (iort_id_map, iort_node_map_id).
+    It uses the first that contains the ID, but the last ID of a mapping belongs to it only if no
+    later mapping starts there. That corrects firmware that gives the number of IDs instead of that
+    minus one (iort_id_map, iort_node_map_id).
 
     :param own: index of the mapping that is for the node itself, not for its inputs.
     """
     plain = sorted(
-        Interval(one.input_base, one.input_last, index)
-        for index, one in enumerate(mappings)
-        if index != own and not (one.single and node_type not in _SINGLE)
+        Interval(mapping.input_base, mapping.input_last, index)
+        for index, mapping in enumerate(mappings)
+        if index != own and not (mapping.single and node_type not in _SINGLE)
     )
     if not any(mappings[interval.number].single for interval in plain) and all(
         low.last < high.first for low, high in pairwise(plain)
@@ -205,7 +202,7 @@ def _linux_intervals(
 
 
 def _joined(intervals: Sequence[Interval], points: Sequence[int]) -> Iterator[Interval]:
-    """Give the intervals the index of their mapping and join neighbours of one mapping."""
+    """Yield the intervals with the index of their mapping, neighbours of one mapping joined."""
     held: Interval | None = None
     for interval in intervals:
         small = interval.number < len(points)

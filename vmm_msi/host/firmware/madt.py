@@ -1,4 +1,4 @@
-"""The ITSes in an ACPI MADT (signature ``APIC``): ACPI 6.5, 5.2.12; of a GICv5, ACPI 6.7.
+"""Read the ITSes in an ACPI MADT (signature ``APIC``): ACPI 6.5, 5.2.12; of a GICv5, ACPI 6.7.
 
 Layouts are those of Linux ``include/acpi/actbl2.h``. Linux reads the same in
 ``drivers/irqchip/irq-gic-v3-its.c`` gic_acpi_parse_madt_its and ``irq-gic-v5-its.c``
@@ -8,9 +8,11 @@ gic_acpi_parse_madt_its_translate.
 from __future__ import annotations
 
 import struct
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from vmm_msi.host.firmware.acpi_table import AcpiTable
+from vmm_msi.host.firmware.its_frame import its_frame
 from vmm_msi.types import Its, Pa
 
 if TYPE_CHECKING:
@@ -18,7 +20,6 @@ if TYPE_CHECKING:
 
 #: Offset of the first interrupt controller structure: header, address and flags.
 _FIRST = 44
-_ITS_FRAME = 0x10000
 
 _GIC_ITS = 15
 _GICV5_ITS = 29
@@ -32,15 +33,15 @@ _GICV5_TRANSLATE_FORM = struct.Struct("<4xII4xQ")
 
 
 def parse_madt(data: bytes, source: str) -> tuple[Its, ...]:
-    """Return the ITSes: those of a GICv3, and one for each translate frame of those of a GICv5.
+    """Return the ITSes of a GICv3, and of a GICv5 one for each translate frame.
 
-    The ITS groups of an IORT name both by one kind of id: iort_register_domain_token is given the
-    id of a GICv3 ITS, or that of a translate frame. A translate frame whose ITS is not in the table
-    is left out, as in Linux. Structures of other types, such as the MSI frames of a GICv2m, have no
-    ITS and are skipped.
+    The ITS groups of an IORT name both by one kind of id: iort_register_domain_token takes the id
+    of a GICv3 ITS, or that of a translate frame. A translate frame whose ITS is not in the table is
+    left out, as in Linux. Structures of other types, such as the MSI frames of a GICv2m, are
+    skipped.
 
     :param data: the table.
-    :param source: the file it is from, for messages.
+    :param source: its file, for messages.
     :return: in the order of the table.
     :raise TopologyError: when the table is malformed; the message has the byte offset.
     """
@@ -48,12 +49,12 @@ def parse_madt(data: bytes, source: str) -> tuple[Its, ...]:
     #: Bases of configuration frames by translator id.
     configured: dict[int, Pa] = {}
     #: By id: the base of a GICv3 ITS, or a translate frame and the id of its translator.
-    found: dict[int, Pa | tuple[Pa, int]] = {}
+    frames: dict[int, Pa | tuple[Pa, int]] = {}
     for offset, kind, size in _structures(table):
         if kind == _GIC_ITS:
             number, base = _fields(table, offset, size, _GIC_ITS_FORM, "GIC ITS")
-            _check_id(table, offset + 4, found, number, "ITS")
-            found[number] = _frame(table, offset + 8, base, "ITS")
+            _check_id(table, offset + 4, frames, number, "ITS")
+            frames[number] = _frame(table, offset + 8, base, "ITS")
         elif kind == _GICV5_ITS:
             number, base = _fields(table, offset, size, _GICV5_ITS_FORM, "GICv5 ITS")
             _check_id(table, offset + 4, configured, number, "GICv5 ITS")
@@ -61,9 +62,9 @@ def parse_madt(data: bytes, source: str) -> tuple[Its, ...]:
         elif kind == _GICV5_TRANSLATE:
             what = "GICv5 translate frame"
             translator, number, base = _fields(table, offset, size, _GICV5_TRANSLATE_FORM, what)
-            _check_id(table, offset + 8, found, number, "ITS")
-            found[number] = _frame(table, offset + 16, base, what), translator
-    return tuple(_itses(found, configured))
+            _check_id(table, offset + 8, frames, number, "ITS")
+            frames[number] = _frame(table, offset + 16, base, what), translator
+    return tuple(_itses(frames, configured))
 
 
 def _structures(table: AcpiTable) -> Iterator[tuple[int, int, int]]:
@@ -97,16 +98,12 @@ def _check_id(table: AcpiTable, offset: int, taken: dict[int, Any], number: int,
 
 
 def _frame(table: AcpiTable, offset: int, base: int, what: str) -> Pa:
-    if base % _ITS_FRAME or base >= 1 << 52:
-        table.fail(
-            offset, f"{what} base {base:#x}: not a multiple of {_ITS_FRAME:#x} below {1 << 52:#x}"
-        )
-    return Pa(base)
+    return its_frame(base, what, partial(table.fail, offset))
 
 
-def _itses(found: dict[int, Pa | tuple[Pa, int]], configured: dict[int, Pa]) -> Iterator[Its]:
-    for number, place in found.items():
-        if isinstance(place, Pa):
-            yield Its(number, place)
-        elif place[1] in configured:
-            yield Its(number, configured[place[1]], translate_frame=place[0])
+def _itses(frames: dict[int, Pa | tuple[Pa, int]], configured: dict[int, Pa]) -> Iterator[Its]:
+    for number, frame in frames.items():
+        if isinstance(frame, Pa):
+            yield Its(number, frame)
+        elif frame[1] in configured:
+            yield Its(number, configured[frame[1]], translate_frame=frame[0])
