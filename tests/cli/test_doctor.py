@@ -76,13 +76,13 @@ def found(vmm_msi, *words):
     return code, json.loads(out)
 
 
-def test_a_host_that_is_well(vmm_msi):
+def test_a_healthy_host(vmm_msi):
     code, out, err = vmm_msi("doctor", TWO)
     assert (code, err) == (0, "")
     assert out == (f"{TWO}, 2 devices, kernel not checked: no problems found\n")
 
 
-def test_errors_have_an_exit_code_of_their_own(vmm_msi, poor):
+def test_exit_code_of_errors(vmm_msi, poor):
     code, document = found(vmm_msi, poor)
     assert code == 8
     assert document["counts"] == {"error": 1, "warning": 1, "note": 0, "unknown": 0}
@@ -95,21 +95,21 @@ def test_errors_have_an_exit_code_of_their_own(vmm_msi, poor):
     )
 
 
-def test_warnings_have_one_too(vmm_msi, poor):
+def test_exit_code_of_warnings(vmm_msi, poor):
     poor.write_text(POOR.replace("nested = false\n", ""))
     code, document = found(vmm_msi, poor)
     assert code == 9
     assert [each["id"] for each in document["findings"]] == ["group-mixed-its"]
 
 
-def test_only_the_devices_that_are_named_are_looked_at(vmm_msi, poor):
+def test_only_selected_devices_are_checked(vmm_msi, poor):
     poor.write_text(POOR.replace("nested = false\n", ""))
     code, document = found(vmm_msi, poor, "--device", "0000:02:00.0")
     assert (code, document["devices"]) == (0, ["0000:02:00.0"])
 
 
 @pytest.mark.parametrize("asked", [(), ("--strategy", "identity")])
-def test_a_device_that_is_not_there(vmm_msi, poor, asked):
+def test_a_missing_device(vmm_msi, poor, asked):
     code, document = found(vmm_msi, poor, "--device", "0000:09:00.0", *asked)
     assert code == EXIT_ERRORS
     (finding,) = [each for each in document["findings"] if each["id"] == "device-missing"]
@@ -122,7 +122,7 @@ def test_a_device_of_a_route(vmm_msi):
     assert (code, document["findings"]) == (0, [])
 
 
-def test_ranges_stand_for_devices_where_none_is_listed(vmm_msi):
+def test_address_ranges_without_listed_devices(vmm_msi):
     code, out, _err = vmm_msi("doctor", BOARD)
     assert code == 0
     assert "no devices listed, 8 address ranges, kernel not checked" in out
@@ -134,7 +134,7 @@ def test_a_page_is_printed(vmm_msi):
     assert out == pages.page("smmu-no-s2fwb")
 
 
-def test_a_page_that_is_not_there_names_those_that_are_like_it(vmm_msi):
+def test_an_unknown_page_suggests_similar_ids(vmm_msi):
     code, out, err = vmm_msi("doctor", "--explain", "smmu-s2fwb")
     assert (code, out) == (2, "")
     assert err.startswith("vmm-msi doctor: finding 'smmu-s2fwb': unknown id; similar: ")
@@ -151,7 +151,7 @@ def test_a_page_that_is_not_there_names_those_that_are_like_it(vmm_msi):
         ([TWO, "--device", "nonsense"], 3, "nonsense"),
     ],
 )
-def test_what_cannot_be_is_one_line(vmm_msi, words, code, said):
+def test_an_error_is_one_line(vmm_msi, words, code, said):
     found_code, out, err = vmm_msi("doctor", *words)
     assert (found_code, out) == (code, "")
     assert said in err
@@ -186,7 +186,7 @@ def test_a_folder_and_its_capture_are_the_same_host(vmm_msi, server, captured):
     assert ids(of_capture) == ON_SERVER
 
 
-def test_evidence_names_the_files_of_the_host_and_not_of_the_folder(vmm_msi, server):
+def test_evidence_has_paths_of_the_host_not_of_the_folder(vmm_msi, server):
     _code, document = found(vmm_msi, server)
     first = document["findings"][0]
     assert first["evidence"] == [
@@ -197,7 +197,7 @@ def test_evidence_names_the_files_of_the_host_and_not_of_the_folder(vmm_msi, ser
     ]
 
 
-def test_a_description_beside_the_files_is_compared_with_them(vmm_msi, server):
+def test_a_description_is_compared_with_the_files(vmm_msi, server):
     code, document = found(vmm_msi, server, BOARD)
     assert code == EXIT_ERRORS
     assert "sources-disagree" in ids(document)
@@ -212,7 +212,7 @@ def test_the_files_of_two_hosts_are_refused(vmm_msi, server, captured):
     )
 
 
-def test_a_kernel_that_is_right_is_not_complained_of(vmm_msi, server):
+def test_a_suitable_kernel_has_no_findings(vmm_msi, server):
     options = ("ARM_SMMU_V3_IOMMUFD=y", "VFIO_DEVICE_CDEV=y", "VFIO_PCI=m")
     with (server / f"boot/config-{RELEASE}").open("a") as file:
         file.writelines(f"CONFIG_{option}\n" for option in options)
@@ -220,7 +220,7 @@ def test_a_kernel_that_is_right_is_not_complained_of(vmm_msi, server):
     assert (code, ids(document)) == (EXIT_WARNINGS, ON_SERVER[3:])
 
 
-def test_what_cannot_be_read_is_told_once(vmm_msi, server):
+def test_unreadable_files_are_reported_once(vmm_msi, server):
     (server / f"boot/config-{RELEASE}").unlink()
     (server / f"boot/config-{RELEASE}").symlink_to(f"config-{RELEASE}")
     code, document = found(vmm_msi, server)
@@ -241,7 +241,7 @@ def test_a_guest_in_a_file(vmm_msi, server):
     assert {"kernel-no-nested-smmu", "device-missing"} <= set(ids(document))
 
 
-def test_a_guest_of_libvirt(vmm_msi):
+def test_a_libvirt_domain(vmm_msi):
     node = f"test://{samples.path('test-driver.xml')}"
     code, document = found(vmm_msi, BOARD, "--connect", node, "--domain", "guest0")
     assert (code, document["domain"]) == (EXIT_ERRORS, "guest0")
@@ -251,18 +251,18 @@ def test_a_guest_of_libvirt(vmm_msi):
     assert "nobody" in err
 
 
-def test_a_strategy_is_looked_at_without_a_guest(vmm_msi):
+def test_a_strategy_without_a_guest(vmm_msi):
     code, document = found(vmm_msi, TWO, "--strategy", "coerced")
     assert (code, ids(document)) == (EXIT_ERRORS, ["strategy-not-carried", "libvirt-unknown"])
 
 
-def test_a_configuration_that_is_named_is_read(vmm_msi):
+def test_the_selected_configuration_is_read(vmm_msi):
     code, out, err = vmm_msi("doctor", TWO, "--config", "missing.toml")
     assert (code, out) == (3, "")
     assert "missing.toml" in err
 
 
-def test_another_machine_is_not_taken_for_this_one(vmm_msi):
+def test_a_remote_libvirt_needs_a_host(vmm_msi):
     code, out, err = vmm_msi("doctor", "--connect", "qemu+ssh://far/system", "--domain", "g")
     assert (code, out) == (2, "")
     assert "checking qemu+ssh://far/system: it is on another machine" in err

@@ -1,4 +1,4 @@
-"""A host on which everything works, and ways to break one thing of it.
+"""A healthy host, and ways to break one part of it.
 
 Two SMMUs, two ITSes, and for each of them devices in PCI segments of their own: A and A2 behind
 SMMU 0 with ITS 0, B behind SMMU 1 with ITS 1. Each is in an IOMMU group of its own.
@@ -48,7 +48,7 @@ def host_device(address, smmu=0, its=(0,), group=10, **fields):
 
 def function(address, smmu=0, group=10, **fields):
     """A network function of 8 MSIs, bound to vfio-pci and alone in its group."""
-    told = {
+    defaults = {
         "iommu_group": group,
         "members": (address,),
         "driver": "vfio-pci",
@@ -61,14 +61,14 @@ def function(address, smmu=0, group=10, **fields):
         "msi_rid": address.rid,
         "reserved": (SW_MSI_WINDOW,),
     }
-    return PciFunction(address, **{**told, **fields})
+    return PciFunction(address, **{**defaults, **fields})
 
 
-def hardware(**told):
-    """What the kernel says of an SMMU that can all that is needed."""
-    read = Evidence("/var/log/kern.log", "arm-smmu-v3 arm-smmu-v3.0.auto: ias 48-bit, oas 48-bit")
+def hardware(**fields):
+    """Features of an SMMU that supports nesting, as the kernel reports them."""
+    line = Evidence("/var/log/kern.log", "arm-smmu-v3 arm-smmu-v3.0.auto: ias 48-bit, oas 48-bit")
     return SmmuHardware(
-        **{"stage1": True, "stage2": True, "s2fwb": True, "evidence": (read,), **told}
+        **{"stage1": True, "stage2": True, "s2fwb": True, "evidence": (line,), **fields}
     )
 
 
@@ -116,7 +116,7 @@ def with_kernel(case, **fields):
 
 
 def with_option(case, name, value):
-    """Set an option of the kernel; None for off."""
+    """Set an option of the kernel; None disables it."""
     options = {**case.kernel.options, name: value}
     return with_kernel(case, options={k: v for k, v in options.items() if v is not None})
 
@@ -131,14 +131,14 @@ def with_hardware(case, smmu, **fields):
 
 
 def with_function(case, address, **fields):
-    """Change a function, or add one where there is none at that address."""
+    """Change the function at an address, or add one."""
     known = case.host.function_by_address
     changed = replace(known.get(address) or function(address), **fields)
     return with_host(case, functions=tuple({**known, address: changed}.values()))
 
 
 def with_device(case, address, **fields):
-    """Change a device, or add one where there is none at that address."""
+    """Change the device at an address, or add one."""
     known = case.host.device_by_address
     changed = replace(known.get(address) or host_device(address), **fields)
     return with_host(case, devices=tuple({**known, address: changed}.values()))

@@ -1,4 +1,4 @@
-"""Guests for the doctor: as ``vmm-msi render`` makes them, and ways to break one thing of them."""
+"""Guests for the doctor: from ``vmm-msi render``, and ways to break one part of them."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ NIC = """
 
 
 def rendered(*devices, strategy=None, kind="kvm", host=HOST, memory=4096 * MIB, **request):
-    """Return what ``vmm-msi render`` makes of the template, for the newest libvirt and QEMU."""
-    named = None if strategy is None else Choice.parse(strategy)
+    """Return the template as rendered by ``vmm-msi render`` for the newest libvirt and QEMU."""
+    choice = None if strategy is None else Choice.parse(strategy)
     binder = BinderKind.QEMU if kind == "kvm" else BinderKind.SIM
-    wanted = AttachRequest(GUEST, devices or (A, B), named, **{"binder": binder, **request})
+    attach = AttachRequest(GUEST, devices or (A, B), choice, **{"binder": binder, **request})
     start = DomainXml.parse(str(nested_guest(GUEST, memory=memory, kind=kind)), f"{GUEST}.xml")
     return definition_file.plan_attach(
-        start, definition_file.newest(), PLUGINS, Config(), host, wanted
+        start, definition_file.newest(), PLUGINS, Config(), host, attach
     ).new
 
 
 def changed(xml, *pairs):
-    """Replace text of a definition; each must be there."""
+    """Replace text of a definition that must contain it."""
     text = str(xml)
     for old, new in pairs:
         assert old in text, old
@@ -47,18 +47,20 @@ def changed(xml, *pairs):
 
 
 def case_of(xml, *, base=HEALTHY, devices=None, holders=(), **fields):
-    """Return the case of a guest from a file on a host on which everything works."""
+    """Return the case of a guest from a file on a healthy host."""
     hosts = tuple(dict.fromkeys(hostdev.host for hostdev in xml.hostdevs()))
-    told = {"guest": Guest(xml, xml, holders), "plugins": PLUGINS, "config": Config(), **fields}
-    return replace(base, devices=hosts if devices is None else devices, **told)
+    facts = {"guest": Guest(xml, xml, holders), "plugins": PLUGINS, "config": Config(), **fields}
+    return replace(base, devices=hosts if devices is None else devices, **facts)
 
 
 def ids(case):
-    """Return the ids of all that is found, by severity and in order, each once."""
-    return list(dict.fromkeys(f"{found.severity} {found.id}" for found in rules.examine(case)))
+    """Return severity and id of all findings, in order, without duplicates."""
+    return list(
+        dict.fromkeys(f"{finding.severity} {finding.id}" for finding in rules.examine(case))
+    )
 
 
 def only(case, name):
-    """Return what is found of one id; it must be there once."""
-    (finding,) = [found for found in rules.examine(case) if found.id == name]
+    """Return the only finding with an id."""
+    (finding,) = [finding for finding in rules.examine(case) if finding.id == name]
     return finding

@@ -1,4 +1,4 @@
-"""Captures of the emulated host, whose kernel is real, looked at by another machine."""
+"""Captures of the emulated host, whose kernel is real, checked on another machine."""
 
 from __future__ import annotations
 
@@ -14,33 +14,35 @@ from vmm_msi.types import PciAddress
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 
 
-def found(capsys, name, *words):
+def findings_of(capsys, name, *words):
     status = main(["doctor", str(CAPTURES / f"{name}.tar.zst"), "--format", "json", *words])
-    told = json.loads(capsys.readouterr().out)
-    return status, [(each["severity"], each["id"], each["subject"]) for each in told["findings"]]
+    document = json.loads(capsys.readouterr().out)
+    return status, [
+        (finding["severity"], finding["id"], finding["subject"]) for finding in document["findings"]
+    ]
 
 
 def test_a_host_that_can_nest(capsys):
-    """All there is to say is that the host itself uses the drive."""
-    assert found(capsys, "two-smmus") == (0, [("note", "host-driver", "0000:14:00.0")])
+    """The only finding is that the host itself uses the drive."""
+    assert findings_of(capsys, "two-smmus") == (0, [("note", "host-driver", "0000:14:00.0")])
 
 
 def test_a_host_without_canwbs(capsys):
-    status, findings = found(capsys, "no-canwbs", "--device", "0000:21:00.0")
+    status, findings = findings_of(capsys, "no-canwbs", "--device", "0000:21:00.0")
     assert (status, findings) == (8, [("error", "smmu-no-s2fwb", "SMMU 1 (0xc020000)")])
 
 
-def test_a_device_of_the_host_itself_is_an_error_only_when_asked_for(capsys):
-    status, findings = found(capsys, "two-smmus", "--device", "0000:00:01.0")
+def test_a_problem_of_a_device_is_an_error_only_if_selected(capsys):
+    status, findings = findings_of(capsys, "two-smmus", "--device", "0000:00:01.0")
     assert (status, findings[0]) == (8, ("error", "no-smmu", "0000:00:01.0"))
 
 
 @pytest.mark.parametrize("name", ["two-smmus", "no-canwbs"])
-def test_what_the_kernel_told_of_its_devices(name):
+def test_functions_as_the_kernel_reported_them(name):
     host = load_host(CAPTURES / f"{name}.tar.zst")
     functions = host.function_by_address
     pair = [PciAddress.parse(text) for text in ("0000:13:00.0", "0000:13:00.1")]
-    assert [functions[one].members for one in pair] == [tuple(pair), tuple(pair)]
+    assert [functions[address].members for address in pair] == [tuple(pair), tuple(pair)]
     drive = functions[PciAddress.parse("0000:14:00.0")]
     assert (drive.driver, drive.vectors, drive.smmu) == ("nvme", 65, 0xC00_0000)
     assert [segment.canwbs for segment in host.segments] == [name == "two-smmus"]

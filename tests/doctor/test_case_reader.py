@@ -98,12 +98,12 @@ def test_a_guest_of_the_test_driver(tmp_path):
 
 def test_functions_of_the_host_take_precedence(tmp_path):
     case = read("guest0", f"test://{node_file(tmp_path)}", devices=(A,))
-    told = HOST.function_by_address[A]
-    assert case.host.function_by_address[A] == replace(told, numa_node=0)
+    function = HOST.function_by_address[A]
+    assert case.host.function_by_address[A] == replace(function, numa_node=0)
 
 
 def test_the_files_of_a_host(written):
-    """Its kernel and what a capture was told of libvirt are read where it is known by its files."""
+    """Kernel and releases come from the host's files."""
     tree = MemoryTree("host", {"/proc/sys/kernel/osrelease": b"7.2.0\n"})
     path = written(rendered(A))
     case = read(path, tree=(tree,))
@@ -128,12 +128,12 @@ def test_a_real_daemon(lab_daemon, written):
     assert case.devices == (A,)
     assert list(case.guest.holders) == [(A, "first"), (A, "second")]
     for each in (case, of_file):
-        (held,) = [found for found in examine(each) if found.id == "held-by-domain"]
+        (held,) = [finding for finding in examine(each) if finding.id == "held-by-domain"]
         assert held.evidence[0].where == "libvirt domain second"
 
 
 def test_a_read_only_connection(lab_daemon):
-    """The definition comes without its secrets; a guest with nothing assigned has no devices."""
+    """The definition has no secrets; a guest without assigned devices has no devices."""
     with connect(lab_daemon.uri) as connection:
         connection.define(nested_guest("plain", memory=128 << 20, kind="qemu"))
         try:

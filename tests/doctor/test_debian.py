@@ -19,7 +19,7 @@ RELEASE = "7.2.12+deb14-arm64"
 
 
 class OtherKernel(MemoryTree):
-    """A captured host that runs another kernel."""
+    """A captured host with another kernel."""
 
     def __init__(self, config):
         super().__init__(
@@ -53,9 +53,9 @@ def test_debians_kernel_has_no_iommufd():
     assert "# CONFIG_IOMMUFD is not set" in config.splitlines()
     tree = OtherKernel(config)
     case = read_case(HostSources(tree.source, read_sources(tree), (tree,)))
-    found = {finding.id: finding for finding in examine(case)}
-    finding = found["kernel-no-iommufd"]
-    assert [str(one) for one in finding.evidence] == [
+    findings = {finding.id: finding for finding in examine(case)}
+    finding = findings["kernel-no-iommufd"]
+    assert [str(evidence) for evidence in finding.evidence] == [
         f"/boot/config-{RELEASE}: CONFIG_IOMMUFD is not set"
     ]
     assert (

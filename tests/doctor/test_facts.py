@@ -1,4 +1,4 @@
-"""What the files of a host tell of its kernel and its software, live and captured alike."""
+"""Facts about a host's kernel and software, from live and captured files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from host.files.arm_host import FEATURES, LOG, RELEASE, SMMU_BASE, arm_host, pac
 from vmm_msi.doctor.case import KernelFacts, SmmuHardware, Software
 from vmm_msi.doctor.facts import NO_LIMIT, read_kernel, read_software
 from vmm_msi.doctor.finding import Evidence
-from vmm_msi.doctor.software import ask_emulator, ask_libvirt, decode, encode
+from vmm_msi.doctor.software import decode, encode, query_emulator, query_libvirt
 from vmm_msi.domxml.support import Version
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.files.archive import read_archive
@@ -36,7 +36,7 @@ def topology(*bases):
 
 @pytest.fixture(params=["folder", "capture"])
 def tree(request, tmp_path):
-    """The same host as a folder and as a capture of that."""
+    """The same host as a folder and as a capture of it."""
     arm_host(tmp_path)
     if request.param == "folder":
         return FolderTree(tmp_path)
@@ -82,7 +82,7 @@ def test_software(tree):
     )
 
 
-def test_without_a_topology_nothing_is_said_of_its_smmus(tree):
+def test_without_a_topology_no_smmu_features(tree):
     assert read_kernel(tree, None).smmus == {}
     assert read_kernel(tree, topology(0x1000)).smmus == {}
 
@@ -90,14 +90,14 @@ def test_without_a_topology_nothing_is_said_of_its_smmus(tree):
 # --- configuration -----------------------------------------------------------------------------
 
 
-def test_the_running_kernels_own_configuration_goes_first(tmp_path):
+def test_the_running_kernels_own_configuration_takes_precedence(tmp_path):
     host = arm_host(tmp_path)
     host.file("/proc/config.gz", gzip.compress(b"CONFIG_IOMMUFD=y\n"))
     kernel = read_kernel(FolderTree(tmp_path), None)
     assert (kernel.options, kernel.options_from) == ({"IOMMUFD": "y"}, "/proc/config.gz")
 
 
-def test_a_configuration_next_to_the_modules_is_found(tmp_path):
+def test_a_configuration_next_to_the_modules_is_read(tmp_path):
     host = arm_host(tmp_path)
     (tmp_path / "boot" / f"config-{RELEASE}").unlink()
     assert read_kernel(FolderTree(tmp_path), None).options is None
@@ -107,7 +107,7 @@ def test_a_configuration_next_to_the_modules_is_found(tmp_path):
     assert kernel.options_from == f"/lib/modules/{RELEASE}/config"
 
 
-def test_a_damaged_configuration_is_told_of_and_the_next_is_read(tmp_path):
+def test_a_damaged_configuration_is_reported_and_the_next_is_read(tmp_path):
     host = arm_host(tmp_path)
     host.file("/proc/config.gz", packed_config()[:-9])
     unreadable = []
@@ -116,16 +116,16 @@ def test_a_damaged_configuration_is_told_of_and_the_next_is_read(tmp_path):
     assert unreadable == [Evidence("/proc/config.gz", "damaged or larger than 4194304 bytes")]
 
 
-def test_what_could_not_be_read_is_told_of():
+def test_unreadable_files_are_reported():
     path = "/sys/module/vfio/parameters/enable_unsafe_noiommu_mode"
     reasons = {path: "Permission denied", LOG_FILE: "/dev/kmsg: Operation not permitted"}
     unreadable = []
     kernel = read_kernel(MemoryTree("x", {}, unreadable=reasons), None, unreadable)
     assert kernel == KernelFacts()
-    assert {(each.where, each.what) for each in unreadable} == set(reasons.items())
+    assert {(evidence.where, evidence.what) for evidence in unreadable} == set(reasons.items())
 
 
-def test_an_empty_host_is_not_known():
+def test_an_empty_tree_gives_no_facts():
     tree = MemoryTree("x", {})
     assert (read_kernel(tree, topology(1)), read_software(tree)) == (KernelFacts(), Software())
 
@@ -134,10 +134,10 @@ def test_an_empty_host_is_not_known():
 
 LINE = "arm-smmu-v3 {}: {}oas 48-bit (features {:#010x})"
 S1, S2, NESTING, S2FWB = 1 << 9, 1 << 10, 1 << 19, 1 << 23
-SILENT = ("stage1", "stage2", "nested", "s2fwb", "coherent")
+FEATURE_NAMES = ("stage1", "stage2", "nested", "s2fwb", "coherent")
 
 
-def said(features, release="7.2.0", device="x.iommu", ias=""):
+def smmus_of(features, release="7.2.0", device="x.iommu", ias=""):
     name = "smmu3.0x0000000000002000"
     files = {
         LOG_FILE: LINE.format(device, ias, features).encode(),
@@ -147,14 +147,14 @@ def said(features, release="7.2.0", device="x.iommu", ias=""):
     return read_kernel(MemoryTree("x", files, links), topology(0x1000, 0x2000)).smmus
 
 
-def words(found):
-    return {name: getattr(found[1], name) for name in SILENT}
+def features_of(smmus):
+    return {name: getattr(smmus[1], name) for name in FEATURE_NAMES}
 
 
 @pytest.mark.parametrize("release", ["4.2.0", "5.14.0-503.el9", "6.12.6-arm64"])
-def test_before_linux_6_13_the_log_says_nothing_of_nesting(release):
-    found = words(said(S1 | S2 | NESTING | S2FWB, release, ias="ias 44-bit, "))
-    assert found == {
+def test_before_linux_6_13_the_log_does_not_show_nesting(release):
+    features = features_of(smmus_of(S1 | S2 | NESTING | S2FWB, release, ias="ias 44-bit, "))
+    assert features == {
         "stage1": True,
         "stage2": True,
         "nested": None,
@@ -163,34 +163,34 @@ def test_before_linux_6_13_the_log_says_nothing_of_nesting(release):
     }
 
 
-def test_an_unknown_release_says_nothing_of_nesting():
-    assert words(said(S1, "next"))["s2fwb"] is None
+def test_with_an_unknown_release_nesting_is_unknown():
+    assert features_of(smmus_of(S1, "next"))["s2fwb"] is None
 
 
 @pytest.mark.parametrize("release", ["6.13.0", "6.14.2"])
-def test_linux_6_13_and_6_14_do_not_look_for_s2fwb(release):
-    found = said(S1 | S2 | NESTING, release)[1]
-    assert (found.nested, found.s2fwb) == (True, False)
-    assert found.evidence[1].where == "/proc/sys/kernel/osrelease"
-    assert found.evidence[1].what.startswith(
-        f"{release}: Linux 6.13 and 6.14 do not look for S2FWB"
+def test_linux_6_13_and_6_14_do_not_detect_s2fwb(release):
+    smmu = smmus_of(S1 | S2 | NESTING, release)[1]
+    assert (smmu.nested, smmu.s2fwb) == (True, False)
+    assert smmu.evidence[1].where == "/proc/sys/kernel/osrelease"
+    assert smmu.evidence[1].what.startswith(
+        f"{release}: Linux 6.13 and 6.14, except late updates of 6.14, do not detect S2FWB"
     )
-    assert len(said(S2FWB, release)[1].evidence) == 1
+    assert len(smmus_of(S2FWB, release)[1].evidence) == 1
 
 
-def test_from_linux_6_15_on_the_log_says_all():
-    found = said(S1 | S2 | NESTING, "6.15.0")[1]
-    assert (found.nested, found.s2fwb, len(found.evidence)) == (True, False, 1)
-    found = said(S1 | S2 | S2FWB, "6.15.0")[1]
-    assert (found.nested, found.s2fwb) == (False, True)
-    assert words(said(0, "10.1")) == dict.fromkeys(SILENT, False)
+def test_from_linux_6_15_on_the_log_shows_every_feature():
+    smmu = smmus_of(S1 | S2 | NESTING, "6.15.0")[1]
+    assert (smmu.nested, smmu.s2fwb, len(smmu.evidence)) == (True, False, 1)
+    smmu = smmus_of(S1 | S2 | S2FWB, "6.15.0")[1]
+    assert (smmu.nested, smmu.s2fwb) == (False, True)
+    assert features_of(smmus_of(0, "10.1")) == dict.fromkeys(FEATURE_NAMES, False)
 
 
-def test_another_smmu_of_the_log_is_passed_by():
-    assert said(S1, device="other.iommu") == {}
+def test_an_smmu_without_a_known_address_is_skipped():
+    assert smmus_of(S1, device="other.iommu") == {}
 
 
-def test_other_names_in_sysfs_are_passed_by():
+def test_other_names_in_sysfs_are_skipped():
     files = {LOG_FILE: FEATURES.encode(), "/proc/sys/kernel/osrelease": b"7.2.0"}
     links = {
         f"/sys/class/iommu/{name}": f"../../devices/platform/arm-smmu-v3.0.auto/iommu/{name}"
@@ -205,7 +205,7 @@ def test_other_names_in_sysfs_are_passed_by():
 @pytest.mark.parametrize(
     ("limit", "bytes_"), [("unlimited", NO_LIMIT), ("8388608  ", 8388608), ("rubbish", None)]
 )
-def test_what_the_daemon_may_lock(limit, bytes_):
+def test_locked_memory_limit_of_the_daemon(limit, bytes_):
     files = {
         "/run/libvirtd.pid": b"7\n",
         "/proc/7/comm": b"libvirtd\n",
@@ -216,26 +216,30 @@ def test_what_the_daemon_may_lock(limit, bytes_):
     assert read_software(MemoryTree("x", files)).daemon_locked_memory is None
 
 
-def test_what_libvirt_says_goes_into_a_capture_and_out():
+def test_releases_from_libvirt_survive_a_capture():
     with connect("test:///default") as connection:
-        asked = ask_libvirt(connection)
-    assert (asked.driver, asked.qemu, asked.source) == ("TEST", None, "libvirt at test:///default")
-    assert decode(encode(asked), "x") == asked
+        releases = query_libvirt(connection)
+    assert (releases.driver, releases.qemu, releases.source) == (
+        "TEST",
+        None,
+        "libvirt at test:///default",
+    )
+    assert decode(encode(releases), "x") == releases
     assert decode(encode(Software()), "x") == Software()
 
 
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b'{"libvirt": "new"}', "x: 'new' is no release; valid is one such as 12.8.0"),
+        (b'{"libvirt": "new"}', "x: 'new' is not a release; use one such as 12.8.0"),
         (b'{"qemu": 11}', "x: .*qemu"),
         (b"", "x: ."),
         (b'{"qemu": "\xff"}', "x: ."),
         (b'{"a":' + b"[" * 100_000, "x: ."),
     ],
 )
-def test_what_a_capture_says_of_software_may_be_malformed(data, message):
-    """Names the file; the reason is the JSON reader's unless it is about a release."""
+def test_malformed_releases_in_a_capture(data, message):
+    """The message names the file; only that about a release has wording of our own."""
     with pytest.raises(TopologyError, match=f"^{message}"):
         decode(data, "x")
 
@@ -250,25 +254,25 @@ def test_what_a_capture_says_of_software_may_be_malformed(data, message):
         ("exec yes something", None),
     ],
 )
-def test_the_emulator_is_asked(tmp_path, monkeypatch, script, version):
+def test_release_of_the_emulator(tmp_path, monkeypatch, script, version):
     program = tmp_path / "qemu-system-aarch64"
     program.write_text(f"#!/bin/sh\n{script}\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
-    found = ask_emulator()
-    assert found.qemu == version
-    assert found.source == (f"{program} --version" if version else "")
+    software = query_emulator()
+    assert software.qemu == version
+    assert software.source == (f"{program} --version" if version else "")
 
 
-def test_an_emulator_that_hangs_is_left(tmp_path, monkeypatch):
+def test_an_emulator_that_hangs_is_killed(tmp_path, monkeypatch):
     program = tmp_path / "qemu-system-aarch64"
     program.write_text("#!/bin/sh\nexec sleep 60\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
     monkeypatch.setattr("vmm_msi.doctor.software._TIMEOUT_S", 0.3)
-    assert ask_emulator() == Software()
+    assert query_emulator() == Software()
     monkeypatch.setenv("PATH", str(tmp_path / "none"))
-    assert ask_emulator() == Software()
+    assert query_emulator() == Software()
 
 
 # --- this machine ------------------------------------------------------------------------------
@@ -279,4 +283,4 @@ def test_this_machine():
     kernel = read_kernel(FolderTree(Path("/")), None, unreadable)
     assert kernel.release == os.uname().release
     assert kernel.dev_iommu is Path("/dev/iommu").exists()
-    assert all(isinstance(each, Evidence) for each in unreadable)
+    assert all(isinstance(evidence, Evidence) for evidence in unreadable)

@@ -1,4 +1,4 @@
-"""Each finding has a page, each page is about a finding, and all are of one form."""
+"""Each finding has a page, each page a finding, and all pages have the same structure."""
 
 import re
 
@@ -12,12 +12,12 @@ IDS = doc_blocks.finding_ids()
 SECTIONS = ["What is checked", "What happens", "What to do", "Sources"]
 
 
-def test_every_finding_has_a_page_and_every_page_is_about_one():
+def test_every_finding_has_a_page_and_every_page_has_a_finding():
     assert set(pages.ids()) == set(IDS)
 
 
 @pytest.mark.parametrize("name", pages.ids())
-def test_a_page_is_of_the_form(name):
+def test_structure_of_a_page(name):
     text = pages.page(name)
     assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name)
     head, *sections = re.split(r"^#+ ", text, flags=re.MULTILINE)[1:]
@@ -31,19 +31,19 @@ def test_a_page_is_of_the_form(name):
     assert max(map(len, text.splitlines())) <= 112
 
 
-def test_an_unknown_page_names_what_is_like_it():
+def test_an_unknown_id_suggests_similar_ids():
     with pytest.raises(UsageError) as caught:
         pages.page("no-it")
     assert "'no-it': unknown id; similar: no-its" in str(caught.value)
 
 
-def test_a_page_of_nothing_like_it_says_where_ids_are():
+def test_an_id_without_similar_ids_points_to_the_doctor():
     with pytest.raises(UsageError, match="vmm-msi doctor prints the ids"):
         pages.page("xyzzy")
 
 
 def test_every_rule_is_in_the_list():
-    """A function of a module of rules that takes a case and is not private is a rule."""
+    """Every public function of a module of rules is a rule."""
     every = (*rules.HOST_RULES, *rules.ALONE_RULES, *rules.guest_rules())
     listed = {f"{rule.__module__}.{rule.__name__}" for rule in every}
     assert len(listed) == len(every)

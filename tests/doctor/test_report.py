@@ -1,4 +1,4 @@
-"""What the doctor prints."""
+"""Output of the doctor."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def text(findings, about="host, 3 devices"):
     return "\n".join(report.to_lines(about, findings)) + "\n"
 
 
-def test_findings_are_blocks_the_worst_first_and_are_counted():
+def test_findings_are_blocks_worst_first_with_a_summary():
     case = with_hardware(HEALTHY, 1, s2fwb=False)
     case = with_parameter(case, "vfio.enable_unsafe_noiommu_mode", "Y")
     assert (
@@ -47,7 +47,7 @@ host, 3 devices: 1 error, 1 warning, 1 note; use --explain ID for details
     )
 
 
-def test_what_says_the_same_of_many_is_one_block():
+def test_the_same_finding_about_many_devices_is_one_block():
     findings = [
         Finding(
             "no-its",
@@ -75,7 +75,7 @@ host, 3 devices: 7 errors; use --explain ID for details
     assert "and the same for 1 other\n" in text(findings[:2])
 
 
-def test_long_evidence_is_cut_and_what_cannot_be_printed_is_not():
+def test_long_evidence_is_cut_and_control_characters_are_escaped():
     lines = tuple(Evidence("a\x1b[31m", f"line {number}\n") for number in range(9))
     finding = Finding("not-root", Severity.UNKNOWN, "host", lines, "A.", "B.")
     shown = text([finding])
@@ -85,14 +85,14 @@ def test_long_evidence_is_cut_and_what_cannot_be_printed_is_not():
     assert "1 check could not run" in shown
 
 
-def test_nothing_found_is_said():
+def test_no_problems():
     assert text([]) == "host, 3 devices: no problems found\n"
 
 
-def test_json_has_all_of_it():
+def test_json_has_every_field():
     case = with_function(HEALTHY, A, driver="mlx5_core")
-    made = report.to_json({"host": "h", "domain": None, "devices": [str(A)]}, examine(case))
-    assert json.loads(json.dumps(made)) == {
+    document = report.to_json({"host": "h", "domain": None, "devices": [str(A)]}, examine(case))
+    assert json.loads(json.dumps(document)) == {
         "schema": 1,
         "host": "h",
         "domain": None,

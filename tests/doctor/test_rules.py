@@ -331,7 +331,7 @@ WELL = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_is_broken_is_found(name):
+def test_findings_of_a_broken_host(name):
     case, expected = BROKEN[name]
     assert [(f.id, f.severity, f.subject) for f in examine(case)] == expected
 
@@ -351,7 +351,7 @@ OF_ONE_DEVICE = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_device_that_nobody_asked_for(name):
+def test_a_problem_of_an_unselected_device_is_a_warning(name):
     case, expected = BROKEN[name]
     found = {(f.id, f.severity, f.subject) for f in examine(replace(case, devices_selected=False))}
     assert found == {
@@ -362,7 +362,7 @@ def test_a_device_that_nobody_asked_for(name):
 
 
 @pytest.mark.parametrize("name", WELL)
-def test_what_is_well_is_not(name):
+def test_a_healthy_variant_has_no_findings(name):
     assert examine(WELL[name]) == []
 
 
@@ -375,7 +375,7 @@ def test_each_finding_of_the_host_is_raised_in_every_severity_it_can_have():
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_a_finding_says_what_was_read_what_happens_and_what_to_do(name):
+def test_a_finding_has_evidence_and_two_sentences(name):
     for finding in examine(BROKEN[name][0]):
         assert finding.evidence
         for evidence in finding.evidence:
@@ -388,7 +388,7 @@ def test_a_finding_says_what_was_read_what_happens_and_what_to_do(name):
             assert "None" not in sentence
 
 
-def test_the_worst_comes_first():
+def test_worst_findings_first():
     case = with_parameter(HEALTHY, "vfio.enable_unsafe_noiommu_mode", "Y")
     case = with_device(with_function(case, A, driver="mlx5_core"), A, its_group=())
     case = replace(case, unreadable=(Evidence("/x", "Permission denied"),))
@@ -396,7 +396,7 @@ def test_the_worst_comes_first():
     assert severities == [E, W, N, U]
 
 
-def test_words_name_what_is_behind_an_smmu():
+def test_a_finding_about_an_smmu_names_its_devices():
     (finding,) = examine(with_hardware(HEALTHY, 0, s2fwb=False))
     assert finding.consequence.startswith(f"{A} and {A2} cannot be behind a vSMMU")
     assert [str(each) for each in finding.evidence] == [
@@ -412,11 +412,11 @@ def test_debians_kernel_is_named():
     assert str(finding.evidence[0]) == "/boot/config-7.2.0: CONFIG_IOMMUFD is not set"
 
 
-def test_an_smmu_whose_s2fwb_was_not_looked_for_is_not_given_up():
+def test_before_s2fwb_detection_the_remedy_is_a_newer_kernel():
     case = with_hardware(with_kernel(HEALTHY, release="6.14.2"), 0, s2fwb=False)
     finding = next(each for each in examine(case) if each.id == "smmu-no-s2fwb")
     assert finding.remedy.startswith("Boot Linux 6.15 or newer")
 
 
-def test_the_host_of_the_tests_is_what_it_says():
+def test_the_healthy_case_covers_every_device():
     assert {device.address for device in HOST.devices} == set(HEALTHY.devices)

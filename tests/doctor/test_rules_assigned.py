@@ -35,7 +35,7 @@ def without(case, address):
     )
 
 
-def test_a_device_that_is_not_there():
+def test_a_missing_device():
     finding = only(without(case_of(ONE), A), "device-missing")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
     assert str(finding.evidence[0]) == "host: no such PCI device"
@@ -43,7 +43,7 @@ def test_a_device_that_is_not_there():
 
 
 @pytest.mark.parametrize("there", [True, False])
-def test_a_device_by_the_files_of_the_host(there):
+def test_a_missing_device_by_the_host_files(there):
     files = {f"/sys/bus/pci/devices/{A2}/class": b"0x020000\n"}
     if there:
         files[f"/sys/bus/pci/devices/{A}/class"] = b"0x020000\n"
@@ -54,7 +54,7 @@ def test_a_device_by_the_files_of_the_host(there):
         assert only(case, "device-missing").evidence[0].where == f"/sys/bus/pci/devices/{A}"
 
 
-def test_a_device_that_is_not_there_and_was_asked_for_without_a_guest():
+def test_a_missing_device_without_a_guest():
     """The ways that tables have for its address say nothing of it, and bridges are no advice."""
     gone = PciAddress(0, 1, 5, 0)
     case = replace(HEALTHY, devices=(gone,))
@@ -68,7 +68,7 @@ def test_a_device_that_is_not_there_and_was_asked_for_without_a_guest():
     assert "error device-missing" not in ids(replace(case, devices_selected=False))
 
 
-def test_a_device_that_another_guest_has():
+def test_a_device_of_another_guest():
     finding = only(case_of(ONE, holders=[(A, "other"), (B, "third")]), "held-by-domain")
     assert (finding.severity, finding.subject) == (Severity.WARNING, str(A))
     assert str(finding.evidence[0]) == f"libvirt domain other: a <hostdev> for {A}"
@@ -80,7 +80,7 @@ def test_a_device_that_another_guest_has():
     ("told", "kind"),
     [({"physical_function": VF}, "physical"), ({"virtual_functions": (VF,)}, "virtual")],
 )
-def test_a_device_whose_other_half_another_guest_has(told, kind):
+def test_a_related_function_in_another_guest(told, kind):
     case = with_function(case_of(ONE, holders=[(VF, "other")]), A, **told)
     finding = only(case, "held-by-domain")
     assert finding.consequence == (
@@ -88,7 +88,7 @@ def test_a_device_whose_other_half_another_guest_has(told, kind):
     )
 
 
-def test_a_part_of_a_group():
+def test_a_partly_assigned_group():
     case = with_function(case_of(ONE), A, members=(A, A2))
     finding = only(case, "partial-group")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
@@ -98,7 +98,7 @@ def test_a_part_of_a_group():
     assert finding.remedy.endswith("only if the guest puts both behind one stage 1.")
 
 
-def test_a_whole_group():
+def test_a_completely_assigned_group():
     """What becomes of it the model says: each device has a stage 1 of its own, a group has one."""
     case = case_of(rendered(A, A2))
     for address in (A, A2):
@@ -122,14 +122,14 @@ def test_a_group_with_a_bridge():
     )
 
 
-def test_a_group_of_which_a_plain_device_is():
+def test_a_group_with_a_device_without_a_vsmmu():
     """Behind no vSMMU: the rest of the group must be free, and nothing else."""
     xml = changed(ONE, ("bus='0x02' slot='0x00'", "bus='0x00' slot='0x05'"))
     case = with_function(case_of(xml), A, members=(A, A2))
     assert not [found for found in ids(case) if "partial-group" in found]
 
 
-def test_groups_that_nothing_tells_of():
+def test_unreported_groups():
     case = without(case_of(ONE), A)
     finding = only(with_host(case, functions=()), "partial-group")
     assert finding.severity is Severity.UNKNOWN
@@ -147,7 +147,7 @@ def test_a_physical_function_with_virtual_ones():
 @pytest.mark.parametrize(
     ("driver", "raised"), [("vfio-pci", True), ("mlx5_vfio_pci", True), ("mlx5_core", False)]
 )
-def test_a_virtual_function_of_what_vfio_has(driver, raised):
+def test_a_virtual_function_whose_physical_function_is_bound_to_vfio(driver, raised):
     physical = function(A2, group=11, driver=driver, virtual_functions=(A,))
     case = with_function(case_of(ONE), A, physical_function=A2)
     case = with_host(

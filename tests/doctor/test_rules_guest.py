@@ -15,7 +15,7 @@ HEALTHY = rendered(A)
 GIB = 1 << 30
 
 
-def test_what_render_makes_is_healthy():
+def test_a_rendered_guest_is_healthy():
     assert ids(case_of(HEALTHY)) == ["note rmr-needed", "note no-migration"]
     assert ids(case_of(rendered(A, B))) == [
         "note rmr-needed",
@@ -64,7 +64,7 @@ def test_a_guest_that_cannot_be_nested(changes, name, where, what):
     assert what in evidence.what
 
 
-def test_a_guest_that_is_only_modelled_needs_no_kvm():
+def test_a_simulated_guest_needs_no_kvm():
     assert "error guest-kvm" not in ids(case_of(rendered(A, kind="test")))
 
 
@@ -74,7 +74,7 @@ def test_acpi_does_not_matter_to_a_strategy_without_an_rmr():
     assert "note no-acpi" in found
 
 
-def test_what_was_added_and_is_gone():
+def test_a_missing_part_of_the_record():
     xml = changed(HEALTHY, ("<driver pciBus='1' accel='on'/>", "<driver pciBus='1'/>"))
     finding = only(case_of(xml), "part-gone")
     assert str(finding.evidence[0]) == (
@@ -90,7 +90,7 @@ def test_what_was_added_and_is_gone():
         ("stage='nested'", Severity.WARNING, "Remove it"),
     ],
 )
-def test_what_libvirt_drops_without_a_word(wrong, severity, remedy):
+def test_xml_that_libvirt_drops_silently(wrong, severity, remedy):
     xml = changed(HEALTHY, ("accel='on'/>", f"accel='on' {wrong}/>"))
     finding = only(case_of(xml), "xml-dropped")
     assert finding.severity is severity
@@ -106,7 +106,7 @@ def test_what_libvirt_drops_without_a_word(wrong, severity, remedy):
         (0x8000_0000, ReservedKind.RESERVED, "guest-ram-reserved"),
     ],
 )
-def test_ram_where_iovas_are_reserved(base, kind, name):
+def test_ram_at_reserved_iovas(base, kind, name):
     region = ReservedRegion(base, 1 << 20, kind)
     finding = only(with_function(case_of(HEALTHY), A, reserved=(region,)), name)
     assert finding.severity is Severity.ERROR
@@ -119,7 +119,7 @@ def test_ram_where_iovas_are_reserved(base, kind, name):
     [(0x8000_0000, ReservedKind.DIRECT_RELAXABLE), (0x1_4000_0000, ReservedKind.RESERVED)],
     ids=["relaxable", "beside"],
 )
-def test_ram_that_may_be_there(base, kind):
+def test_ram_outside_of_reserved_iovas(base, kind):
     case = with_function(
         case_of(HEALTHY), A, reserved=(SW_MSI_WINDOW, ReservedRegion(base, 1 << 20, kind))
     )
@@ -134,7 +134,7 @@ def test_ram_that_may_be_there(base, kind):
     ],
     ids=["plugged in", "with a GiB for each slot"],
 )
-def test_memory_that_is_plugged_in(memory, base, element):
+def test_hot_plugged_memory(memory, base, element):
     """4 GiB from 1 GiB on, what is plugged in from 5 GiB on: 4 GiB and one for each slot."""
     xml = changed(HEALTHY, ("<vcpu>", f"{memory}<vcpu>"))
     region = ReservedRegion(base, 1 << 20, ReservedKind.RESERVED)
@@ -142,7 +142,7 @@ def test_memory_that_is_plugged_in(memory, base, element):
     assert str(finding.evidence[0]) == (f"{GUEST}.xml: {element}: RAM 0x140000000-0x2bfffffff")
 
 
-def test_a_memory_device_at_an_address_of_its_own():
+def test_a_memory_device_with_a_base_address():
     module = (
         "<memory model='dimm'><target><size unit='MiB'>512</size></target>"
         "<address type='dimm' slot='0' base='0x8000000'/></memory>"
@@ -202,10 +202,10 @@ def test_free_ports_without_memory():
     assert "warning hotplug-bar-loss" not in ids(case_of(rendered(A, spare_ports=1)))
 
 
-def test_a_guest_without_a_vsmmu_can_be_moved():
+def test_a_guest_without_a_vsmmu_can_migrate():
     assert ids(case_of(nested_guest(GUEST, memory=GIB))) == []
 
 
-def test_without_plugins_the_guest_is_looked_at_all_the_same():
+def test_without_plugins_the_guest_is_still_checked():
     xml = changed(HEALTHY, ("<acpi/>", ""))
     assert ids(case_of(xml, plugins=None)) == ["error no-acpi", "note no-migration"]

@@ -25,7 +25,7 @@ def found(case, name):
     return [each for each in rules_software.too_old(case) if each.id == name]
 
 
-def test_a_libvirt_that_is_too_old():
+def test_an_old_libvirt():
     (finding,) = found(case_of(ONE, software=software((12, 2), (11, 1))), "libvirt-too-old")
     assert (finding.severity, finding.subject) == (Severity.ERROR, f"guest {GUEST}")
     assert [str(each) for each in finding.evidence] == [
@@ -47,7 +47,7 @@ def test_a_libvirt_of_debian_12():
     assert [each.what for each in finding.evidence[1:]] == ["<driver pciBus>", "<driver accel>"]
 
 
-def test_a_qemu_that_is_too_old():
+def test_an_old_qemu():
     (finding,) = found(case_of(ONE, software=software((12, 8), (10, 0))), "qemu-too-old")
     assert finding.consequence == (
         "QEMU 10.0.0 cannot write <driver pciBus> (several vSMMUs): needs QEMU 10.2.0; "
@@ -56,14 +56,14 @@ def test_a_qemu_that_is_too_old():
     assert finding.remedy == "Use QEMU 11.0.0 or newer."
 
 
-def test_what_the_xml_uses_is_asked_for():
+def test_features_in_the_xml_are_required():
     xml = changed(ONE, ("accel='on'", "accel='on' cmdqv='on'"))
     (finding,) = found(case_of(xml, software=software((12, 8), (11, 0))), "qemu-too-old")
     assert [each.what for each in finding.evidence[1:]] == ["<driver cmdqv>"]
     assert found(case_of(ONE, software=software((12, 8), (11, 0))), "qemu-too-old") == []
 
 
-def test_without_a_guest_it_is_what_a_plan_needs():
+def test_without_a_guest_the_features_of_a_plan_are_required():
     case = replace(case_of(ONE, software=software((11, 3), (10, 0))), guest=None, devices=(A, B))
     old = found(case, "libvirt-too-old")
     assert {each.subject for each in old} == {"host"}
@@ -77,7 +77,7 @@ def test_without_a_guest_it_is_what_a_plan_needs():
     ("guest", "strategy", "raised"),
     [(True, None, True), (False, None, False), (False, "identity", True)],
 )
-def test_nothing_tells_of_libvirt(guest, strategy, raised):
+def test_unknown_libvirt(guest, strategy, raised):
     """It matters where a guest or a strategy is asked for."""
     case = case_of(ONE, software=Software(), choice=strategy and Choice(strategy))
     if not guest:

@@ -16,14 +16,14 @@ FAULT = "F_TRANSLATION (stage 1) StreamID 0x100, IOVA 0x8000040"
 ONE, TWO = rendered(A), rendered(A, B)
 
 
-def test_a_strategy_that_qemu_does_not_carry_out():
+def test_a_strategy_that_qemu_does_not_support():
     finding = only(case_of(ONE, choice=Choice("direct")), "strategy-not-carried")
     assert (finding.severity, finding.subject) == (Severity.ERROR, f"guest {GUEST}")
     assert str(finding.evidence[0]) == "--strategy: strategy direct"
     assert "Use identity or multi-its:mode=vsmmu, or --backend sim" in finding.remedy
 
 
-def test_a_strategy_that_is_recorded_as_modelled():
+def test_a_strategy_recorded_as_simulated():
     case = case_of(rendered(A, kind="test", strategy="direct"))
     assert "error strategy-not-carried" not in ids(case)
     assert "error msi-lost" not in ids(case)
@@ -38,7 +38,7 @@ def test_a_strategy_of_the_configuration():
     assert ids(case_of(plain, devices=(A,))) == []
 
 
-def test_msis_that_do_not_arrive():
+def test_lost_msis():
     finding = only(case_of(ONE, choice=Choice("host-cookie")), "msi-lost")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
     assert [str(each) for each in finding.evidence] == [
@@ -75,28 +75,28 @@ def test_a_guest_without_acpi():
     assert "s1-fault" in finding.consequence
 
 
-def test_without_a_guest_each_device_is_tried_alone():
+def test_without_a_guest_each_device_is_simulated_alone():
     case = replace(case_of(TWO, choice=Choice("host-cookie")), guest=None)
     finding = only(case, "msi-lost")
     assert finding.subject == f"{A} and 1 more"
     assert [each.what.partition(":")[0] for each in finding.evidence[:2]] == ["0000", "0001"]
 
 
-def test_devices_of_a_group_are_tried_alone_too():
+def test_devices_of_a_group_are_simulated_alone_too():
     case = replace(case_of(TWO), guest=None, devices=(A, A2))
     for address in (A, A2):
         case = with_device(with_function(case, address, iommu_group=10), address, iommu_group=10)
     assert [*rules_strategy.msi_lost(case)] == []
 
 
-def test_ranges_of_addresses_have_no_groups_to_be_mixed_up():
+def test_address_ranges_do_not_share_a_group():
     """What stands for devices that nothing lists is in group -1, each by itself."""
     devices = tuple(replace(device, iommu_group=-1) for device in HOST.devices)
     case = replace(with_host(case_of(TWO), devices=devices, functions=()), guest=None)
     assert [*rules_strategy.msi_lost(case)] == []
 
 
-def test_strategies_that_go_together_on_no_kernel():
+def test_strategies_that_no_kernel_supports():
     settings = Config(ConfigTable(strategies={"identity": {"profile": "series-v8"}}))
     plain = nested_guest(GUEST, memory=1 << 30)
     finding = only(case_of(plain, devices=(A,), config=settings), "strategy-unusable")
@@ -105,7 +105,7 @@ def test_strategies_that_go_together_on_no_kernel():
 
 
 @pytest.mark.parametrize(("base", "size"), [(0xA000_0000, 1 << 20), (0x800_0000, 1 << 21)])
-def test_a_window_that_is_not_the_rmr(base, size):
+def test_a_window_that_differs_from_the_rmr(base, size):
     window = ReservedRegion(base, size, ReservedKind.SW_MSI)
     case = with_function(case_of(rendered(A, memory=1 << 30)), A, reserved=(window,))
     finding = only(case, "rmr-fixed")
@@ -159,7 +159,7 @@ def test_the_order_of_slots():
     assert PLUGINS is case_of(TWO).plugins
 
 
-def test_a_guest_that_would_ignore_the_rmr():
+def test_a_guest_that_ignores_the_rmr():
     """What it would come to is said beforehand, with the address at which it faults."""
     finding = only(case_of(ONE), "rmr-needed")
     assert (finding.severity, finding.subject) == (Severity.NOTE, f"guest {GUEST}")

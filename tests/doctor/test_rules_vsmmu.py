@@ -20,20 +20,20 @@ PORT = """
 DRIVER = "<driver pciBus='1' accel='on'/>"
 
 
-def test_a_vsmmu_that_is_emulated():
+def test_an_emulated_vsmmu():
     finding = only(case_of(changed(ONE, (DRIVER, "<driver pciBus='1'/>"))), "no-accel")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
     assert str(finding.evidence[0]) == f"{GUEST}.xml: /domain/devices/iommu: accel not set"
 
 
-def test_the_vsmmu_of_the_whole_machine_is_emulated():
+def test_an_emulated_machine_wide_vsmmu():
     xml = changed(
         ONE, (f"<iommu model='smmuv3'>\n      {DRIVER}\n    </iommu>", "<iommu model='smmuv3'/>")
     )
     assert only(case_of(xml), "no-accel").subject == str(A)
 
 
-def test_a_device_behind_no_vsmmu():
+def test_a_device_without_a_vsmmu():
     """On a port of pcie.0: it is translated by the host alone."""
     xml = changed(
         ONE,
@@ -47,7 +47,7 @@ def test_a_device_behind_no_vsmmu():
     assert only(case, "empty-vsmmu").severity is Severity.ERROR
 
 
-def test_a_device_that_libvirt_will_place():
+def test_a_device_without_an_address():
     xml = changed(
         ONE,
         ("      <address type='pci' domain='0x0000' bus='0x02' slot='0x00' function='0x0'/>\n", ""),
@@ -74,7 +74,7 @@ def test_a_vsmmu_without_a_device(driver, words):
         assert words in only(case, "empty-vsmmu").evidence[0].what
 
 
-def test_an_emulated_device_behind_it():
+def test_an_emulated_device_behind_a_vsmmu():
     xml = changed(rendered(A, spare_ports=1), ("<serial ", f"{NIC.format(bus='0x03')}<serial "))
     finding = only(case_of(xml), "emulated-behind-vsmmu")
     assert finding.severity is Severity.ERROR
@@ -84,7 +84,7 @@ def test_an_emulated_device_behind_it():
 
 
 @pytest.mark.parametrize("bus", ["2", "16", "9"], ids=["a root port", "a busNr", "nothing"])
-def test_a_vsmmu_on_what_is_no_root_bus(bus):
+def test_a_vsmmu_on_an_unsuitable_bus(bus):
     xml = changed(ONE, (DRIVER, f"<driver pciBus='{bus}' accel='on'/>"))
     finding = only(case_of(xml), "misplaced-vsmmu")
     assert str(finding.evidence[0]) == f"{GUEST}.xml: /domain/devices/iommu: pciBus='{bus}'"
@@ -130,14 +130,14 @@ def test_a_device_without_iommufd(changes, raised):
     assert ("error hostdev-without-iommufd" in found) is raised
 
 
-def test_a_group_of_file_descriptors():
+def test_a_file_descriptor_group():
     xml = changed(ONE, ("<iommufd enabled='yes'/>", "<iommufd enabled='yes' fdgroup='group'/>"))
     finding = only(case_of(xml), "fdgroup-needs-opener")
     assert finding.severity is Severity.WARNING
     assert "'group' was not associated" in finding.consequence
 
 
-def test_a_libvirt_that_may_not_open_it():
+def test_an_unprivileged_libvirt():
     session = Software(Version(12, 8), Version(11, 1), "QEMU", source="libvirt at qemu:///session")
     assert only(case_of(ONE, software=session), "missing-fdgroup").severity is Severity.ERROR
     system = Software(Version(12, 8), Version(11, 1), "QEMU", source="libvirt at qemu:///system")
@@ -155,7 +155,7 @@ QUOTED = (
 )
 
 
-def test_what_is_quoted_of_qemu_is_in_it(lab_root):
+def test_quoted_messages_are_in_the_qemu_binary(lab_root):
     """What needs a device and an SMMU to be said is at least in the program."""
     program = (lab_root.path / "usr/bin/qemu-system-aarch64").read_bytes()
     assert [words for words in QUOTED if words.encode() not in program] == []
@@ -185,7 +185,7 @@ VSMMUS = """
     ],
     ids=["a root port", "two on one bus", "emulated"],
 )
-def test_libvirt_takes_what_qemu_then_ends_for(parts, words, lab_daemon):
+def test_libvirt_accepts_guests_for_which_qemu_exits(parts, words, lab_daemon):
     name = "ends"
     text = str(nested_guest(name, memory=128 << 20, kind="qemu"))
     xml = DomainXml.parse(text.replace("<devices>", f"<devices>{parts}"), "guest.xml")

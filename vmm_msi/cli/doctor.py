@@ -16,6 +16,7 @@ from vmm_msi.cli.common import (
     read_host,
 )
 from vmm_msi.errors import UsageError
+from vmm_msi.quantity import quantity
 from vmm_msi.terminal import print_lines
 from vmm_msi.types import PciAddress
 
@@ -113,9 +114,9 @@ def _about(case: Case, domain: str | None) -> str:
     from vmm_msi.doctor.devices import representatives
 
     count = len(case.devices)
-    devices = f"{count} device{'' if count == 1 else 's'}"
+    devices = quantity(count, "device")
     if count and not case.host.functions and case.devices == representatives(case.host):
-        devices = f"no devices listed, {count} address range{'' if count == 1 else 's'}"
+        devices = f"no devices listed, {quantity(count, 'address range')}"
     guest = "" if domain is None else f", guest {domain}"
     files = "" if case.tree is not None else ", kernel not checked"
     return f"{case.host.source}{guest}, {devices}{files}"

@@ -112,7 +112,7 @@ def _guest_log(path: Path) -> str:
 def _query_libvirt(args: argparse.Namespace) -> tuple[DomainXml, Releases]:
     """Return the live XML of the guest and the releases of the software, from libvirt."""
     from vmm_msi import __version__
-    from vmm_msi.doctor.software import ask_libvirt
+    from vmm_msi.doctor.software import query_libvirt
     from vmm_msi.libvirt_driver import connect
     from vmm_msi.recording import Releases
 
@@ -123,7 +123,7 @@ def _query_libvirt(args: argparse.Namespace) -> tuple[DomainXml, Releases]:
                 "work first"
             )
         xml = connection.domain_xml(args.domain, inactive=False)
-        software = ask_libvirt(connection)
+        software = query_libvirt(connection)
     libvirt, qemu = (
         "" if version is None else str(version) for version in (software.libvirt, software.qemu)
     )

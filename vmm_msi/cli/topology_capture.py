@@ -106,14 +106,14 @@ def _check(args: argparse.Namespace) -> None:
 
 def _software(uri: str | None) -> bytes | None:
     """Return the releases of libvirt and QEMU for a capture; None if they are unknown."""
-    from vmm_msi.doctor.software import ask_emulator, ask_libvirt, encode
+    from vmm_msi.doctor.software import encode, query_emulator, query_libvirt
 
     if uri is not None:
         from vmm_msi.libvirt_driver import connect
 
         with connect(uri, readonly=True) as connection:
-            return encode(ask_libvirt(connection))
-    emulator = ask_emulator()
+            return encode(query_libvirt(connection))
+    emulator = query_emulator()
     return None if emulator.qemu is None else encode(emulator)
 
 

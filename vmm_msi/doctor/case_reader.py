@@ -75,10 +75,10 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
         devices = tuple(selected.devices) or _devices(host, guest)
         host = with_routed(host, devices)
         if connection is not None:
-            from vmm_msi.doctor.software import ask_libvirt
+            from vmm_msi.doctor.software import query_libvirt
 
             host = _with_nodes(host, connection, devices)
-            software = ask_libvirt(connection)
+            software = query_libvirt(connection)
     case = Case(
         host=host,
         software=software,

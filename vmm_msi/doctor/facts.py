@@ -1,6 +1,6 @@
-"""What the files of a host tell of its kernel and of its software.
+"""Facts about a host's kernel and software, from its files.
 
-The same files are there on the live machine, in a folder and in a capture.
+The live machine, a folder and a capture have the same files.
 """
 
 from __future__ import annotations
@@ -39,115 +39,115 @@ _LIMIT = re.compile(r"^Max locked memory +(\d+|unlimited) ", re.MULTILINE)
 _FEATURES = re.compile(
     r"arm-smmu-v3 (\S+): (?:ias \d+-bit, )?oas \d+-bit \(features 0x([0-9a-f]+)\)"
 )
-# arm-smmu-v3.h ARM_SMMU_FEAT_*. The first three are where they were when the driver came, in 4.2.
+# arm-smmu-v3.h ARM_SMMU_FEAT_*. The first three have not moved since the first driver, in 4.2.
 _COHERENCY = 1 << 8
 _TRANS_S1 = 1 << 9
 _TRANS_S2 = 1 << 10
 _NESTING = 1 << 19
 _S2FWB = 1 << 23
-#: The first release that nests for user space, and so looks at the last two.
+#: First release that nests for user space and therefore sets the last two.
 _NESTS_SINCE = (6, 13)
-#: The first release that sets S2FWB; stable releases of the two before got that later.
-_FINDS_S2FWB_SINCE = (6, 15)
+#: First release that sets S2FWB; stable updates of the two releases before it set it, too.
+_DETECTS_S2FWB_SINCE = (6, 15)
 
 
 def read_kernel(
     tree: HostTree, host: HostTopology | None, unreadable: list[Evidence] | None = None
 ) -> KernelFacts:
-    """Read what is known of a host's kernel.
+    """Read the facts about a host's kernel.
 
-    :param host: the host's topology, whose SMMUs the log's are found in by their addresses.
-    :param unreadable: what could not be read is added to it, and why.
+    :param host: the host's topology, whose SMMUs are matched with those in the log by address.
+    :param unreadable: receives each file that could not be read, with the reason.
     """
-    asked = _Asked(unreadable if unreadable is not None else [])
-    release = asked.text(tree, "/proc/sys/kernel/osrelease")
-    options, options_from = _options(tree, release, asked)
-    log = asked.of(lambda: kernel_log(tree)) or []
+    reader = _Reader(unreadable if unreadable is not None else [])
+    release = reader.text(tree, "/proc/sys/kernel/osrelease")
+    options, options_from = _options(tree, release, reader)
+    log = reader.call(lambda: kernel_log(tree)) or []
     return KernelFacts(
         release=release,
         options=options,
         options_from=options_from,
-        parameters=dict(_parameters(tree, asked)),
+        parameters=dict(_parameters(tree, reader)),
         log=tuple(log),
-        smmus=dict(_smmus(tree, host, release, log, asked)),
-        cmdline=asked.of(partial(_command_line, tree)),
-        dev_iommu=asked.of(lambda: tree.exists(_DEV_IOMMU)) if release else None,
+        smmus=dict(_smmus(tree, host, release, log, reader)),
+        cmdline=reader.call(partial(_command_line, tree)),
+        dev_iommu=reader.call(lambda: tree.exists(_DEV_IOMMU)) if release else None,
     )
 
 
 def read_software(tree: HostTree, unreadable: list[Evidence] | None = None) -> Software:
-    """Read which libvirt and QEMU a capture was told of, and what the host's daemon may lock.
+    """Read the releases of libvirt and QEMU in a capture, and the daemon's limit on locked memory.
 
-    :param unreadable: what could not be read is added to it, and why.
-    :raise TopologyError: when what a capture has of it is malformed.
+    :param unreadable: receives each file that could not be read, with the reason.
+    :raise TopologyError: if the capture's record of the releases is malformed.
     """
-    asked = _Asked(unreadable if unreadable is not None else [])
-    told = asked.of(lambda: tree.read(SOFTWARE))
-    found = Software() if told is None else decode(told, f"{tree.source}: {SOFTWARE[1:]}")
+    reader = _Reader(unreadable if unreadable is not None else [])
+    data = reader.call(lambda: tree.read(SOFTWARE))
+    releases = Software() if data is None else decode(data, f"{tree.source}: {SOFTWARE[1:]}")
     return Software(
-        found.libvirt,
-        found.qemu,
-        found.driver,
-        source=found.source,
-        daemon_locked_memory=asked.of(lambda: _locked_memory(tree)),
+        releases.libvirt,
+        releases.qemu,
+        releases.driver,
+        source=releases.source,
+        daemon_locked_memory=reader.call(lambda: _locked_memory(tree)),
     )
 
 
-class _Asked:
-    """Asks for files and writes down those that cannot be read."""
+class _Reader:
+    """Reads files and records those that are unreadable."""
 
     def __init__(self, unreadable: list[Evidence]) -> None:
         self._unreadable = unreadable
 
-    def of(self, ask: Callable[[], T]) -> T | None:
-        """Return an answer; None where there is none."""
+    def call(self, read: Callable[[], T]) -> T | None:
+        """Return the result of ``read``; None if a file is unreadable."""
         try:
-            return ask()
+            return read()
         except UnreadableError as failure:
             self._unreadable.append(Evidence(failure.path, failure.reason))
             return None
 
     def text(self, tree: HostTree, path: str) -> str | None:
-        """Return a file of one short text; None where there is none."""
-        return self.of(partial(text, tree, path))
+        """Return the text of a short file; None if it is missing or unreadable."""
+        return self.call(partial(text, tree, path))
 
 
 def _options(
-    tree: HostTree, release: str | None, asked: _Asked
+    tree: HostTree, release: str | None, reader: _Reader
 ) -> tuple[dict[str, str] | None, str]:
-    """Return the kernel's configuration and where it is from."""
-    places = ["/proc/config.gz"]
+    """Return the kernel's configuration and its file."""
+    paths = ["/proc/config.gz"]
     if release:
-        places += [f"/boot/config-{release}", f"/lib/modules/{release}/config"]
-    for place in places:
-        data = asked.of(partial(_configuration, tree, place))
+        paths += [f"/boot/config-{release}", f"/lib/modules/{release}/config"]
+    for path in paths:
+        data = reader.call(partial(_configuration, tree, path))
         if data is not None:
-            found = _OPTION.findall(data.decode("utf-8", "replace"))
-            return {name: value.strip('"') for name, value in found}, place
+            options = _OPTION.findall(data.decode("utf-8", "replace"))
+            return {name: value.strip('"') for name, value in options}, path
     return None, ""
 
 
 def _command_line(tree: HostTree) -> str | None:
-    """Return the arguments that are about this here, as a capture has them."""
+    """Return the relevant kernel arguments, redacted as in a capture."""
     data = tree.read("/proc/cmdline")
     return None if data is None else redact.command_line(data).decode().strip()
 
 
-def _configuration(tree: HostTree, place: str) -> bytes | None:
-    data = tree.read(place)
-    if data is None or not place.endswith(".gz"):
+def _configuration(tree: HostTree, path: str) -> bytes | None:
+    data = tree.read(path)
+    if data is None or not path.endswith(".gz"):
         return data
     try:
         return redact.gunzip(data)
     except ValueError as failure:
-        raise UnreadableError(tree.source, place, str(failure)) from failure
+        raise UnreadableError(tree.source, path, str(failure)) from failure
 
 
-def _parameters(tree: HostTree, asked: _Asked) -> Iterator[tuple[str, str]]:
+def _parameters(tree: HostTree, reader: _Reader) -> Iterator[tuple[str, str]]:
     for module in MODULES:
         folder = f"/sys/module/{module}/parameters"
-        for name in asked.of(partial(tree.names, folder)) or ():
-            value = asked.text(tree, f"{folder}/{name}")
+        for name in reader.call(partial(tree.names, folder)) or ():
+            value = reader.text(tree, f"{folder}/{name}")
             if value is not None:
                 yield f"{module}.{name}", value
 
@@ -157,13 +157,13 @@ def _smmus(
     host: HostTopology | None,
     release: str | None,
     log: Sequence[str],
-    asked: _Asked,
+    reader: _Reader,
 ) -> Iterator[tuple[int, SmmuHardware]]:
-    """Yield what the log says of each SMMU of the topology, the last that it said."""
+    """Yield the features of each SMMU of the topology, from its last line in the log."""
     if host is None:
         return
     ids = {int(smmu.base): smmu.id for smmu in host.smmus if smmu.base is not None}
-    bases = asked.of(lambda: _bases(tree)) or {}
+    bases = reader.call(lambda: _bases(tree)) or {}
     where = KERNEL_LOG if tree.exists(KERNEL_LOG) else KMSG
     for line in log:
         match = _FEATURES.match(line)
@@ -179,18 +179,18 @@ def _bases(tree: HostTree) -> dict[str, int]:
     }
 
 
-def _hardware(features: int, release: str | None, said: Evidence) -> SmmuHardware:
+def _hardware(features: int, release: str | None, line: Evidence) -> SmmuHardware:
     match = _RELEASE.match(release or "")
     version = (int(match[1]), int(match[2])) if match else (0, 0)
     nests = version >= _NESTS_SINCE
     s2fwb = bool(features & _S2FWB) if nests else None
-    evidence = [said]
-    if s2fwb is False and version < _FINDS_S2FWB_SINCE:
+    evidence = [line]
+    if s2fwb is False and version < _DETECTS_S2FWB_SINCE:
         evidence.append(
             Evidence(
                 "/proc/sys/kernel/osrelease",
-                f"{release}: Linux 6.13 and 6.14 do not look for S2FWB, but for late updates of "
-                "6.14, and take an SMMU that has it for one that has not",
+                f"{release}: Linux 6.13 and 6.14, except late updates of 6.14, do not detect S2FWB "
+                "and treat it as missing",
             )
         )
     return SmmuHardware(
@@ -204,7 +204,7 @@ def _hardware(features: int, release: str | None, said: Evidence) -> SmmuHardwar
 
 
 def _locked_memory(tree: HostTree) -> int | None:
-    """Return what the first daemon that runs may lock, in bytes."""
+    """Return the limit on locked memory of the first running daemon, in bytes."""
     for daemon in DAEMONS:
         pid = (text(tree, f"/run/{daemon}.pid") or "").strip()
         if not pid.isdigit() or text(tree, f"/proc/{pid}/comm") != daemon:

@@ -24,16 +24,17 @@ def held_by_domain(case: Case) -> Iterator[Finding]:
         return
     name = case.guest.xml.name
     for held in holdings(name, case.devices, case.guest.holders, case.host.function_by_address):
-        words, _, remedy = str(held).partition("; ")
+        problem, _, remedy = str(held).partition("; ")
+        consequence = f"{problem[:1].upper()}{problem[1:]}"
         yield Finding(
             "held-by-domain",
             Severity.WARNING,
             str(held.device),
             (Evidence(f"libvirt domain {held.holder}", f"a <hostdev> for {held.function}"),),
-            f"{words[:1].upper()}{words[1:]}: libvirt refuses to start the second of the two, "
+            f"{consequence}: libvirt refuses to start the second of the two, "
             f"since the device is in use by domain {held.holder}."
             if not held.kind
-            else f"{words[:1].upper()}{words[1:]}.",
+            else f"{consequence}.",
             f"{remedy[:1].upper()}{remedy[1:]}, or never run the two guests at once.",
         )
 

@@ -1,4 +1,4 @@
-"""Asking a host which libvirt and QEMU it has, and keeping the answer in a capture."""
+"""Releases of libvirt and QEMU: query them, and store them in a capture."""
 
 from __future__ import annotations
 
@@ -21,23 +21,26 @@ if TYPE_CHECKING:
 #: The program that runs Arm guests.
 EMULATOR = "qemu-system-aarch64"
 _TIMEOUT_S = 5
-#: Bytes of its answer that are read; the release is in the first 30.
-_ANSWER = 200
+#: Bytes of its output to read; the release is in the first 30.
+_MAX_OUTPUT = 200
 _RELEASE = re.compile(r"QEMU emulator version (\d+)\.(\d+)(?:\.(\d+))?")
 _VERSION = re.compile(r"(\d{1,4})\.(\d{1,4})\.(\d{1,4})")
 
 
-class _Told(msgspec.Struct, frozen=True, omit_defaults=True):
+class _Record(msgspec.Struct, frozen=True, omit_defaults=True):
     libvirt: str | None = None
     qemu: str | None = None
     driver: str | None = None
-    said_by: str = ""
+    source: str = msgspec.field(default="", name="said_by")
 
 
-def ask_libvirt(connection: Connection) -> Software:
-    """Ask libvirt for its release and that of the QEMU it starts.
+def query_libvirt(connection: Connection) -> Software:
+    """Return the releases of libvirt and of the QEMU that it starts.
 
-    :raise HypervisorError: when it does not answer.
+    Domain capabilities are not queried: libvirt refuses them on read-only connections
+    (virConnectGetDomainCapabilities).
+
+    :raise HypervisorError: if libvirt does not respond.
     """
     versions = connection.versions()
     return Software(
@@ -48,20 +51,20 @@ def ask_libvirt(connection: Connection) -> Software:
     )
 
 
-def ask_emulator() -> Software:
-    """Ask the emulator on the path for its release; nothing is known where there is none."""
+def query_emulator() -> Software:
+    """Return the release of the emulator on the path; empty if there is no emulator."""
     program = shutil.which(EMULATOR)
     if program is None:
         return Software()
-    match = _RELEASE.match(_first_words(program).decode("utf-8", "replace"))
+    match = _RELEASE.match(_version_output(program).decode("utf-8", "replace"))
     if match is None:
         return Software()
     version = Version(int(match[1]), int(match[2]), int(match[3] or 0))
     return Software(qemu=version, source=f"{program} --version")
 
 
-def _first_words(program: str) -> bytes:
-    """Return what a program says first; nothing when it cannot be run or says nothing in time."""
+def _version_output(program: str) -> bytes:
+    """Return the start of ``--version``; empty if the program fails or prints nothing in time."""
     try:
         process = subprocess.Popen(
             [program, "--version"],
@@ -75,37 +78,37 @@ def _first_words(program: str) -> bytes:
         try:
             if process.stdout is None or not select.select([process.stdout], [], [], _TIMEOUT_S)[0]:
                 return b""
-            return os.read(process.stdout.fileno(), _ANSWER)
+            return os.read(process.stdout.fileno(), _MAX_OUTPUT)
         finally:
             process.kill()
 
 
 def encode(software: Software) -> bytes:
-    """Return what a capture keeps."""
-    told = _Told(
+    """Return releases as stored in a capture."""
+    record = _Record(
         None if software.libvirt is None else str(software.libvirt),
         None if software.qemu is None else str(software.qemu),
         software.driver,
         software.source,
     )
-    return msgspec.json.format(msgspec.json.encode(told)) + b"\n"
+    return msgspec.json.format(msgspec.json.encode(record)) + b"\n"
 
 
 def decode(data: bytes, source: str) -> Software:
-    """Read what a capture keeps.
+    """Return the releases stored in a capture.
 
-    :param source: where it is from, for messages.
-    :raise TopologyError: when it is malformed.
+    :param source: the capture and its file, for messages.
+    :raise TopologyError: if the data is malformed.
     """
     try:
-        told = msgspec.json.decode(data, type=_Told)
+        record = msgspec.json.decode(data, type=_Record)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as failure:
         raise TopologyError(f"{source}: {failure}") from failure
     return Software(
-        _version(told.libvirt, source),
-        _version(told.qemu, source),
-        told.driver,
-        source=told.said_by,
+        _version(record.libvirt, source),
+        _version(record.qemu, source),
+        record.driver,
+        source=record.source,
     )
 
 
@@ -114,5 +117,5 @@ def _version(text: str | None, source: str) -> Version | None:
         return None
     match = _VERSION.fullmatch(text)
     if match is None:
-        raise TopologyError(f"{source}: {text[:40]!r} is no release; valid is one such as 12.8.0")
+        raise TopologyError(f"{source}: {text[:40]!r} is not a release; use one such as 12.8.0")
     return Version(*map(int, match.groups()))

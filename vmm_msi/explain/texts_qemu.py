@@ -261,8 +261,7 @@ TEXTS: tuple[Text, ...] = (
             "Migration not supported with SMMUv3 accelerator mode enabled",
             "Migration is currently not supported with vIOMMU enabled",
         ),
-        "a guest with an accelerated vSMMU cannot be migrated, saved or snapshotted with its memory"
-        "",
+        "a guest with an accelerated vSMMU cannot be migrated, saved or snapshotted with memory",
         "hw/arm/smmuv3.c",
         remedies=("remove its devices first: vmm-msi detach {guest} all",),
     ),

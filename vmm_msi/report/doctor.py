@@ -7,6 +7,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Severity
+from vmm_msi.quantity import quantity
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def _block(alike: Sequence[Finding]) -> Iterator[str]:
     if hidden > 0:
         yield from _wrapped("", f"and {hidden} more")
     if more:
-        yield from _wrapped("", f"and the same for {more} other{'' if more == 1 else 's'}")
+        yield from _wrapped("", f"and the same for {quantity(more, 'other')}")
     yield from _wrapped("effect", first.consequence)
     yield from _wrapped("remedy", first.remedy)
 
