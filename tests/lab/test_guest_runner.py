@@ -10,7 +10,7 @@ from vmm_msi.cli import main
 from vmm_msi.errors import UsageError
 from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult, Phase, Vector, shape_for
 from vmm_msi.lab.machine.shape import GUESTS_MEMORY, Shape
-from vmm_msi.report import guest_test as report
+from vmm_msi.report import lab_guest as report
 from vmm_msi.types import PciAddress
 
 HOST = PciAddress(0, 0x11, 0, 0)

@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.lab.guest.runner import ACTS, UNPLUG, Runner, RunSpec, shape_for
     from vmm_msi.lab.machine.emulated_host import LabHost, logs_folder
     from vmm_msi.lab.rpc.link import AgentLink
-    from vmm_msi.report import guest_test as report
+    from vmm_msi.report import lab_guest as report
 
     kinds = [kind.strip() for kind in args.devices.split(",")]
     if not 1 <= args.count <= _MOST:
