@@ -1,4 +1,4 @@
-"""The emulated host: started, found, shared, lost and ended."""
+"""The emulated host: start, reuse, sharing, crashes and stop."""
 
 from __future__ import annotations
 
@@ -44,9 +44,13 @@ EDU = (0x1234, 0x11E8)
 pytestmark = pytest.mark.lab_root
 
 
-def lab(*words):
+def lab(*arguments):
     return subprocess.run(
-        [*COMMAND, *words], capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        stdin=subprocess.DEVNULL,
     )
 
 
@@ -68,23 +72,26 @@ def processes():
 
 def named_in(folder):
     """Return the processes that have the path of ``folder`` in their arguments."""
-    found = []
+    pids = []
     for pid in processes():
         with contextlib.suppress(OSError):
             if os.fsencode(folder) in Path(f"/proc/{pid}/cmdline").read_bytes():
-                found.append(pid)
-    return found
+                pids.append(pid)
+    return pids
 
 
 def started(pid):
-    """When a process started, which tells it from a later one with its number: proc_pid_stat(5)."""
+    """Return the start time of a process, which a later process with its id does not share.
+
+    See proc_pid_stat(5).
+    """
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
     return None
 
 
-class Seen:
-    """The processes below a run folder: what holds a host, and all in its namespaces."""
+class LabProcesses:
+    """The processes of a run folder: the keeper of a host, and all in the host's namespaces."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -92,7 +99,7 @@ class Seen:
         self.inside = {pid: started(pid) for pid in processes() if pid_namespace(pid) in spaces}
 
     def qemu(self):
-        """The process that is QEMU, None where there is none."""
+        """Return the process id of QEMU; None if it does not run."""
         for pid in self.inside:
             with contextlib.suppress(OSError):
                 name = Path(f"/proc/{pid}/comm").read_text(encoding="utf-8")
@@ -101,7 +108,7 @@ class Seen:
         return None
 
     def ended(self):
-        return not any(started(pid) == when for pid, when in self.inside.items())
+        return not any(started(pid) == start for pid, start in self.inside.items())
 
     def all_gone(self):
         return self.ended() and not named_in(self.folder)
@@ -113,7 +120,7 @@ def run_folders(folder):
 
 @pytest.fixture
 def stale(run_folder):
-    """What a keeper that was killed leaves, with the id of a process that is another one now."""
+    """A run folder as a killed keeper leaves it; another process has its id now."""
     state = {"pid": os.getpid(), "phase": "running", "agent_socket": str(run_folder / "x/agent")}
     (run_folder / "host.json").write_text(json.dumps(state), encoding="utf-8")
     (run_folder / "host.lock").touch()
@@ -123,7 +130,7 @@ def stale(run_folder):
     return run_folder
 
 
-def test_up_is_used_and_goes_down(stale):
+def test_lab_is_started_used_and_stopped(stale):
     assert status() == {"schema": 1, "state": "off"}
     assert lab("down").stdout == "no lab is running\n"
 
@@ -131,12 +138,12 @@ def test_up_is_used_and_goes_down(stale):
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("the lab is up after ")
     assert "starting the emulated host: 2 SMMUs, 4 devices, 1 pair, 4K pages" in done.stderr
-    # What the killed one left is gone.
+    # The leftovers of the killed keeper are gone.
     [folder] = run_folders(stale)
     assert folder.name != "old"
-    seen = Seen(stale)
-    assert seen.qemu()
-    # No terminal, no descriptor of the command that started it.
+    lab_processes = LabProcesses(stale)
+    assert lab_processes.qemu()
+    # The keeper has no terminal and no descriptor of the command that started it.
     facts = status()
     assert (facts["state"], facts["agent"], facts["shape"]["smmus"]) == ("running", "answers", 2)
     holder = Path(f"/proc/{facts['pid']}")
@@ -155,73 +162,76 @@ def test_up_is_used_and_goes_down(stale):
     assert patched.returncode == UsageError.exit_code
     assert f"has no patches, not the patches of {Path('patches').absolute()}" in (patched.stderr)
 
-    found = running()
-    assert found.patches is None
-    assert found.shape == Shape()
-    check_devices(found)
-    check_tables(found)
-    check_libvirt(found)
-    check_sharing(found)
-    check_console(found)
+    host = running()
+    assert host.patches is None
+    assert host.shape == Shape()
+    check_devices(host)
+    check_tables(host)
+    check_libvirt(host)
+    check_sharing(host)
+    check_console(host)
 
     start = time.monotonic()
     done = lab("down")
     assert (done.returncode, done.stdout) == (0, "the lab is down\n")
     assert time.monotonic() - start < 5
-    assert seen.all_gone()
+    assert lab_processes.all_gone()
     assert run_folders(stale) == []
     assert running() is None
     assert status() == {"schema": 1, "state": "off"}
     assert lab("console", "--log").returncode == LabError.exit_code
 
 
-def check_devices(found):
-    """Every device is where the shape says; functions of one device share a group."""
-    with AgentLink(found.agent_socket) as link:
-        told = link.call("devices")
-    devices = [device for device in told if (device["vendor"], device["device"]) == EDU]
+def check_devices(host):
+    """Check that every device is where the shape says; functions of one device share a group."""
+    with AgentLink(host.agent_socket) as link:
+        listed = link.call("devices")
+    devices = [device for device in listed if (device["vendor"], device["device"]) == EDU]
     members = collections.Counter(device["group"] for device in devices)
     assert sorted(members.values()) == [1, 1, 1, 1, 2]
     behind = collections.Counter(device["smmu"] for device in devices)
     assert sorted(behind.values()) == [2, 4]
-    assert [smmu.base for smmu in found.board.topology.smmus] == sorted(
+    assert [smmu.base for smmu in host.board.topology.smmus] == sorted(
         int(name.rpartition(".")[2], 16) for name in behind
     )
 
 
-def check_tables(found):
-    """The kernel took the corrected table, and the others are as they were."""
-    with AgentLink(found.agent_socket) as link:
+def check_tables(host):
+    """Check that the kernel uses the corrected IORT, and the other tables unchanged."""
+    with AgentLink(host.agent_socket) as link:
         tables = {
             name: base64.b64decode(text, validate=True)
             for name, text in link.call("tables").items()
         }
-    kept = {name: (found.board.folder / name).read_bytes() for name in ("IORT", "APIC")}
+    kept = {name: (host.board.folder / name).read_bytes() for name in ("IORT", "APIC")}
     assert tables["IORT"] == with_canwbs(kept["IORT"], "IORT")
     assert tables["APIC"] == kept["APIC"]
 
 
-def check_libvirt(found):
-    with libvirt_driver.connect(found.uri) as connection:
+def check_libvirt(host):
+    with libvirt_driver.connect(host.uri) as connection:
         assert connection.is_active(NAME)
-        assert len(connection.domain_xml(NAME).iommus()) == found.shape.smmus
+        assert len(connection.domain_xml(NAME).iommus()) == host.shape.smmus
 
 
-def check_sharing(found):
-    """Another command uses the lab when it will do."""
-    wanted = Shape(smmus=2, devices=2, pairs=0)
-    with lab_for(wanted) as shared:
-        assert shared == found
-    with AgentLink(found.agent_socket), pytest.raises(LabError, match="another command has been"):
-        AgentLink(found.agent_socket, wait_s=0.1).__enter__()
+def check_sharing(host):
+    """Check that another command uses the running lab if its shape suffices."""
+    smaller = Shape(smmus=2, devices=2, pairs=0)
+    with lab_for(smaller) as shared:
+        assert shared == host
+    with (
+        AgentLink(host.agent_socket),
+        pytest.raises(LabError, match="still in use by another command"),
+    ):
+        AgentLink(host.agent_socket, wait_s=0.1).__enter__()
 
 
-def check_console(found):
+def check_console(host):
     done = lab("console", "--log")
     assert done.returncode == 0
     assert done.stdout.startswith("UEFI firmware")
     assert "Linux version" in done.stdout
-    # Without a terminal it is the same.
+    # Without a terminal, the command prints the log too.
     assert lab("console").stdout.startswith("UEFI firmware")
     with terminal() as (first, process):
         read_until(first, b"Ctrl-] leaves")
@@ -233,26 +243,28 @@ def check_console(found):
         os.write(first, b"\x1d")
         read_until(first, b"lab console: left")
         assert process.wait(10) == 0
-    assert "42-aarch64" in found.serial_log.read_text("utf-8", "replace")
+    assert "42-aarch64" in host.serial_log.read_text("utf-8", "replace")
 
 
 @contextlib.contextmanager
 def terminal():
-    """A console on a terminal of its own."""
-    ours, theirs = pty.openpty()
-    with subprocess.Popen([*COMMAND, "console"], stdin=theirs, stdout=theirs, stderr=theirs) as it:
-        os.close(theirs)
+    """Run the console on a new pseudoterminal."""
+    controller, console = pty.openpty()
+    with subprocess.Popen(
+        [*COMMAND, "console"], stdin=console, stdout=console, stderr=console
+    ) as process:
+        os.close(console)
         try:
-            yield ours, it
+            yield controller, process
         finally:
-            it.kill()
-            os.close(ours)
+            process.kill()
+            os.close(controller)
 
 
-def read_until(descriptor, wanted, seconds=20):
+def read_until(descriptor, text, seconds=20):
     data = b""
     deadline = time.monotonic() + seconds
-    while wanted not in data:
+    while text not in data:
         left = deadline - time.monotonic()
         assert left > 0, data
         assert select.select([descriptor], [], [], left)[0], data
@@ -260,15 +272,15 @@ def read_until(descriptor, wanted, seconds=20):
     return data
 
 
-def test_whatever_ends_it_the_next_up_works(run_folder, tmp_path):
+def test_up_works_after_qemu_or_the_keeper_was_killed(run_folder, tmp_path):
     cache = borrowed_cache(tmp_path)
     shape = ["--smmus", "1", "--devices", "1", "--pairs", "0", "--cache", str(cache)]
 
     assert lab("up", *shape).returncode == 0
-    seen = Seen(run_folder)
-    os.kill(seen.qemu(), signal.SIGKILL)
+    lab_processes = LabProcesses(run_folder)
+    os.kill(lab_processes.qemu(), signal.SIGKILL)
     assert wait_until(lambda: running() is None)
-    assert wait_until(seen.all_gone)
+    assert wait_until(lab_processes.all_gone)
     assert run_folders(run_folder) == []
     facts = status()
     assert facts["state"] == "off: it stopped by itself"
@@ -279,21 +291,21 @@ def test_whatever_ends_it_the_next_up_works(run_folder, tmp_path):
     assert "arm-smmuv3" in (logs / f"qemu/{NAME}.log").read_text("utf-8")
 
     assert lab("up", *shape).returncode == 0
-    seen = Seen(run_folder)
-    assert seen.qemu()
+    lab_processes = LabProcesses(run_folder)
+    assert lab_processes.qemu()
     os.kill(running().pid, signal.SIGKILL)
     assert wait_until(lambda: running() is None)
     assert status()["state"] == "off"
-    # At once, with the other still about to end.
+    # At once, while the other one is still exiting.
     assert lab("up", *shape).returncode == 0
-    assert wait_until(seen.ended)
-    assert Seen(run_folder).qemu()
+    assert wait_until(lab_processes.ended)
+    assert LabProcesses(run_folder).qemu()
     assert lab("down").stdout == "the lab is down\n"
-    assert Seen(run_folder).all_gone()
+    assert LabProcesses(run_folder).all_gone()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-def test_a_command_that_ends_while_it_starts_leaves_nothing(run_folder, number):
+def test_up_killed_during_the_start_leaves_nothing(run_folder, number):
     with subprocess.Popen(
         [*DEFAULT_SIGNALS, *COMMAND, "up"],
         stdout=subprocess.PIPE,
@@ -301,20 +313,20 @@ def test_a_command_that_ends_while_it_starts_leaves_nothing(run_folder, number):
         text=True,
     ) as command:
         try:
-            assert wait_until(lambda: Seen(run_folder).qemu())
-            seen = Seen(run_folder)
+            assert wait_until(lambda: LabProcesses(run_folder).qemu())
+            lab_processes = LabProcesses(run_folder)
             command.send_signal(number)
-            told = command.communicate()[1]
+            errors = command.communicate()[1]
         finally:
             command.kill()
     if number == signal.SIGINT:
         assert command.returncode == 130
-        assert told.endswith("vmm-msi lab: interrupted\n")
+        assert errors.endswith("vmm-msi lab: interrupted\n")
     else:
-        # Its keeper sees that nobody waits when it is ready.
-        assert wait_until(seen.all_gone, 60)
+        # When ready, the keeper notices that the command is gone.
+        assert wait_until(lab_processes.all_gone, 60)
         assert wait_until(lambda: lab_running.keeper_pid() is None)
-    assert seen.all_gone()
+    assert lab_processes.all_gone()
     assert run_folders(run_folder) == []
     assert status() == {"schema": 1, "state": "off"}
 
@@ -337,7 +349,7 @@ def test_two_ups_at_once_start_one(run_folder):
 
 
 def borrowed_cache(folder):
-    """A cache that has what this user's has that takes long to build."""
+    """Return a cache that links to the user's roots, kernels and user lands."""
     cache = folder / "cache"
     cache.mkdir(exist_ok=True)
     for path in caches.default_cache().iterdir():
@@ -357,7 +369,7 @@ def small_file_system(folder, size):
         subprocess.run([mount["umount"], folder], check=True)
 
 
-def test_no_room_in_the_run_folder(run_folder, tmp_path, monkeypatch):
+def test_full_run_folder_is_reported(run_folder, tmp_path, monkeypatch):
     full = run_folder / "full"
     cache = borrowed_cache(tmp_path)
     with small_file_system(full, "8m"):
@@ -370,7 +382,7 @@ def test_no_room_in_the_run_folder(run_folder, tmp_path, monkeypatch):
         assert status() == {"schema": 1, "state": "off"}
 
 
-def test_no_room_in_the_cache(run_folder, tmp_path):
+def test_full_cache_is_reported(run_folder, tmp_path):
     full = tmp_path / "cache"
     with small_file_system(full, "16m"):
         borrowed_cache(tmp_path)
@@ -388,12 +400,12 @@ def test_no_room_in_the_cache(run_folder, tmp_path):
     assert named_in(run_folder) == []
 
 
-def test_a_kernel_that_panics_is_seen_and_its_logs_are_kept(run_folder, tmp_path, monkeypatch):
+def test_kernel_panic_is_reported_and_logs_are_kept(run_folder, tmp_path, monkeypatch):
     parts = ensure_parts(SMALL)
-    nothing = tmp_path / "nothing"
-    nothing.touch()
-    empty = Parts(parts.root, dataclasses.replace(parts.images, initrd=nothing), nothing)
-    monkeypatch.setattr(lab_host, "ensure_parts", lambda *_: empty)
+    empty = tmp_path / "empty"
+    empty.touch()
+    unbootable = Parts(parts.root, dataclasses.replace(parts.images, initrd=empty), empty)
+    monkeypatch.setattr(lab_host, "ensure_parts", lambda *_: unbootable)
     logs = tmp_path / "logs"
     start = time.monotonic()
     with (
@@ -406,11 +418,11 @@ def test_a_kernel_that_panics_is_seen_and_its_logs_are_kept(run_folder, tmp_path
     assert run_folders(run_folder) == []
 
 
-def test_a_host_for_one_command(run_folder, tmp_path, capsys):
+def test_host_for_one_command_stops_with_it(run_folder, tmp_path, capsys):
     with lab_for(SMALL) as own:
         assert isinstance(own, LabHost)
-        seen = Seen(run_folder)
-        assert seen.qemu()
+        lab_processes = LabProcesses(run_folder)
+        assert lab_processes.qemu()
         assert running() is None
         assert own.hello["page_size"] == 4096
         assert 0 < own.boot_s < 120
@@ -418,13 +430,13 @@ def test_a_host_for_one_command(run_folder, tmp_path, capsys):
         own.check()
         folder = own.daemon.run
     assert "starting the emulated host: 1 SMMU, 1 device, 0 pairs" in capsys.readouterr().err
-    assert seen.all_gone()
+    assert lab_processes.all_gone()
     assert not folder.exists()
     with pytest.raises(LabError, match="it is not running"):
         _ = own.agent_socket
 
 
-def test_logs_are_kept_on_demand(run_folder, tmp_path):
+def test_logs_are_kept_on_request(run_folder, tmp_path):
     logs = tmp_path / "logs"
     with pytest.raises(ZeroDivisionError), LabHost(SMALL, keep_logs=logs):
         raise ZeroDivisionError
@@ -433,21 +445,21 @@ def test_logs_are_kept_on_demand(run_folder, tmp_path):
     assert named_in(run_folder) == []
 
 
-def test_a_lab_that_will_not_do_is_left_alone(run_folder, tmp_path, monkeypatch, capsys):
+def test_unsuitable_lab_is_left_running(run_folder, tmp_path, monkeypatch, capsys):
     keeper.up(SMALL)
-    found = running()
-    why = lab_host._unfit
-    assert why(found, SMALL, "forky", None) is None
-    assert "is from forky, not from sid" in why(found, SMALL, "sid", None)
-    assert "not enough for 2 SMMUs" in why(found, Shape(), "forky", None)
+    host = running()
+    reason = lab_host._unfit
+    assert reason(host, SMALL, "forky", None) is None
+    assert "is from forky, not from sid" in reason(host, SMALL, "sid", None)
+    assert "not enough for 2 SMMUs" in reason(host, Shape(), "forky", None)
     monkeypatch.setattr(lab_host, "package_layer", lambda _root, _cache: tmp_path / "newer")
-    assert "another version of vmm-msi" in why(found, SMALL, "forky", None)
+    assert "another version of vmm-msi" in reason(host, SMALL, "forky", None)
     assert keeper.down(Progress(None))
     assert main(["lab", "status"]) == 0
     assert capsys.readouterr().out == "state           off\n"
 
 
-def test_console_without_a_lab(run_folder, capsys):
+def test_console_without_a_lab_is_refused(run_folder, capsys):
     assert main(["lab", "console"]) == LabError.exit_code
     assert "no lab is running; start one with vmm-msi lab up" in capsys.readouterr().err
 

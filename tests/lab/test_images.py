@@ -1,4 +1,4 @@
-"""The kernel, the user land and the layer with the package that the emulated host starts from."""
+"""The emulated host's images: kernel, user land, and the layer with the package."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ HERE = Path(__file__).parent
 
 
 def members(archive):
-    """Read an archive with a reader of our own: name -> (mode, content)."""
-    found, at = {}, 0
+    """Read an archive independently of the code that writes it: name -> (mode, content)."""
+    contents, at = {}, 0
     while True:
         assert archive[at : at + 6] == b"070701"
         fields = [int(archive[at + 6 + 8 * i : at + 14 + 8 * i], 16) for i in range(13)]
@@ -38,9 +38,9 @@ def members(archive):
         name = archive[start : start + fields[11] - 1].decode()
         content = -(-(start + fields[11]) // 4) * 4
         if name == "TRAILER!!!":
-            return found
-        assert fields[2:4] == [0, 0], "it belongs to root"
-        found[name] = (fields[1], archive[content : content + fields[6]])
+            return contents
+        assert fields[2:4] == [0, 0], "owned by root"
+        contents[name] = (fields[1], archive[content : content + fields[6]])
         at = -(-(content + fields[6]) // 4) * 4
 
 
@@ -51,25 +51,25 @@ def decompressed(path):
 # Archives.
 
 
-def test_archive_is_the_same_whatever_the_order():
+def test_archive_does_not_depend_on_the_order():
     one, two = Archive(), Archive()
     one.add_file("a/b/c", b"content", 0o755)
     one.add_link("a/link", "b/c")
     two.add_link("a/link", "b/c")
     two.add_file("a/b/c", b"content", 0o755)
     assert one.encode() == two.encode()
-    found = members(one.encode())
-    assert list(found) == ["a", "a/b", "a/b/c", "a/link"]
-    assert found["a/b/c"] == (stat.S_IFREG | 0o755, b"content")
-    assert found["a/link"] == (stat.S_IFLNK | 0o777, b"b/c")
-    assert stat.S_ISDIR(found["a/b"][0])
+    contents = members(one.encode())
+    assert list(contents) == ["a", "a/b", "a/b/c", "a/link"]
+    assert contents["a/b/c"] == (stat.S_IFREG | 0o755, b"content")
+    assert contents["a/link"] == (stat.S_IFLNK | 0o777, b"b/c")
+    assert stat.S_ISDIR(contents["a/b"][0])
 
 
-def test_archives_are_joined_on_words():
+def test_joined_archives_start_at_multiples_of_four():
     assert concatenate([b"12345", b"6"]) == b"12345\0\0\0" + b"6\0\0\0"
 
 
-# The kernel: what decides which one it is, and what a build of it refuses.
+# The kernel: its key in the cache, and what its build refuses.
 
 
 def name_of(granule=Granule.K4, patches=None, suite="forky"):
@@ -77,7 +77,7 @@ def name_of(granule=Granule.K4, patches=None, suite="forky"):
     return kernel_image._place(suite, granule, Path("/cache"), applied).path.name
 
 
-def test_key_of_the_kernel(tmp_path, monkeypatch):
+def test_kernel_key_depends_on_suite_granule_patches_and_recipe(tmp_path, monkeypatch):
     names = [name_of(), name_of(Granule.K64), name_of(suite="sid")]
     patch = tmp_path / "1.patch"
     patch.write_text("one")
@@ -97,7 +97,7 @@ def test_key_of_the_kernel(tmp_path, monkeypatch):
     assert len(set(names)) == len(names)
 
 
-def test_patches_are_in_the_order_of_their_names(tmp_path):
+def test_patches_are_sorted_by_name(tmp_path):
     for name in ("10-b.patch", "02-a.patch", "README"):
         (tmp_path / name).write_text(name)
     assert [name for name, _ in kernel_image.read_patches(tmp_path)] == ["02-a.patch", "10-b.patch"]
@@ -108,7 +108,7 @@ def test_folder_without_patches_is_refused(tmp_path, capsys):
     assert f"patches in {tmp_path}: there is no file *.patch" in capsys.readouterr().err
 
 
-def test_granule_that_is_not_offered_is_refused():
+def test_unsupported_granule_is_refused():
     with pytest.raises(UsageError, match="granule 16K is not supported; use one of 4K, 64K"):
         name_of(Granule.K16)
 
@@ -121,7 +121,7 @@ def test_fragment_names_one_page_size(granule):
     assert pages == [str(granule)]
 
 
-def test_fragment_gives_every_option_once_and_a_reason():
+def test_fragment_has_every_option_once_with_a_reason():
     text = kernel_image.fragment(Granule.K4)
     options = [line for line in text.splitlines() if line.startswith("CONFIG_")]
     assert len(options) == len(set(options))
@@ -129,7 +129,7 @@ def test_fragment_gives_every_option_once_and_a_reason():
         assert group.startswith(("#", "CONFIG_ARM64_4K")), f"no reason for {group}"
 
 
-def test_option_that_is_lost_is_named():
+def test_lost_option_is_named():
     options = "# why\nCONFIG_A=y\nCONFIG_AB=y\n"
     assert kernel_image.lost_options(options, "CONFIG_AB=y\n# CONFIG_A is not set\n") == [
         "CONFIG_A=y"
@@ -155,8 +155,7 @@ def test_all_missing_tools_are_named_at_once(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
-# A build with a source that is small enough to be built here: its make does what the kernel's does
-# as far as the build can tell.
+# A build of a small stand-in for the kernel's source. Its make targets leave the same files.
 
 MAKEFILE = """\
 allnoconfig:
@@ -182,7 +181,7 @@ PATCH = """\
 
 
 def package(folder, magic="ARM\\144", sleep=0):
-    """Make a package like Debian's of the kernel's source."""
+    """Return a package like Debian's of the kernel's source."""
     tree = folder / "linux-source-7.2"
     tree.mkdir(parents=True)
     makefile = MAKEFILE.replace("@MAGIC@", magic).replace("$(SLEEP)", str(sleep))
@@ -192,21 +191,21 @@ def package(folder, magic="ARM\\144", sleep=0):
     (folder / "deb/usr/src").mkdir(parents=True)
     control = "Package: linux-source-7.2\nVersion: 7.2.12-1\nArchitecture: all\n"
     (folder / "deb/DEBIAN/control").write_text(
-        f"{control}Maintainer: Nobody <nobody@example.org>\nDescription: a stand-in\n"
+        f"{control}Maintainer: Tests <tests@example.org>\nDescription: a stand-in\n"
     )
     archive = folder / "deb/usr/src/linux-source-7.2.tar.xz"
     subprocess.run(["tar", "-cJf", archive, "-C", folder, tree.name], check=True)
-    made = folder / "made.deb"
+    deb = folder / "package.deb"
     subprocess.run(
-        ["dpkg-deb", "--build", "--root-owner-group", folder / "deb", made],
+        ["dpkg-deb", "--build", "--root-owner-group", folder / "deb", deb],
         check=True,
         capture_output=True,
     )
-    return made.read_bytes()
+    return deb.read_bytes()
 
 
 def stand_in(deb, patch=None):
-    """Put the small source in the place of the fetched one; ``patch`` undoes it."""
+    """Replace the fetched source by the small one; ``patch`` undoes it."""
     fetched = []
 
     def fetch(build):
@@ -221,7 +220,7 @@ def stand_in(deb, patch=None):
 
 @pytest.fixture
 def host(monkeypatch):
-    """What the small build needs of the machine; the cross-compiler is not called."""
+    """Require only the tools of the small build, which calls no cross-compiler."""
     tools = ["dpkg", "make", "patch", "setpriv", "tar", "unshare", "xz"]
     monkeypatch.setattr(kernel_image, "TOOLS", tools)
     try:
@@ -266,7 +265,7 @@ def test_patches_are_applied(tmp_path, host, monkeypatch):
     assert kernel_image.find_kernel("forky", cache=tmp_path / "cache", patches=patches) is None
 
 
-def test_option_that_does_not_survive_is_refused(tmp_path, host, monkeypatch):
+def test_option_lost_by_kconfig_is_refused(tmp_path, host, monkeypatch):
     stand_in(package(tmp_path / "package"), monkeypatch)
     original = kernel_image.fragment
     monkeypatch.setattr(
@@ -276,14 +275,14 @@ def test_option_that_does_not_survive_is_refused(tmp_path, host, monkeypatch):
         kernel_image.ensure_kernel("forky", cache=tmp_path / "cache")
 
 
-def test_image_that_is_none_is_refused(tmp_path, host, monkeypatch):
+def test_image_without_magic_is_refused(tmp_path, host, monkeypatch):
     stand_in(package(tmp_path / "package", magic="junk"), monkeypatch)
     with pytest.raises(LabError, match="an image without arm64's magic number"):
         kernel_image.ensure_kernel("forky", cache=tmp_path / "cache")
     assert kernel_image.find_kernel("forky", cache=tmp_path / "cache") is None
 
 
-def test_too_little_space_is_refused_before_anything_is_done(tmp_path, host, monkeypatch):
+def test_too_little_space_is_refused_in_advance(tmp_path, host, monkeypatch):
     monkeypatch.setattr(kernel_image, "_SPACE", 10**18)
     with pytest.raises(LabError, match=r"building the lab's kernel: .* GB free, .* GB required"):
         kernel_image.ensure_kernel("forky", cache=tmp_path / "cache")
@@ -301,8 +300,8 @@ kernel_image.ensure_kernel("forky", cache=Path(sys.argv[2]))
 """
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_interrupted_compilation_is_gone_on_with(tmp_path, host, monkeypatch, how):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+def test_interrupted_compilation_is_resumed(tmp_path, host, monkeypatch, number):
     deb, cache = tmp_path / "slow.deb", tmp_path / "cache"
     deb.write_bytes(package(tmp_path / "package", sleep=61))
     with subprocess.Popen(
@@ -311,13 +310,13 @@ def test_interrupted_compilation_is_gone_on_with(tmp_path, host, monkeypatch, ho
         stderr=subprocess.DEVNULL,
     ) as process:
         assert wait_until(lambda: [*cache.glob("*.building/objects/first.o")])
-        process.send_signal(how)
-    assert wait_until(lambda: not sleeping(61)), "what it started is gone with it"
+        process.send_signal(number)
+    assert wait_until(lambda: not sleeping(61)), "its children end with it"
     assert kernel_image.find_kernel("forky", cache=cache) is None
     fetched = stand_in(b"not needed again", monkeypatch)
     start = time.monotonic()
     built = kernel_image.ensure_kernel("forky", cache=cache)
-    assert time.monotonic() - start < 30, "the object that was there is taken"
+    assert time.monotonic() - start < 30, "the compiled object is reused"
     assert not fetched
     assert built.path.read_bytes().endswith(b"plain\n")
     assert [path.name for path in cache.glob("kernel-*") if path.is_dir()] == [
@@ -325,7 +324,7 @@ def test_interrupted_compilation_is_gone_on_with(tmp_path, host, monkeypatch, ho
     ]
 
 
-def test_objects_that_make_cannot_use_are_made_anew(tmp_path, host, monkeypatch):
+def test_unusable_objects_are_built_again(tmp_path, host, monkeypatch):
     cache = tmp_path / "cache"
     stand_in(package(tmp_path / "package", magic="junk"), monkeypatch)
     with pytest.raises(LabError):
@@ -333,14 +332,14 @@ def test_objects_that_make_cannot_use_are_made_anew(tmp_path, host, monkeypatch)
     [work] = cache.glob("*.building")
     makefile = work / "source/Makefile"
     makefile.write_text(makefile.read_text().replace("junk", "ARM\\144"))
-    # What a power cut leaves: a name without content, where make wants something else.
+    # A folder in place of the image, so that make fails with the objects of the last build.
     (work / "objects/arch/arm64/boot/Image").mkdir(parents=True)
     built = kernel_image.ensure_kernel("forky", cache=cache)
     assert built.path.read_bytes().endswith(b"plain\n")
 
 
 def sleeping(seconds):
-    """Whether a process sleeps for so long."""
+    """Return whether a process runs ``sleep seconds``."""
     for entry in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             if entry.read_bytes() == f"sleep\0{seconds}\0".encode():
@@ -350,7 +349,7 @@ def sleeping(seconds):
     return False
 
 
-def test_progress_of_a_count_is_told_now_and_then(capsys, monkeypatch):
+def test_progress_is_printed_at_intervals(capsys, monkeypatch):
     progress = Progress(sys.stderr, "lab")
     progress.stage("compiling")
     progress.count(900, 1800, "CC x.o")
@@ -371,8 +370,8 @@ def layer(lab_root, tmp_path):
 
 @pytest.mark.lab_root
 def test_layer_has_the_package_its_plugins_and_init(layer, lab_root):
-    found = members(decompressed(layer))
-    mode, init = found["init"]
+    contents = members(decompressed(layer))
+    mode, init = contents["init"]
     assert stat.S_IMODE(mode) == 0o755
     assert init.startswith(b"#!/usr/bin/busybox sh\n")
     inside = "usr/lib/python3/dist-packages"
@@ -381,16 +380,16 @@ def test_layer_has_the_package_its_plugins_and_init(layer, lab_root):
         "vmm_msi_plugins/identity.py",
         "vmm_msi/templates/__init__.py",
     ):
-        assert f"{inside}/{name}" in found
-    assert any(name.endswith(".xml") for name in found)
+        assert f"{inside}/{name}" in contents
+    assert any(name.endswith(".xml") for name in contents)
     version = importlib.metadata.version("vmm-msi")
-    _, points = found[f"{inside}/vmm_msi-{version}.dist-info/entry_points.txt"]
+    _, points = contents[f"{inside}/vmm_msi-{version}.dist-info/entry_points.txt"]
     assert b"identity = vmm_msi_plugins.identity" in points
 
 
 @pytest.mark.lab_root
-def test_layer_is_the_same_however_python_was_started(layer, lab_root, tmp_path):
-    """setuptools leaves an egg-info beside the source, which is found first from there."""
+def test_layer_does_not_depend_on_how_python_was_started(layer, lab_root, tmp_path):
+    """An egg-info that setuptools leaves beside the source would be found first from there."""
     (tmp_path / "vmm_msi.egg-info").mkdir()
     (tmp_path / "vmm_msi.egg-info/PKG-INFO").write_text("Name: vmm-msi\nVersion: 0.0.1\n")
     program = (
@@ -399,39 +398,39 @@ def test_layer_is_the_same_however_python_was_started(layer, lab_root, tmp_path)
         "from vmm_msi.lab.build.root import ensure_root\n"
         "print(package_layer(ensure_root(), Path(sys.argv[1])))"
     )
-    found = subprocess.run(
+    done = subprocess.run(
         [sys.executable, "-P", "-c", program, str(tmp_path)],
         capture_output=True,
         text=True,
         check=True,
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
     )
-    assert Path(found.stdout.strip()) == layer
+    assert Path(done.stdout.strip()) == layer
 
 
 @pytest.mark.lab_root
 def test_layer_is_compiled_for_the_roots_python(layer, lab_root):
-    asked = "import importlib.util, sys; sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER)"
+    program = "import importlib.util, sys; sys.stdout.buffer.write(importlib.util.MAGIC_NUMBER)"
     python = next((lab_root.path / "usr/bin").glob("python3.*"))
     magic = subprocess.run(
-        [*lab_root.outside(f"usr/bin/{python.name}"), "-S", "-c", asked],
+        [*lab_root.outside(f"usr/bin/{python.name}"), "-S", "-c", program],
         env={"PYTHONHOME": f"{lab_root.path}/usr"},
         capture_output=True,
         check=True,
     ).stdout
-    found = members(decompressed(layer))
-    sources = {name for name in found if name.endswith(".py")}
+    contents = members(decompressed(layer))
+    sources = {name for name in contents if name.endswith(".py")}
     assert len(sources) > 50
     for name in sources:
         folder, _, stem = name.removesuffix(".py").rpartition("/")
         tag = python.name.replace("python3.", "cpython-3")
-        _, code = found[f"{folder}/__pycache__/{stem}.{tag}.pyc"]
-        # PEP 552: hash-based, and the hash is not checked.
+        _, code = contents[f"{folder}/__pycache__/{stem}.{tag}.pyc"]
+        # PEP 552: hash-based, with an unchecked hash.
         assert (code[:4], code[4:8]) == (magic, b"\1\0\0\0")
 
 
 @pytest.mark.lab_root
-def test_layer_is_named_after_its_content(layer, lab_root, tmp_path, monkeypatch):
+def test_layer_name_depends_on_its_content(layer, lab_root, tmp_path, monkeypatch):
     content = layer.read_bytes()
     layer.unlink()
     start = time.monotonic()
@@ -447,7 +446,7 @@ def test_layer_is_named_after_its_content(layer, lab_root, tmp_path, monkeypatch
 
 
 @pytest.mark.lab_root
-def test_only_some_layers_are_kept(lab_root, tmp_path):
+def test_old_layers_are_removed(lab_root, tmp_path):
     for number in range(9):
         old = tmp_path / f"layer-{number}.cpio.zst"
         old.touch()
@@ -461,7 +460,7 @@ def test_only_some_layers_are_kept(lab_root, tmp_path):
 
 
 @pytest.mark.lab_root
-def test_cached_images_are_found_at_once(lab_images, lab_root, capsys):
+def test_cached_images_are_used_within_two_seconds(lab_images, lab_root, capsys):
     start = time.monotonic()
     assert main(["lab", "build", "--format", "json"]) == 0
     assert time.monotonic() - start < 2
@@ -473,12 +472,12 @@ def test_cached_images_are_found_at_once(lab_images, lab_root, capsys):
     assert f"{facts['release']}\n" in capsys.readouterr().out
 
 
-def test_commands_at_the_console_exist(lab_images):
-    found = members(decompressed(lab_images.initrd))
-    _, busybox = found["usr/bin/busybox"]
+def test_user_land_has_every_command_of_the_console(lab_images):
+    contents = members(decompressed(lab_images.initrd))
+    _, busybox = contents["usr/bin/busybox"]
     assert [name for name in userland._APPLETS if f"\0{name}\0".encode() not in busybox] == []
-    assert stat.S_ISLNK(found["lib"][0])
-    assert not any(name.endswith(".py") for name in found)
+    assert stat.S_ISLNK(contents["lib"][0])
+    assert not any(name.endswith(".py") for name in contents)
 
 
 PROBE = """#!/usr/bin/busybox sh
@@ -523,9 +522,9 @@ def test_images_boot_and_python_works(lab_images, lab_root, tmp_path):
         check=False,
     )
     assert time.monotonic() - start < 30
-    told = re.search(r"probe: (\d+) True (.*)", done.stdout)
-    assert told is not None, done.stdout[-3000:] + done.stderr
-    assert int(told[1]) == lab_images.granule
-    assert "identity" in told[2].split()
+    probe = re.search(r"probe: (\d+) True (.*)", done.stdout)
+    assert probe is not None, done.stdout[-3000:] + done.stderr
+    assert int(probe[1]) == lab_images.granule
+    assert "identity" in probe[2].split()
     assert f"Linux version {lab_images.release}-vmm-msi" in done.stdout
     assert done.returncode == 0

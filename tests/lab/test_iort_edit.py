@@ -1,4 +1,4 @@
-"""Tables without RMRs: the rest of the table says what it said before."""
+"""Removing RMRs from an IORT leaves its other nodes as they were."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def routes(table):
     return parse_acpi(table, None, "table").routes
 
 
-def test_rmrs_between_other_nodes_are_taken_out():
+def test_rmrs_between_other_nodes_are_removed():
     old = iort(*NODES)
     new = without_rmrs(old, "built")
     before, after = parse_iort(old, "old"), parse_iort(new, "new")
@@ -42,7 +42,7 @@ def test_rmrs_between_other_nodes_are_taken_out():
     assert isinstance(after.by_offset[counter.reference], SmmuNode)
 
 
-def test_linux_takes_it_for_newer():
+def test_edited_table_has_a_newer_revision():
     old = iort(*NODES)
     new = without_rmrs(old, "built")
     revisions = [struct.unpack_from("<I", table, 24)[0] for table in (old, new)]
@@ -51,18 +51,18 @@ def test_linux_takes_it_for_newer():
     assert sum(new) & 0xFF == 0
 
 
-def test_a_table_without_rmrs_keeps_all_of_its_nodes():
+def test_table_without_rmrs_keeps_its_nodes():
     old = iort(*NODES[:1], root_complex((0, 0xFFFF, 0, 0, 0)))
     assert routes(without_rmrs(old, "built")) == routes(old)
     assert len(without_rmrs(old, "built")) == len(old)
 
 
-def test_both_changes():
+def test_rmr_removal_and_canwbs_combine():
     new = with_canwbs(without_rmrs(iort(*NODES), "built"), "built")
     assert [root.canwbs for root in parse_iort(new, "new").root_complexes] == [True]
 
 
-def test_a_table_of_qemu_for_an_accelerated_guest():
+def test_rmrs_of_a_real_accelerated_guest_are_removed():
     path = shared_data("acpi/qemu-11.1-accel-guest-rmr/IORT")
     old = path.read_bytes()
     assert parse_iort(old, "old").rmrs
@@ -71,6 +71,6 @@ def test_a_table_of_qemu_for_an_accelerated_guest():
     assert routes(new) == routes(old)
 
 
-def test_a_malformed_table_is_refused():
-    with pytest.raises(TopologyError, match=r"^told: offset 0x9: wrong checksum"):
-        without_rmrs(iort(*NODES)[:-1] + b"\x01", "told")
+def test_malformed_table_is_refused():
+    with pytest.raises(TopologyError, match=r"^IORT: offset 0x9: wrong checksum"):
+        without_rmrs(iort(*NODES)[:-1] + b"\x01", "IORT")

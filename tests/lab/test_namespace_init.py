@@ -1,4 +1,4 @@
-"""What a daemon finds out about QEMU is kept for the next one."""
+"""QEMU's capabilities, once probed by a lab daemon, are cached for the next one."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ FILES = HostFiles(*(Path("/files", name) for name in ("kernel", "initrd", "agent
 
 @pytest.fixture
 def entry(tmp_path):
-    """An entry of the cache, and the root of a daemon with what libvirt found out."""
+    """An entry of the cache, and a daemon's root with probed capabilities."""
     tree, root = tmp_path / "entry/tree", tmp_path / "root"
     tree.mkdir(parents=True)
-    found = root / namespace_init._CAPABILITIES
-    found.mkdir(parents=True)
-    (found / "abc.xml").write_text("<qemuCaps/>", encoding="utf-8")
+    probed = root / namespace_init._CAPABILITIES
+    probed.mkdir(parents=True)
+    (probed / "abc.xml").write_text("<qemuCaps/>", encoding="utf-8")
     return tree, root
 
 
-def test_findings_are_kept_and_brought(entry, tmp_path):
+def test_capabilities_are_kept_and_restored(entry, tmp_path):
     tree, root = entry
     namespace_init.keep_capabilities(tree, root)
     kept = tree.parent / "capabilities/abc.xml"
     assert [path.name for path in kept.parent.iterdir()] == ["abc.xml"]
-    when = kept.stat().st_mtime_ns
+    modified = kept.stat().st_mtime_ns
     namespace_init.keep_capabilities(tree, root)
-    assert kept.stat().st_mtime_ns == when
+    assert kept.stat().st_mtime_ns == modified
     later = tmp_path / "later"
     (later / "var/cache/libvirt").mkdir(parents=True)
     namespace_init.bring_capabilities(tree, later)
@@ -44,7 +44,7 @@ def test_findings_are_kept_and_brought(entry, tmp_path):
     ) == "<qemuCaps/>"
 
 
-def test_half_a_file_is_replaced(entry):
+def test_truncated_file_is_replaced(entry):
     tree, root = entry
     kept = tree.parent / "capabilities/abc.xml"
     kept.parent.mkdir()
@@ -53,7 +53,7 @@ def test_half_a_file_is_replaced(entry):
     assert kept.read_text(encoding="utf-8") == "<qemuCaps/>"
 
 
-def test_nothing_to_bring_and_no_place_to_keep_are_fine(entry):
+def test_missing_and_unwritable_caches_are_ignored(entry):
     tree, root = entry
     namespace_init.bring_capabilities(tree, root)
     (tree.parent / "capabilities").touch()
@@ -62,7 +62,7 @@ def test_nothing_to_bring_and_no_place_to_keep_are_fine(entry):
 
 
 @pytest.mark.lab_root
-def test_libvirt_passes_over_what_it_cannot_read(lab_root, tmp_path):
+def test_libvirt_ignores_unreadable_capabilities(lab_root, tmp_path):
     (tmp_path / "tree").symlink_to(lab_root.path)
     root = dataclasses.replace(lab_root, path=tmp_path / "tree")
     kept = tmp_path / "capabilities"
@@ -70,7 +70,7 @@ def test_libvirt_passes_over_what_it_cannot_read(lab_root, tmp_path):
         with LabDaemon(root) as daemon, libvirt_driver.connect(daemon.uri) as connection:
             connection.define(host_xml(Shape(), FILES))
             connection.undefine(NAME)
-        [found] = kept.iterdir()
-        assert etree.parse(found).getroot().tag == "qemuCaps"
-        whole = found.read_bytes()
-        found.write_bytes(whole[: len(whole) // 2])
+        [file] = kept.iterdir()
+        assert etree.parse(file).getroot().tag == "qemuCaps"
+        content = file.read_bytes()
+        file.write_bytes(content[: len(content) // 2])

@@ -1,4 +1,4 @@
-"""NVMe controllers of the emulated host, whose MSIs are MSI-X and which do DMA for them."""
+"""NVMe controllers of the emulated host, which use MSI-X and send an MSI after DMA."""
 
 from __future__ import annotations
 
@@ -41,57 +41,58 @@ def link(nvme_host):
 
 @pytest.fixture
 def nvmes(link, nvme_host):
-    """The addresses of the controllers, without a driver."""
-    told = link.call("devices")
-    found = [d["address"] for d in told if (d["vendor"], d["device"]) == QEMU_NVME]
-    assert len(found) == 2
-    for address in found:
+    """Unbind the driver of both controllers and return their addresses."""
+    devices = link.call("devices")
+    addresses = [d["address"] for d in devices if (d["vendor"], d["device"]) == QEMU_NVME]
+    assert len(addresses) == 2
+    for address in addresses:
         if driver_of(nvme_host, address)[0]:
             shell(nvme_host, f"echo {address} >/sys/bus/pci/drivers/nvme/unbind")
         assert driver_of(nvme_host, address) == ("", "(null)")
-    return found
+    return addresses
 
 
-def compare(link, address, *words):
+def compare(link, address, *options):
     bus = PciAddress.parse(address).bus
     argv = ["compare", "--backend", "iommufd", "--host", "/sys/firmware/acpi/tables"]
     return link.call(
         "command",
-        argv=[*argv, "--guest", "guest.xml", "--format", "json", *words],
+        argv=[*argv, "--guest", "guest.xml", "--format", "json", *options],
         files={"guest.xml": GUEST.format(bus=bus)},
         timeout_s=120,
     )
 
 
-def found_by(told, address):
-    assert told["status"] == 0, told["stderr"]
-    results = json.loads(told["stdout"])["results"]
+def outcomes_of(answer, address):
+    """Return the outcome of a device's MSIs under each strategy."""
+    assert answer["status"] == 0, answer["stderr"]
+    results = json.loads(answer["stdout"])["results"]
     return {result["strategy"]: by_device(result)[address] for result in results}
 
 
-def test_the_drivers_controller_is_refused(link, nvme_host, nvmes):
+def test_controller_in_use_by_its_driver_is_refused(link, nvme_host, nvmes):
     shell(nvme_host, f"echo {nvmes[0]} >/sys/bus/pci/drivers/nvme/bind")
     assert driver_of(nvme_host, nvmes[0])[0] == "nvme"
-    told = compare(link, nvmes[0])
-    assert told["status"] == 5
-    assert "the driver nvme has it" in told["stderr"]
+    answer = compare(link, nvmes[0])
+    assert answer["status"] == 5
+    assert "the driver nvme has it" in answer["stderr"]
 
 
-def test_the_hosts_own_its_takes_the_msix_of_a_controller(link, nvme_host, nvmes):
+def test_outcomes_with_the_hosts_own_its(link, nvme_host, nvmes):
     for address in nvmes:
-        found = found_by(compare(link, address), address)
-        assert found["identity"] == "delivered"
-        assert found["host-cookie"] == "s1-fault"
-        assert found["direct"] == "refused"
+        outcomes = outcomes_of(compare(link, address), address)
+        assert outcomes["identity"] == "delivered"
+        assert outcomes["host-cookie"] == "s1-fault"
+        assert outcomes["direct"] == "refused"
         assert driver_of(nvme_host, address) == ("", "(null)")
 
 
-def test_witness_doorbells_take_the_msix_of_a_controller(link, nvmes):
-    found = found_by(compare(link, nvmes[0], "--doorbells", "witness"), nvmes[0])
-    assert found["direct"] == "delivered"
-    assert found["multi-its"] == "delivered"
-    assert found["identity"] == "delivered"
-    assert found["host-cookie"] == "s1-fault"
+def test_outcomes_with_witness_doorbells(link, nvmes):
+    outcomes = outcomes_of(compare(link, nvmes[0], "--doorbells", "witness"), nvmes[0])
+    assert outcomes["direct"] == "delivered"
+    assert outcomes["multi-its"] == "delivered"
+    assert outcomes["identity"] == "delivered"
+    assert outcomes["host-cookie"] == "s1-fault"
 
 
 @pytest.fixture
@@ -100,8 +101,9 @@ def open_backend(link, nvmes, tmp_path):
         path = tmp_path / "scenario.toml"
         path.write_text(sample.toml())
         scenario = load_scenario(path)
-        players = map(PciAddress.parse, nvmes)
-        stand_ins = dict(zip((d.host for d in scenario.guest.devices), players, strict=False))
+        controllers = map(PciAddress.parse, nvmes)
+        devices = (device.host for device in scenario.guest.devices)
+        stand_ins = dict(zip(devices, controllers, strict=False))
         backend = RemoteBackend(
             link,
             scenario.host,
@@ -116,7 +118,7 @@ def open_backend(link, nvmes, tmp_path):
 
 
 @pytest.mark.parametrize("granule", ["4K", "16K", "64K"])
-def test_more_vectors_than_the_queue_has_entries(granule, open_backend):
+def test_more_vectors_than_queue_entries_are_delivered(granule, open_backend):
     sample = Sample(
         (Device(A, vectors=40, giova=0xFFFF_0000),),
         s1_granule=granule,
@@ -135,7 +137,7 @@ def test_more_vectors_than_the_queue_has_entries(granule, open_backend):
     backend.close()
 
 
-def test_two_controllers_on_one_stage_1(open_backend):
+def test_two_controllers_share_a_stage_1(open_backend):
     sample = Sample((Device("0000:01:00.0", vectors=1), Device("0000:02:00.0", vectors=1)))
     scenario, backend = open_backend(sample, Doorbells.ITS, "linux-7.2")
     addresses = [device.host for device in scenario.guest.devices]
@@ -148,7 +150,7 @@ def test_two_controllers_on_one_stage_1(open_backend):
     backend.close()
 
 
-def test_a_controller_that_was_reset_is_started_again(open_backend, nvme_host, nvmes):
+def test_reset_controller_is_restarted(open_backend, nvme_host, nvmes):
     _scenario, backend = open_backend(Sample((Device(A, vectors=1),)), Doorbells.ITS, "linux-7.2")
     device = PciAddress.parse(A)
     s2 = backend.alloc_s2(0)
@@ -163,11 +165,11 @@ def test_a_controller_that_was_reset_is_started_again(open_backend, nvme_host, n
     assert driver_of(nvme_host, nvmes[0]) == ("", "(null)")
 
 
-def test_a_controller_that_does_not_answer_is_an_error(open_backend, nvme_host, nvmes):
+def test_silent_controller_is_an_error(open_backend, nvme_host, nvmes):
     def power_state(value):
         # PMCSR; QEMU's hw/nvme/ctrl.c has the capability at 0x60. In D3 no BAR answers.
-        at = f"/sys/bus/pci/devices/{nvmes[0]}/config bs=1 seek=100 conv=notrunc"
-        shell(nvme_host, f"printf '\\{value:03o}' | dd of={at} 2>/dev/null")
+        config = f"/sys/bus/pci/devices/{nvmes[0]}/config bs=1 seek=100 conv=notrunc"
+        shell(nvme_host, f"printf '\\{value:03o}' | dd of={config} 2>/dev/null")
 
     _scenario, backend = open_backend(Sample((Device(A, vectors=1),)), Doorbells.ITS, "linux-7.2")
     device = PciAddress.parse(A)

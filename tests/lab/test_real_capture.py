@@ -1,4 +1,4 @@
-"""What a capture would have of the emulated host, whose kernel is real."""
+"""A capture of the emulated host, whose kernel is real."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ def link(lab_host):
         yield opened
 
 
-def test_all_that_an_arm_host_tells_is_found(link):
-    told = link.call("command", argv=["topology", "capture", "--dry-run"])
-    assert (told["status"], told["stderr"]) == (0, "")
-    counted = {}
-    for line in told["stdout"].splitlines():
-        words = line.split()
+def test_dry_run_counts_every_file_of_an_arm_host(link):
+    answer = link.call("command", argv=["topology", "capture", "--dry-run"])
+    assert (answer["status"], answer["stderr"]) == (0, "")
+    counts = {}
+    for line in answer["stdout"].splitlines():
         if line.startswith("  /"):
-            counted[words[0]] = 0 if words[1] == "-" else int(words[1])
-    assert counted.keys() == {captured.path for captured in CAPTURED_PATHS}
+            path, count, *_ = line.split()
+            counts[path] = 0 if count == "-" else int(count)
+    assert counts.keys() == {captured.path for captured in CAPTURED_PATHS}
     device = "/sys/bus/pci/devices/*"
     group = "/sys/kernel/iommu_groups/*"
-    devices = counted[device]
+    devices = counts[device]
     assert devices >= len(link.call("devices"))
     for name in ("class", "vendor", "device", "config"):
-        assert counted[f"{device}/{name}"] == devices
-    assert 0 < counted[f"{device}/iommu"] == counted[f"{device}/iommu_group"] < devices
-    assert counted[f"{group}/devices/*"] == counted[f"{device}/iommu_group"]
-    assert counted[f"{group}/reserved_regions"] == counted[f"{group}/type"] > 0
-    assert counted["/sys/class/iommu/*"] == 2
+        assert counts[f"{device}/{name}"] == devices
+    assert 0 < counts[f"{device}/iommu"] == counts[f"{device}/iommu_group"] < devices
+    assert counts[f"{group}/devices/*"] == counts[f"{device}/iommu_group"]
+    assert counts[f"{group}/reserved_regions"] == counts[f"{group}/type"] > 0
+    assert counts["/sys/class/iommu/*"] == 2
     for path in (
         "/sys/firmware/acpi/tables/IORT",
         "/sys/firmware/acpi/tables/APIC",
@@ -47,20 +47,19 @@ def test_all_that_an_arm_host_tells_is_found(link):
         "/dev/iommu",
         "/sys/module/iommufd",
     ):
-        assert counted[path] == 1, path
+        assert counts[path] == 1, path
 
 
-def test_a_capture_says_what_the_host_says(link, tmp_path, capsys):
-    """Taken there and read here, it is the same host."""
+def test_capture_read_elsewhere_describes_the_same_host(link, tmp_path, capsys):
     name = "host.tar.zst"
-    made = link.call("command", argv=["topology", "capture", "-o", name], fetch=[name])
-    assert made["status"] == 0, made["stderr"]
-    (tmp_path / name).write_bytes(base64.b64decode(made["files"][name]))
-    for words in (["topology", "show"], ["doctor"]):
-        there = link.call("command", argv=[*words, "--format", "json"])
-        status = main([*words, "--format", "json", str(tmp_path / name)])
-        here = capsys.readouterr().out
-        assert status == there["status"]
-        assert json.loads(here.replace(str(tmp_path / name), "this machine")) == json.loads(
-            there["stdout"]
+    answer = link.call("command", argv=["topology", "capture", "-o", name], fetch=[name])
+    assert answer["status"] == 0, answer["stderr"]
+    (tmp_path / name).write_bytes(base64.b64decode(answer["files"][name]))
+    for command in (["topology", "show"], ["doctor"]):
+        live = link.call("command", argv=[*command, "--format", "json"])
+        status = main([*command, "--format", "json", str(tmp_path / name)])
+        output = capsys.readouterr().out
+        assert status == live["status"]
+        assert json.loads(output.replace(str(tmp_path / name), "this machine")) == json.loads(
+            live["stdout"]
         )

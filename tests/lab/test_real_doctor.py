@@ -1,4 +1,4 @@
-"""What the doctor says of the emulated host, held against what its kernel then does."""
+"""The doctor's findings about the emulated host match the behaviour of its kernel."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from vmm_msi.plugins.manager import PluginManager
 pytestmark = pytest.mark.lab_root
 
 
-def doctor(link, *words):
-    told = link.call("command", argv=["doctor", "--format", "json", *words])
-    assert told["stderr"] == ""
-    return told["status"], json.loads(told["stdout"])["findings"]
+def doctor(link):
+    answer = link.call("command", argv=["doctor", "--format", "json"])
+    assert answer["stderr"] == ""
+    return answer["status"], json.loads(answer["stdout"])["findings"]
 
 
 def verdicts(link, strategy):
@@ -45,19 +45,19 @@ def verdicts(link, strategy):
     return result.verdicts
 
 
-def test_a_host_on_which_nesting_works(lab_host):
+def test_working_host_has_no_findings(lab_host):
     with AgentLink(lab_host.agent_socket) as link:
-        status, found = doctor(link)
-        assert (status, found) == (0, [])
+        status, findings = doctor(link)
+        assert (status, findings) == (0, [])
         assert {verdict.outcome.value for verdict in verdicts(link, "identity")} == {"delivered"}
 
 
-def test_a_host_whose_firmware_promises_no_canwbs(lab_root, lab_images):
-    """QEMU's own tables: the kernel gives no vIOMMU, and the doctor said so."""
+def test_host_without_canwbs_cannot_nest(lab_root, lab_images):
+    """With QEMU's own tables the kernel refuses a vIOMMU, as the doctor predicts."""
     shape = Shape(smmus=1, devices=2, pairs=0)
     with LabHost(shape, canwbs=False) as host, AgentLink(host.agent_socket) as link:
-        status, found = doctor(link)
-        assert (status, [finding["id"] for finding in found]) == (8, ["smmu-no-s2fwb"])
-        assert "EOPNOTSUPP" in found[0]["consequence"]
+        status, findings = doctor(link)
+        assert (status, [finding["id"] for finding in findings]) == (8, ["smmu-no-s2fwb"])
+        assert "EOPNOTSUPP" in findings[0]["consequence"]
         for verdict in verdicts(link, "identity"):
             assert (verdict.outcome.value, verdict.errno) == ("refused", errno.EOPNOTSUPP)

@@ -1,4 +1,4 @@
-"""What the emulated host is found to be by its own firmware tables and sysfs, as its user would."""
+"""The topology that vmm-msi reads on the emulated host."""
 
 from __future__ import annotations
 
@@ -17,27 +17,31 @@ def link(lab_host):
 
 
 def show(link, *arguments):
-    told = link.call("command", argv=["topology", "show", "--format", "json", *arguments])
-    assert told["status"] == 0, told["stderr"]
-    return json.loads(told["stdout"])
+    answer = link.call("command", argv=["topology", "show", "--format", "json", *arguments])
+    assert answer["status"] == 0, answer["stderr"]
+    return json.loads(answer["stdout"])
 
 
 def test_tables_and_sysfs_of_a_real_kernel_agree(link):
     hello = link.call("hello")
-    found = show(link)
-    assert (found["source"], found["missing"], found["disagreements"]) == ("this machine", [], [])
-    assert found["granule"] == f"{hello['page_size'] >> 10}K"
-    functions = {function["address"]: function for function in found["functions"]}
+    topology = show(link)
+    assert (topology["source"], topology["missing"], topology["disagreements"]) == (
+        "this machine",
+        [],
+        [],
+    )
+    assert topology["granule"] == f"{hello['page_size'] >> 10}K"
+    functions = {function["address"]: function for function in topology["functions"]}
     assert functions.keys() >= {device["address"] for device in link.call("devices")}
-    smmus = {smmu["id"]: smmu["base"] for smmu in found["smmus"]}
+    smmus = {smmu["id"]: smmu["base"] for smmu in topology["smmus"]}
     assert len(smmus) == 2
-    members = [member for group in found["iommu_groups"] for member in group["members"]]
+    members = [member for group in topology["iommu_groups"] for member in group["members"]]
     window = {"base": "0x8000000", "size": "0x100000", "type": "sw-msi"}
-    for group in found["iommu_groups"]:
+    for group in topology["iommu_groups"]:
         assert group["isolated_msi"] is True
         assert group["reserved"] == [window]
     for address, function in functions.items():
-        # Those of the root bus are behind no SMMU.
+        # Devices on the root bus have no SMMU.
         behind = PciAddress.parse(address).bus > 0
         assert (function["smmu"] is not None) == behind == (address in members)
         assert function["msi_alias"] == address
@@ -45,10 +49,9 @@ def test_tables_and_sysfs_of_a_real_kernel_agree(link):
         assert function["vectors"] is not None
 
 
-def test_a_folder_of_the_same_kernel(link):
-    """``--root /`` is this machine, and a HOST that is its root folder too."""
-    whole = show(link)
+def test_root_folder_describes_this_machine(link):
+    live = show(link)
     for arguments in (["--root", "/"], ["/"]):
-        other = show(link, *arguments)
-        assert other["source"] == "/"
-        assert {**other, "source": None} == {**whole, "source": None}
+        read = show(link, *arguments)
+        assert read["source"] == "/"
+        assert {**read, "source": None} == {**live, "source": None}

@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-import libvirt  # noqa: TID251 - the caller's own, against the root's daemon
+import libvirt  # noqa: TID251 - the machine's own client for the root's daemon
 import libvirt_qemu  # noqa: TID251
 import pytest
 from conftest import SUITES, root_of
@@ -42,7 +42,7 @@ def namespace(pid, kind):
 
 
 def contained_by(unshare):
-    """Return the namespace of the first process below ``unshare`` and who lives in it."""
+    """Return the PID namespace of the first child of the process ``unshare``."""
     children = Path(f"/proc/{unshare}/task/{unshare}/children").read_text(encoding="ascii")
     return namespace(children.split()[0], "pid")
 
@@ -53,28 +53,28 @@ def processes_in(pid_namespace):
 
 
 def snapshot(tree):
-    """Every file's place, size and time of change, which no write can leave as it was."""
-    found = []
+    """Return every file's path, size and change time; each write changes one of them."""
+    files = []
     for folder, _, names in os.walk(tree):
         for name in names:
             status = (Path(folder) / name).lstat()
-            found.append((folder, name, status.st_size, status.st_ctime_ns))
-        found.append((folder, "", 0, Path(folder).lstat().st_ctime_ns))
-    return sorted(found)
+            files.append((folder, name, status.st_size, status.st_ctime_ns))
+        files.append((folder, "", 0, Path(folder).lstat().st_ctime_ns))
+    return sorted(files)
 
 
-# The cache, without building anything.
+# The cache, with a stand-in for the build.
 
 
 @pytest.fixture
 def fake_build(monkeypatch):
-    """Put a build in place of the real one that makes what the cache looks for."""
+    """Replace the build by one that only writes the files that the cache checks."""
     calls = []
 
-    def build_tree(order, progress):
-        calls.append(order)
-        (order.tree / "usr/sbin").mkdir(parents=True)
-        (order.tree / "usr/sbin/libvirtd").touch()
+    def build_tree(spec, progress):
+        calls.append(spec)
+        (spec.tree / "usr/sbin").mkdir(parents=True)
+        (spec.tree / "usr/sbin/libvirtd").touch()
         return {"libvirt-daemon": "12.8.0-1", "qemu-system-arm": "1:11.1.2+ds-3"}
 
     monkeypatch.setattr(root_recipe, "build_tree", build_tree)
@@ -92,7 +92,7 @@ def test_built_once_then_cached(tmp_path, fake_build):
     assert first.path == second.path
 
 
-def test_key_follows_the_content(tmp_path, fake_build, monkeypatch):
+def test_key_depends_on_suite_and_recipe(tmp_path, fake_build, monkeypatch):
     first = ensure_root("forky", tmp_path)
     monkeypatch.setattr(root_recipe, "VERSION", root_recipe.VERSION + 1)
     assert ensure_root("forky", tmp_path).path != first.path
@@ -102,8 +102,8 @@ def test_key_follows_the_content(tmp_path, fake_build, monkeypatch):
 
 @pytest.mark.parametrize("error", [LabError("no"), KeyboardInterrupt()])
 def test_failed_build_leaves_no_entry(tmp_path, fake_build, monkeypatch, error):
-    def fail(order, progress):
-        order.tree.mkdir()
+    def fail(spec, progress):
+        spec.tree.mkdir()
         raise error
 
     with monkeypatch.context() as patch:
@@ -114,7 +114,7 @@ def test_failed_build_leaves_no_entry(tmp_path, fake_build, monkeypatch, error):
     assert not ensure_root("forky", tmp_path).cached
 
 
-def test_killed_build_is_cleaned_by_the_next(tmp_path, fake_build):
+def test_next_build_removes_a_killed_one(tmp_path, fake_build):
     entry = ensure_root("forky", tmp_path).path.parent
     entry.rename(tmp_path / f"{entry.name}.building")
     other = tmp_path / "root-sid-amd64-000000000000.building"
@@ -124,7 +124,7 @@ def test_killed_build_is_cleaned_by_the_next(tmp_path, fake_build):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == [entry.name]
 
 
-def test_another_build_that_still_runs_is_left_alone(tmp_path, fake_build):
+def test_running_build_of_another_root_is_left_alone(tmp_path, fake_build):
     other = tmp_path / "root-sid-amd64-000000000000.building"
     (other / "tree").mkdir(parents=True)
     with (tmp_path / "root-sid-amd64-000000000000.lock").open("w") as lock:
@@ -145,7 +145,7 @@ def test_damaged_entry_is_built_again(tmp_path, fake_build, damage):
     assert not ensure_root("forky", tmp_path).cached
 
 
-def test_needs_root_to_build_only(tmp_path, fake_build, monkeypatch):
+def test_only_a_build_needs_root(tmp_path, fake_build, monkeypatch):
     def refuse(purpose):
         raise LabError(f"{purpose} needs root")
 
@@ -156,20 +156,20 @@ def test_needs_root_to_build_only(tmp_path, fake_build, monkeypatch):
         ensure_root("sid", tmp_path)
 
 
-def test_missing_tools_are_listed_with_the_apt_line(monkeypatch):
+def test_missing_tools_are_listed_with_an_apt_command(monkeypatch):
     monkeypatch.setattr(host_tools.shutil, "which", lambda _name, **_: None)
     with pytest.raises(LabError, match=r"debootstrap, unshare .*apt-get install .*debootstrap"):
         host_tools.require_tools(["unshare", "debootstrap"])
 
 
-def test_cache_follows_xdg(monkeypatch, tmp_path):
+def test_cache_is_in_xdg_cache_home(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     assert default_cache() == tmp_path / "vmm-msi"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert default_cache() == Path.home() / ".cache/vmm-msi"
 
 
-def test_command_prints_what_is_in_it(tmp_path, fake_build, capsys):
+def test_command_prints_the_releases_in_the_root(tmp_path, fake_build, capsys):
     arguments = ["lab", "root", "--cache", str(tmp_path)]
     assert main([*arguments, "--format", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)
@@ -180,7 +180,7 @@ def test_command_prints_what_is_in_it(tmp_path, fake_build, capsys):
     assert table["cached"] == "yes"
 
 
-def test_command_refuses_what_is_no_suite(tmp_path, capsys):
+def test_command_refuses_an_invalid_suite(tmp_path, capsys):
     assert main(["lab", "root", "--suite", "../x", "--cache", str(tmp_path)]) == 2
     assert "'../x' is not a Debian suite" in capsys.readouterr().err
 
@@ -188,16 +188,16 @@ def test_command_refuses_what_is_no_suite(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("version", "upstream"), [("12.8.0-1", "12.8.0"), ("1:11.1.2+ds-3", "11.1.2"), ("2:9", "9")]
 )
-def test_upstream_version(version, upstream):
+def test_upstream_version_is_extracted(version, upstream):
     assert root_recipe.upstream_version(version) == upstream
 
 
-def test_other_suites_have_the_emulator_of_the_machine_too():
+def test_older_suites_have_the_machines_own_emulator_too():
     assert root_recipe.packages("forky", "amd64") == sorted(
         {*root_recipe.PACKAGES, *root_recipe.TOOLKIT}
     )
-    more = set(root_recipe.packages("bookworm", "amd64")) - set(root_recipe.PACKAGES)
-    assert more == {"qemu-system-x86"}
+    added = set(root_recipe.packages("bookworm", "amd64")) - set(root_recipe.PACKAGES)
+    assert added == {"qemu-system-x86"}
     assert root_recipe.packages("bookworm", "arm64") == sorted(root_recipe.PACKAGES)
 
 
@@ -211,7 +211,7 @@ def test_root_is_current(lab_root):
 
 
 @pytest.mark.lab_root
-def test_cached_root_is_found_at_once(lab_root):
+def test_cached_root_is_used_within_one_second(lab_root):
     start = time.monotonic()
     assert ensure_root().cached
     assert time.monotonic() - start < 1
@@ -219,7 +219,7 @@ def test_cached_root_is_found_at_once(lab_root):
 
 @pytest.mark.lab_root
 @pytest.mark.parametrize("layer", ["overlay", "tmpfs"])
-def test_daemon_comes_and_goes_without_a_trace(lab_root, layer, tmp_path):
+def test_stopped_daemon_leaves_no_trace(lab_root, layer, tmp_path):
     before = snapshot(lab_root.path)
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     with LabDaemon(lab_root, layer=layer, keep_logs=tmp_path / "logs") as daemon:
@@ -261,7 +261,7 @@ def test_roots_of_older_releases_run(release, qemu, layer):
 
 
 @pytest.mark.lab_root
-def test_daemon_ends_with_an_error_in_the_block(lab_root):
+def test_daemon_stops_when_its_block_raises(lab_root):
     daemon = LabDaemon(lab_root)
     seen = []
 
@@ -282,7 +282,7 @@ def test_daemon_ends_with_an_error_in_the_block(lab_root):
 
 
 def pids_in(pid_namespace, name):
-    """Return the processes of that name, but for children that one of them forks for a moment."""
+    """Return the processes of that name, without short-lived forks of one of them."""
     names, parents = {}, {}
     for pid in processes_in(pid_namespace):
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
@@ -293,7 +293,7 @@ def pids_in(pid_namespace, name):
 
 
 @pytest.mark.lab_root
-def test_libvirtd_alone_is_restarted(lab_root):
+def test_restart_keeps_virtlogd_running(lab_root):
     with LabDaemon(lab_root) as daemon:
         inside = contained_by(daemon.pid)
         before = {name: pids_in(inside, name) for name in ("virtlogd", "libvirtd")}
@@ -318,7 +318,7 @@ with LabDaemon(ensure_root()) as daemon:
 
 @pytest.mark.lab_root
 @pytest.mark.parametrize("victim", ["caller", "both"])
-def test_daemon_ends_with_a_killed_caller(lab_root, victim):
+def test_daemon_stops_with_a_killed_caller(lab_root, victim):
     command = [sys.executable, "-c", CALLER]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as caller:
         assert caller.stdout is not None
@@ -331,7 +331,7 @@ def test_daemon_ends_with_a_killed_caller(lab_root, victim):
             os.kill(int(unshare), signal.SIGKILL)
     assert wait_until(lambda: not processes_in(inside))
     if victim == "both":
-        # Nobody was left to remove the folder; the next daemon does.
+        # The next daemon removes the folder, since no process was left to do it.
         with LabDaemon(lab_root):
             assert not Path(run).exists()
     else:
@@ -339,7 +339,7 @@ def test_daemon_ends_with_a_killed_caller(lab_root, victim):
 
 
 @pytest.mark.lab_root
-def test_two_daemons_at_once(lab_root, lab_daemon):
+def test_two_daemons_are_independent(lab_root, lab_daemon):
     with LabDaemon(lab_root) as second:
         assert second.run != lab_daemon.run
         one, two = libvirt.open(lab_daemon.uri), libvirt.open(second.uri)
@@ -351,7 +351,7 @@ def test_two_daemons_at_once(lab_root, lab_daemon):
 
 
 @pytest.mark.lab_root
-def test_a_daemon_that_cannot_start_says_why(lab_root, tmp_path):
+def test_failed_start_is_explained(lab_root, tmp_path):
     with (
         pytest.raises(LabError, match="longer than 107 bytes; use a shorter run folder"),
         LabDaemon(lab_root, folder=tmp_path / ("x" * 100)),
@@ -363,19 +363,19 @@ def test_a_daemon_that_cannot_start_says_why(lab_root, tmp_path):
 
 
 @pytest.mark.lab_root
-def test_files_are_shared_under_one_path(lab_daemon):
+def test_share_has_the_same_path_inside_and_outside(lab_daemon):
     (lab_daemon.share / "disk").write_text("shared", encoding="utf-8")
     [libvirtd] = [
         Path("/proc") / str(pid)
         for pid in processes_in(contained_by(lab_daemon.pid))
         if Path(f"/proc/{pid}/comm").read_text(encoding="utf-8") == "libvirtd\n"
     ]
-    seen = libvirtd / "root" / (lab_daemon.share / "disk").relative_to("/")
-    assert seen.read_text(encoding="utf-8") == "shared"
+    inside = libvirtd / "root" / (lab_daemon.share / "disk").relative_to("/")
+    assert inside.read_text(encoding="utf-8") == "shared"
 
 
 @pytest.mark.lab_root
-def test_the_test_driver_parses_with_the_roots_libvirt(lab_daemon):
+def test_test_driver_uses_the_roots_libvirt(lab_daemon):
     connection = libvirt.open(lab_daemon.test_uri)
     assert connection.getType() == "TEST"
     assert connection.getLibVersion() >= 12_008_000
@@ -421,27 +421,27 @@ def test_two_vsmmus_run_in_qemu(lab_daemon):
 
 
 @pytest.mark.lab_root
-def test_folders_that_are_lent_can_only_be_read(lab_root, tmp_path):
+def test_lent_folders_are_read_only(lab_root, tmp_path):
     (tmp_path / "file").write_text("lent")
-    with LabDaemon(lab_root, lent={"there": tmp_path}) as daemon:
-        place = daemon.share / "there"
+    with LabDaemon(lab_root, lent={"lent": tmp_path}) as daemon:
+        lent = daemon.share / "lent"
 
         def inside(*words):
             return subprocess.run(
                 inside_of(daemon, *words), capture_output=True, text=True, check=False
             )
 
-        assert inside("cat", place / "file").stdout == "lent"
-        assert "Read-only file system" in inside("touch", place / "new").stderr
+        assert inside("cat", lent / "file").stdout == "lent"
+        assert "Read-only file system" in inside("touch", lent / "new").stderr
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.lab_root
-def test_a_daemon_with_hardware_sees_the_devices_of_the_machine(lab_root):
+def test_daemon_with_hardware_has_the_machines_devices(lab_root):
     with LabDaemon(lab_root) as without, LabDaemon(lab_root, hardware=True) as with_it:
-        for daemon, there in ((without, False), (with_it, True)):
-            words = inside_of(daemon, "test", "-e", "/dev/kmsg")
-            assert (subprocess.run(words, check=False).returncode == 0) is there
-            words = inside_of(daemon, "touch", "/sys/nothing")
-            said = subprocess.run(words, capture_output=True, text=True, check=False).stderr
-            assert ("Read-only file system" in said) is not there
+        for daemon, hardware in ((without, False), (with_it, True)):
+            command = inside_of(daemon, "test", "-e", "/dev/kmsg")
+            assert (subprocess.run(command, check=False).returncode == 0) is hardware
+            command = inside_of(daemon, "touch", "/sys/nothing")
+            done = subprocess.run(command, capture_output=True, text=True, check=False)
+            assert ("Read-only file system" in done.stderr) is not hardware

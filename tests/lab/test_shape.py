@@ -1,4 +1,4 @@
-"""What an emulated host can be asked to have, and the XML that makes libvirt make it."""
+"""Shapes of an emulated host, and the libvirt XML for them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
 
 @pytest.mark.parametrize("name", RANGES)
-def test_numbers_have_a_range_that_the_message_tells(name):
+def test_number_out_of_range_is_refused_with_the_range(name):
     low, high = RANGES[name]
     for value in (low - 1, high + 1):
         with pytest.raises(UsageError, match=f"{value} {name}; valid is {low} to {high}"):
@@ -31,20 +31,20 @@ def test_16k_pages_are_refused():
         Shape(granule=Granule.K16)
 
 
-def test_one_smmu_has_so_many_bus_numbers():
+def test_too_many_devices_behind_one_smmu_are_refused():
     assert Shape(smmus=1, devices=PORTS_PER_SMMU - 1, pairs=1)
     with pytest.raises(UsageError, match="16 devices and pairs behind one SMMU; valid is up to 15"):
         Shape(smmus=1, devices=PORTS_PER_SMMU, pairs=1)
 
 
-def test_devices_and_pairs_are_dealt_out_in_turn():
+def test_devices_and_pairs_are_distributed_over_the_smmus():
     shape = Shape(smmus=2, devices=3, pairs=1)
     assert shape.behind(0) == (Port(0, 1), Port(0, 1), Port(0, 2))
     assert shape.behind(1) == (Port(1, 1),)
 
 
 @pytest.mark.parametrize(
-    ("has", "wants", "enough"),
+    ("running", "requested", "covered"),
     [
         (Shape(), Shape(), True),
         (Shape(), Shape(smmus=1, devices=2, pairs=0), True),
@@ -62,11 +62,11 @@ def test_devices_and_pairs_are_dealt_out_in_turn():
         (Shape(nvmes=2), Shape(nvmes=1), True),
     ],
 )
-def test_which_host_will_do_for_another(has, wants, enough):
-    assert has.covers(wants) is enough
+def test_running_host_covers_a_smaller_shape(running, requested, covered):
+    assert running.covers(requested) is covered
 
 
-def test_xml_has_what_the_shape_says():
+def test_xml_has_the_parts_of_the_shape():
     shape = Shape(smmus=3, devices=4, pairs=2, memory=768, vcpus=3)
     domain = host_xml(shape, FILES)
     root = domain.root
@@ -97,7 +97,7 @@ def test_xml_has_what_the_shape_says():
     assert sorted(address.bus for address in ports.values()) == [1, 1, 1, 2, 2, 3]
 
 
-def test_nvme_controllers_come_behind_ports_of_their_own():
+def test_nvme_controllers_have_separate_ports():
     shape = Shape(smmus=2, devices=1, pairs=0, nvmes=3)
     assert [port.driver for port in shape.behind(1)] == ["nvme"]
     assert str(shape) == "2 SMMUs, 1 device, 0 pairs, 3 NVMe controllers, 4K pages"
@@ -109,7 +109,7 @@ def test_nvme_controllers_come_behind_ports_of_their_own():
     assert not any("drive" in device for device in nvmes)
 
 
-def test_the_same_shape_gives_the_same_xml():
+def test_xml_depends_only_on_the_shape():
     assert str(host_xml(Shape(), FILES)) == str(host_xml(Shape(), FILES))
 
 
@@ -124,22 +124,22 @@ GUEST_FILES = replace(
 )
 
 
-def test_a_host_with_guests():
-    """Processors with EL2, two folders, a namespace for each drive, a network for each card."""
+def test_xml_of_a_host_with_guests():
+    """It has processors with EL2, two folders, a namespace per drive and a network per card."""
     xml = host_xml(WITH_GUESTS, GUEST_FILES)
     assert str(WITH_GUESTS) == (
         "2 SMMUs, 0 devices, 0 pairs, 2 NVMe controllers, 1 e1000e card, 1 igb card, 4K pages, "
         "with guests"
     )
-    given = [arg.get("value") for arg in xml.root.find(f"{QEMU}commandline")]
-    pairs = list(zip(given[::2], given[1::2], strict=True))
-    words = dict(pairs)
+    arguments = [arg.get("value") for arg in xml.root.find(f"{QEMU}commandline")]
+    pairs = list(zip(arguments[::2], arguments[1::2], strict=True))
+    options = dict(pairs)
 
     def values(name):
         return [json.loads(value) for key, value in pairs if key == name]
 
-    assert words["-machine"] == "virtualization=on"
-    assert words["-trace"] == "gicv3_its_translation_write"
+    assert options["-machine"] == "virtualization=on"
+    assert options["-trace"] == "gicv3_its_translation_write"
     drives = values("-blockdev")
     assert [drive["file"]["filename"] for drive in drives] == ["/host/drive0", "/host/drive1"]
     devices = values("-device")
@@ -149,17 +149,17 @@ def test_a_host_with_guests():
     assert all(network["type"] == "user" and network["restrict"] for network in networks)
     assert [d["netdev"] for d in devices if "netdev" in d] == [n["id"] for n in networks]
     folders = xml.devices.findall("filesystem")
-    assert [each.find("target").get("dir") for each in folders] == ["root", "boot"]
-    assert all(each.find("readonly") is not None for each in folders)
+    assert [folder.find("target").get("dir") for folder in folders] == ["root", "boot"]
+    assert all(folder.find("readonly") is not None for folder in folders)
 
 
-def test_a_host_with_guests_will_not_do_for_others():
+def test_hosts_with_and_without_guests_do_not_cover_each_other():
     assert not WITH_GUESTS.covers(Shape(1, 1, 0, memory=512))
     assert not Shape(1, 1, 0, e1000es=1).covers(Shape(1, 0, 0, e1000es=1, guests=True))
     assert WITH_GUESTS.covers(Shape(1, 0, 0, e1000es=1, memory=512, guests=True))
 
 
-def test_a_host_without_a_device_is_refused():
+def test_host_without_a_device_is_refused():
     with pytest.raises(UsageError, match=r"^lab host: no device at all; valid is one or more"):
         Shape(1, 0, 0, guests=True)
     with pytest.raises(UsageError, match=r"^lab host: 0 devices; valid is 1 to 32"):
@@ -175,19 +175,19 @@ LARGEST = Shape(smmus=8, devices=32, pairs=16, memory=512, vcpus=8)
     [Shape(), Shape(1, 1, 0), Shape(1, 1, 0, nvmes=2), LARGEST, WITH_GUESTS],
     ids=str,
 )
-def test_libvirt_takes_the_xml_and_keeps_all_of_it(lab_daemon, shape):
-    wanted = host_xml(shape, GUEST_FILES if shape.guests else FILES)
+def test_libvirt_keeps_every_part_of_the_xml(lab_daemon, shape):
+    expected = host_xml(shape, GUEST_FILES if shape.guests else FILES)
     with libvirt_driver.connect(lab_daemon.uri) as connection:
-        got = connection.define(wanted)
+        defined = connection.define(expected)
         try:
-            libvirt_driver.verify_defined(wanted, got)
-            assert [(i.model, i.driver) for i in got.iommus()] == [
-                (i.model, i.driver) for i in wanted.iommus()
+            libvirt_driver.verify_defined(expected, defined)
+            assert [(i.model, i.driver) for i in defined.iommus()] == [
+                (i.model, i.driver) for i in expected.iommus()
             ]
-            assert {(c.index, c.model, c.bus_nr, c.address) for c in wanted.controllers()} <= {
-                (c.index, c.model, c.bus_nr, c.address) for c in got.controllers()
+            assert {(c.index, c.model, c.bus_nr, c.address) for c in expected.controllers()} <= {
+                (c.index, c.model, c.bus_nr, c.address) for c in defined.controllers()
             }
-            given = [arg.get("value") for arg in wanted.root.find(f"{QEMU}commandline")]
-            assert [arg.get("value") for arg in got.root.find(f"{QEMU}commandline")] == given
+            old, new = (domain.root.find(f"{QEMU}commandline") for domain in (expected, defined))
+            assert [arg.get("value") for arg in new] == [arg.get("value") for arg in old]
         finally:
             connection.undefine(NAME)
