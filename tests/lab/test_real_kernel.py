@@ -333,7 +333,7 @@ def test_scenarios_that_the_emulated_host_cannot_play(load, link):
     ):
         with pytest.raises(UsageError, match=words):
             device_roles.check(load(sample), own_its=True)
-    with pytest.raises(UsageError, match="16K is not built"):
+    with pytest.raises(UsageError, match="pages of 16K are not supported"):
         device_roles.check(load(Sample((Device(A),), granule="16K")), own_its=False)
     crowd = Sample(tuple(Device(f"0000:{bus:02x}:00.0") for bus in range(1, 30)))
     with pytest.raises(LabError, match="--devices N"):
