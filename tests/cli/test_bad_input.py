@@ -281,7 +281,7 @@ def an_unknown_entity(place):
     return place.compare(BOARD, place.file("guest.xml", "<domain><name>&x;</name></domain>"))
 
 
-@case(3, "guest.xml: too many bytes; libvirt takes up to 4194304")
+@case(3, "guest.xml: too many bytes; libvirt accepts up to 4194304")
 def ten_megabytes_of_xml(place):
     text = f"<domain type='kvm'><name>{'x' * 10_000_000}</name></domain>"
     return place.compare(BOARD, place.file("guest.xml", text))
@@ -401,7 +401,7 @@ def a_device_that_is_named_twice(place):
     return place.attach(A, "01:00.0")
 
 
-@case(3, "taking 0000:01:00.0 out of guest0: vmm-msi did not add it; it added no device")
+@case(3, "removing 0000:01:00.0 from guest0: vmm-msi did not attach it; it attached no device")
 def a_device_that_is_not_attached(place):
     return ["detach", "guest0", A, "-c", place.uri]
 
@@ -446,7 +446,7 @@ def a_record_of_a_newer_version(place):
     return place.attach(A)
 
 
-@case(3, "record of guest0: <device> lacks ", "was it edited by hand")
+@case(3, "record of guest0: <device> lacks ", "it was edited by hand")
 def a_record_edited_by_hand(place):
     record = (
         "<metadata><x:domain xmlns:x='https://vmm-msi.org/xmlns/libvirt/domain/1'>"

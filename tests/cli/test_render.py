@@ -187,7 +187,7 @@ def test_bad_devices():
     assert "0099:01:00.0" in refused(GUEST, "--device", "0099:01:00.0", code=3)
     assert "not of the form" in refused(GUEST, "--device", "all", code=3)
     assert "attached no device to it" in refused(GUEST, "--remove", "--device", "all", code=2)
-    assert "did not add it" in refused(GUEST, "--remove", "--device", A, code=3)
+    assert "did not attach it" in refused(GUEST, "--remove", "--device", A, code=3)
 
 
 def test_xml_is_utf8_in_any_locale():

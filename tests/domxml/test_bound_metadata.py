@@ -69,15 +69,15 @@ def test_the_text_says_it_all():
 @pytest.mark.parametrize(
     ("element", "words"),
     [
-        (guest("", uri=NAMESPACE.replace("/1", "/2")), "it is of version '2'"),
+        (guest("", uri=NAMESPACE.replace("/1", "/2")), "it has version '2'"),
         (guest("") * 2, "there are two"),
-        (guest("").replace("b:guest", "b:host"), "<host> is unknown there"),
+        (guest("").replace("b:guest", "b:host"), "<host> is unknown"),
         (guest("", "run='7'"), "<guest> lacks its-selector"),
         (guest("", "run='7' its-selector='' x='1'"), "<guest> has unknown attributes: x"),
         (guest("", "run='-7' its-selector=''"), "run is '-7', not a number"),
         (guest("", f"run='{'9' * 5000}' its-selector=''"), "not a number"),
-        (guest("<b:else/>"), "<else> is unknown there"),
-        (guest("<device xmlns='urn:other'/>"), "<device> is unknown there"),
+        (guest("<b:else/>"), "<else> is unknown"),
+        (guest("<device xmlns='urn:other'/>"), "<device> is unknown"),
         (guest("<b:device host='0000:01:00.0'/>"), "<device> lacks by, strategy"),
         (guest(DEVICE.replace("'sim'", "'me'")), "by is 'me'"),
         (guest(DEVICE.replace("/>", " outcome='fine'/>")), "outcome 'fine' is unknown"),
@@ -85,12 +85,12 @@ def test_the_text_says_it_all():
         (guest(DEVICE.replace("/>", " programmed='0x1_0'/>")), "programmed is '0x1_0'"),
         (guest(DEVICE.replace("01:00.0", "1")), "'0000:1'"),
         (guest(DEVICE.replace("/>", "><b:x/></b:device>")), "<device> has elements"),
-        (guest(DEVICE * 2), "a device is there twice"),
+        (guest(DEVICE * 2), "it lists a device twice"),
     ],
 )
 def test_what_this_version_does_not_write_is_refused(element, words):
     with pytest.raises(DomainXmlError) as caught:
         read_bound(domain(element))
     assert words in str(caught.value)
-    assert str(caught.value).startswith("reading what is bound for g: ")
+    assert str(caught.value).startswith("reading the bound devices of g: ")
     assert f"virsh metadata g {NAMESPACE} --remove --live" in str(caught.value)

@@ -97,7 +97,7 @@ def test_plug_and_unplug(with_spare, assignments):
         read_record(with_spare).device(A).root_port,
         vsmmu.spare_ports[1],
     )
-    with pytest.raises(DomainXmlError, match="vmm-msi did not add it; it added 0000:01:00"):
+    with pytest.raises(DomainXmlError, match="vmm-msi did not attach it; it attached 0000:01:00"):
         editor.unplug(with_spare, C)
 
 
@@ -124,5 +124,5 @@ def test_a_port_that_something_else_took_is_not_free(with_spare, assignments):
         etree.SubElement(taken, "address", type="pci", bus=f"{port:#04x}", slot="0x00")
     with pytest.raises(RefusedError) as caught:
         editor.plug(with_spare, behind(0, A, B), LAYOUT, assignments)
-    assert "0 free root ports are behind its vSMMU on expander bus" in str(caught.value)
+    assert "its vSMMU on expander bus 1 has too few free root ports (0 of 1)" in str(caught.value)
     assert "attach with --scope config --spare-ports 1, then restart the guest" in str(caught.value)

@@ -103,7 +103,7 @@ def test_metadata_goes_only_if_it_was_added_and_is_empty():
                 "<v:domain xmlns:v='{}'><v:device host='0000:01:00.0' strategy='s' backend='b' "
                 "pxb='1' root-port='2' smmu='0'/></v:domain>"
             ),
-            "behind vSMMU 1, which is missing",
+            "the vSMMU 1 of device 0000:01:00.0 is missing",
         ),
         (
             (

@@ -51,27 +51,27 @@ def test_what_is_put_in_is_taken_out(text):
         for index in range(len(place) + 1):
             previous = place[index - 1] if index else None
             new = elements.build("new", {"a": "'\"<&\n"}, elements.build("inner", {}))
-            elements.put_after(place, previous, new)
+            elements.insert_after(place, previous, new)
             printed = str(now)
             again = parse(printed)
             assert etree.tostring(again.root, method="c14n") == etree.tostring(
                 now.root, method="c14n"
             )
             assert str(now.copy()) == printed
-            elements.take_out(next(again.root.iter("new")))
+            elements.remove(next(again.root.iter("new")))
             # Whether it had an end tag of its own is not to be seen any more.
             assert str(again).replace("<devices/>", "<devices></devices>") == text.replace(
                 "<devices/>", "<devices></devices>"
             )
-            elements.take_out(new)
+            elements.remove(new)
             assert str(now) == text
 
 
 def test_an_empty_element_with_an_end_tag_comes_back_without_once_it_was_printed():
     now = parse(WRITINGS["empty devices"])
-    elements.put_after(now.devices, None, elements.build("new", {}))
+    elements.insert_after(now.devices, None, elements.build("new", {}))
     again = parse(str(now))
-    elements.take_out(again.devices[0])
+    elements.remove(again.devices[0])
     assert str(again) == f"{HEAD}<devices/></domain>"
 
 
@@ -97,8 +97,8 @@ def test_new_elements_are_quoted_as_libvirt_quotes():
     now = parse(f"{HEAD}{TAIL}")
     record = etree.Element("{urn:v}a", {"b": "'\""}, nsmap={"v": "urn:v"})
     record.append(etree.Comment(" c "))
-    elements.put_after(now.root, now.root[0], elements.build("metadata", {}, record))
-    elements.put_after(now.devices, None, elements.build("disk", {"a": "'\""}))
+    elements.insert_after(now.root, now.root[0], elements.build("metadata", {}, record))
+    elements.insert_after(now.devices, None, elements.build("disk", {"a": "'\""}))
     metadata = '<metadata><v:a xmlns:v="urn:v" b="\'&quot;"><!-- c --></v:a></metadata>'
     devices = "<devices><disk a='&apos;\"'/></devices>"
     assert str(now) == f"{HEAD}{metadata}{devices}</domain>"
@@ -107,7 +107,7 @@ def test_new_elements_are_quoted_as_libvirt_quotes():
 def test_a_prefix_that_is_declared_is_used():
     now = parse(f"<domain xmlns:w='urn:v' xml:lang='en'><name>g</name>{TAIL}")
     new = etree.Element("{urn:v}a", {"{urn:v}b": "1", "{urn:u}c": "2"}, nsmap={"v": "urn:v"})
-    elements.put_after(now.devices, None, new)
+    elements.insert_after(now.devices, None, new)
     again = parse(str(now))
     assert etree.tostring(again.root, method="c14n") == etree.tostring(now.root, method="c14n")
 
@@ -125,6 +125,6 @@ def test_values_that_are_put_in_survive(value):
         new[0].text = value
     except ValueError:
         return  # not an XML character
-    elements.put_after(now.devices, None, new)
+    elements.insert_after(now.devices, None, new)
     again = parse(str(now))
     assert (again.devices[0].get("a"), again.devices[0][0].text or "") == (value, value)

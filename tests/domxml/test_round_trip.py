@@ -36,7 +36,7 @@ LAYOUTS = (
 
 #: What the editor says no to, by words of its message.
 REFUSALS = (
-    "only smmuv3 can stand beside it",
+    "only smmuv3 is compatible with it",
     "without pciBus, which serves the whole machine",
     "has no index or busNr yet",
 )

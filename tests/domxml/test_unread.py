@@ -74,11 +74,11 @@ def test_all_is_read_of_what_is_spelt_right():
 @pytest.mark.parametrize("name", MISSPELT)
 def test_libvirt_drops_what_the_table_says(name, lab_daemon):
     """Without a word where it does not validate; where it does, it refuses all of them."""
-    right, wrong, words, meant = MISSPELT[name]
+    right, wrong, words, intended = MISSPELT[name]
     assert right in text("qemu")
     broken = DomainXml.parse(text("qemu").replace(right, wrong, 1), "guest.xml")
     (part,) = unread(broken)
-    assert (str(part), part.meant) == (words, meant)
+    assert (str(part), part.intended) == (words, intended)
     with connect(lab_daemon.uri) as connection:
         kept = connection.define_text(GUEST, str(broken), validate=False)
         connection.undefine(GUEST)

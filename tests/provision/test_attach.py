@@ -465,8 +465,8 @@ def test_an_its_selector_that_does_not_exist(connection, tmp_path):
 @pytest.mark.parametrize(
     ("devices", "kind", "words"),
     [
-        ((B,), DomainXmlError, "out of guest0: vmm-msi did not add it; it added 0000:01:00.0"),
-        ((A, B), DomainXmlError, "taking 0001:01:00.0 out of guest0"),
+        ((B,), DomainXmlError, "from guest0: vmm-msi did not attach it; it attached 0000:01:00.0"),
+        ((A, B), DomainXmlError, "removing 0001:01:00.0 from guest0"),
         ((A, A), UsageError, "0000:01:00.0: is named twice"),
     ],
     ids=str,

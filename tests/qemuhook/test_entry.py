@@ -91,7 +91,7 @@ def test_mode_record(call, capfd, tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        (NAMESPACE, f"{NAMESPACE_BASE}2", "it is of version '2'; this vmm-msi reads version '1'"),
+        (NAMESPACE, f"{NAMESPACE_BASE}2", "it has version '2'; this vmm-msi reads version '1'"),
         ("vmm-msi:vsmmu pxb", "vmm-msi:vsmmu pbx", "<vsmmu> lacks pxb"),
         ("index='2' ", "index='two' ", "index is 'two'; valid is a number"),
     ],

@@ -57,8 +57,8 @@ def test_an_accelerated_vsmmu_without_a_device(host, driver, missing):
     expected = [f"the <hostdev> of {A} is gone from the definition"]
     if missing is not None:
         expected.append(
-            "no assigned device is behind the accelerated vSMMU of controller 1, and QEMU would "
-            f"have to take {missing} from one"
+            "no assigned device is behind the accelerated vSMMU of controller 1, from which QEMU "
+            f"would take {missing}"
         )
     assert problems_of(host, domain) == expected
 

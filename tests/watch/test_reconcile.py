@@ -289,7 +289,7 @@ def test_another_selector_binds_again(file, audit):
     ("namespace", "element", "message"),
     [
         (NAMESPACE, "<guest run='1'/>", "<guest> lacks its-selector"),
-        (NAMESPACE.replace("/1", "/2"), "<guest/>", "it is of version '2'"),
+        (NAMESPACE.replace("/1", "/2"), "<guest/>", "it has version '2'"),
     ],
     ids=["broken", "newer"],
 )

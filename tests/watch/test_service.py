@@ -223,7 +223,7 @@ def test_events_of_emulated_qemu(lab_daemon, tmp_path):
     with connect(lab_daemon.uri) as qemu:
         xml = nested_guest(GUEST, memory=128 << 20, kind="qemu")
         port = {"type": "pci", "model": "pcie-root-port"}
-        elements.put_after(xml.devices, xml.devices[-1], elements.build("controller", port))
+        elements.insert_after(xml.devices, xml.devices[-1], elements.build("controller", port))
         qemu.define(xml)
         try:
             with Watch("-c", qemu.uri, "--metrics", f"unix:{path}") as watch:

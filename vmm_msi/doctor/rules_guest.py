@@ -147,7 +147,7 @@ def xml_dropped(case: Case) -> Iterator[Finding]:
         return
     written = case.guest.written or case.guest.xml
     for part in unread(written):
-        suggestion = part.meant
+        suggestion = part.intended
         remedy = f"Use {suggestion} instead" if suggestion else "Remove it"
         yield Finding(
             "xml-dropped",

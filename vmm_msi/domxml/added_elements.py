@@ -1,4 +1,4 @@
-"""Compare what was written with what libvirt kept of it."""
+"""Check that the elements which vmm-msi added to a libvirt domain are still there."""
 
 from __future__ import annotations
 
@@ -15,39 +15,38 @@ if TYPE_CHECKING:
     from vmm_msi.types import PciAddress
 
 
-def dropped(wanted: DomainXml, got: DomainXml) -> list[str]:
-    """Return what vmm-msi added in ``wanted`` and libvirt left out or changed in ``got``.
+def dropped(written: DomainXml, read_back: DomainXml) -> list[str]:
+    """Return what vmm-msi added in ``written`` and libvirt dropped or changed in ``read_back``.
 
-    libvirt may reorder elements and add attributes and children; what it may not do is drop an
-    element, an attribute or a value that the record in ``wanted`` stands for. libvirt 9.0 for one
-    drops the ``<driver>`` of an smmuv3 when it does not validate.
+    libvirt may reorder elements and add attributes and children. It must keep every element,
+    attribute and value that the record in ``written`` stands for. libvirt 9.0, for instance, drops
+    the ``<driver>`` of an smmuv3 if it does not validate.
 
-    :return: a few words for each, empty when all is there.
+    :return: a noun phrase for each; empty if libvirt kept everything.
     :raise DomainXmlError: when one of the two cannot be read.
     """
-    record = read_record(wanted)
-    kept = read_record(got)
+    record = read_record(written)
     lost = []
-    if record != kept:
+    if record != read_record(read_back):
         lost.append("the vmm-msi record in <metadata>")
     record = record or DomainRecord()
-    if wanted.iommufd and not got.iommufd:
+    if written.iommufd and not read_back.iommufd:
         lost.append("<iommufd enabled='yes'/>")
-    lost.extend(_iommus(wanted, got, record))
-    controllers = {controller.index: controller for controller in got.controllers()}
+    lost.extend(_iommus(written, read_back, record))
+    controllers = {controller.index: controller for controller in read_back.controllers()}
     for vsmmu in record.vsmmus:
         lost.extend(_vsmmu(vsmmu, controllers))
-    hostdevs = {hostdev.host: hostdev for hostdev in got.hostdevs()}
-    asked = {hostdev.host: hostdev for hostdev in wanted.hostdevs()}
+    before = {hostdev.host: hostdev for hostdev in written.hostdevs()}
+    after = {hostdev.host: hostdev for hostdev in read_back.hostdevs()}
     for device in record.devices:
-        lost.extend(_device(device, asked, hostdevs, controllers))
+        lost.extend(_device(device, before, after, controllers))
     return lost
 
 
 def gone(domain: DomainXml) -> list[str]:
-    """Return what vmm-msi added to ``domain`` and somebody took out since.
+    """Return what vmm-msi added to ``domain`` and another program removed since.
 
-    :return: a few words for each, empty when all is there.
+    :return: a noun phrase for each; empty if nothing is missing.
     :raise DomainXmlError: when it cannot be read.
     """
     record = read_record(domain) or DomainRecord()
@@ -65,11 +64,11 @@ def gone(domain: DomainXml) -> list[str]:
     return lost
 
 
-def _iommus(wanted: DomainXml, got: DomainXml, record: DomainRecord) -> Iterator[str]:
+def _iommus(written: DomainXml, read_back: DomainXml, record: DomainRecord) -> Iterator[str]:
     if not record.vsmmus:
         return
-    left = [(iommu.model, iommu.driver) for iommu in got.iommus()]
-    for iommu in wanted.iommus():
+    left = [(iommu.model, iommu.driver) for iommu in read_back.iommus()]
+    for iommu in written.iommus():
         match = next(
             (
                 pair
@@ -106,17 +105,17 @@ def _port(index: int, pxb: int, controllers: dict[int | None, PciController]) ->
 
 def _device(
     device: DeviceRecord,
-    asked: dict[PciAddress, PciHostdev],
-    hostdevs: dict[PciAddress, PciHostdev],
+    before: dict[PciAddress, PciHostdev],
+    after: dict[PciAddress, PciHostdev],
     controllers: dict[int | None, PciController],
 ) -> Iterator[str]:
     yield from _port(device.root_port, device.pxb, controllers)
-    hostdev = hostdevs.get(device.host)
+    hostdev = after.get(device.host)
     if hostdev is None:
         yield f"the <hostdev> of {device.host}"
         return
     if hostdev.guest is None or hostdev.guest.bus != device.root_port:
         yield f"the guest address of the <hostdev> of {device.host}"
-    before = asked.get(device.host)
-    if before is not None and before.iommufd and not hostdev.iommufd:
+    written = before.get(device.host)
+    if written is not None and written.iommufd and not hostdev.iommufd:
         yield f"<driver iommufd='yes'> of the <hostdev> of {device.host}"

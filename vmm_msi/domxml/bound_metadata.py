@@ -1,9 +1,9 @@
-"""What is bound for a guest that runs: one element in its live ``<metadata>``, in our namespace.
+"""The bindings of a running guest: one element in its live ``<metadata>``, in our namespace.
 
-It is written with VIR_DOMAIN_AFFECT_LIVE, so it is in the XML of that run alone: libvirt keeps it
-when it is restarted itself and drops it when the guest stops
-(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainSetMetadata). What was *attached* is
-in another element, in a namespace of its own (:mod:`vmm_msi.domxml.metadata`).
+``watch`` writes it with VIR_DOMAIN_AFFECT_LIVE, so only the XML of that run contains it: libvirt
+keeps it across its own restart and drops it when the guest stops
+(https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainSetMetadata). The record of attached
+devices is another element, in a namespace of its own (:mod:`vmm_msi.domxml.metadata`).
 """
 
 from __future__ import annotations
@@ -33,13 +33,12 @@ _ADDRESS = re.compile(r"0x[0-9a-f]{1,16}")
 
 @dataclass(frozen=True, slots=True)
 class BoundDevice:
-    """A device of a guest that runs.
+    """A device of a running guest.
 
-    :param strategy: the strategy with its options, as the command line takes it.
-    :param by: who carries the binding out: ``sim``, or ``qemu``, where the outcome is what the
-        model predicts.
-    :param programmed: the address in the device; None where none was written.
-    :param outcome: what becomes of its MSIs; None while the binding was begun and has not ended.
+    :param strategy: the strategy with its options, in the form of the command line.
+    :param by: the binder: ``sim``, or ``qemu``, for which the simulator predicts the outcome.
+    :param programmed: the address in the device; None if none was written.
+    :param outcome: the verdict about its MSIs; None until the binding is complete.
     """
 
     host: PciAddress
@@ -49,16 +48,16 @@ class BoundDevice:
     outcome: Outcome | None = None
 
     def is_same(self, other: BoundDevice) -> bool:
-        """Tell whether ``other`` is the same device, bound in the same way."""
+        """Return whether ``other`` is the same device, bound by the same strategy and binder."""
         return (self.host, self.strategy, self.by) == (other.host, other.strategy, other.by)
 
 
 @dataclass(frozen=True, slots=True)
 class BoundGuest:
-    """All that is bound for one run of a guest.
+    """The bound devices of one run of a guest.
 
-    :param run: libvirt's id of the run, ``<domain id>``. An element that a saved guest brings back
-        has the id of the run that was saved.
+    :param run: libvirt's id of the run, ``<domain id>``. The element of a restored guest has the id
+        of the saved run.
     :param selector: the ITS selector.
     :param devices: in the order in which they were bound.
     """
@@ -69,33 +68,33 @@ class BoundGuest:
 
 
 def read_bound(domain: DomainXml) -> BoundGuest | None:
-    """Return what is bound for ``domain``, from its live XML; None where nothing is.
+    """Return the bound devices of ``domain``, from its live XML; None if it has none.
 
-    :raise DomainXmlError: when the element is of another version or is not what this one writes.
+    :raise DomainXmlError: when the element has another version or an unknown form.
     """
-    found = None
+    element = None
     for child in domain.root.iterfind("metadata/*"):
         namespace = etree.QName(child).namespace or ""
-        if namespace == NAMESPACE and found is None:
-            found = child
+        if namespace == NAMESPACE and element is None:
+            element = child
         elif namespace.startswith(NAMESPACE_BASE):
             version = namespace.removeprefix(NAMESPACE_BASE)
-            what = "there are two" if version == "1" else f"it is of version {version!r}"
-            raise _error(domain.name, f"{what}; this vmm-msi reads one, of version '1'")
-    if found is None:
+            what = "there are two elements" if version == "1" else f"it has version {version!r}"
+            raise _error(domain.name, f"{what}; this vmm-msi reads one of version '1'")
+    if element is None:
         return None
-    _expect(domain.name, found, "guest", {"run", "its-selector"}, set())
-    devices = tuple(_device(domain.name, child) for child in found.iterchildren("*"))
+    _expect(domain.name, element, "guest", {"run", "its-selector"}, set())
+    devices = tuple(_device(domain.name, child) for child in element.iterchildren("*"))
     if len({device.host for device in devices}) != len(devices):
-        raise _error(domain.name, "a device is there twice")
-    run = found.get("run", "")
+        raise _error(domain.name, "it lists a device twice")
+    run = element.get("run", "")
     if _NUMBER.fullmatch(run) is None:
         raise _error(domain.name, f"run is {run!r}, not a number")
-    return BoundGuest(int(run), found.get("its-selector", ""), devices)
+    return BoundGuest(int(run), element.get("its-selector", ""), devices)
 
 
 def bound_xml(bound: BoundGuest) -> str:
-    """Return the element as libvirt takes it: without the namespace, which it adds itself."""
+    """Return the element without a namespace: libvirt adds that itself."""
     attributes = {"run": str(bound.run), "its-selector": bound.selector}
     root = elements.build("guest", attributes)
     for device in bound.devices:
@@ -135,16 +134,16 @@ def _device(guest: str, element: Element) -> BoundDevice:
 def _expect(guest: str, element: Element, name: str, needed: set[str], optional: set[str]) -> None:
     tag = etree.QName(element)
     if (tag.namespace, tag.localname) != (NAMESPACE, name):
-        raise _error(guest, f"<{tag.localname}> is unknown there")
-    found = {str(attribute) for attribute in element.attrib}
-    if missing := sorted(needed - found):
+        raise _error(guest, f"<{tag.localname}> is unknown")
+    present = {str(attribute) for attribute in element.attrib}
+    if missing := sorted(needed - present):
         raise _error(guest, f"<{name}> lacks {', '.join(missing)}")
-    if unknown := sorted(found - needed - optional):
+    if unknown := sorted(present - needed - optional):
         raise _error(guest, f"<{name}> has unknown attributes: {', '.join(unknown)}")
 
 
 def _error(guest: str, what: str) -> DomainXmlError:
     return DomainXmlError(
-        f"reading what is bound for {guest}: {what}; valid is what this vmm-msi writes: take the "
-        f"element out with virsh metadata {guest} {NAMESPACE} --remove --live"
+        f"reading the bound devices of {guest}: {what}; remove the element, then vmm-msi watch "
+        f"writes a new one: virsh metadata {guest} {NAMESPACE} --remove --live"
     )

@@ -1,9 +1,9 @@
-"""Where new PCI controllers can go: controller indexes and ranges of bus numbers.
+"""Allocate controller indexes, slots and bus numbers for new PCI controllers.
 
 A root bus (pcie.0 or an expander bus) owns the bus numbers from its own up to the next root bus;
 firmware numbers the bridges behind it from that range (QEMU ``docs/pcie.txt``; libvirt
-``src/qemu/qemu_domain_address.c`` qemuDomainAssignPCIAddresses). A new expander bus cuts a piece
-off the range in front of it, and must leave what is in there its numbers.
+``src/qemu/qemu_domain_address.c`` qemuDomainAssignPCIAddresses). A new expander bus shortens the
+range of the root bus before it, and must leave the bridges there their numbers.
 """
 
 from __future__ import annotations
@@ -22,34 +22,34 @@ if TYPE_CHECKING:
 
 #: Bus numbers of one PCI segment.
 BUS_NUMBERS = 256
-#: The largest busNr that libvirt takes (``src/conf/domain_conf.c``: 1 to 254).
+#: The largest busNr that libvirt accepts (``src/conf/domain_conf.c``: 1 to 254).
 LAST_BUS_NR = 254
-#: Bus numbers that are kept for one vSMMU where there is room: its own and 15 root ports.
+#: Bus numbers that a vSMMU gets if that many are free: its own and those of 15 root ports.
 USUAL_RANGE = 16
-#: The largest controller index that an address can name.
+#: The largest controller index in an address.
 LAST_INDEX = 255
 #: Slots of an expander bus.
 SLOTS = 32
 
-# Devices that libvirt may give a root port of their own when they have no address yet, beside
-# some disks, controllers and assigned devices.
+# Devices for which libvirt may add a root port when they have no address yet, besides some disks,
+# controllers and assigned devices.
 _PLUGGED = {
     "filesystem", "interface", "sound", "video", "memballoon", "rng", "watchdog", "shmem", "vsock",
     "crypto",
 }  # fmt: skip
-# Buses of disks that are not plugged into PCI themselves.
+# Buses of disks that are not PCI devices.
 _ELSEWHERE = {"sata", "ide", "scsi", "usb", "fdc", "sd"}
 
 
-# Found by libxml2, since a guest may have thousands of other devices.
+# libxml2 selects them, since a guest may have thousands of other devices.
 _addressed = etree.XPath("*[address/@type = 'pci']")
-_placeless = etree.XPath("*[not(address)]")
+_unplaced = etree.XPath("*[not(address)]")
 
 
 class GuestBuses:
-    """Which indexes, slots and bus numbers of one domain are taken.
+    """The used indexes, slots and bus numbers of one libvirt domain.
 
-    Read from the domain once; what is taken from it afterwards is counted.
+    The constructor reads them; each ``take_`` method adds what it allocates.
 
     :raise DomainXmlError: when an expander bus has no index or busNr yet.
     """
@@ -64,11 +64,11 @@ class GuestBuses:
             if address is not None:
                 self._indexes.add(address.bus)
                 self._slots.setdefault(address.bus, set()).add(address.device)
-        placeless = sum(map(_is_plugged, _placeless(domain.devices)))
+        unplaced = sum(map(_is_plugged, _unplaced(domain.devices)))
         # First and last bus number + 1 that each root bus needs; None is pcie.0, behind which
-        # libvirt will put what has no address yet.
+        # libvirt places devices without an address.
         self._ranges: dict[int | None, tuple[int, int]] = {
-            None: (0, _needs(controllers, None) + placeless)
+            None: (0, _needs(controllers, None) + unplaced)
         }
         for controller in controllers:
             if controller.model != EXPANDER_BUS:
@@ -77,17 +77,17 @@ class GuestBuses:
                 raise DomainXmlError(
                     f"adding a vSMMU to {domain.name}: its pcie-expander-bus on line "
                     f"{controller.element.sourceline} has no index or busNr yet; define the "
-                    "domain once, libvirt fills them in"
+                    "guest once, then libvirt fills them in"
                 )
             needs = _needs(controllers, controller.index)
             self._ranges[controller.index] = (controller.bus_nr, controller.bus_nr + needs)
 
     def take_index(self, above: int) -> int:
-        """Take the lowest free controller index that is larger than ``above``.
+        """Allocate the lowest free controller index that is larger than ``above``.
 
-        libvirt asks that a controller's index be larger than that of the bus it is plugged into.
+        libvirt requires a controller's index to be larger than that of the bus it is plugged into.
 
-        :raise DomainXmlError: when all are taken.
+        :raise DomainXmlError: when all are used.
         """
         for index in range(above + 1, LAST_INDEX + 1):
             if index not in self._indexes:
@@ -95,13 +95,13 @@ class GuestBuses:
                 return index
         raise DomainXmlError(
             f"adding a PCI controller to {self._name}: the indexes {above + 1} to {LAST_INDEX} are "
-            "taken; take controllers out first"
+            "used; remove controllers first"
         )
 
     def take_slot(self, pxb: int) -> int:
-        """Take the lowest free slot of the expander bus with index ``pxb``.
+        """Allocate the lowest free slot of the expander bus with index ``pxb``.
 
-        :raise DomainXmlError: when all are taken.
+        :raise DomainXmlError: when all are used.
         """
         taken = self._slots.setdefault(pxb, set())
         for slot in range(SLOTS):
@@ -110,14 +110,14 @@ class GuestBuses:
                 return slot
         raise DomainXmlError(
             f"adding a root port to {self._name}: the {SLOTS} slots of expander bus {pxb} are "
-            "taken; put the device behind another vSMMU"
+            "used; place the device behind another vSMMU"
         )
 
     def take_bus_nr(self, pxb: int, ports: int) -> int:
-        """Take a busNr for the new expander bus ``pxb``, which will have ``ports`` root ports.
+        """Allocate a busNr for the new expander bus ``pxb`` with ``ports`` root ports.
 
-        Every root bus that exists keeps its number and the numbers of all bridges behind it.
-        Where there is room the new one gets :data:`USUAL_RANGE` numbers, so that it can grow.
+        Existing root buses keep their numbers and those of all bridges behind them. The new one
+        gets :data:`USUAL_RANGE` numbers if they are free, as room for more root ports.
 
         :raise DomainXmlError: when no range is free.
         """
@@ -130,18 +130,18 @@ class GuestBuses:
                     self._ranges[pxb] = (first, first + 1)
                     return first
         raise DomainXmlError(
-            f"adding a vSMMU with {ports} root ports to {self._name}: {least} bus numbers in a row "
-            f"are not free among {BUS_NUMBERS}; take PCI controllers out or use fewer vSMMUs"
+            f"adding a vSMMU with {ports} root ports to {self._name}: no {least} consecutive bus "
+            f"numbers of {BUS_NUMBERS} are free; remove PCI controllers or use fewer vSMMUs"
         )
 
     def take_bus(self, pxb: int) -> None:
-        """Take a bus number for one more root port on the expander bus with index ``pxb``.
+        """Allocate a bus number for one more root port on the expander bus with index ``pxb``.
 
-        :raise DomainXmlError: when the next root bus leaves none, or the expander bus is gone.
+        :raise DomainXmlError: when the range is used up, or the expander bus is missing.
         """
         if pxb not in self._ranges:
             raise DomainXmlError(
-                f"adding a root port to {self._name}: expander bus {pxb} is gone; "
+                f"adding a root port to {self._name}: expander bus {pxb} is missing; "
                 "detach the devices behind it"
             )
         start, end = self._ranges[pxb]
@@ -151,7 +151,7 @@ class GuestBuses:
             raise DomainXmlError(
                 f"adding a root port to {self._name}: the bus numbers of expander bus {pxb}, "
                 f"{start} to {following - 1}, are used up; detach its devices and attach all "
-                "together"
+                "of them together"
             )
         self._ranges[pxb] = (start, end + 1)
 
@@ -159,7 +159,7 @@ class GuestBuses:
 def _needs(controllers: tuple[PciController, ...], root: int | None) -> int:
     """Count the bus numbers of an expander bus, or of pcie.0 for None.
 
-    A controller without an address will be put behind pcie.0 by libvirt.
+    libvirt places a controller without an address behind pcie.0.
     """
     roots = {c.index for c in controllers if c.model == EXPANDER_BUS}
     parents = {c.index: c.address.bus for c in controllers if c.address is not None}
@@ -177,7 +177,7 @@ def _needs(controllers: tuple[PciController, ...], root: int | None) -> int:
 
 
 def _is_plugged(element: Element) -> bool:
-    """Tell whether a device goes into PCI; PCI controllers are counted by themselves."""
+    """Return whether a device needs a PCI slot; PCI controllers are counted separately."""
     match element.tag:
         case "controller":
             return element.get("type") != "pci"

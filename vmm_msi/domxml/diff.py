@@ -8,11 +8,11 @@ from vmm_msi.domxml.parse import parse, serialise
 
 
 def unified(old: str, new: str, name: str) -> str:
-    """Return a unified diff, empty where nothing differs but the style of quotes.
+    """Return a unified diff; it is empty if the texts differ in the style of quotes alone.
 
     :param old: XML text before the change.
     :param new: XML text after it.
-    :param name: what to call the document in the head of the diff.
+    :param name: name of the document in the head of the diff.
     :raise DomainXmlError: when one of them cannot be read.
     """
     before, after = (serialise(parse(text, name)).splitlines(keepends=True) for text in (old, new))

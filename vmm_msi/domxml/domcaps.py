@@ -1,6 +1,6 @@
-"""What a hypervisor says it can do for a kind of guest.
+"""The capabilities of a hypervisor for a kind of guest.
 
-https://libvirt.org/formatdomaincaps.html. A part that is left out says nothing either way.
+https://libvirt.org/formatdomaincaps.html. A missing element means unknown, not unsupported.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DomainCaps:
-    """The answers that matter here; None where libvirt does not say.
+    """The capabilities that vmm-msi uses; None if libvirt does not report one.
 
     :param pci_hostdev: PCI devices of the host can be assigned.
     :param iommufd: they can be assigned through iommufd.
     :param gic3: the guest can have a GICv3.
-    :param efi: there is a UEFI firmware for it.
+    :param efi: a UEFI firmware for the guest is installed.
     """
 
     pci_hostdev: bool | None = None
@@ -29,7 +29,7 @@ class DomainCaps:
 
 
 def read_domain_caps(root: Element) -> DomainCaps:
-    """Return what a ``<domainCapabilities>`` says."""
+    """Return the capabilities in a ``<domainCapabilities>``."""
     hostdev = root.find("devices/hostdev")
     pci = _has(hostdev, "subsysType", "pci")
     if hostdev is not None and hostdev.get("supported") == "no":
@@ -47,10 +47,10 @@ def read_domain_caps(root: Element) -> DomainCaps:
 
 
 def _has(element: Element | None, enum: str, value: str) -> bool | None:
-    """Tell whether an ``<enum>`` lists a value; None where there is no such enum."""
+    """Return whether an ``<enum>`` lists a value; None if the element has no such enum."""
     if element is None:
         return None
-    for found in element.iterfind("enum"):
-        if found.get("name") == enum:
-            return any(each.text == value for each in found.iterfind("value"))
+    for child in element.iterfind("enum"):
+        if child.get("name") == enum:
+            return any(entry.text == value for entry in child.iterfind("value"))
     return None

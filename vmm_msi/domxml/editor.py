@@ -1,11 +1,11 @@
-"""Add vSMMUs and assigned devices to a domain XML, and take out exactly what was added.
+"""Add vSMMUs and assigned devices to domain XML, and remove exactly what was added.
 
 For each vSMMU of a plan: an expander bus, a root port per device on it, an ``<iommu>`` for that bus
 and the ``<hostdev>`` elements, wired as https://libvirt.org/formatdomain.html#iommu-devices and
-https://libvirt.org/pci-addresses.html describe. What is added is recorded in the metadata
-(:mod:`vmm_msi.domxml.metadata`); nothing else is ever taken out.
+https://libvirt.org/pci-addresses.html describe. The metadata record every added element
+(:mod:`vmm_msi.domxml.metadata`); no other element is ever removed.
 
-The functions return a new :class:`DomainXml` and leave the one they are given alone.
+The functions return a new :class:`DomainXml` and do not change their argument.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.support import XmlLayout
     from vmm_msi.types import GuestPlan, VsmmuPlan
 
-# What libvirt writes behind <hostdev> and behind <iommu> (src/conf/domain_conf.c
-# virDomainDefFormatInternalSetRootName), and in front of <iommufd>.
+# The elements that libvirt writes after <hostdev>, after <iommu> and before <iommufd>
+# (src/conf/domain_conf.c virDomainDefFormatInternalSetRootName).
 _AFTER_IOMMU = ("vsock", "crypto", "pstore")
 _AFTER_HOSTDEV = (
     "redirdev", "redirfilter", "hub", "watchdog", "memballoon", "rng", "nvram", "panic", "shmem",
@@ -54,11 +54,11 @@ _BEFORE_IOMMUFD = (
 
 @dataclass(frozen=True, slots=True)
 class Assignment:
-    """What is recorded for one device beside its place in the plan.
+    """The recorded facts of a device besides its place in the plan.
 
     :param strategy: name of the strategy.
-    :param backend: who carries the binding out: ``sim`` or ``qemu``.
-    :param its: id of the physical ITS; the plan's where it is None.
+    :param backend: the binder: ``sim`` or ``qemu``.
+    :param its: id of the physical ITS; None for that of the plan.
     :param options: the strategy's options as text.
     :param node: guest NUMA cell for the expander bus, if the device is the first behind it.
     """
@@ -79,13 +79,13 @@ def apply(
 ) -> DomainXml:
     """Return ``domain`` with all devices of ``plan`` behind their vSMMUs.
 
-    Devices that the record knows stay as they are; a new device of a vSMMU that is recorded for
-    the same physical SMMU and ITS gets a root port behind that one.
+    Recorded devices do not change; a new device whose physical SMMU and ITS have a recorded vSMMU
+    gets a root port behind that one.
 
-    :param layout: how to write it, see :meth:`vmm_msi.domxml.support.Support.layout`.
-    :param assignments: for each device that is new, what to record.
+    :param layout: the form of the XML, see :meth:`vmm_msi.domxml.support.Support.layout`.
+    :param assignments: the facts to record for each new device.
     :raise DomainXmlError: when a device is assigned already or planned elsewhere, an ``<iommu>`` of
-        the user's is in the way, or indexes, slots or bus numbers are used up.
+        the user conflicts, or indexes, slots or bus numbers are used up.
     """
     edited = domain.copy()
     record = read_record(edited) or DomainRecord(
@@ -94,31 +94,32 @@ def apply(
     )
     if edited.root.find("devices") is None:
         devices = elements.build("devices", {})
-        elements.put_after(edited.root, edited.root[-1], devices)
+        elements.insert_after(edited.root, edited.root[-1], devices)
         devices.text = elements.line_of(devices)
     buses = GuestBuses(edited)
     for vsmmu in plan.vsmmus:
         new = _new_devices(edited, record, vsmmu, assignments)
         if not new:
             continue
-        found = record.vsmmu(vsmmu.smmu, vsmmu.its)
-        if found is None:
+        existing = record.vsmmu(vsmmu.smmu, vsmmu.its)
+        if existing is None:
             node = assignments[new[0]].node
             ports = len(new) + layout.spare_ports
-            record, found = _add_vsmmu(edited, buses, record, vsmmu, layout, ports, node)
-        spare = list(found.spare_ports)
+            record, existing = _add_vsmmu(edited, buses, record, vsmmu, layout, ports, node)
+        pxb = existing.pxb
+        spare = list(existing.spare_ports)
         for host in new:
-            port = spare.pop(0) if spare else _add_root_port(edited, buses, found.pxb)
+            port = spare.pop(0) if spare else _add_root_port(edited, buses, pxb)
             iommufd = plan.iommufd and layout.iommufd is IommufdForm.HOSTDEV
             _add_hostdev(edited, host, port, layout, iommufd=iommufd)
-            device = _device_record(host, vsmmu, found.pxb, port, assignments[host])
+            device = _device_record(host, vsmmu, pxb, port, assignments[host])
             record = replace(record, devices=(*record.devices, device))
         while len(spare) < layout.spare_ports:
-            spare.append(_add_root_port(edited, buses, found.pxb))
-        record = _with_spare(record, found.pxb, spare)
+            spare.append(_add_root_port(edited, buses, pxb))
+        record = _with_spare(record, pxb, spare)
         if layout.reserve and spare:
-            ports_behind = [each.root_port for each in record.behind(found.pxb)]
-            reserve(edited, [*ports_behind, *spare], layout.reserve)
+            used = [device.root_port for device in record.behind(pxb)]
+            reserve(edited, [*used, *spare], layout.reserve)
     if not record.devices:
         return domain.copy()
     if plan.iommufd and layout.iommufd is IommufdForm.DOMAIN:
@@ -136,9 +137,9 @@ def plug(
     """Return the XML of a running guest with the new devices of ``plan`` in free root ports.
 
     QEMU hot-plugs neither an arm-smmuv3 nor a root port behind an expander bus, nor does libvirt
-    (``src/qemu/qemu_hotplug.c`` qemuDomainAttachDeviceLive): both must be there already.
+    (``src/qemu/qemu_hotplug.c`` qemuDomainAttachDeviceLive): the guest must have both.
 
-    :raise RefusedError: when they are not; it says what to do.
+    :raise RefusedError: when the guest lacks one of them; the message names the remedy.
     :raise DomainXmlError: when a device is assigned already or planned elsewhere.
     """
     edited = running.copy()
@@ -148,45 +149,45 @@ def plug(
         new = _new_devices(edited, record, vsmmu, assignments)
         if not new:
             continue
-        found = record.vsmmu(vsmmu.smmu, vsmmu.its)
-        whose = f"plugging {', '.join(map(str, new))} into the running {running.name}"
-        if found is None:
-            kept = "" if vsmmu.its is None else f" and ITS {vsmmu.its}"
+        existing = record.vsmmu(vsmmu.smmu, vsmmu.its)
+        action = f"plugging {', '.join(map(str, new))} into the running {running.name}"
+        if existing is None:
+            its = "" if vsmmu.its is None else f" and ITS {vsmmu.its}"
             raise RefusedError(
-                f"{whose}: it has no vSMMU for SMMU {vsmmu.smmu}{kept}, and QEMU cannot plug one "
+                f"{action}: it has no vSMMU for SMMU {vsmmu.smmu}{its}, and QEMU cannot plug one "
                 "into a running guest; attach with --scope config, then restart the guest"
             )
-        ports = [port for port in found.spare_ports if next(edited.on_bus(port), None) is None]
+        pxb = existing.pxb
+        ports = [port for port in existing.spare_ports if next(edited.on_bus(port), None) is None]
         if len(ports) < len(new):
             raise RefusedError(
-                f"{whose}: {len(ports)} free root ports are behind its vSMMU on expander bus "
-                f"{found.pxb}, {len(new)} are needed, and QEMU cannot plug one into a running "
-                f"guest; attach with --scope config --spare-ports {len(new)}, then restart the "
-                "guest"
+                f"{action}: its vSMMU on expander bus {pxb} has too few free root ports "
+                f"({len(ports)} of {len(new)}), and QEMU cannot plug one into a running guest; "
+                f"attach with --scope config --spare-ports {len(new)}, then restart the guest"
             )
         for host, port in zip(new, ports, strict=False):
             _add_hostdev(edited, host, port, layout, iommufd=iommufd)
-            device = _device_record(host, vsmmu, found.pxb, port, assignments[host])
+            device = _device_record(host, vsmmu, pxb, port, assignments[host])
             record = replace(record, devices=(*record.devices, device))
-        left = [port for port in found.spare_ports if port not in ports[: len(new)]]
-        record = _with_spare(record, found.pxb, left)
+        left = [port for port in existing.spare_ports if port not in ports[: len(new)]]
+        record = _with_spare(record, pxb, left)
     write_record(edited, record)
     return edited
 
 
 def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
-    """Return the XML of a running guest without the device at ``host``; its root port is free then.
+    """Return the XML of a running guest without the device at ``host``, with its root port free.
 
-    :raise DomainXmlError: when the record does not know the device.
+    :raise DomainXmlError: when the device is not recorded.
     """
     edited = running.copy()
     record = read_record(edited) or DomainRecord()
     device = recorded(edited, record, host)
     for hostdev in edited.hostdevs():
         if hostdev.host == host:
-            elements.take_out(hostdev.element)
+            elements.remove(hostdev.element)
     record = replace(record, devices=tuple(d for d in record.devices if d is not device))
-    vsmmu = next(each for each in record.vsmmus if each.pxb == device.pxb)
+    vsmmu = next(vsmmu for vsmmu in record.vsmmus if vsmmu.pxb == device.pxb)
     spare = sorted({*vsmmu.spare_ports, device.root_port})
     write_record(edited, _with_spare(record, device.pxb, spare))
     return edited
@@ -195,22 +196,22 @@ def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
 def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = None) -> DomainXml:
     """Return ``domain`` without the devices at ``hosts`` and what was added for them alone.
 
-    The last device of a vSMMU takes the vSMMU with it, the last of all the rest. Parts that are
-    gone already are passed over.
+    The last device of a vSMMU removes the vSMMU, the last device of all removes the rest. Elements
+    that are missing are skipped.
 
-    :param record: the record in ``domain``, where it was read already.
-    :raise DomainXmlError: when the record does not know a device, or something of the user's is
-        plugged into what would be taken out.
+    :param record: the record in ``domain``, if the caller has read it.
+    :raise DomainXmlError: when a device is not recorded, or a device of the user is plugged into a
+        controller to be removed.
     """
     edited = domain.copy()
     record = record or read_record(edited) or DomainRecord()
     for hostdev in edited.hostdevs():
         if hostdev.host in hosts:
-            elements.take_out(hostdev.element)
+            elements.remove(hostdev.element)
     controllers = {controller.index: controller for controller in edited.controllers()}
     for host in hosts:
         device = recorded(edited, record, host)
-        _take_controller(edited, controllers.get(device.root_port), ROOT_PORT)
+        _remove_controller(edited, controllers.get(device.root_port), ROOT_PORT)
         forget(edited, [device.root_port])
         record = replace(record, devices=tuple(d for d in record.devices if d is not device))
         if not record.behind(device.pxb):
@@ -221,12 +222,12 @@ def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = 
     if record.iommu_added:
         for iommu in edited.iommus():
             if iommu.model == "smmuv3" and iommu.pci_bus is None:
-                elements.take_out(iommu.element)
+                elements.remove(iommu.element)
     if record.iommufd_added:
         for element in edited.root.findall("iommufd"):
-            elements.take_out(element)
+            elements.remove(element)
     if record.devices_added and len(edited.devices) == 0:
-        elements.take_out(edited.devices)
+        elements.remove(edited.devices)
     write_record(edited, None)
     return edited
 
@@ -236,14 +237,14 @@ def record_bindings(
 ) -> DomainXml:
     """Return ``domain`` with the bindings of recorded devices replaced.
 
-    :raise DomainXmlError: when the record does not know one of the devices.
+    :raise DomainXmlError: when one of the devices is not recorded.
     """
     edited = domain.copy()
     record = read_record(edited) or DomainRecord()
     for host in bindings:
         if record.device(host) is None:
             raise DomainXmlError(
-                f"recording the binding of {host} in {domain.name}: vmm-msi did not add that "
+                f"recording the binding of {host} in {domain.name}: vmm-msi did not attach that "
                 "device; attach it first"
             )
     devices = tuple(
@@ -256,15 +257,15 @@ def record_bindings(
 
 
 def recorded(domain: DomainXml, record: DomainRecord, host: PciAddress) -> DeviceRecord:
-    """Return the record of a device that is to be taken out.
+    """Return the record of a device to be removed.
 
-    :raise DomainXmlError: when vmm-msi did not add it.
+    :raise DomainXmlError: when vmm-msi did not attach it.
     """
     device = record.device(host)
     if device is None:
-        known = ", ".join(str(each.host) for each in record.devices) or "no device"
+        attached = ", ".join(str(device.host) for device in record.devices) or "no device"
         raise DomainXmlError(
-            f"taking {host} out of {domain.name}: vmm-msi did not add it; it added {known}"
+            f"removing {host} from {domain.name}: vmm-msi did not attach it; it attached {attached}"
         )
     return device
 
@@ -308,18 +309,18 @@ def _new_devices(
             if vsmmu is None or known.pxb != vsmmu.pxb:
                 raise DomainXmlError(
                     f"adding {host} to {domain.name}: it is behind the vSMMU on expander bus "
-                    f"{known.pxb} already and now planned behind another; detach it first"
+                    f"{known.pxb} and now planned behind another; detach it first"
                 )
             continue
         if host in present:
             raise DomainXmlError(
-                f"adding {host} to {domain.name}: a <hostdev> that vmm-msi did not add assigns it "
-                "already; take that out first"
+                f"adding {host} to {domain.name}: a <hostdev> that vmm-msi did not add assigns it; "
+                "remove that first"
             )
         if host not in assignments:
             raise DomainXmlError(
-                f"adding {host} to {domain.name}: it is planned and nothing says by which "
-                "strategy; give an assignment for each new device"
+                f"adding {host} to {domain.name}: its strategy is missing; pass an assignment for "
+                "each new device"
             )
         new.append(host)
     return list(dict.fromkeys(new))
@@ -364,23 +365,23 @@ def _add_vsmmu(
 
 
 def _check_iommus(domain: DomainXml, layout: XmlLayout) -> None:
-    """Refuse the mixtures that libvirt refuses, in ``src/conf/domain_validate.c``."""
+    """Refuse the combinations that libvirt refuses in ``src/conf/domain_validate.c``."""
     for iommu in domain.iommus():
         if iommu.model != "smmuv3":
             raise DomainXmlError(
                 f"adding a vSMMU to {domain.name}: it has an <iommu model='{iommu.model}'>; "
-                "only smmuv3 can stand beside it, take that out first"
+                "only smmuv3 is compatible with it; remove that first"
             )
         if layout.pci_bus and iommu.pci_bus is None:
             raise DomainXmlError(
                 f"adding a vSMMU to {domain.name}: it has an <iommu model='smmuv3'> without "
-                "pciBus, which serves the whole machine; take that out (or detach what was "
-                "attached with it) first"
+                "pciBus, which serves the whole machine; remove that (or detach the devices "
+                "that were attached with it) first"
             )
         if not layout.pci_bus and iommu.pci_bus is not None:
             raise DomainXmlError(
-                f"adding a vSMMU to {domain.name}: it has an <iommu> with pciBus, and this "
-                "libvirt or QEMU takes none; valid is one <iommu model='smmuv3'/>"
+                f"adding a vSMMU to {domain.name}: it has an <iommu> with pciBus, which this "
+                "libvirt or QEMU does not support; use one <iommu model='smmuv3'/>"
             )
 
 
@@ -397,14 +398,14 @@ def _add_controller(domain: DomainXml, index: int, model: str, child: Element) -
     attributes = {"type": "pci", "index": str(index), "model": model}
     controllers = domain.devices.findall("controller")
     previous = controllers[-1] if controllers else _before(domain, ("interface", *_AFTER_HOSTDEV))
-    elements.put_after(domain.devices, previous, elements.build("controller", attributes, child))
+    elements.insert_after(domain.devices, previous, elements.build("controller", attributes, child))
 
 
 def _add_iommu(domain: DomainXml, driver: Mapping[str, str]) -> None:
     children = [elements.build("driver", driver)] if driver else []
     iommus = domain.iommus()
     previous = iommus[-1].element if iommus else _before(domain, _AFTER_IOMMU)
-    elements.put_after(
+    elements.insert_after(
         domain.devices, previous, elements.build("iommu", {"model": "smmuv3"}, *children)
     )
 
@@ -420,26 +421,28 @@ def _add_hostdev(
         children.insert(0, elements.build("driver", {"iommufd": "yes"}))
     hostdevs = domain.devices.findall("hostdev")
     previous = hostdevs[-1] if hostdevs else _before(domain, _AFTER_HOSTDEV)
-    elements.put_after(domain.devices, previous, elements.build("hostdev", attributes, *children))
+    elements.insert_after(
+        domain.devices, previous, elements.build("hostdev", attributes, *children)
+    )
 
 
 def _add_iommufd(domain: DomainXml, record: DomainRecord, fdgroup: str | None) -> DomainRecord:
     if domain.iommufd is False:
         raise DomainXmlError(
-            f"asking for iommufd in {domain.name}: it says <iommufd enabled='no'/>; nested "
+            f"enabling iommufd in {domain.name}: it has <iommufd enabled='no'/>; nested "
             "devices need enabled='yes'"
         )
     if domain.iommufd:
         if fdgroup not in {None, domain.iommufd_fdgroup}:
             raise DomainXmlError(
-                f"asking for the file descriptors {fdgroup} in {domain.name}: it has an <iommufd> "
-                f"with fdgroup {domain.iommufd_fdgroup!r}; take that out (or detach what was "
+                f"selecting the FD group {fdgroup} in {domain.name}: it has an <iommufd> with "
+                f"fdgroup {domain.iommufd_fdgroup!r}; remove that (or detach the devices that were "
                 "attached with it) first"
             )
         return record
     before = list(domain.root.iterchildren(*_BEFORE_IOMMUFD))
     attributes = {"enabled": "yes"} if fdgroup is None else {"enabled": "yes", "fdgroup": fdgroup}
-    elements.put_after(domain.root, before[-1], elements.build("iommufd", attributes))
+    elements.insert_after(domain.root, before[-1], elements.build("iommufd", attributes))
     return replace(record, iommufd_added=True)
 
 
@@ -449,31 +452,31 @@ def _remove_vsmmu(
     record: DomainRecord,
     pxb: int,
 ) -> DomainRecord:
-    vsmmu = next(each for each in record.vsmmus if each.pxb == pxb)
+    vsmmu = next(vsmmu for vsmmu in record.vsmmus if vsmmu.pxb == pxb)
     for iommu in domain.iommus():
         if vsmmu.pci_bus and iommu.pci_bus == str(pxb):
-            elements.take_out(iommu.element)
+            elements.remove(iommu.element)
     for port in vsmmu.spare_ports:
-        _take_controller(domain, controllers.get(port), ROOT_PORT)
+        _remove_controller(domain, controllers.get(port), ROOT_PORT)
     forget(domain, vsmmu.spare_ports)
-    _take_controller(domain, controllers.get(pxb), EXPANDER_BUS)
-    return replace(record, vsmmus=tuple(each for each in record.vsmmus if each is not vsmmu))
+    _remove_controller(domain, controllers.get(pxb), EXPANDER_BUS)
+    return replace(record, vsmmus=tuple(kept for kept in record.vsmmus if kept is not vsmmu))
 
 
-def _take_controller(domain: DomainXml, controller: PciController | None, model: str) -> None:
+def _remove_controller(domain: DomainXml, controller: PciController | None, model: str) -> None:
     if controller is None or controller.index is None or controller.model != model:
         return
     other = next(domain.on_bus(controller.index), None)
     if other is not None:
         raise DomainXmlError(
-            f"taking the {model} {controller.index} out of {domain.name}: the <{other.tag!s}> on "
+            f"removing the {model} {controller.index} from {domain.name}: the <{other.tag!s}> on "
             f"line {other.sourceline} is plugged into it; give that another address first"
         )
-    elements.take_out(controller.element)
+    elements.remove(controller.element)
 
 
 def _before(domain: DomainXml, following: tuple[str, ...]) -> Element | None:
-    """Return the child of ``<devices>`` behind which what precedes ``following`` belongs."""
+    """Return the child of ``<devices>`` before the first element of ``following``."""
     first = next(domain.devices.iterchildren(*following), None)
     if first is not None:
         return first.getprevious()

@@ -1,8 +1,8 @@
-"""Put elements into a document and take them out again, so that a diff shows nothing else.
+"""Insert and remove elements so that a diff shows nothing else.
 
-A new element gets the indentation of its siblings. Taking it out gives its white space back to
-what stood around it: :func:`take_out` after :func:`put_after` restores the text exactly, also when
-several elements were put in and are taken out in another order.
+A new element gets the indentation of its siblings. Removing it restores the white space around it:
+:func:`remove` after :func:`insert_after` restores the text exactly, also when several elements are
+removed in another order than they were inserted.
 """
 
 from __future__ import annotations
@@ -18,29 +18,29 @@ if TYPE_CHECKING:
 
     from lxml.etree import _Element as Element
 
-# White space of XML (1.0, production 3); Python's own is more.
+# White space of XML (1.0, production 3); str.strip() removes more.
 _WHITE = " \t\r\n"
 
 
 def build(tag: str, attributes: Mapping[str, str], *children: Element) -> Element:
     """Return a new element.
 
-    :raise DomainXmlError: when a value has characters that XML cannot hold.
+    :raise DomainXmlError: when a value contains characters that XML does not allow.
     """
     try:
         element = etree.Element(tag, dict(attributes))
     except ValueError:
         words = ", ".join(f"{name}={value!r}" for name, value in attributes.items())
         raise DomainXmlError(
-            f"writing <{tag}> with {words}: a value has characters that XML cannot hold; "
-            "valid is printable text"
+            f"writing <{tag}> with {words}: a value contains characters that XML does not allow; "
+            "use printable text"
         ) from None
     element.extend(children)
     return element
 
 
-def put_after(parent: Element, previous: Element | None, new: Element) -> None:
-    """Insert ``new`` into ``parent``, behind ``previous`` or first where that is None."""
+def insert_after(parent: Element, previous: Element | None, new: Element) -> None:
+    """Insert ``new`` into ``parent`` after ``previous``; as the first child if that is None."""
     line = _line_of_children(parent)
     if line is not None:
         _indent(new, line, _unit(parent, line))
@@ -55,8 +55,8 @@ def put_after(parent: Element, previous: Element | None, new: Element) -> None:
         previous.tail = line
 
 
-def take_out(element: Element) -> None:
-    """Remove ``element`` from its parent, and the white space that it brought."""
+def remove(element: Element) -> None:
+    """Remove ``element`` from its parent with the white space that came with it."""
     parent = element.getparent()
     if parent is None:
         return
@@ -85,7 +85,7 @@ def _line_of_children(parent: Element) -> str | None:
 
 
 def line_of(element: Element) -> str | None:
-    """Return the line break and indentation in front of an element, None where there are none."""
+    """Return the line break and indentation in front of an element; None if it has none."""
     outer = element.getparent()
     if outer is None:
         return "\n"
@@ -94,20 +94,20 @@ def line_of(element: Element) -> str | None:
 
 
 def _unit(parent: Element, line: str) -> str:
-    """Return by how much ``parent``'s children are indented further than ``parent``."""
+    """Return the indentation of ``parent``'s children relative to ``parent``."""
     own = line_of(parent)
     return line[len(own) :] if own is not None and line.startswith(own) else ""
 
 
 def _last_line(text: str | None) -> str | None:
-    """Return the last line break of ``text`` and what follows, where that is white space."""
+    """Return ``text`` from its last line break on, if ``text`` is white space."""
     if text is None or text.strip(_WHITE) or "\n" not in text:
         return None
     return text[text.rindex("\n") :]
 
 
 def _indent(element: Element, line: str, unit: str) -> None:
-    """Lay out what is below ``element``, which stands behind ``line``."""
+    """Indent the descendants of ``element``, which follows ``line``."""
     if len(element) == 0:
         return
     element.text = line + unit

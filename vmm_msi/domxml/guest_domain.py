@@ -1,4 +1,4 @@
-"""A guest as strategies see it, from its domain XML and what Linux does in it."""
+"""A guest as strategies see it: its domain XML and the conventions of Linux in it."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 VIRT_ITS = Ipa(0x0808_0000)
 #: Base of RAM of QEMU's virt board (the same table, VIRT_MEM).
 VIRT_RAM = Ipa(0x4000_0000)
-#: Where Linux maps the first doorbell of a device: its IOVA allocator hands out from the top of the
-#: 32-bit space down (``drivers/iommu/dma-iommu.c`` iommu_dma_alloc_iova), one 4 KiB page here.
-#: A guest with other DMA mapped before the MSI gets a lower one; an RMR guest uses none at all.
+#: Where Linux maps the first doorbell of a device: its IOVA allocator allocates from the top of the
+#: 32-bit space down (``drivers/iommu/dma-iommu.c`` iommu_dma_alloc_iova), here one 4 KiB page.
+#: A guest that maps other DMA before the MSI gets a lower one; a guest with an RMR uses none.
 FIRST_GIOVA = Iova(0xFFFF_F000)
 _MIB = 1 << 20
 
@@ -43,7 +43,7 @@ def guest_from_xml(
     vITS of QEMU's virt board and maps its doorbell at :data:`FIRST_GIOVA`. A guest with ACPI
     honours RMR nodes.
 
-    :param also: host addresses of devices that are about to be added.
+    :param also: host addresses of further devices.
     :raise DomainXmlError: when the memory size or an address cannot be read.
     """
     hosts = [*(hostdev.host for hostdev in domain.hostdevs()), *also]

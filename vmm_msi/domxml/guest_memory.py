@@ -1,7 +1,7 @@
-"""Where the RAM of a guest is, and how much of it may be locked.
+"""The RAM of a guest and its limit of locked memory.
 
-A device that is assigned can write to any page of the guest at any time, so all of them are pinned
-while it is there, and pinned pages count against the limit for locked memory.
+An assigned device can write to any page of the guest at any time, so the kernel pins all pages
+while the guest has such a device, and pinned pages count against the limit of locked memory.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.libvirt_domain import DomainXml
 
 _MIB, _GIB = 1 << 20, 1 << 30
-#: What libvirt takes for no limit: VIR_DOMAIN_MEMORY_PARAM_UNLIMITED, in KiB.
+#: libvirt's value for "unlimited": VIR_DOMAIN_MEMORY_PARAM_UNLIMITED, in KiB.
 _UNLIMITED = 9007199254740991 << 10
 
 
 class Ram(NamedTuple):
-    """``size`` bytes of guest RAM from the IPA ``base``; ``element`` says so."""
+    """``size`` bytes of guest RAM from the IPA ``base``, according to ``element``."""
 
     base: int
     size: int
@@ -32,11 +32,11 @@ class Ram(NamedTuple):
 
 
 def guest_ram(domain: DomainXml) -> Iterator[Ram]:
-    """Yield where QEMU's virt board puts the RAM of a guest, and what can be plugged in.
+    """Yield the RAM of a guest on QEMU's virt board, and the room for memory devices.
 
-    RAM begins at 1 GiB. Memory devices are in a range of their own that begins at the next GiB and
-    has a further GiB for each slot (QEMU ``hw/arm/virt.c`` virt_set_memmap); those with an address
-    are where it says.
+    RAM begins at 1 GiB. Memory devices have a range of their own that begins at the next GiB and
+    has a further GiB for each slot (QEMU ``hw/arm/virt.c`` virt_set_memmap); a memory device with
+    an address is at that address.
 
     :raise DomainXmlError: when a size or an address cannot be read.
     """
@@ -63,10 +63,10 @@ def guest_ram(domain: DomainXml) -> Iterator[Ram]:
 class Locking:
     """How much memory a guest with assigned devices locks, and how much it may.
 
-    :param needed: bytes that are pinned: all RAM, once. iommufd counts a page once, in however
-        many stages 2 it is mapped (Linux ``drivers/iommu/iommufd/pages.c``).
-    :param allowed: bytes that libvirt lets QEMU lock; None for any number.
-    :param hard_limit: the element that says so; None where libvirt computes it.
+    :param needed: bytes that the kernel pins: all RAM, once. iommufd counts a page once, however
+        many stages 2 map it (Linux ``drivers/iommu/iommufd/pages.c``).
+    :param allowed: bytes that libvirt lets QEMU lock; None for unlimited.
+    :param hard_limit: the element that sets the limit; None if libvirt computes it.
     """
 
     needed: int
@@ -79,10 +79,10 @@ HEADROOM = _GIB
 
 
 def locking(domain: DomainXml) -> Locking:
-    """Return what libvirt 12.8 sets: ``src/qemu/qemu_domain.c`` qemuDomainGetMemLockLimitBytes.
+    """Return the limit of libvirt 12.8: ``src/qemu/qemu_domain.c`` qemuDomainGetMemLockLimitBytes.
 
-    A hard limit is what it says, ``<locked/>`` is no limit; else all RAM, once for each assigned
-    device where there is an ``<iommu>``, and a GiB.
+    ``<hard_limit>`` sets the limit and ``<locked/>`` removes it; otherwise it is all RAM, once for
+    each assigned device if the guest has an ``<iommu>``, plus a GiB.
 
     :raise DomainXmlError: when a size cannot be read.
     """

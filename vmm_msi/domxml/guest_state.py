@@ -1,4 +1,4 @@
-"""What libvirt says of a guest as a whole."""
+"""The state of a guest as libvirt reports it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 class GuestState:
     """A guest: its definition, its run, and what its next start depends on.
 
-    :param definition: what its next start uses.
-    :param running: what runs now; None where it is off.
+    :param definition: the XML for its next start.
+    :param running: the XML of its run; None if it is off.
     :param persistent: the definition outlives the run.
-    :param saved: its next start takes up a state that libvirt saved, with the XML of then.
-    :param snapshots: how many it has.
+    :param saved: its next start resumes a state that libvirt saved, with the XML of that time.
+    :param snapshots: number of its snapshots.
     """
 
     definition: DomainXml

@@ -1,4 +1,4 @@
-"""What libvirt says of its host: https://libvirt.org/formatcaps.html."""
+"""Facts about a host in libvirt's capabilities: https://libvirt.org/formatcaps.html."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def read_page_size(root: Element) -> Granule | None:
-    """Return the page size of the host's kernel, the smallest it has pages of.
+    """Return the page size of the host's kernel: the smallest that it supports.
 
     :param root: a ``<capabilities>``.
-    :return: None where it is not said, or is none of an Arm kernel.
+    :return: None if it is missing or not a page size of an Arm kernel.
     """
     pages = root.iterfind("host/cpu/pages[@unit='KiB']")
     with suppress(ValueError):

@@ -1,9 +1,9 @@
-"""Close the gaps in the controllers' indexes that taking some of them out leaves.
+"""Close the gaps that removed controllers leave in the indexes.
 
-libvirt's QEMU driver gives every index up to the largest a controller: where one is missing it adds
-a pcie-root-port of its own (``src/qemu/qemu_domain_address.c`` qemuDomainAssignPCIAddresses), which
-would stay behind when the last device is gone. An index is libvirt's name of a bus; the guest sees
-bus numbers and slots, and they stay.
+libvirt's QEMU driver adds a pcie-root-port for every missing index below the largest
+(``src/qemu/qemu_domain_address.c`` qemuDomainAssignPCIAddresses), which would stay when the last
+device is removed. An index is libvirt's name of a bus; the guest sees bus numbers and slots, which
+do not change.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
 
 def close_gaps(domain: DomainXml) -> DomainXml:
-    """Return ``domain`` with vmm-msi's controllers at the lowest indexes they can have.
+    """Return ``domain`` with vmm-msi's controllers at the lowest possible indexes.
 
-    :return: ``domain`` itself where there is nothing to move.
+    :return: ``domain`` itself if no controller moves.
     :raise DomainXmlError: when the record or an address cannot be read.
     """
     record = read_record(domain)
@@ -35,7 +35,7 @@ def close_gaps(domain: DomainXml) -> DomainXml:
             controller.element.set("index", str(moves[controller.index]))
             target = controller.element.find("target")
             if target is not None:
-                # libvirt makes it of the index, and no two root ports may have the same.
+                # libvirt derives it from the index; two root ports with one chassis are an error.
                 target.attrib.pop("chassis", None)
     for element in edited.devices.iterchildren("*"):
         guest = edited.guest_address(element)
@@ -74,7 +74,7 @@ def close_gaps(domain: DomainXml) -> DomainXml:
 
 
 def _moves(domain: DomainXml, record: DomainRecord) -> dict[int, int]:
-    """Return the new index for each of vmm-msi's controllers that has a lower one to go to."""
+    """Return the new index of each of vmm-msi's controllers that moves to a lower one."""
     bus_of = {vsmmu.pxb: 0 for vsmmu in record.vsmmus}
     bus_of |= {port: vsmmu.pxb for vsmmu in record.vsmmus for port in vsmmu.spare_ports}
     bus_of |= {device.root_port: device.pxb for device in record.devices}
@@ -85,11 +85,11 @@ def _moves(domain: DomainXml, record: DomainRecord) -> dict[int, int]:
             taken.add(address.bus)
     taken -= bus_of.keys()
     moves: dict[int, int] = {}
-    # A controller's index is larger than that of the bus it is plugged into, so the bus is first.
+    # A bus has a lower index than the controllers that are plugged into it, so it moves first.
     for index in sorted(bus_of):
         bus = bus_of[index]
         lowest = 1 + moves.get(bus, bus)
-        new = next((each for each in range(lowest, index) if each not in taken), index)
+        new = next((number for number in range(lowest, index) if number not in taken), index)
         taken.add(new)
         if new != index:
             moves[index] = new

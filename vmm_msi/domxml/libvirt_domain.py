@@ -1,6 +1,6 @@
-"""What a libvirt domain XML says, as far as PCI assignment and vSMMUs go.
+"""Read the PCI assignment and the vSMMUs of a guest from its libvirt domain XML.
 
-Follows https://libvirt.org/formatdomain.html; numbers and addresses are read as libvirt reads them
+Follows https://libvirt.org/formatdomain.html; numbers and addresses are parsed as libvirt does
 (``src/conf/domain_conf.c``, ``src/conf/device_conf.c`` virPCIDeviceAddressParseXML).
 """
 
@@ -34,20 +34,19 @@ for _power, _letter in enumerate("kmgtpe", 1):
     _UNITS[f"{_letter}b"] = 1000**_power
 
 
-# An address as libvirt writes it, and more characters than it has.
-_SHORT = 24
-_LIBVIRTS = re.compile("0x([0-9a-f]{4}):0x([0-9a-f]{2}):0x([01][0-9a-f]):0x([0-7])")
+# The form in which libvirt writes an address, and a limit above its length.
+_ADDRESS_LIMIT = 24
+_WRITTEN_ADDRESS = re.compile("0x([0-9a-f]{4}):0x([0-9a-f]{2}):0x([01][0-9a-f]):0x([0-7])")
 
 
 @dataclass(frozen=True, slots=True)
 class PciController:
     """A ``<controller type='pci'>``.
 
-    :param index: libvirt's index, by which addresses name the bus it provides; None until libvirt
-        has chosen one.
-    :param bus_nr: bus number of an expander bus, None where libvirt chooses.
+    :param index: libvirt's index, by which addresses name its bus; None until libvirt chooses one.
+    :param bus_nr: bus number of an expander bus; None until libvirt chooses one.
     :param node: guest NUMA cell of an expander bus.
-    :param address: where it is plugged in itself.
+    :param address: its own address.
     """
 
     index: int | None
@@ -68,7 +67,7 @@ class IommuDevice:
 
     @property
     def pci_bus(self) -> str | None:
-        """Index of the controller it serves; None for one that serves the whole machine."""
+        """Index of its controller; None if it serves the whole machine."""
         return self.driver.get("pciBus")
 
 
@@ -78,7 +77,7 @@ class PciHostdev:
 
     :param host: address on the host.
     :param guest: address in the guest; the bus is a controller index.
-    :param managed: libvirt binds it to vfio-pci by itself.
+    :param managed: libvirt binds it to vfio-pci.
     """
 
     host: PciAddress
@@ -88,7 +87,7 @@ class PciHostdev:
 
     @property
     def iommufd(self) -> bool:
-        """Whether its own ``<driver>`` asks for iommufd."""
+        """Whether its own ``<driver>`` selects iommufd."""
         driver = self.element.find("driver")
         return driver is not None and driver.get("iommufd") == "yes"
 
@@ -96,9 +95,9 @@ class PciHostdev:
 class DomainXml:
     """A parsed domain XML.
 
-    :param root: its ``<domain>`` element, kept and edited, never regenerated.
-    :param source: where it came from, for messages.
-    :param original: what ``root`` was read from; what is not edited is printed as it is there.
+    :param root: its ``<domain>`` element, edited in place, never regenerated.
+    :param source: origin of the XML, for messages.
+    :param original: the text of ``root``; unedited parts are printed as they are there.
     :raise DomainXmlError: when the root is another element or the domain has no name.
     """
 
@@ -113,13 +112,13 @@ class DomainXml:
         self.name = (root.findtext("name") or "").strip()
         if not self.name:
             raise DomainXmlError(
-                f"reading domain XML from {source}: it has no <name>; libvirt asks for one"
+                f"reading domain XML from {source}: it has no <name>, which libvirt requires"
             )
         self._original = original
 
     @classmethod
     def parse(cls, text: str | bytes, source: str) -> DomainXml:
-        """Read ``text``, which came from ``source``.
+        """Parse ``text`` from ``source``.
 
         :raise DomainXmlError: see :func:`vmm_msi.domxml.parse.parse`.
         """
@@ -128,11 +127,11 @@ class DomainXml:
         return cls(root, source, Original.of(decoded, root))
 
     def copy(self) -> DomainXml:
-        """Return a copy that shares nothing with this one."""
+        """Return a deep copy."""
         root = copy.deepcopy(self.root.getroottree()).getroot()
         original = self._original
         if original is not None:
-            original = None if original.plain(root) else original.follow(self.root, root)
+            original = None if original.is_canonical(root) else original.for_copy(self.root, root)
         return DomainXml(root, self.source, original)
 
     def __str__(self) -> str:
@@ -142,7 +141,7 @@ class DomainXml:
 
     @property
     def uuid(self) -> str | None:
-        """The UUID, None until libvirt has made one."""
+        """The UUID; None until libvirt generates one."""
         return self.root.findtext("uuid")
 
     @property
@@ -167,7 +166,7 @@ class DomainXml:
 
     @property
     def emulator(self) -> str | None:
-        """Path of the emulator; None where libvirt chooses."""
+        """Path of the emulator; None if libvirt chooses."""
         return self.root.findtext("devices/emulator")
 
     @property
@@ -177,13 +176,13 @@ class DomainXml:
 
     @property
     def firmware(self) -> bool:
-        """Whether the guest starts from UEFI: asked for by name or as a loader image."""
+        """Whether the guest boots UEFI, selected by name or as a loader image."""
         os = self.root.find("os")
         return os is not None and (os.get("firmware") == "efi" or os.find("loader") is not None)
 
     @property
     def gic_version(self) -> str | None:
-        """The GIC version that is asked for; None where libvirt chooses."""
+        """The selected GIC version; None if libvirt chooses."""
         gic = self.root.find("features/gic")
         return None if gic is None else gic.get("version")
 
@@ -196,7 +195,7 @@ class DomainXml:
         element = self.root.find("memory")
         if element is None:
             raise DomainXmlError(
-                f"reading {self.name}: it has no <memory>; valid is <memory unit='KiB'>"
+                f"reading {self.name}: it has no <memory>; add <memory unit='KiB'>"
             )
         size = self.size(element)
         if not size:
@@ -204,7 +203,7 @@ class DomainXml:
         return size
 
     def size(self, element: Element) -> int:
-        """Read an element that has a number and a ``unit``, as ``<memory>`` has; bytes.
+        """Return the bytes of an element with a number and a ``unit``, such as ``<memory>``.
 
         :raise DomainXmlError: when it is not a number or in an unknown unit.
         """
@@ -214,28 +213,28 @@ class DomainXml:
         return self._number(element, "its text", element.text or "", base=10) * _UNITS[unit]
 
     def number(self, element: Element, name: str) -> int:
-        """Read an attribute as libvirt reads numbers; one that is missing counts as 0.
+        """Return the number in an attribute, parsed as libvirt does; 0 if it is missing.
 
-        :raise DomainXmlError: when it is none.
+        :raise DomainXmlError: when it is not a number.
         """
         return self._number(element, name, element.get(name, "0"))
 
     def path(self, element: Element) -> str:
-        """Return where an element is: the file or the guest, and its XPath in it."""
+        """Return the location of an element: the file or the guest, and its XPath."""
         return f"{self.source}: {element.getroottree().getpath(element)}"
 
     @property
     def devices(self) -> Element:
         """The ``<devices>`` element.
 
-        :raise DomainXmlError: when there is none.
+        :raise DomainXmlError: when the XML has none.
         """
-        found = self.root.find("devices")
-        if found is None:
+        devices = self.root.find("devices")
+        if devices is None:
             raise DomainXmlError(
                 f"reading {self.name}: it has no <devices>; libvirt writes one in every domain XML"
             )
-        return found
+        return devices
 
     @property
     def iommufd(self) -> bool | None:
@@ -259,22 +258,22 @@ class DomainXml:
 
     def iommus(self) -> tuple[IommuDevice, ...]:
         """Return the IOMMU devices in document order."""
-        found = []
+        iommus = []
         for element in self.root.iterfind("devices/iommu"):
             driver = element.find("driver")
             attributes = {} if driver is None else {str(k): str(v) for k, v in driver.items()}
-            found.append(IommuDevice(element.get("model", ""), attributes, element))
-        return tuple(found)
+            iommus.append(IommuDevice(element.get("model", ""), attributes, element))
+        return tuple(iommus)
 
     def hostdevs(self) -> tuple[PciHostdev, ...]:
         """Return the assigned PCI devices in document order."""
-        found = []
+        hostdevs = []
         devices = self.root.find("devices")
         for element in () if devices is None else devices.iterchildren("hostdev", "interface"):
             source = element.find("source/address")
             if source is None or not _is_assigned_pci(element, source):
                 continue
-            found.append(
+            hostdevs.append(
                 PciHostdev(
                     host=self.pci_address(source),
                     guest=self.guest_address(element),
@@ -282,30 +281,30 @@ class DomainXml:
                     element=element,
                 )
             )
-        return tuple(found)
+        return tuple(hostdevs)
 
     def on_bus(self, index: int) -> Iterator[Element]:
-        """Yield the devices and controllers that are plugged into controller ``index``."""
+        """Yield the devices and controllers on the bus of controller ``index``."""
         for element in self.devices.iterchildren("*"):
             address = self.guest_address(element)
             if address is not None and address.bus == index:
                 yield element
 
     def guest_address(self, element: Element) -> PciAddress | None:
-        """Return the guest PCI address of a device; None until it has one."""
+        """Return the guest PCI address of a device; None if it has none yet."""
         address = element.find("address")
         if address is None or address.get("type") != "pci" or address.get("bus") is None:
             return None
         return self.pci_address(address)
 
     def pci_address(self, element: Element) -> PciAddress:
-        """Read an ``<address>``; attributes that are missing count as 0.
+        """Return the PCI address of an ``<address>``; missing attributes are 0.
 
         :raise DomainXmlError: when one is not a number or too large for a PCI address.
         """
         get = element.get
         texts = (get("domain", "0"), get("bus", "0"), get("slot", "0"), get("function", "0"))
-        known = _known_address(*texts) if sum(map(len, texts)) < _SHORT else None
+        known = _known_address(*texts) if sum(map(len, texts)) < _ADDRESS_LIMIT else None
         if known is not None:
             return known
         limits = {"domain": 0xFFFF, "bus": 0xFF, "slot": 0x1F, "function": 7}
@@ -336,9 +335,9 @@ class DomainXml:
         return None if element is None else element.get(attribute)
 
     def _number(self, element: Element, name: str, text: str, base: int = 0) -> int:
-        """Read a number as strtoul(3) does.
+        """Return a number, parsed as strtoul(3) does.
 
-        :param base: 0 takes 0x10 and 010 for 16 and 8, as libvirt does in most places.
+        :param base: 0 parses 0x10 as 16 and 010 as 8, as libvirt does in most places.
         """
         digits = text.strip().lower()
         if not base:
@@ -360,12 +359,12 @@ class DomainXml:
 
 @functools.lru_cache(1024)
 def _known_address(domain: str, bus: str, slot: str, function: str) -> PciAddress | None:
-    """Return the address that libvirt writes so (``%.4x``, ``%.2x``); None for any other text.
+    """Return an address in the form that libvirt writes (``%.4x``, ``%.2x``), else None.
 
-    The same few are read again and again.
+    It is cached: a document names the same few addresses many times.
     """
-    found = _LIBVIRTS.fullmatch(f"{domain}:{bus}:{slot}:{function}")
-    return None if found is None else PciAddress(*(int(part, 16) for part in found.groups()))
+    match = _WRITTEN_ADDRESS.fullmatch(f"{domain}:{bus}:{slot}:{function}")
+    return None if match is None else PciAddress(*(int(part, 16) for part in match.groups()))
 
 
 def _is_assigned_pci(element: Element, source: Element) -> bool:

@@ -1,8 +1,8 @@
-"""The record that vmm-msi keeps in a domain's ``<metadata>``: what it added, for whom and why.
+"""The record in a libvirt domain's ``<metadata>``: the elements that vmm-msi added, and why.
 
 https://libvirt.org/formatdomain.html#general-metadata: one element per application, in a namespace
-of its own. The namespace ends in the version of the record; the reader knows one and refuses the
-rest, so that an older vmm-msi never takes out half of what a newer one put in.
+of its own. The namespace ends in the version of the record; the reader accepts one version, so that
+an older vmm-msi never removes half of what a newer one added.
 """
 
 from __future__ import annotations
@@ -30,22 +30,22 @@ PREFIX = "vmm-msi"
 
 AddressT = TypeVar("AddressT", bound=Address)
 
-# What libvirt writes in front of <metadata> (virDomainDefFormatInternalSetRootName).
+# The elements that libvirt writes before <metadata> (virDomainDefFormatInternalSetRootName).
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 
-# Elements of which the record says that they were added.
+# Elements that the record can mark as added.
 _ADDED = ("iommufd", "iommu", "metadata", "devices")
 _ADDED_FIELDS = {name: f"{name}_added" for name in _ADDED}
 
 
 @dataclass(frozen=True, slots=True)
 class BindingRecord:
-    """What became of a device's doorbell.
+    """The doorbell binding of a device.
 
-    :param giova: address the guest's stage 1 maps to its doorbell.
+    :param giova: address that the guest's stage 1 maps to its doorbell.
     :param gdb: the guest's doorbell page.
     :param programmed: address that was written into the device.
-    :param outcome: verdict of the modelled MSIs; None where nothing was modelled.
+    :param outcome: verdict of the simulator; None if nothing was simulated.
     """
 
     giova: Iova | None = None
@@ -56,15 +56,15 @@ class BindingRecord:
 
 @dataclass(frozen=True, slots=True)
 class VsmmuRecord:
-    """A vSMMU that was added.
+    """An added vSMMU.
 
     :param pxb: index of its pcie-expander-bus controller.
     :param bus_nr: first bus number behind that.
-    :param smmu: id of the physical SMMU it stands for.
-    :param its: id of the physical ITS it is kept for, None where ITSes are not kept apart.
-    :param pci_bus: it is an ``<iommu>`` of its own; else the machine's one serves it.
-    :param accelerated: its ``<driver>`` says accel='on'.
-    :param spare_ports: indexes of its root ports that no device is plugged into.
+    :param smmu: id of its physical SMMU.
+    :param its: id of its physical ITS; None if it serves every ITS.
+    :param pci_bus: it is an ``<iommu>`` of its own; else the machine-wide one.
+    :param accelerated: its ``<driver>`` has accel='on'.
+    :param spare_ports: indexes of its free root ports.
     """
 
     pxb: int
@@ -78,15 +78,15 @@ class VsmmuRecord:
 
 @dataclass(frozen=True, slots=True)
 class DeviceRecord:
-    """A device that was assigned.
+    """An assigned device.
 
     :param host: its address on the host.
-    :param strategy: name of the strategy that was used for it.
-    :param backend: who carries the binding out: ``sim`` or ``qemu``.
-    :param pxb: the vSMMU it is behind, by :attr:`VsmmuRecord.pxb`.
-    :param root_port: index of the root port it is plugged into.
+    :param strategy: name of its strategy.
+    :param backend: the binder: ``sim`` or ``qemu``.
+    :param pxb: the vSMMU in front of it, by :attr:`VsmmuRecord.pxb`.
+    :param root_port: index of its root port.
     :param smmu: id of the physical SMMU.
-    :param its: id of the physical ITS, None where it was not looked for.
+    :param its: id of the physical ITS; None if it was not determined.
     :param options: the strategy's options as text.
     """
 
@@ -103,12 +103,12 @@ class DeviceRecord:
 
 @dataclass(frozen=True, slots=True)
 class DomainRecord:
-    """All that was added to one domain.
+    """The elements that vmm-msi added to one libvirt domain.
 
-    :param iommufd_added: ``<iommufd>`` was not there before.
-    :param iommu_added: the machine-wide ``<iommu>`` was not there before.
-    :param metadata_added: ``<metadata>`` was not there before.
-    :param devices_added: ``<devices>`` was not there before.
+    :param iommufd_added: vmm-msi added ``<iommufd>``.
+    :param iommu_added: vmm-msi added the machine-wide ``<iommu>``.
+    :param metadata_added: vmm-msi added ``<metadata>``.
+    :param devices_added: vmm-msi added ``<devices>``.
     """
 
     vsmmus: tuple[VsmmuRecord, ...] = ()
@@ -123,7 +123,7 @@ class DomainRecord:
         return next((device for device in self.devices if device.host == host), None)
 
     def vsmmu(self, smmu: int, its: int | None) -> VsmmuRecord | None:
-        """Return the vSMMU that stands for ``smmu`` and is kept for ``its``."""
+        """Return the vSMMU of a physical SMMU and ITS."""
         return next((v for v in self.vsmmus if (v.smmu, v.its) == (smmu, its)), None)
 
     def behind(self, pxb: int) -> tuple[DeviceRecord, ...]:
@@ -132,19 +132,19 @@ class DomainRecord:
 
 
 def read_record(domain: DomainXml) -> DomainRecord | None:
-    """Return the record in ``domain``, None where vmm-msi added nothing.
+    """Return the record in ``domain``; None if vmm-msi added nothing.
 
-    :raise DomainXmlError: when it is of another version or is not what this version writes.
+    :raise DomainXmlError: when it has another version or an unknown form.
     """
     element = _find(domain)
     return None if element is None else _RecordReader(domain.name).domain(element)
 
 
 def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
-    """Put ``record`` into ``domain`` in the place of the one that is there; None takes it out.
+    """Replace the record in ``domain`` by ``record``; None removes it.
 
-    The entries of other applications are left alone. ``<metadata>`` itself goes where the record
-    that is taken out says it was added with it.
+    The entries of other applications do not change. ``<metadata>`` itself is removed if the old
+    record marks it as added and it is empty.
     """
     old = _find(domain)
     metadata = domain.root.find("metadata")
@@ -152,43 +152,43 @@ def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
         if old is None or metadata is None:
             return
         added = old.get("metadata") == "added"
-        elements.take_out(old)
+        elements.remove(old)
         if added and len(metadata) == 0:
-            elements.take_out(metadata)
+            elements.remove(metadata)
         return
     new = _element(record)
     if metadata is None:
         before = list(domain.root.iterchildren(*_BEFORE_METADATA))
-        elements.put_after(domain.root, before[-1], elements.build("metadata", {}, new))
+        elements.insert_after(domain.root, before[-1], elements.build("metadata", {}, new))
     elif old is None:
-        elements.put_after(metadata, metadata[-1] if len(metadata) else None, new)
+        elements.insert_after(metadata, metadata[-1] if len(metadata) else None, new)
     else:
         previous = old.getprevious()
-        elements.take_out(old)
-        elements.put_after(metadata, previous, new)
+        elements.remove(old)
+        elements.insert_after(metadata, previous, new)
 
 
 def bare_record(record: DomainRecord) -> str:
-    """Return the record as virDomainSetMetadata takes it: libvirt adds the namespace itself."""
+    """Return the record without a namespace, for virDomainSetMetadata, which adds it."""
     element = _element(record)
-    for each in element.iter():
-        each.tag = etree.QName(each).localname
+    for node in element.iter():
+        node.tag = etree.QName(node).localname
     etree.cleanup_namespaces(element)
     return etree.tostring(element, encoding="unicode")
 
 
 def _find(domain: DomainXml) -> Element | None:
-    found = None
+    record = None
     for child in domain.root.iterfind("metadata/*"):
         namespace = etree.QName(child).namespace or ""
         if namespace == NAMESPACE:
-            found = child
+            record = child
         elif namespace.startswith(NAMESPACE_BASE):
             raise DomainXmlError(
-                f"reading the vmm-msi record of {domain.name}: it is of version "
+                f"reading the vmm-msi record of {domain.name}: it has version "
                 f"{namespace.removeprefix(NAMESPACE_BASE)!r}; this vmm-msi reads version '1'"
             )
-    return found
+    return record
 
 
 def _element(record: DomainRecord) -> Element:
@@ -208,7 +208,7 @@ def _element(record: DomainRecord) -> Element:
     return root
 
 
-# Of each kind of record the fields that are attributes, and their names there.
+# The fields of each kind of record that are attributes, and the names of the attributes.
 _ATTRIBUTES = {
     kind: [
         (field.name, field.name.replace("_", "-"))
@@ -240,7 +240,7 @@ def _tag(name: str) -> str:
 
 
 class _RecordReader:
-    """Reads the record of the domain called ``name``; what it does not know it refuses."""
+    """Reader of the record in the libvirt domain ``name``; it refuses unknown parts."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -257,7 +257,7 @@ class _RecordReader:
         pxbs = {vsmmu.pxb for vsmmu in vsmmus}
         stray = next((device for device in devices if device.pxb not in pxbs), None)
         if stray is not None:
-            raise self._error(f"device {stray.host} is behind vSMMU {stray.pxb}, which is missing")
+            raise self._error(f"the vSMMU {stray.pxb} of device {stray.host} is missing")
         added = {f"{name}_added": element.get(name) == "added" for name in element.attrib}
         return DomainRecord(tuple(vsmmus), tuple(devices), **added)
 
@@ -316,11 +316,11 @@ class _RecordReader:
 
     def _expect(self, element: Element, name: str, needed: set[str], optional: set[str]) -> None:
         if element.tag != _tag(name):
-            raise self._error(f"<{etree.QName(element).localname}> is unknown there")
-        found = {str(attribute) for attribute in element.attrib}
-        if missing := sorted(needed - found):
+            raise self._error(f"<{etree.QName(element).localname}> is unknown")
+        present = {str(attribute) for attribute in element.attrib}
+        if missing := sorted(needed - present):
             raise self._error(f"<{name}> lacks {', '.join(missing)}")
-        if unknown := sorted(found - needed - optional):
+        if unknown := sorted(present - needed - optional):
             raise self._error(f"<{name}> has unknown attributes: {', '.join(unknown)}")
 
     def _number(self, element: Element, name: str) -> int:
@@ -345,6 +345,6 @@ class _RecordReader:
 
     def _error(self, what: str) -> DomainXmlError:
         return DomainXmlError(
-            f"reading the vmm-msi record of {self._name}: {what}; valid is what this vmm-msi "
-            "writes: was it edited by hand, or written by a newer one?"
+            f"reading the vmm-msi record of {self._name}: {what}; it was edited by hand, "
+            "or a newer vmm-msi wrote it: restore it, or use that release"
         )

@@ -1,4 +1,4 @@
-"""A PCI device of the host, as libvirt's node device driver describes it.
+"""Read a PCI device of the host from libvirt's node device XML.
 
 https://libvirt.org/formatnode.html
 """
@@ -22,10 +22,10 @@ def node_name(host: PciAddress) -> str:
 
 
 def read_pci_function(root: Element, source: str) -> PciFunction:
-    """Return what the XML of a PCI device says, its address too.
+    """Return the PCI function that the XML describes, with its address.
 
-    :param source: what it is, for messages.
-    :raise InputError: when it has no address, or a number in it is none.
+    :param source: name of the device, for messages.
+    :raise InputError: when it has no address, or a number in it is invalid.
     """
     capability = root.find("capability[@type='pci']")
     parts = ("domain", "bus", "slot", "function")
@@ -42,9 +42,9 @@ def read_pci_function(root: Element, source: str) -> PciFunction:
 
 
 def read_node_device(root: Element, host: PciAddress) -> PciFunction:
-    """Return what the XML of the device at ``host`` says.
+    """Return the PCI function at ``host`` that the XML describes.
 
-    :raise InputError: when a number in it is none.
+    :raise InputError: when a number in it is invalid.
     """
     capability = root.find("capability[@type='pci']")
     if capability is None:

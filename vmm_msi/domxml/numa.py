@@ -1,7 +1,7 @@
-"""Which NUMA cell of a guest stands for a NUMA node of the host.
+"""Map NUMA nodes of the host to NUMA cells of a guest.
 
 https://libvirt.org/formatdomain.html#numa-node-tuning: ``<memnode>`` binds one cell, ``<memory>``
-all that are left.
+all others.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from vmm_msi.errors import DomainXmlError
 if TYPE_CHECKING:
     from vmm_msi.domxml.libvirt_domain import DomainXml
 
-#: Host NUMA nodes that are thinkable: libvirt ``src/util/virbitmap.c`` takes larger bitmaps, Linux
-#: has at most MAX_NUMNODES, 1024.
+#: Largest number of a host's NUMA node: libvirt ``src/util/virbitmap.c`` accepts larger bitmaps,
+#: Linux has at most MAX_NUMNODES, 1024.
 _LAST_NODE = 1023
 
 
 def cells(domain: DomainXml) -> dict[int, frozenset[int]]:
-    """Return for each NUMA cell of the guest the host nodes its memory is bound to.
+    """Return the NUMA cells of the guest with the host nodes that their memory is bound to.
 
     :raise DomainXmlError: when a number or a node set cannot be read.
     """
@@ -27,19 +27,19 @@ def cells(domain: DomainXml) -> dict[int, frozenset[int]]:
     memory = domain.root.find("numatune/memory")
     if memory is not None and memory.get("nodeset") is not None:
         rest = _nodes(domain, memory.get("nodeset", ""))
-    found = {
+    nodes_of = {
         _number(domain, cell.get("id", str(position))): rest
         for position, cell in enumerate(domain.root.iterfind("cpu/numa/cell"))
     }
     for memnode in domain.root.iterfind("numatune/memnode"):
         cell = _number(domain, memnode.get("cellid", ""))
-        if cell in found:
-            found[cell] = _nodes(domain, memnode.get("nodeset", ""))
-    return found
+        if cell in nodes_of:
+            nodes_of[cell] = _nodes(domain, memnode.get("nodeset", ""))
+    return nodes_of
 
 
 def cell_on(domain: DomainXml, node: int) -> int | None:
-    """Return the cell whose memory is on the host's ``node`` alone; None where there is none.
+    """Return the cell whose memory is on the host's ``node`` alone; None if no cell is.
 
     :raise DomainXmlError: when a number or a node set cannot be read.
     """
@@ -72,6 +72,6 @@ def _number(domain: DomainXml, text: str) -> int:
 
 def _bad(domain: DomainXml, text: str) -> DomainXmlError:
     return DomainXmlError(
-        f"reading the NUMA cells of {domain.name}: {text!r} is no number and no node set such as "
-        f"0-3,^2 up to {_LAST_NODE}"
+        f"reading the NUMA cells of {domain.name}: {text!r} is neither a number nor a node set "
+        f"such as 0-3,^2 up to {_LAST_NODE}"
     )

@@ -1,10 +1,9 @@
-"""Print an edited document in the words it was read in.
+"""Print an edited document so that its unedited parts are identical to the text that was read.
 
-A parser forgets how a document was written: quotes, ``&apos;`` or ``'``, CDATA, line ends, white
-space in tags. What was not edited is therefore copied from the text that was read. The pieces are
-the tags of the root element and of its children, whole elements two levels below the root (a
-device, the metadata of an application), and the text between these. A piece that was edited or put
-in is written anew.
+A parser loses how a document was written: quotes, ``&apos;`` or ``'``, CDATA, line ends, white
+space in tags. Unedited parts are therefore copied from the original text. The pieces are the tags
+of the root element and of its children, whole elements two levels below the root (a device, the
+metadata of an application), and the text between these. Edited and new pieces are serialised.
 """
 
 from __future__ import annotations
@@ -28,12 +27,12 @@ _TOKEN = re.compile(
     re.DOTALL,
 )
 _ATTRIBUTE = re.compile(r"""(\s+)([^\s=]+)(\s*=\s*)("[^"]*"|'[^']*')""")
-# Text is UTF-8 here, so that a declaration of anything else would be wrong in what is printed.
+# The printed text is UTF-8, so a declaration of another encoding would be wrong.
 _OTHER_ENCODING = re.compile(
     r"""(\ufeff?)<\?xml\s[^>]*?\sencoding\s*=\s*(["'])(?!utf-8\2)[^>]*\?>\s*""", re.IGNORECASE
 )
 _ESCAPES = {"&": "&amp;", "<": "&lt;", ">": "&gt;", "\r": "&#13;"}
-# In an attribute a parser makes spaces of these (XML 1.0, 3.3.3).
+# In an attribute a parser normalises these to spaces (XML 1.0, 3.3.3).
 _IN_ATTRIBUTES = {**_ESCAPES, "\n": "&#10;", "\t": "&#9;"}
 _QUOTES = {'"': "&quot;", "'": "&apos;"}
 
@@ -41,16 +40,16 @@ _QUOTES = {'"': "&quot;", "'": "&apos;"}
 # Levels of nodes that are pieces of their own.
 _LEVELS = 3
 
-# Where a node is in the text: its start tag, what is inside of it, its end tag, what follows. One
-# without an end tag, a comment for one, has nothing inside.
+# Offsets of a node in the text: start of its start tag, of its content and of its end tag, and its
+# end. A node without an end tag, such as a comment, has no content.
 _Span = tuple[int, int, int, int]
 
 
 class Original:
-    """The text that a tree was read from, and which of the tree's nodes are those of the text.
+    """The text that a tree was parsed from, and the tree's nodes that come from the text.
 
     :param text: the text; it must have been parsed.
-    :param nodes: the pieces of the tree in the order of the text, None for one that is gone.
+    :param nodes: the pieces of the tree in the order of the text, None for a removed one.
     """
 
     def __init__(self, text: str, nodes: Sequence[Element | None]) -> None:
@@ -59,34 +58,34 @@ class Original:
 
     @classmethod
     def of(cls, text: str, root: Element) -> Original:
-        """Return that of a tree which was just parsed and not edited yet."""
+        """Return the original of a tree that was parsed from ``text`` and not edited yet."""
         return cls(text, _pieces(root))
 
-    def plain(self, root: Element) -> bool:
-        """Tell whether the tree at ``root`` prints as it was read by being written anew.
+    def is_canonical(self, root: Element) -> bool:
+        """Return whether serialising the unedited tree at ``root`` gives the text.
 
-        It does where libvirt wrote the text. What is edited then need not be told from the rest.
+        This is so if libvirt wrote the text; then no original is needed.
         """
         return _parse.serialise(root) == self._text
 
-    def follow(self, old: Element, new: Element) -> Original:
-        """Return the same for the tree at ``new``, a copy of the one at ``old``."""
+    def for_copy(self, old: Element, new: Element) -> Original:
+        """Return the original for the tree at ``new``, a copy of the one at ``old``."""
         copies = dict(zip(_pieces(old), _pieces(new), strict=True))
         nodes = [None if node is None else copies.get(node) for node in self._nodes]
         return Original(self._text, nodes)
 
     def print(self, root: Element) -> str:
-        """Return the tree at ``root`` as text; what was not edited is as it was read."""
+        """Return the tree at ``root`` as text; its unedited parts are those of the original."""
         return _Printer(self._text, self._nodes).document(root)
 
 
 class _Printer:
-    """Walks through a tree, beside a second tree of what was read before it was edited."""
+    """Printer of an edited tree; it compares each node with its twin in the unedited tree."""
 
     def __init__(self, text: str, nodes: Sequence[Element | None]) -> None:
         self._text = text
         self._out: list[str] = []
-        read = _pieces(_parse.parse(text, "what was read before"))
+        read = _pieces(_parse.parse(text, "the original text"))
         self._read = {
             node: twin for node, twin in zip(nodes, read, strict=True) if node is not None
         }
@@ -108,7 +107,7 @@ class _Printer:
     def _section(self, node: Element, twin: Element, quote: str) -> None:
         """Print the tags of a node and what is between them.
 
-        :param quote: for what is new; libvirt's own is single, libxml2's in <metadata> double.
+        :param quote: for new attributes; libvirt uses single quotes, libxml2 double in <metadata>.
         """
         start, inside, close, end = self._spans[twin]
         tag = self._text[start:inside]
@@ -148,7 +147,7 @@ class _Printer:
     def _gap(
         self, parent: Element, value: str | None, left: Element | None, right: Element | None
     ) -> None:
-        """Print the text between two children, which was before the one or behind the other.
+        """Print the text between two children, as the text before or after them in the original.
 
         None stands for the start and the end of ``parent``.
         """
@@ -169,7 +168,7 @@ class _Printer:
     def _between(
         self, parent: Element, before: Element | None, after: Element | None, value: str
     ) -> bool:
-        """Print the text that was read between two nodes, if it is ``value``."""
+        """Print the original text between two nodes if it stands for ``value``."""
         if (parent.text if before is None else before.tail) != value:
             return False
         _start, inside, close, _end = self._spans[parent]
@@ -185,8 +184,8 @@ def _pieces(root: Element) -> list[Element]:
 
 
 def _spans(text: str) -> list[_Span]:
-    """Return the place of every node of the first levels, from the root element on."""
-    found: list[_Span] = []
+    """Return the offsets of every node of the first levels, from the root element on."""
+    spans: list[_Span] = []
     open_: list[int] = []
     depth = 0
     for token in _TOKEN.finditer(text):
@@ -196,21 +195,21 @@ def _spans(text: str) -> list[_Span]:
             depth -= 1
             if depth < _LEVELS:
                 number = open_.pop()
-                found[number] = (*found[number][:2], start, end)
+                spans[number] = (*spans[number][:2], start, end)
         elif kind in "!?":
             if 0 < depth < _LEVELS and not text.startswith("<![", start):
-                found.append((start, end, end, end))
+                spans.append((start, end, end, end))
             continue
         else:
             if depth < _LEVELS:
-                found.append((start, end, end, end))
+                spans.append((start, end, end, end))
             if text[end - 2] != "/":
                 if depth < _LEVELS:
-                    open_.append(len(found) - 1)
+                    open_.append(len(spans) - 1)
                 depth += 1
         if not depth:
             break
-    return found
+    return spans
 
 
 def _child(parent: Element, index: int) -> Element | None:
@@ -218,13 +217,13 @@ def _child(parent: Element, index: int) -> Element | None:
 
 
 def _with_attributes(tag: str, node: Element, quote: str) -> str:
-    """Return a start tag with the attributes of ``node``; those that it has stay where they are."""
+    """Return a start tag with the attributes of ``node``; existing ones keep their position."""
     left = {_name(node, name): value for name, value in node.items()}
 
-    def replaced(found: re.Match[str]) -> str:
-        space, name, equals, quoted = found.groups()
+    def replaced(match: re.Match[str]) -> str:
+        space, name, equals, quoted = match.groups()
         if name == "xmlns" or name.startswith("xmlns:"):
-            return found[0]
+            return match[0]
         if name not in left:
             return ""
         value = left.pop(name)
@@ -237,7 +236,7 @@ def _with_attributes(tag: str, node: Element, quote: str) -> str:
 
 
 def _new(node: Element, quote: str) -> str:
-    """Return a node that was put in as text, without its tail."""
+    """Return a new node as text, without its tail."""
     if not isinstance(node.tag, str):
         return etree.tostring(node, encoding="unicode", with_tail=False)
     name = _name(node, node.tag)
@@ -248,7 +247,7 @@ def _new(node: Element, quote: str) -> str:
     for prefix, uri in node.nsmap.items():
         if known.get(prefix) != uri:
             words.append(f"xmlns{f':{prefix}' if prefix else ''}={_quoted(uri, quote)}")
-    words += [f"{_name(node, each)}={_quoted(value, quote)}" for each, value in node.items()]
+    words += [f"{_name(node, key)}={_quoted(value, quote)}" for key, value in node.items()]
     head = " ".join(words)
     if len(node) == 0 and not node.text:
         return f"<{head}/>"
@@ -259,7 +258,7 @@ def _new(node: Element, quote: str) -> str:
 
 
 def _name(node: Element, name: str) -> str:
-    """Return a tag or an attribute's name with the prefix that stands for its namespace."""
+    """Return the name of a tag or an attribute with the prefix of its namespace."""
     qualified = etree.QName(name)
     if qualified.namespace is None:
         return qualified.localname

@@ -1,7 +1,7 @@
-"""Text to element tree and back, without surprises.
+"""Parse text to an element tree and serialise it, safely.
 
-Domain XML may come from a file of unknown origin. No DTD is read, so there are no entities to
-expand and nothing to fetch; size and depth are bounded.
+Domain XML may come from a file of unknown origin. No DTD is read, so no entity is expanded and
+nothing is fetched; size and depth are bounded.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
     from lxml.etree import _Element as Element
 
-#: Bytes of XML that are accepted: what libvirt itself takes over its wire, REMOTE_STRING_MAX in
-#: libvirt ``src/remote/remote_protocol.x``.
+#: Limit of XML in bytes, as in libvirt's own protocol: REMOTE_STRING_MAX in libvirt
+#: ``src/remote/remote_protocol.x``.
 MAX_BYTES = 4 * 1024 * 1024
 
-# What XML allows before the document type declaration (XML 1.0, 2.8, productions 22 and 27).
+# The part before the document type declaration (XML 1.0, 2.8, productions 22 and 27).
 _PROLOG = re.compile(r"\ufeff?(?:\s+|<\?.*?\?>|<!--.*?-->)*", re.DOTALL)
-# What is no tag, and tags that have a double quote: the others need no look.
+# Everything but tags, and tags with a double quote; other tags need no change.
 _QUOTED = re.compile(r'<!--.*?-->|<!\[CDATA\[.*?\]\]>|<\?.*?\?>|<[^<>"]*"[^<>]*>', re.DOTALL)
 _ATTRIBUTE = re.compile(r"""=("[^"]*"|'[^']*')""")
 
@@ -34,7 +34,7 @@ def parse(text: str | bytes, source: str) -> Element:
     """Read an XML document, keeping comments, whitespace, order and foreign namespaces.
 
     :param text: the document; bytes are UTF-8.
-    :param source: where it came from, for messages.
+    :param source: origin of the text, for messages.
     :return: the root element.
     :raise DomainXmlError: when it is larger than :data:`MAX_BYTES` bytes, not UTF-8, declares a
         document type, or is not well formed.
@@ -42,22 +42,22 @@ def parse(text: str | bytes, source: str) -> Element:
     data = text.encode(errors="surrogatepass") if isinstance(text, str) else text
     if len(data) > MAX_BYTES:
         raise DomainXmlError(
-            f"reading XML from {source}: too many bytes; libvirt takes up to {MAX_BYTES}"
+            f"reading XML from {source}: too many bytes; libvirt accepts up to {MAX_BYTES}"
         )
     try:
         decoded = data.decode()
     except UnicodeDecodeError as error:
         raise DomainXmlError(
             f"reading XML from {source}: byte {error.start} is not UTF-8; "
-            "valid is a UTF-8 document such as virsh dumpxml prints"
+            "use a UTF-8 document, such as virsh dumpxml prints"
         ) from None
     prolog = _PROLOG.match(decoded)
     start = prolog.end() if prolog is not None else 0
     if decoded.startswith("<!DOCTYPE", start):
         line = decoded.count("\n", 0, start) + 1
         raise _doctype(source, line)
-    # The encoding is given, so a declaration of another one cannot make libxml2 read other text
-    # than was looked at above.
+    # With an explicit encoding, a declaration of another one cannot make libxml2 read other text
+    # than was checked above.
     parser = etree.XMLParser(
         encoding="utf-8",
         resolve_entities=False,
@@ -76,7 +76,7 @@ def parse(text: str | bytes, source: str) -> Element:
         reason = (error.msg or "it is empty").partition(", line ")[0]
         raise DomainXmlError(
             f"reading XML from {source}: line {error.lineno or 1}: {reason}; "
-            "valid is one well-formed element such as virsh dumpxml prints"
+            "valid is one well-formed element, such as virsh dumpxml prints"
         ) from None
     if root.getroottree().docinfo.internalDTD is not None:
         raise _doctype(source, 1)
@@ -84,7 +84,7 @@ def parse(text: str | bytes, source: str) -> Element:
 
 
 def read(path: Path) -> Element:
-    """Read an XML file; see :func:`parse`.
+    """Read and parse an XML file; see :func:`parse`.
 
     :raise DomainXmlError: also when the file cannot be read.
     """
@@ -101,11 +101,10 @@ def read(path: Path) -> Element:
 def serialise(root: Element) -> str:
     """Return the document as text, quoted as libvirt quotes: double in ``<metadata>``, else single.
 
-    libvirt prints what is in ``<metadata>`` by libxml2 and the rest itself, so its own text comes
-    back unchanged.
-    Reading the result again gives the same tree.
+    libvirt prints the content of ``<metadata>`` by libxml2 and the rest itself, so text that
+    libvirt wrote does not change. Parsing the result gives the same tree.
 
-    :param root: the root element; comments beside it are kept.
+    :param root: the root element; comments before and after it are included.
     """
     nodes = [*reversed([*root.itersiblings(preceding=True)]), root, *root.itersiblings()]
     text = "\n".join(etree.tostring(node, encoding="unicode", with_tail=False) for node in nodes)
@@ -117,7 +116,7 @@ def serialise(root: Element) -> str:
 
 
 def fragment(element: Element) -> str:
-    """Return one element as a document of its own, without the namespaces of what is around it."""
+    """Return one element as a document of its own, without the namespaces of its ancestors."""
     alone = copy.deepcopy(element)
     alone.tail = None
     etree.cleanup_namespaces(alone)
@@ -146,6 +145,6 @@ def _single(attribute: re.Match[str]) -> str:
 
 def _doctype(source: str, line: int) -> DomainXmlError:
     return DomainXmlError(
-        f"reading XML from {source}: line {line}: a document type declaration is refused, with "
-        "the entities it may define; valid is domain XML without <!DOCTYPE>"
+        f"reading XML from {source}: line {line}: a document type declaration is refused, since "
+        "it may define entities; use domain XML without <!DOCTYPE>"
     )

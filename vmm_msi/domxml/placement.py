@@ -1,4 +1,4 @@
-"""Which vSMMU of a guest translates for which of its devices, as QEMU takes it from the XML."""
+"""Map the devices of a guest to the vSMMUs that translate for them, as QEMU does."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.libvirt_domain import DomainXml, IommuDevice, PciController, PciHostdev
 
-# QEMU takes from the first assigned device what is "auto", which is the default of each, and ends
-# when there is none: hw/arm/smmuv3-accel.c smmuv3_accel_machine_done.
+# Properties that default to "auto": QEMU takes their values from the first assigned device and
+# exits if there is no such device (hw/arm/smmuv3-accel.c smmuv3_accel_machine_done).
 _AUTO = ("ats", "ril", "ssidsize")
 
 
 class EmptyVsmmu(NamedTuple):
-    """An accelerated vSMMU with no assigned device behind it, for which QEMU would end.
+    """An accelerated vSMMU without an assigned device behind it, with which QEMU would exit.
 
-    :param auto: its properties that QEMU would have to take from a device.
+    :param auto: its properties whose values QEMU would need from a device.
     """
 
     iommu: IommuDevice
@@ -30,17 +30,17 @@ class EmptyVsmmu(NamedTuple):
     def __str__(self) -> str:
         return (
             f"no assigned device is behind the accelerated vSMMU of controller "
-            f"{self.iommu.pci_bus}, and QEMU would have to take {', '.join(self.auto)} from one"
+            f"{self.iommu.pci_bus}, from which QEMU would take {', '.join(self.auto)}"
         )
 
 
 def is_accelerated(iommu: IommuDevice) -> bool:
-    """Tell whether it uses the stage 1 of a physical SMMU."""
+    """Return whether a vSMMU uses the stage 1 of a physical SMMU."""
     return iommu.model == "smmuv3" and iommu.driver.get("accel") == "on"
 
 
 class Placement:
-    """Where the devices of one domain are plugged in; read once.
+    """The buses of one libvirt domain and the devices that are plugged into them.
 
     A vSMMU with a ``pciBus`` serves the devices below that root bus, one without those of the
     whole machine (QEMU ``hw/arm/virt.c`` iommu=smmuv3).
@@ -65,23 +65,23 @@ class Placement:
         self._vsmmu_on = {iommu.pci_bus: iommu for iommu in reversed(self.vsmmus)}
 
     def root_bus(self, bus: int) -> int | None:
-        """Return the index of the root bus that the bus of a controller is below of.
+        """Return the index of the root bus above the bus of a controller.
 
-        :return: None where the controllers in the XML do not lead to one.
+        :return: None if the controllers in the XML do not lead to a root bus.
         """
         seen: set[int] = set()
-        found: int | None = bus
-        while found is not None and found not in self._roots and found not in seen:
-            seen.add(found)
-            found = self._above.get(found)
-        return found if found in self._roots else None
+        index: int | None = bus
+        while index is not None and index not in self._roots and index not in seen:
+            seen.add(index)
+            index = self._above.get(index)
+        return index if index in self._roots else None
 
     def is_root(self, index: int) -> bool:
-        """Tell whether a vSMMU can be on the bus of a controller."""
+        """Return whether the bus of a controller is a root bus, which can have a vSMMU."""
         return index in self._roots
 
     def vsmmu_of(self, element: Element) -> IommuDevice | None:
-        """Return the vSMMU that translates for a device; None also where it has no address."""
+        """Return the vSMMU that translates for a device; None also if it has no address."""
         address = self.domain.guest_address(element)
         root = None if address is None else self.root_bus(address.bus)
         own = None if root is None else self._vsmmu_on.get(str(root))
@@ -94,7 +94,7 @@ class Placement:
                 yield hostdev
 
     def emulated_behind(self, iommu: IommuDevice) -> Iterator[Element]:
-        """Yield the devices behind a vSMMU that are neither assigned nor a bus or a port."""
+        """Yield the devices behind a vSMMU except assigned devices, buses and ports."""
         devices = self.domain.root.find("devices")
         mine = {hostdev.element for hostdev in self.domain.hostdevs()}
         for element in () if devices is None else devices.iterchildren("*"):
@@ -104,7 +104,7 @@ class Placement:
                 yield element
 
     def empty_vsmmus(self) -> Iterator[EmptyVsmmu]:
-        """Yield the accelerated vSMMUs that QEMU would end for."""
+        """Yield the accelerated vSMMUs with which QEMU would exit."""
         used = [self.vsmmu_of(hostdev.element) for hostdev in self.domain.hostdevs()]
         for iommu in self.vsmmus:
             auto = tuple(name for name in _AUTO if iommu.driver.get(name, "auto") == "auto")

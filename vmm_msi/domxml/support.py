@@ -1,4 +1,4 @@
-"""Which libvirt, QEMU, host and guest can have which XML: the one table, and questions to it."""
+"""The features of domain XML and the libvirt, QEMU, host and guest that they require."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Version(NamedTuple):
 
     @classmethod
     def from_int(cls, number: int) -> Version:
-        """Take apart what virConnectGetLibVersion and virConnectGetVersion return.
+        """Decode a number that virConnectGetLibVersion or virConnectGetVersion returns.
 
         :param number: 1,000,000 * major + 1,000 * minor + release.
         """
@@ -32,7 +32,7 @@ class Version(NamedTuple):
 
 
 class Feature(StrEnum):
-    """Something that domain XML can say since some release."""
+    """A feature of domain XML that libvirt supports since some release."""
 
     SMMUV3 = "smmuv3"
     PCI_BUS = "pciBus"
@@ -55,7 +55,7 @@ MACHINE = "virt"
 
 
 class GuestKind(NamedTuple):
-    """What kind of guest it is for, as its definition says; None where that is not known.
+    """Type, architecture and machine of a guest; None if the definition does not set one.
 
     :param type: libvirt's domain type: ``kvm``, ``qemu`` (emulated), ``test``.
     """
@@ -66,21 +66,21 @@ class GuestKind(NamedTuple):
 
     @property
     def is_virt(self) -> bool:
-        """Whether its machine type is QEMU's ``virt``, of whatever version."""
+        """Whether its machine type is a version of QEMU's ``virt``."""
         return self.machine is not None and self.machine.partition("-")[0] == MACHINE
 
 
 @dataclass(frozen=True, slots=True)
 class Requirement:
-    """What must be there for a feature.
+    """The requirements of a feature.
 
-    :param xml: how the feature is written.
-    :param purpose: what it is for.
-    :param libvirt: the first release that has it.
-    :param qemu: the first release that has it; None where no release of QEMU matters.
-    :param virt: the guest must be of :data:`ARCH` and :data:`MACHINE`.
-    :param kvm: the guest cannot be one whose CPU is emulated.
-    :param caps: the answer of the domain capabilities that excludes it when it is no.
+    :param xml: its XML.
+    :param purpose: its purpose.
+    :param libvirt: the first release that supports it.
+    :param qemu: the first release that supports it; None if every release does.
+    :param virt: the guest must have :data:`ARCH` and :data:`MACHINE`.
+    :param kvm: the guest's CPU must not be emulated.
+    :param caps: field of :class:`DomainCaps` that must not be False.
     """
 
     xml: str
@@ -92,8 +92,8 @@ class Requirement:
     caps: str | None = None
 
 
-# libvirt's documentation names no release for accel and what came with it, so the entry is the
-# first release that was tried; an earlier one that has it too is refused rather than trusted.
+# libvirt's documentation names no release for accel and the features that came with it, so this is
+# the first release that was tried; earlier ones are refused.
 _TRIED = Version(12, 8)
 
 _QEMU_ACCEL = Version(11, 0)
@@ -134,8 +134,8 @@ REQUIREMENTS: Mapping[Feature, Requirement] = {
 }
 
 
-#: What can be said of a vSMMU in its ``<driver>``: the values libvirt and QEMU 11.1 take (QEMU
-#: ``hw/arm/smmuv3.c`` smmuv3_properties). Left out, QEMU takes what the physical SMMU has.
+#: Properties of a vSMMU in its ``<driver>`` and the values that libvirt and QEMU 11.1 accept (QEMU
+#: ``hw/arm/smmuv3.c`` smmuv3_properties). QEMU takes the others from the physical SMMU.
 DRIVER_VALUES: Mapping[str, tuple[Feature, tuple[str, ...]]] = {
     "ats": (Feature.ATS, ("on", "off")),
     "ril": (Feature.RIL, ("on", "off")),
@@ -146,10 +146,10 @@ DRIVER_VALUES: Mapping[str, tuple[Feature, tuple[str, ...]]] = {
 
 
 class Gap(NamedTuple):
-    """A feature that is missing.
+    """An unsupported feature.
 
-    :param needs: the first release that has it, with the name of the program.
-    :param has: the release that runs, with the name of the program.
+    :param needs: the requirement, such as the name of a program with a release.
+    :param has: what does not meet it, such as the name of the program with its release.
     """
 
     feature: Feature
@@ -164,7 +164,7 @@ class Gap(NamedTuple):
 
 
 class IommufdForm(StrEnum):
-    """How iommufd is asked for."""
+    """The element that selects iommufd."""
 
     NONE = "none"
     HOSTDEV = "hostdev"
@@ -173,17 +173,17 @@ class IommufdForm(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class XmlLayout:
-    """The XML that is written for a plan.
+    """The form of the XML for a plan.
 
-    :param pci_bus: an ``<iommu>`` per vSMMU, tied to its bus; else one for the whole machine.
+    :param pci_bus: write an ``<iommu>`` per vSMMU, tied to its bus; else one for the machine.
     :param accel: write accel='on' for vSMMUs that are planned as accelerated.
-    :param iommufd: where iommufd is asked for when the plan wants it.
+    :param iommufd: the element that selects iommufd, if the plan uses it.
     :param driver: further attributes of each ``<driver>``, for instance ``{"oas": "48"}``.
-    :param fdgroup: name of the group of file descriptors that /dev/iommu is handed over in.
-    :param managed: libvirt binds the devices to vfio-pci and back by itself.
-    :param spare_ports: free root ports that each vSMMU with a new device is to have at least.
-    :param reserve: bytes of prefetchable memory for each root port of a vSMMU with free ones; 0
-        for what the firmware gives.
+    :param fdgroup: name of the FD group that contains /dev/iommu.
+    :param managed: libvirt binds the devices to vfio-pci and back.
+    :param spare_ports: free root ports of each vSMMU with a new device, at least.
+    :param reserve: bytes of prefetchable memory for each root port of a vSMMU with free ports; 0
+        for the firmware's own choice.
     """
 
     pci_bus: bool = True

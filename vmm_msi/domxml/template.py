@@ -1,4 +1,4 @@
-"""New guests from a template that ships: parsed XML that is filled node by node."""
+"""Create guests from a template that ships: parsed XML that is filled node by node."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 NESTED_GUEST = "nested-guest.xml"
 
-# The CPU that suits each type: TCG has no host CPU to pass through, the test driver has none.
+# CPU mode for each type: TCG cannot pass through the host's CPU, the test driver has no CPU.
 _CPU_MODES = {"kvm": "host-passthrough", "qemu": "maximum", "test": None}
 
 
 @dataclass(frozen=True, slots=True)
 class DirectBoot:
-    """What libvirt loads in the place of a boot disk; paths on the host.
+    """The files that libvirt boots instead of a disk; paths on the host.
 
     https://libvirt.org/formatdomain.html#direct-kernel-boot
     """
@@ -34,20 +34,20 @@ class DirectBoot:
 def nested_guest(
     name: str, *, memory: int, vcpus: int = 1, kind: str = "kvm", boot: DirectBoot | None = None
 ) -> DomainXml:
-    """Return the XML of a new aarch64 guest that is ready for nested vSMMUs.
+    """Return the XML of a new aarch64 guest that meets the prerequisites of nested vSMMUs.
 
     :param memory: RAM in bytes, a multiple of 1024.
     :param kind: libvirt's domain type: ``kvm``, ``qemu`` (emulated) or ``test``.
-    :raise DomainXmlError: when one of the values cannot be used.
+    :raise DomainXmlError: when one of the values is invalid.
     """
     if kind not in _CPU_MODES:
         raise DomainXmlError(
-            f"making guest {name}: type {kind!r} is unknown; valid: {', '.join(_CPU_MODES)}"
+            f"creating guest {name}: type {kind!r} is unknown; valid: {', '.join(_CPU_MODES)}"
         )
     if memory <= 0 or memory % 1024 or vcpus < 1:
         raise DomainXmlError(
-            f"making guest {name}: {memory} bytes and {vcpus} vCPUs cannot be used; valid is "
-            "memory in whole KiB and 1 vCPU or more"
+            f"creating guest {name}: {memory} bytes and {vcpus} vCPUs are invalid; use memory in "
+            "whole KiB and at least 1 vCPU"
         )
     text = resources.files("vmm_msi.templates").joinpath(NESTED_GUEST).read_bytes()
     domain = DomainXml.parse(text, NESTED_GUEST)
@@ -60,7 +60,7 @@ def nested_guest(
     cpu = root.find("cpu")
     if cpu is not None:
         if mode is None:
-            elements.take_out(cpu)
+            elements.remove(cpu)
         else:
             cpu.set("mode", mode)
     os = root.find("os")
@@ -68,7 +68,7 @@ def nested_guest(
         for tag in ("kernel", "initrd", "cmdline"):
             value = getattr(boot, tag)
             if value is not None:
-                elements.put_after(os, os[-1], elements.build(tag, {}))
+                elements.insert_after(os, os[-1], elements.build(tag, {}))
                 _set(os, tag, value)
     return DomainXml(root, NESTED_GUEST)
 
@@ -81,6 +81,6 @@ def _set(parent: Element, tag: str, value: str) -> None:
         element.text = value
     except ValueError:
         raise DomainXmlError(
-            f"making a guest: <{tag}> {value!r} has characters that XML cannot hold; "
-            "valid is printable text"
+            f"creating a guest: <{tag}> {value!r} contains characters that XML does not allow; "
+            "use printable text"
         ) from None

@@ -1,8 +1,8 @@
-"""What libvirt does not read of a domain XML and drops without a word, unless it validates.
+"""Find parts of domain XML that libvirt does not read and silently drops if it does not validate.
 
-Of the elements that assignment behind a vSMMU is made of, as libvirt 12.8 reads them
-(``src/conf/domain_conf.c``); every kind of entry was tried on its QEMU driver. What it refuses
-instead, such as an attribute of another IOMMU's ``<driver>``, is not told here.
+Covers the elements of assignment behind a vSMMU as libvirt 12.8 reads them
+(``src/conf/domain_conf.c``); every kind of entry was tried on its QEMU driver. Parts that libvirt
+refuses, such as an attribute of another IOMMU's ``<driver>``, are not reported.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _HOSTDEV = {"mode", "type", "managed", "sgio", "rawio", "model", "display", "ramfb"}
 _TARGET = {"chassisNr", "chassis", "port", "busNr", "index", "hotplug", "memReserve"}
 _SMMU_DRIVER = {"pciBus", "accel", *DRIVER_VALUES}
-# For these of other IOMMUs libvirt refuses the definition.
+# Attributes of other IOMMUs: with them libvirt refuses the definition.
 _REFUSED = {
     "intremap", "caching_mode", "eim", "iotlb", "aw_bits", "dma_translation", "passthrough",
     "xtsup",
@@ -32,16 +32,16 @@ _QEMU_ELEMENTS = {"commandline", "override"}
 
 
 class Unread(NamedTuple):
-    """One part of a domain XML that libvirt does not read.
+    """A part of domain XML that libvirt does not read.
 
-    :param element: the element, or the one whose attribute it is.
-    :param attribute: name of the attribute; None where it is the whole element.
-    :param meant: what libvirt reads and may have been meant; None where nothing is like it.
+    :param element: the element, or the one with the attribute.
+    :param attribute: name of the attribute; None for the whole element.
+    :param intended: the similar part that libvirt does read; None if nothing is similar.
     """
 
     element: Element
     attribute: str | None
-    meant: str | None
+    intended: str | None
 
     def __str__(self) -> str:
         if self.attribute is None:
@@ -50,7 +50,7 @@ class Unread(NamedTuple):
 
 
 def unread(domain: DomainXml) -> tuple[Unread, ...]:
-    """Return what libvirt would drop of a definition that it does not validate."""
+    """Return the parts that libvirt would drop from a definition that it does not validate."""
     root = domain.root
     return (*_top(root), *_devices(root), *_features(root))
 
@@ -60,7 +60,7 @@ def _top(root: Element) -> Iterator[Unread]:
         namespace, _, name = str(child.tag).rpartition("}")
         if child.tag == "iommufd":
             yield from _attributes(child, {"enabled", "fdgroup"})
-        elif not namespace and _plain(name) == "iommufd":
+        elif not namespace and _normalised(name) == "iommufd":
             yield Unread(child, None, "<iommufd>")
         elif name in _QEMU_ELEMENTS and f"{namespace}}}" != QEMU:
             yield Unread(child, None, f"<qemu:{name}> with xmlns:qemu='{QEMU.strip('{}')}'")
@@ -86,7 +86,7 @@ def _devices(root: Element) -> Iterator[Unread]:
                 yield from _attributes(target, _TARGET)
                 yield from _children(target, {"node"})
         elif tag not in {"iommu", "hostdev", "controller"}:
-            yield from _near(device, {"iommu", "hostdev", "controller"})
+            yield from _misspelled(device, {"iommu", "hostdev", "controller"})
 
 
 def _iommu(device: Element) -> Iterator[Unread]:
@@ -108,24 +108,24 @@ def _attributes(element: Element, read: Collection[str]) -> Iterator[Unread]:
     for key in element.keys():  # noqa: SIM118, an element's items are its children
         name = str(key)
         if name not in read and "}" not in name:
-            yield Unread(element, name, _like(name, read))
+            yield Unread(element, name, _similar(name, read))
 
 
 def _children(element: Element, read: Collection[str]) -> Iterator[Unread]:
     for child in element.iterchildren("*"):
-        yield from _near(child, read)
+        yield from _misspelled(child, read)
 
 
-def _near(element: Element, read: Collection[str]) -> Iterator[Unread]:
+def _misspelled(element: Element, read: Collection[str]) -> Iterator[Unread]:
     name = str(element.tag)
-    meant = _like(name, read)
-    if name not in read and meant is not None:
-        yield Unread(element, None, f"<{meant}>")
+    similar = _similar(name, read)
+    if name not in read and similar is not None:
+        yield Unread(element, None, f"<{similar}>")
 
 
-def _like(name: str, read: Collection[str]) -> str | None:
-    return next((known for known in sorted(read) if _plain(known) == _plain(name)), None)
+def _similar(name: str, read: Collection[str]) -> str | None:
+    return next((known for known in sorted(read) if _normalised(known) == _normalised(name)), None)
 
 
-def _plain(name: str) -> str:
+def _normalised(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")

@@ -103,7 +103,7 @@ def _with_gic(definition: DomainXml) -> tuple[DomainXml, list[str]]:
     gic = features.find("gic")
     if gic is None:
         last = features[-1] if len(features) else None
-        elements.put_after(features, last, elements.build("gic", {"version": "3"}))
+        elements.insert_after(features, last, elements.build("gic", {"version": "3"}))
     else:
         gic.set("version", "3")
     return edited, ["it says no GIC version; <gic version='3'/> was put in and stays in"]
@@ -119,7 +119,7 @@ def _without(
     for hostdev in edited.hostdevs():
         if hostdev.host in wanted and hostdev.host not in theirs:
             theirs[hostdev.host] = copy.deepcopy(hostdev.element)
-            elements.take_out(hostdev.element)
+            elements.remove(hostdev.element)
     return edited, theirs
 
 
@@ -132,14 +132,14 @@ def _with(new: DomainXml, theirs: Mapping[PciAddress, Element]) -> DomainXml:
         element = theirs.get(hostdev.host)
         if element is None:
             continue
-        elements.put_after(edited.devices, hostdev.element, element)
-        elements.take_out(hostdev.element)
+        elements.insert_after(edited.devices, hostdev.element, element)
+        elements.remove(hostdev.element)
         for address in element.findall("address"):
-            elements.take_out(address)
+            elements.remove(address)
         for child in hostdev.element.iterchildren("driver", "address"):
             own = element.find(str(child.tag))
             if own is None:
-                elements.put_after(element, element[-1], copy.deepcopy(child))
+                elements.insert_after(element, element[-1], copy.deepcopy(child))
             else:
                 own.attrib.update(child.attrib)
     return edited

@@ -136,7 +136,7 @@ def _address(bus: int, slot: int) -> Element:
 def _add(devices: Element, after: str, new: Element) -> None:
     """Insert ``new`` after the last element named ``after`` or like itself."""
     alike = [*devices.iterchildren(after, str(new.tag))]
-    elements.put_after(devices, alike[-1], new)
+    elements.insert_after(devices, alike[-1], new)
 
 
 def _folder(tag: str, folder: Path, slot: int) -> Element:
@@ -180,7 +180,7 @@ def _add_device(
 
 def _arguments(commandline: Element, *values: str) -> None:
     for value in values:
-        elements.put_after(
+        elements.insert_after(
             commandline, commandline[-1], elements.build(f"{_QEMU}arg", {"value": value})
         )
 
