@@ -49,5 +49,5 @@ def test_two_its_scenario_shares_a_vits_between_two_itses():
 
 def test_unknown_sample_is_refused_with_the_names():
     assert {"two-its.toml", "eight-its.toml", "eight-its-server.dtb"} <= set(samples.names())
-    with pytest.raises(UsageError, match=r"^sample 'x'; valid: .*two-its\.toml"):
+    with pytest.raises(UsageError, match=r"^no sample 'x'; valid: .*two-its\.toml"):
         samples.path("x")

@@ -173,12 +173,15 @@ def overlapping_doorbells(place):
     return place.scenario(text)
 
 
-@case(3, "host.device[1].address: 0000:01:00.0 is host.device[0] already")
+@case(3, "host.device[1].address: 0000:01:00.0 is already host.device[0]")
 def duplicate_addresses(place):
     return place.scenario(Sample((Device(A), Device(A, vectors=3))).toml())
 
 
-@case(3, "0000:02:00.0 has StreamID 0x7 on SMMU 0, as 0000:01:00.0 has; give one another stream_id")
+@case(
+    3,
+    "0000:02:00.0 has StreamID 0x7 on SMMU 0, as 0000:01:00.0 has; give one of them anoth",
+)
 def duplicate_stream_ids(place):
     devices = (Device(A, extra="stream_id = 7"), Device(B, extra="stream_id = 7"))
     return place.scenario(Sample(devices).toml())
@@ -195,7 +198,7 @@ def an_unknown_key(place):
     return place.scenario('[host]\ngranul = "4K"\n')
 
 
-@case(3, "its_group[0]: no [[host.its]] has the id 7; there are: 0")
+@case(3, "its_group[0]: no [[host.its]] has the id 7; valid: 0")
 def an_its_that_does_not_exist(place):
     return place.scenario(pair("own").toml().replace("its_group = [0]", "its_group = [7]", 1))
 

@@ -1,4 +1,4 @@
-"""Builds the files of a host, laid out as its kernel lays them out: for a tree or a folder."""
+"""Build the files of a host in the layout of its kernel, for a tree or a folder."""
 
 from __future__ import annotations
 
@@ -37,15 +37,15 @@ def config(
         struct.pack_into("<BBB", space, 0x18, *bridge)
     else:
         struct.pack_into("<HH", space, 0x2C, *subsystem)
-    found = []
+    capabilities = []
     if msi is not None:
-        found.append((0x05, struct.pack("<H", msi << 1)))
+        capabilities.append((0x05, struct.pack("<H", msi << 1)))
     if msix is not None:
-        found.append((0x11, struct.pack("<H", msix - 1 | 0x8000)))
+        capabilities.append((0x11, struct.pack("<H", msix - 1 | 0x8000)))
     if express is not None:
-        found.append((0x10, struct.pack("<H", express << 4 | 2)))
+        capabilities.append((0x10, struct.pack("<H", express << 4 | 2)))
     at, link = 0x40, 0x34
-    for number, body in found:
+    for number, body in capabilities:
         space[6] = 0x10
         space[link] = at
         space[at] = number
@@ -59,7 +59,7 @@ def config(
 
 
 class HostFiles:
-    """Files and links by path, added to bit by bit."""
+    """Files and links by path."""
 
     def __init__(self):
         self.files = {}
@@ -79,7 +79,7 @@ class HostFiles:
         return self
 
     def smmu(self, name, device="arm-smmu-v3.0.auto"):
-        """Add an SMMU with a driver, by the kernel's name for it."""
+        """Add an SMMU with a driver, by the kernel's name of it."""
         folder = f"/sys/devices/platform/{device}/iommu/{name}"
         self.folders.append(f"{folder}/devices")
         self._link(f"/sys/class/iommu/{name}", folder)
@@ -103,7 +103,7 @@ class HostFiles:
     ):
         """Add a PCI function.
 
-        :param below: the bridge above it, of those that were added.
+        :param below: the bridge above it, which was added before.
         """
         above = self.paths[below] if below else f"/sys/devices/pci{address[:7]}"
         folder = self.paths[address] = f"{above}/{address}"
@@ -148,5 +148,5 @@ class HostFiles:
         return root
 
     def _link(self, path, target):
-        """Add a link that is relative, as those of sysfs are."""
+        """Add a relative link, as in sysfs."""
         self.links[path] = relpath(target, path.rpartition("/")[0])

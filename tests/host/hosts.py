@@ -1,4 +1,4 @@
-"""Hosts that several tests read: one with ACPI tables, one with a device tree."""
+"""A server with ACPI tables that several tests read."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def tables(*, memory=(), smmus=SMMUS):
 
 
 def server(**options):
-    """Return the files of a server: an SR-IOV NIC, an NVMe drive, a card behind a bridge to PCI."""
+    """Return the files of a server: an SR-IOV NIC and a card behind a bridge to PCI."""
     files = HostFiles().tables(**tables(**options))
     for number, name in enumerate(NAMES):
         files.smmu(name, f"arm-smmu-v3.{number}.auto")

@@ -1,4 +1,4 @@
-"""Where the real tables and blobs are that the tests read but the project does not ship."""
+"""Find the real tables and blobs that the tests read but the project does not ship."""
 
 from __future__ import annotations
 

@@ -158,7 +158,9 @@ def test_a_device_tree_as_a_folder(tmp_path):
     assert load_host(files.write(tmp_path)).routes == folder.routes
 
 
-@pytest.mark.parametrize(("depth", "size", "message"), [(70, 1, "deep"), (1, 3 << 20, "more than")])
+@pytest.mark.parametrize(
+    ("depth", "size", "message"), [(70, 1, "deep"), (1, 3 << 20, "larger than")]
+)
 def test_a_device_tree_folder_beyond_the_limits(depth, size, message):
     files = HostFiles()
     files.files["/proc/device-tree" + "/node" * depth + "/a"] = bytes(size // 2)

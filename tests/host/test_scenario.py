@@ -1,4 +1,4 @@
-"""Scenario files: the contract, the defaults and every contradiction by line."""
+"""Scenario files: keys, defaults and the line of every contradiction."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from vmm_msi.types import (
     Vits,
 )
 
-CONTRACT = """\
+EXAMPLE = """\
 [host]
 granule = "4K"
 [[host.smmu]]
@@ -75,8 +75,8 @@ giova = 0xfffe0000
 """
 
 
-def test_the_contract():
-    scenario = parse_scenario(CONTRACT, "s.toml")
+def test_an_example():
+    scenario = parse_scenario(EXAMPLE, "s.toml")
     host, guest = scenario.host, scenario.guest
     assert (host.source, host.granule) == ("s.toml", Granule.K4)
     assert host.smmus == (Smmu(0),)
@@ -99,8 +99,8 @@ def test_the_contract():
 
 
 def changed(old, new):
-    assert CONTRACT.count(old) >= 1, old
-    return CONTRACT.replace(old, new, 1)
+    assert EXAMPLE.count(old) >= 1, old
+    return EXAMPLE.replace(old, new, 1)
 
 
 def test_optional_keys():
@@ -127,7 +127,7 @@ def test_optional_keys():
     ],
 )
 def test_reserved_regions(reserved, kinds):
-    """The software MSI window is there unless another one or a hardware one is given."""
+    """A device has the default MSI window unless the file gives a software or hardware one."""
     text = ", ".join(f'{{base = {b}, size = {s}, type = "{t}"}}' for b, s, t in reserved)
     scenario = parse_scenario(changed("vectors = 4", f"reserved = [{text}]"), "s.toml")
     device = scenario.host.devices[0]
@@ -142,12 +142,12 @@ def test_reserved_regions(reserved, kinds):
 
 def test_only_a_host(tmp_path):
     path = tmp_path / "host.toml"
-    path.write_text(CONTRACT[: CONTRACT.index("[guest]")])
+    path.write_text(EXAMPLE[: EXAMPLE.index("[guest]")])
     assert len(load_host_toml(path).devices) == 2
     assert load_host(path) == load_host_toml(path)
     with pytest.raises(ScenarioError, match=r"host.toml: has no \[guest\]"):
         load_scenario(path)
-    path.write_text(CONTRACT)
+    path.write_text(EXAMPLE)
     assert load_host_toml(path) == load_scenario(path).host
 
 
@@ -163,19 +163,19 @@ MSI = '{base = 0x7000000, size = 0x1000, type = "%s"}'
         ("id = 0\n", 'id = 0\nfoo = "x"\n', 5, "in [host.smmu]; valid keys: base, id, nested"),
         ("id = 0\n", "id = 0x100000000\n", 4, "host.smmu[0].id: 0x100000000 is not from 0 to"),
         ("id = 0\n", "id = 0\nbase = 0x1000\n", 5, "host.smmu[0].base: 0x1000 is not a multiple"),
-        ("[[host.its]]", "[[host.smmu]]\nid = 0\n[[host.its]]", 6, "0 is that of smmu[0] too"),
-        ("id = 1\nbase", "id = 0\nbase", 9, "host.its[1].id: 0 is that of its[0] too"),
+        ("[[host.its]]", "[[host.smmu]]\nid = 0\n[[host.its]]", 6, "0 is also that of smmu[0]"),
+        ("id = 1\nbase", "id = 0\nbase", 9, "host.its[1].id: 0 is also that of its[0]"),
         ("0x200000000", "0x200000100", 7, "not a multiple of 0x10000, the size of a 64 KiB frame"),
         ("0x200000000", "0x10000000000000", 7, "host.its[0].base: 0x10000000000000 is not from"),
         ('"0x300000000"', "0x200000000", 10, "puts the doorbell page on that of its[0], 0x20001"),
         ("0000:01:00.0", "0000:01:00.9", 12, "not of the form 0000:01:00.0"),
-        ("0001:02:00.1", "0000:01:00.0", 18, "0000:01:00.0 is host.device[0] already"),
+        ("0001:02:00.1", "0000:01:00.0", 18, "0000:01:00.0 is already host.device[0]"),
         ("0001:02:00.1", "0001:01:00.0", 17, "StreamID 0x100 on SMMU 0, as 0000:01:00.0 has"),
         (DEVICE, DEVICE.replace("[1, 0]", "[0]\ndevice_id = 0x100"), 17, "DeviceID 0x100 on ITS 0"),
-        ("smmu = 0", "smmu = 3", 13, "no [[host.smmu]] has the id 3; there are: 0"),
+        ("smmu = 0", "smmu = 3", 13, "no [[host.smmu]] has the id 3; valid: 0"),
         ("[0] ", "[] ", 14, "host.device[0].its_group: is empty"),
-        ("[1, 0]", "[1, 2]", 20, "its_group[1]: no [[host.its]] has the id 2; there are: 0, 1"),
-        ("[1, 0]", "[1, 1]", 20, "its_group[1]: 1 is that of its_group[0] too"),
+        ("[1, 0]", "[1, 2]", 20, "its_group[1]: no [[host.its]] has the id 2; valid: 0, 1"),
+        ("[1, 0]", "[1, 1]", 20, "its_group[1]: 1 is also that of its_group[0]"),
         ("vectors = 4", "vectors = 0", 16, "host.device[0].vectors: 0 is not from 1 to 2048"),
         ("vectors = 4", "vectors = 2049", 16, "2049 is not from 1 to 2048"),
         ("vectors = 4", 'vectors = "x"', 16, "host.device[0].vectors: expected an integer"),
@@ -190,21 +190,26 @@ MSI = '{base = 0x7000000, size = 0x1000, type = "%s"}'
         ("vectors = 4", f"reserved = [{MSI % 'sw-msi'}]".replace("0x1000", "1"), 16, "multiple"),
         ('"batched"', '"random"', 23, "valid values: interleaved, batched"),
         ("honours_rmr = false", "honours_rmr = 0", 24, "guest.honours_rmr: expected boolean"),
-        ("id = 1\nbase = 0x08100000", "id = 0\nbase = 0x08100000", 29, "0 is that of vits[0] too"),
+        ("id = 1\nbase = 0x08100000", "id = 0\nbase = 0x08100000", 29, "0 is also that of vits[0]"),
         ("0x08100000", "0x08080000", 30, "puts the doorbell page on that of vits[0], 0x8090000"),
         ("0x08100000", "0x08100800", 30, "guest.vits[1].base: 0x8100800 is not a multiple"),
         ("0x08100000", "0x08081000", 30, "puts the doorbell page on that of vits[0], 0x8090000"),
         ("0x08100000", "0x40000000", 30, "the doorbell page 0x40010000 lies in guest RAM"),
         ('granule = "64K"', 'granule = "64k"', 33, "not one of 4K, 16K, 64K"),
-        ("[[guest.device]]", '[[guest.stage1]]\nid = "s1a"\n[[guest.device]]', 35, "is that of"),
-        ('host = "0000:01:00.0"', 'host = "0000:03:00.0"', 35, "is no [[host.device]] of this"),
+        (
+            "[[guest.device]]",
+            '[[guest.stage1]]\nid = "s1a"\n[[guest.device]]',
+            35,
+            "is also that of",
+        ),
+        ('host = "0000:01:00.0"', 'host = "0000:03:00.0"', 35, "is not a [[host.device]] of"),
         ('host = "0001:02:00.1"', 'host = "0000:01:00.0"', 40, "is listed twice in the guest"),
         ('host = "0001:02:00.1"', 'host = "x"', 40, "guest.device[1].host: PCI address 'x'"),
         ('stage1 = "s1a"', 'stage1 = "s1b"', 36, "no [[guest.stage1]] has the id 's1b'"),
-        ("vits = 0", "vits = 9", 37, "no [[guest.vits]] has the id 9; there are: 0, 1"),
+        ("vits = 0", "vits = 9", 37, "no [[guest.vits]] has the id 9; valid: 0, 1"),
         ("0xffff0000", "0xfffff000", 38, "multiple of 0x10000, the size of the granule of its st"),
         ("0xffff0000", "0x10000000000000", 38, "guest.device[0].giova: 0x10000000000000 is not"),
-        ("0xfffe0000", "0xffff0000", 43, "leads to vits 0 already, not to 1"),
+        ("0xfffe0000", "0xffff0000", 43, "already leads to vits 0, not to 1"),
         ("0xfffe0000", "0x1ffffffffffffffff", 43, "expected an integer from 0 to 2^64-1"),
         ("[guest]", "[gest]", 22, "unknown key 'gest' at top level; valid keys: guest, host"),
         ('id = "s1a"', 'id = "s1a', 32, "not TOML"),
@@ -222,7 +227,7 @@ def test_memory():
     def error(*ranges):
         text = "".join(f"[[guest.memory]]\nbase = {b}\nsize = {s}\n" for b, s in ranges)
         with pytest.raises(ScenarioError) as caught:
-            parse_scenario(CONTRACT + text, "s.toml")
+            parse_scenario(EXAMPLE + text, "s.toml")
         return str(caught.value)
 
     overlap = error(("0x80000000", "0x1000"), ("0x40000000", "0x80000000"))
@@ -234,7 +239,7 @@ def test_memory():
 
 def test_a_guest_without_devices():
     with pytest.raises(ScenarioError, match=r"s.toml:22: guest: has no \[\[guest.device\]\]"):
-        parse_scenario(CONTRACT[: CONTRACT.index("[[guest.device]]")], "s.toml")
+        parse_scenario(EXAMPLE[: EXAMPLE.index("[[guest.device]]")], "s.toml")
 
 
 def large(count):
@@ -250,7 +255,7 @@ def large(count):
         yield f'stage1 = "s{at}"\nvits = 0\ngiova = 0xfffff000\n'
 
 
-def test_2560_devices_load_quickly(tmp_path):
+def test_2560_devices_are_loaded_fast(tmp_path):
     path = tmp_path / "large.toml"
     path.write_text("".join(large(2560)))
     started = time.monotonic()

@@ -1,6 +1,6 @@
-"""Scenario files: a host and a guest on it, written down in TOML.
+"""Read scenario files: a host and a guest on it, in TOML.
 
-A file with ``[host]`` only describes a host; docs/scenario.md has the keys. Addresses and ids are
+A file with only ``[host]`` describes a host; docs/scenario.md has the keys. Addresses and ids are
 integers or hex strings (``"0x200000000"``).
 """
 
@@ -35,6 +35,7 @@ from vmm_msi.types import (
     StreamId,
     Vits,
 )
+from vmm_msi.types.host import ITS_FRAME, PA_END
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -52,18 +53,14 @@ if TYPE_CHECKING:
     )
     from vmm_msi.tomlfile import KeyPath
 
-#: Bytes a scenario may have; about 10,000 devices.
+#: Limit of a scenario in bytes; about 10,000 devices.
 MAX_SIZE = 4 << 20
-#: Entries that an MSI-X table can have: PCI Express Base Specification, 7.7.2.2, Table Size.
+#: Limit of the entries of an MSI-X table: PCI Express Base Specification, 7.7.2.2, Table Size.
 MAX_VECTORS = 2048
-#: The frames of an ITS are 64 KiB: Arm IHI 0069, 12.18.
-ITS_FRAME = 0x10000
-#: KVM puts a vITS at multiples of 64 KiB too (``arch/arm64/kvm/vgic/vgic-its.c``
-#: vgic_its_set_attr). A scenario may put it at any page, to see what a host with larger pages says.
+#: KVM requires multiples of 64 KiB of a vITS too (``arch/arm64/kvm/vgic/vgic-its.c``
+#: vgic_its_set_attr). A scenario may use any page, to show the refusal of a host with larger pages.
 VITS_ALIGNMENT = 0x1000
-#: First address that neither an SMMUv3 (IHI 0070, 3.4: 52 bits) nor a CPU can emit.
-ADDRESS_END = 1 << 52
-#: First IOVA that a stage 1 with 48 input bits, which is what is modelled, cannot translate.
+#: First IOVA that a stage 1 with 48 input bits, as the simulator has, cannot translate.
 STAGE1_END = 1 << 48
 _ID_END = 1 << 32
 
@@ -107,7 +104,7 @@ def _decode(text: str, source: str) -> tuple[ScenarioFile, _Check]:
 
 @dataclass(frozen=True)
 class _Check:
-    """Turns the tables of one file into values and refuses what contradicts itself."""
+    """Turns the tables of one file into values and refuses contradictions."""
 
     text: str
     source: str
@@ -125,7 +122,7 @@ class _Check:
             self.below(smmu.id, _ID_END, (*at, "id"))
             if smmu.base is not None:
                 self.aligned(smmu.base, ITS_FRAME, (*at, "base"), "a 64 KiB frame")
-                self.below(smmu.base, ADDRESS_END, (*at, "base"))
+                self.below(smmu.base, PA_END, (*at, "base"))
         for index, its in enumerate(table.its):
             self.below(its.id, _ID_END, ("host", "its", index, "id"))
         self.doorbells(table.its, ("host", "its"), ITS_FRAME, "a 64 KiB frame")
@@ -160,7 +157,7 @@ class _Check:
         if not 1 <= table.vectors <= MAX_VECTORS:
             self.fail((*at, "vectors"), f"{table.vectors} is not from 1 to {MAX_VECTORS}")
         if not table.streams:
-            self.fail((*at, "streams"), "0 is not from 1 upwards")
+            self.fail((*at, "streams"), "0 is not 1 or more")
         self.below(table.iommu_group, 1 << 31, (*at, "iommu_group"))
         stream_id = address.rid if table.stream_id is None else table.stream_id
         device_id = address.segment << 16 | address.rid
@@ -206,41 +203,41 @@ class _Check:
             at: KeyPath = ("host", "device", index)
             other = addresses.setdefault(device.address, index)
             if other != index:
-                self.fail((*at, "address"), f"{device.address} is host.device[{other}] already")
+                self.fail((*at, "address"), f"{device.address} is already host.device[{other}]")
             other = streams.setdefault((device.smmu, device.stream_id), index)
             if other != index:
                 self.fail(
                     at,
                     f"{device.address} has StreamID {device.stream_id} on SMMU {device.smmu}, as "
-                    f"{devices[other].address} has; give one another stream_id",
+                    f"{devices[other].address} has; give one of them another stream_id",
                 )
             other = ids.setdefault((device.its, device.device_id), index)
             if other != index:
                 self.fail(
                     at,
                     f"{device.address} has DeviceID {device.device_id} on ITS {device.its}, as "
-                    f"{devices[other].address} has; give one another device_id",
+                    f"{devices[other].address} has; give one of them another device_id",
                 )
 
     def guest(self, table: GuestTable, host: HostTopology) -> GuestDomain:
         if not table.device:
-            self.fail(("guest",), "has no [[guest.device]]: there is no MSI to follow")
+            self.fail(("guest",), "has no [[guest.device]], so there is no MSI to follow")
         self.unique([vits.id for vits in table.vits], ("guest", "vits"), "id")
         self.unique([stage1.id for stage1 in table.stage1], ("guest", "stage1"), "id")
         self.doorbells(table.vits, ("guest", "vits"), VITS_ALIGNMENT, "a page")
         memory = self.memory(table.memory, host.granule)
         vits = tuple(Vits(int(vits.id), Ipa(vits.base)) for vits in table.vits)
         stage1 = tuple(
-            Stage1(one.id, self.granule(one.granule, ("guest", "stage1", index, "granule")))
-            for index, one in enumerate(table.stage1)
+            Stage1(entry.id, self.granule(entry.granule, ("guest", "stage1", index, "granule")))
+            for index, entry in enumerate(table.stage1)
         )
-        for index, one in enumerate(vits):
+        for index, gdb in enumerate(entry.gdb for entry in vits):
             for ram in memory:
-                if ram.base <= one.gdb < ram.base + ram.size:
+                if ram.base <= gdb < ram.base + ram.size:
                     self.fail(
                         ("guest", "vits", index, "base"),
-                        f"the doorbell page {one.gdb} lies in guest RAM, {ram.size:#x} bytes from "
-                        f"{ram.base}; move either ([[guest.memory]])",
+                        f"the doorbell page {gdb} lies in guest RAM, {ram.size:#x} bytes from "
+                        f"{ram.base}; move one of them ([[guest.memory]])",
                     )
         return GuestDomain(
             name=table.name,
@@ -260,7 +257,7 @@ class _Check:
         ranges: list[MemoryRange] = []
         for index, table in enumerate(tables):
             at: KeyPath = ("guest", "memory", index)
-            self.range(table.base, table.size, at, ADDRESS_END)
+            self.range(table.base, table.size, at, PA_END)
             self.aligned(table.base, granule, (*at, "base"), "the host's granule")
             self.aligned(table.size, granule, (*at, "size"), "the host's granule")
             ranges.append(MemoryRange(Ipa(table.base), int(table.size)))
@@ -277,15 +274,15 @@ class _Check:
         vits: Sequence[Vits],
         stage1: Sequence[Stage1],
     ) -> tuple[GuestDevice, ...]:
-        vits_ids = {one.id for one in vits}
-        granules = {one.id: one.granule for one in stage1}
+        vits_ids = {table.id for table in vits}
+        granules = {table.id: table.granule for table in stage1}
         devices: dict[PciAddress, GuestDevice] = {}
         targets: dict[tuple[str, int], int] = {}
         for index, table in enumerate(tables):
             at: KeyPath = ("guest", "device", index)
             address = self.address(table.host, (*at, "host"))
             if address not in host.device_by_address:
-                self.fail((*at, "host"), f"{address} is no [[host.device]] of this file")
+                self.fail((*at, "host"), f"{address} is not a [[host.device]] of this file")
             if address in devices:
                 self.fail((*at, "host"), f"{address} is listed twice in the guest")
             self.known(table.stage1, granules, (*at, "stage1"), "[[guest.stage1]]")
@@ -298,7 +295,7 @@ class _Check:
             if other != table.vits:
                 self.fail(
                     (*at, "giova"),
-                    f"{table.giova:#x} of stage1 {table.stage1!r} leads to vits {other} already, "
+                    f"{table.giova:#x} of stage1 {table.stage1!r} already leads to vits {other}, "
                     f"not to {table.vits}; use another giova or stage1",
                 )
             devices[address] = GuestDevice(
@@ -309,11 +306,11 @@ class _Check:
     def doorbells(
         self, tables: Sequence[ItsTable | VitsTable], at: KeyPath, alignment: int, what: str
     ) -> None:
-        """Check that every base is aligned and no two doorbell frames overlap."""
+        """Check that every base is aligned and that doorbell frames do not overlap."""
         for index, table in enumerate(tables):
             where: KeyPath = (*at, index, "base")
             self.aligned(table.base, alignment, where, what)
-            self.below(table.base, ADDRESS_END - 2 * ITS_FRAME + 1, where)
+            self.below(table.base, PA_END - 2 * ITS_FRAME + 1, where)
         order = sorted(range(len(tables)), key=lambda index: (tables[index].base, index))
         for low, high in pairwise(order):
             if tables[high].base < tables[low].base + ITS_FRAME:
@@ -352,8 +349,8 @@ class _Check:
 
     def known(self, value: int | str, valid: Collection[int | str], at: KeyPath, what: str) -> None:
         if value not in valid:
-            names = ", ".join(sorted(map(str, valid), key=lambda one: (len(one), one))) or "none"
-            self.fail(at, tomlfile.one_line(f"no {what} has the id {value!r}; there are: {names}"))
+            names = ", ".join(sorted(map(str, valid), key=lambda name: (len(name), name))) or "none"
+            self.fail(at, tomlfile.one_line(f"no {what} has the id {value!r}; valid: {names}"))
 
     def unique(self, values: Sequence[int | str], at: KeyPath, key: str | None) -> None:
         seen: dict[int | str, int] = {}
@@ -361,4 +358,4 @@ class _Check:
             other = seen.setdefault(value, index)
             if other != index:
                 where = (*at, index, key) if key else (*at, index)
-                self.fail(where, tomlfile.one_line(f"{value!r} is that of {at[-1]}[{other}] too"))
+                self.fail(where, tomlfile.one_line(f"{value!r} is also that of {at[-1]}[{other}]"))

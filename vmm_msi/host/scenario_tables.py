@@ -1,4 +1,4 @@
-"""The tables of a scenario file, as msgspec structs: what its keys are and of which type."""
+"""The tables of a scenario file as msgspec structs, with the types of their keys."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class ReservedTable(TomlTable, frozen=True):
 
 
 class HostDeviceTable(TomlTable, frozen=True):
-    """``[[host.device]]``; StreamID and DeviceID follow from the address unless given."""
+    """``[[host.device]]``; StreamID and DeviceID are derived from the address unless given."""
 
     address: str
     smmu: Number

@@ -16,11 +16,11 @@ def names() -> tuple[str, ...]:
 
 
 def path(name: str) -> Path:
-    """Return the file of the sample ``name``, ``two-its.toml`` for one.
+    """Return the file of the sample ``name``, such as ``two-its.toml``.
 
-    :raise UsageError: when there is no such sample.
+    :raise UsageError: when no sample has that name.
     """
     valid = names()
     if name not in valid:
-        raise UsageError(f"sample {name!r}; valid: {', '.join(valid)}")
+        raise UsageError(f"no sample {name!r}; valid: {', '.join(valid)}")
     return Path(str(resources.files(__name__).joinpath(name)))

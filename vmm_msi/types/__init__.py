@@ -1,4 +1,4 @@
-"""Frozen value types that every other module speaks in.
+"""Frozen value types that all other modules use.
 
 Addresses are of three types that never mix: :class:`Iova` before stage 1, :class:`Ipa` between the
 stages (a guest physical address), :class:`Pa` after stage 2. "Domain" alone is never used: a

@@ -26,7 +26,7 @@ class Address(int):
         return type(self)(self & ~(size - 1))
 
     def is_aligned(self, size: int) -> bool:
-        """Tell whether the address is a multiple of ``size`` bytes, a power of two."""
+        """Return whether the address is a multiple of ``size`` bytes, a power of two."""
         return not self & (size - 1)
 
     def offset(self, distance: int) -> Self:
@@ -53,7 +53,7 @@ class Pa(Address):
 
 
 class StreamId(int):
-    """The number by which an SMMU knows a device."""
+    """The number that identifies a device to an SMMU."""
 
     __slots__ = ()
 
@@ -62,7 +62,7 @@ class StreamId(int):
 
 
 class DeviceId(int):
-    """The number by which an ITS knows a device."""
+    """The number that identifies a device to an ITS."""
 
     __slots__ = ()
 
@@ -126,7 +126,7 @@ class PciAddress:
 
     @classmethod
     def from_rid(cls, segment: int, rid: int) -> PciAddress:
-        """Take the address apart that ``rid``, a 16-bit RequesterID, stands for."""
+        """Return the address of ``rid``, a 16-bit RequesterID."""
         return cls(segment, rid >> 8, rid >> 3 & 0x1F, rid & 7)
 
     @property
@@ -154,7 +154,7 @@ class ReservedKind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ReservedRegion:
-    """A range of IOVAs, ``size`` bytes from ``base``, that a device may not use freely."""
+    """A range of IOVAs, ``size`` bytes from ``base``, that a device cannot use freely."""
 
     base: int
     size: int
@@ -166,7 +166,7 @@ class ReservedRegion:
         return self.base + self.size - 1
 
     def overlaps(self, base: int, size: int) -> bool:
-        """Tell whether ``size`` bytes from ``base`` touch the region."""
+        """Return whether ``size`` bytes from ``base`` overlap the region."""
         return base <= self.last and self.base <= base + size - 1
 
     def __str__(self) -> str:

@@ -1,4 +1,4 @@
-"""What a guest has: virtual ITSes, stage 1 tables, devices; and a scenario of the two."""
+"""A guest: its virtual ITSes, stage 1 tables and devices; and a scenario, a guest on a host."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class BindOrder(StrEnum):
 
 @dataclass(frozen=True)
 class GuestDomain:
-    """A guest (libvirt's domain): its virtual ITSes, stage 1 tables, devices and habits.
+    """A guest (libvirt's domain): its virtual ITSes, stage 1 tables, devices and behaviour.
 
     :param memory: its RAM; QEMU's virt board puts it at 1 GiB.
     :param honours_rmr: it maps the ranges of an IORT RMR node 1:1 at stage 1.

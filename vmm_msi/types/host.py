@@ -1,4 +1,4 @@
-"""What a host has: ITSes, SMMUs, devices and the way from the ones to the others."""
+"""A host: its ITSes and SMMUs, its devices and how they reach them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-# PciFunction is imported for real: fields are read back from JSON by their types.
+# PciFunction is imported at run time too: JSON readers build the fields from their types.
 from vmm_msi.types.address import (
     SW_MSI_WINDOW,
     DeviceId,
@@ -37,10 +37,10 @@ class Its:
     """A physical Interrupt Translation Service; of a GICv5 one of its translate frames.
 
     :param base: address of its control frame; of a GICv5 of its configuration frame.
-    :param translate_frame: where the frame with the doorbell is; None for a GICv3 ITS, whose frame
-        follows its control frame.
-    :param pre_its: address of the window of a pre-ITS, which turns a write into it into a DeviceID
-        and passes it on: the doorbell of each device is another address (Linux
+    :param translate_frame: address of the frame with the doorbell; None for a GICv3 ITS, whose
+        translation frame follows its control frame.
+    :param pre_its: address of the window of a pre-ITS, which derives the DeviceID from the address
+        of a write: each device has a doorbell of its own in the window (Linux
         ``drivers/irqchip/irq-gic-v3-its.c`` its_enable_quirk_socionext_synquacer).
     """
 
@@ -51,15 +51,15 @@ class Its:
 
     @property
     def is_gicv5(self) -> bool:
-        """It is the ITS of a GICv5."""
+        """Whether it is the ITS of a GICv5."""
         return self.translate_frame is not None
 
     @property
     def isolates_msis(self) -> bool:
-        """A device can raise its own interrupts only.
+        """Whether a device can raise its own interrupts only.
 
         IRQ_DOMAIN_FLAG_ISOLATED_MSI in Linux ``drivers/irqchip/irq-gic-v3-its.c`` and
-        ``irq-gic-v5-its.c``: a pre-ITS takes the flag away.
+        ``irq-gic-v5-its.c``, which a pre-ITS clears.
         """
         return self.pre_its is None
 
@@ -77,14 +77,14 @@ class Its:
     @property
     def doorbell_page(self) -> Pa:
         """The 64 KiB page that holds the doorbell."""
-        return self.doorbell.align_down(0x10000)
+        return self.doorbell.align_down(ITS_FRAME)
 
 
 @dataclass(frozen=True, slots=True)
 class Smmu:
     """A physical SMMU.
 
-    :param base: address of its registers; None where the source does not tell.
+    :param base: address of its registers; None if the source does not have it.
     :param nested: it has both stages.
     :param version: of the architecture: 3 for an SMMUv3, 2 for an SMMUv1 or v2.
     """
@@ -99,7 +99,7 @@ class Smmu:
 class HostDevice:
     """A PCI function of the host, as the SMMU and the ITS see it.
 
-    :param smmu: id of the SMMU its DMA passes through; None where it passes through none.
+    :param smmu: id of the SMMU that its DMA passes through; None if it bypasses all.
     :param its_group: ids of the ITSes it may use; Linux takes the first.
     :param iommu_group: number of the group it can be assigned with; groups are isolated from
         each other, devices of one group are not.
@@ -137,19 +137,19 @@ class HostDevice:
 class PciRoute:
     """A range of RequesterIDs that one SMMU and one ITS group serve.
 
-    IDs count up with the RequesterID, or are one for all of the range.
+    IDs count up with the RequesterID, or all of the range share one.
 
     :param segment: PCI segment.
     :param first: first RequesterID of the range.
     :param last: last RequesterID of the range.
-    :param smmu: id of the SMMU, None where the range bypasses all of them.
+    :param smmu: id of the SMMU; None if the range bypasses all.
     :param stream_base: StreamID of ``first``.
-    :param its_group: ITS ids in the order of the table; empty where there is none.
+    :param its_group: ITS ids in the order of the table; empty without an ITS.
     :param device_base: DeviceID of ``first``.
     :param one_stream: all have the StreamID of ``first``.
     :param one_device: all have the DeviceID of ``first``.
-    :param reserved: regions that firmware makes the kernel reserve for its devices, beside the
-        software MSI window.
+    :param reserved: regions that the kernel reserves for its devices because of firmware, in
+        addition to the software MSI window.
     """
 
     segment: int
@@ -187,7 +187,7 @@ class PciRoute:
 
 @dataclass(frozen=True, slots=True)
 class PciSegment:
-    """What firmware promises for the PCI hosts of one segment; None where it does not say.
+    """Attributes of the PCI hosts of one segment; None if firmware does not have them.
 
     :param ats: ATS works.
     :param canwbs: stage 2 alone can make their accesses write-back cacheable and shareable.
@@ -200,12 +200,12 @@ class PciSegment:
 
 @dataclass(frozen=True, slots=True)
 class ReservedMemory:
-    """Memory that firmware wants mapped 1:1 for StreamIDs: an RMR of the IORT.
+    """Memory that firmware requires mapped 1:1 for StreamIDs: an RMR of the IORT.
 
     :param smmu: id of the SMMU.
     :param first_stream: first StreamID that needs it.
-    :param last_stream: last one.
-    :param relaxable: the mapping may go when the operating system takes the device over.
+    :param last_stream: last StreamID that needs it.
+    :param relaxable: the operating system may drop the mapping when it takes the device over.
     """
 
     base: int
@@ -218,18 +218,18 @@ class ReservedMemory:
 
 @dataclass(frozen=True)
 class HostTopology:
-    """What is known of a host: SMMUs, ITSes, devices and the way from the ones to the others.
+    """A host as a source describes it: SMMUs, ITSes, devices and how they reach them.
 
-    :param source: the file or folder it was read from, for messages.
+    :param source: its file, folder or URI, for messages.
     :param granule: page size of stage 2, the host kernel's PAGE_SIZE.
-    :param granule_known: the source tells ``granule``; else it is assumed.
-    :param devices: devices the source lists by address.
+    :param granule_known: the source has ``granule``; else it is assumed.
+    :param devices: devices that the source lists.
     :param routes: ranges in which any device can be resolved, disjoint per segment.
     :param functions: PCI functions that the host's operating system lists.
-    :param segments: what firmware says of the PCI hosts.
-    :param reserved_memory: what firmware wants mapped 1:1.
-    :param missing: what the source does not have or what could not be read of it, and what would
-        help: for whoever looks for something that is not there.
+    :param segments: attributes of the PCI segments in firmware.
+    :param reserved_memory: memory that firmware requires mapped 1:1.
+    :param missing: sentences about tables that the source lacks or that could not be read, each
+        with what to use instead; for messages about devices that cannot be resolved.
     """
 
     source: str

@@ -1,8 +1,8 @@
-"""What became of MSIs, what it cost, and what is wanted in the domain XML."""
+"""Results of MSIs, costs of a strategy, and its plan for the domain XML."""
 
 from __future__ import annotations
 
-# Imported for real, not for type checkers alone: fields are read back from JSON by their types.
+# Imported at run time too: JSON readers build the fields from their types.
 from collections.abc import Mapping  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -11,7 +11,7 @@ from vmm_msi.types.address import Iova, PciAddress  # noqa: TC001
 
 
 class Outcome(StrEnum):
-    """What became of one MSI."""
+    """The result of one MSI."""
 
     DELIVERED = "delivered"
     S1_FAULT = "s1-fault"
@@ -22,10 +22,10 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class TraceStep:
-    """One step of an MSI on its way.
+    """One step in the path of an MSI.
 
     :param step: ``programmed``, ``s1``, ``s2``, ``doorbell`` or ``its``.
-    :param values: what was seen there: addresses are hex strings, the rest ints or words.
+    :param values: values at that step: addresses as hex strings, others as ints or words.
     """
 
     step: str
@@ -34,16 +34,16 @@ class TraceStep:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What becomes of the MSIs ``first`` to ``first + count - 1`` of one device.
+    """The result of the MSIs ``first`` to ``first + count - 1`` of one device.
 
-    All vectors of a device write to one doorbell address, so they take one way through the SMMU
-    and differ in nothing but the EventID and the LPI, which count up with the vector.
+    All vectors of a device write to one doorbell address, so they take the same path through the
+    SMMU and differ only in EventID and LPI, which count up with the vector.
 
-    :param its: id of the ITS that was reached, None where none was.
+    :param its: id of the ITS that was reached; None if none was.
     :param expected_its: id of the ITS that knows the device.
-    :param programmed: doorbell address in the device; None where it was not programmed.
-    :param errno: positive error number of a refusal, None where it has none.
-    :param lpi: LPI of vector ``first`` where it was delivered.
+    :param programmed: doorbell address in the device; None if it was not programmed.
+    :param errno: positive error number of a refusal; None without one.
+    :param lpi: LPI of vector ``first`` if it was delivered.
     """
 
     device: PciAddress
@@ -61,10 +61,10 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """What a strategy uses.
+    """The costs of a strategy.
 
     :param s2_domains: stage 2 tables.
-    :param s2_mappings: doorbell pages mapped in all of them; guest RAM is not counted.
+    :param s2_mappings: doorbell pages mapped in all of them, without guest RAM.
     :param sw_msi_slots: pages taken from the software MSI window.
     :param bindings: guest bindings the kernel holds.
     """
@@ -80,7 +80,7 @@ class VsmmuPlan:
     """One virtual SMMUv3 of the guest, in front of devices of one physical SMMU.
 
     :param smmu: id of the physical SMMU.
-    :param its: id of the physical ITS its devices use, where the strategy separates by ITS.
+    :param its: id of the physical ITS of its devices, if the strategy separates ITSes.
     :param accelerated: it uses the physical SMMU's own stage 1.
     """
 
@@ -92,7 +92,7 @@ class VsmmuPlan:
 
 @dataclass(frozen=True, slots=True)
 class GuestPlan:
-    """What a strategy wants in the domain XML.
+    """The parts that a strategy requires in the domain XML.
 
     :param iommufd: devices are assigned through iommufd rather than VFIO's type1 container.
     """

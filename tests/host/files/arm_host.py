@@ -1,4 +1,4 @@
-"""Writes the files of an Arm host to a folder, with things in them that must not leave it."""
+"""Write the files of an Arm host to a folder, with secrets that must not leave it."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Max {PRIVATE}              1                    1                    files
 
 
 def config_space(*, bridge=False, words=PRIVATE.encode()):
-    """Return a configuration space of 4096 bytes; what is not to be taken says the secret."""
+    """Return a configuration space of 4096 bytes, with secrets in the parts to leave out."""
     space = bytearray((words * (4096 // len(words) + 1))[:4096])
     space[:64] = bytes(64)
     struct.pack_into("<HHHH", space, 0, 0x8086, 0x1521, 6, 0x10)
@@ -87,7 +87,7 @@ class Host:
         (self.folder / path[1:]).mkdir(parents=True, exist_ok=True)
 
     def link(self, path, to):
-        """Make a relative link, as sysfs has them."""
+        """Make a relative link, as in sysfs."""
         place = self.folder / path[1:]
         place.parent.mkdir(parents=True, exist_ok=True)
         place.symlink_to(os.path.relpath(to, PurePath(path).parent))
@@ -127,7 +127,7 @@ class Host:
 
 
 def arm_host(folder, devices=2):
-    """Write an Arm host with ACPI, one SMMU and so many network devices behind a root port."""
+    """Write an Arm host with ACPI, one SMMU and network devices behind a root port."""
     host = Host(folder)
     tables = (
         its_group(0),

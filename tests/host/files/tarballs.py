@@ -1,4 +1,4 @@
-"""Builds captures byte by byte, well formed unless a test breaks them."""
+"""Build captures byte by byte, well formed unless a test breaks them."""
 
 from __future__ import annotations
 

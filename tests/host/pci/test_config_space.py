@@ -1,4 +1,4 @@
-"""Configuration spaces: what is read of them, what is not known, and lists that go in circles."""
+"""Configuration spaces: known and unknown values, and cyclic lists of capabilities."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmm_msi.host.pci.config_space import ExpressType, PciConfig, read_config
 
 
 def read(space, limit=None):
-    """Read ``space``, of which whoever is not root has ``limit`` bytes."""
+    """Read ``space``, of which a user other than root can read ``limit`` bytes."""
     seen = space if limit is None else space[:limit]
     return read_config(lambda offset, size: seen[offset : offset + size])
 
@@ -33,10 +33,14 @@ def test_an_endpoint():
 
 
 def test_a_bridge():
-    found = read(config(bridge=(0, 1, 5), express=4, msi=0))
-    assert (found.is_bridge, found.subordinate, found.subsystem) == (True, 5, None)
-    assert (found.express_type, found.vectors) == (ExpressType.ROOT_PORT, 1)
-    assert (found.ats, found.pasid) == (False, False)
+    parsed = read(config(bridge=(0, 1, 5), express=4, msi=0))
+    assert (parsed.is_bridge, parsed.subordinate, parsed.subsystem) == (
+        True,
+        5,
+        None,
+    )
+    assert (parsed.express_type, parsed.vectors) == (ExpressType.ROOT_PORT, 1)
+    assert (parsed.ats, parsed.pasid) == (False, False)
 
 
 @pytest.mark.parametrize(
@@ -48,20 +52,20 @@ def test_vectors(options, vectors):
 
 
 def test_conventional_pci_has_neither_ats_nor_pasid():
-    found = read(config(msi=0, size=256))
-    assert (found.is_express, found.express_type) == (False, None)
-    assert (found.ats, found.pasid) == (False, False)
+    parsed = read(config(msi=0, size=256))
+    assert (parsed.is_express, parsed.express_type) == (False, None)
+    assert (parsed.ats, parsed.pasid) == (False, False)
 
 
 def test_an_express_function_with_256_bytes():
-    found = read(config(express=0, msi=0, size=256))
-    assert (found.is_express, found.ats, found.pasid) == (True, False, False)
+    parsed = read(config(express=0, msi=0, size=256))
+    assert (parsed.is_express, parsed.ats, parsed.pasid) == (True, False, False)
 
 
-def test_who_is_not_root_reads_64_bytes():
-    found = read(config(bridge=(0, 1, 5), express=4, msix=3, extended=(0x0F,)), 64)
-    assert found == PciConfig(is_bridge=True, subordinate=5)
-    # Without capabilities there is nothing more to read.
+def test_64_bytes_without_root():
+    parsed = read(config(bridge=(0, 1, 5), express=4, msix=3, extended=(0x0F,)), 64)
+    assert parsed == PciConfig(is_bridge=True, subordinate=5)
+    # Without capabilities the header is all of it.
     assert read(config(), 64).vectors == 0
 
 
@@ -70,7 +74,7 @@ def test_no_header(size):
     assert read(config(), size) == PciConfig()
 
 
-def test_a_list_that_goes_in_a_circle_ends():
+def test_a_cyclic_list_ends():
     space = bytearray(config(msi=2))
     space[0x41] = 0x40
     assert read(bytes(space)).vectors == 4
@@ -87,16 +91,16 @@ def test_a_list_that_goes_in_a_circle_ends():
     assert len(reads) < 1100
 
 
-def test_extended_capabilities_that_are_cut_short_are_not_known():
+def test_truncated_extended_capabilities_are_unknown():
     space = config(express=0, extended=(0x01, 0x0F))[:0x142]
-    found = read(space)
-    assert (found.ats, found.pasid) == (None, None)
+    parsed = read(space)
+    assert (parsed.ats, parsed.pasid) == (None, None)
 
 
-def test_a_function_that_is_gone():
-    """All ones, as the bus answers for nobody: no capability list goes on through 0xff."""
-    found = read(b"\xff" * 4096)
-    assert (found.is_express, found.vectors) == (False, 0)
+def test_a_removed_function():
+    """All ones, the value of reads without an answer: no list continues at 0xff."""
+    parsed = read(b"\xff" * 4096)
+    assert (parsed.is_express, parsed.vectors) == (False, 0)
 
 
 @given(st.binary(max_size=512), st.randoms())
@@ -104,5 +108,5 @@ def test_any_bytes(data, random):
     space = bytearray(data)
     for at in range(0x34, len(space), 7):
         space[at] = random.randrange(0x40, 0x100, 4)
-    found = read(bytes(space))
-    assert found.vectors is None or 0 <= found.vectors <= 2048
+    parsed = read(bytes(space))
+    assert parsed.vectors is None or 0 <= parsed.vectors <= 2048

@@ -1,4 +1,4 @@
-"""sysfs of a host: its functions, groups and SMMUs, from memory and from a folder."""
+"""Functions, groups and SMMUs in the sysfs of a host, from memory and from a folder."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def functions(tree):
 
 
 def test_a_server():
-    found = functions(server().tree())
-    assert list(found) == sorted(found)
-    assert found["0000:01:00.0"] == PciFunction(
+    by_address = functions(server().tree())
+    assert list(by_address) == sorted(by_address)
+    assert by_address["0000:01:00.0"] == PciFunction(
         address=address("0000:01:00.0"),
         iommu_group=1,
         members=(address("0000:01:00.0"),),
@@ -49,24 +49,24 @@ def test_a_server():
         msi_rid=0x100,
         reserved=(SW_MSI_WINDOW,),
     )
-    virtual = found["0000:01:01.1"]
+    virtual = by_address["0000:01:01.1"]
     assert virtual.physical_function == address("0000:01:00.0")
     assert (virtual.vectors, virtual.ats, virtual.pasid) == (17, True, False)
     assert (virtual.numa_node, virtual.driver) == (None, "vfio-pci")
-    card = found["0001:02:03.0"]
+    card = by_address["0001:02:03.0"]
     assert card.members == (address("0001:01:00.0"), address("0001:02:03.0"))
     assert (card.dma_rids, card.msi_rid) == ((0x218, 0x200), 0x200)
     assert card.smmu == SMMUS[1]
-    assert found["0000:00:01.0"].is_bridge
+    assert by_address["0000:00:01.0"].is_bridge
 
 
-def test_a_folder_is_read_as_memory_is(tmp_path):
+def test_a_folder_is_read_like_memory(tmp_path):
     assert read_functions(FolderTree(server().write(tmp_path))) == read_functions(server().tree())
     assert read_smmus(FolderTree(tmp_path)) == read_smmus(server().tree())
 
 
 def test_links_of_a_folder_stay_in_it(tmp_path):
-    """An absolute link, one that goes up too far, and one that goes in a circle."""
+    """An absolute link, one that leaves the folder, and a cycle."""
     files = HostFiles()
     files.function("0000:00:01.0", group=7, driver="e1000e")
     folder = files.paths["0000:00:01.0"]
@@ -76,28 +76,31 @@ def test_links_of_a_folder_stay_in_it(tmp_path):
     (root / "sys/kernel/iommu_groups/8").symlink_to("8")
     (root / "sys/bus/pci/devices/0000:00:02.0").symlink_to("0000:00:02.0")
     (root / "sys/bus/pci/devices/0000:00:03.0").symlink_to("/etc")
-    found = functions(FolderTree(root))
-    assert (found["0000:00:01.0"].driver, found["0000:00:01.0"].iommu_group) == ("e1000e", 7)
-    # Nothing is known of what the others lead to: not even the machine's own /etc.
-    assert found["0000:00:02.0"].class_code is None
-    assert found["0000:00:03.0"].class_code is None
+    by_address = functions(FolderTree(root))
+    assert (by_address["0000:00:01.0"].driver, by_address["0000:00:01.0"].iommu_group) == (
+        "e1000e",
+        7,
+    )
+    # The targets of the others are unknown, the machine's own /etc included.
+    assert by_address["0000:00:02.0"].class_code is None
+    assert by_address["0000:00:03.0"].class_code is None
 
 
-def test_who_is_not_root_knows_less():
+def test_functions_without_root():
     files = server()
     for path, data in files.files.items():
         if path.endswith("/config"):
             files.files[path] = data[:64]
-    found = functions(files.tree())
-    nic, card = found["0000:01:00.0"], found["0001:02:03.0"]
+    by_address = functions(files.tree())
+    nic, card = by_address["0000:01:00.0"], by_address["0001:02:03.0"]
     assert (nic.vectors, nic.ats, nic.dma_rids, nic.msi_rid) == (None, None, (), None)
     assert (nic.iommu_group, nic.driver, nic.class_code) == (1, "ice", 0x020000)
     assert (card.dma_rids, card.msi_rid) == ((), None)
-    assert found["0000:00:01.0"].dma_rids == (8,)
+    assert by_address["0000:00:01.0"].dma_rids == (8,)
 
 
-def test_without_links_nothing_is_known_of_bridges():
-    """As in a copy of /sys/bus/pci/devices alone, its links followed."""
+def test_bridges_are_unknown_without_links():
+    """As in a copy of /sys/bus/pci/devices only, with its links followed."""
     files = HostFiles()
     files.files = {
         "/sys/bus/pci/devices/0000:01:00.0/class": b"0x020000\n",
@@ -108,7 +111,7 @@ def test_without_links_nothing_is_known_of_bridges():
     assert (function.vectors, function.dma_rids, function.iommu_group) == (4, (), None)
 
 
-def test_files_that_cannot_be_read_leave_gaps():
+def test_unreadable_files_leave_gaps():
     files = server()
     folder = files.paths["0000:01:00.0"]
     for name in ("config", "numa_node"):
@@ -121,7 +124,7 @@ def test_files_that_cannot_be_read_leave_gaps():
         read_functions(files.tree())
 
 
-def test_a_file_with_something_else():
+def test_unexpected_content():
     files = HostFiles().function("0000:00:01.0", group=0, reserved="hello\n")
     with pytest.raises(InputError, match=r"reserved_regions of host.tar.zst: 'hello': not a first"):
         read_functions(files.tree())

@@ -1,9 +1,9 @@
-"""Under which RequesterIDs the DMA and the MSIs of a PCI function arrive at the host bridge.
+"""Find the RequesterIDs with which DMA and MSIs of a PCI function reach the host bridge.
 
-Bridges to conventional PCI put their own in the place of the function's, and some functions use
-another's. The walk is that of Linux 7.2 ``drivers/pci/search.c`` pci_for_each_dma_alias; the
-tables are what ``drivers/pci/quirks.c`` knows of vendors and devices, without the quirks that ask
-the device's registers (Switchtec NTBs) or are of other architectures (VMD).
+Bridges to conventional PCI replace the function's RequesterID by their own, and some functions use
+that of another function. The walk is that of Linux 7.2 ``drivers/pci/search.c``
+pci_for_each_dma_alias; the tables are the vendors and devices in ``drivers/pci/quirks.c``, without
+the quirks that read the device's registers (Switchtec NTBs) or are of other architectures (VMD).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 #: ``vendor << 16 | device`` of functions that use function 0 of their device:
 #: quirk_dma_func0_alias.
 _USE_FUNCTION_0 = frozenset({0x1180_E832, 0x1180_E476, 0x6766_3D40, 0x6766_3D41})
-#: Those that use function 1, which need not be there: quirk_dma_func1_alias.
+#: Those that use function 1, which need not exist: quirk_dma_func1_alias.
 _USE_FUNCTION_1 = frozenset(
     {
         *(
@@ -45,25 +45,25 @@ _USE_OTHERS: Mapping[int, tuple[tuple[int, int], ...]] = {
     **{0x8086_0000 | device: _VCA for device in (0x2954, 0x2955, 0x2956, 0x2958, 0x2959, 0x295A)},
     **dict.fromkeys((0x10B5_87B0, 0x10B5_87B1), _PLX),
 }
-#: The same by subsystem too: fixed_dma_alias_tbl.
+#: The same, by subsystem too: fixed_dma_alias_tbl.
 _USE_OTHER_CARDS: Mapping[tuple[int, tuple[int, int]], int] = {
     (0x9005_0285, (0x9005, 0x02BB)): 1 << 3,
     (0x9005_0285, (0x9005, 0x02BC)): 1 << 3,
 }
-#: Bridges below which the SMMU is: quirk_bridge_cavm_thrx2_pcie_root.
+#: Bridges above the SMMU: quirk_bridge_cavm_thrx2_pcie_root.
 _SMMU_BELOW = frozenset({0x14E4_9000, 0x14E4_9084})
-#: Bridges to conventional PCI that pass RequesterIDs on: quirk_aspeed_pci_bridge_no_alias.
-_PASS_ON = frozenset({0x1A03_1150})
-#: Bridges to conventional PCI that do not say so: quirk_use_pcie_bridge_dma_alias.
+#: Bridges to conventional PCI that keep RequesterIDs: quirk_aspeed_pci_bridge_no_alias.
+_KEEP_RIDS = frozenset({0x1A03_1150})
+#: Bridges to conventional PCI without the capability: quirk_use_pcie_bridge_dma_alias.
 _HIDDEN_PCI_BRIDGES = frozenset({0x1B21_1080, 0x10E3_8113, 0x1283_8892, 0x1283_8893, 0x8086_244E})
 
-#: Bridges that may be above each other: as many as there are buses.
+#: Limit of bridges above each other: the number of buses.
 _MAX_DEPTH = 256
 
 
 @dataclass(frozen=True, slots=True)
 class PciPlace:
-    """A PCI function, what it is and where it is plugged in.
+    """A PCI function, its ids, configuration space and place in the hierarchy.
 
     :param bridge: the bridge above it; None on a root bus.
     """
@@ -86,16 +86,16 @@ def rids(
     """Return the RequesterIDs of a function's DMA, and the one of its MSIs.
 
     :param places: all functions of the host.
-    :return: None where it is below a bridge of which too little is known.
+    :return: None if a bridge above it is not known well enough.
     """
     dma: dict[int, None] = {}
     msi = place.address.rid
-    for found in _aliases(place, places):
-        if found is None:
+    for alias in _aliases(place, places):
+        if alias is None:
             return None
-        bus, rid = found
+        bus, rid = alias
         dma[rid] = None
-        # drivers/pci/msi/irqdomain.c get_msi_id_cb: another function of the bus does not count.
+        # drivers/pci/msi/irqdomain.c get_msi_id_cb: aliases on the function's own bus do not count.
         if bus != msi >> 8 or rid >> 8 != msi >> 8:
             msi = rid
     return tuple(dma), msi
@@ -104,7 +104,7 @@ def rids(
 def _aliases(
     place: PciPlace, places: Mapping[PciAddress, PciPlace]
 ) -> Iterator[tuple[int, int] | None]:
-    """Yield the bus of what has an alias and the alias; None where nothing more is known."""
+    """Yield the bus of a function or bridge and its alias; None if the next bridge is unknown."""
     bus = place.address.bus
     yield bus, place.address.rid
     for devfn in _quirks(place):
@@ -127,31 +127,31 @@ def _aliases(
 
 
 def _quirks(place: PciPlace) -> list[int]:
-    """Return the devfns of its bus that a function uses beside its own, in their order."""
+    """Return the devfns of its bus that a function uses in addition to its own, sorted."""
     own = place.address.rid & 0xFF
-    found = {
+    devfns = {
         devfn
         for first, number in _USE_OTHERS.get(place.id, ())
         for devfn in range(first, first + number)
     }
     if place.id in _USE_FUNCTION_0:
-        found.add(own & ~7)
+        devfns.add(own & ~7)
     if place.id in _USE_FUNCTION_1:
-        found.add(own & ~7 | 1)
+        devfns.add(own & ~7 | 1)
     if place.config.subsystem is not None:
         card = _USE_OTHER_CARDS.get((place.id, place.config.subsystem))
-        found |= set() if card is None else {card}
-    return sorted(found - {own})
+        devfns |= set() if card is None else {card}
+    return sorted(devfns - {own})
 
 
 def _alias_of_bridge(bridge: PciPlace, places: Mapping[PciAddress, PciPlace]) -> int | None:
-    """Return what a bridge puts in the place of RequesterIDs from below; None if it does not."""
+    """Return the RequesterID by which a bridge replaces those from below; None if it keeps them."""
     config = bridge.config
     below = (config.subordinate or 0) << 8
     if not config.is_express:
         return below if _is_hidden_pci_bridge(bridge, places) else bridge.address.rid
     if config.express_type == ExpressType.PCI_BRIDGE:
-        return None if bridge.id in _PASS_ON else below
+        return None if bridge.id in _KEEP_RIDS else below
     return bridge.address.rid if config.express_type == ExpressType.PCIE_BRIDGE else None
 
 

@@ -1,8 +1,8 @@
-"""The configuration space of a PCI function: what it can do, and which buses are below it.
+"""Read the configuration space of a PCI function: its capabilities and the buses below it.
 
 Layouts are those of PCI Express Base 6.0, chapter 7, as in Linux
-``include/uapi/linux/pci_regs.h``. Only what is asked for is read, as some devices do not bear more;
-Linux gives whoever is not root the first 64 bytes alone (``drivers/pci/pci-sysfs.c``
+``include/uapi/linux/pci_regs.h``. Only the needed parts are read, since reading others makes some
+devices fail; without root Linux returns only the first 64 bytes (``drivers/pci/pci-sysfs.c``
 pci_read_config).
 """
 
@@ -16,14 +16,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    #: Returns ``size`` bytes from ``offset`` on, less where no more can be read.
+    #: Returns ``size`` bytes from ``offset`` on, less if no more can be read.
     ReadPart = Callable[[int, int], bytes]
 
 _HEADER_SIZE = 64
 _HAS_CAPABILITIES = 0x10
 _MSI, _EXPRESS, _MSIX = 0x05, 0x10, 0x11
 _ATS, _PASID = 0x0F, 0x1B
-#: Capabilities that a list may have: Linux ``drivers/pci/pci.h`` PCI_FIND_CAP_TTL, and as many
+#: Limits of the lists of capabilities: Linux ``drivers/pci/pci.h`` PCI_FIND_CAP_TTL, and as many
 #: extended ones as fit.
 _MAX_CAPABILITIES = 48
 _MAX_EXTENDED = (4096 - 256) // 8
@@ -31,7 +31,7 @@ _EXTENDED = 0x100
 
 
 class ExpressType(IntEnum):
-    """What a PCI Express function is: bits 7:4 of its PCI Express Capabilities register."""
+    """The type of a PCI Express function: bits 7:4 of its PCI Express Capabilities register."""
 
     ENDPOINT = 0
     LEGACY_ENDPOINT = 1
@@ -46,15 +46,15 @@ class ExpressType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class PciConfig:
-    """What was read; None where it could not be.
+    """Values of a configuration space; None if they could not be read.
 
     :param is_bridge: it has the header of a bridge, and buses below it.
-    :param subordinate: the last bus below it, 0 where it is no bridge.
+    :param subordinate: the last bus below it, 0 if it is not a bridge.
     :param subsystem: vendor and device of the card; None for a bridge.
     :param is_express: it has the PCI Express capability.
-    :param express_type: an :class:`ExpressType` or a number that is not known; None also for
-        conventional PCI.
-    :param vectors: MSIs it can signal, by MSI-X where it has that, else by MSI; 0 by neither.
+    :param express_type: an :class:`ExpressType` or an unknown number; None also for conventional
+        PCI.
+    :param vectors: MSIs it can signal: MSI-X if it has that, else MSI; 0 if it has neither.
     """
 
     is_bridge: bool | None = None
@@ -68,17 +68,17 @@ class PciConfig:
 
 
 def read_config(read: ReadPart) -> PciConfig:
-    """Read the configuration space that ``read`` gives parts of."""
+    """Read a configuration space, of which ``read`` returns parts."""
     header = read(0, _HEADER_SIZE)
     if len(header) < _HEADER_SIZE:
         return PciConfig()
     kind = header[0x0E] & 0x7F
     subordinate = header[0x1A] if kind == 1 else 0
     subsystem = struct.unpack_from("<HH", header, 0x2C) if kind == 0 else None
-    found = _capabilities(read, header)
-    if found is None:
+    capabilities = _capabilities(read, header)
+    if capabilities is None:
         return PciConfig(kind == 1, subordinate, subsystem)
-    express_at = found.get(_EXPRESS)
+    express_at = capabilities.get(_EXPRESS)
     flags = None if express_at is None else _u16(read, express_at + 2)
     extended: set[int] | None = set()
     if express_at is not None:
@@ -89,28 +89,28 @@ def read_config(read: ReadPart) -> PciConfig:
         subsystem=subsystem,
         is_express=express_at is not None,
         express_type=None if flags is None else flags >> 4 & 0xF,
-        vectors=_vectors(read, found),
+        vectors=_vectors(read, capabilities),
         ats=None if extended is None else _ATS in extended,
         pasid=None if extended is None else _PASID in extended,
     )
 
 
-def _vectors(read: ReadPart, found: dict[int, int]) -> int | None:
-    """Return the size of the MSI-X table, else what the MSI capability can have."""
-    if _MSIX in found:
-        control = _u16(read, found[_MSIX] + 2)
+def _vectors(read: ReadPart, capabilities: dict[int, int]) -> int | None:
+    """Return the size of the MSI-X table, else the number of vectors of the MSI capability."""
+    if _MSIX in capabilities:
+        control = _u16(read, capabilities[_MSIX] + 2)
         return None if control is None else (control & 0x7FF) + 1
-    if _MSI in found:
-        control = _u16(read, found[_MSI] + 2)
+    if _MSI in capabilities:
+        control = _u16(read, capabilities[_MSI] + 2)
         return None if control is None else 1 << (control >> 1 & 7)
     return 0
 
 
 def _capabilities(read: ReadPart, header: bytes) -> dict[int, int] | None:
-    """Return where each capability is, the first of a kind; None where that cannot be read."""
+    """Return the offset of each capability, the first of a kind; None if it cannot be read."""
     if not header[6] & _HAS_CAPABILITIES:
         return {}
-    found: dict[int, int] = {}
+    capabilities: dict[int, int] = {}
     at = header[0x34]
     for _ in range(_MAX_CAPABILITIES):
         at &= 0xFC
@@ -121,21 +121,21 @@ def _capabilities(read: ReadPart, header: bytes) -> dict[int, int] | None:
             return None
         if entry[0] == 0xFF:
             break
-        found.setdefault(entry[0], at)
+        capabilities.setdefault(entry[0], at)
         at = entry[1]
-    return found
+    return capabilities
 
 
 def _extended(read: ReadPart) -> set[int] | None:
-    """Return the extended capabilities; None where they end within an entry."""
+    """Return the ids of the extended capabilities; None if they end within an entry."""
     if len(read(_EXTENDED, 1)) == 0:
-        return set()  # it has 256 bytes
-    found = set()
+        return set()  # it has only 256 bytes
+    ids = set()
     for entry in _extended_entries(read):
         if entry is None:
             return None
-        found.add(entry)
-    return found
+        ids.add(entry)
+    return ids
 
 
 def _extended_entries(read: ReadPart) -> Iterator[int | None]:

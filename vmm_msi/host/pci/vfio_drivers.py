@@ -10,7 +10,7 @@ they have in common, the strongest evidence first:
   do_pci_entry). libvirt looks for variant drivers there (``src/util/virpci.c``
   virPCIDeviceFindBestVFIOVariant).
 - The names of all drivers in ``drivers/vfio/pci`` end in ``vfio-pci`` or ``vfio_pci``. libvirt's
-  node devices have nothing but the name, nor has a capture without the two above.
+  node devices have only the name, as do captures without the two above.
 """
 
 from __future__ import annotations
