@@ -7,6 +7,7 @@
     ├── InputError              a file or a document is invalid
     │   ├── ConfigError         vmm-msi.toml
     │   ├── ScenarioError       a scenario TOML
+    │   ├── CallSequenceError   a call sequence of ``vmm-msi lab conform``
     │   ├── TopologyError       ACPI tables, a device tree, a device that they do not list
     │   ├── UnreadableError     an unreadable file of a host (``vmm_msi.host.files``)
     │   └── DomainXmlError      libvirt domain XML
@@ -61,6 +62,10 @@ class ConfigError(InputError):
 
 class ScenarioError(InputError):
     """A scenario file is invalid."""
+
+
+class CallSequenceError(InputError):
+    """A call sequence cannot be run."""
 
 
 class TopologyError(InputError):

@@ -1,18 +1,18 @@
-"""The model against a machine: wrong models are found, and Linux says what the model says."""
+"""The simulator against another machine: wrong machines are found, and Linux agrees."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
-from kernel_cases import CASES, HOST, Play
+from kernel_cases import CASES, HOST, CheckedCalls
 
 from vmm_msi.cli import main
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu import call_sequence, call_sequence_json
 from vmm_msi.iommu.sim.call_machine import SimMachine
 from vmm_msi.lab.conformance import conform
-from vmm_msi.lab.conformance.random_sequences import scenarios
+from vmm_msi.lab.conformance.random_sequences import draw_sequences
 from vmm_msi.lab.conformance.shrink import without
 from vmm_msi.lab.rpc.link import AgentLink
 
@@ -22,47 +22,49 @@ def quiet(_done, _total):
 
 
 @pytest.fixture
-def model():
+def simulator():
     return SimMachine(HOST, output_bits=conform.OUTPUT_BITS)
 
 
-def test_a_seed_draws_the_same_scenarios(model):
-    drawn = scenarios(model, 20, 1)
-    assert drawn == scenarios(SimMachine(HOST, output_bits=44), 20, 1)
-    assert drawn[:5] == scenarios(model, 5, 1)
-    assert drawn != scenarios(model, 20, 2)
+def test_a_seed_draws_the_same_sequences(simulator):
+    drawn = draw_sequences(simulator, 20, 1)
+    assert drawn == draw_sequences(SimMachine(HOST, output_bits=44), 20, 1)
+    assert drawn[:5] == draw_sequences(simulator, 5, 1)
+    assert drawn != draw_sequences(simulator, 20, 2)
 
 
-def test_two_hundred_scenarios_are_enough_and_say_a_lot(model):
+def test_two_hundred_sequences_cover_every_call_and_landing(simulator):
     """Every call is made and refused in several ways; none costs a device its ITS event."""
-    drawn = scenarios(model, 200, 1)
-    assert sum(len(scenario.steps) for scenario in drawn) >= 5000
-    seen, ended = set(), set()
-    for scenario in drawn:
-        assert call_sequence_json.check(scenario) is scenario
-        for step, result in zip(scenario.steps, call_sequence.run(model, scenario), strict=True):
-            seen.add((step.op, result.errno))
+    drawn = draw_sequences(simulator, 200, 1)
+    assert sum(len(sequence.steps) for sequence in drawn) >= 5000
+    results, landings = set(), set()
+    for sequence in drawn:
+        assert call_sequence_json.check(sequence) is sequence
+        for step, result in zip(
+            sequence.steps, call_sequence.run(simulator, sequence), strict=True
+        ):
+            results.add((step.op, result.errno))
             if result.landing is not None:
-                ended.add(result.landing.kind)
-    assert not model.lost_events
-    assert {op for op, errno in seen if not errno} == set(call_sequence.OPS)
-    assert len(seen) > 50
-    assert ended == set(call_sequence.LandingKind)
+                landings.add(result.landing.kind)
+    assert not simulator.lost_events
+    assert {op for op, errno in results if not errno} == set(call_sequence.OPS)
+    assert len(results) > 50
+    assert landings == set(call_sequence.LandingKind)
 
 
-def test_a_right_machine_is_found_right(model):
+def test_equal_machines_have_no_mismatch(simulator):
     side = conform.MachineSide(SimMachine(HOST, output_bits=44))
-    drawn = scenarios(model, 200, 1)
-    told = []
-    report = conform.compare(model, side, drawn, lambda done, total: told.append((done, total)))
+    drawn = draw_sequences(simulator, 200, 1)
+    progress = []
+    report = conform.compare(simulator, side, drawn, lambda *counts: progress.append(counts))
     assert report.mismatches == []
-    assert report.scenarios == 200
-    assert report.steps == sum(len(scenario.steps) for scenario in drawn)
-    assert told[-1] == (200, 200)
+    assert report.sequences == 200
+    assert report.steps == sum(len(sequence.steps) for sequence in drawn)
+    assert progress[-1] == (200, 200)
 
 
 class ForgetsTheWindow(SimMachine):
-    """A host that takes whatever is mapped."""
+    """A host that accepts mappings in reserved regions."""
 
     def ioas_map(self, fd, ioas, iova, size, page):
         try:
@@ -76,15 +78,15 @@ class KeepsTheAddress(SimMachine):
     """A host that does not write the address when the MSI is enabled again."""
 
     def enable(self, device):
-        before, known = self.is_enabled(device), self._devices[device].address
+        enabled, previous = self.is_enabled(device), self._devices[device].address
         address = super().enable(device)
-        if before:
-            self._devices[device].address = known
-            return known
+        if enabled:
+            self._devices[device].address = previous
+            return previous
         return address
 
 
-class TellsTheHost(SimMachine):
+class ReportsToTheHost(SimMachine):
     """A host that logs every fault."""
 
     def raise_msi(self, device):
@@ -95,7 +97,7 @@ class TellsTheHost(SimMachine):
 
 
 class OtherErrno(SimMachine):
-    """A host that calls a missing vDEVICE invalid."""
+    """A host that refuses a missing vDEVICE with EINVAL."""
 
     def attach(self, device, pt_id):
         try:
@@ -111,61 +113,66 @@ class OtherErrno(SimMachine):
     [
         (ForgetsTheWindow, "ioas_map", 6),
         (KeepsTheAddress, "enable", 44),
-        (TellsTheHost, "raise_msi", 14),
+        (ReportsToTheHost, "raise_msi", 14),
         (OtherErrno, "attach", 9),
     ],
 )
-def test_a_wrong_machine_is_found_and_its_scenario_shrunk(wrong, op, longest, model):
+def test_a_wrong_machine_has_a_mismatch_that_is_shrunk(wrong, op, longest, simulator):
     side = conform.MachineSide(wrong(HOST, output_bits=44))
-    report = conform.compare(model, side, scenarios(model, 100, 1), quiet)
+    report = conform.compare(simulator, side, draw_sequences(simulator, 100, 1), quiet)
     assert report.mismatches
     first = report.mismatches[0]
     assert first.step.op == op
-    assert len(first.scenario.steps) <= longest
+    assert len(first.sequence.steps) <= longest
     document = json.loads(json.dumps(conform.to_json(report, 1)))["mismatches"][0]
     assert document["model"] != document["kernel"]
-    again = call_sequence_json.scenario_from_json(document["shrunk"])
-    assert conform.part(model, side, again) is not None
-    assert conform.part(model, conform.MachineSide(model), again) is None
+    again = call_sequence_json.sequence_from_json(document["shrunk"])
+    assert conform.find_mismatch(simulator, side, again) is not None
+    assert conform.find_mismatch(simulator, conform.MachineSide(simulator), again) is None
     text = list(conform.lines(first))
-    assert text[-2].startswith("model: ")
+    assert text[-2].startswith("simulator: ")
     assert text[-1].startswith("kernel: ")
-    assert f"#{len(first.scenario.steps) - 1} {first.step}" in text
+    assert f"#{len(first.sequence.steps) - 1} {first.step}" in text
 
 
-def test_steps_go_with_what_refers_to_them(model):
-    play = Play(model)
-    CASES["a_device_is_bound_once"](play)
-    scenario = play.scenario()
-    opened = next(at for at, step in enumerate(scenario.steps) if step.op == "open")
-    left = without(scenario, [opened])
-    assert "open" in [step.op for step in left.steps]
-    assert len(left.steps) == len(scenario.steps) - 3
-    call_sequence_json.check(left)
+def test_steps_are_removed_with_those_that_refer_to_them(simulator):
+    calls = CheckedCalls(simulator)
+    CASES["a_device_is_bound_once"](calls)
+    sequence = calls.sequence()
+    opened = next(n for n, step in enumerate(sequence.steps) if step.op == "open")
+    rest = without(sequence, [opened])
+    assert "open" in [step.op for step in rest.steps]
+    assert len(rest.steps) == len(sequence.steps) - 3
+    call_sequence_json.check(rest)
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
-    [(b"{", "not JSON"), (b"[" * 100_000, "not JSON"), (b"{}", "what it takes"), (None, "No such")],
+    ("content", "message"),
+    [
+        (b"{", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"{}", "valid: schema, stage1, steps"),
+        (None, "No such"),
+    ],
 )
-def test_a_file_that_is_no_scenario_is_refused(content, told, tmp_path, capsys):
-    path = tmp_path / "scenario.json"
+def test_another_file_is_refused(content, message, tmp_path, capsys):
+    path = tmp_path / "sequence.json"
     if content is not None:
         path.write_bytes(content)
     assert main(["lab", "conform", "--replay", str(path)]) == 3
     error = capsys.readouterr().err
     assert str(path) in error
-    assert told in error
+    assert message in error
 
 
-def test_a_count_of_none_is_refused(capsys):
+def test_a_count_of_zero_is_refused(capsys):
     assert main(["lab", "conform", "--count", "0"]) == 2
     assert "valid is 1 to" in capsys.readouterr().err
 
 
 @pytest.fixture
 def kernel(lab_host):
-    """A model of the emulated host, and its kernel as the other side."""
+    """A simulator of the emulated host, and its kernel as the other side."""
     with AgentLink(lab_host.agent_socket) as link:
         link.call("hello")
         host = conform.conform_host(lab_host.board.topology, link.call("devices"))
@@ -173,39 +180,39 @@ def kernel(lab_host):
         yield SimMachine(host, output_bits=conform.OUTPUT_BITS), side
 
 
-def told(report):
-    return "\n\n".join("\n".join(conform.lines(each)) for each in report.mismatches)
+def text_of(report):
+    return "\n\n".join("\n".join(conform.lines(mismatch)) for mismatch in report.mismatches)
 
 
 def test_linux_follows_the_rules(kernel):
-    """The cases that the model is tested with, on the kernel they are from."""
-    model, side = kernel
+    """The cases of the simulator's tests, on the kernel itself."""
+    simulator, side = kernel
     cases = []
-    for make in CASES.values():
-        play = Play(model)
-        make(play)
-        cases.append(play.scenario())
-    report = conform.compare(model, side, cases, quiet)
-    assert not report.mismatches, told(report)
-    assert report.steps == sum(len(scenario.steps) for scenario in cases)
+    for case in CASES.values():
+        calls = CheckedCalls(simulator)
+        case(calls)
+        cases.append(calls.sequence())
+    report = conform.compare(simulator, side, cases, quiet)
+    assert not report.mismatches, text_of(report)
+    assert report.steps == sum(len(sequence.steps) for sequence in cases)
 
 
-def test_the_command_runs_a_scenario_from_a_file(run_folder, model, tmp_path, capsys):
-    play = Play(model)
-    CASES["a_stage_1_translates_first"](play)
-    path = tmp_path / "scenario.json"
-    path.write_text(json.dumps(call_sequence_json.scenario_to_json(play.scenario())))
+def test_the_command_runs_a_call_sequence_from_a_file(run_folder, simulator, tmp_path, capsys):
+    calls = CheckedCalls(simulator)
+    CASES["a_stage_1_translates_first"](calls)
+    path = tmp_path / "sequence.json"
+    path.write_text(json.dumps(call_sequence_json.sequence_to_json(calls.sequence())))
     saved = tmp_path / "saved"
     command = ["lab", "conform", "--replay", str(path), "--save", str(saved), "--format", "json"]
     assert main(command) == 0
     report = json.loads(capsys.readouterr().out)
-    assert (report["scenarios"], report["steps"]) == (1, len(play.steps))
+    assert (report["scenarios"], report["steps"]) == (1, len(calls.steps))
     assert (report["mismatches"], report["seed"]) == ([], None)
     assert list(saved.iterdir()) == []
 
 
-def test_linux_says_what_the_model_says(kernel):
-    model, side = kernel
-    report = conform.compare(model, side, scenarios(model, 20, 7), quiet)
-    assert not report.mismatches, told(report)
+def test_linux_has_the_simulators_results(kernel):
+    simulator, side = kernel
+    report = conform.compare(simulator, side, draw_sequences(simulator, 20, 7), quiet)
+    assert not report.mismatches, text_of(report)
     assert report.steps > 400

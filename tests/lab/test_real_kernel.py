@@ -380,8 +380,8 @@ def test_requests_that_make_no_sense_leave_the_agent_at_work(link):
     for do, given in (
         ("open", {}),
         ("open", {"host": 3, "guest": [], "doorbells": "its", "profile": "linux-7.2"}),
-        ("call", {"method": "free_s2", "arguments": [1]}),
-        ("call", {"method": "close", "arguments": []}),
+        ("call", {"method": "free_s2", "arguments": {"s2": 1}}),
+        ("call", {"method": "close", "arguments": {}}),
         ("conform", {"devices": [], "scenarios": [{"steps": 3}]}),
         ("command", {"argv": [3]}),
         ("nothing", {}),

@@ -16,9 +16,9 @@ from vmm_msi.terminal import print_line, print_lines
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.iommu.call_sequence import Scenario
+    from vmm_msi.iommu.call_sequence import CallSequence
     from vmm_msi.lab.build.progress import Progress
-    from vmm_msi.lab.conformance.conform import Report
+    from vmm_msi.lab.conformance.conform import ConformanceReport
 
 #: Exit code when simulator and kernel disagree.
 MISMATCH = 1
@@ -35,26 +35,26 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=_COUNT,
         metavar="N",
-        help="number of random scenarios (default: %(default)s)",
+        help="number of random call sequences (default: %(default)s)",
     )
     parser.add_argument(
         "--seed",
         type=int,
         default=_SEED,
         metavar="S",
-        help="random seed; the same seed gives the same scenarios (default: %(default)s)",
+        help="random seed; the same seed gives the same call sequences (default: %(default)s)",
     )
     parser.add_argument(
         "--replay",
         type=Path,
         metavar="FILE",
-        help="run the scenario in FILE, written by --save, instead of random ones",
+        help="run the call sequence in FILE, written by --save, instead of random ones",
     )
     parser.add_argument(
         "--save",
         type=Path,
         metavar="DIR",
-        help="write a shrunk scenario for each mismatch to DIR, for --replay",
+        help="write a shrunk call sequence for each mismatch to DIR, for --replay",
     )
     add_shape(parser)
     add_format(parser)
@@ -76,24 +76,26 @@ def run(args: argparse.Namespace) -> int:
     return MISMATCH if report.mismatches else 0
 
 
-def _read(path: Path) -> Scenario:
-    from vmm_msi.errors import ScenarioError
-    from vmm_msi.iommu.call_sequence_json import scenario_from_json
+def _read(path: Path) -> CallSequence:
+    from vmm_msi.errors import CallSequenceError
+    from vmm_msi.iommu.call_sequence_json import sequence_from_json
     from vmm_msi.tomlfile import read_text
 
-    text = read_text(path, ScenarioError)
+    text = read_text(path, CallSequenceError)
     try:
-        return scenario_from_json(json.loads(text))
+        return sequence_from_json(json.loads(text))
     except (ValueError, RecursionError) as error:
-        raise ScenarioError(f"{path}: not JSON: {error}") from error
-    except ScenarioError as error:
-        raise ScenarioError(f"{path}: {error}") from error
+        raise CallSequenceError(f"{path}: not JSON: {error}") from error
+    except CallSequenceError as error:
+        raise CallSequenceError(f"{path}: {error}") from error
 
 
-def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Progress) -> Report:
+def _compare(
+    args: argparse.Namespace, replayed: CallSequence | None, progress: Progress
+) -> ConformanceReport:
     from vmm_msi.iommu.sim.call_machine import SimMachine
     from vmm_msi.lab.conformance import conform
-    from vmm_msi.lab.conformance.random_sequences import scenarios
+    from vmm_msi.lab.conformance.random_sequences import draw_sequences
     from vmm_msi.lab.machine.emulated_host import keep_logs, lab_for, logs_folder
     from vmm_msi.lab.rpc.link import AgentLink
 
@@ -105,12 +107,15 @@ def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Prog
         link.call("hello")
         ready = time.monotonic()
         host = conform.conform_host(lab.board.topology, link.call("devices"))
-        model = SimMachine(host, output_bits=conform.OUTPUT_BITS)
-        drawn = [replayed] if replayed else scenarios(model, args.count, args.seed)
+        simulator = SimMachine(host, output_bits=conform.OUTPUT_BITS)
+        drawn = [replayed] if replayed else draw_sequences(simulator, args.count, args.seed)
         side = conform.KernelSide(link, [device.address for device in host.devices])
-        progress.stage(f"comparing the simulator with Linux: {len(drawn)} scenarios")
+        progress.stage(f"comparing the simulator with Linux: {len(drawn)} call sequences")
         report = conform.compare(
-            model, side, drawn, lambda done, total: progress.count(done, total, f"{done}/{total}")
+            simulator,
+            side,
+            drawn,
+            lambda done, total: progress.count(done, total, f"{done}/{total}"),
         )
         progress.clear()
         logs = logs_folder(args.cache)
@@ -121,29 +126,29 @@ def _compare(args: argparse.Namespace, replayed: Scenario | None, progress: Prog
     return report
 
 
-def _save(report: Report, folder: Path) -> None:
+def _save(report: ConformanceReport, folder: Path) -> None:
     from vmm_msi.errors import OutputError
-    from vmm_msi.iommu.call_sequence_json import scenario_to_json
+    from vmm_msi.iommu.call_sequence_json import sequence_to_json
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for mismatch in report.mismatches:
             path = folder / f"mismatch-{mismatch.number}.json"
-            document = json.dumps(scenario_to_json(mismatch.scenario), indent=1)
+            document = json.dumps(sequence_to_json(mismatch.sequence), indent=1)
             path.write_text(document + "\n", encoding="utf-8")
     except OSError as error:
         raise OutputError(f"writing {error.filename or folder}: {error.strerror}") from error
 
 
-def _print(args: argparse.Namespace, report: Report, seed: int | None) -> None:
-    from vmm_msi.iommu.call_sequence_json import scenario_to_json
+def _print(args: argparse.Namespace, report: ConformanceReport, seed: int | None) -> None:
+    from vmm_msi.iommu.call_sequence_json import sequence_to_json
     from vmm_msi.lab.conformance.conform import lines, to_json
 
     if args.format == "json":
         print_json(to_json(report, seed))
         return
     facts: dict[str, object] = {
-        "scenarios": report.scenarios,
+        "call sequences": report.sequences,
         "steps": report.steps,
         "mismatches": len(report.mismatches),
     }
@@ -154,9 +159,9 @@ def _print(args: argparse.Namespace, report: Report, seed: int | None) -> None:
         print_line(f"{name:<16}{value}")
     for mismatch in report.mismatches:
         print_line()
-        print_line(f"scenario {mismatch.number}:")
+        print_line(f"call sequence {mismatch.number}:")
         print_lines(f"  {line}" for line in lines(mismatch))
-        print_line(f"  to replay: {json.dumps(scenario_to_json(mismatch.scenario))}")
+        print_line(f"  to replay: {json.dumps(sequence_to_json(mismatch.sequence))}")
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {"conform": Subcommand(configure, run)}

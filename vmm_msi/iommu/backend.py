@@ -1,35 +1,42 @@
 """The one interface between policy and mechanism.
 
-A strategy sees a :class:`Backend` and nothing behind it. A backend says what it can do
-(:class:`Capability`), a strategy says what it needs, and the engine compares the two before
-anything is touched. Every operation that the kernel can refuse raises
-:class:`~vmm_msi.errors.BackendError` with Linux's errno, and leaves everything as it was.
+A strategy sees a :class:`Backend` and nothing behind it. A backend declares what it can do
+(:class:`Capability`), a strategy declares what it needs, and the engine compares the two before
+anything is changed. Every operation that the kernel can refuse raises
+:class:`~vmm_msi.errors.BackendError` with Linux's errno and changes nothing.
 """
 
 from __future__ import annotations
 
+# Imported at run time, not for type checkers alone: requests to a backend in the lab are encoded by
+# the annotations of Backend.
+from collections.abc import Hashable  # noqa: TC003
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, NewType, Protocol
+from typing import NewType, Protocol
 
-if TYPE_CHECKING:
-    from collections.abc import Hashable
+from vmm_msi.types import (  # noqa: TC001
+    Costs,
+    Iova,
+    Ipa,
+    PciAddress,
+    ReservedRegion,
+    Verdict,
+)
 
-    from vmm_msi.types import Costs, Iova, Ipa, PciAddress, ReservedRegion, Verdict
-
-#: Names one stage 2 table within one backend.
+#: Identifies one stage 2 within one backend.
 S2Handle = NewType("S2Handle", int)
 
 
 class Capability(StrEnum):
-    """What a backend can do beyond the nested attach that all of them have."""
+    """An ability of a backend beyond the nested attach, which all have."""
 
     #: The kernel takes doorbell addresses from the software MSI window itself
     #: (``drivers/iommu/dma-iommu.c`` or ``drivers/iommu/iommufd/driver.c``).
     SW_MSI = "sw-msi"
-    #: As above, and the pages of the window are given out per iommufd file descriptor.
+    #: As above, and the pages of the window are allocated per iommufd file descriptor.
     SW_MSI_SLOTS = "sw-msi-slots"
-    #: The kernel accepts guest bindings, in one revision of the 2018-2021 series each.
+    #: The kernel accepts guest bindings, by the named revision of the 2018-2021 series.
     GUEST_BINDING_V2 = "guest-binding-v2"
     GUEST_BINDING_V3 = "guest-binding-v3"
     GUEST_BINDING_V8 = "guest-binding-v8"
@@ -38,7 +45,7 @@ class Capability(StrEnum):
     GUEST_UNBIND = "guest-unbind"
     #: iommu_map() of a doorbell on the nested IOMMU domain, from inside the kernel.
     KERNEL_DOORBELL_MAP = "kernel-doorbell-map"
-    #: A doorbell page can be mapped at an IPA of the caller's choice, by whatever interface.
+    #: A doorbell page can be mapped at an IPA of the caller's choice, through any interface.
     DOORBELL_MAP = "doorbell-map"
     #: The MSI address in the device can be set to a value of the caller's choice.
     MSI_ADDRESS_WRITE = "msi-address-write"
@@ -46,11 +53,11 @@ class Capability(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class BackendInfo:
-    """What a backend is.
+    """Name, kernel and capabilities of a backend.
 
-    :param name: its name in messages, ``sim`` for the model.
-    :param profile: the kernel it is or models, such as ``linux-7.2``.
-    :param advice: what to do where a capability is missing, as the end of a sentence.
+    :param name: its name in messages, ``sim`` for the simulator.
+    :param profile: its kernel, real or simulated, such as ``linux-7.2``.
+    :param advice: what to do about a missing capability, as the end of a sentence.
     """
 
     name: str
@@ -60,11 +67,15 @@ class BackendInfo:
 
 
 class Backend(Protocol):
-    """Mechanism for one host and one guest."""
+    """Mechanism for one host and one guest.
+
+    The signatures of a backend's methods are defined here; :mod:`vmm_msi.lab.rpc.backend_calls`
+    derives the requests to a remote backend from the annotations.
+    """
 
     @property
     def info(self) -> BackendInfo:
-        """What this backend is and can do."""
+        """Name, kernel and capabilities."""
         ...
 
     @property
@@ -80,8 +91,8 @@ class Backend(Protocol):
         """Allocate a stage 2 on the SMMU with id ``smmu`` and map the guest's RAM in it.
 
         :param msi_cookie: let the kernel's own allocator pick doorbell addresses in it
-            (``iommu_get_msi_cookie``); without, doorbells are mapped by the caller alone. iommufd
-            has one in every stage 2.
+            (``iommu_get_msi_cookie``); without it only the caller maps doorbells. iommufd has one
+            in every stage 2.
         :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage.
         """
         ...
@@ -94,14 +105,14 @@ class Backend(Protocol):
         ...
 
     def attach(self, device: PciAddress, s2: S2Handle) -> None:
-        """Attach ``device`` with the stage 1 its guest gave it, nested on ``s2``.
+        """Attach ``device`` with its guest's stage 1, nested on ``s2``.
 
         :raise BackendError: when the kernel refuses it.
         """
         ...
 
     def detach(self, device: PciAddress) -> None:
-        """Detach ``device`` and take its MSIs down."""
+        """Detach ``device`` and disable its MSIs."""
         ...
 
     def is_attached(self, device: PciAddress) -> bool:
@@ -117,11 +128,11 @@ class Backend(Protocol):
         ...
 
     def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
-        """Unmap the granule at ``gdb`` and invalidate what was cached of it."""
+        """Unmap the granule at ``gdb`` and invalidate cached translations of it."""
         ...
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Tell the kernel that the guest maps ``size`` bytes of ``giova`` to ``gdb`` at stage 1.
+        """Register a guest binding: stage 1 maps ``size`` bytes from ``giova`` to ``gdb``.
 
         :raise BackendError: when the kernel refuses it.
         """
@@ -130,7 +141,7 @@ class Backend(Protocol):
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding.
 
-        :raise BackendError: EOPNOTSUPP where the kernel has no such call.
+        :raise BackendError: EOPNOTSUPP when the kernel has no such call.
         """
         ...
 
@@ -138,7 +149,7 @@ class Backend(Protocol):
         """Enable the device's MSIs; the kernel picks the doorbell address.
 
         :return: the address written into the device, offset within the page included.
-        :raise BackendError: when the kernel finds none.
+        :raise BackendError: when the kernel has no address for it.
         """
         ...
 
@@ -150,15 +161,15 @@ class Backend(Protocol):
         ...
 
     def advertise_rmr(self, window: ReservedRegion) -> None:
-        """Tell the guest, by an IORT RMR node, to map ``window`` 1:1 in each of its stage 1."""
+        """Add an RMR node for ``window`` to the guest's IORT: map it 1:1 in every stage 1."""
         ...
 
     def withdraw_rmr(self) -> None:
-        """Stop telling the guest."""
+        """Remove the RMR nodes."""
         ...
 
     def deliver(self, device: PciAddress) -> Verdict:
-        """Raise every MSI of ``device`` and see where it lands."""
+        """Raise every MSI of ``device`` and return where they land."""
         ...
 
     def costs(self) -> Costs:
@@ -166,7 +177,7 @@ class Backend(Protocol):
         ...
 
     def snapshot(self) -> Hashable:
-        """Return a value that is equal to another snapshot when the states are equal."""
+        """Return a value that equals another snapshot if the states are equal."""
         ...
 
     def close(self) -> None:

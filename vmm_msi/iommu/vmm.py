@@ -167,12 +167,22 @@ class Vmm(Generic[SteT]):
         self.stage2[s2.handle] = s2
         return s2
 
+    def s2(self, handle: S2Handle) -> S2Objects:
+        """Return a stage 2.
+
+        :raise BackendError: ENOENT when there is no such stage 2.
+        """
+        s2 = self.stage2.get(handle)
+        if s2 is None:
+            raise BackendError(errno.ENOENT, f"S2 {handle}: does not exist")
+        return s2
+
     def free_s2(self, handle: S2Handle) -> None:
         """Destroy a stage 2's vIOMMU, nest parent and IOAS, with everything mapped in it.
 
         :raise BackendError: EBUSY while a device is attached.
         """
-        s2 = self.stage2[handle]
+        s2 = self.s2(handle)
         if s2.devices:
             raise BackendError(errno.EBUSY, f"S2 {handle}: {len(s2.devices)} devices attached")
         self._destroy_viommu(s2)
@@ -196,11 +206,11 @@ class Vmm(Generic[SteT]):
 
     def map(self, handle: S2Handle, ipa: int, size: int, address: int) -> None:
         """Map memory in a stage 2; see :meth:`Iommufd.ioas_map`."""
-        self._fd.ioas_map(self.stage2[handle].ioas, ipa, size, address)
+        self._fd.ioas_map(self.s2(handle).ioas, ipa, size, address)
 
     def unmap(self, handle: S2Handle, ipa: int, size: int) -> None:
         """Unmap memory from a stage 2."""
-        self._fd.ioas_unmap(self.stage2[handle].ioas, ipa, size)
+        self._fd.ioas_unmap(self.s2(handle).ioas, ipa, size)
 
     def attach(self, address: PciAddress, handle: S2Handle, stage1: str, ste: SteT) -> None:
         """Allocate the missing ones of vIOMMU, vDEVICEs and nested HWPT, and attach a device.
@@ -212,7 +222,7 @@ class Vmm(Generic[SteT]):
         :raise BackendError: EBUSY for an attached device; the kernel's refusal. Nothing is left
             allocated for the device.
         """
-        device, s2 = self._devices[address], self.stage2[handle]
+        device, s2 = self._devices[address], self.s2(handle)
         with ExitStack() as undo:
             if s2.viommu is None:
                 s2.viommu = self._fd.viommu_alloc(device.dev_id, s2.hwpt)

@@ -229,10 +229,6 @@ class IommufdBackend:
             if left_out and SW_MSI_WINDOW.overlaps(first, 1):
                 yield RamMapping(first, self.page_size, self._scratch.address)
 
-    def has_s2(self, s2: S2Handle) -> bool:
-        """Return whether a stage 2 exists."""
-        return s2 in self._doorbells
-
     def free_s2(self, s2: S2Handle) -> None:
         """Free a stage 2; see :meth:`Vmm.free_s2`.
 
@@ -246,7 +242,7 @@ class IommufdBackend:
 
         :raise BackendError: the kernel's refusal; nothing is left allocated for the device.
         """
-        doorbells = self._doorbells[s2]
+        doorbells = self._doorbells_in(s2)
         host_device = self._host.device_by_address[device]
         guest_device = self._guest.device_by_address[device]
         doorbells.check(host_device)
@@ -272,10 +268,10 @@ class IommufdBackend:
 
     def detach(self, device: PciAddress) -> None:
         """Detach a device: its interrupts, then its translation, then the guest's mapping."""
-        s2 = self._vmm.s2_of(device).handle
+        doorbells = self._doorbells_of(device)
         self._programmed.pop(device, None)
         with ExitStack() as last:
-            last.callback(self._take_down, device, self._doorbells[s2])
+            last.callback(self._take_down, device, doorbells)
             if device in self._triggers:
                 self._triggers.pop(device).stop()
 
@@ -314,6 +310,13 @@ class IommufdBackend:
         """
         return self._doorbells[self._vmm.s2_of(device).handle]
 
+    def _doorbells_in(self, s2: S2Handle) -> S2Doorbells:
+        """Return the doorbells of a stage 2.
+
+        :raise BackendError: ENOENT when there is no such stage 2.
+        """
+        return self._doorbells[self._vmm.s2(s2).handle]
+
     def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
         """Map the page of memory for an ITS's doorbell.
 
@@ -323,11 +326,11 @@ class IommufdBackend:
         # With the rules of iommufd the kernel has to accept the address itself. In the series the
         # caller is in the kernel, where nothing refuses it, so the page may be moved.
         place = gdb if self._profile.iommufd else self._place(gdb)
-        self._doorbells[s2].map_at(place, gdb, page, self.page_size)
+        self._doorbells_in(s2).map_at(place, gdb, page, self.page_size)
 
     def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
         """Unmap a doorbell; the kernel invalidates."""
-        self._doorbells[s2].unmap(gdb)
+        self._doorbells_in(s2).unmap(gdb)
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
         """Register a guest binding with the simulated allocator.

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.errors import BackendError, ScenarioError
+from vmm_msi.errors import BackendError, CallSequenceError
 from vmm_msi.iommu.call_sequence import (
     RAM_BASE,
     RAM_PAGE,
@@ -427,8 +427,8 @@ def _lay_out(shapes: Sequence[Stage1Shape]) -> list[_GuestStage1]:
         descriptor = Ipa(RAM_BASE + number * _DESCRIPTOR_SIZE)
         laid_out.append(_GuestStage1(config, descriptor, tables))
     if free > RAM_BASE + RAM_SIZE:
-        raise ScenarioError(
-            f"scenario: stage 1 tables need {free - RAM_BASE:#x} bytes; valid is up to "
+        raise CallSequenceError(
+            f"call sequence: stage 1 tables need {free - RAM_BASE:#x} bytes; valid is up to "
             f"{RAM_SIZE:#x}; map fewer pages or use smaller ones"
         )
     return laid_out

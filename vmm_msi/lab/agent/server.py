@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm_msi.lab.agent.guest_host import GuestHost
-    from vmm_msi.lab.agent.targets import Bench
+    from vmm_msi.lab.agent.targets import OpenBackend
 
     #: Reports the progress of long work: done and total.
     Tell = Callable[[int, int], None]
@@ -49,7 +49,7 @@ class Agent:
     def __init__(self, port: int) -> None:
         self._port = port
         self._lines = protocol.LineReader()
-        self._bench: Bench | None = None
+        self._backend: OpenBackend | None = None
         self._host: GuestHost | None = None
         self._verbs: dict[str, Callable[..., Any]] = {
             "hello": self._hello,
@@ -180,33 +180,33 @@ class Agent:
 
     def _open(self, _tell: Tell, **given: object) -> object:
         """Open a backend; close the previous one."""
-        from vmm_msi.lab.agent.targets import Bench
+        from vmm_msi.lab.agent.targets import OpenBackend
 
         self._close_target()
-        self._bench = Bench.open(given)
-        return self._bench.facts()
+        self._backend = OpenBackend.open(given)
+        return self._backend.facts()
 
-    def _call(self, _tell: Tell, method: str, arguments: list[object]) -> object:
+    def _call(self, _tell: Tell, method: str, arguments: object) -> object:
         """Call a method of the open backend."""
-        if self._bench is None:
+        if self._backend is None:
             raise ValueError("no backend is open; open one first")
-        return self._bench.call(method, arguments)
+        return self._backend.call(method, arguments)
 
     def _close(self, _tell: Tell) -> None:
         """Close the open backend."""
         self._close_target()
 
     def _close_target(self) -> None:
-        bench, self._bench = self._bench, None
-        if bench is not None:
-            bench.close()
+        backend, self._backend = self._backend, None
+        if backend is not None:
+            backend.close()
 
     def _conform(self, tell: Tell, **given: object) -> object:
         """Run scenarios step by step on the kernel."""
-        from vmm_msi.lab.agent.targets import conform
+        from vmm_msi.lab.agent.targets import run_sequences
 
         self._close_target()
-        return conform(given, tell)
+        return run_sequences(given, tell)
 
     def _command(
         self,

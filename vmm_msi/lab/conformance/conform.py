@@ -1,8 +1,8 @@
-"""Run scenarios on the model and on the real kernel, and compare them step by step.
+"""Run call sequences on the simulator and on the real kernel, and compare them step by step.
 
-The model goes first. The other side gets what the model said and ends a scenario with the first
-step that goes another way, since what follows would be made in another state. A scenario in which
-that happens is shrunk, which takes runs on both sides.
+The simulator runs first. The other side gets the simulator's results and ends a sequence at the
+first step with another result, since later steps would run in another state. A sequence with a
+mismatch is shrunk, which runs it on both sides again.
 """
 
 from __future__ import annotations
@@ -22,31 +22,34 @@ from vmm_msi.types import PciAddress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vmm_msi.iommu.call_sequence import Scenario, Step, StepResult
+    from vmm_msi.iommu.call_sequence import CallSequence, Step, StepResult
     from vmm_msi.iommu.sim.call_machine import SimMachine
     from vmm_msi.lab.rpc.link import AgentLink
     from vmm_msi.types import HostDevice, HostTopology
 
-    #: Tells how many scenarios are done, of how many.
-    Tell = Callable[[int, int], None]
+    #: Called with the number of sequences done and their total.
+    OnProgress = Callable[[int, int], None]
 
 #: Width of the output addresses of QEMU's SMMUv3 (``hw/arm/smmuv3.c``, IDR5.OAS).
 OUTPUT_BITS = 44
 
 _CHUNK = 25
-#: Mismatches that are shrunk; it takes seconds each, and the first few tell most.
+#: Number of mismatches that are shrunk, which takes seconds each.
 _MOST_SHRUNK = 5
-#: How long the kernel may take over one scenario, in seconds.
-_PATIENCE_S = 120
+#: Time limit of the kernel for one request, in seconds.
+_TIMEOUT_S = 120
 
 
 class Side(Protocol):
-    """What scenarios are run on beside the model."""
+    """The other side of a comparison with the simulator."""
 
     def run(
-        self, scenarios: Sequence[Scenario], expected: Sequence[Sequence[StepResult]], tell: Tell
+        self,
+        sequences: Sequence[CallSequence],
+        expected: Sequence[Sequence[StepResult]],
+        on_progress: OnProgress,
     ) -> list[list[StepResult]]:
-        """Run scenarios, each up to the first step that does not go as expected."""
+        """Run sequences, each up to the first step with another result than expected."""
 
 
 class MachineSide:
@@ -56,14 +59,17 @@ class MachineSide:
         self._machine = machine
 
     def run(
-        self, scenarios: Sequence[Scenario], expected: Sequence[Sequence[StepResult]], tell: Tell
+        self,
+        sequences: Sequence[CallSequence],
+        expected: Sequence[Sequence[StepResult]],
+        on_progress: OnProgress,
     ) -> list[list[StepResult]]:
-        """Run scenarios."""
-        found = []
-        for number, (scenario, right) in enumerate(zip(scenarios, expected, strict=True), 1):
-            found.append(call_sequence.run(self._machine, scenario, right))
-            tell(number, len(scenarios))
-        return found
+        """Run sequences."""
+        results = []
+        for number, (sequence, right) in enumerate(zip(sequences, expected, strict=True), 1):
+            results.append(call_sequence.run(self._machine, sequence, right))
+            on_progress(number, len(sequences))
+        return results
 
 
 class KernelSide:
@@ -77,165 +83,175 @@ class KernelSide:
         self._devices = devices
 
     def run(
-        self, scenarios: Sequence[Scenario], expected: Sequence[Sequence[StepResult]], tell: Tell
+        self,
+        sequences: Sequence[CallSequence],
+        expected: Sequence[Sequence[StepResult]],
+        on_progress: OnProgress,
     ) -> list[list[StepResult]]:
-        """Run scenarios, some in each request.
+        """Run sequences, several in each request.
 
         :raise LabError: when the emulated host fails.
         """
-        found: list[list[StepResult]] = []
-        for begin in range(0, len(scenarios), _CHUNK):
-            end = begin + _CHUNK
+        results: list[list[StepResult]] = []
+        for begin in range(0, len(sequences), _CHUNK):
+            chunk = slice(begin, begin + _CHUNK)
             answer = self._link.call(
                 "conform",
-                timeout_s=_PATIENCE_S,
-                on_progress=partial(_tell_all, tell, begin, len(scenarios)),
+                timeout_s=_TIMEOUT_S,
+                on_progress=partial(_report_all, on_progress, begin, len(sequences)),
                 devices=to_wire(self._devices),
-                scenarios=[
-                    call_sequence_json.scenario_to_json(each) for each in scenarios[begin:end]
-                ],
-                expected=[call_sequence_json.results_to_json(each) for each in expected[begin:end]],
+                scenarios=[call_sequence_json.sequence_to_json(s) for s in sequences[chunk]],
+                expected=[call_sequence_json.results_to_json(r) for r in expected[chunk]],
             )
-            found += [call_sequence_json.results_from_json(each) for each in answer]
-        if len(found) != len(scenarios):
+            results += [call_sequence_json.results_from_json(document) for document in answer]
+        if len(results) != len(sequences):
             raise LabError(
-                f"comparing with the kernel: {len(found)} results came back for {len(scenarios)} "
-                "scenarios; the agent is of another version: vmm-msi lab down, then try again"
+                f"comparing with the kernel: {len(results)} results for {len(sequences)} call "
+                "sequences; the agent has another version: run vmm-msi lab down and try again"
             )
-        return found
+        return results
 
 
-def _tell_all(tell: Tell, before: int, total: int, done: int, _of: int) -> None:
-    tell(before + done, total)
+def _report_all(on_progress: OnProgress, before: int, total: int, done: int, _of: int) -> None:
+    on_progress(before + done, total)
 
 
 @dataclass(frozen=True)
 class Mismatch:
-    """A scenario in which the two sides part.
+    """A sequence with different results on the two sides.
 
-    :param number: of the scenario among those that ran.
-    :param scenario: shrunk, and cut behind the step at which they part.
+    :param number: of the sequence among those that ran.
+    :param sequence: shrunk, and cut after the first step with different results.
     """
 
     number: int
-    scenario: Scenario
-    model: StepResult
+    sequence: CallSequence
+    simulator: StepResult
     kernel: StepResult
 
     @property
     def step(self) -> Step:
-        """The step at which they part: the last one."""
-        return self.scenario.steps[-1]
+        """The step with different results: the last one."""
+        return self.sequence.steps[-1]
 
 
 @dataclass
-class Report:
-    """What a comparison found.
+class ConformanceReport:
+    """The result of a comparison.
 
-    :param steps: how many were compared.
-    :param seconds: what took how long.
+    :param steps: number of steps that were compared.
+    :param seconds: duration of each part.
     """
 
-    scenarios: int = 0
+    sequences: int = 0
     steps: int = 0
     mismatches: list[Mismatch] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
 
 
-def compare(model: SimMachine, side: Side, scenarios: Sequence[Scenario], tell: Tell) -> Report:
-    """Run scenarios on both sides and compare them.
+def compare(
+    simulator: SimMachine, side: Side, sequences: Sequence[CallSequence], on_progress: OnProgress
+) -> ConformanceReport:
+    """Run sequences on both sides and compare them.
 
-    :raise ScenarioError: when a scenario names devices that are not there.
+    :raise CallSequenceError: when a sequence names a device that is missing.
     :raise LabError: when the other side fails.
     """
     begun = time.monotonic()
-    expected = [call_sequence.run(model, scenario) for scenario in scenarios]
-    modelled = time.monotonic()
-    found = side.run(scenarios, expected, tell)
+    expected = [call_sequence.run(simulator, sequence) for sequence in sequences]
+    simulated = time.monotonic()
+    actual = side.run(sequences, expected, on_progress)
     done = time.monotonic()
-    report = Report(scenarios=len(scenarios), steps=sum(map(len, found)))
-    for number, (scenario, right, got) in enumerate(zip(scenarios, expected, found, strict=True)):
-        at = parting(scenario, right, got)
-        if at is not None:
-            shorter = without(scenario, range(at + 1, len(scenario.steps)))
-            report.mismatches.append(Mismatch(number, shorter, right[at], got[at]))
+    report = ConformanceReport(sequences=len(sequences), steps=sum(map(len, actual)))
+    for number, (sequence, right, got) in enumerate(zip(sequences, expected, actual, strict=True)):
+        position = first_difference(sequence, right, got)
+        if position is not None:
+            report.mismatches.append(_mismatch(number, sequence, right, got, position))
     report.mismatches[:_MOST_SHRUNK] = [
-        _shrunk(model, side, mismatch) for mismatch in report.mismatches[:_MOST_SHRUNK]
+        _shrunk(simulator, side, mismatch) for mismatch in report.mismatches[:_MOST_SHRUNK]
     ]
     report.seconds = {
-        "model": modelled - begun,
-        "kernel": done - modelled,
+        "simulator": simulated - begun,
+        "kernel": done - simulated,
         "shrinking": time.monotonic() - done,
     }
     return report
 
 
-def parting(
-    scenario: Scenario, right: Sequence[StepResult], got: Sequence[StepResult]
+def first_difference(
+    sequence: CallSequence, right: Sequence[StepResult], got: Sequence[StepResult]
 ) -> int | None:
-    """Return the position of the first step on which the sides do not agree."""
-    for at, step in enumerate(scenario.steps[: len(got)]):
-        if not call_sequence.agree(step, right[at], got[at]):
-            return at
+    """Return the position of the first step with different results."""
+    for position, step in enumerate(sequence.steps[: len(got)]):
+        if not call_sequence.agree(step, right[position], got[position]):
+            return position
     return None
 
 
-def _shrunk(model: SimMachine, side: Side, mismatch: Mismatch) -> Mismatch:
-    """Shrink a mismatch; what parts the sides stays the same call, refused or not alike."""
+def _mismatch(
+    number: int,
+    sequence: CallSequence,
+    right: Sequence[StepResult],
+    got: Sequence[StepResult],
+    position: int,
+) -> Mismatch:
+    cut = without(sequence, range(position + 1, len(sequence.steps)))
+    return Mismatch(number, cut, right[position], got[position])
+
+
+def _shrunk(simulator: SimMachine, side: Side, mismatch: Mismatch) -> Mismatch:
+    """Shrink a mismatch; it stays one of the same call, with the same kinds of results."""
     if mismatch.step.op == "enable":
-        # Each try would cost the device an event in the ITS.
+        # Each run would cost the device an event in the ITS.
         return mismatch
     last = mismatch
 
-    def shows(candidate: Scenario) -> bool:
+    def reproduces(candidate: CallSequence) -> bool:
         nonlocal last
-        found = part(model, side, candidate)
-        if found is None or _kind(found) != _kind(mismatch):
+        other = find_mismatch(simulator, side, candidate)
+        if other is None or _kind(other) != _kind(mismatch):
             return False
-        last = found
+        last = other
         return True
 
-    shrink(mismatch.scenario, shows)
-    return Mismatch(mismatch.number, last.scenario, last.model, last.kernel)
+    shrink(mismatch.sequence, reproduces)
+    return replace(last, number=mismatch.number)
 
 
 def _kind(mismatch: Mismatch) -> tuple[object, ...]:
-    results = (mismatch.model, mismatch.kernel)
-    landings = (None if each.landing is None else each.landing.kind for each in results)
-    return (mismatch.step.op, *(each.errno for each in results), *landings)
+    results = (mismatch.simulator, mismatch.kernel)
+    landings = (None if r.landing is None else r.landing.kind for r in results)
+    return (mismatch.step.op, *(r.errno for r in results), *landings)
 
 
-def part(model: SimMachine, side: Side, scenario: Scenario) -> Mismatch | None:
-    """Run one scenario on both sides and return where they part, if they do.
+def find_mismatch(simulator: SimMachine, side: Side, sequence: CallSequence) -> Mismatch | None:
+    """Run one sequence on both sides and return its mismatch, if any.
 
-    One that would cost a device its event in the ITS is not run.
+    A sequence that would cost a device its event in the ITS is not run.
     """
-    model.lost_events.clear()
-    right = call_sequence.run(model, scenario)
-    if model.lost_events:
-        model.lost_events.clear()
+    simulator.lost_events.clear()
+    right = call_sequence.run(simulator, sequence)
+    if simulator.lost_events:
+        simulator.lost_events.clear()
         return None
-    (got,) = side.run([scenario], [right], lambda _done, _of: None)
-    at = parting(scenario, right, got)
-    if at is None:
-        return None
-    shorter = without(scenario, range(at + 1, len(scenario.steps)))
-    return Mismatch(0, shorter, right[at], got[at])
+    (got,) = side.run([sequence], [right], lambda _done, _of: None)
+    position = first_difference(sequence, right, got)
+    return None if position is None else _mismatch(0, sequence, right, got, position)
 
 
-def conform_host(topology: HostTopology, told: Sequence[dict[str, Any]]) -> HostTopology:
-    """Return the emulated host with its test devices, by what its agent tells of them.
+def conform_host(topology: HostTopology, devices: Sequence[dict[str, Any]]) -> HostTopology:
+    """Return the emulated host with its test devices, as its agent lists them.
 
-    :param topology: what its tables say.
-    :param told: the agent's devices.
-    :raise LabError: when a device is in no route of the tables.
+    :param topology: from the host's tables.
+    :param devices: the agent's list of devices.
+    :raise LabError: when no route of the tables has a device.
     """
-    devices = tuple(
-        _device(topology, PciAddress.parse(str(each["address"])), int(each["group"]))
-        for each in told
-        if (each["vendor"], each["device"]) == EDU
+    tested = tuple(
+        _device(topology, PciAddress.parse(str(device["address"])), int(device["group"]))
+        for device in devices
+        if (device["vendor"], device["device"]) == EDU
     )
-    return replace(topology, devices=devices)
+    return replace(topology, devices=tested)
 
 
 def _device(topology: HostTopology, address: PciAddress, group: int) -> HostDevice:
@@ -246,19 +262,19 @@ def _device(topology: HostTopology, address: PciAddress, group: int) -> HostDevi
 
 
 def lines(mismatch: Mismatch) -> Iterator[str]:
-    """Yield what a person reads of a mismatch."""
-    scenario = mismatch.scenario
-    for number, shape in enumerate(scenario.stage1):
+    """Yield a mismatch as lines of text."""
+    sequence = mismatch.sequence
+    for number, shape in enumerate(sequence.stage1):
         pages = ", ".join(f"{giova:#x} -> {ipa:#x}" for giova, ipa in shape.pages)
         yield f"stage 1 {number}: {shape.granule} pages, ASID {shape.asid}: {pages or 'nothing'}"
-    for at, step in enumerate(scenario.steps):
-        yield f"#{at} {step}"
-    yield f"model: {result_text(mismatch.model)}"
+    for position, step in enumerate(sequence.steps):
+        yield f"#{position} {step}"
+    yield f"simulator: {result_text(mismatch.simulator)}"
     yield f"kernel: {result_text(mismatch.kernel)}"
 
 
 def result_text(result: StepResult) -> str:
-    """Return what a step gave, in words."""
+    """Return the result of a step as text."""
     if result.errno:
         name = errno_name(result.errno)
         return f"{name} ({result.reason})" if result.reason else name
@@ -267,22 +283,28 @@ def result_text(result: StepResult) -> str:
     return "done" if result.value is None else f"{result.value:#x}"
 
 
-def to_json(report: Report, seed: int | None) -> dict[str, Any]:
+#: Parts of a comparison whose JSON key is not their name.
+_JSON_KEYS = {"simulator": "model"}
+
+
+def to_json(report: ConformanceReport, seed: int | None) -> dict[str, Any]:
     """Return the report as a JSON value."""
     return {
         "schema": 1,
         "seed": seed,
-        "scenarios": report.scenarios,
+        "scenarios": report.sequences,
         "steps": report.steps,
         "mismatches": [
             {
                 "scenario": mismatch.number,
                 "step": str(mismatch.step),
-                "model": result_text(mismatch.model),
+                "model": result_text(mismatch.simulator),
                 "kernel": result_text(mismatch.kernel),
-                "shrunk": call_sequence_json.scenario_to_json(mismatch.scenario),
+                "shrunk": call_sequence_json.sequence_to_json(mismatch.sequence),
             }
             for mismatch in report.mismatches
         ],
-        "seconds": {name: round(value, 2) for name, value in report.seconds.items()},
+        "seconds": {
+            _JSON_KEYS.get(name, name): round(value, 2) for name, value in report.seconds.items()
+        },
     }

@@ -1,7 +1,7 @@
-"""Scenarios for the comparison of the model with a kernel, drawn from a seed.
+"""Random call sequences for the comparison of the simulator with a kernel, drawn from a seed.
 
-A scenario is a way that leads somewhere, an MSI that is delivered through a domain of one kind or
-another, with calls in between that are out of order, repeated or wrong.
+A sequence leads to MSIs that are delivered through IOMMU domains of different kinds, with calls in
+between that are out of order, repeated or wrong.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from vmm_msi.iommu.call_sequence import (
     RAM_SIZE,
     WITNESSES,
     Argument,
+    CallSequence,
     NestedConfig,
     Ref,
-    Scenario,
     Stage1Shape,
 )
-from vmm_msi.lab.conformance.sequence_draft import NUMBERS_OF_NONE, Draft
+from vmm_msi.lab.conformance.sequence_draft import INVALID_NUMBERS, Draft
 from vmm_msi.types import SW_MSI_WINDOW, Granule
 
 if TYPE_CHECKING:
@@ -28,15 +28,15 @@ if TYPE_CHECKING:
 
     from vmm_msi.iommu.sim.call_machine import SimMachine
 
-#: Steps of a scenario: from, to and most often.
+#: Number of steps of a sequence: lowest, highest and most frequent.
 LENGTHS = (12, 44, 24)
 
 _WINDOW = SW_MSI_WINDOW.base
-#: Where witness doorbells are mapped, all multiples of 64 KiB.
+#: IPAs of witness doorbells, all multiples of 64 KiB.
 _DOORBELLS = (0x0A09_0000, 0x0A0A_0000, 0x0B00_0000)
-#: gIOVAs, likewise.
+#: gIOVAs, also multiples of 64 KiB.
 _GIOVAS = (0xFFFF_0000, 0xFFFE_0000, 0x1_0000_0000)
-#: Another place for guest RAM; nothing looks for it there.
+#: Another IPA for guest RAM, which no table refers to.
 _ALIAS = 0x5000_0000
 _NOT_MAPPED = 0x0C00_0000
 _PAST_STAGE2 = 1 << 45
@@ -45,21 +45,21 @@ _TRANSLATER = 0x40
 _U64 = (1 << 64) - 1
 
 
-def scenarios(machine: SimMachine, count: int, seed: int) -> list[Scenario]:
-    """Draw scenarios; the same ones for the same seed and machine."""
+def draw_sequences(machine: SimMachine, count: int, seed: int) -> list[CallSequence]:
+    """Draw sequences; the same ones for the same seed and machine."""
     return [_draw(machine, random.Random(f"{seed}/{n}")) for n in range(count)]  # noqa: S311
 
 
-def _draw(machine: SimMachine, rng: random.Random) -> Scenario:
+def _draw(machine: SimMachine, rng: random.Random) -> CallSequence:
     draft = Draft(machine, rng, _stage1(rng, machine.host.granule))
-    cast = _cast(draft)
-    ways, noise = Ways(draft), Noise(draft)
+    devices = _devices(draft)
+    delivery, noise = Delivery(draft), Noise(draft)
     length = int(rng.triangular(*LENGTHS))
     while len(draft) < length:
         if rng.random() < (0.3 if draft.bound else 0.9):
-            ways.go(rng.choice(cast))
+            delivery.advance(rng.choice(devices))
         else:
-            noise.make()
+            noise.call()
     return draft.finish(length)
 
 
@@ -67,13 +67,12 @@ def _stage1(rng: random.Random, largest: Granule) -> tuple[Stage1Shape, ...]:
     """Draw stage 1 tables with pages no larger than those of stage 2.
 
     QEMU 11.1 translates the address of a stage 1 table by stage 2, but not that of each
-    descriptor in it, so that a table which is larger than a page of stage 2 has to lie in memory
-    without gaps (``hw/arm/smmu-common.c`` translate_table_addr_ipa); this process cannot see to
-    that.
+    descriptor in it, so a table larger than a page of stage 2 must be contiguous in memory
+    (``hw/arm/smmu-common.c`` translate_table_addr_ipa), which this process cannot ensure.
     """
     shapes = []
     for asid in range(1, rng.choice((1, 2, 2, 3)) + 1):
-        granule = rng.choice([each for each in Granule if each <= largest])
+        granule = rng.choice([granule for granule in Granule if granule <= largest])
         targets = [_WINDOW, *_DOORBELLS, _NOT_MAPPED, _PAST_STAGE2]
         giovas = rng.sample(_GIOVAS, rng.randint(1, len(_GIOVAS)))
         pages = {giova: rng.choices(targets, (5, 4, 2, 2, 1, 1))[0] for giova in giovas}
@@ -83,29 +82,29 @@ def _stage1(rng: random.Random, largest: Granule) -> tuple[Stage1Shape, ...]:
     return tuple(shapes)
 
 
-def _cast(draft: Draft) -> list[int]:
-    """Return the devices that play, some of them more often than others."""
+def _devices(draft: Draft) -> list[int]:
+    """Return the devices of a sequence, some of them several times."""
     rng = draft.rng
     first = rng.randrange(len(draft.hosts))
     others = rng.choice((0, 0, 1, 1, 2))
     return [first, *draft.mates(first), *rng.choices(range(len(draft.hosts)), k=others)]
 
 
-class Ways:
-    """Steps that lead to a delivered MSI, each made when what comes before it is there."""
+class Delivery:
+    """Steps that lead to a delivered MSI, each made when its preconditions hold."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft
         self._rng = draft.rng
 
-    def go(self, device: int) -> None:
-        """Go the way of a device, as far as it is right."""
+    def advance(self, device: int) -> None:
+        """Make the next steps of a device, until one is refused."""
         draft, rng = self._draft, self._rng
         fd = self._bind(device)
         if fd not in draft.fds:
             return
-        way = rng.choices((self._nested, self._ioas, self._table), (6, 2, 2))[0]
-        target = way(fd, device)
+        alloc_target = rng.choices((self._nested, self._ioas, self._table), (6, 2, 2))[0]
+        target = alloc_target(fd, device)
         if target is None or draft.do("attach", device=device, pt_id=target) is None:
             return
         if not draft.is_enabled(device) or rng.random() < 0.2:
@@ -115,7 +114,7 @@ class Ways:
                 send(draft, device)
 
     def _bind(self, device: int) -> Ref | None:
-        """Return the file descriptor that a device is bound to, and bind it where it is not."""
+        """Return the file descriptor that a device is bound to; bind it if it is not bound."""
         draft = self._draft
         if device in draft.bound:
             return draft.bound[device]
@@ -126,19 +125,19 @@ class Ways:
             draft.open()
         return draft.bind_to(draft.some_fd(), device)
 
-    def _known(self, kind: str, fd: Ref, device: int, often: float) -> Ref | None:
-        """Return an object that will do, as often as is said."""
+    def _existing(self, kind: str, fd: Ref, device: int, share: float) -> Ref | None:
+        """Return a suitable object in a share of the calls, otherwise None."""
         smmu = None if kind == "ioas" else self._draft.hosts[device].smmu
-        known = self._draft.find(kind, fd, smmu)
-        return self._rng.choice(known).ref if known and self._rng.random() < often else None
+        suitable = self._draft.find(kind, fd, smmu)
+        return self._rng.choice(suitable).ref if suitable and self._rng.random() < share else None
 
     def _ioas(self, fd: Ref, device: int) -> Ref | None:
-        """Return an IOAS, which most often has guest RAM and a doorbell."""
+        """Return an IOAS, usually with guest RAM and a doorbell."""
         draft, rng = self._draft, self._rng
-        known = self._known("ioas", fd, device, 0.75)
-        if known is not None:
-            return known
-        ioas = draft.make("ioas", device, None, "ioas_alloc", {"fd": fd})
+        existing = self._existing("ioas", fd, device, 0.75)
+        if existing is not None:
+            return existing
+        ioas = draft.alloc("ioas", device, None, "ioas_alloc", {"fd": fd})
         if ioas is None:
             return None
         if rng.random() < 0.95:
@@ -156,16 +155,16 @@ class Ways:
 
     def _hwpt(self, fd: Ref, device: int, *, parent: bool) -> Ref | None:
         kind = "parent" if parent else "hwpt"
-        known = self._known(kind, fd, device, 0.75)
-        if known is not None:
-            return known
+        existing = self._existing(kind, fd, device, 0.75)
+        if existing is not None:
+            return existing
         ioas = self._ioas(fd, device)
         return None if ioas is None else alloc_hwpt(self._draft, fd, device, ioas, parent=parent)
 
     def _viommu(self, fd: Ref, device: int) -> Ref | None:
-        known = self._known("viommu", fd, device, 0.85)
-        if known is not None:
-            return known
+        existing = self._existing("viommu", fd, device, 0.85)
+        if existing is not None:
+            return existing
         hwpt = self._hwpt(fd, device, parent=True)
         return None if hwpt is None else alloc_viommu(self._draft, fd, device, hwpt)
 
@@ -174,21 +173,21 @@ class Ways:
         viommu = self._viommu(fd, device)
         if viommu is None:
             return None
-        for each in (device, *draft.mates(device)):
-            if any(made.device == each for made in draft.find("vdevice", fd)):
+        for member in (device, *draft.mates(device)):
+            if any(vdevice.device == member for vdevice in draft.find("vdevice", fd)):
                 continue
-            if rng.random() < 0.92 and self._bind(each) == fd:
-                alloc_vdevice(draft, fd, each, viommu)
-        known = [made.ref for made in draft.find("nested", fd) if made.on == viommu]
-        if known and rng.random() < 0.35:
-            return rng.choice(known)
+            if rng.random() < 0.92 and self._bind(member) == fd:
+                alloc_vdevice(draft, fd, member, viommu)
+        hwpts = [hwpt.ref for hwpt in draft.find("nested", fd) if hwpt.parent == viommu]
+        if hwpts and rng.random() < 0.35:
+            return rng.choice(hwpts)
         config = rng.choices(list(NestedConfig), (12, 3, 1, 1))[0]
         return alloc_nested(draft, fd, device, viommu, config)
 
 
 def alloc_hwpt(draft: Draft, fd: Ref, device: int, ioas: Argument, *, parent: bool) -> Ref | None:
     """Allocate a HWPT for a device."""
-    return draft.make(
+    return draft.alloc(
         "parent" if parent else "hwpt",
         device,
         ioas,
@@ -200,14 +199,14 @@ def alloc_hwpt(draft: Draft, fd: Ref, device: int, ioas: Argument, *, parent: bo
 def alloc_viommu(draft: Draft, fd: Ref, device: int, hwpt: Argument) -> Ref | None:
     """Allocate a vIOMMU for a device."""
     arguments = {"fd": fd, "dev_id": draft.number(fd, device), "hwpt": hwpt}
-    return draft.make("viommu", device, hwpt, "viommu_alloc", arguments)
+    return draft.alloc("viommu", device, hwpt, "viommu_alloc", arguments)
 
 
 def alloc_vdevice(draft: Draft, fd: Ref, device: int, viommu: Argument) -> Ref | None:
     """Allocate a vDEVICE for a device."""
     virt_id = draft.rng.choices((0x100 + device, 0x100, (1 << 40) + device), (8, 1, 1))[0]
     number = draft.number(fd, device)
-    return draft.make(
+    return draft.alloc(
         "vdevice",
         device,
         viommu,
@@ -220,7 +219,7 @@ def alloc_nested(
     draft: Draft, fd: Ref, device: int, viommu: Argument, config: NestedConfig
 ) -> Ref | None:
     """Allocate a nested HWPT for a device."""
-    return draft.make(
+    return draft.alloc(
         "nested",
         device,
         viommu,
@@ -236,12 +235,12 @@ def alloc_nested(
 
 
 def send(draft: Draft, device: int) -> None:
-    """Let a device send its MSI, from an address of choice more often than not."""
+    """Make a device send its MSI, usually with a random address."""
     rng = draft.rng
     if rng.random() < 0.65:
         giova, ipa = rng.choice(rng.choice(draft.stage1).pages)
-        places = (giova, ipa, _WINDOW, rng.choice(_DOORBELLS), _NOT_MAPPED, _PAST_STAGE1)
-        base = rng.choices(places, (12, 4, 3, 3, 1, 1))[0]
+        bases = (giova, ipa, _WINDOW, rng.choice(_DOORBELLS), _NOT_MAPPED, _PAST_STAGE1)
+        base = rng.choices(bases, (12, 4, 3, 3, 1, 1))[0]
         offset = rng.choices((_TRANSLATER, 0x44, 0x1040, 0x43), (12, 1, 1, 1))[0]
         draft.do("program", device=device, address=base + offset)
     draft.do("raise_msi", device=device)
@@ -269,8 +268,8 @@ class Noise:
             (lambda _fd, device: draft.do("disable", device=device), 1.5),
         ]
 
-    def make(self) -> None:
-        """Make one of them."""
+    def call(self) -> None:
+        """Make one call."""
         calls, weights = zip(*self._calls, strict=True)
         device = self._draft.some_device()
         self._rng.choices(calls, weights)[0](self._draft.some_fd(), device)
@@ -282,9 +281,9 @@ class Noise:
             size = rng.choice((RAM_SIZE, page))
             draft.map_at(fd, ioas, rng.choice((RAM_BASE, _ALIAS)), size, RAM_PAGE)
             return
-        places = (*_DOORBELLS, _WINDOW, _WINDOW + page, _WINDOW - page, RAM_BASE + RAM_SIZE - page)
+        usual = (*_DOORBELLS, _WINDOW, _WINDOW + page, _WINDOW - page, RAM_BASE + RAM_SIZE - page)
         odd = (_PAST_STAGE2, _PAST_STAGE1, (1 << 64) - page, _U64, _DOORBELLS[0] + page // 2)
-        iova = rng.choice(places if rng.random() < 0.8 else odd)
+        iova = rng.choice(usual if rng.random() < 0.8 else odd)
         sizes = (page, 2 * page, page // 2, 0, _U64)
         size = rng.choices(sizes, (12, 3, 1, 1, 0.5))[0]
         draft.map_at(fd, ioas, iova, size, rng.randint(1, WITNESSES - 1))
@@ -301,31 +300,31 @@ class Noise:
             odd = ((0, _U64), (0, _U64 - 1), (_NOT_MAPPED, page), (_U64, 1), (page, 0))
             iova, size = rng.choice((*odd, (page, _U64 - 1)))
         if draft.do("ioas_unmap", fd=fd, ioas=ioas, iova=iova, size=size) is not None:
-            for start in [each for each in areas if iova <= each < iova + size]:
+            for start in [start for start in areas if iova <= start < iova + size]:
                 del areas[start]
 
     def _alloc(self, fd: Ref, device: int) -> None:
         draft, rng = self._draft, self._rng
         match rng.choice(("hwpt", "viommu", "vdevice", "nested")):
             case "hwpt":
-                on = draft.some(rng.choices(("ioas", "viommu", "parent"), (6, 1, 1))[0], fd)
-                alloc_hwpt(draft, fd, device, on, parent=rng.random() < 0.6)
+                parent = draft.some(rng.choices(("ioas", "viommu", "parent"), (6, 1, 1))[0], fd)
+                alloc_hwpt(draft, fd, device, parent, parent=rng.random() < 0.6)
             case "viommu":
-                on = draft.some(rng.choices(("parent", "hwpt"), (3, 1))[0], fd)
-                alloc_viommu(draft, fd, device, on)
+                parent = draft.some(rng.choices(("parent", "hwpt"), (3, 1))[0], fd)
+                alloc_viommu(draft, fd, device, parent)
             case "vdevice":
                 alloc_vdevice(draft, fd, device, draft.some("viommu", fd))
             case _:
-                on = draft.some(rng.choices(("viommu", "parent", "ioas"), (6, 1, 1))[0], fd)
-                alloc_nested(draft, fd, device, on, rng.choice(list(NestedConfig)))
+                parent = draft.some(rng.choices(("viommu", "parent", "ioas"), (6, 1, 1))[0], fd)
+                alloc_nested(draft, fd, device, parent, rng.choice(list(NestedConfig)))
 
     def _attach(self, fd: Ref, device: int) -> None:
         draft, rng = self._draft, self._rng
         fd = draft.bound.get(device, fd)
         kind = rng.choices(("nested", "ioas", "parent", "hwpt"), (4, 2, 2, 2))[0]
-        done = draft.do("attach", device=device, pt_id=draft.some(kind, fd))
-        if done is None and rng.random() < 0.3:
-            # What a refusal leaves reserved.
+        attached = draft.do("attach", device=device, pt_id=draft.some(kind, fd))
+        if attached is None and rng.random() < 0.3:
+            # Test the reservations that a refusal leaves.
             iova = rng.choice((_WINDOW, _WINDOW + draft.page))
             draft.map_at(fd, draft.some("ioas", fd), iova, draft.page, 1)
 
@@ -334,19 +333,19 @@ class Noise:
         kinds = ("vdevice", "nested", "viommu", "parent", "hwpt", "ioas", "device")
         number = draft.some(self._rng.choices(kinds, (4, 3, 2, 2, 2, 2, 1))[0], fd)
         if draft.do("destroy", fd=fd, number=number) is not None:
-            draft.made = [made for made in draft.made if made.ref != number]
+            draft.objects = [kept for kept in draft.objects if kept.ref != number]
 
     def _send(self, _fd: Ref, device: int) -> None:
-        enabled = [each for each in self._draft.bound if self._draft.is_enabled(each)]
-        often = enabled and self._rng.random() < 0.9
-        send(self._draft, self._rng.choice(enabled) if often else device)
+        enabled = [bound for bound in self._draft.bound if self._draft.is_enabled(bound)]
+        usual = enabled and self._rng.random() < 0.9
+        send(self._draft, self._rng.choice(enabled) if usual else device)
 
     def _bind(self, fd: Ref, device: int) -> None:
         draft = self._draft
         if device not in draft.bound:
             draft.bind_to(fd, device)
         else:
-            number = fd if self._rng.random() < 0.8 else NUMBERS_OF_NONE[-1]
+            number = fd if self._rng.random() < 0.8 else INVALID_NUMBERS[-1]
             draft.do("bind", fd=number, device=device)
 
     def _unbind(self, _fd: Ref, device: int) -> None:
@@ -354,10 +353,10 @@ class Noise:
         if draft.do("unbind", device=device) is not None:
             draft.opened.discard(device)
             draft.bound.pop(device, None)
-            draft.made = [
-                made
-                for made in draft.made
-                if made.kind not in {"device", "vdevice"} or made.device != device
+            draft.objects = [
+                kept
+                for kept in draft.objects
+                if kept.kind not in {"device", "vdevice"} or kept.device != device
             ]
 
     def _close(self, fd: Ref, _device: int) -> None:

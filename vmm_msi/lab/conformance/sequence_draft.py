@@ -1,12 +1,12 @@
-"""A scenario that is being drawn: its steps so far, and what there is to refer to.
+"""A call sequence that is being drawn: its steps so far, and the objects that steps can refer to.
 
-Every step runs on the model at once. Three kinds of calls are kept out or rare, by what it says:
+Every step runs in the simulator at once. By its result, three kinds of calls are left out or rare:
 
-- an MSI that cannot be enabled: Linux takes the device's event in the ITS before it asks for an
-  address and does not give it back (``its_irq_domain_alloc``), so that a device with one event
-  gets no MSI any more until the host reboots;
-- faults that the kernel logs, since it logs 10 in 5 s;
-- MSIs that nobody is told of, since it takes a while to be sure of that.
+- an MSI that cannot be enabled: Linux allocates the device's event in the ITS before it looks for
+  an address and does not free it (``its_irq_domain_alloc``), so a device with one event gets no
+  MSI again until the host reboots;
+- faults that the kernel logs, since it logs at most 10 in 5 s;
+- MSIs that land nowhere, since only a timeout detects them.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from vmm_msi.iommu.call_sequence import (
     NO_OBJECT,
     Argument,
-    Course,
+    CallSequence,
     LandingKind,
     Ref,
-    Scenario,
+    SequenceRunner,
     Stage1Shape,
     Step,
 )
@@ -33,33 +33,33 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.sim.call_machine import SimMachine
     from vmm_msi.types import HostDevice
 
-#: Numbers that are no object's.
-NUMBERS_OF_NONE = (NO_OBJECT, 0, 1 << 16)
+#: Numbers of no object.
+INVALID_NUMBERS = (NO_OBJECT, 0, 1 << 16)
 
-#: How many scenarios have an MSI of each kind that is rare.
+#: Share of sequences that have an MSI of each rare kind.
 _QUIET_SHARE = 0.4
 _LOGGED_SHARE = 0.25
 
 
-class Made(NamedTuple):
-    """An object that is there.
+class DraftObject(NamedTuple):
+    """An object that exists.
 
     :param kind: ``ioas``, ``hwpt``, ``parent``, ``viommu``, ``vdevice``, ``nested``, ``device``.
-    :param device: the device it was made for.
-    :param on: the object it was made on.
+    :param device: the device it was allocated for.
+    :param parent: the object it was allocated on.
     """
 
     ref: Ref
     kind: str
     fd: Ref
     device: int
-    on: Ref | None
+    parent: Ref | None
 
 
 class Draft:
-    """The steps of a scenario, and the objects they made.
+    """The steps of a sequence, and the objects they allocated.
 
-    :param machine: the model; it is the draft's until the scenario is complete.
+    :param machine: the simulator; the draft uses it until the sequence is complete.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class Draft:
         self.page = int(machine.host.granule)
         #: Open file descriptors.
         self.fds: list[Ref] = []
-        self.made: list[Made] = []
-        #: Size of what is mapped, by IOAS and IOVA.
+        self.objects: list[DraftObject] = []
+        #: Size of each mapping, by IOAS and IOVA.
         self.areas: dict[Ref, dict[int, int]] = {}
         #: File descriptor of each bound device.
         self.bound: dict[int, Ref] = {}
@@ -80,7 +80,7 @@ class Draft:
         self.opened: set[int] = set()
         self._machine = machine
         machine.prepare(stage1)
-        self._course = Course(machine)
+        self._runner = SequenceRunner(machine)
         self._steps: list[Step] = []
         self._quiet = rng.random() < _QUIET_SHARE
         self._logged = rng.random() < _LOGGED_SHARE
@@ -88,29 +88,29 @@ class Draft:
     def __len__(self) -> int:
         return len(self._steps)
 
-    def finish(self, length: int) -> Scenario:
-        """Return the scenario, cut to ``length`` steps."""
+    def finish(self, length: int) -> CallSequence:
+        """Return the sequence, cut to ``length`` steps."""
         self._machine.reset()
-        return Scenario(self.stage1, tuple(self._steps[:length]))
+        return CallSequence(self.stage1, tuple(self._steps[:length]))
 
     def do(self, op: str, **arguments: Argument) -> Ref | None:
-        """Make a call; return a reference to it where it was not refused and is kept."""
+        """Make a call; return a reference to it, None if it was refused or is left out."""
         return self._call(Step(op, arguments))
 
     def _call(self, step: Step) -> Ref | None:
-        result = self._course.make(step)
+        result = self._runner.call(step)
         if step.op == "enable" and result.errno == errno.ENOSPC:
             self._machine.lost_events.clear()
-            self._course.take_back()
+            self._runner.discard_last()
             return None
         if result.landing is not None and not self._affordable(result.landing, step):
-            self._course.take_back()
+            self._runner.discard_last()
             return None
         self._steps.append(step)
         return None if result.errno else Ref(len(self._steps) - 1)
 
     def _affordable(self, landing: Landing, step: Step) -> bool:
-        """Tell whether the scenario may have one more MSI that ends like this, and count it."""
+        """Return whether the sequence may have one more MSI that lands like this, and count it."""
         if landing.kind is LandingKind.FAULT and not landing.guest:
             affordable, self._logged = self._logged, False
             return affordable
@@ -120,17 +120,23 @@ class Draft:
             return affordable
         return True
 
-    def make(
-        self, kind: str, device: int, on: Argument | None, op: str, arguments: dict[str, Argument]
+    def alloc(
+        self,
+        kind: str,
+        device: int,
+        parent: Argument | None,
+        op: str,
+        arguments: dict[str, Argument],
     ) -> Ref | None:
-        """Make an object, and remember it where that worked."""
+        """Allocate an object, and record it if that succeeded."""
         ref, fd = self._call(Step(op, arguments)), arguments["fd"]
         if ref is not None and isinstance(fd, Ref):
-            self.made.append(Made(ref, kind, fd, device, on if isinstance(on, Ref) else None))
+            on = parent if isinstance(parent, Ref) else None
+            self.objects.append(DraftObject(ref, kind, fd, device, on))
         return ref
 
     def is_enabled(self, device: Argument) -> bool:
-        """Tell whether a device's MSI is enabled."""
+        """Return whether a device's MSI is enabled."""
         return isinstance(device, int) and self._machine.is_enabled(device)
 
     def mates(self, device: int) -> list[int]:
@@ -138,40 +144,40 @@ class Draft:
         group = self.hosts[device].iommu_group
         return [n for n, host in enumerate(self.hosts) if host.iommu_group == group and n != device]
 
-    def find(self, kind: str, fd: Ref, smmu: int | None = None) -> list[Made]:
-        """Return the objects of a kind, of one SMMU where that is given."""
+    def find(self, kind: str, fd: Ref, smmu: int | None = None) -> list[DraftObject]:
+        """Return the objects of a kind, optionally of one SMMU."""
         return [
-            made
-            for made in self.made
-            if made.kind == kind
-            and made.fd == fd
-            and (smmu is None or self.hosts[made.device].smmu == smmu)
+            candidate
+            for candidate in self.objects
+            if candidate.kind == kind
+            and candidate.fd == fd
+            and (smmu is None or self.hosts[candidate.device].smmu == smmu)
         ]
 
     def number(self, fd: Ref, device: int) -> Argument:
         """Return the id of a bound device."""
-        found = [made.ref for made in self.find("device", fd) if made.device == device]
-        return found[-1] if found else NO_OBJECT
+        refs = [bound.ref for bound in self.find("device", fd) if bound.device == device]
+        return refs[-1] if refs else NO_OBJECT
 
     def some(self, kind: str, fd: Ref) -> Argument:
-        """Return the id of an object of a kind, or now and then another one or none."""
-        right = [made.ref for made in self.find(kind, fd)]
-        others = [made.ref for made in self.made if made.fd == fd]
+        """Return the id of an object of a kind, sometimes of another kind or of no object."""
+        right = [candidate.ref for candidate in self.find(kind, fd)]
+        others = [candidate.ref for candidate in self.objects if candidate.fd == fd]
         draw = self.rng.random()
         if right and draw < 0.85:
             return self.rng.choice(right)
         if others and draw < 0.95:
             return self.rng.choice(others)
-        return self.rng.choice(NUMBERS_OF_NONE)
+        return self.rng.choice(INVALID_NUMBERS)
 
     def some_fd(self) -> Ref:
-        """Return an open file descriptor; open one where there is none."""
+        """Return an open file descriptor; open one if none is open."""
         if not self.fds:
             self.open()
         return self.rng.choice(self.fds)
 
     def some_device(self) -> int:
-        """Return a device, most often an open one."""
+        """Return a device, usually an open one."""
         if self.opened and self.rng.random() < 0.9:
             return self.rng.choice(sorted(self.opened))
         return self.rng.randrange(len(self.hosts))
@@ -183,15 +189,15 @@ class Draft:
             self.fds.append(ref)
 
     def bind_to(self, fd: Ref, device: int) -> Ref | None:
-        """Bind a device; return the file descriptor where that worked."""
+        """Bind a device; return the file descriptor if that succeeded."""
         self.opened.add(device)
-        if self.make("device", device, None, "bind", {"fd": fd, "device": device}) is None:
+        if self.alloc("device", device, None, "bind", {"fd": fd, "device": device}) is None:
             return None
         self.bound[device] = fd
         return fd
 
     def map_at(self, fd: Ref, ioas: Argument, iova: int, size: int, page: int) -> None:
-        """Map a page, and remember it where that worked."""
-        done = self.do("ioas_map", fd=fd, ioas=ioas, iova=iova, size=size, page=page)
-        if done is not None and isinstance(ioas, Ref):
+        """Map a page, and record it if that succeeded."""
+        mapped = self.do("ioas_map", fd=fd, ioas=ioas, iova=iova, size=size, page=page)
+        if mapped is not None and isinstance(ioas, Ref):
             self.areas.setdefault(ioas, {})[iova] = size

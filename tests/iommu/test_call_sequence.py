@@ -1,18 +1,20 @@
-"""The vocabulary of steps: what a scenario may say, and what is made of it."""
+"""Call sequences: their vocabulary, their documents, and how they run."""
 
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from kernel_cases import CASES, HOST, Play
+from kernel_cases import CASES, HOST, CheckedCalls
 
-from vmm_msi.errors import ScenarioError
+from vmm_msi.errors import CallSequenceError
 from vmm_msi.iommu import call_sequence, call_sequence_json
-from vmm_msi.iommu.call_sequence import OPS, Ref, Scenario, Step, StepResult
+from vmm_msi.iommu.call_sequence import OPS, CallSequence, Machine, Ref, Step, StepResult, ValueKind
+from vmm_msi.iommu.linux.call_machine import LinuxMachine
 from vmm_msi.iommu.sim.call_machine import SimMachine
 
 GOOD = {
@@ -56,39 +58,66 @@ def changed(path, value):
     return document
 
 
-def test_every_step_is_a_method_of_a_machine(machine):
-    for op in OPS:
-        assert callable(getattr(machine, op))
+#: Methods of a machine that a step cannot call.
+NOT_STEPS = {"prepare", "reset"}
+
+
+def test_every_method_of_a_machine_is_a_step():
+    methods = {name for name, member in vars(Machine).items() if inspect.isfunction(member)}
+    assert OPS.keys() == {name for name in methods if name[0] != "_"} - NOT_STEPS
+
+
+@pytest.mark.parametrize("machine", [SimMachine, LinuxMachine])
+@pytest.mark.parametrize("op", OPS)
+def test_machines_take_the_parameters_of_a_step(op, machine):
+    taken = dict(inspect.signature(getattr(machine, op)).parameters)
+    del taken["self"]
+    assert list(taken) == list(OPS[op].parameters)
+
+
+def test_parameters_with_the_same_name_are_of_the_same_kind():
+    kinds = {}
+    for op in OPS.values():
+        for name, kind in op.parameters.items():
+            assert kinds.setdefault(name, kind) is kind
+    assert set(kinds.values()) == set(ValueKind) - {ValueKind.LANDING}
+    assert {op.result for op in OPS.values()} == {
+        None,
+        ValueKind.FD,
+        ValueKind.ID,
+        ValueKind.U64,
+        ValueKind.LANDING,
+    }
 
 
 def test_a_document_is_read_and_written():
-    scenario = call_sequence_json.scenario_from_json(GOOD)
-    written = json.loads(json.dumps(call_sequence_json.scenario_to_json(scenario)))
-    assert call_sequence_json.scenario_from_json(written) == scenario
-    assert scenario.steps[3].arguments["size"] == 0x200000
-    assert str(scenario.steps[3]) == (
+    sequence = call_sequence_json.sequence_from_json(GOOD)
+    written = json.loads(json.dumps(call_sequence_json.sequence_to_json(sequence)))
+    assert call_sequence_json.sequence_from_json(written) == sequence
+    assert sequence.steps[3].arguments["size"] == 0x200000
+    assert str(sequence.steps[3]) == (
         "ioas_map(fd=#0, ioas=#2, iova=0x40000000, size=0x200000, page=0)"
     )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_results_are_read_and_written(name, machine):
-    play = Play(machine)
-    CASES[name](play)
-    results = call_sequence.run(machine, play.scenario())
+    calls = CheckedCalls(machine)
+    CASES[name](calls)
+    results = call_sequence.run(machine, calls.sequence())
     written = json.loads(json.dumps(call_sequence_json.results_to_json(results)))
     assert call_sequence_json.results_from_json(written) == results
-    scenario = call_sequence_json.scenario_to_json(call_sequence_json.check(play.scenario()))
-    assert call_sequence_json.scenario_from_json(scenario) == play.scenario()
+    sequence = call_sequence_json.sequence_to_json(call_sequence_json.check(calls.sequence()))
+    assert call_sequence_json.sequence_from_json(sequence) == calls.sequence()
 
 
 @pytest.mark.parametrize(
-    ("path", "value", "told"),
+    ("path", "value", "message"),
     [
         (("schema",), 2, "schema 2"),
         (("schema",), True, "schema True"),
-        (("stage1",), {}, "is no list"),
-        (("stage1",), [GOOD["stage1"][0]] * 2, "one ASID"),
+        (("stage1",), {}, "is not a list"),
+        (("stage1",), [GOOD["stage1"][0]] * 2, "the same ASID"),
         (("stage1",), [GOOD["stage1"][0]] * 17, "17 entries"),
         (("stage1", 0, "granule"), 8192, "granule 8192"),
         (("stage1", 0, "granule"), True, "valid is a number"),
@@ -102,28 +131,28 @@ def test_results_are_read_and_written(name, machine):
         (("stage1", 0, "map"), [["0x", 0]], "valid is a number"),
         (("stage1", 0, "map"), [[0, 0], [0, 4096]], "mapped twice"),
         (("stage1", 0, "map"), [[0, 0]] * 65, "65 entries"),
-        (("steps",), "open", "is no list"),
+        (("steps",), "open", "is not a list"),
         (("steps",), [{"op": "open"}] * 1001, "1001 entries"),
-        (("steps", 0), "open", "is no object"),
-        (("steps", 0), {}, "'None' is no step"),
-        (("steps", 0), {"op": ["open"]}, "is no step"),
-        (("steps", 0), {"op": "prepare"}, "'prepare' is no step"),
-        (("steps", 0), {"op": "open", "device": 1}, "what it takes: none"),
+        (("steps", 0), "open", "is not an object"),
+        (("steps", 0), {}, "'None' is not a step"),
+        (("steps", 0), {"op": ["open"]}, "is not a step"),
+        (("steps", 0), {"op": "prepare"}, "'prepare' is not a step"),
+        (("steps", 0), {"op": "open", "device": 1}, "; valid: none"),
         (("steps", 1), {"op": "bind"}, "has the arguments none"),
-        (("steps", 1, "device"), {"step": 0}, "cannot be what an earlier step returned"),
+        (("steps", 1, "device"), {"step": 0}, "cannot be the result of an earlier step"),
         (("steps", 1, "device"), 1 << 32, "valid is a number"),
         (("steps", 1, "device"), [0], "valid is a number"),
         (("steps", 1, "fd"), {"step": 1}, "does not come before"),
         (("steps", 1, "fd"), {"step": -1}, "valid is a number"),
-        (("steps", 1, "fd"), {"step": 0, "more": 1}, "what it takes: step"),
-        (("steps", 1, "fd"), 0, "by chance"),
-        (("steps", 4, "viommu"), 1, "by chance"),
+        (("steps", 1, "fd"), {"step": 0, "more": 1}, "; valid: step"),
+        (("steps", 1, "fd"), 0, "may be the number of some object"),
+        (("steps", 4, "viommu"), 1, "may be the number of some object"),
         (("steps", 4, "viommu"), 1 << 32, "valid is a number"),
         (("steps", 4, "viommu"), {"step": 3}, "returns no number"),
         (("steps", 4, "config"), "passthrough", "valid: translate"),
         (("steps", 4, "config"), 1, "valid: translate"),
-        (("steps", 4, "config"), None, "is no argument"),
-        (("steps", 4, "stage1"), 1, "the scenario has 1"),
+        (("steps", 4, "config"), None, "is not an argument"),
+        (("steps", 4, "stage1"), 1, "the sequence has 1"),
         (("steps", 3, "page"), 9, "valid is a number from 0 to 8"),
         (("steps", 3, "iova"), 1 << 64, "valid is a number"),
         (("steps", 3, "iova"), "0x-1", "valid is a number"),
@@ -136,15 +165,15 @@ def test_results_are_read_and_written(name, machine):
         ),
     ],
 )
-def test_what_does_not_fit_is_refused_with_its_place(path, value, told):
-    with pytest.raises(ScenarioError, match=told):
-        call_sequence_json.scenario_from_json(changed(path, value))
+def test_an_invalid_document_is_refused_with_the_place(path, value, message):
+    with pytest.raises(CallSequenceError, match=message):
+        call_sequence_json.sequence_from_json(changed(path, value))
 
 
 @pytest.mark.parametrize("document", [None, [], "x", {"schema": 1}, {**GOOD, "more": 1}])
-def test_what_is_no_scenario_is_refused(document):
-    with pytest.raises(ScenarioError):
-        call_sequence_json.scenario_from_json(document)
+def test_another_document_is_refused(document):
+    with pytest.raises(CallSequenceError):
+        call_sequence_json.sequence_from_json(document)
 
 
 JSON = st.recursive(
@@ -158,15 +187,15 @@ KEYS = st.sampled_from(
 
 
 @given(path=KEYS, value=JSON)
-def test_anything_is_read_or_refused(path, value):
+def test_any_value_is_read_or_refused(path, value):
     document = changed(path, value) if path else value
     try:
-        scenario = call_sequence_json.scenario_from_json(document)
-    except ScenarioError:
+        sequence = call_sequence_json.sequence_from_json(document)
+    except CallSequenceError:
         return
     assert (
-        call_sequence_json.scenario_from_json(call_sequence_json.scenario_to_json(scenario))
-        == scenario
+        call_sequence_json.sequence_from_json(call_sequence_json.sequence_to_json(sequence))
+        == sequence
     )
 
 
@@ -175,22 +204,22 @@ def test_results_of_any_kind_are_read_or_refused(value):
     for document in (value, [value], [{"landing": value}], [{"value": value}]):
         try:
             call_sequence_json.results_from_json(document)
-        except ScenarioError:
+        except CallSequenceError:
             continue
 
 
-def test_ids_agree_when_there_is_one_on_both_sides():
-    made, mapped = Step("open"), Step("ioas_unmap")
-    assert call_sequence.agree(made, StepResult(value=1), StepResult(value=7))
-    assert not call_sequence.agree(made, StepResult(value=1), StepResult(22))
+def test_ids_agree_if_both_sides_have_one():
+    opened, mapped = Step("open"), Step("ioas_unmap")
+    assert call_sequence.agree(opened, StepResult(value=1), StepResult(value=7))
+    assert not call_sequence.agree(opened, StepResult(value=1), StepResult(22))
     assert not call_sequence.agree(mapped, StepResult(value=1), StepResult(value=7))
     assert not call_sequence.agree(mapped, StepResult(22), StepResult(2))
     assert call_sequence.agree(mapped, StepResult(22, reason="one"), StepResult(22, reason="two"))
 
 
-def test_a_destroyed_object_is_none(machine):
-    """The kernel gives the number out again, and a reference must not find what has it now."""
-    scenario = Scenario(
+def test_a_reference_to_a_destroyed_object_refers_to_no_object(machine):
+    """The kernel reuses the number, and the reference must not mean the new object."""
+    sequence = CallSequence(
         (),
         (
             Step("open"),
@@ -200,18 +229,18 @@ def test_a_destroyed_object_is_none(machine):
             Step("destroy", {"fd": Ref(0), "number": Ref(1)}),
         ),
     )
-    assert [each.errno for each in call_sequence.run(machine, scenario)] == [0, 0, 0, 0, 2]
+    assert [result.errno for result in call_sequence.run(machine, sequence)] == [0, 0, 0, 0, 2]
 
 
-def test_a_run_ends_where_it_goes_another_way(machine):
-    scenario = Scenario((), (Step("open"), Step("ioas_alloc", {"fd": Ref(0)}), Step("open")))
-    right = call_sequence.run(machine, scenario)
-    assert call_sequence.run(machine, scenario, right) == right
+def test_a_run_ends_at_the_first_other_result(machine):
+    sequence = CallSequence((), (Step("open"), Step("ioas_alloc", {"fd": Ref(0)}), Step("open")))
+    right = call_sequence.run(machine, sequence)
+    assert call_sequence.run(machine, sequence, right) == right
     wrong = [right[0], StepResult(12), right[2]]
-    assert call_sequence.run(machine, scenario, wrong) == right[:2]
+    assert call_sequence.run(machine, sequence, wrong) == right[:2]
 
 
-def test_a_device_that_is_not_there_is_refused(machine):
-    scenario = Scenario((), (Step("detach", {"device": 6}),))
-    with pytest.raises(ScenarioError, match="device 6: the host has 6"):
-        call_sequence.run(machine, scenario)
+def test_a_missing_device_is_refused(machine):
+    sequence = CallSequence((), (Step("detach", {"device": 6}),))
+    with pytest.raises(CallSequenceError, match="device 6: the host has 6"):
+        call_sequence.run(machine, sequence)
