@@ -268,10 +268,10 @@ def kernel_options() -> str:
 
 
 def explained_texts() -> str:
-    """Return every text that ``explain`` knows, as Markdown."""
+    """Return every message that ``explain`` recognises, as Markdown."""
     from vmm_msi.explain.known_texts import texts
 
-    lines = ["| id | of | text | says |", "|---|---|---|---|"]
+    lines = ["| id | program | text | meaning |", "|---|---|---|---|"]
     for text in texts():
         first = text.formats[0].strip().replace("|", "\\|")
         more = len(text.formats) - 1
@@ -281,10 +281,10 @@ def explained_texts() -> str:
 
 
 def explained_events() -> str:
-    """Return what ``explain`` says of the events that are about no address, as Markdown."""
+    """Return the explanations of events without an address, as Markdown."""
     from vmm_msi.explain.configuration import MEANINGS
 
-    lines = ["| event | says | how it comes about |", "|---|---|---|"]
+    lines = ["| event | meaning | cause |", "|---|---|---|"]
     for kind, meaning in MEANINGS.items():
         lines.append(f"| `{kind.name}` | {meaning.what} | {meaning.why} |")
     return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""``vmm-msi doctor``: what is read, what is printed, exit codes."""
+"""``vmm-msi doctor``: input, output, exit codes."""
 
 from __future__ import annotations
 
@@ -63,15 +63,15 @@ def server(nowhere):
 
 @pytest.fixture
 def captured(server):
-    """The same as a capture."""
+    """A capture of the same host."""
     file = server.parent / "server.tar.zst"
     file.write_bytes(take_capture(FolderTree(server)).packed("test"))
     return file
 
 
-def found(vmm_msi, *words):
+def check(vmm_msi, *arguments):
     """Return the exit code and the JSON."""
-    code, out, err = vmm_msi("doctor", *words, "--format", "json")
+    code, out, err = vmm_msi("doctor", *arguments, "--format", "json")
     assert err == ""
     return code, json.loads(out)
 
@@ -83,10 +83,13 @@ def test_a_healthy_host(vmm_msi):
 
 
 def test_exit_code_of_errors(vmm_msi, poor):
-    code, document = found(vmm_msi, poor)
+    code, document = check(vmm_msi, poor)
     assert code == 8
     assert document["counts"] == {"error": 1, "warning": 1, "note": 0, "unknown": 0}
-    assert [each["id"] for each in document["findings"]] == ["smmu-not-nested", "group-mixed-its"]
+    assert [finding["id"] for finding in document["findings"]] == [
+        "smmu-not-nested",
+        "group-mixed-its",
+    ]
     assert document["devices"] == ["0000:01:00.0", "0000:02:00.0"]
     assert (document["host"], document["domain"], document["host_files"]) == (
         str(poor),
@@ -97,28 +100,28 @@ def test_exit_code_of_errors(vmm_msi, poor):
 
 def test_exit_code_of_warnings(vmm_msi, poor):
     poor.write_text(POOR.replace("nested = false\n", ""))
-    code, document = found(vmm_msi, poor)
+    code, document = check(vmm_msi, poor)
     assert code == 9
-    assert [each["id"] for each in document["findings"]] == ["group-mixed-its"]
+    assert [finding["id"] for finding in document["findings"]] == ["group-mixed-its"]
 
 
 def test_only_selected_devices_are_checked(vmm_msi, poor):
     poor.write_text(POOR.replace("nested = false\n", ""))
-    code, document = found(vmm_msi, poor, "--device", "0000:02:00.0")
+    code, document = check(vmm_msi, poor, "--device", "0000:02:00.0")
     assert (code, document["devices"]) == (0, ["0000:02:00.0"])
 
 
-@pytest.mark.parametrize("asked", [(), ("--strategy", "identity")])
-def test_a_missing_device(vmm_msi, poor, asked):
-    code, document = found(vmm_msi, poor, "--device", "0000:09:00.0", *asked)
+@pytest.mark.parametrize("options", [(), ("--strategy", "identity")])
+def test_a_missing_device(vmm_msi, poor, options):
+    code, document = check(vmm_msi, poor, "--device", "0000:09:00.0", *options)
     assert code == EXIT_ERRORS
-    (finding,) = [each for each in document["findings"] if each["id"] == "device-missing"]
+    (finding,) = [one for one in document["findings"] if one["id"] == "device-missing"]
     assert finding["evidence"] == [{"where": str(poor), "what": "no such PCI device"}]
     assert finding["remedy"].endswith("such as 0000:01:00.0, 0000:02:00.0.")
 
 
 def test_a_device_of_a_route(vmm_msi):
-    code, document = found(vmm_msi, BOARD, "--device", "0001:01:00.0")
+    code, document = check(vmm_msi, BOARD, "--device", "0001:01:00.0")
     assert (code, document["findings"]) == (0, [])
 
 
@@ -142,7 +145,7 @@ def test_an_unknown_page_suggests_similar_ids(vmm_msi):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("arguments", "code", "message"),
     [
         (["nowhere.toml"], 3, "nowhere.toml"),
         (["nowhere.tar.zst"], 3, "nowhere.tar.zst"),
@@ -151,10 +154,10 @@ def test_an_unknown_page_suggests_similar_ids(vmm_msi):
         ([TWO, "--device", "nonsense"], 3, "nonsense"),
     ],
 )
-def test_an_error_is_one_line(vmm_msi, words, code, said):
-    found_code, out, err = vmm_msi("doctor", *words)
-    assert (found_code, out) == (code, "")
-    assert said in err
+def test_an_error_is_one_line(vmm_msi, arguments, code, message):
+    exit_code, out, err = vmm_msi("doctor", *arguments)
+    assert (exit_code, out) == (code, "")
+    assert message in err
     assert err.count("\n") == 1
 
 
@@ -172,22 +175,22 @@ ON_SERVER = [
 
 
 def ids(document):
-    return list(dict.fromkeys(each["id"] for each in document["findings"]))
+    return list(dict.fromkeys(finding["id"] for finding in document["findings"]))
 
 
 def test_a_folder_and_its_capture_are_the_same_host(vmm_msi, server, captured):
-    code, of_folder = found(vmm_msi, server)
+    code, of_folder = check(vmm_msi, server)
     assert (code, of_folder["host_files"]) == (EXIT_ERRORS, True)
     assert of_folder["devices"] == ["0000:01:00.0", "0000:01:01.0", "0000:01:02.0"]
     assert ids(of_folder) == ON_SERVER
-    assert ids(found(vmm_msi, "--root", server)[1]) == ON_SERVER
-    code, of_capture = found(vmm_msi, captured)
+    assert ids(check(vmm_msi, "--root", server)[1]) == ON_SERVER
+    code, of_capture = check(vmm_msi, captured)
     assert code == EXIT_ERRORS
     assert ids(of_capture) == ON_SERVER
 
 
 def test_evidence_has_paths_of_the_host_not_of_the_folder(vmm_msi, server):
-    _code, document = found(vmm_msi, server)
+    _code, document = check(vmm_msi, server)
     first = document["findings"][0]
     assert first["evidence"] == [
         {
@@ -198,7 +201,7 @@ def test_evidence_has_paths_of_the_host_not_of_the_folder(vmm_msi, server):
 
 
 def test_a_description_is_compared_with_the_files(vmm_msi, server):
-    code, document = found(vmm_msi, server, BOARD)
+    code, document = check(vmm_msi, server, BOARD)
     assert code == EXIT_ERRORS
     assert "sources-disagree" in ids(document)
     assert document["host"] == f"{server} + {BOARD}"
@@ -216,14 +219,14 @@ def test_a_suitable_kernel_has_no_findings(vmm_msi, server):
     options = ("ARM_SMMU_V3_IOMMUFD=y", "VFIO_DEVICE_CDEV=y", "VFIO_PCI=m")
     with (server / f"boot/config-{RELEASE}").open("a") as file:
         file.writelines(f"CONFIG_{option}\n" for option in options)
-    code, document = found(vmm_msi, server)
+    code, document = check(vmm_msi, server)
     assert (code, ids(document)) == (EXIT_WARNINGS, ON_SERVER[3:])
 
 
 def test_unreadable_files_are_reported_once(vmm_msi, server):
     (server / f"boot/config-{RELEASE}").unlink()
     (server / f"boot/config-{RELEASE}").symlink_to(f"config-{RELEASE}")
-    code, document = found(vmm_msi, server)
+    code, document = check(vmm_msi, server)
     assert code == EXIT_WARNINGS
     assert {"not-root", "kernel-config-unknown"} <= set(ids(document))
 
@@ -234,7 +237,7 @@ GUEST = samples.path("three-devices.xml")
 
 
 def test_a_guest_in_a_file(vmm_msi, server):
-    code, document = found(vmm_msi, server, "--domain", GUEST)
+    code, document = check(vmm_msi, server, "--domain", GUEST)
     assert code == EXIT_ERRORS
     assert document["domain"] == str(GUEST)
     assert document["devices"] == ["0000:01:00.0", "0001:01:00.0", "0002:01:00.0"]
@@ -243,7 +246,7 @@ def test_a_guest_in_a_file(vmm_msi, server):
 
 def test_a_libvirt_domain(vmm_msi):
     node = f"test://{samples.path('test-driver.xml')}"
-    code, document = found(vmm_msi, BOARD, "--connect", node, "--domain", "guest0")
+    code, document = check(vmm_msi, BOARD, "--connect", node, "--domain", "guest0")
     assert (code, document["domain"]) == (EXIT_ERRORS, "guest0")
     assert ids(document) == ["libvirt-too-old"]
     code, out, err = vmm_msi("doctor", BOARD, "--connect", node, "--domain", "nobody")
@@ -252,7 +255,7 @@ def test_a_libvirt_domain(vmm_msi):
 
 
 def test_a_strategy_without_a_guest(vmm_msi):
-    code, document = found(vmm_msi, TWO, "--strategy", "coerced")
+    code, document = check(vmm_msi, TWO, "--strategy", "coerced")
     assert (code, ids(document)) == (EXIT_ERRORS, ["strategy-not-carried", "libvirt-unknown"])
 
 

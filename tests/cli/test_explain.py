@@ -61,8 +61,8 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
   remedy   remove its <hostdev> from the definition, then vmm-msi attach three-devices 0000:01:00.0
            --strategy multi-its:mode=vsmmu
   remedy   multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
-           vSMMU for each; not by QEMU, but by a VMM that holds the iommufd itself, on a kernel like
-           series-v15 (docs/kernels.md)
+           vSMMU for each; requires a VMM that owns the iommufd itself, instead of QEMU, and a
+           kernel such as series-v15 (docs/kernels.md)
   see      vmm-msi doctor --explain no-acpi; also acpi-without-uefi, no-accel
   source   Arm IHI 0070, 7.3; Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_dump_event
 
@@ -109,8 +109,8 @@ def test_the_document(vmm_msi, given):
 
 
 def test_a_line_on_the_command_line_in_quotes_and_without(vmm_msi):
-    for words in ([BUSY], BUSY.split()):
-        code, out, _err = vmm_msi("explain", *words)
+    for arguments in ([BUSY], BUSY.split()):
+        code, out, _err = vmm_msi("explain", *arguments)
         assert code == 0
         assert "id       qemu-group-busy\n" in out
     code, out, _err = vmm_msi("explain", BUSY, "group 7 is not viable", "nothing")
@@ -168,7 +168,7 @@ def test_a_domain_of_libvirt(vmm_msi):
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "error"),
+    ("arguments", "code", "error"),
     [
         (["--guest", "missing.xml"], 3, "missing.xml"),
         (["--host", "missing.dtb"], 3, "missing.dtb: cannot be read"),
@@ -176,9 +176,9 @@ def test_a_domain_of_libvirt(vmm_msi):
         (["--format", "html"], 2, "html"),
     ],
 )
-def test_what_cannot_be_used_is_one_clear_line(vmm_msi, words, code, error):
-    found, out, err = vmm_msi("explain", BUSY, *words)
-    assert (found, out) == (code, "")
+def test_an_error_is_one_line(vmm_msi, arguments, code, error):
+    exit_code, out, err = vmm_msi("explain", BUSY, *arguments)
+    assert (exit_code, out) == (code, "")
     assert error in err
     assert "Traceback" not in err
 

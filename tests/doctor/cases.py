@@ -142,12 +142,3 @@ def with_device(case, address, **fields):
     known = case.host.device_by_address
     changed = replace(known.get(address) or host_device(address), **fields)
     return with_host(case, devices=tuple({**known, address: changed}.values()))
-
-
-def found(rule, case):
-    """Return what a rule finds, by id; several of one id are an error of the test."""
-    by_id = {}
-    for finding in rule(case):
-        assert finding.id not in by_id, finding
-        by_id[finding.id] = finding
-    return by_id

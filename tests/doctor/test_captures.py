@@ -14,8 +14,8 @@ from vmm_msi.types import PciAddress
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"
 
 
-def findings_of(capsys, name, *words):
-    status = main(["doctor", str(CAPTURES / f"{name}.tar.zst"), "--format", "json", *words])
+def findings_of(capsys, name, *options):
+    status = main(["doctor", str(CAPTURES / f"{name}.tar.zst"), "--format", "json", *options])
     document = json.loads(capsys.readouterr().out)
     return status, [
         (finding["severity"], finding["id"], finding["subject"]) for finding in document["findings"]

@@ -62,14 +62,14 @@ def test_assignable_devices_without_a_guest():
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("name", "message"),
     [
         ("missing.xml", "No such file or directory"),
         ("a\0b.xml", r"reading 'a\\x00b\.xml': .+; use a file"),
     ],
 )
-def test_a_file_that_cannot_be_read(name, words):
-    with pytest.raises(DomainXmlError, match=words):
+def test_a_file_that_cannot_be_read(name, message):
+    with pytest.raises(DomainXmlError, match=message):
         read(name)
 
 
@@ -127,8 +127,8 @@ def test_a_real_daemon(lab_daemon, written):
     assert case.software.qemu >= Version(11, 0)
     assert case.devices == (A,)
     assert list(case.guest.holders) == [(A, "first"), (A, "second")]
-    for each in (case, of_file):
-        (held,) = [finding for finding in examine(each) if finding.id == "held-by-domain"]
+    for one in (case, of_file):
+        (held,) = [finding for finding in examine(one) if finding.id == "held-by-domain"]
         assert held.evidence[0].where == "libvirt domain second"
 
 

@@ -1,6 +1,6 @@
-"""What is found in a host of which one thing is broken, and that nothing is in one that is well.
+"""Findings about hosts with one fault, and none about healthy hosts.
 
-Each case is the healthy host with one change; what else it entails is found, too, and listed.
+Each case is the healthy host with one change, listed with all its findings.
 """
 
 from __future__ import annotations
@@ -65,14 +65,14 @@ HARDWARE = ReservedRegion(0x3005_0000, 0x10000, ReservedKind.HW_MSI)
 MOVED = ReservedRegion(0x1000_0000, 0x10_0000, ReservedKind.SW_MSI)
 
 
-#: The modules of the rules that are tried here.
+#: The modules of the rules that are tested here.
 OF_HOSTS = ("groups", "interrupts", "its", "kernel", "smmu", "sources", "streams", "window")
 
 IDS = doc_blocks.finding_ids(*OF_HOSTS)
 
 
 def examine(case):
-    """Return what is found of the host; what a guest lacks is another matter."""
+    """Return the findings about the host, without those about a guest."""
     return [finding for finding in rules.examine(case) if finding.id in IDS]
 
 
@@ -82,7 +82,7 @@ def with_its(**fields):
 
 
 def with_smmu(**fields):
-    """The healthy host with its first SMMU changed, of which the kernel says nothing."""
+    """The healthy host with its first SMMU changed and missing from the kernel's log."""
     known = {1: HEALTHY.kernel.smmus[1]}
     case = with_host(HEALTHY, smmus=(replace(SMMUS[0], **fields), SMMUS[1]))
     return with_kernel(case, smmus=known)
@@ -91,8 +91,8 @@ def with_smmu(**fields):
 def with_neighbour(**fields):
     """The healthy host with a second function in the group of A."""
     case = with_function(HEALTHY, A, members=(A, A_OTHER))
-    told = {"members": (A, A_OTHER), **fields}
-    return with_host(case, functions=(*case.host.functions, function(A_OTHER, **told)))
+    settings = {"members": (A, A_OTHER), **fields}
+    return with_host(case, functions=(*case.host.functions, function(A_OTHER, **settings)))
 
 
 def guest(case):
@@ -100,7 +100,7 @@ def guest(case):
 
 
 def many_doorbells(count, granule):
-    """A host with as many ITSes, of which each has one device."""
+    """A host with ``count`` ITSes that have one device each."""
     itses = tuple(Its(n, Pa(0x4000_0000 + n * 0x20_0000)) for n in range(count))
     addresses = tuple(PciAddress(0, 1 + n, 0, 0) for n in range(count))
     devices = tuple(host_device(a, its=(n,), group=n) for n, a in enumerate(addresses))
@@ -109,9 +109,9 @@ def many_doorbells(count, granule):
     return replace(case, devices=addresses)
 
 
-#: What is changed, and what is found: id, severity and subject of each.
+#: Changed cases, with id, severity and subject of each finding.
 BROKEN = {
-    "a device that is not there": (
+    "a missing device": (
         replace(HEALTHY, devices=(PciAddress(7, 0, 0, 0),)),
         [("device-missing", E, "0007:00:00.0")],
     ),
@@ -159,15 +159,15 @@ BROKEN = {
         ),
         [("sources-disagree", W, str(A))],
     ),
-    "behind no SMMU": (
+    "no SMMU": (
         with_function(with_device(HEALTHY, A, smmu=None), A, iommu_group=None),
         [("no-smmu", E, str(A))],
     ),
-    "an SMMU that is not driven": (
+    "an SMMU without a driver": (
         with_function(replace(HEALTHY, tree=HALF_DRIVEN), B, iommu_group=None),
         [("smmu-not-driven", E, "SMMU 1 (0x2b500000)")],
     ),
-    "in no group": (
+    "no IOMMU group": (
         with_function(HEALTHY, A, iommu_group=None),
         [("no-iommu-group", E, str(A))],
     ),
@@ -228,7 +228,10 @@ BROKEN = {
         [("ats-not-promised", N, str(A))],
     ),
     "no ITS": (with_device(HEALTHY, A, its_group=()), [("no-its", E, str(A))]),
-    "an ITS that is nowhere": (with_host(HEALTHY, itses=ITSES[:1]), [("its-unknown", U, "ITS 1")]),
+    "an ITS without an address": (
+        with_host(HEALTHY, itses=ITSES[:1]),
+        [("its-unknown", U, "ITS 1")],
+    ),
     "a pre-ITS": (
         with_its(pre_its=Pa(0x5800_0000)),
         [
@@ -289,25 +292,23 @@ BROKEN = {
     ),
 }
 
-#: What is different and no fault.
+#: Changed cases that are not faults.
 WELL = {
     "healthy": HEALTHY,
     "another tree": replace(HEALTHY, tree=TREE),
-    "nothing known of the kernel": with_kernel(
-        HEALTHY, release=None, options=None, parameters={}, smmus={}
-    ),
+    "an unknown kernel": with_kernel(HEALTHY, release=None, options=None, parameters={}, smmus={}),
     "a new kernel": with_kernel(HEALTHY, release="7.2.12-vmm-msi", dev_iommu=True),
     "a copy without device nodes": with_kernel(replace(HEALTHY, tree=TREE), dev_iommu=False),
-    "a release that is none": with_kernel(HEALTHY, release="unknown"),
-    "an undriven SMMU of nobody": replace(HEALTHY, tree=HALF_DRIVEN, devices=(A, A2)),
+    "an invalid release": with_kernel(HEALTHY, release="unknown"),
+    "an SMMU without a driver and devices": replace(HEALTHY, tree=HALF_DRIVEN, devices=(A, A2)),
     "CANWBS in place of S2FWB": with_host(
         with_hardware(HEALTHY, 0, s2fwb=False), segments=(PciSegment(0, canwbs=True),)
     ),
     "translated": with_kernel(HEALTHY, cmdline="iommu.passthrough=1 iommu.passthrough=0"),
-    "ATS where nobody says": with_host(with_function(HEALTHY, A, ats=True), segments=()),
+    "ATS of an undescribed PCI host": with_host(with_function(HEALTHY, A, ats=True), segments=()),
     "a relaxable region": with_function(HEALTHY, A, reserved=(SW_MSI_WINDOW, RELAXABLE)),
-    "an RMR that the kernel did not take": with_host(HEALTHY, reserved_memory=(RMR,)),
-    "an RMR that may go": with_host(
+    "an RMR that the kernel did not apply": with_host(HEALTHY, reserved_memory=(RMR,)),
+    "an RMR that permits remapping": with_host(
         with_function(HEALTHY, A, reserved=None), reserved_memory=(replace(RMR, relaxable=True),)
     ),
     "an RMR of another device": with_host(
@@ -320,10 +321,10 @@ WELL = {
     "a neighbour of VFIO": with_neighbour(driver="mlx5_vfio_pci"),
     "a port in the group": with_neighbour(driver="pcieport"),
     "a bridge in the group": with_neighbour(driver="some_bridge", class_code=0x060400),
-    "a neighbour that is given, too": replace(
+    "a neighbour that is assigned, too": replace(
         guest(with_neighbour(driver="vfio-pci")), devices=(A, A_OTHER)
     ),
-    "one stream for two that are not meant": replace(
+    "one stream for two unselected devices": replace(
         with_function(HEALTHY, A2, dma_rids=(A.rid,)), devices=(B,)
     ),
     "no devices": replace(HEALTHY, devices=()),
@@ -336,7 +337,7 @@ def test_findings_of_a_broken_host(name):
     assert [(f.id, f.severity, f.subject) for f in examine(case)] == expected
 
 
-#: What is wrong with one device only: a warning where another one may be taken as well.
+#: Problems of one device: warnings if no device is selected.
 OF_ONE_DEVICE = {
     "direct-region",
     "group-host-driver",
@@ -353,8 +354,10 @@ OF_ONE_DEVICE = {
 @pytest.mark.parametrize("name", BROKEN)
 def test_a_problem_of_an_unselected_device_is_a_warning(name):
     case, expected = BROKEN[name]
-    found = {(f.id, f.severity, f.subject) for f in examine(replace(case, devices_selected=False))}
-    assert found == {
+    findings = {
+        (f.id, f.severity, f.subject) for f in examine(replace(case, devices_selected=False))
+    }
+    assert findings == {
         (id_, W if id_ in OF_ONE_DEVICE else severity, subject)
         for id_, severity, subject in expected
         if id_ != "device-missing"
@@ -367,9 +370,9 @@ def test_a_healthy_variant_has_no_findings(name):
 
 
 def test_each_finding_of_the_host_is_raised_in_every_severity_it_can_have():
-    """Those of guests are raised in the tests of their rules."""
+    """The tests of the guest rules raise those of guests."""
     raised = {
-        (id_, str(severity)) for _case, found in BROKEN.values() for id_, severity, _ in found
+        (id_, str(severity)) for _case, rows in BROKEN.values() for id_, severity, _ in rows
     } | {(id_, str(W)) for id_ in OF_ONE_DEVICE}
     assert raised == {(id_, severity) for id_, severities in IDS.items() for severity in severities}
 
@@ -399,7 +402,7 @@ def test_worst_findings_first():
 def test_a_finding_about_an_smmu_names_its_devices():
     (finding,) = examine(with_hardware(HEALTHY, 0, s2fwb=False))
     assert finding.consequence.startswith(f"{A} and {A2} cannot be behind a vSMMU")
-    assert [str(each) for each in finding.evidence] == [
+    assert [str(evidence) for evidence in finding.evidence] == [
         "/var/log/kern.log: arm-smmu-v3 arm-smmu-v3.0.auto: ias 48-bit, oas 48-bit",
         "host: segment 0: no CANWBS",
     ]
@@ -414,7 +417,7 @@ def test_debians_kernel_is_named():
 
 def test_before_s2fwb_detection_the_remedy_is_a_newer_kernel():
     case = with_hardware(with_kernel(HEALTHY, release="6.14.2"), 0, s2fwb=False)
-    finding = next(each for each in examine(case) if each.id == "smmu-no-s2fwb")
+    finding = next(one for one in examine(case) if one.id == "smmu-no-s2fwb")
     assert finding.remedy.startswith("Boot Linux 6.15 or newer")
 
 

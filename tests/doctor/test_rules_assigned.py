@@ -1,4 +1,4 @@
-"""Findings about devices that are to be assigned."""
+"""Findings about assigned devices."""
 
 from dataclasses import replace
 
@@ -26,12 +26,12 @@ VF = PciAddress(0, 1, 0, 1)
 
 
 def without(case, address):
-    """The host's system lists no such function."""
+    """The same host without a function."""
     host = case.host
     return with_host(
         case,
-        functions=tuple(each for each in host.functions if each.address != address),
-        devices=tuple(each for each in host.devices if each.address != address),
+        functions=tuple(one for one in host.functions if one.address != address),
+        devices=tuple(one for one in host.devices if one.address != address),
     )
 
 
@@ -42,27 +42,27 @@ def test_a_missing_device():
     assert str(A2) in finding.remedy
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_a_missing_device_by_the_host_files(there):
+@pytest.mark.parametrize("present", [True, False])
+def test_a_missing_device_by_the_host_files(present):
     files = {f"/sys/bus/pci/devices/{A2}/class": b"0x020000\n"}
-    if there:
+    if present:
         files[f"/sys/bus/pci/devices/{A}/class"] = b"0x020000\n"
     case = without(case_of(ONE, tree=MemoryTree("host", files)), A)
-    found = [f for f in ids(case) if "device-missing" in f]
-    assert found == ([] if there else ["error device-missing"])
-    if not there:
+    missing = [name for name in ids(case) if "device-missing" in name]
+    assert missing == ([] if present else ["error device-missing"])
+    if not present:
         assert only(case, "device-missing").evidence[0].where == f"/sys/bus/pci/devices/{A}"
 
 
 def test_a_missing_device_without_a_guest():
-    """The ways that tables have for its address say nothing of it, and bridges are no advice."""
+    """Routes for its address do not matter, and the remedy does not suggest bridges."""
     gone = PciAddress(0, 1, 5, 0)
     case = replace(HEALTHY, devices=(gone,))
     case = with_host(case, devices=(*case.host.devices, host_device(gone, its=())))
     bridge = f"/sys/bus/pci/devices/{BRIDGE}/class"
     tree = MemoryTree("host", {f"/sys/bus/pci/devices/{A}/class": b"0x020000\n", bridge: b"0\n"})
     case = with_function(replace(case, tree=tree), BRIDGE, class_code=0x060400)
-    assert [each for each in ids(case) if each.startswith("error")] == ["error device-missing"]
+    assert [name for name in ids(case) if name.startswith("error")] == ["error device-missing"]
     finding = only(case, "device-missing")
     assert finding.remedy == f"Use a device from lspci -D, such as {A}, {A2}, {B}."
     assert "error device-missing" not in ids(replace(case, devices_selected=False))
@@ -77,11 +77,11 @@ def test_a_device_of_another_guest():
 
 
 @pytest.mark.parametrize(
-    ("told", "kind"),
+    ("fields", "kind"),
     [({"physical_function": VF}, "physical"), ({"virtual_functions": (VF,)}, "virtual")],
 )
-def test_a_related_function_in_another_guest(told, kind):
-    case = with_function(case_of(ONE, holders=[(VF, "other")]), A, **told)
+def test_a_related_function_in_another_guest(fields, kind):
+    case = with_function(case_of(ONE, holders=[(VF, "other")]), A, **fields)
     finding = only(case, "held-by-domain")
     assert finding.consequence == (
         f"Domain other has its {kind} function {VF}, and both cannot be in use."
@@ -99,12 +99,12 @@ def test_a_partly_assigned_group():
 
 
 def test_a_completely_assigned_group():
-    """What becomes of it the model says: each device has a stage 1 of its own, a group has one."""
+    """The simulator decides: each device has a stage 1 of its own, but a group has only one."""
     case = case_of(rendered(A, A2))
     for address in (A, A2):
         case = with_function(case, address, iommu_group=10, members=(A, A2))
         case = with_device(case, address, iommu_group=10)
-    assert not [found for found in ids(case) if "partial-group" in found]
+    assert not [name for name in ids(case) if "partial-group" in name]
     assert "IOMMU group 10 is attached elsewhere" in only(case, "msi-lost").evidence[0].what
 
 
@@ -123,10 +123,10 @@ def test_a_group_with_a_bridge():
 
 
 def test_a_group_with_a_device_without_a_vsmmu():
-    """Behind no vSMMU: the rest of the group must be free, and nothing else."""
+    """Without a vSMMU, the rest of the group only has to be free."""
     xml = changed(ONE, ("bus='0x02' slot='0x00'", "bus='0x00' slot='0x05'"))
     case = with_function(case_of(xml), A, members=(A, A2))
-    assert not [found for found in ids(case) if "partial-group" in found]
+    assert not [name for name in ids(case) if "partial-group" in name]
 
 
 def test_unreported_groups():

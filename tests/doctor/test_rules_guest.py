@@ -1,4 +1,4 @@
-"""Findings about a guest as a whole; the healthy twin is what vmm-msi makes."""
+"""Findings about a guest as a whole; a rendered guest is the healthy one."""
 
 import pytest
 from doctor.cases import A, B, with_function
@@ -70,8 +70,7 @@ def test_a_simulated_guest_needs_no_kvm():
 
 def test_acpi_does_not_matter_to_a_strategy_without_an_rmr():
     xml = changed(HEALTHY, ("<acpi/>", ""))
-    found = ids(case_of(xml, choice=Choice("direct")))
-    assert "note no-acpi" in found
+    assert "note no-acpi" in ids(case_of(xml, choice=Choice("direct")))
 
 
 def test_a_missing_part_of_the_record():
@@ -132,10 +131,10 @@ def test_ram_outside_of_reserved_iovas(base, kind):
         ("<maxMemory slots='2' unit='GiB'>8</maxMemory>", 0x1_8000_0000, "/domain/maxMemory"),
         ("<maxMemory slots='2' unit='GiB'>8</maxMemory>", 0x2_7FF0_0000, "/domain/maxMemory"),
     ],
-    ids=["plugged in", "with a GiB for each slot"],
+    ids=["hot-plugged", "with a GiB for each slot"],
 )
 def test_hot_plugged_memory(memory, base, element):
-    """4 GiB from 1 GiB on, what is plugged in from 5 GiB on: 4 GiB and one for each slot."""
+    """4 GiB start at 1 GiB, hot-plugged memory at 5 GiB: 4 GiB and 1 GiB for each slot."""
     xml = changed(HEALTHY, ("<vcpu>", f"{memory}<vcpu>"))
     region = ReservedRegion(base, 1 << 20, ReservedKind.RESERVED)
     finding = only(with_function(case_of(xml), A, reserved=(region,)), "guest-ram-reserved")
@@ -167,7 +166,7 @@ def test_a_hard_limit(limit, severity):
         return
     finding = only(case, "memlock")
     assert finding.severity is severity
-    assert [str(each) for each in finding.evidence] == [
+    assert [str(evidence) for evidence in finding.evidence] == [
         f"{GUEST}.xml: /domain/memtune/hard_limit: {int(limit) * GIB} bytes",
         f"{GUEST}.xml: /domain/memory: {4 * GIB} bytes, all pinned",
     ]

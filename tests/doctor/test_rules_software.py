@@ -15,20 +15,20 @@ from vmm_msi.domxml.support import Version
 ONE = rendered(A)
 
 
-def software(libvirt, qemu, **told):
+def software(libvirt, qemu, **fields):
     return Software(
-        Version(*libvirt), Version(*qemu), "QEMU", source="libvirt at qemu:///system", **told
+        Version(*libvirt), Version(*qemu), "QEMU", source="libvirt at qemu:///system", **fields
     )
 
 
-def found(case, name):
-    return [each for each in rules_software.too_old(case) if each.id == name]
+def findings_of(case, name):
+    return [finding for finding in rules_software.too_old(case) if finding.id == name]
 
 
 def test_an_old_libvirt():
-    (finding,) = found(case_of(ONE, software=software((12, 2), (11, 1))), "libvirt-too-old")
+    (finding,) = findings_of(case_of(ONE, software=software((12, 2), (11, 1))), "libvirt-too-old")
     assert (finding.severity, finding.subject) == (Severity.ERROR, f"guest {GUEST}")
-    assert [str(each) for each in finding.evidence] == [
+    assert [str(evidence) for evidence in finding.evidence] == [
         "libvirt at qemu:///system: libvirt 12.2.0",
         f"{GUEST}.xml: /domain/devices/iommu: <driver accel>",
     ]
@@ -39,16 +39,19 @@ def test_an_old_libvirt():
 
 
 def test_a_libvirt_of_debian_12():
-    (finding,) = found(case_of(ONE, software=software((9, 0), (7, 2))), "libvirt-too-old")
-    assert [each.what for each in finding.evidence[1:]] == [
+    (finding,) = findings_of(case_of(ONE, software=software((9, 0), (7, 2))), "libvirt-too-old")
+    assert [evidence.what for evidence in finding.evidence[1:]] == [
         "<driver pciBus>", "<driver accel>", "<iommufd>",
     ]  # fmt: skip
-    (finding,) = found(case_of(ONE, software=software((9, 0), (7, 2))), "qemu-too-old")
-    assert [each.what for each in finding.evidence[1:]] == ["<driver pciBus>", "<driver accel>"]
+    (finding,) = findings_of(case_of(ONE, software=software((9, 0), (7, 2))), "qemu-too-old")
+    assert [evidence.what for evidence in finding.evidence[1:]] == [
+        "<driver pciBus>",
+        "<driver accel>",
+    ]
 
 
 def test_an_old_qemu():
-    (finding,) = found(case_of(ONE, software=software((12, 8), (10, 0))), "qemu-too-old")
+    (finding,) = findings_of(case_of(ONE, software=software((12, 8), (10, 0))), "qemu-too-old")
     assert finding.consequence == (
         "QEMU 10.0.0 cannot write <driver pciBus> (several vSMMUs): needs QEMU 10.2.0; "
         "QEMU 10.0.0 cannot write <driver accel> (a nested vSMMU): needs QEMU 11.0.0."
@@ -58,18 +61,18 @@ def test_an_old_qemu():
 
 def test_features_in_the_xml_are_required():
     xml = changed(ONE, ("accel='on'", "accel='on' cmdqv='on'"))
-    (finding,) = found(case_of(xml, software=software((12, 8), (11, 0))), "qemu-too-old")
-    assert [each.what for each in finding.evidence[1:]] == ["<driver cmdqv>"]
-    assert found(case_of(ONE, software=software((12, 8), (11, 0))), "qemu-too-old") == []
+    (finding,) = findings_of(case_of(xml, software=software((12, 8), (11, 0))), "qemu-too-old")
+    assert [evidence.what for evidence in finding.evidence[1:]] == ["<driver cmdqv>"]
+    assert findings_of(case_of(ONE, software=software((12, 8), (11, 0))), "qemu-too-old") == []
 
 
 def test_without_a_guest_the_features_of_a_plan_are_required():
     case = replace(case_of(ONE, software=software((11, 3), (10, 0))), guest=None, devices=(A, B))
-    old = found(case, "libvirt-too-old")
-    assert {each.subject for each in old} == {"host"}
+    old = findings_of(case, "libvirt-too-old")
+    assert {finding.subject for finding in old} == {"host"}
     assert old[0].evidence[1].where == "XML that strategy identity writes"
     direct = replace(case, choice=Choice("direct"))
-    assert found(direct, "libvirt-too-old") == []
+    assert findings_of(direct, "libvirt-too-old") == []
     assert PLUGINS is case.plugins
 
 
@@ -78,7 +81,7 @@ def test_without_a_guest_the_features_of_a_plan_are_required():
     [(True, None, True), (False, None, False), (False, "identity", True)],
 )
 def test_unknown_libvirt(guest, strategy, raised):
-    """It matters where a guest or a strategy is asked for."""
+    """The releases matter only with a guest or a strategy."""
     case = case_of(ONE, software=Software(), choice=strategy and Choice(strategy))
     if not guest:
         case = replace(case, guest=None)

@@ -1,4 +1,4 @@
-"""Findings about strategies, by the model."""
+"""Findings about strategies, from the simulator."""
 
 from dataclasses import replace
 
@@ -41,7 +41,7 @@ def test_a_strategy_of_the_configuration():
 def test_lost_msis():
     finding = only(case_of(ONE, choice=Choice("host-cookie")), "msi-lost")
     assert (finding.severity, finding.subject) == (Severity.ERROR, str(A))
-    assert [str(each) for each in finding.evidence] == [
+    assert [str(evidence) for evidence in finding.evidence] == [
         f"simulated linux-7.2: {A}: s1-fault: {FAULT}",
         "path of the MSI, programmed: iova 0x8000040",
         f"path of the MSI, s1: stage1 s1-{A} iova 0x8000040 fault F_TRANSLATION",
@@ -56,7 +56,7 @@ def test_lost_msis():
 
 
 def test_two_itses_behind_one_vsmmu():
-    """One doorbell of the guest for two of the host: direct has a conflict, others have none."""
+    """One guest doorbell for two host doorbells: only direct has a conflict."""
     host = replace(HOST, devices=(host_device(A), host_device(A2, its=(1,), group=11)))
     case = with_host(case_of(rendered(A, A2, host=host)), devices=host.devices)
     finding = only(replace(case, choice=Choice("direct")), "msi-lost")
@@ -79,7 +79,10 @@ def test_without_a_guest_each_device_is_simulated_alone():
     case = replace(case_of(TWO, choice=Choice("host-cookie")), guest=None)
     finding = only(case, "msi-lost")
     assert finding.subject == f"{A} and 1 more"
-    assert [each.what.partition(":")[0] for each in finding.evidence[:2]] == ["0000", "0001"]
+    assert [evidence.what.partition(":")[0] for evidence in finding.evidence[:2]] == [
+        "0000",
+        "0001",
+    ]
 
 
 def test_devices_of_a_group_are_simulated_alone_too():
@@ -90,7 +93,7 @@ def test_devices_of_a_group_are_simulated_alone_too():
 
 
 def test_address_ranges_do_not_share_a_group():
-    """What stands for devices that nothing lists is in group -1, each by itself."""
+    """Representatives of unlisted devices are in group -1, but not in one group."""
     devices = tuple(replace(device, iommu_group=-1) for device in HOST.devices)
     case = replace(with_host(case_of(TWO), devices=devices, functions=()), guest=None)
     assert [*rules_strategy.msi_lost(case)] == []
@@ -116,7 +119,7 @@ def test_a_window_that_differs_from_the_rmr(base, size):
 
 
 def crowd(number, granule):
-    """A host with a device for each of that many ITSes."""
+    """A host with ``number`` ITSes that have one device each."""
     itses = tuple(Its(n, Pa(0x3000_0000 + n * 0x20000)) for n in range(number))
     devices = tuple(
         host_device(PciAddress(0, n + 1, 0, 0), its=(n,), group=n) for n in range(number)
@@ -125,7 +128,7 @@ def crowd(number, granule):
 
 
 @pytest.mark.parametrize(
-    ("number", "granule", "words"),
+    ("number", "granule", "message"),
     [
         (16, Granule.K64, None),
         (17, Granule.K64, "gets 0x8100000, which is outside the RMR"),
@@ -134,24 +137,24 @@ def crowd(number, granule):
         (65, Granule.K4, "EOVERFLOW"),
     ],
 )
-def test_more_doorbells_than_the_window_has_pages(number, granule, words):
+def test_more_doorbells_than_the_window_has_pages(number, granule, message):
     host = crowd(number, granule)
     case = case_of(nested_guest(GUEST, memory=1 << 30), devices=[d.address for d in host.devices])
     case = replace(case, host=host)
     (finding,) = [*rules_strategy.window_full(case)] or [None]
     lost = [*rules_strategy.msi_lost(case)]
-    if words is None:
+    if message is None:
         assert finding is None
         assert lost == []
     else:
-        assert words in finding.consequence
-        assert [each.subject for each in lost] == [str(host.devices[-1].address)]
+        assert message in finding.consequence
+        assert [finding.subject for finding in lost] == [str(host.devices[-1].address)]
 
 
 def test_the_order_of_slots():
     finding = only(case_of(TWO), "slot-order")
     assert finding.severity is Severity.NOTE
-    assert [str(each) for each in finding.evidence] == [
+    assert [str(evidence) for evidence in finding.evidence] == [
         f"doorbell 0x30050000, ITS 0: 0x8000000 if {A} is number 1 to use one",
         f"doorbell 0x30070000, ITS 1: 0x8001000 if {B} is number 2 to use one",
     ]
@@ -160,10 +163,10 @@ def test_the_order_of_slots():
 
 
 def test_a_guest_that_ignores_the_rmr():
-    """What it would come to is said beforehand, with the address at which it faults."""
+    """The finding shows in advance the address of the fault."""
     finding = only(case_of(ONE), "rmr-needed")
     assert (finding.severity, finding.subject) == (Severity.NOTE, f"guest {GUEST}")
-    assert [str(each) for each in finding.evidence] == [
+    assert [str(evidence) for evidence in finding.evidence] == [
         f"simulated guest without the RMR: {A}: {FAULT}"
     ]
     assert "0x8000000-0x80fffff" in finding.consequence

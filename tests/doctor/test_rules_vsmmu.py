@@ -1,4 +1,4 @@
-"""Findings about vSMMUs and what is behind them, and the words of QEMU that they quote."""
+"""Findings about vSMMUs and their devices, and the QEMU messages that they quote."""
 
 import pytest
 from doctor.cases import A2, A, B
@@ -34,7 +34,7 @@ def test_an_emulated_machine_wide_vsmmu():
 
 
 def test_a_device_without_a_vsmmu():
-    """On a port of pcie.0: it is translated by the host alone."""
+    """Only the host translates a device on a port of pcie.0."""
     xml = changed(
         ONE,
         ("<serial ", f"{PORT}<serial "),
@@ -57,21 +57,21 @@ def test_a_device_without_an_address():
 
 
 @pytest.mark.parametrize(
-    ("driver", "words"),
+    ("driver", "missing"),
     [
         ("accel='on'", "ats, ril, ssidsize"),
         ("accel='on' ats='off' ril='on' ssidsize='0'", None),
     ],
 )
-def test_a_vsmmu_without_a_device(driver, words):
+def test_a_vsmmu_without_a_device(driver, missing):
     text = str(ONE)
     start, end = text.index("<hostdev"), text.index("</hostdev>") + len("</hostdev>")
     xml = DomainXml.parse(text[:start] + text[end:], f"{GUEST}.xml")
     case = case_of(changed(xml, ("accel='on'", driver)))
-    if words is None:
+    if missing is None:
         assert "error empty-vsmmu" not in ids(case)
     else:
-        assert words in only(case, "empty-vsmmu").evidence[0].what
+        assert missing in only(case, "empty-vsmmu").evidence[0].what
 
 
 def test_an_emulated_device_behind_a_vsmmu():
@@ -101,7 +101,7 @@ def test_a_vsmmu_with_devices_of_two_smmus():
     xml = changed(rendered(A, A2), (at_host.format(0, 2), at_host.format(1, 1)))
     finding = only(case_of(xml), "vsmmu-spans-smmus")
     assert finding.severity is Severity.ERROR
-    assert [each.what for each in finding.evidence] == [
+    assert [evidence.what for evidence in finding.evidence] == [
         "pciBus='1'",
         f"{A}, behind host SMMU 0",
         f"{B}, behind host SMMU 1",
@@ -126,8 +126,8 @@ def test_a_vsmmu_with_devices_of_two_smmus():
     ],
 )
 def test_a_device_without_iommufd(changes, raised):
-    found = ids(case_of(changed(ONE, *changes)))
-    assert ("error hostdev-without-iommufd" in found) is raised
+    names = ids(case_of(changed(ONE, *changes)))
+    assert ("error hostdev-without-iommufd" in names) is raised
 
 
 def test_a_file_descriptor_group():
@@ -156,9 +156,9 @@ QUOTED = (
 
 
 def test_quoted_messages_are_in_the_qemu_binary(lab_root):
-    """What needs a device and an SMMU to be said is at least in the program."""
+    """Messages that need a device and an SMMU are at least in the program."""
     program = (lab_root.path / "usr/bin/qemu-system-aarch64").read_bytes()
-    assert [words for words in QUOTED if words.encode() not in program] == []
+    assert [message for message in QUOTED if message.encode() not in program] == []
 
 
 VSMMUS = """
@@ -171,7 +171,7 @@ VSMMUS = """
 
 
 @pytest.mark.parametrize(
-    ("parts", "words"),
+    ("parts", "message"),
     [
         (VSMMUS.format("2"), "SMMU should be attached to a default PCIe root complex"),
         (
@@ -185,14 +185,14 @@ VSMMUS = """
     ],
     ids=["a root port", "two on one bus", "emulated"],
 )
-def test_libvirt_accepts_guests_for_which_qemu_exits(parts, words, lab_daemon):
-    name = "ends"
+def test_libvirt_accepts_guests_for_which_qemu_exits(parts, message, lab_daemon):
+    name = "exits"
     text = str(nested_guest(name, memory=128 << 20, kind="qemu"))
     xml = DomainXml.parse(text.replace("<devices>", f"<devices>{parts}"), "guest.xml")
     with connect(lab_daemon.uri) as connection:
         connection.define(xml)
         try:
-            with pytest.raises(HypervisorError, match=words):
+            with pytest.raises(HypervisorError, match=message):
                 connection.start(name)
         finally:
             connection.undefine(name)
@@ -201,6 +201,6 @@ def test_libvirt_accepts_guests_for_which_qemu_exits(parts, words, lab_daemon):
 def test_libvirt_refuses_acpi_without_uefi(lab_daemon):
     xml = changed(rendered(A, kind="qemu"), ("<os firmware='efi'>", "<os>"))
     xml.root.find("os").remove(xml.root.find("os/firmware"))
-    words = "ACPI requires UEFI on this architecture"
-    with connect(lab_daemon.uri) as connection, pytest.raises(HypervisorError, match=words):
+    message = "ACPI requires UEFI on this architecture"
+    with connect(lab_daemon.uri) as connection, pytest.raises(HypervisorError, match=message):
         connection.define(xml, validate=False)

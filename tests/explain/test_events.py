@@ -197,7 +197,7 @@ def test_words_of_a_vevent():
 
 def test_a_device_unknown_to_the_driver():
     explanation = only(decoded(FAULT, "(unassigned sid)", FIRST), LogContext(HOST))
-    assert [each.address for each in explanation.devices] == [A]
+    assert [subject.address for subject in explanation.devices] == [A]
 
 
 def test_the_host_gives_device_and_doorbell():
@@ -210,13 +210,13 @@ def test_the_host_gives_device_and_doorbell():
 
 def test_a_stream_of_several_smmus():
     explanation = only(raw(FAULT), LogContext(HOST))
-    assert [str(each.address) for each in explanation.devices] == [
+    assert [str(subject.address) for subject in explanation.devices] == [
         "0000:01:00.0",
         "0002:01:00.0",
         "0004:01:00.0",
         "0006:01:00.0",
     ]
-    assert [each.address for each in only(raw(FAULT), context()).devices] == [A]
+    assert [subject.address for subject in only(raw(FAULT), context()).devices] == [A]
 
 
 def test_guest_and_record_are_named():
@@ -300,7 +300,7 @@ def test_slots_have_the_page_size_of_the_host():
     explanation = stage1(0x8100040, known)
     assert "page 16 of the SW MSI window" in explanation.iova_is
     assert "beyond the RMR" in explanation.iova_is
-    assert explanation.remedies[0].what.startswith("fewer pITSes in one guest")
+    assert explanation.remedies[0].what.startswith("use fewer pITSes in one guest")
     assert stage1(0x8100040).iova_is.startswith("not a known doorbell")
 
 
@@ -336,7 +336,7 @@ def test_configuration_errors(kind):
     assert explanation.id == f"smmu-{kind.name}"
     assert explanation.what.startswith(f"event {kind.name}: ")
     assert explanation.stage is None
-    assert [each.address for each in explanation.devices] == [A]
+    assert [subject.address for subject in explanation.devices] == [A]
     assert all("{" not in remedy.what for remedy in explanation.remedies)
 
 

@@ -45,7 +45,7 @@ def test_terminal_controls_are_removed():
 
 @pytest.mark.parametrize("form", forms(), ids=lambda form: form.key[:30])
 def test_backtracking_of_forms_is_bounded(form):
-    """A line made of beginnings of what is looked for, none of which comes to its end."""
+    """A line of many prefixes of known messages, none of them complete."""
     begin = printf._CONVERSION.sub(" ", form.format)[:-2] or "x"
     hostile = [
         form.key * (log_lines.MAX_LINE // len(form.key)),
@@ -90,7 +90,7 @@ def test_all_forms_in_one_long_log():
 
 
 def test_many_different_events_on_a_host_with_many_routes():
-    """Of those that are not shown, none is looked up."""
+    """Lines beyond the limit are not looked up."""
     routes = tuple(PciRoute(n, 0, 0xFF, 0, n << 8, (0,), n << 8) for n in range(10_000))
     host = HostTopology("x", Granule.K4, (Smmu(0),), (Its(0, Pa(0x808_0000)),), routes=routes)
     kind = EventKind.F_TRANSLATION

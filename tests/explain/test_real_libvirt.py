@@ -1,4 +1,4 @@
-"""What a real libvirt says of guests that would not work is explained."""
+"""Messages of a real libvirt about guests that fail are explained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HOSTDEV = """\
 """
 SMMU = "<iommu model='smmuv3'>{}</iommu>"
 
-#: Changes of the guest, and what is to be explanation of libvirt's words.
+#: Changes of the guest, and the explanation of libvirt's message.
 CASES = [
     ("libvirt-acpi-uefi", {"acpi": "<acpi/>"}),
     ("libvirt-iommu-acpi", {"devices": "<iommu model='virtio'/>"}),
@@ -44,7 +44,7 @@ CASES = [
 
 
 def refused(connection, xml):
-    """Define and start a guest and return what libvirt says."""
+    """Define and start a guest and return libvirt's message."""
     try:
         connection.define(xml)
     except HypervisorError as error:

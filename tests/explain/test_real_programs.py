@@ -26,15 +26,15 @@ SMMUV2 = {"smmuv2-context-fault", "smmuv2-unknown-stream"}
 
 def missing(program, *paths):
     data = [path.read_bytes() for path in paths]
-    found = []
+    unknown = []
     for form in forms():
         if form.text.program is not program or form.format in ELSEWHERE:
             continue
         if program is Program.KERNEL and form.text.id in SMMUV2:
             continue
-        if not any(form.format.encode() in each for each in data):
-            found.append(form.format)
-    return found
+        if not any(form.format.encode() in binary for binary in data):
+            unknown.append(form.format)
+    return unknown
 
 
 @pytest.mark.lab_root
@@ -44,7 +44,7 @@ def test_texts_of_qemu(lab_root):
 
 BUS = ("-device", "pxb-pcie,id=p,bus_nr=16")
 SMMU = "arm-smmuv3,primary-bus=p,id=s"
-#: Arguments that QEMU refuses on any machine, and what is to be explanation of its words.
+#: Arguments that QEMU refuses on any machine, and the explanation of its message.
 REFUSED = [
     ((*BUS, "-device", f"{SMMU},accel=on"), "qemu-accel-machine"),
     ((*BUS, "-device", f"{SMMU},ats=on"), "qemu-accel-property"),
@@ -58,9 +58,9 @@ REFUSED = [
 @pytest.mark.lab_root
 @pytest.mark.parametrize(("arguments", "id_"), REFUSED, ids=lambda value: "".join(value[-1:]))
 def test_what_qemu_says_when_it_is_run(arguments, id_, lab_root):
-    words = lab_root.outside("usr/bin/qemu-system-aarch64")
-    words += ["-M", "virt", "-nodefaults", "-nic", "none", "-display", "none", "-S", *arguments]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    command = lab_root.outside("usr/bin/qemu-system-aarch64")
+    command += ["-M", "virt", "-nodefaults", "-nic", "none", "-display", "none", "-S", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode
     (line,) = explain(done.stderr, LogContext()).lines
     assert line.explanation.id == id_
@@ -83,10 +83,10 @@ def test_a_text_of_an_older_libvirt():
 
 @pytest.mark.lab_root
 def test_texts_of_the_kernel():
-    found = images.find_images()
-    if found is None:
+    lab_images = images.find_images()
+    if lab_images is None:
         unavailable("no images of the emulated host: vmm-msi lab build makes them")
-    assert missing(Program.KERNEL, found.kernel) == []
+    assert missing(Program.KERNEL, lab_images.kernel) == []
 
 
 def test_a_text_that_changes_is_noticed(tmp_path):

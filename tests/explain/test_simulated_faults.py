@@ -58,7 +58,7 @@ def check(plugins, scenario, counts):
             )
             lines = raw(event)
             explanation = explained(plugins, scenario, lines)
-            assert [each.address for each in explanation.devices] == [verdict.device]
+            assert [subject.address for subject in explanation.devices] == [verdict.device]
             assert explanation.stage == FAULTS[verdict.outcome]
             assert explanation.iova == verdict.programmed
             if "ipa" in verdict.trace[-1].values:
@@ -72,14 +72,14 @@ def check(plugins, scenario, counts):
 
 
 def check_remedies(plugins, scenario, explanation, counts):
-    """Check that each named strategy delivers, with the change that is named."""
+    """Check that each suggested strategy delivers, with the change in its remedy."""
     named = [remedy for remedy in explanation.remedies if remedy.strategy]
     for remedy in named:
         guest = replace(scenario.guest, honours_rmr=bool(remedy.change)) if remedy.change else None
         again = Scenario(scenario.host, guest or scenario.guest)
         verdicts = run(plugins, again, Choice.parse(remedy.strategy))
         assert {verdict.outcome for verdict in verdicts} == {Outcome.DELIVERED}, remedy
-        counts["remedies that explain named, each delivered in the simulator"] += 1
+        counts["suggested remedies that delivered in the simulator"] += 1
 
 
 @pytest.mark.parametrize("honours_rmr", [True, False])
@@ -106,7 +106,7 @@ def test_refusals_of_the_series(row, plugins, counts):
             if verdict.outcome is Outcome.REFUSED and verdict.errno != errno.EEXIST:
                 explanation = report.lines[0].explanation
                 assert explanation.id in {"no-guest-binding", "doorbells-of-two-itses"}
-                assert [each.address for each in explanation.devices] == [verdict.device]
+                assert [subject.address for subject in explanation.devices] == [verdict.device]
                 assert f"coerced:revision={revision}" not in [
                     m.strategy for m in explanation.remedies
                 ]

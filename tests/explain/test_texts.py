@@ -1,4 +1,4 @@
-"""Every text of the tables is recognised, in whatever it stands, and says what it should."""
+"""Every known message is recognised in any context and has a complete explanation."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ BEFORE = [
 
 def printed(form):
     return printf._CONVERSION.sub(
-        lambda found: "%" if found["kind"] == "%" else VALUES[found["kind"]], form
+        lambda match: "%" if match["kind"] == "%" else VALUES[match["kind"]], form
     )
 
 
@@ -87,7 +87,7 @@ def test_findings_are_those_of_texts_that_exist_and_have_a_page():
 
 
 def test_no_form_is_hidden_by_another():
-    """The text that says most of a line is taken, whatever order the tables have."""
+    """The longest match of a line wins, regardless of the order of the tables."""
     line = "Unable to alloc vIOMMU: hiodi devid 0x1: IOMMU_VIOMMU_ALLOC failed: Invalid argument"
     assert only(line).id == "qemu-viommu"
     line = "failed to setup container for group 7: Failed to set iommu for container"
@@ -95,23 +95,23 @@ def test_no_form_is_hidden_by_another():
 
 
 def lines():
-    """Read lines as an operator has them, each with what is to be explanation of it."""
+    """Read lines as an operator has them, each with its explanation."""
     text = (Path(__file__).parent / "lines.txt").read_text(encoding="utf-8")
     for block in text.strip().split("\n\n"):
         head, *rest = block.splitlines()
         parts = dict(line.split(":", 1) for line in rest)
         yield pytest.param(
-            *(parts[name].strip() for name in ("text", "says", "why", "device")),
+            *(parts[name].strip() for name in ("text", "what", "why", "device")),
             head.removeprefix("# "),
             id=head.removeprefix("# "),
         )
 
 
-@pytest.mark.parametrize(("text", "says", "why", "device", "id_"), [*lines()])
-def test_lines_as_an_operator_has_them(text, says, why, device, id_):
+@pytest.mark.parametrize(("text", "what", "why", "device", "id_"), [*lines()])
+def test_lines_as_an_operator_has_them(text, what, why, device, id_):
     explanation = only(text)
-    assert (explanation.id, explanation.what, explanation.why) == (id_, says, why)
-    assert [str(each.address) for each in explanation.devices] == ([device] if device else [])
+    assert (explanation.id, explanation.what, explanation.why) == (id_, what, why)
+    assert [str(subject.address) for subject in explanation.devices] == ([device] if device else [])
 
 
 def test_a_fault_of_an_smmuv2_has_its_address_and_stream():

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from vmm_msi.iommu.smmu_events import EventKind
 
-_NO_ATS = "give its vSMMU no ATS: vmm-msi attach {guest} {device} --vsmmu ats=off"
-_GUESTS = "the guest's driver or its kernel: no strategy fixes it"
+_NO_ATS = "disable ATS in its vSMMU: vmm-msi attach {guest} {device} --vsmmu ats=off"
+_GUESTS = "fix the guest's driver or kernel: no strategy helps"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +29,8 @@ class Meaning:
 MEANINGS: dict[EventKind, Meaning] = {
     EventKind.F_UUT: Meaning(
         "a transaction of a type that the SMMU does not support",
-        "the device, or a bridge before the SMMU, sends transactions of this type",
-        ("another slot or another device: no strategy fixes it",),
+        "the device, or a bridge between it and the SMMU, sends transactions of this type",
+        ("use another slot or another device: no strategy helps",),
     ),
     EventKind.C_BAD_STREAMID: Meaning(
         "the StreamID is larger than the stream table",
@@ -40,7 +40,7 @@ MEANINGS: dict[EventKind, Meaning] = {
     ),
     EventKind.F_STE_FETCH: Meaning(
         "the stream table could not be read",
-        "memory that the SMMU cannot reach",
+        "the SMMU cannot access this memory",
     ),
     EventKind.C_BAD_STE: Meaning(
         "the stream table entry is not valid",
@@ -48,30 +48,30 @@ MEANINGS: dict[EventKind, Meaning] = {
         "and DMA are aborted",
         (
             (
-                "attach it again; if QEMU's log says 'Failed to install STE', fix that first: "
+                "attach it again; if QEMU's log has 'Failed to install STE', fix that first: "
                 "vmm-msi explain < /var/log/libvirt/qemu/{guest}.log"
             ),
         ),
     ),
     EventKind.F_BAD_ATS_TREQ: Meaning(
         "the device requested a translation (ATS) without permission",
-        "ATS is enabled in the device and not in the SMMU",
+        "ATS is enabled in the device but not in the SMMU",
         (_NO_ATS,),
     ),
     EventKind.F_STREAM_DISABLED: Meaning(
         "the SMMU terminates all accesses of the device, or its accesses without a PASID",
-        "the guest attached it with PASIDs alone, or the host blocks it while it is reassigned",
+        "the guest attached it with PASIDs only, or the host blocks it while it is reassigned",
         (_GUESTS,),
     ),
     EventKind.F_TRANSL_FORBIDDEN: Meaning(
         "the device used a translated address (ATS) without permission",
-        "ATS is enabled in the device and not in the SMMU",
+        "ATS is enabled in the device but not in the SMMU",
         (_NO_ATS,),
     ),
     EventKind.C_BAD_SUBSTREAMID: Meaning(
         "a PASID that the vSMMU does not support",
         "the device uses PASIDs of more bits than its vSMMU has, which may be none",
-        ("vmm-msi attach {guest} {device} --vsmmu ssidsize=N, N as the device and pSMMU have",),
+        ("vmm-msi attach {guest} {device} --vsmmu ssidsize=N, where N suits the device and pSMMU",),
     ),
     EventKind.F_CD_FETCH: Meaning(
         "the context descriptor could not be read",
@@ -90,21 +90,21 @@ MEANINGS: dict[EventKind, Meaning] = {
     ),
     EventKind.F_TLB_CONFLICT: Meaning(
         "two translations of one address are cached",
-        "a table was changed without invalidating what was cached, for instance a block split",
+        "a table was changed without invalidating cached entries, for example in a block split",
         (_GUESTS,),
     ),
     EventKind.F_CFG_CONFLICT: Meaning(
         "two configurations of one device are cached",
-        "a configuration was changed without invalidating what was cached",
+        "a configuration was changed without invalidating cached entries",
         (_GUESTS,),
     ),
     EventKind.E_PAGE_REQUEST: Meaning(
-        "the device requested a page (PRI)",
-        "page requests of an assigned device are not handled",
+        "the device sent a page request (PRI)",
+        "no driver handles page requests of assigned devices",
         (_NO_ATS,),
     ),
     EventKind.F_VMS_FETCH: Meaning(
         "the virtual machine structure could not be read",
-        "memory that the SMMU cannot reach",
+        "the SMMU cannot access this memory",
     ),
 }

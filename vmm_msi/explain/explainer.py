@@ -164,7 +164,7 @@ def _explain_text(
         "device": str(device or "DEVICE"),
     }
     rest = line[match.start() :]
-    why = next((reason for words, reason in text.cases.items() if words in rest), text.why)
+    why = next((reason for phrase, reason in text.cases.items() if phrase in rest), text.why)
     remedies = [Remedy(remedy.format(*values, **names)) for remedy in text.remedies]
     if text.strategies and strategies is not None:
         remedies += strategies.remedies(device, ignores_rmr=False)

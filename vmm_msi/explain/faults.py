@@ -74,20 +74,20 @@ class Logged:
     access: str = ""
 
 
-_DMA = "ordinary DMA of the device, not an MSI: no strategy fixes it"
-_GUEST_DRIVER = "the guest's driver: no strategy fixes it"
+_DMA = "check the device's driver: this is ordinary DMA, not an MSI, so no strategy helps"
+_GUEST_DRIVER = "fix the guest's driver: no strategy helps"
 _LARGEST_OAS = "vmm-msi attach {guest} {device} --vsmmu oas=44, the size that every pSMMU has"
 
 _HOST_STAGE1 = Cause(
     "the device is not in {guest}, so stage 1 is the host's own: its driver did not map the "
     "address",
-    remedies=("the device's driver on the host: no strategy fixes it",),
+    remedies=("fix the device's driver on the host: no strategy helps",),
 )
 _BARE_DOORBELL = Cause(
     "the host's kernel programmed the device with the doorbell's physical address, as it does for "
     "a device without a SW MSI window: /sys/kernel/iommu_groups/*/reserved_regions",
     "S{stage}: {page} -> {page}",
-    remedies=("a device of another host: nested translation requires a SW MSI window",),
+    remedies=("use a device of another host: nested translation requires a SW MSI window",),
     findings=related_findings.NO_WINDOW,
 )
 _UNKNOWN_GIOVA = Cause(
@@ -119,10 +119,10 @@ _STAGE1: Mapping[AddressKind, Cause] = {
         "S1: {page} -> {page}",
         remedies=(
             (
-                "fewer pITSes in one guest: 16 with 64K pages, 64 with 4K; assign devices of the "
-                "same pITSes, or divide them among guests"
+                "use fewer pITSes in one guest (at most 16 with 64K pages, 64 with 4K): assign "
+                "devices of the same pITSes, or divide them among guests"
             ),
-            "a host kernel with 4K pages",
+            "or use a host kernel with 4K pages",
         ),
         findings=related_findings.BEYOND,
     ),
@@ -136,7 +136,7 @@ _STAGE1: Mapping[AddressKind, Cause] = {
         "the address is correct, but the guest's stage 1 no longer maps it: the guest freed the "
         "interrupt or the table, or did not finish setting it up",
         "S1: {page} -> {gdb}",
-        remedies=(f"{_GUEST_DRIVER}; in the guest, bind it again",),
+        remedies=(f"{_GUEST_DRIVER}; bind it again in the guest",),
     ),
     AddressKind.GDB: Cause(
         "the device was programmed with gDB itself, as if it had no stage 1; the guest's stage 1 "
@@ -216,7 +216,7 @@ _READ_ONLY_DOORBELL = Cause(
 )
 _ACCESS_FLAG = Cause(
     "the table has an entry whose access flag is clear, and the SMMU does not set the flag",
-    remedies=("the guest's kernel: no strategy fixes it",),
+    remedies=("fix the guest's kernel: no strategy helps",),
 )
 
 
@@ -292,7 +292,7 @@ def _announced(kind: EventKind) -> Explanation:
         program=Program.KERNEL,
         what=f"event {kind.name}: {what}",
         why="device, address and stage are in the lines after it, which are missing here",
-        remedies=(Remedy("give these lines, too: dmesg | vmm-msi explain"),),
+        remedies=(Remedy("include these lines, too: dmesg | vmm-msi explain"),),
         source=_SOURCE,
     )
 

@@ -94,8 +94,8 @@ class StrategyRemedies:
             return Remedy(self._switch(choice, device, guest), str(choice), change)
         summary = self._plugins.info(choice.strategy, PluginKind.STRATEGY).summary
         what = (
-            f"{summary}; not by QEMU, but by a VMM that holds the iommufd itself, on a kernel like "
-            f"{delivery.kernel} (docs/kernels.md)"
+            f"{summary}; requires a VMM that owns the iommufd itself, instead of QEMU, and a "
+            f"kernel such as {delivery.kernel} (docs/kernels.md)"
         )
         return Remedy(what, str(choice), change)
 
