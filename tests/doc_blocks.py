@@ -59,10 +59,12 @@ def blocks(page: Path, text: str | None = None) -> list[Block]:
     ]
 
 
-def run_example(block: Block) -> str:
-    """Run the commands of a console block, each a line that starts with ``$ ``; return it anew.
+def run_example(block: Block, **variables: str) -> str:
+    """Run the commands of a block, each a line that starts with ``$ ``; return the current block.
 
-    ``< FILE`` at the end of a line is its standard input, ``> FILE`` takes its standard output.
+    ``< FILE`` at the end of a line is its standard input, ``> FILE`` receives its standard output.
+
+    :param variables: additional environment variables.
     """
     out = []
     environment = {
@@ -77,7 +79,7 @@ def run_example(block: Block) -> str:
         for other in blocks(block.page):
             if other.file_name:
                 (place / other.file_name).write_text(other.text)
-        environment |= {"XDG_CONFIG_HOME": folder, "PWD": folder}
+        environment |= {"XDG_CONFIG_HOME": folder, "PWD": folder, **variables}
         for line in block.text.splitlines():
             if not line.startswith("$ "):
                 continue

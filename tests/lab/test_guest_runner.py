@@ -82,7 +82,7 @@ def test_repeated_faults_are_one_line():
     assert lines[-5:] == [
         "faults that the guest's kernel logged: 3",
         "  2 times: b",
-        "  1 times: a",
+        "  1 time: a",
         "",
         "why",
     ]

@@ -6,6 +6,7 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
 
 if TYPE_CHECKING:
@@ -71,7 +72,8 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
     yield ""
     for whose, faults in (("host", run.host_faults), ("guest", run.guest_faults)):
         yield f"faults that the {whose}'s kernel logged: {len(faults) or 'none'}"
-        yield from (f"  {count} times: {line}" for line, count in Counter(faults).items())
+        counts = Counter(faults).items()
+        yield from (f"  {quantity(count, 'time')}: {line}" for line, count in counts)
     if run.explained:
         yield ""
         yield from run.explained
