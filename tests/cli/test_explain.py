@@ -108,7 +108,7 @@ def test_the_document(vmm_msi, given):
     ]
 
 
-def test_a_line_on_the_command_line_in_quotes_and_without(vmm_msi):
+def test_a_line_as_one_or_several_arguments(vmm_msi):
     for arguments in ([BUSY], BUSY.split()):
         code, out, _err = vmm_msi("explain", *arguments)
         assert code == 0
@@ -121,14 +121,14 @@ def test_a_line_on_the_command_line_in_quotes_and_without(vmm_msi):
     assert "\n1 line not recognised\n" in out
 
 
-def test_an_event_by_its_words(vmm_msi):
+def test_an_event_as_four_words(vmm_msi):
     words = ["0x0000110000000010", "0x0000020000000000", "0x0000000008000040", "0x0"]
     code, out, _err = vmm_msi("explain", "--in-guest", *words)
     assert code == 0
     assert "device   0000:11:00.0 in the guest; StreamID 0x1100\n" in out
 
 
-def test_nothing_is_recognised(vmm_msi, given):
+def test_no_recognised_line(vmm_msi, given):
     given("one\n\ntwo\n")
     assert vmm_msi("explain", "--host", DTB) == (
         1,
@@ -139,13 +139,13 @@ def test_nothing_is_recognised(vmm_msi, given):
     assert vmm_msi("explain", "--host", DTB)[:2] == (1, "no line was recognised\n")
 
 
-def test_a_terminal_is_told_that_it_is_read(vmm_msi, given):
+def test_reading_from_a_terminal_prints_a_hint(vmm_msi, given):
     given(BUSY, terminal=True)
     code, _out, err = vmm_msi("explain")
     assert (code, err) == (0, "reading from the terminal; press Ctrl-D to finish\n")
 
 
-def test_without_a_host_a_note_says_what_is_missing(vmm_msi):
+def test_a_note_about_an_unknown_host(vmm_msi):
     code, out, err = vmm_msi("explain", "0x0000110000000010 0x0 0x8000040 0x0")
     assert (code, err) == (0, "")
     assert "\nnote: host unknown: this machine has neither" in out
@@ -154,7 +154,7 @@ def test_without_a_host_a_note_says_what_is_missing(vmm_msi):
     )
 
 
-def test_a_domain_of_libvirt(vmm_msi):
+def test_a_libvirt_domain(vmm_msi):
     uri = f"test://{sample('test-driver.xml')}"
     code, out, _err = vmm_msi(
         "explain", BUSY, "-c", uri, "--domain", "guest0", "--host", DTB, "--in-guest"

@@ -60,7 +60,7 @@ def refused(connection, xml):
 
 
 @pytest.mark.parametrize(("id_", "changes"), CASES, ids=[case[0] for case in CASES])
-def test_what_libvirt_says_of_a_guest(id_, changes, lab_daemon):
+def test_messages_about_a_guest(id_, changes, lab_daemon):
     parts = dict.fromkeys(("acpi", "devices"), "") | changes
     xml = DomainXml.parse(GUEST.format(**parts), "the test")
     with connect(lab_daemon.uri) as connection:

@@ -57,7 +57,7 @@ REFUSED = [
 
 @pytest.mark.lab_root
 @pytest.mark.parametrize(("arguments", "id_"), REFUSED, ids=lambda value: "".join(value[-1:]))
-def test_what_qemu_says_when_it_is_run(arguments, id_, lab_root):
+def test_messages_of_a_running_qemu(arguments, id_, lab_root):
     command = lab_root.outside("usr/bin/qemu-system-aarch64")
     command += ["-M", "virt", "-nodefaults", "-nic", "none", "-display", "none", "-S", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
@@ -89,6 +89,6 @@ def test_texts_of_the_kernel():
     assert missing(Program.KERNEL, lab_images.kernel) == []
 
 
-def test_a_text_that_changes_is_noticed(tmp_path):
+def test_a_changed_text_is_reported(tmp_path):
     (tmp_path / "qemu").write_bytes(b"nothing of it")
     assert len(missing(Program.QEMU, tmp_path / "qemu")) > 50

@@ -49,7 +49,7 @@ def only(text, context=None):
 
 
 @pytest.mark.parametrize("form", forms(), ids=lambda form: f"{form.text.id}-{form.key[:20]}")
-def test_every_form_is_recognised_wherever_it_stands(form):
+def test_every_form_is_recognised_in_any_context(form):
     for before in BEFORE:
         explanation = only(before + printed(form.format))
         assert explanation.id == form.text.id
@@ -74,7 +74,7 @@ def test_ids_are_unique_and_texts_complete():
             assert not sentence.endswith(".")
 
 
-def test_findings_are_those_of_texts_that_exist_and_have_a_page():
+def test_related_findings_have_a_text_and_a_page():
     assert related_findings.OF_TEXT.keys() <= {text.id for text in texts()}
     named = {id_ for ids in related_findings.OF_TEXT.values() for id_ in ids}
     named |= {*related_findings.WINDOW, *related_findings.BEYOND, *related_findings.NO_WINDOW}

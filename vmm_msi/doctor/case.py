@@ -5,7 +5,7 @@ Three values combine host, guest, record and libvirt, each for one purpose:
 * :class:`Case`: all facts that rules read, from files, libvirt or both; the doctor runs without
   libvirt, and with a read-only connection. One reader: :mod:`vmm_msi.doctor.case_reader`.
 * :class:`~vmm_msi.provision.libvirt_facts.LibvirtFacts`: what a change of a guest is planned from,
-  read in few calls with the right to write. One reader, beside it.
+  read in few calls with the right to write. One reader, in the same module.
 * :class:`~vmm_msi.explain.log_context.LogContext`: looks devices up by what logs call them; it is
   made of a host and a definition and reads nothing.
 """

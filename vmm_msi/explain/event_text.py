@@ -1,7 +1,7 @@
 """Events of SMMUv3s in a log: their dumped words, and the lines that decode them.
 
 Linux 7.2 ``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c`` arm_smmu_dump_event prints both, older
-kernels print only the words, and the output of grep may have one decoded line alone.
+kernels print only the words, and the output of grep may have only one decoded line.
 """
 
 from __future__ import annotations

@@ -136,7 +136,7 @@ class StrategyRemedies:
         if changes:
             return f"the guest has to get the RMR: {' and '.join(changes)}"
         if not any(iommu.driver.get("accel") == "on" for iommu in xml.iommus()):
-            # QEMU has an RMR for accelerated vSMMUs alone, and attach adds the first one.
+            # QEMU has an RMR only for accelerated vSMMUs, and attach adds the first one.
             return ""
         return (
             "the definition has ACPI and UEFI, so the guest's kernel has to honour RMR nodes: "
