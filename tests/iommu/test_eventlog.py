@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from vmm_msi.iommu.event_log import EventReader, Piece
+from vmm_msi.iommu.event_log import EventLine, EventReader
 
 SMMU = "arm-smmu-v3.0.auto"
 WORDS = (0x100_0000_0010, 0x200_0000_0000, 0x800_0040, 0)
@@ -31,14 +31,14 @@ def dumped(tab="\t", head=f"arm-smmu-v3 {SMMU}: "):
 )
 def test_all_ways_to_show_a_tab(tab, head):
     *before, last = read(*dumped(tab, head))
-    assert before == [Piece(SMMU, announces=0x10), *[Piece(SMMU)] * 3]
-    assert last == Piece(SMMU, WORDS)
+    assert before == [EventLine(SMMU, announces=0x10), *[EventLine(SMMU)] * 3]
+    assert last == EventLine(SMMU, WORDS)
 
 
 def test_lines_that_are_of_no_event():
     lines = dumped()
     assert read("", "event 0x10 received:", *lines[1:]) == [None] * 6
-    assert read(lines[0], "something else", *lines[1:])[-1] == Piece(SMMU, WORDS)
+    assert read(lines[0], "something else", *lines[1:])[-1] == EventLine(SMMU, WORDS)
     assert read(*lines, lines[-1])[-1] is None
 
 

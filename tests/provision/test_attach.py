@@ -357,7 +357,7 @@ REFUSALS = {
     "another ITS": (
         {"strategy": "coerced:revision=v8", "devices": (A, B)},
         RefusedError,
-        "EINVAL: .*0001:01:00.0 uses ITS 1, what is attached uses ITS 0",
+        "EINVAL: .*0001:01:00.0 uses ITS 1, the attached devices use ITS 0",
     ),
     "reserved window": (
         {"strategy": "direct:profile=linux-7.2"},

@@ -1,1 +1,1 @@
-"""Mechanism: what carries a strategy's plan out."""
+"""Mechanism: apply a strategy's plan to a kernel, simulated or real."""

@@ -1,9 +1,9 @@
-"""The three ways in which Linux picks, or picked, a doorbell address.
+"""The three allocators by which Linux picks, or picked, a doorbell address.
 
-:class:`MsiCookie` is what Linux had before the series of 2018-2021 and has for VFIO's type1
-container still, :class:`GuestBindings` is the allocator of that series, :class:`SwMsiSlots` is
-iommufd's. They map pages in whatever stage 2 they are given: the model's, or, where a page of
-memory stands for a doorbell, one of a real kernel.
+:class:`MsiCookie` is the allocator before the series of 2018-2021, which VFIO's type1 container
+still uses, :class:`GuestBindings` is the allocator of that series, :class:`SwMsiSlots` is
+iommufd's. They map pages in a simulated stage 2, or, with pages of memory in place of doorbells,
+in one of a real kernel.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from vmm_msi.types import HostDevice, PciAddress
 
 
-class Stage2(Protocol):
-    """A stage 2 that doorbell pages are mapped in."""
+class DoorbellTable(Protocol):
+    """A stage 2 in which an allocator maps doorbell pages."""
 
     @property
     def granule(self) -> int:
@@ -29,11 +29,14 @@ class Stage2(Protocol):
         ...
 
     def map(self, address: int, output: int, size: int) -> None:
-        """Map ``size`` bytes from the IPA ``address``; raise BackendError as iommu_map does."""
+        """Map ``size`` bytes from the IPA ``address`` to ``output``.
+
+        :raise BackendError: iommu_map's error.
+        """
         ...
 
     def unmap(self, address: int) -> bool:
-        """Unmap what one call mapped; tell whether there was anything."""
+        """Unmap the mapping made by one call; return whether one existed."""
         ...
 
 
@@ -41,10 +44,10 @@ class MsiCookie:
     """The MSI cookie of an unmanaged IOMMU domain, one per stage 2.
 
     Linux ``drivers/iommu/dma-iommu.c`` iommu_get_msi_cookie, iommu_dma_get_msi_page: pages are
-    taken from the window's base upwards, and the end of the window is not checked.
+    allocated from the window's base upwards, and the end of the window is not checked.
     """
 
-    def __init__(self, table: Stage2, base: int) -> None:
+    def __init__(self, table: DoorbellTable, base: int) -> None:
         self._table = table
         self._next = base
         self.pages: dict[Pa, Iova] = {}
@@ -52,12 +55,12 @@ class MsiCookie:
     def prepare(self, hdb: Pa) -> Iova:
         """Return the page for the doorbell ``hdb``, mapped in stage 2.
 
-        :raise BackendError: what iommu_map returns.
+        :raise BackendError: iommu_map's error.
         """
         page = hdb.align_down(self._table.granule)
-        known = self.pages.get(page)
-        if known is not None:
-            return known
+        existing = self.pages.get(page)
+        if existing is not None:
+            return existing
         iova = Iova(self._next)
         self._next += self._table.granule
         self._table.map(iova, page, self._table.granule)
@@ -76,7 +79,7 @@ class _Binding:
 
 @dataclass
 class _Entries:
-    """Bindings in an order: the newest is at the head of Linux's list, here at the end."""
+    """Bindings in order of age: the newest is at the head of Linux's list, here at the end."""
 
     by_giova: dict[Iova, _Binding] = field(default_factory=dict)
     by_hdb: dict[Pa, _Binding] = field(default_factory=dict)
@@ -88,13 +91,13 @@ class GuestBindings:
 
     Patch "dma-iommu: Implement NESTED_MSI cookie": iommu_dma_bind_guest_msi,
     iommu_dma_unbind_guest_msi, iommu_dma_get_nested_msi_page. Revision 3 stores a device handle
-    with each binding; its code was not available, only its changelog, so the lookups see the
-    device's own entries and are otherwise those of revision 2.
+    with each binding. Only its changelog was available, not its code, so its lookups are those of
+    revision 2 among the device's own entries.
 
     :param revision: 2, 3, 8 or 15.
     """
 
-    def __init__(self, table: Stage2, revision: int) -> None:
+    def __init__(self, table: DoorbellTable, revision: int) -> None:
         self._table = table
         self._revision = revision
         self._serial = 0
@@ -107,7 +110,7 @@ class GuestBindings:
         return self._all
 
     def bind(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Register ``giova -> gdb``, both aligned down to ``size``; a known gIOVA is left alone.
+        """Register ``giova -> gdb``, both aligned down to ``size``; keep an existing binding.
 
         :raise BackendError: EINVAL when ``size`` exceeds the stage 2 granule (revision 15).
         """
@@ -126,7 +129,7 @@ class GuestBindings:
         entries.by_giova[page] = entries.unused[page] = binding
 
     def unbind(self, device: PciAddress, giova: Iova) -> bool:
-        """Drop the binding of ``giova``; tell whether a stage 2 mapping went with it."""
+        """Drop the binding of ``giova``; return whether its stage 2 mapping was unmapped."""
         entries = self._entries(device)
         binding = _find(entries, giova)
         if binding is None:
@@ -140,10 +143,10 @@ class GuestBindings:
         return True
 
     def prepare(self, device: PciAddress, hdb: Pa) -> Iova:
-        """Return the gIOVA page for ``hdb``: the entry that has it, else the newest unused one.
+        """Return the gIOVA page for ``hdb``: its own entry, else the newest unused one.
 
-        :raise BackendError: what iommu_map returns (the caller of iommu_dma_prepare_msi sees
-            ENOMEM instead); ENOMEM when no unused entry is left.
+        :raise BackendError: iommu_map's error (the caller of iommu_dma_prepare_msi gets ENOMEM
+            instead); ENOMEM when no unused entry is left.
         """
         entries = self._entries(device)
         page = hdb.align_down(self._table.granule)
@@ -165,21 +168,21 @@ class GuestBindings:
         return len(self._all.by_giova) + sum(len(own.by_giova) for own in self._own.values())
 
     def state(self) -> frozenset[tuple[Iova, Ipa, Pa | None]]:
-        """Return what is registered, for comparison."""
+        """Return the registered bindings, for comparison."""
         groups = [self._all, *self._own.values()]
         return frozenset((b.giova, b.gdb, b.hdb) for g in groups for b in g.by_giova.values())
 
 
 def _find(entries: _Entries, giova: Iova) -> _Binding | None:
-    """Return the newest binding whose page ``giova`` lies in, whatever its granule."""
+    """Return the newest binding whose page contains ``giova``, for any granule."""
     pages = {giova.align_down(1 << shift) for shift in (12, 14, 16)}
-    found = [entries.by_giova[page] for page in pages if page in entries.by_giova]
-    hits = [binding for binding in found if giova.align_down(binding.size) == binding.giova]
-    return max(hits, key=lambda binding: binding.serial, default=None)
+    candidates = [entries.by_giova[page] for page in pages if page in entries.by_giova]
+    matches = [b for b in candidates if giova.align_down(b.size) == b.giova]
+    return max(matches, key=lambda binding: binding.serial, default=None)
 
 
-def cookie_for(table: Stage2, revision: int) -> MsiCookie | GuestBindings:
-    """Return the allocator of a kernel before iommufd for a new stage 2.
+def cookie_for(table: DoorbellTable, revision: int) -> MsiCookie | GuestBindings:
+    """Return the allocator of a kernel before iommufd, for a new stage 2.
 
     :param revision: of the series; 0 for the kernel without it.
     """
@@ -190,7 +193,7 @@ class SwMsiSlots:
     """The pages of the software MSI window, per iommufd file descriptor.
 
     Linux ``drivers/iommu/iommufd/driver.c`` iommufd_sw_msi_get_map: the n-th distinct doorbell
-    page, in order of first use, gets the n-th page of the window; 64 at most; kept until the file
+    page, in order of first use, gets the n-th page of the window, 64 at most, until the file
     descriptor is closed. The end of the window is not checked.
     """
 
@@ -203,15 +206,15 @@ class SwMsiSlots:
     def get(self, window_base: int, hdb_page: Pa, page_size: int) -> Iova:
         """Return the address of the slot of a doorbell page.
 
-        :raise BackendError: EOVERFLOW when 64 doorbells have one already.
+        :raise BackendError: EOVERFLOW when 64 doorbells have a slot already.
         """
         slot = self._slots.get((window_base, hdb_page))
         if slot is None:
             if len(self._slots) >= self.LIMIT:
                 raise BackendError(
                     errno.EOVERFLOW,
-                    f"iommufd_sw_msi_get_map: {self.LIMIT} doorbells have a slot already, none is "
-                    f"left for {hdb_page}",
+                    f"iommufd_sw_msi_get_map: {self.LIMIT} doorbells have a slot already, no "
+                    f"slot is left for {hdb_page}",
                 )
             slot = self._per_window.get(window_base, 0)
             self._per_window[window_base] = slot + 1
@@ -219,7 +222,7 @@ class SwMsiSlots:
         return Iova(window_base + slot * page_size)
 
     def clear(self) -> None:
-        """Forget all slots: the file descriptor is closed."""
+        """Free all slots: the file descriptor is closed."""
         self._slots.clear()
         self._per_window.clear()
 
@@ -228,7 +231,7 @@ class SwMsiSlots:
 
 
 class MsiDomains:
-    """The MSI domains of the devices in one nested IOMMU domain, which must be one.
+    """The MSI domains of the devices in one nested IOMMU domain; they must be the same.
 
     The series from revision 8 on: ``arm_smmu_share_msi_domain`` and
     ``arm_smmu_has_hw_msi_resv_region``.
@@ -238,9 +241,9 @@ class MsiDomains:
         self._itses: Counter[int] = Counter()
 
     def check(self, device: HostDevice) -> None:
-        """Check a device that is to be attached.
+        """Check a device before its attach.
 
-        :raise BackendError: EINVAL for a device with another MSI domain than the ones attached,
+        :raise BackendError: EINVAL for a device with another MSI domain than the attached ones,
             or with a HW MSI region.
         """
         others = self._itses.keys() - {device.its}
@@ -248,16 +251,16 @@ class MsiDomains:
             raise BackendError(
                 errno.EINVAL,
                 f"Nested mode forbids to attach devices using different physical MSI doorbells to "
-                f"the same IOMMU domain: {device.address} uses ITS {device.its}, what is attached "
-                f"uses ITS {', '.join(map(str, sorted(others)))}",
+                f"the same IOMMU domain: {device.address} uses ITS {device.its}, the attached "
+                f"devices use ITS {', '.join(map(str, sorted(others)))}",
             )
         if device.hw_msi is not None:
             raise BackendError(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")
 
     def join(self, device: HostDevice) -> None:
-        """Count a device that was attached."""
+        """Count an attached device."""
         self._itses[device.its] += 1
 
     def leave(self, device: HostDevice) -> None:
-        """Count it no more."""
+        """Stop counting a detached device."""
         self._itses -= Counter([device.its])

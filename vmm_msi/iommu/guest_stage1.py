@@ -1,8 +1,8 @@
-"""What the guest's kernel does: its stage 1 tables.
+"""The guest's kernel: what it maps in its stage 1 tables.
 
-A guest maps its doorbell (gIOVA -> gDB) in the stage 1 of a device when the device's driver asks
-for interrupts, and, if it honours RMR nodes, the ranges they name 1:1. After an unmap it issues
-the invalidation that Linux issues (CMD_TLBI_NH_VA, here by ASID).
+A guest maps its doorbell (gIOVA -> gDB) in the stage 1 of a device when the device's driver
+requests interrupts and, if it honours RMR nodes, their ranges 1:1. After an unmap it issues the
+invalidation that Linux issues (CMD_TLBI_NH_VA, here by ASID).
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from vmm_msi.types import Granule, GuestDevice, GuestDomain, Iova, Ipa, ReservedRegion, Stage1
 
 
-class Table(Protocol):
-    """A stage 1 table: the model's, or one that an SMMU walks."""
+class GuestTable(Protocol):
+    """A stage 1 table of a guest: simulated, or one that an SMMU walks."""
 
     @property
     def granule(self) -> Granule:
@@ -31,35 +31,35 @@ class Table(Protocol):
         ...
 
     def unmap(self, base: int) -> bool:
-        """Unmap what one call mapped at ``base``; tell whether there was anything."""
+        """Unmap the mapping made by one call at ``base``; return whether one existed."""
         ...
 
     def overlaps(self, base: int, size: int) -> bool:
-        """Tell whether anything is mapped in ``size`` bytes from ``base``."""
+        """Return whether anything is mapped in ``size`` bytes from ``base``."""
         ...
 
     def pages(self) -> frozenset[tuple[int, int]]:
-        """Return (input, output) of what was mapped a single granule at a time."""
+        """Return (input, output) of each mapping of a single granule."""
         ...
 
 
-TableT = TypeVar("TableT", bound=Table)
+TableT = TypeVar("TableT", bound=GuestTable)
 
 
 class GuestStage1(Generic[TableT]):
     """All stage 1 tables of one guest.
 
-    :param make: makes the empty table of a stage 1 with an ASID, which is not 0.
+    :param new_table: returns an empty table for a stage 1 and its ASID, which is not 0.
     :raise InputError: when one table would have to map one gIOVA to two doorbells, or the guest
-        has no RAM to hold its tables.
+        has no RAM for its tables.
     """
 
-    def __init__(self, guest: GuestDomain, make: Callable[[Stage1, int], TableT]) -> None:
+    def __init__(self, guest: GuestDomain, new_table: Callable[[Stage1, int], TableT]) -> None:
         if not guest.memory:
-            raise InputError(f"guest {guest.name}: no memory to hold its stage 1 tables")
+            raise InputError(f"guest {guest.name}: has no memory for its stage 1 tables")
         self._guest = guest
         self.tables = {
-            stage1.id: make(stage1, index) for index, stage1 in enumerate(guest.stage1, 1)
+            stage1.id: new_table(stage1, index) for index, stage1 in enumerate(guest.stage1, 1)
         }
         self._windows: set[ReservedRegion] = set()
         self._users: Counter[tuple[str, Iova]] = Counter()
@@ -68,13 +68,13 @@ class GuestStage1(Generic[TableT]):
             gdb = guest.gdb(device)
             if doorbells.setdefault((device.stage1, device.giova), gdb) != gdb:
                 raise InputError(
-                    f"guest {guest.name}, stage 1 {device.stage1}: gIOVA {device.giova} is to map "
-                    f"to two doorbells, {doorbells[device.stage1, device.giova]} and {gdb}; give "
-                    f"{device.host} a gIOVA or a stage 1 of its own"
+                    f"guest {guest.name}, stage 1 {device.stage1}: gIOVA {device.giova} would map "
+                    f"to two doorbells, {doorbells[device.stage1, device.giova]} and {gdb}; use "
+                    f"another gIOVA or another stage 1 for {device.host}"
                 )
 
     def map_doorbell(self, device: GuestDevice) -> None:
-        """Map the device's gIOVA, unless another device or an RMR has mapped that page."""
+        """Map the device's gIOVA, unless its page is mapped for another device or an RMR."""
         key = (device.stage1, device.giova)
         table = self.tables[device.stage1]
         page = device.giova.align_down(table.granule)
@@ -84,7 +84,7 @@ class GuestStage1(Generic[TableT]):
         self._users[key] += 1
 
     def unmap_doorbell(self, device: GuestDevice) -> bool:
-        """Unmap it when no other device uses it; tell whether an invalidation is due."""
+        """Unmap it after its last device; return whether an invalidation is due."""
         key = (device.stage1, device.giova)
         self._users[key] -= 1
         if self._users[key]:
@@ -106,12 +106,12 @@ class GuestStage1(Generic[TableT]):
                 table.map(window.base, window.base, window.size)
 
     def withdraw(self) -> None:
-        """Boot without RMR nodes."""
+        """Unmap the RMR ranges, as after a boot without RMR nodes."""
         for window in self._windows:
             for table in self.tables.values():
                 table.unmap(window.base)
         self._windows.clear()
 
     def state(self) -> frozenset[tuple[str, frozenset[tuple[int, int]]]]:
-        """Return what is mapped, for comparison."""
+        """Return the mappings, for comparison."""
         return frozenset((name, table.pages()) for name, table in self.tables.items())

@@ -1,9 +1,9 @@
-"""The kernels that the model can be.
+"""The kernels that can be simulated.
 
-``series-vN`` is the in-kernel world of "SMMUv3 Nested Stage Setup", revision N: bindings are
-registered, doorbells can be mapped by iommu_map() from inside the kernel, and there is no IOAS,
-so nothing checks a mapping against the software MSI window. ``linux-7.2`` is iommufd.
-``pre-series`` is where the discussion of 2018 started: a nested attach, the allocator as it was.
+``series-vN`` is a kernel with "SMMUv3 Nested Stage Setup", revision N: bindings are registered,
+doorbells can be mapped by iommu_map() from inside the kernel, and there is no IOAS, so nothing
+checks a mapping against the software MSI window. ``linux-7.2`` has iommufd. ``pre-series`` is the
+kernel before the discussion of 2018: a nested attach with the allocator of that time.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ _IN_KERNEL = frozenset(
 class Profile:
     """One kernel.
 
-    :param revision: revision of the series, 0 where it is not in.
-    :param iommufd: the rules are those of iommufd.
+    :param revision: revision of the series, 0 without the series.
+    :param iommufd: the rules are iommufd's.
     """
 
     name: str
@@ -69,7 +69,7 @@ PROFILES: tuple[Profile, ...] = (
 def profile_named(name: str) -> Profile:
     """Return the profile called ``name``.
 
-    :raise UsageError: when there is none.
+    :raise UsageError: when there is no such profile.
     """
     for profile in PROFILES:
         if profile.name == name:
@@ -78,6 +78,6 @@ def profile_named(name: str) -> Profile:
     raise UsageError(f"kernel profile {name!r}: not one of {names}")
 
 
-def newest_profile(wanted: AbstractSet[Capability]) -> Profile | None:
-    """Return the newest profile with all the capabilities, None where there is none."""
-    return next((p for p in reversed(PROFILES) if wanted <= p.capabilities), None)
+def newest_profile(capabilities: AbstractSet[Capability]) -> Profile | None:
+    """Return the newest profile with all the capabilities; None if no profile has them."""
+    return next((p for p in reversed(PROFILES) if capabilities <= p.capabilities), None)

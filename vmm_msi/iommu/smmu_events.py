@@ -1,4 +1,4 @@
-"""The events that an SMMUv3 records, as the model makes them and as a real one reports them.
+"""The events of an SMMUv3, simulated or real.
 
 Source: Arm SMMUv3 architecture specification (IHI 0070), 7.3 event records.
 """
@@ -44,8 +44,8 @@ class SmmuEvent:
     """An event record.
 
     :param stage: 1 or 2; 0 for a configuration error.
-    :param iova: the address the device emitted.
-    :param ipa: the address that stage 2 was asked for; None for the others.
+    :param iova: the address that the device emitted.
+    :param ipa: the input address of stage 2, for a stage 2 event.
     :param table_walk: stage 2 faulted on a stage 1 table (the record's Class is TT), not on the
         address itself.
     """
@@ -58,17 +58,17 @@ class SmmuEvent:
     table_walk: bool = False
 
     def may_be_of(self, address: int) -> bool:
-        """Tell whether a write to ``address`` may have caused it.
+        """Return whether a write to ``address`` may have caused the event.
 
-        A configuration error does not tell its address.
+        A configuration error has no address.
         """
         return not self.stage or self.iova == address
 
     def __str__(self) -> str:
-        where = f"stage {self.stage}" if self.stage else "configuration"
+        stage = f"stage {self.stage}" if self.stage else "configuration"
         ipa = "" if self.ipa is None else f", IPA {self.ipa}"
         walk = " on a stage 1 table walk" if self.table_walk else ""
-        return f"{self.kind.name} ({where}{walk}) StreamID {self.stream_id}, IOVA {self.iova}{ipa}"
+        return f"{self.kind.name} ({stage}{walk}) StreamID {self.stream_id}, IOVA {self.iova}{ipa}"
 
 
 #: Kinds whose record has an input address; the others are configuration errors.
@@ -89,10 +89,10 @@ _IPA = 0x000F_FFFF_FFFF_F000
 def decode(words: Sequence[int]) -> SmmuEvent:
     """Read an event record of four 64-bit words.
 
-    An IPA is recorded as a page; the offset within it is that of the input address, except where
-    stage 2 was asked for a stage 1 table or a context descriptor.
+    An IPA is recorded as a page. Its offset is that of the input address, unless stage 2 translated
+    the address of a stage 1 table or a context descriptor.
 
-    :raise ValueError: for a number that :class:`EventKind` does not have.
+    :raise ValueError: for a number that is not in :class:`EventKind`.
     """
     kind = EventKind(words[0] & 0xFF)
     stream = StreamId(words[0] >> 32)
@@ -101,7 +101,7 @@ def decode(words: Sequence[int]) -> SmmuEvent:
         return SmmuEvent(kind, 0, stream, iova)
     if not words[1] & _S2:
         return SmmuEvent(kind, 1, stream, iova)
-    asked_for = words[1] >> _CLASS_SHIFT & 3
+    fault_class = words[1] >> _CLASS_SHIFT & 3
     page = words[3] & _IPA
-    ipa = Ipa(page | (iova & 0xFFF) if asked_for == _CLASS_INPUT else page)
-    return SmmuEvent(kind, 2, stream, iova, ipa, asked_for == _CLASS_TABLE_WALK)
+    ipa = Ipa(page | (iova & 0xFFF) if fault_class == _CLASS_INPUT else page)
+    return SmmuEvent(kind, 2, stream, iova, ipa, fault_class == _CLASS_TABLE_WALK)
