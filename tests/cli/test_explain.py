@@ -21,7 +21,7 @@ BUSY = "vfio 0000:01:00.0: error getting device from group 12: Device or resourc
 
 
 class Input:
-    """What stands in for standard input: a stream of bytes that is no terminal."""
+    """Replacement for standard input: a stream of bytes that is not a terminal."""
 
     def __init__(self, data, *, terminal=False):
         self.buffer = io.BytesIO(data)
