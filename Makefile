@@ -79,7 +79,7 @@ lab-guest: setup-test ## real guests behind nested SMMUs in the emulated Arm hos
 	@$(BIN)/vmm-msi lab build
 	@$(BIN)/pytest -q tests/lab/test_guest.py tests/lab/guest_shapes.py
 
-bench: setup-test ## time the commands, the model, the editing of domain XML, the reading of firmware
+bench: setup-test ## time the commands, the simulator, the editing of domain XML, the reading of firmware
 	$(lab_images)
 	@$(BIN)/python tests/bench/bench.py
 	@$(BIN)/python tests/bench/cycles.py

@@ -1,7 +1,7 @@
-"""What is in the documentation that a program can check: blocks, tables, links.
+"""Read and regenerate the parts of the documentation that a program can check.
 
-``python tests/doc_blocks.py`` runs every example again and writes what it printed, the truth table
-and the table of releases into the pages.
+``python tests/doc_blocks.py`` runs every example and writes its output and the generated tables
+into the pages.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Block:
 
     @property
     def file_name(self) -> str:
-        """The name under which the examples of the page find it; empty for none."""
+        """The file name of the block in the examples of its page; empty without a mark."""
         return self.mark.partition(" ")[2]
 
 
@@ -54,8 +54,8 @@ def blocks(page: Path, text: str | None = None) -> list[Block]:
     """Return the fenced blocks of a page."""
     source = page.read_text() if text is None else text
     return [
-        Block(page, found["kind"], found["mark"] or "", found["text"])
-        for found in _FENCE.finditer(source)
+        Block(page, match["kind"], match["mark"] or "", match["text"])
+        for match in _FENCE.finditer(source)
     ]
 
 
@@ -66,47 +66,47 @@ def run_example(block: Block, **variables: str) -> str:
 
     :param variables: additional environment variables.
     """
-    out = []
+    lines = []
     environment = {
         name: value
         for name, value in os.environ.items()
         if name not in {"LIBVIRT_DEFAULT_URI", "VMM_MSI_CONFIG", "XDG_CONFIG_HOME"}
     }
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder)
+        cwd = Path(folder)
         for name in ("vmm_msi", "tests"):
-            (place / name).symlink_to(ROOT / name)
+            (cwd / name).symlink_to(ROOT / name)
         for other in blocks(block.page):
             if other.file_name:
-                (place / other.file_name).write_text(other.text)
+                (cwd / other.file_name).write_text(other.text)
         environment |= {"XDG_CONFIG_HOME": folder, "PWD": folder, **variables}
         for line in block.text.splitlines():
             if not line.startswith("$ "):
                 continue
             words = [word.replace("$PWD", folder) for word in shlex.split(line[2:])]
-            given, saved = "", None
+            standard_input, output = "", None
             if words[-2] == "<":
-                given = (place / words[-1]).read_text()
+                standard_input = (cwd / words[-1]).read_text()
                 del words[-2:]
             elif words[-2] == ">":
-                saved = place / words[-1]
+                output = cwd / words[-1]
                 del words[-2:]
             code = "import sys; from vmm_msi.cli import main; sys.exit(main())"
             done = subprocess.run(
                 [sys.executable, "-c", code, *words[1:]],
-                cwd=place,
+                cwd=cwd,
                 env=environment,
-                input=given,
+                input=standard_input,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT if saved is None else subprocess.PIPE,
+                stderr=subprocess.STDOUT if output is None else subprocess.PIPE,
                 text=True,
                 check=False,
             )
-            printed = done.stdout if saved is None else done.stderr
-            if saved is not None:
-                saved.write_text(done.stdout)
-            out += [line, *([printed.rstrip("\n")] if printed else [])]
-    return "\n".join(out) + "\n"
+            printed = done.stdout if output is None else done.stderr
+            if output is not None:
+                output.write_text(done.stdout)
+            lines += [line, *([printed.rstrip("\n")] if printed else [])]
+    return "\n".join(lines) + "\n"
 
 
 # --- the truth table ---------------------------------------------------------------------------
@@ -124,7 +124,7 @@ STRATEGIES = {
     "identity": "identity",
     "placed": "placed",
 }
-#: Where the virtual ITSes are for ``placed``: the first doorbell is the first slot.
+#: Bases of the virtual ITSes for ``placed``: the first doorbell is in the first slot.
 PLACED_BASES = {0: 0x07FF_0000, 1: 0x0A08_0000}
 #: pITSes, S1 mode, vITSes, order.
 ROWS = (
@@ -142,7 +142,7 @@ _SHORT = {"delivered": "d", "s1-fault": "s1", "s2-fault": "s2", "misrouted": "mi
 
 
 def truth_table() -> str:
-    """Return the truth table as Markdown, from the outcomes that ``compare`` reports."""
+    """Return the truth table as Markdown, with the outcomes that ``compare`` reports."""
     lines = [
         f"| pITS | stage 1 | vITS | order | {' | '.join(STRATEGIES)} |",
         f"|---|---|---|---|{'---|' * len(STRATEGIES)}",
@@ -174,7 +174,7 @@ def _cell(pits: int, mode: str, vits: int, order: str, strategy: str) -> str:
 
 
 def releases_table() -> str:
-    """Return which libvirt, QEMU, guest and host has which XML, as Markdown."""
+    """Return the libvirt, QEMU, guest and host that each XML requires, as Markdown."""
     from vmm_msi.domxml.support import ARCH, MACHINE, REQUIREMENTS
 
     lines = ["| XML | purpose | libvirt | QEMU | guest | host |", "|---|---|---|---|---|---|"]
@@ -196,7 +196,7 @@ def releases_table() -> str:
 
 
 def support_by_release() -> str:
-    """Return what vmm-msi can write for each pair of releases, newest first, as Markdown."""
+    """Return the XML that vmm-msi writes for each pair of releases, newest first, as Markdown."""
     from vmm_msi.domxml.support import REQUIREMENTS, Feature, Support, Version
 
     libvirts = {needs.libvirt for needs in REQUIREMENTS.values()}
@@ -217,7 +217,7 @@ def support_by_release() -> str:
 
 
 def support_by_strategy() -> str:
-    """Return where each strategy works, as Markdown."""
+    """Return the hosts, guests and kernels on which each strategy works, as Markdown."""
     from vmm_msi.doctor.rules_kernel import NESTED_MSI
     from vmm_msi.domxml.support import REQUIREMENTS, Feature
     from vmm_msi.iommu.profiles import PROFILES, newest_profile
@@ -314,7 +314,10 @@ def layers() -> str:
 
 
 def rule_modules(*names: str) -> dict[str, ast.Module]:
-    """Return the modules of rules by name, parsed; all, or those of some names."""
+    """Return the parsed modules of rules by name.
+
+    :param names: only these modules, without ``rules_``; all by default.
+    """
     folder = ROOT / "vmm_msi" / "doctor"
     return {
         f"vmm_msi.doctor.{path.stem}": ast.parse(path.read_text())
@@ -324,7 +327,7 @@ def rule_modules(*names: str) -> dict[str, ast.Module]:
 
 
 def rule_names() -> list[str]:
-    """Return the rules there are: public functions of their modules."""
+    """Return the names of all rules, the public functions of their modules."""
     return [
         f"{module}.{node.name}"
         for module, tree in rule_modules().items()
@@ -338,11 +341,11 @@ _FINDINGS = {"Finding", "_MissingPart"}
 
 
 def finding_ids(*modules: str) -> dict[str, list[str]]:
-    """Return the severities that each finding can have, by its id, from where it is made.
+    """Return the severities that each finding can have, by its id, from the rules' source.
 
-    :param modules: names of modules of rules, without ``rules_``; none for all.
+    :param modules: only these modules, without ``rules_``; all by default.
     """
-    found: dict[str, set[str]] = {}
+    by_id: dict[str, set[str]] = {}
     for tree in rule_modules(*modules).values():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in _FINDINGS:
@@ -350,26 +353,26 @@ def finding_ids(*modules: str) -> dict[str, list[str]]:
                 if isinstance(name, ast.Attribute) and name.attr == "id":
                     continue  # of a row of a table, which has it written out
                 if not isinstance(name, ast.Constant):
-                    raise TypeError(f"line {node.lineno}: the id of a Finding is written out")
-                found.setdefault(name.value, set()).update(
+                    raise TypeError(f"line {node.lineno}: the id of a Finding must be a literal")
+                by_id.setdefault(name.value, set()).update(
                     part.attr.lower()
                     for part in ast.walk(severity)
                     if isinstance(part, ast.Attribute)
                     and getattr(part.value, "id", "") == "Severity"
                 )
     order = ["error", "warning", "note", "unknown"]
-    return {name: sorted(found[name], key=order.index) for name in sorted(found)}
+    return {name: sorted(by_id[name], key=order.index) for name in sorted(by_id)}
 
 
 def findings_table() -> str:
-    """Return the findings there are: severity and title of each, as Markdown."""
+    """Return id, severity and title of every finding, as Markdown."""
     from vmm_msi.doctor import pages
 
     lines = ["| id | severity | title |", "|---|---|---|"]
     for name, severities in finding_ids().items():
-        words = ", ".join(f"`{severity}`" for severity in severities)
+        severity = ", ".join(f"`{word}`" for word in severities)
         lines.append(
-            f"| [{name}](../vmm_msi/doctor/findings/{name}.md) | {words} | {pages.title(name)} |"
+            f"| [{name}](../vmm_msi/doctor/findings/{name}.md) | {severity} | {pages.title(name)} |"
         )
     return "\n".join(lines) + "\n"
 
@@ -388,7 +391,7 @@ REGIONS = {
 
 
 def region(page: Path, name: str) -> str:
-    """Return what stands between ``<!-- name -->`` and ``<!-- end of name -->``."""
+    """Return the text between ``<!-- name -->`` and ``<!-- end of name -->``."""
     match = _region(name).search(page.read_text())
     if match is None:
         raise LookupError(f"{page}: no region {name!r}")
@@ -400,18 +403,18 @@ def _region(name: str) -> re.Pattern[str]:
 
 
 def headings(page: Path) -> list[str]:
-    """Return the headings of a page, outside of fenced blocks."""
+    """Return the headings of a page, without those in fenced blocks."""
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
     return re.findall(r"^#+ +(.*)$", text, re.MULTILINE)
 
 
 def first_column(page: Path) -> set[str]:
-    """Return what stands in backticks in the first column of the page's tables."""
+    """Return the text in backticks in the first column of the page's tables."""
     return set(re.findall(r"^\| `([^`]*)` \|", page.read_text(), re.MULTILINE))
 
 
 def rewrite() -> None:
-    """Run every example again and write what it prints, and the generated tables."""
+    """Write the output of every example and the generated tables into the pages."""
     for page in PAGES:
         text = page.read_text()
         for block in blocks(page):

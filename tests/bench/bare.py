@@ -1,4 +1,4 @@
-"""The libvirt calls of one attach and one detach, and nothing else: what ours are compared with."""
+"""The libvirt calls of one attach and one detach alone, the peer of vmm-msi's commands."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def _state(raw: libvirt.virConnect, guest: str) -> None:
         domain.snapshotNum(0)
 
 
-def _define(raw: libvirt.virConnect, wanted: str) -> None:
-    defined = raw.defineXMLFlags(wanted, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
+def _define(raw: libvirt.virConnect, definition: str) -> None:
+    defined = raw.defineXMLFlags(definition, libvirt.VIR_DOMAIN_DEFINE_VALIDATE)
     defined.XMLDesc(_INACTIVE | _SECURE)
 
 
 def bare_attach(
-    raw: libvirt.virConnect, guest: str, devices: Iterable[PciAddress], wanted: str
+    raw: libvirt.virConnect, guest: str, devices: Iterable[PciAddress], definition: str
 ) -> None:
-    """Make the libvirt calls of attaching ``devices`` to a guest that is off.
+    """Make the libvirt calls of attaching ``devices`` to a guest that is shut off.
 
-    The name of the host is not asked: a connection is asked for it once.
+    The host's name is left out, since a connection reads it only once.
     """
     if raw.getType() == "QEMU":
         raw.getVersion()
@@ -46,13 +46,13 @@ def bare_attach(
         with contextlib.suppress(libvirt.libvirtError):  # the lab's daemon has no node devices
             name = f"pci_{device.segment:04x}_{device.bus:02x}_{device.device:02x}_0"
             raw.nodeDeviceLookupByName(name).XMLDesc(0)
-    for each in raw.listAllDomains(0):
-        each.ID()
-        each.XMLDesc(_INACTIVE)
-    _define(raw, wanted)
+    for domain in raw.listAllDomains(0):
+        domain.ID()
+        domain.XMLDesc(_INACTIVE)
+    _define(raw, definition)
 
 
-def bare_detach(raw: libvirt.virConnect, guest: str, wanted: str) -> None:
-    """Make the libvirt calls of detaching from a guest that is off."""
+def bare_detach(raw: libvirt.virConnect, guest: str, definition: str) -> None:
+    """Make the libvirt calls of detaching from a guest that is shut off."""
     _state(raw, guest)
-    _define(raw, wanted)
+    _define(raw, definition)

@@ -64,12 +64,12 @@ ROUNDS = 5
 
 
 def big_scenario(devices: int) -> Scenario:
-    """``devices`` devices with 2,048 vectors each, spread over 8 ITSes and 4 SMMUs."""
-    listed = []
+    """Return ``devices`` devices with 2,048 vectors each, spread over 8 ITSes and 4 SMMUs."""
+    host_devices = []
     for number in range(devices):
         address = PciAddress.from_rid(number >> 12, (number & 0xFFF) << 3)
         its = number % ITSES
-        listed.append(
+        host_devices.append(
             HostDevice(
                 address=address,
                 smmu=its * SMMUS // ITSES,
@@ -85,9 +85,9 @@ def big_scenario(devices: int) -> Scenario:
         granule=Granule.K4,
         smmus=tuple(Smmu(i) for i in range(SMMUS)),
         itses=tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(ITSES)),
-        devices=tuple(listed),
+        devices=tuple(host_devices),
     )
-    return Scenario(host, virt_guest("bench", [device.address for device in listed]))
+    return Scenario(host, virt_guest("bench", [device.address for device in host_devices]))
 
 
 def seconds(function) -> float:
@@ -98,7 +98,7 @@ def seconds(function) -> float:
 
 def bench_compare(plugins: PluginManager) -> None:
     small, large = big_scenario(SMALL), big_scenario(SMALL * GROWTH)
-    # What is measured is the run, not the collector walking over the scenarios again and again.
+    # Keep the garbage collector from traversing the scenarios during the runs.
     gc.collect()
     gc.freeze()
     rows = [["strategy", "ms", "MSIs/s", f"{GROWTH} times the devices", "growth (1.00 = linear)"]]
@@ -143,7 +143,7 @@ def bench_compare(plugins: PluginManager) -> None:
 
 
 def bench_command(folder: Path) -> None:
-    """The whole command with a verdict per MSI written as JSON."""
+    """Time the whole command, which writes a verdict per MSI as JSON."""
     lines = ["[host]", 'granule = "4K"']
     for smmu in range(SMMUS):
         lines += ["[[host.smmu]]", f"id = {smmu}"]
@@ -184,40 +184,40 @@ DEVICES = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
 
 
 def bench_attach(plugins: PluginManager, uri: str, where: str, rounds: int) -> None:
-    """Attach and detach against the same libvirt calls alone, alternately."""
+    """Time attach and detach, alternately with the same libvirt calls alone."""
     host = sources.load_host(samples.path("eight-its-server.dtb"))
     request = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), binder=BinderKind.SIM)
     settings = Config()
     took: dict[str, list[tuple[float, float]]] = {"attach": [], "detach": []}
     with connect(uri) as connection:
-        # The test driver keeps a guest per connection: each side starts from its own.
+        # The test driver has separate guests for each connection.
         raw = libvirt.open(uri)
         change = plan_attach(connection, plugins, settings, host, request)
         old, new = str(change.old), str(change.new)
         for _ in range(rounds):
-            theirs = (
+            calls = (
                 seconds(lambda: bare_attach(raw, GUEST, DEVICES, new)),
                 seconds(lambda: bare_detach(raw, GUEST, old)),
             )
-            ours = (
+            commands = (
                 seconds(lambda: attach(connection, plugins, settings, host, request)),
                 seconds(lambda: detach(connection, DetachRequest(GUEST), plugins)),
             )
-            for pairs, mine, bare in zip(took.values(), ours, theirs, strict=True):
-                pairs.append((mine, bare))
+            for pairs, own, bare in zip(took.values(), commands, calls, strict=True):
+                pairs.append((own, bare))
         raw.close()
-    for what, pairs in took.items():
-        mine, bare = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
+    for command, pairs in took.items():
+        own, bare = (statistics.median(side) * 1e3 for side in zip(*pairs, strict=True))
         ratio = statistics.median(one / other for one, other in pairs)
         print(
-            f"{what} of 2 devices on {where}: {mine:.2f} ms; the same libvirt calls alone "
+            f"{command} of 2 devices on {where}: {own:.2f} ms; the same libvirt calls alone "
             f"{bare:.2f} ms; ratio {ratio:.2f} (aim on a daemon: at most 1.05)"
         )
 
 
 def bench_attach_on_a_daemon(plugins: PluginManager) -> None:
     if os.geteuid() != 0:
-        print("attach on a real daemon: not root, so there is no lab to run one in")
+        print("attach on a real daemon: skipped, requires root for the lab")
         return
     with LabDaemon(ensure_root()) as daemon, connect(daemon.uri) as connection:
         connection.define(nested_guest(GUEST, memory=1 << 30, vcpus=1, kind="qemu"))
@@ -228,14 +228,14 @@ def bench_attach_on_a_daemon(plugins: PluginManager) -> None:
 def bench_help() -> None:
     command = [str(Path(sys.executable).with_name("vmm-msi")), "--help"]
     bare = [sys.executable, "-c", "pass"]
-    ratios, ours, theirs = [], [], []
+    ratios, own, peer = [], [], []
     for _ in range(21):
-        theirs.append(seconds(lambda: subprocess.run(bare, check=True)))
-        ours.append(seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)))
-        ratios.append(ours[-1] / theirs[-1])
+        peer.append(seconds(lambda: subprocess.run(bare, check=True)))
+        own.append(seconds(lambda: subprocess.run(command, check=True, stdout=subprocess.DEVNULL)))
+        ratios.append(own[-1] / peer[-1])
     print(
-        f"vmm-msi --help: {statistics.median(ours) * 1e3:.1f} ms; python -c pass "
-        f"{statistics.median(theirs) * 1e3:.1f} ms; ratio {statistics.median(ratios):.2f} "
+        f"vmm-msi --help: {statistics.median(own) * 1e3:.1f} ms; python -c pass "
+        f"{statistics.median(peer) * 1e3:.1f} ms; ratio {statistics.median(ratios):.2f} "
         "(aim: at most 3)"
     )
 
@@ -254,8 +254,8 @@ def bench_hook(folder: Path) -> None:
         xml = str(domain).encode()
         took, peer = [], []
         for _ in range(21):
-            for words, times in ((command, took), (bare, peer)):
-                run = partial(subprocess.run, words, input=xml, check=True)
+            for program, times in ((command, took), (bare, peer)):
+                run = partial(subprocess.run, program, input=xml, check=True)
                 times.append(seconds(run))
         print(
             f"hook, {kind}: {statistics.median(took) * 1e3:.1f} ms; sh -c cat "

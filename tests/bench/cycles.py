@@ -1,7 +1,7 @@
 """Attach and detach 10,000 times on libvirt's test driver: memory and time per cycle stay flat.
 
-A second process makes the same libvirt calls bare in the same run: what libvirt itself keeps shows
-there. ``make bench`` runs it. Times are CPU times: what else runs on the machine does not count.
+A second process makes the same libvirt calls alone in the same run, which shows what libvirt itself
+keeps. ``make bench`` runs it. Times are CPU times, independent of other processes.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ DEVICES = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
 REQUEST = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), binder=BinderKind.SIM)
 
 
-def ours(connection: Connection) -> Callable[[], None]:
+def commands(connection: Connection) -> Callable[[], None]:
     """Return one cycle of vmm-msi."""
     plugins = PluginManager.load()
     settings = Config()
@@ -75,10 +75,10 @@ def resident() -> int:
 def measure(kind: str, file: str, cycles: int, answer: Pipe) -> None:
     """Run the cycles; send the CPU seconds and the resident KiB after each tenth of them.
 
-    The last thing sent is by how many bytes what Python allocates grows in a cycle.
+    Last, send the growth of Python's allocations in bytes per cycle.
     """
     with connect(f"test://{file}") as connection:
-        cycle = {"ours": ours, "bare": bare}[kind](connection)
+        cycle = {"vmm-msi": commands, "bare": bare}[kind](connection)
         cycle()
         tenths = []
         for _tenth in range(10):
@@ -107,19 +107,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         file = copy(samples.path("test-driver.xml"), folder)
         running = []
-        for kind in ("ours", "bare"):
-            here, there = spawn.Pipe(duplex=False)
-            process = spawn.Process(target=measure, args=(kind, file, cycles, there))
+        for kind in ("vmm-msi", "bare"):
+            receiver, sender = spawn.Pipe(duplex=False)
+            process = spawn.Process(target=measure, args=(kind, file, cycles, sender))
             process.start()
-            there.close()
-            running.append((kind, here, process))
-        for kind, here, process in running:
-            tenths, grown = here.recv()
+            sender.close()
+            running.append((kind, receiver, process))
+        for kind, receiver, process in running:
+            tenths, grown = receiver.recv()
             process.join()
             (first, _rss), (last, _end) = tenths[0], tenths[-1]
             rows.append(
                 [
-                    kind if kind == "ours" else "the same libvirt calls alone",
+                    kind if kind == "vmm-msi" else "the same libvirt calls alone",
                     f"{first / (cycles // 10) * 1e3:.2f}",
                     f"{last / (cycles // 10) * 1e3:.2f}",
                     f"{last / first:.2f}",

@@ -1,9 +1,9 @@
-"""Edit a domain XML with many devices, against virt-manager's virtinst; ``make bench`` runs it.
+"""Time an edit of a domain XML with many devices; virt-manager's virtinst is the peer.
 
-Both parse the text, put in a pcie-expander-bus, a pcie-root-port on it and a ``<hostdev>`` behind
-that, and print the text. Ours chooses bus numbers and slots, and adds the ``<iommu>`` and its
-record too. virtinst is taken from Debian with all that it needs, a Python and libvirt
-included, unpacked in the cache and run from there, in a process of its own.
+``make bench`` runs it. Both parse the text, add a pcie-expander-bus, a pcie-root-port on it and a
+``<hostdev>`` behind that, and print the text. vmm-msi also chooses bus numbers and slots and adds
+the ``<iommu>`` and its record. virtinst comes from Debian with its dependencies, including Python
+and libvirt; it is unpacked in the cache and runs in a separate process.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ HOST = PciAddress(0xFFF0, 1, 0, 0)
 PLAN = GuestPlan((VsmmuPlan(0, (HOST,)),), iommufd=False)
 ASSIGNED = {HOST: editor.Assignment("identity", "qemu")}
 
-# The second and third take no PCI bus, of which a guest has 256: a large guest has more of these.
+# A guest has 256 PCI buses. The second and third kind use none, so a large guest has more of them.
 KINDS = [
-    each.replace("\n", "")
-    for each in (
+    xml.replace("\n", "")
+    for xml in (
         """<disk type='file' device='disk'><driver name='qemu' type='qcow2' cache='none'/>
 <source file='/srv/{0}.qcow2'/><target dev='sd{1}' bus='scsi'/><serial>{0}</serial></disk>""",
         """<channel type='unix'><source mode='bind' path='/run/{0}'/>
@@ -59,8 +59,8 @@ KINDS = [
 
 
 def guest(devices: int) -> str:
-    """Return what libvirt prints of a guest with so many devices."""
-    listed = []
+    """Return libvirt's XML of a guest with ``devices`` devices."""
+    elements = []
     for number in range(devices):
         letters, rest = "", number
         for _ in range(3):
@@ -68,28 +68,29 @@ def guest(devices: int) -> str:
             letters = chr(ord("a") + letter) + letters
         mac = f"{number >> 8:02x}:{number & 255:02x}"
         kinds = KINDS if number < VARIED else KINDS[1:3]
-        listed.append(kinds[number % len(kinds)].format(number, letters, mac))
+        elements.append(kinds[number % len(kinds)].format(number, letters, mac))
     text = (
         "<domain type='test'><name>bench</name><memory>4194304</memory><os>"
         "<type arch='aarch64' machine='virt'>hvm</type></os><devices>"
-        f"<controller type='pci' index='0' model='pcie-root'/>{''.join(listed)}</devices></domain>"
+        f"<controller type='pci' index='0' model='pcie-root'/>{''.join(elements)}"
+        "</devices></domain>"
     )
     connection = libvirt.open("test:///default")
     with contextlib.closing(connection):
         return str(connection.defineXML(text).XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
 
 
-def ours(text: str) -> str:
+def edited(text: str) -> str:
     domain = DomainXml.parse(text, "bench")
     return str(editor.apply(domain, PLAN, XmlLayout(), ASSIGNED))
 
 
 def ensure_virtinst() -> Path:
-    """Return the folder that virtinst and what it needs are unpacked in."""
+    """Return the folder with virtinst and its dependencies; fetch them if not cached."""
     architecture = host_tools.architecture()
     title = "virt-manager's virtinst"
-    made_from = {"suite": DEFAULT_SUITE, "architecture": architecture, "packages": PACKAGES}
-    place = caches.entry(None, "virtinst", title, (DEFAULT_SUITE, architecture), made_from)
+    key = {"suite": DEFAULT_SUITE, "architecture": architecture, "packages": PACKAGES}
+    place = caches.entry(None, "virtinst", title, (DEFAULT_SUITE, architecture), key)
     progress = Progress(sys.stderr, "virtinst")
 
     def read() -> Path | None:
@@ -112,10 +113,10 @@ class Virtinst:
     """A process that edits with virtinst; a context manager."""
 
     def __init__(self, tree: Path, result: Path) -> None:
-        [libraries] = {each.parent for each in (tree / "usr/lib").glob("*-linux-gnu/libc.so.6")}
+        [libraries] = {path.parent for path in (tree / "usr/lib").glob("*-linux-gnu/libc.so.6")}
         [linker] = libraries.glob("ld-linux-*.so.*")
         paths = [tree / "usr/lib/python3/dist-packages", tree / "usr/share/virt-manager"]
-        # ld.so(8): the libraries of the tree, for the interpreter and for all it loads.
+        # ld.so(8): use the tree's libraries for the interpreter and all that it loads.
         program = [linker, "--library-path", libraries, tree / "usr/bin/python3"]
         self._process = subprocess.Popen(
             [*program, Path(__file__).with_name("virtinst_edit.py"), result],
@@ -131,17 +132,17 @@ class Virtinst:
                 "GI_TYPELIB_PATH": str(libraries / "girepository-1.0"),
             },
         )
-        self.about = self._hear()
+        self.about = self._read()
 
-    def _hear(self) -> dict[str, object]:
+    def _read(self) -> dict[str, object]:
         line = self._process.stdout.readline()
         if not line:
-            raise SystemExit("virtinst ended; its message is above")
+            raise SystemExit("virtinst exited; its message is above")
         return json.loads(line)
 
     def edit(self, file: Path, bus_nr: int) -> float:
         print(bus_nr, file, file=self._process.stdin, flush=True)
-        return self._hear()["seconds"]
+        return self._read()["seconds"]
 
     def __enter__(self):
         return self
@@ -156,26 +157,26 @@ def controllers(text: str):
     return DomainXml.parse(text, "bench").controllers()
 
 
-def what_is_added(text: str) -> list[tuple[object, ...]]:
+def assigned_devices(text: str) -> list[tuple[object, ...]]:
     """Return the PCI controllers and assigned devices of a domain XML."""
     hostdevs = DomainXml.parse(text, "bench").hostdevs()
-    found = [(each.index, each.model, each.bus_nr, each.address) for each in controllers(text)]
-    return [*found, *((each.host, each.guest, each.managed) for each in hostdevs)]
+    buses = [(c.index, c.model, c.bus_nr, c.address) for c in controllers(text)]
+    return [*buses, *((device.host, device.guest, device.managed) for device in hostdevs)]
 
 
 def untouched(old: str, new: str) -> str:
-    lost = etree.fromstring(old).xpath("count(devices/*)")
-    kept = etree.fromstring(new).xpath("count(devices/*)")
+    before = etree.fromstring(old).xpath("count(devices/*)")
+    after = etree.fromstring(new).xpath("count(devices/*)")
     lines = set(new.splitlines())
     same = sum(line in lines for line in old.splitlines())
-    return f"{kept - lost:+.0f} devices, {same} of {len(old.splitlines())} lines as they were"
+    return f"{after - before:+.0f} devices, {same} of {len(old.splitlines())} lines unchanged"
 
 
 def main() -> None:
     try:
         tree = ensure_virtinst()
     except LabError as error:
-        raise SystemExit(f"editing against virtinst: {error}") from None
+        raise SystemExit(f"editing with virtinst: {error}") from None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = folder / "edited.xml"
@@ -185,27 +186,27 @@ def main() -> None:
                 text = guest(devices)
                 file = folder / f"{devices}.xml"
                 file.write_text(text, encoding="utf-8")
-                mine = ours(text)
-                [bus_nr] = (each.bus_nr for each in controllers(mine) if each.bus_nr is not None)
+                own = edited(text)
+                [bus_nr] = (c.bus_nr for c in controllers(own) if c.bus_nr is not None)
                 virtinst.edit(file, bus_nr)
-                theirs = result.read_text(encoding="utf-8")
-                if what_is_added(mine) != what_is_added(theirs):
-                    raise SystemExit("the two edits are not the same")
+                peer = result.read_text(encoding="utf-8")
+                if assigned_devices(own) != assigned_devices(peer):
+                    raise SystemExit("the two edits differ")
                 pairs = []
                 for _ in range(ROUNDS):
                     start = time.perf_counter()
-                    ours(text)
+                    edited(text)
                     pairs.append((time.perf_counter() - start, virtinst.edit(file, bus_nr)))
                 medians[devices] = [statistics.median(side) for side in zip(*pairs, strict=True)]
-                ratio = statistics.median(their / my for my, their in pairs)
-                my, their = (each * 1e3 for each in medians[devices])
+                ratio = statistics.median(peer_s / own_s for own_s, peer_s in pairs)
+                own_ms, peer_ms = (median * 1e3 for median in medians[devices])
                 aim = " (aim: 5)" if devices == DEVICES else ""
                 print(
                     f"edit of a domain XML with {devices:,} devices, {len(text) / 1e3:.0f} kB: "
-                    f"{my:.2f} ms; virtinst {virtinst.about['version']} {their:.1f} ms; "
+                    f"{own_ms:.2f} ms; virtinst {virtinst.about['version']} {peer_ms:.1f} ms; "
                     f"{ratio:.1f} times faster{aim}"
                 )
-                print(f"  ours {untouched(text, mine)}; virtinst {untouched(text, theirs)}")
+                print(f"  vmm-msi {untouched(text, own)}; virtinst {untouched(text, peer)}")
     growth = [
         large / small / GROWTH
         for small, large in zip(medians[DEVICES], medians[DEVICES * GROWTH], strict=True)

@@ -1,9 +1,8 @@
-"""What a batch on the emulated host costs against the bare boot of the same kernel.
+"""Time a batch on the emulated host and the bare boot of the same kernel; ``make lab`` runs it.
 
-``make lab`` runs it. The batch is ``vmm-msi lab conform``, from its start to its end: libvirtd, the
-emulated host, the work, and everything off again. Its peer is the work alone plus a bare boot: QEMU
-started by hand with the same machine, firmware, kernel and user land, which switches itself off as
-soon as user space is reached.
+The batch is the whole of ``vmm-msi lab conform``: starting libvirtd and the emulated host, the
+work, and stopping both. Its peer is the work plus a bare boot: QEMU with the same machine,
+firmware, kernel and user land, which powers off as soon as user space is reached.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ FIRMWARE = "/usr/share/AAVMF/AAVMF_CODE.no-secboot.fd"
 
 
 def bare_boots() -> list[float]:
-    """Return how many seconds a bare boot and power-off took, a few times."""
+    """Return the seconds of several bare boots with power-off."""
     root, images = ensure_root(), ensure_images(progress=Progress(sys.stderr, "lab build"))
     qemu = [
         *("/usr/bin/qemu-system-aarch64", "-nodefaults", "-display", "none", "-no-reboot"),
@@ -65,13 +64,13 @@ def bare_boots() -> list[float]:
         ]
         seconds = []
         for _ in range(RUNS):
-            begun = time.monotonic()
+            start = time.monotonic()
             subprocess.run(inside, check=True, stdin=subprocess.DEVNULL, timeout=120)
-            seconds.append(time.monotonic() - begun)
+            seconds.append(time.monotonic() - start)
     return seconds
 
 
-#: Binds the folder into the root, in a mount namespace of its own, and goes on there.
+#: Program that binds the folder into the root, in a new mount namespace, and runs a command there.
 _ENTER = """
 import os, subprocess, sys
 mount, folder, root, *command = sys.argv[1:]
@@ -85,23 +84,23 @@ os.execv(command[0], command)
 
 
 def batch(count: int, seed: int) -> tuple[float, dict[str, object]]:
-    """Return how many seconds a batch took, and what it printed."""
+    """Return the seconds of a batch, and its report."""
     command = [sys.executable, "-m", "vmm_msi", "lab", "conform", "--format", "json"]
-    begun = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run(
         [*command, "--count", str(count), "--seed", str(seed)],
         check=False,
         stdout=subprocess.PIPE,
         stdin=subprocess.DEVNULL,
     )
-    seconds = time.monotonic() - begun
+    seconds = time.monotonic() - start
     if done.returncode:
-        sys.exit(f"lab conform ended with status {done.returncode}: {done.stdout.decode()}")
+        sys.exit(f"lab conform exited with status {done.returncode}: {done.stdout.decode()}")
     return seconds, json.loads(done.stdout)
 
 
 def main() -> None:
-    """Time a few bare boots and one batch, and print both."""
+    """Time several bare boots and one batch, and print both."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--count", type=int, default=200, help="scenarios (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=1, help="of the batch (default: %(default)s)")

@@ -1,7 +1,7 @@
 """Edit domain XML with virt-manager's virtinst; ``domxml.py`` runs this in Debian's own Python.
 
-For each line on standard input, the number of the new bus and the name of a file, the edit is done
-once; the result is written to the file that is the argument, the seconds it took come back as JSON.
+Each line on standard input has the number of the new bus and the name of a file. The edited file is
+written to the file that is the argument, the seconds are printed as JSON.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from virtinst.buildconfig import BuildConfig
 def edit(connection, text, bus_nr):
     """Add an expander bus, a root port on it and an assigned device behind that."""
     guest = virtinst.Guest(connection, parsexml=text)
-    taken = [int(each.index) for each in guest.devices.controller if each.type == "pci"]
+    taken = [int(c.index) for c in guest.devices.controller if c.type == "pci"]
     bus = virtinst.DeviceController(connection)
     bus.type, bus.model, bus.index = "pci", "pcie-expander-bus", max(taken) + 1
     bus.target_busNr = bus_nr

@@ -1,4 +1,4 @@
-"""The documentation says what the program does: names, options, examples, tables, links."""
+"""Check the documentation against the program: names, options, examples, tables, links."""
 
 from __future__ import annotations
 
@@ -62,10 +62,11 @@ from vmm_msi.watch.statistics import Statistics
 ALL_BLOCKS = [block for page in PAGES for block in doc_blocks.blocks(page)]
 
 
-def marked(*words, page=None):
-    found = [b for b in ALL_BLOCKS if b.mark.split(" ")[0] in words and page in {None, b.page}]
-    assert found, f"no block is marked {words}"
-    return found
+def marked(*marks, page=None):
+    """Return the blocks with one of the marks; a typing error in a mark fails."""
+    blocks = [b for b in ALL_BLOCKS if b.mark.split(" ")[0] in marks and page in {None, b.page}]
+    assert blocks, f"no block is marked {marks}"
+    return blocks
 
 
 def block_id(block):
@@ -89,11 +90,11 @@ def parsers(parser, name="vmm-msi"):
     yield name, parser
     for action in parser._actions:
         if isinstance(action, argparse._SubParsersAction):
-            for word, below in action.choices.items():
-                yield from parsers(below, f"{name} {word}")
+            for command, subparser in action.choices.items():
+                yield from parsers(subparser, f"{name} {command}")
 
 
-def test_the_cli_reference_is_up_to_date(cli_reference):
+def test_cli_reference_is_up_to_date(cli_reference):
     assert (DOCS / "cli.md").read_text() == cli_reference.render(), "run scripts/cli-reference"
 
 
@@ -113,8 +114,8 @@ def test_every_command_and_option_is_described(name):
 
 def error_classes(kind=VmmMsiError):
     yield kind
-    for below in kind.__subclasses__():
-        yield from error_classes(below)
+    for subclass in kind.__subclasses__():
+        yield from error_classes(subclass)
 
 
 @pytest.mark.parametrize("kind", list(error_classes()), ids=lambda kind: kind.__name__)
@@ -122,16 +123,16 @@ def test_every_error_is_described_with_its_exit_code(kind):
     assert f"| {kind.exit_code} | `{kind.__name__}` |" in (DOCS / "cli.md").read_text()
 
 
-def test_the_error_tree_in_the_docstring_is_the_tree():
-    drawn = set(re.findall(r"(\w+Error)\b", errors.__doc__))
-    assert drawn >= {kind.__name__ for kind in error_classes()}
+def test_error_tree_in_the_docstring_is_complete():
+    names = set(re.findall(r"(\w+Error)\b", errors.__doc__))
+    assert names >= {kind.__name__ for kind in error_classes()}
 
 
 # --- keys --------------------------------------------------------------------------------------
 
 
 def keys(kind, prefix=""):
-    """Yield the dotted name of each key of a table, and of the tables below it."""
+    """Yield the dotted name of each key of a table and of its subtables."""
     for field in msgspec.structs.fields(kind):
         name = f"{prefix}{field.encode_name}"
         yield name
@@ -146,23 +147,23 @@ def tables(kind):
         yield from tables(argument)
 
 
-def test_every_configuration_key_is_described_and_no_other():
+def test_configuration_keys_are_described():
     assert doc_blocks.first_column(DOCS / "config.md") == set(keys(ConfigTable))
 
 
-#: Tables of a scenario that are described by their keys alone.
+#: Tables of a scenario of which only the keys are described.
 SECTIONS = {
     "host", "host.smmu", "host.its", "host.device",
     "guest", "guest.vits", "guest.stage1", "guest.device",
 }  # fmt: skip
 
 
-def test_every_scenario_key_is_described_and_no_other():
+def test_scenario_keys_are_described():
     described = doc_blocks.first_column(DOCS / "scenario.md")
     assert described == set(keys(ScenarioFile)) - SECTIONS
 
 
-def test_the_search_path_is_described(monkeypatch, tmp_path):
+def test_search_path_is_described(monkeypatch, tmp_path):
     text = (DOCS / "config.md").read_text()
     monkeypatch.setenv("XDG_CONFIG_HOME", "/xdg")
     first, second, third = config.search_path()
@@ -186,7 +187,7 @@ def test_configuration_examples_load(block, tmp_path):
     assert selectors <= set(plugins.names(PluginKind.ITS_SELECTOR))
 
 
-def test_the_configuration_example_means_what_the_page_says(tmp_path):
+def test_configuration_example_selects_the_described_strategies(tmp_path):
     path = tmp_path / "vmm-msi.toml"
     path.write_text(marked("config", page=DOCS / "config.md")[0].text)
     settings = config.load_config(path)
@@ -205,7 +206,7 @@ def test_scenario_examples_load(block):
 
 
 @pytest.mark.parametrize("block", marked("config-error", "scenario-error"), ids=block_id)
-def test_what_is_shown_as_an_error_is_one(block, tmp_path):
+def test_erroneous_examples_are_rejected(block, tmp_path):
     path = tmp_path / "wrong.toml"
     path.write_text(block.text)
     if block.mark.startswith("scenario"):
@@ -218,14 +219,14 @@ def test_what_is_shown_as_an_error_is_one(block, tmp_path):
         PluginManager.load().options(name, settings.table.strategies[name].items())
 
 
-def test_a_wrong_block_would_be_seen():
+def test_wrong_keys_in_an_example_would_be_noticed():
     with pytest.raises(ScenarioError):
         parse_scenario(marked("scenario")[0].text.replace("its_group", "its_groups"), "x")
     with pytest.raises(ConfigError):
         tomlfile.decode("strategie = 'x'", ConfigTable, "x", ConfigError)
 
 
-def test_the_scenario_example_has_every_key_and_the_values_it_says():
+def test_scenario_example_has_every_key():
     (block,) = marked("scenario", page=DOCS / "scenario.md")
     a, b = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:02:00.0")
     direct = ReservedRegion(0xF000_0000, 0x10000, ReservedKind.DIRECT)
@@ -268,7 +269,7 @@ def test_examples_print_what_the_page_shows(block):
     assert doc_blocks.run_example(block) == block.text, "run python tests/doc_blocks.py"
 
 
-def test_a_wrong_example_would_be_seen():
+def test_wrong_output_in_an_example_would_be_noticed():
     text = "```console\n$ vmm-msi --version\nvmm-msi 9.9\n```\n"
     (block,) = doc_blocks.blocks(DOCS / "cli.md", text)
     assert doc_blocks.run_example(block) != block.text
@@ -278,8 +279,8 @@ def test_a_wrong_example_would_be_seen():
     ("page", "name"), doc_blocks.REGIONS, ids=lambda value: getattr(value, "name", value)
 )
 def test_generated_tables_are_up_to_date(page, name):
-    made = doc_blocks.REGIONS[page, name]()
-    assert doc_blocks.region(page, name) == made, "run python tests/doc_blocks.py"
+    current = doc_blocks.REGIONS[page, name]()
+    assert doc_blocks.region(page, name) == current, "run python tests/doc_blocks.py"
 
 
 # --- plugins -----------------------------------------------------------------------------------
@@ -293,34 +294,34 @@ def hooks():
     }
 
 
-def test_every_hook_is_described_with_its_parameters_and_no_other():
+def test_hooks_are_described_with_their_parameters():
     expected = {
         f"`{name}({', '.join(inspect.signature(function).parameters)})`"
         for name, function in hooks().items()
     }
     assert len(expected) == 12
-    found = {h for h in doc_blocks.headings(DOCS / "plugins.md") if "vmm_msi_" in h}
-    assert found == expected
+    described = {h for h in doc_blocks.headings(DOCS / "plugins.md") if "vmm_msi_" in h}
+    assert described == expected
 
 
 @pytest.fixture(scope="module")
 def plugin_example():
-    """Names of the example, and what the program that uses it printed."""
+    """Return the names that the example defines, and the output of the program that uses it."""
     module, program = marked("plugin", page=DOCS / "plugins.md")
     names = {"__name__": "vmm_msi_example"}
-    exec(compile(module.text, "docs/plugins.md", "exec"), names)  # noqa: S102 - our own text
+    exec(compile(module.text, "docs/plugins.md", "exec"), names)  # noqa: S102 - the project's own text
     printed = []
     names["print"] = printed.append
     exec(compile(program.text, "docs/plugins.md", "exec"), names)  # noqa: S102
     return names, printed
 
 
-def test_the_plugin_example_prints_what_the_page_shows(plugin_example):
+def test_plugin_example_prints_what_the_page_shows(plugin_example):
     (shown,) = marked("printed", page=DOCS / "plugins.md")
     assert "".join(f"{line}\n" for line in plugin_example[1]) == shown.text
 
 
-def test_the_plugins_of_the_example_work(plugin_example):
+def test_plugins_of_the_example_work(plugin_example):
     plugins = PluginManager.load()
     for name in ("OneIts", "LastInGroup", "NoBaseline"):
         plugins.register(plugin_example[0][name])
@@ -339,7 +340,7 @@ def test_the_plugins_of_the_example_work(plugin_example):
     assert outcomes(last, "multi-its", "last-in-group")[0] is Outcome.MISROUTED
 
 
-def test_the_entry_points_of_the_example_are_its_plugins(plugin_example):
+def test_entry_points_of_the_example_are_its_plugins(plugin_example):
     import tomllib
 
     (project,) = [b for b in ALL_BLOCKS if b.page.name == "plugins.md" and "entry-points" in b.text]
@@ -353,7 +354,7 @@ def test_the_entry_points_of_the_example_are_its_plugins(plugin_example):
 # --- strategies and kernels --------------------------------------------------------------------
 
 
-def test_every_strategy_that_ships_has_a_section_with_its_options():
+def test_shipped_strategies_have_a_section_with_their_options():
     text = (DOCS / "strategies.md").read_text()
     plugins = PluginManager.load()
     shipped = [r for r in plugins.records() if r.info and r.origin.startswith("vmm-msi ")]
@@ -366,7 +367,7 @@ def test_every_strategy_that_ships_has_a_section_with_its_options():
             assert f"`{field}`" in section[1]
 
 
-def test_every_strategy_that_ships_is_in_both_tables():
+def test_shipped_strategies_are_in_both_tables():
     glance = doc_blocks.first_column(DOCS / "strategies.md")
     compared = set(doc_blocks.STRATEGIES.values())
     for choice in PluginManager.load().choices():
@@ -410,18 +411,18 @@ def test_every_annotation_of_the_kubevirt_hook_is_described():
 
 
 def rows(page, name):
-    """Return the cells of a table that stands between two comments, by its first column."""
+    """Return the cells of the table between two comments, by its first column."""
     text = (DOCS / page).read_text()
     table = re.search(rf"<!-- {name} -->(.*?)<!-- end of {name} -->", text, re.DOTALL)[1]
-    found = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
-    return {row[0].strip("`"): row[1:] for row in found}
+    cells = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("| `")]
+    return {row[0].strip("`"): row[1:] for row in cells}
 
 
-def test_every_log_event_is_described_and_no_other():
+def test_log_events_are_described():
     assert set(rows("watch.md", "log events")) == set(LogEvent)
 
 
-def test_every_metric_is_described_with_its_labels_and_no_other():
+def test_metrics_are_described_with_their_labels():
     described = {
         name: tuple(re.findall(r"`(\w+)`", cells[0]))
         for name, cells in rows("watch.md", "metrics").items()
@@ -430,21 +431,21 @@ def test_every_metric_is_described_with_its_labels_and_no_other():
     statistics.event("started")
     statistics.failure("guest")
     statistics.guest("a", Counter(delivered=1))
-    made = {}
+    exposed = {}
     for family in Exposition({"u": statistics.snapshot}).collect():
         name = family.name + ("_total" if family.type == "counter" else "")
-        made[name] = tuple(family.samples[0].labels.keys() - {"le"})
+        exposed[name] = tuple(family.samples[0].labels.keys() - {"le"})
     assert {name: set(labels) for name, labels in described.items()} == {
-        name: set(labels) for name, labels in made.items()
+        name: set(labels) for name, labels in exposed.items()
     }
 
 
-def test_what_is_bound_is_described():
+def test_element_for_bound_devices_is_described():
     text = (DOCS / "watch.md").read_text()
     (block,) = marked("bound")
     page = f"<domain id='2'><name>g</name><metadata>{block.text}</metadata></domain>"
-    found = bound_metadata.read_bound(DomainXml.parse(page, "the page"))
-    assert [str(device.outcome) for device in found.devices] == ["delivered", "delivered"]
+    bound = bound_metadata.read_bound(DomainXml.parse(page, "the page"))
+    assert [str(device.outcome) for device in bound.devices] == ["delivered", "delivered"]
     for element in DomainXml.parse(page, "the page").root.iterfind("metadata//"):
         for name in element.attrib:
             assert f"| `{name}` |" in text
@@ -454,8 +455,8 @@ def test_what_is_bound_is_described():
 
 
 def anchor(heading):
-    kept = re.sub(r"[^\w\- ]", "", heading.lower())
-    return kept.replace(" ", "-")
+    text = re.sub(r"[^\w\- ]", "", heading.lower())
+    return text.replace(" ", "-")
 
 
 def broken_links(page, text):
@@ -474,23 +475,22 @@ def broken_links(page, text):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_links_lead_somewhere(page):
+def test_links_have_a_target(page):
     assert broken_links(page, page.read_text()) == []
 
 
-def test_broken_links_would_be_seen():
+def test_broken_links_would_be_noticed():
     text = "[a](nowhere.md) [b](cli.md#no-such-heading) [c](cli.md#exit-codes)"
     assert broken_links(DOCS / "x.md", text) == ["nowhere.md", "cli.md#no-such-heading"]
 
 
-def test_every_page_is_on_the_map():
+def test_index_links_every_page():
     text = (DOCS / "index.md").read_text()
     for page in DOCS.glob("*.md"):
         assert page.name == "index.md" or f"({page.name})" in text
 
 
-def test_modules_that_docstrings_name_exist():
-    """A docstring that points to a page points to one that is there."""
+def test_pages_that_modules_name_exist():
     for module in (ROOT / "vmm_msi").rglob("*.py"):
         for name in re.findall(r"\bdocs/[\w-]+\.md", module.read_text()):
             assert (ROOT / name).exists(), f"{module.relative_to(ROOT)} names {name}"

@@ -1,4 +1,4 @@
-"""The package as users get it: a wheel in a clean environment, with third-party plugins."""
+"""The package as users install it: a wheel in a clean environment, with third-party plugins."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def run(installed, *arguments, cwd, code=0, given=""):
     return done.stderr if code else done.stdout
 
 
-def test_the_wheel_contains_data_files(wheel):
+def test_wheel_contains_data_files(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
     assert {
         "vmm_msi/py.typed",
@@ -142,17 +142,17 @@ def test_every_module_of_a_clean_install_imports(with_libvirt, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-def test_a_clean_install_contains_the_findings_pages(installed, tmp_path):
+def test_clean_install_contains_the_findings_pages(installed, tmp_path):
     page = run(installed, "doctor", "--explain", "no-its", cwd=tmp_path)
     assert page == (ROOT / "vmm_msi/doctor/findings/no-its.md").read_text()
 
 
 def test_plugins_of_both_distributions_are_listed(installed, tmp_path):
-    listed = json.loads(run(installed, "plugins", "list", "--format", "json", cwd=tmp_path))
-    origin = {plugin["name"]: plugin["origin"] for plugin in listed["plugins"]}
+    document = json.loads(run(installed, "plugins", "list", "--format", "json", cwd=tmp_path))
+    origin = {plugin["name"]: plugin["origin"] for plugin in document["plugins"]}
     assert origin["even-pages"] == origin["last-in-group"] == "outside-strategies 3.2.1"
     assert origin["direct"].startswith("vmm-msi ")
-    assert {plugin["state"] for plugin in listed["plugins"]} == {"loaded"}
+    assert {plugin["state"] for plugin in document["plugins"]} == {"loaded"}
 
 
 def compare(installed, tmp_path, sample, *arguments):
@@ -164,7 +164,7 @@ def compare(installed, tmp_path, sample, *arguments):
     return json.loads(text)["results"]
 
 
-def test_an_outside_strategy_is_compared_with_the_shipped_ones(installed, tmp_path):
+def test_third_party_strategy_is_compared_with_shipped_ones(installed, tmp_path):
     outside, shipped = compare(
         installed, tmp_path, pair("own", pits=2), "--strategy", "even-pages:greeting=hi",
         "--strategy", "direct",
@@ -175,7 +175,7 @@ def test_an_outside_strategy_is_compared_with_the_shipped_ones(installed, tmp_pa
     assert {v["outcome"] for v in shipped["verdicts"]} == {"delivered", "refused"}
 
 
-def test_an_outside_its_selector_is_chosen_by_configuration(installed, tmp_path):
+def test_third_party_its_selector_is_selected_by_configuration(installed, tmp_path):
     (tmp_path / "vmm-msi.toml").write_text('its_selector = "last-in-group"\n')
     sample = Sample((Device(A, its_group=(0, 1)), Device(B, its_group=(0, 1))))
     (result,) = compare(installed, tmp_path, sample, "--strategy", "even-pages")
@@ -230,7 +230,7 @@ def test_without_libvirt_python(installed, tmp_path):
         assert error.count("\n") == 1
 
 
-def test_the_samples_work_from_the_installed_package(with_libvirt, tmp_path):
+def test_samples_work_in_the_installed_package(with_libvirt, tmp_path):
     samples = samples_of(with_libvirt, tmp_path)
     node = f"test://{samples / 'test-driver.xml'}"
     text = run(

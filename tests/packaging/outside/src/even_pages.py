@@ -1,6 +1,6 @@
 """A third-party strategy, as a module of hook functions.
 
-It does what direct does, with a stage 2 per device and an option of its own.
+It binds like the strategy direct, with a stage 2 per device and one more option.
 """
 
 from __future__ import annotations
