@@ -147,12 +147,12 @@ def half_a_device_tree(place):
     return place.compare(place.file("half.dtb", BOARD.read_bytes()[:2000]))
 
 
-@case(3, "garbage.dtb: starts with b'\\x", "a host is a .toml file with [host], a device tree blob")
+@case(3, "garbage.dtb: starts with b'\\x", "a host is a TOML file with [host], a device tree blob")
 def garbage_as_a_device_tree(place):
     return place.compare(place.file("garbage.dtb", GARBAGE))
 
 
-@case(3, "missing.dtb: cannot be read: No such file or directory; a host is a .toml file")
+@case(3, "missing.dtb: cannot be read: No such file or directory; a host is a TOML file")
 def a_missing_host(place):
     return ["topology", "show", place.folder / "missing.dtb"]
 

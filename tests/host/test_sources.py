@@ -39,7 +39,7 @@ def test_other_files_are_refused(tmp_path):
         path = tmp_path / name
         path.write_bytes(text)
         with pytest.raises(
-            TopologyError, match=r"a host is a \.toml file .* a folder with .* a capture"
+            TopologyError, match=r"a host is a TOML file .* a folder with .* a capture"
         ):
             load_host(path)
     with pytest.raises(TopologyError, match="No such file"):

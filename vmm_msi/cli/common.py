@@ -47,10 +47,10 @@ def add_config(parser: argparse.ArgumentParser) -> None:
     )
 
 
-#: The forms of HOST, for ``--help``.
-HOST_FORMS = (
-    "a TOML file with [host], a device-tree blob, a folder with the ACPI tables IORT and APIC, a "
-    "folder laid out like the host's /, a capture (.tar.zst) or a libvirt URI"
+#: HOST in ``--help``; ``topology show`` lists its forms.
+HOST = (
+    "a file, a folder, a capture or a libvirt URI (vmm-msi topology show --help describes the "
+    "forms)"
 )
 
 
@@ -66,7 +66,7 @@ def add_host(parser: argparse._ActionsContainer, what: str) -> None:
         action="append",
         type=host_name,
         metavar="HOST",
-        help=f"{what}: {HOST_FORMS}; may be repeated for several sources about one host, of which "
+        help=f"{what}: {HOST}; may be repeated for several sources about one host, of which "
         "the first wins where they disagree",
     )
 

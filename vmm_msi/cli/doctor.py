@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import (
-    HOST_FORMS,
+    HOST,
     add_config,
     add_format,
     add_granule,
@@ -38,8 +38,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="HOST",
         nargs="*",
         type=host_name,
-        help=f"host to check; default: this machine. {HOST_FORMS}; several HOSTs are sources about "
-        "one host",
+        help=f"host to check, by default this machine: {HOST}; several HOSTs are sources about one "
+        "host",
     )
     parser.add_argument(
         "--root",

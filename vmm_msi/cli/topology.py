@@ -1,4 +1,4 @@
-"""``vmm-msi topology``: show what is known of a host."""
+"""``vmm-msi topology``: show or capture the description of a host."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli import topology_capture
 from vmm_msi.cli.common import (
-    HOST_FORMS,
     add_format,
     add_granule,
     host_name,
     print_json,
     read_host,
 )
+from vmm_msi.host.sources import FORMS
 from vmm_msi.report import system
 from vmm_msi.report.columns import section
 from vmm_msi.terminal import print_lines
@@ -33,49 +33,49 @@ SCHEMA = 1
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vmm-msi topology``."""
     actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
-    summary = "show what is known of a host: SMMUs, ITSes, routes, PCI functions, IOMMU groups"
+    summary = "show a host: its SMMUs, ITSes, routes, PCI functions and IOMMU groups"
     show = actions.add_parser("show", help=summary, description=summary, allow_abbrev=False)
     show.add_argument(
         "host",
         metavar="HOST",
         nargs="*",
         type=host_name,
-        help=f"{HOST_FORMS}; several are sources about one host, the first is believed where they "
-        "disagree; default: this machine",
+        help=f"{FORMS}; or a libvirt URI. Several are sources about one host, of which the first "
+        "wins where they disagree; default: this machine",
     )
     show.add_argument(
         "--root",
         type=Path,
         metavar="DIR",
-        help="a folder laid out like the host's /, such as a copy of its /sys and /proc",
+        help="folder laid out like the host's /, such as a copy of its /sys and /proc",
     )
     add_format(show)
     add_granule(show)
-    summary = "take what is known of a host into one file, to be read elsewhere"
+    summary = "write the description of a host to one file, for use on another machine"
     topology_capture.configure(
         actions.add_parser("capture", help=summary, description=summary, allow_abbrev=False)
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Do what ``args`` say and return the exit code."""
+    """Run the command and return the exit code."""
     if args.action == "capture":
         return topology_capture.run(args)
     from vmm_msi.host.crosscheck import disagreements
 
     read = read_host(args)
     host = read.joined()
-    conflicts = disagreements(read.sources)
+    differences = disagreements(read.sources)
     if args.format == "json":
-        print_json(to_json(host, conflicts))
+        print_json(to_json(host, differences))
         return 0
     print_lines(to_lines(host))
     if len(read.sources) > 1:
-        print_lines(system.disagreement_lines(conflicts))
+        print_lines(system.disagreement_lines(differences))
     return 0
 
 
-def to_json(host: HostTopology, found: Sequence[Disagreement] = ()) -> dict[str, object]:
+def to_json(host: HostTopology, differences: Sequence[Disagreement] = ()) -> dict[str, object]:
     """Return ``host`` as JSON of schema 1: addresses and IDs are hex strings."""
     return {
         "schema": SCHEMA,
@@ -116,7 +116,7 @@ def to_json(host: HostTopology, found: Sequence[Disagreement] = ()) -> dict[str,
             for route in host.routes
         ],
         "devices": [_device_json(device) for device in host.devices],
-        **system.json_of(host, found),
+        **system.json_of(host, differences),
     }
 
 

@@ -29,11 +29,12 @@ if TYPE_CHECKING:
 #: How the name of a capture ends.
 CAPTURE = ".tar.zst"
 
-_FORMS = (
-    "a host is a .toml file with [host], a device tree blob (magic d00dfeed), a folder with the "
-    "ACPI tables IORT and APIC, a folder laid out like the host's /, or a capture "
-    f"({CAPTURE})"
+#: The forms of a HOST that is a path, for messages and ``--help``.
+FORMS = (
+    "a TOML file with [host], a device tree blob (magic d00dfeed), a folder with the ACPI tables "
+    f"IORT and APIC, a folder laid out like the host's /, or a capture ({CAPTURE})"
 )
+_VALID = f"a host is {FORMS}"
 _DEVICE_TREE_MAGIC = b"\xd0\x0d\xfe\xed"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
 
@@ -93,7 +94,7 @@ def read_host(
     for name in names:
         if isinstance(name, str):
             if ask_libvirt is None:
-                raise UsageError(f"{name}: a libvirt URI; {_FORMS}")
+                raise UsageError(f"{name}: a libvirt URI; {_VALID}")
             sources.append(ask_libvirt(name))
             continue
         opened = _open(name, granule)
@@ -175,9 +176,9 @@ def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
         with path.open("rb") as file:
             magic = file.read(4)
     except OSError as failure:
-        raise TopologyError(f"{path}: cannot be read: {failure.strerror}; {_FORMS}") from failure
+        raise TopologyError(f"{path}: cannot be read: {failure.strerror}; {_VALID}") from failure
     except ValueError as failure:
-        raise TopologyError(f"{str(path)!r}: not a file name: {failure}; {_FORMS}") from failure
+        raise TopologyError(f"{str(path)!r}: not a file name: {failure}; {_VALID}") from failure
     if magic == _DEVICE_TREE_MAGIC:
         from vmm_msi.host.firmware.device_tree import load_devicetree
 
@@ -187,7 +188,7 @@ def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
             f"{path}: compressed with zstd like a capture, but the name of a capture ends in "
             f"{CAPTURE}: rename it to {path.name.partition('.')[0]}{CAPTURE}"
         )
-    raise TopologyError(f"{path}: starts with {magic!r}; {_FORMS}")
+    raise TopologyError(f"{path}: starts with {magic!r}; {_VALID}")
 
 
 def _with_granule(host: HostTopology, granule: Granule | None) -> HostTopology:

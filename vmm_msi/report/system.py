@@ -1,4 +1,4 @@
-"""What a host's operating system and firmware tell beside routes: functions, groups, segments."""
+"""Print the PCI segments, IOMMU groups and PCI functions of a host."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from vmm_msi.types import HostTopology, PciFunction, ReservedRegion
 
 
-def json_of(host: HostTopology, found: Sequence[Disagreement]) -> dict[str, object]:
-    """Return the keys that the JSON of ``topology show`` has for it."""
+def json_of(host: HostTopology, differences: Sequence[Disagreement]) -> dict[str, object]:
+    """Return their part of the JSON of ``topology show``, with the disagreements of sources."""
     return {
         "granule_known": host.granule_known,
         "missing": list(host.missing),
@@ -39,21 +39,26 @@ def json_of(host: HostTopology, found: Sequence[Disagreement]) -> dict[str, obje
         "iommu_groups": [_group_json(host, group) for group in _groups(host)],
         "disagreements": [
             {
-                "subject": one.subject,
-                "statements": [{"source": source, "says": what} for source, what in one.statements],
+                "subject": difference.subject,
+                "statements": [
+                    {"source": source, "says": text} for source, text in difference.statements
+                ],
             }
-            for one in found
+            for difference in differences
         ],
     }
 
 
 def lines_of(host: HostTopology) -> Iterator[str]:
-    """Yield the sections for people; none about what the host does not have."""
+    """Yield the sections for people, without empty ones."""
     if host.segments:
         yield from section(
             "PCI segments",
             ("segment", "ATS", "CANWBS"),
-            [(str(one.number), _told(one.ats), _told(one.canwbs)) for one in host.segments],
+            [
+                (str(segment.number), _yes(segment.ats), _yes(segment.canwbs))
+                for segment in host.segments
+            ],
         )
     if host.reserved_memory:
         yield from section(
@@ -65,7 +70,7 @@ def lines_of(host: HostTopology) -> Iterator[str]:
                     f"{memory.size:#x}",
                     str(memory.smmu),
                     f"{memory.first_stream:#x}-{memory.last_stream:#x}",
-                    _told(memory.relaxable),
+                    _yes(memory.relaxable),
                 )
                 for memory in host.reserved_memory
             ],
@@ -78,7 +83,7 @@ def lines_of(host: HostTopology) -> Iterator[str]:
         [
             (
                 str(group[0].iommu_group),
-                _told(_isolated(host, group)),
+                _yes(_isolated(host, group)),
                 " ".join(str(function.address) for function in group),
                 _regions(group[0].reserved),
             )
@@ -87,22 +92,22 @@ def lines_of(host: HostTopology) -> Iterator[str]:
     )
     yield from section(
         "PCI functions",
-        ("address", "group", "SMMU", "driver", "vectors", "ATS", "PASID", "VF of", "also known as"),
+        ("address", "group", "SMMU", "driver", "vectors", "ATS", "PASID", "VF of", "aliases"),
         [_function_row(host, function) for function in host.functions],
     )
 
 
-def disagreement_lines(found: Sequence[Disagreement]) -> Iterator[str]:
-    """Yield what sources say differently."""
+def disagreement_lines(differences: Sequence[Disagreement]) -> Iterator[str]:
+    """Yield the section about disagreements of sources."""
     rows = [
-        (one.subject if not number else "", source, what)
-        for one in found
-        for number, (source, what) in enumerate(one.statements)
+        (difference.subject if not number else "", source, text)
+        for difference in differences
+        for number, (source, text) in enumerate(difference.statements)
     ]
     yield ""
-    yield f"Disagreements ({len(found)})"
+    yield f"Disagreements ({len(differences)})"
     if rows:
-        yield from list(section("", ("about", "source", "says"), rows))[2:]
+        yield from list(section("", ("about", "source", "description"), rows))[2:]
 
 
 def _function_json(host: HostTopology, function: PciFunction) -> dict[str, object]:
@@ -120,7 +125,7 @@ def _function_json(host: HostTopology, function: PciFunction) -> dict[str, objec
         "physical_function": (
             None if function.physical_function is None else str(function.physical_function)
         ),
-        "virtual_functions": [str(one) for one in function.virtual_functions],
+        "virtual_functions": [str(virtual) for virtual in function.virtual_functions],
         "dma_aliases": [str(PciAddress.from_rid(segment, rid)) for rid in function.dma_rids],
         "msi_alias": (
             None
@@ -153,34 +158,39 @@ def _function_row(host: HostTopology, function: PciFunction) -> tuple[str, ...]:
         "-" if smmu is None else str(smmu),
         function.driver or "-",
         "?" if function.vectors is None else str(function.vectors),
-        _told(function.ats),
-        _told(function.pasid),
+        _yes(function.ats),
+        _yes(function.pasid),
         "-" if function.physical_function is None else str(function.physical_function),
         _aliases(function),
     )
 
 
 def _groups(host: HostTopology) -> list[list[PciFunction]]:
-    found: dict[int, list[PciFunction]] = {}
+    groups: dict[int, list[PciFunction]] = {}
     for function in host.functions:
         if function.iommu_group is not None:
-            found.setdefault(function.iommu_group, []).append(function)
-    return [found[number] for number in sorted(found)]
+            groups.setdefault(function.iommu_group, []).append(function)
+    return [groups[number] for number in sorted(groups)]
 
 
 def _isolated(host: HostTopology, group: Sequence[PciFunction]) -> bool | None:
-    """Tell whether all of a group are isolated, as VFIO wants them to be."""
-    said = [isolates_msis(host, function.address) for function in group]
-    return None if None in said else all(said)
+    """Return whether the MSIs of all members are isolated, as VFIO requires; None if unknown."""
+    isolated = [isolates_msis(host, function.address) for function in group]
+    return None if None in isolated else all(isolated)
 
 
 def _smmu(host: HostTopology, function: PciFunction) -> int | None:
-    """Return the id of a function's SMMU: by its route, else by what the kernel says."""
+    """Return the id of a function's SMMU: by its route, else by the kernel's link."""
     route = find_route(host, function.address.segment, function.address.rid)
     if route is not None:
         return route.smmu
     return next(
-        (s.id for s in host.smmus if function.smmu is not None and s.base == function.smmu), None
+        (
+            smmu.id
+            for smmu in host.smmus
+            if function.smmu is not None and smmu.base == function.smmu
+        ),
+        None,
     )
 
 
@@ -201,5 +211,5 @@ def _regions(regions: Iterable[ReservedRegion] | None) -> str:
     return "?" if regions is None else ", ".join(map(str, regions)) or "-"
 
 
-def _told(value: bool | None) -> str:
+def _yes(value: bool | None) -> str:
     return "?" if value is None else "yes" if value else "no"
