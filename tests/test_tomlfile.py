@@ -114,16 +114,16 @@ def test_strings_that_are_no_numbers(value):
         ("a = " + '"\\"""' * 200_000, "f.toml:1: not TOML"),
         ("a" * MAX_SIZE, "not TOML"),
         ("a " * (MAX_SIZE // 2), "not TOML"),
-        ("x = 1" + " " * MAX_SIZE, "larger than the 1048576"),
+        ("x = 1" + " " * MAX_SIZE, "larger than 1048576"),
         ("x = 1\n" + "# y.y\n" * 100_000, "unknown key 'x'"),
         ("[host]\nnumbers = [" + "1," * 400_000 + "'x']", "f.toml:2: host.numbers[400000]"),
         ("[host]\n" + "[[host.item]]\nid=1\n" * 50_000 + "x=1", "f.toml:100002: unknown key 'x'"),
     ],
 )  # fmt: skip
 def test_hostile_input_in_bounded_time(text, message):
-    started = time.monotonic()
+    started = time.process_time()
     assert message in error_of(text)
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 def test_find_line_falls_back_to_the_table():
@@ -196,9 +196,9 @@ def test_find_line_of_every_path(table):
 
 def test_values_on_the_way_cost_no_more_for_their_depth():
     text = "x = " + "[" * 480 + "1," * 500_000 + "]" * 480 + "\ny = 1"
-    started = time.monotonic()
+    started = time.process_time()
     assert find_line(text, ("y",)) == 2
-    assert time.monotonic() - started < 5
+    assert time.process_time() - started < 5
 
 
 @settings(max_examples=200, deadline=None)

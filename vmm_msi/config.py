@@ -1,8 +1,8 @@
-"""``vmm-msi.toml``: which strategy for which guest and device, and which plugins.
+"""Read ``vmm-msi.toml``: the strategies of guests and devices, and disabled plugins.
 
-Looked for in this order: ``--config``, ``$VMM_MSI_CONFIG``, ``./vmm-msi.toml``,
+The file is searched in this order: ``--config``, ``$VMM_MSI_CONFIG``, ``./vmm-msi.toml``,
 ``$XDG_CONFIG_HOME/vmm-msi/vmm-msi.toml``, ``/etc/vmm-msi/vmm-msi.toml``. The first that exists is
-used, alone; none is fine. docs/config.md describes every key.
+used, alone; without a file the defaults apply. docs/config.md describes every key.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ class ConfigTable(tomlfile.TomlTable, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A strategy by name, with options as they were written.
+    """A strategy by name, with its options as text or TOML values.
 
-    :param profile: the kernel profile the user names; None for the newest that will do.
+    :param profile: the kernel profile that the user selects; None for the newest that fits.
     """
 
     strategy: str
@@ -68,9 +68,9 @@ class Choice:
 
     @classmethod
     def parse(cls, text: str) -> Choice:
-        """Read ``NAME[:key=value,…]``; ``profile`` is an option of every strategy.
+        """Parse ``NAME[:key=value,…]``; ``profile`` is an option of every strategy.
 
-        :raise UsageError: when it is not of that form.
+        :raise UsageError: when the text has another form.
         """
         name, colon, rest = text.partition(":")
         pairs = [pair.partition("=") for pair in rest.split(",")] if colon else []
@@ -78,12 +78,12 @@ class Choice:
             raise UsageError(f"strategy {text!r}: not of the form NAME[:key=value,…]")
         options = {key: value for key, _equals, value in pairs}
         if len(options) != len(pairs):
-            raise UsageError(f"strategy {text!r}: an option is there twice")
+            raise UsageError(f"strategy {text!r}: an option is given twice")
         return cls.of(name, options)
 
     @classmethod
     def of(cls, name: str, options: dict[str, Any]) -> Choice:
-        """Make a choice of options by name, ``profile`` among them."""
+        """Return the choice of a strategy and its options, ``profile`` among them."""
         kept = {key: value for key, value in options.items() if key != "profile"}
         return cls(name, tuple(sorted(kept.items())), options.get("profile"))
 
@@ -95,9 +95,9 @@ class Choice:
 
 @dataclass(frozen=True)
 class Config:
-    """A configuration that was read, or the defaults.
+    """The configuration: the content of a file, or the defaults.
 
-    :param path: the file; None where there is none.
+    :param path: the file; None for the defaults.
     """
 
     table: ConfigTable = field(default_factory=ConfigTable)
@@ -106,7 +106,7 @@ class Config:
     def choice(self, domain: str, device: PciAddress, named: Choice | None = None) -> Choice:
         """Return the strategy for a device of a libvirt domain.
 
-        :param named: the user's own choice for this run; its options go over the file's.
+        :param named: the choice on the command line; its options override those of the file.
         """
         name = named.strategy if named is not None else self._strategy(domain, device)
         options = dict(self.table.strategies.get(name, {}))
@@ -145,9 +145,9 @@ class Config:
 
 
 def search_path() -> list[Path]:
-    """Return where a configuration is looked for when none is named, first to last."""
+    """Return the paths that are searched if no configuration is named, first to last."""
     xdg = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    # A relative path is to be ignored: XDG Base Directory Specification.
+    # Relative paths are ignored: XDG Base Directory Specification.
     home = xdg if xdg.is_absolute() else Path.home() / ".config"
     return [Path(FILE_NAME), home / "vmm-msi" / FILE_NAME, Path("/etc/vmm-msi") / FILE_NAME]
 
@@ -155,16 +155,16 @@ def search_path() -> list[Path]:
 def load_config(path: Path | None = None) -> Config:
     """Read the configuration.
 
-    :param path: the file the user names; else the search path.
-    :raise ConfigError: when a named file is missing, or the file is wrong.
+    :param path: the file; None for ``$VMM_MSI_CONFIG``, else the search path.
+    :raise ConfigError: when a named file is missing, or the file is invalid.
     """
     named = path or (Path(env) if (env := os.environ.get("VMM_MSI_CONFIG")) else None)
-    found = named or next(filter(_exists, search_path()), None)
-    if found is None:
+    file = named or next(filter(_exists, search_path()), None)
+    if file is None:
         return Config()
-    table = tomlfile.read(found, ConfigTable, ConfigError)
-    _check(table, found)
-    return Config(table, found)
+    table = tomlfile.read(file, ConfigTable, ConfigError)
+    _check(table, file)
+    return Config(table, file)
 
 
 def _exists(path: Path) -> bool:
@@ -180,7 +180,7 @@ def _check(table: ConfigTable, path: Path) -> None:
     seen: set[str] = set()
     for domain in table.domain:
         if domain.name in seen:
-            raise ConfigError(f"{path}: [[domain]] {domain.name!r} is there twice")
+            raise ConfigError(f"{path}: [[domain]] {domain.name!r} is given twice")
         seen.add(domain.name)
         devices: set[PciAddress] = set()
         for device in domain.device:
@@ -190,6 +190,6 @@ def _check(table: ConfigTable, path: Path) -> None:
                 raise ConfigError(f"{path}: [[domain]] {domain.name!r}: {error}") from error
             if address in devices:
                 raise ConfigError(
-                    f"{path}: [[domain]] {domain.name!r}: device {address} is there twice"
+                    f"{path}: [[domain]] {domain.name!r}: device {address} is given twice"
                 )
             devices.add(address)

@@ -28,9 +28,9 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Bytes that a file may have unless the caller says otherwise.
+#: Default limit of a file in bytes.
 MAX_SIZE = 1 << 20
-#: Parts that one dotted key may have: tomllib needs time quadratic in it.
+#: Limit of the parts of one dotted key: tomllib's time is quadratic in it.
 MAX_KEY_PARTS = 32
 _MAX_SHOWN = 200
 
@@ -49,9 +49,11 @@ _POSITION = re.compile(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)"
 _VALIDATION = re.compile(r"(.*) - at `(?:key in )?\$(.*)`", re.DOTALL)
 _PATH_STEP = re.compile(r"\.([^.\[]+)|\[(\d+)\]|(\[\.\.\.\])")
 _CLOSING = {"[": "]", "{": "}"}
+_OPENING = {"]": "[", "}": "{"}
+_ENDS = {",", "]", "}", "\n"}
 _WORDS = {"object": "table", "str": "string", "bool": "boolean", "int": "integer"}
 
-#: The way to a value: keys, and indexes of arrays and of arrays of tables.
+#: The path to a value: keys, and indexes of arrays and of arrays of tables.
 KeyPath = tuple[str | int, ...]
 #: A symbol of TOML, such as a bracket, a key or a string, and its line.
 _Token = tuple[str, int]
@@ -59,7 +61,7 @@ _Places = Generator[tuple[KeyPath, int], None, str]
 
 
 class TomlTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """Base of the structs that TOML tables are decoded to: a key it does not name is an error."""
+    """Base of the structs that TOML tables are decoded to; unknown keys are errors."""
 
 
 class Number(int):
@@ -69,9 +71,9 @@ class Number(int):
 
     @classmethod
     def from_toml(cls, value: object) -> Number:
-        """Convert what tomllib made of it.
+        """Convert a value that tomllib parsed.
 
-        :raise ValueError: when it is no such number.
+        :raise ValueError: when it is not such a number.
         """
         if isinstance(value, str) and re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}", value):
             return cls(value, 16)
@@ -94,7 +96,7 @@ def read_text(path: Path, error: type[InputError], limit: int = MAX_SIZE) -> str
     except ValueError as failure:
         raise error(f"{str(path)!r}: not a file name: {failure}") from failure
     if len(data) > limit:
-        raise error(f"{path}: larger than the {limit} bytes such a file may have")
+        raise error(f"{path}: larger than {limit} bytes, the limit for such a file")
     try:
         return data.decode()
     except UnicodeDecodeError as failure:
@@ -104,7 +106,7 @@ def read_text(path: Path, error: type[InputError], limit: int = MAX_SIZE) -> str
 def read(path: Path, kind: type[T], error: type[InputError], limit: int = MAX_SIZE) -> T:
     """Read ``path`` and decode it to ``kind``.
 
-    :param limit: bytes the file may have.
+    :param limit: limit of the file in bytes.
     :raise InputError: of the class ``error``, as for :func:`read_text` and :func:`decode`.
     """
     return decode(read_text(path, error, limit), kind, str(path), error, limit)
@@ -117,25 +119,25 @@ def decode(
 
     :param source: name of the file, for messages.
     :param error: class of the errors to raise.
-    :param limit: characters the text may have.
-    :raise InputError: of the class ``error``, when the text is not TOML, has a key that ``kind``
-        does not have, lacks one that it needs or has a value of another type.
+    :param limit: limit of the text in characters.
+    :raise InputError: of the class ``error``, when the text is not TOML, has a key that is not in
+        ``kind``, lacks a required key or has a value of another type.
     """
     return convert(parse(text, source, error, limit), kind, text, source, error)
 
 
 def parse(text: str, source: str, error: type[InputError], limit: int = MAX_SIZE) -> dict[str, Any]:
-    """Return the TOML document ``text`` as plain dicts and lists.
+    """Return the TOML document ``text`` as dicts and lists.
 
-    :raise InputError: of the class ``error``, when it is not TOML or not within the bounds.
+    :raise InputError: of the class ``error``, when it is not TOML or exceeds a limit.
     """
     if len(text) > limit:
-        raise error(f"{source}: larger than the {limit} characters such a file may have")
+        raise error(f"{source}: larger than {limit} characters, the limit for such a file")
     masked = _OPAQUE.sub('"', text)
     if _LONG_KEY.search(masked):
         masked = _OPAQUE.sub(lambda match: '"' + "\n" * match[0].count("\n"), text)
-        found = _LONG_KEY.search(masked)
-        line = masked.count("\n", 0, found.start()) + 1 if found else 1
+        key = _LONG_KEY.search(masked)
+        line = masked.count("\n", 0, key.start()) + 1 if key else 1
         raise error(f"{source}:{line}: a key has more than {MAX_KEY_PARTS} parts")
     try:
         return tomllib.loads(text)
@@ -154,7 +156,7 @@ def parse(text: str, source: str, error: type[InputError], limit: int = MAX_SIZE
 def convert(document: object, kind: type[T], text: str, source: str, error: type[InputError]) -> T:
     """Convert the parsed ``document`` to ``kind``.
 
-    :param text: what the document was parsed from, to find the line of an error.
+    :param text: the text of the document, to find the line of an error.
     :raise InputError: of the class ``error``, as for :func:`decode`.
     """
     try:
@@ -194,7 +196,7 @@ def _tokens(text: str) -> Iterator[_Token]:
         if match.lastgroup is not None and (symbol != "\n" or not depth):
             yield symbol, line
         line += symbol.count("\n")
-        depth += (symbol in _CLOSING) - (symbol in _CLOSING.values())
+        depth += (symbol in _CLOSING) - (symbol in _OPENING)
 
 
 def _places(text: str, target: KeyPath) -> Iterator[tuple[KeyPath, int]]:
@@ -223,8 +225,10 @@ def _places(text: str, target: KeyPath) -> Iterator[tuple[KeyPath, int]]:
                 lengths[table] = lengths.get(table, 0) + 1
             table = (*table, *_last(table, lengths))
             yield table, line
-        elif symbol != "\n":
+        elif table == target[: len(table)] and symbol != "\n":
             yield from _entry(symbol, line, tokens, table, target)
+        elif symbol != "\n":
+            next(symbol for symbol, _line in tokens if symbol == "\n")
 
 
 def _last(table: KeyPath, lengths: dict[KeyPath, int]) -> KeyPath:
@@ -250,22 +254,31 @@ def _value(
 ) -> _Places:
     """Yield the places of a value and of what is in it; return the symbol that ends it."""
     yield path, line
+    if symbol not in _CLOSING or path != target[: len(path)]:
+        return _skip(symbol, tokens)
+    closing = _CLOSING[symbol]
+    for index in count():
+        inner, line = next(tokens)
+        if inner == closing:
+            break
+        if symbol == "{":
+            inner = yield from _entry(inner, line, tokens, path, target)
+        elif target[len(path) : len(path) + 1] == (index,):
+            inner = yield from _value(inner, line, tokens, (*path, index), target)
+        else:
+            inner = _skip(inner, tokens)
+        if inner == closing:
+            break
+    return _skip("", tokens)
+
+
+def _skip(symbol: str, tokens: Iterator[_Token]) -> str:
+    """Skip a value that starts with ``symbol``, and return the symbol that ends it."""
     depth = int(symbol in _CLOSING)
-    if depth and path == target[: len(path)]:
-        closing = _CLOSING[symbol]
-        for index in count():
-            inner, line = next(tokens)
-            if inner != closing and symbol == "[":
-                inner = yield from _value(inner, line, tokens, (*path, index), target)
-            elif inner != closing:
-                inner = yield from _entry(inner, line, tokens, path, target)
-            if inner == closing:
-                break
-        depth = 0
     for inner, _line in tokens:
-        if not depth and inner in {",", "]", "}", "\n"}:
+        if not depth and inner in _ENDS:
             return inner
-        depth += (inner in _CLOSING) - (inner in _CLOSING.values())
+        depth += (inner in _CLOSING) - (inner in _OPENING)
     return "\n"
 
 
@@ -291,10 +304,10 @@ def _explain(
     path: list[str | int] = []
     for step in _PATH_STEP.finditer(where):
         if step[3]:
-            found = _find_entry(document, kind)
-            if found is None:
+            key = _invalid_key(document, kind)
+            if key is None:
                 break
-            path.append(found)
+            path.append(key)
         else:
             path.append(int(step[2]) if step[2] else step[1])
         kind = _type_below(kind, path[-1])
@@ -321,8 +334,8 @@ def _reword(message: str, kind: object, path: KeyPath) -> tuple[str, KeyPath]:
     return f"{show_path(path) or 'document'}: {plain}", path
 
 
-def _find_entry(document: object, kind: object) -> str | None:
-    """Return the key below which a dict, whose keys msgspec does not name, is wrong."""
+def _invalid_key(document: object, kind: object) -> str | None:
+    """Return the key of the invalid value in a dict, which msgspec does not report."""
     if isinstance(document, Mapping):
         for key, value in document.items():
             try:
@@ -381,6 +394,6 @@ def _values(kind: object) -> str:
 
 
 def one_line(text: object) -> str:
-    """Return ``text`` on one line and not too long for a message."""
+    """Return ``text`` as one printable line, shortened for a message."""
     shown = printable(str(text)[: _MAX_SHOWN + 1])
     return shown if len(str(text)) <= _MAX_SHOWN else shown[:_MAX_SHOWN] + "…"

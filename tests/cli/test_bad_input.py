@@ -219,7 +219,7 @@ def text_that_is_no_toml(place):
     return place.scenario("\0")
 
 
-@case(3, "scenario.toml: larger than the 4194304 bytes such a file may have")
+@case(3, "scenario.toml: larger than 4194304 bytes, the limit for such a file")
 def an_endless_scenario(place):
     return place.scenario(b"# comment\n" * 1_000_000)
 
@@ -363,12 +363,12 @@ def a_device_that_is_no_address(place):
 # libvirt.
 
 
-@case(6, "looking for guest nobody at test://", "there is none; valid: guest0, guest1")
+@case(6, "looking for guest nobody at test://", "no such guest; valid: guest0, guest1")
 def a_guest_that_does_not_exist(place):
     return place.attach(A, guest="nobody")
 
 
-@case(6, "looking for guest nobody at test://", "there is none; valid: guest0, guest1")
+@case(6, "looking for guest nobody at test://", "no such guest; valid: guest0, guest1")
 def the_status_of_a_guest_that_does_not_exist(place):
     return ["status", "nobody", "-c", place.uri]
 
@@ -384,7 +384,7 @@ def a_device_that_another_guest_holds(place):
     return place.attach(A)
 
 
-@case(6, r"looking for guest a\nb\x1b[31m at test://", "there is none; valid: guest0, guest1")
+@case(6, r"looking for guest a\nb\x1b[31m at test://", "no such guest; valid: guest0, guest1")
 def a_guest_with_a_line_break_in_its_name(place):
     return ["status", "a\nb\x1b[31m", "-c", place.uri]
 

@@ -127,14 +127,14 @@ WRONG = [
     ("[[domain]]\n", "1: required key 'name' is missing in [domain]"),
     ("a = \n", "1: not TOML: "),
     ("strategy = 'a'\nstrategy = 'b'\n", "2: not TOML: "),
-    ("[[domain]]\nname='a'\n[[domain]]\nname='a'\n", " [[domain]] 'a' is there twice"),
+    ("[[domain]]\nname='a'\n[[domain]]\nname='a'\n", " [[domain]] 'a' is given twice"),
     (
         "[[domain]]\nname='a'\ndevice=[{address='x', strategy='direct'}]\n",
         "PCI address 'x': not of the form 0000:01:00.0",
     ),
     (
         "[[domain]]\nname='a'\n" + 2 * "[[domain.device]]\naddress='01:00.0'\nstrategy='direct'\n",
-        "device 0000:01:00.0 is there twice",
+        "device 0000:01:00.0 is given twice",
     ),
     ("strategy = 'x'\n", "strategy 'x': no such plugin; valid: coerced, direct, "),
     ("[strategies.x]\n", "strategy 'x': no such plugin; valid: coerced, direct, "),

@@ -116,7 +116,7 @@ def test_this_machine(show, monkeypatch, root):
 
 def test_libvirt(show):
     text = show(NODE)
-    assert f"({NODE} tells of PCI functions and IOMMU groups, not of the way" in text
+    assert f"({NODE} reports PCI functions and IOMMU groups, not their" in text
     assert ["0000:01:00.0", "10", "-", "-", "?", "?", "?", "-", "?"] in rows(text)
     assert ["10", "?", "0000:01:00.0", "?"] in rows(text)
 
@@ -150,7 +150,7 @@ def test_compare_with_libvirt_as_host_wants_a_second_one(run):
     words = ["compare", "--strategy", "identity", "--guest", guest, "--host", NODE]
     code, out, err = run(*words)
     assert (code, out) == (3, "")
-    assert f"finding 0000:01:00.0 in {NODE}: {NODE} tells of PCI functions" in err
+    assert f"finding 0000:01:00.0 in {NODE}: {NODE} reports PCI functions" in err
     assert "name a second HOST that does" in err
     code, out, err = run(*words, "--host", BOARD)
     assert (code, err) == (0, "")

@@ -142,7 +142,7 @@ def test_failed_restore_is_told(connection, monkeypatch):
         raise HypervisorError("it is gone")
 
     monkeypatch.setattr(connection, "define_text", fail)
-    with pytest.raises(UndoError, match="putting the old definition back failed too"):
+    with pytest.raises(UndoError, match="restoring the old definition failed too"):
         redefine(connection, "guest0", old, old)
 
 
@@ -155,9 +155,9 @@ def test_another_guest_is_refused(connection):
 def test_lookup(connection):
     uuid = connection.domain_xml("guest0").uuid
     assert connection.domain_xml(uuid).name == "guest0"
-    with pytest.raises(HypervisorError, match="there is none; valid: guest0, guest1"):
+    with pytest.raises(HypervisorError, match="no such guest; valid: guest0, guest1"):
         connection.domain_xml("nobody")
-    with pytest.raises(HypervisorError, match="there is none"):
+    with pytest.raises(HypervisorError, match="no such guest"):
         connection.is_active(uuid.replace("5b", "6b", 1))
     with pytest.raises(NoHostDeviceError, match=r"host device 0000:09:00\.0 "):
         connection.node_device(PciAddress.parse("09:00.0"))
@@ -225,7 +225,7 @@ def test_all_pci_devices_of_a_host():
     assert (host.routes, host.smmus, host.itses) == ((), (), ())
     with pytest.raises(TopologyError) as caught:
         resolve(host, A)
-    assert f"finding {A} in {URI}: {URI} tells of PCI functions and IOMMU groups" in str(
+    assert f"finding {A} in {URI}: {URI} reports PCI functions and IOMMU groups" in str(
         caught.value
     )
     assert "name a second HOST" in str(caught.value)

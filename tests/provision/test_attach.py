@@ -322,7 +322,7 @@ REFUSALS = {
     "no such guest": (
         {"guest": "nobody"},
         HypervisorError,
-        "looking for guest nobody at test://.*: there is none; valid: guest0, guest1",
+        "looking for guest nobody at test://.*: no such guest; valid: guest0, guest1",
     ),
     "unknown strategy": (
         {"strategy": "nope"},

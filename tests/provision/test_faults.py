@@ -34,8 +34,8 @@ from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest, Scope, h
 GUEST = "faulty"
 LOST = "lost"
 LOST_WORDS = (
-    "; the connection is lost, and nothing can be undone or asked over it: the definition of "
-    f"{GUEST} is wholly the old or wholly the new one, and vmm-msi status says which"
+    f"; the connection is lost, so the change cannot be undone: the definition of {GUEST} is "
+    "either the old or the new one; vmm-msi status shows which"
 )
 
 

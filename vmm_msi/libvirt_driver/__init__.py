@@ -1,9 +1,9 @@
-"""libvirt, behind a few typed calls: the only package that imports it.
+"""Call libvirt through a few typed methods: the only package that imports it.
 
-``connection`` has the calls, ``change`` replaces a definition or leaves it as it was, ``events``
-tells what happens to guests, ``errors`` translates what libvirt raises.
+``connection`` has the methods, ``change`` replaces a definition or restores the old one,
+``event_loop`` passes on events of guests, ``libvirt_errors`` translates libvirt's errors.
 
-:raise UsageError: by the import of this package, when libvirt-python is not installed.
+:raise UsageError: on import of this package, when libvirt-python is not installed.
 """
 
 from vmm_msi.errors import UsageError

@@ -1,4 +1,4 @@
-"""Replace a guest's definition, or leave it as it was."""
+"""Replace a guest's definition, or restore the old one."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ if TYPE_CHECKING:
     from vmm_msi.libvirt_driver.connection import Connection
 
 
-def verify_defined(wanted: DomainXml, got: DomainXml) -> None:
-    """Check that libvirt kept all that vmm-msi wrote.
+def verify_defined(written: DomainXml, read_back: DomainXml) -> None:
+    """Check that libvirt kept every element that vmm-msi wrote.
 
-    :param wanted: what was given to libvirt.
-    :param got: what it returned afterwards.
-    :raise HypervisorError: when something is missing; it names each part.
+    :param written: the definition that libvirt was given.
+    :param read_back: the definition that libvirt returned.
+    :raise HypervisorError: when parts are missing; the message names each.
     """
-    lost = added_elements.dropped(wanted, got)
+    lost = added_elements.dropped(written, read_back)
     if lost:
         raise HypervisorError(
-            f"defining guest {wanted.name}: libvirt took the XML and dropped {', '.join(lost)}; "
-            "valid is a libvirt that knows these"
+            f"defining guest {written.name}: libvirt accepted the XML and dropped "
+            f"{', '.join(lost)}; use a libvirt that supports them"
         )
 
 
-def only_added(wanted: str, got: str) -> bool:
-    """Tell whether all lines of ``wanted`` are in ``got``, in order: libvirt added some at most."""
-    lines = iter(got.splitlines())
-    return all(line in lines for line in wanted.splitlines())
+def only_added(written: str, read_back: str) -> bool:
+    """Return whether ``read_back`` has all lines of ``written`` in order, perhaps with others."""
+    lines = iter(read_back.splitlines())
+    return all(line in lines for line in written.splitlines())
 
 
 def redefine(
@@ -42,19 +42,19 @@ def redefine(
     new: DomainXml,
     then: Callable[[], None] | None = None,
 ) -> None:
-    """Replace a guest's definition, or leave it as it was.
+    """Replace a guest's definition, or restore the old one.
 
     :param old: the definition as :meth:`Connection.domain_xml` returned it, secrets included.
-    :param new: the one that is wanted; name and UUID are those of ``old``.
-    :param then: what else belongs to the change; it undoes what it did itself when it fails.
-    :raise HypervisorError: when libvirt refuses ``new`` or drops a part of it, or ``then`` fails.
-        ``old`` is defined again first.
-    :raise UndoError: when even that fails.
+    :param new: the new definition; name and UUID are those of ``old``.
+    :param then: the rest of the change; if it fails, it undoes its own part.
+    :raise HypervisorError: when libvirt refuses ``new`` or drops a part of it, or ``then`` fails;
+        ``old`` is defined again.
+    :raise UndoError: when defining ``old`` again fails.
     """
     if (new.name, new.uuid) != (old.name, old.uuid):
         raise HypervisorError(
             f"defining guest {name}: name and UUID would change from {old.name} {old.uuid} to "
-            f"{new.name} {new.uuid}; valid is a definition of the same guest"
+            f"{new.name} {new.uuid}; keep both"
         )
     try:
         text = str(new)
@@ -67,7 +67,7 @@ def redefine(
         try:
             connection.define_text(name, str(old), validate=False)
         except HypervisorError as again:
-            problem = f"putting the old definition back failed too: {again}"
+            problem = f"restoring the old definition failed too: {again}"
             raise undo_error(connection, name, failure, problem) from failure
         raise
 
@@ -75,10 +75,10 @@ def redefine(
 def undo_error(
     connection: Connection, name: str, failure: BaseException, problem: str
 ) -> UndoError:
-    """Return what is to be raised when ``failure`` could not be undone.
+    """Return the error for a ``failure`` that could not be undone.
 
-    Where the connection is lost nobody can tell what libvirt made of the last call. A definition is
-    whole in any case: libvirt writes the file anew and renames it (``src/util/virfile.c``
+    If the connection is lost, the result of the last call is unknown. The definition is either the
+    old or the new one: libvirt writes a new file and renames it (``src/util/virfile.c``
     virFileRewrite).
     """
     what = str(failure) or type(failure).__name__
@@ -87,7 +87,6 @@ def undo_error(
     if isinstance(failure, UndoError):
         return UndoError(what)
     return UndoError(
-        f"{what}; the connection is lost, and nothing can be undone or asked over it: the "
-        f"definition of {name} is wholly the old or wholly the new one, and vmm-msi status says "
-        "which as soon as libvirt answers again"
+        f"{what}; the connection is lost, so the change cannot be undone: the definition of {name} "
+        "is either the old or the new one; vmm-msi status shows which when libvirt answers again"
     )

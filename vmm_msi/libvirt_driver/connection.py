@@ -1,6 +1,6 @@
-"""A connection to libvirt, and what is asked of it.
+"""A connection to libvirt and its typed methods.
 
-Guests and devices come as their XML, read by ``domxml``; errors as one line (``errors``).
+Guests and devices are read from their XML by ``domxml``; errors are one line (``libvirt_errors``).
 """
 
 from __future__ import annotations
@@ -29,39 +29,39 @@ if TYPE_CHECKING:
 
     from vmm_msi.types import Granule, PciAddress, PciFunction
 
-#: How many names an error message lists at most.
+#: Names in an error message, at most.
 _NAMES = 8
 
-# No such device of the host, and no node device driver to ask.
+# No such device of the host, or no node device driver.
 _NO_DEVICE = (libvirt.VIR_ERR_NO_NODE_DEVICE, libvirt.VIR_ERR_NO_SUPPORT)
 
 _PCI_DEVICES = libvirt.VIR_CONNECT_LIST_NODE_DEVICES_CAP_PCI_DEV
 _NOT_RUNNING = (libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID)
-# The first tag of a guest that runs.
+# The first tag of a running guest.
 _RUNS = re.compile(r"<domain [^>]*\bid=['\"]")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
 @contextmanager
 def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
-    """Connect to libvirt and close the connection at the end.
+    """Connect to libvirt during the ``with`` block.
 
     :param uri: a libvirt URI, https://libvirt.org/uri.html.
-    :raise HypervisorError: when nobody answers there.
+    :raise HypervisorError: when the connection fails.
     """
-    # libvirt prints every error on standard error unless it is told where to put them.
+    # Without a handler libvirt prints every error on standard error.
     libvirt.registerErrorHandler(ignore, None)
-    doing = f"connecting to {uri}"
+    action = f"connecting to {uri}"
     parts = urlsplit(uri)
     path = unquote(parts.path)
     # For a missing file libxml2 would print a warning on standard error.
     local = parts.scheme == "test" and not parts.netloc and path != "/default"
     if local and not Path(path).is_file():
         raise HypervisorError(
-            f"{doing}: there is no file {path}; valid is test:///default or test:// with the "
+            f"{action}: there is no file {path}; valid is test:///default or test:// with the "
             "absolute path of a node file"
         )
-    with translated(doing):
+    with translated(action):
         raw = libvirt.openReadOnly(uri) if readonly else libvirt.open(uri)
     try:
         yield Connection(raw, uri, readonly=readonly)
@@ -71,14 +71,14 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
 
 
 class Connection:
-    """A connection; made by :func:`connect`, or around one that the caller has open.
+    """A connection to libvirt, opened by :func:`connect` or by the caller.
 
     Guests are named by name or UUID. Every method raises :class:`HypervisorError` when libvirt
-    refuses or the guest does not exist. It may be used by several threads, as libvirt's own may
+    refuses or the guest does not exist. Several threads may use it, as libvirt's own connections
     (https://libvirt.org/threads.html).
 
     :param raw: a ``libvirt.virConnect``; the caller closes it.
-    :param uri: how messages name it; libvirt's own name for it where it is None.
+    :param uri: its name in messages; None for the URI that libvirt reports.
     :param readonly: it was opened by ``openReadOnly``.
     """
 
@@ -100,9 +100,9 @@ class Connection:
         return Versions(driver, daemon, hypervisor)
 
     def domain_xml(self, name: str, *, inactive: bool = True) -> DomainXml:
-        """Return the XML of a guest, with its secrets where the connection may write.
+        """Return the XML of a guest, with its secrets if the connection is writable.
 
-        :param inactive: the definition that the next start uses; else what runs now.
+        :param inactive: the definition, for the next start; else the XML of the run.
         """
         flags = libvirt.VIR_DOMAIN_XML_INACTIVE if inactive else 0
         if not self.readonly:
@@ -113,11 +113,11 @@ class Connection:
         return DomainXml.parse(text, f"guest {name} at {self.uri}")
 
     def state(self, name: str) -> GuestState:
-        """Return what libvirt says of a guest as a whole."""
+        """Return the definition, the run and the saved state of a guest."""
         domain = self._lookup(name)
-        doing = f"asking {self.uri} about guest {name}"
+        action = f"asking {self.uri} about guest {name}"
         secure = 0 if self.readonly else libvirt.VIR_DOMAIN_XML_SECURE
-        with translated(doing):
+        with translated(action):
             text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | secure)
             live = domain.XMLDesc(secure) if domain.isActive() else None
             persistent = bool(domain.isPersistent())
@@ -133,39 +133,36 @@ class Connection:
         )
 
     def hostname(self) -> str:
-        """Return the name of the machine that the daemon runs on."""
+        """Return the host name of the daemon's machine."""
         if self._hostname is None:
-            with translated(f"asking {self.uri} for its machine"):
+            with translated(f"asking {self.uri} for its host name"):
                 self._hostname = str(self._raw.getHostname())
         return self._hostname
 
     def assigned(self) -> list[tuple[PciAddress, str]]:
-        """Return the host devices that guests have, and which guest.
-
-        What a guest has is what its definition assigns and what it runs with.
-        """
-        found = set()
+        """Return the host devices that definitions or runs of guests assign, with the guests."""
+        assigned = set()
         with translated(f"listing the guests at {self.uri}"):
             for domain in self._raw.listAllDomains(0):
-                # The id came with the list; one that does not run has none.
+                # The list contains the id; a guest that is off has none.
                 runs = domain.ID() != -1
                 try:
                     texts = [domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)]
                     texts += [domain.XMLDesc(0)] if runs else []
                 except libvirt.libvirtError as error:
                     if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
-                        continue  # it went away since the list was made
+                        continue  # undefined since the list was made
                     raise
                 for text in texts:
                     if "hostdev" in text:
                         guest = DomainXml.parse(text, f"guest {domain.name()} at {self.uri}")
-                        found |= {(hostdev.host, guest.name) for hostdev in guest.hostdevs()}
-        return sorted(found)
+                        assigned |= {(hostdev.host, guest.name) for hostdev in guest.hostdevs()}
+        return sorted(assigned)
 
     def define(self, xml: DomainXml, *, validate: bool = True) -> DomainXml:
-        """Define a guest, or replace its definition, and return what libvirt made of it.
+        """Define a guest, or replace its definition, and return it as libvirt read it.
 
-        :return: ``xml`` itself where libvirt gives back the same text.
+        :return: ``xml`` itself if libvirt returns the same text.
         :param validate: see :meth:`define_text`.
         """
         text = str(xml)
@@ -173,10 +170,10 @@ class Connection:
         return xml if echo == text else DomainXml.parse(echo, f"guest {xml.name} at {self.uri}")
 
     def define_text(self, name: str, text: str, *, validate: bool = True) -> str:
-        """Define the guest called ``name``, and return the text that libvirt made of ``text``.
+        """Define the guest ``name``, and return its definition as libvirt read it.
 
-        :param validate: check it against libvirt's schema first. Without, libvirt drops what it
-            does not know and says nothing.
+        :param validate: check the text against libvirt's schema first; without it, libvirt silently
+            drops unknown parts.
         """
         flags = libvirt.VIR_DOMAIN_DEFINE_VALIDATE if validate else 0
         with translated(f"defining guest {name} at {self.uri}"):
@@ -193,51 +190,51 @@ class Connection:
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM if qemu else 0)
 
     def is_active(self, name: str) -> bool:
-        """Tell whether a guest runs."""
+        """Return whether a guest runs."""
         domain = self._lookup(name)
         with translated(f"asking whether guest {name} at {self.uri} runs"):
             return bool(domain.isActive())
 
     def capabilities_for(self, xml: DomainXml) -> DomainCaps:
-        """Return what the hypervisor can do for a guest of that emulator, machine and type.
+        """Return the hypervisor's capabilities for a guest of that emulator, machine and type.
 
         https://libvirt.org/html/libvirt-libvirt-domain.html#virConnectGetDomainCapabilities
         """
-        with translated(f"asking {self.uri} what it can do for guest {xml.name}"):
+        with translated(f"asking {self.uri} for its capabilities for guest {xml.name}"):
             text = self._raw.getDomainCapabilities(
                 xml.emulator, xml.arch, xml.machine, xml.type or None, 0
             )
         return read_domain_caps(parse(text, f"domain capabilities of {self.uri}"))
 
     def plug(self, name: str, device: str) -> None:
-        """Plug a device into a running guest; its definition stays.
+        """Plug a device into a running guest; its definition does not change.
 
-        :param device: the device's XML, with the address it is to have.
+        :param device: the device's XML with its guest address.
         """
         domain = self._lookup(name)
         with translated(f"plugging a device into the running guest {name} at {self.uri}"):
             domain.attachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def unplug(self, name: str, device: str) -> None:
-        """Ask a running guest to give a device back; its definition stays.
+        """Request that a running guest release a device; its definition does not change.
 
-        The guest may take its time or refuse: the device is out when it is out of the live XML.
+        The guest may delay or refuse: the device is released when the live XML lacks it.
         """
         domain = self._lookup(name)
         with translated(f"unplugging a device from the running guest {name} at {self.uri}"):
             domain.detachDeviceFlags(device, libvirt.VIR_DOMAIN_AFFECT_LIVE)
 
     def pass_fds(self, name: str, group: str, fds: Sequence[int]) -> None:
-        """Hand open files over that the XML of a guest names as a group.
+        """Pass open file descriptors to libvirt, for a group that the XML of a guest names.
 
-        libvirt keeps copies for as long as this connection is open, and the hypervisor for as long
-        as it needs them; the caller may close its own:
+        libvirt holds copies while this connection is open, and the hypervisor while it needs them;
+        the caller may close its own:
         https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainFDAssociate.
 
         :param group: the ``fdgroup`` in the XML.
         """
         domain = self._lookup(name)
-        with translated(f"handing {group} over to guest {name} at {self.uri}"):
+        with translated(f"passing the FD group {group} to guest {name} at {self.uri}"):
             domain.FDAssociate(group, list(fds), 0)
 
     def start(self, name: str) -> None:
@@ -247,20 +244,19 @@ class Connection:
             domain.create()
 
     def destroy(self, name: str) -> None:
-        """Stop a guest at once, as if its power were cut."""
+        """Stop a guest at once, like a power cut."""
         domain = self._lookup(name)
         with translated(f"stopping guest {name} at {self.uri}"):
             domain.destroy()
 
     def node_device(self, host: PciAddress) -> PciFunction:
-        """Return what libvirt knows of the host's device at ``host``.
+        """Return libvirt's description of the host's device at ``host``.
 
-        :raise NoHostDeviceError: when it knows none there, or has no node device driver.
+        :raise NoHostDeviceError: when libvirt has no such device, or no node device driver.
         """
         name = node_name(host)
-        doing = f"looking for host device {host} at {self.uri}"
         try:
-            with translated(doing):
+            with translated(f"looking for host device {host} at {self.uri}"):
                 text = self._raw.nodeDeviceLookupByName(name).XMLDesc(0)
         except HypervisorError as error:
             cause = error.__cause__
@@ -270,26 +266,25 @@ class Connection:
         return read_node_device(parse(text, f"host device {host} at {self.uri}"), host)
 
     def pci_functions(self) -> list[PciFunction]:
-        """Return what libvirt knows of all PCI devices of the host.
+        """Return libvirt's descriptions of all PCI devices of the host.
 
         https://libvirt.org/html/libvirt-libvirt-nodedev.html#virConnectListAllNodeDevices
         """
-        found = []
-        doing = f"listing the host devices at {self.uri}"
-        with translated(doing):
+        functions = []
+        with translated(f"listing the host devices at {self.uri}"):
             for device in self._raw.listAllDevices(_PCI_DEVICES):
                 try:
                     text = device.XMLDesc(0)
                 except libvirt.libvirtError as error:
                     if error.get_error_code() == libvirt.VIR_ERR_NO_NODE_DEVICE:
-                        continue  # it went away since the list was made
+                        continue  # removed since the list was made
                     raise
                 source = f"host device {device.name()} at {self.uri}"
-                found.append(read_pci_function(parse(text, source), source))
-        return sorted(found, key=lambda function: function.address)
+                functions.append(read_pci_function(parse(text, source), source))
+        return sorted(functions, key=lambda function: function.address)
 
     def page_size(self) -> Granule | None:
-        """Return the page size of the host's kernel; None where libvirt does not say."""
+        """Return the page size of the host's kernel; None if libvirt does not report it."""
         with translated(f"asking {self.uri} for its capabilities"):
             text = self._raw.getCapabilities()
         return read_page_size(parse(text, f"capabilities of {self.uri}"))
@@ -299,7 +294,7 @@ class Connection:
     ) -> object:
         """Run a QMP command on a guest of the QEMU driver and return what it returns.
 
-        It goes past libvirt, which marks the guest as tainted:
+        It bypasses libvirt, which marks the guest as tainted:
         https://libvirt.org/html/libvirt-libvirt-qemu.html
         """
         import libvirt_qemu
@@ -311,19 +306,19 @@ class Connection:
         if "error" in reply:
             raise HypervisorError(
                 f"running {command} on guest {name} at {self.uri}: {reply['error'].get('desc')}; "
-                "see the QEMU QMP reference for what is valid"
+                "see the QEMU QMP reference for valid arguments"
             )
         return reply.get("return")
 
     @staticmethod
-    def _unless_unsupported(ask: Callable[[], int], otherwise: int) -> int:
-        """Return what ``ask`` returns, ``otherwise`` where the driver has no such call."""
+    def _unless_unsupported(call: Callable[[], int], default: int) -> int:
+        """Return the result of ``call``, or ``default`` if the driver does not support it."""
         try:
-            return int(ask())
+            return int(call())
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                 raise
-        return otherwise
+        return default
 
     def _lookup(self, name: str) -> Any:  # noqa: ANN401
         try:
@@ -338,32 +333,32 @@ class Connection:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise translate(f"looking for guest {name} at {self.uri}", error) from error
         raise HypervisorError(
-            f"looking for guest {name} at {self.uri}: there is none; valid: {self._names()}"
+            f"looking for guest {name} at {self.uri}: no such guest; valid: {self._names()}"
         )
 
     def _names(self) -> str:
         with translated(f"listing the guests at {self.uri}"):
             names = sorted(str(domain.name()) for domain in self._raw.listAllDomains(0))
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-        return (", ".join(names[:_NAMES]) or "none, no guest is defined there") + more
+        return (", ".join(names[:_NAMES]) or "none, no guest is defined") + more
 
-    # What runs now, by UUID: guests come and go between two calls, which is no error here.
+    # Running guests, by UUID: a guest may start or stop between two calls, which is not an error.
 
     def is_alive(self) -> bool:
-        """Tell whether the connection stands; one that broke is noticed by the call that fails."""
+        """Return whether the connection is open; libvirt notices a loss when a call fails."""
         try:
             return bool(self._raw.isAlive())
         except libvirt.libvirtError:
             return False
 
     def running(self) -> list[str]:
-        """Return the UUIDs of the guests that run."""
+        """Return the UUIDs of the running guests."""
         with translated(f"listing the guests at {self.uri}"):
             active = self._raw.listAllDomains(libvirt.VIR_CONNECT_LIST_DOMAINS_ACTIVE)
             return [str(domain.UUIDString()) for domain in active]
 
     def live_text(self, uuid: str) -> str | None:
-        """Return the XML of a guest as it runs, without its secrets; None when it does not run."""
+        """Return the XML of a guest's run, without secrets; None if the guest is off."""
         try:
             domain = self._raw.lookupByUUIDString(uuid)
             text = str(domain.XMLDesc(0))
@@ -371,26 +366,26 @@ class Connection:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return None
             raise translate(f"reading the XML of guest {uuid} at {self.uri}", error) from error
-        # For one that is shut off libvirt returns its definition, which has no id.
+        # For a guest that is off libvirt returns its definition, which has no id.
         return text if _RUNS.match(text) else None
 
     def set_live_metadata(self, uuid: str, namespace: str, prefix: str, xml: str | None) -> bool:
-        """Put an element into the metadata of a guest's run, in the place of the one there.
+        """Set an element in the metadata of a guest's run, replacing the existing one.
 
         https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainSetMetadata
 
         :param prefix: the prefix that libvirt gives ``namespace``.
-        :param xml: the element without a namespace; None takes out the one that is there.
-        :return: whether it runs: the element of a guest that stopped is gone with its run.
+        :param xml: the element without a namespace; None removes the existing one.
+        :return: whether the guest runs; when it stops, libvirt drops the element.
         """
-        doing = f"writing the live metadata of guest {uuid} at {self.uri}"
+        action = f"writing the live metadata of guest {uuid} at {self.uri}"
         kind = libvirt.VIR_DOMAIN_METADATA_ELEMENT
         try:
             domain = self._raw.lookupByUUIDString(uuid)
             domain.setMetadata(kind, xml, prefix, namespace, libvirt.VIR_DOMAIN_AFFECT_LIVE)
         except libvirt.libvirtError as error:
-            # The second: it does not run (virDomainObjUpdateModificationImpact in libvirt).
+            # OPERATION_INVALID: the guest is off (virDomainObjUpdateModificationImpact in libvirt).
             if error.get_error_code() in _NOT_RUNNING:
                 return False
-            raise translate(doing, error) from error
+            raise translate(action, error) from error
         return True

@@ -1,9 +1,9 @@
-"""libvirt's event loop and what it tells of guests and connections.
+"""Run libvirt's event loop and pass on events of guests and connections.
 
-https://libvirt.org/html/libvirt-libvirt-event.html: one loop serves the whole process, and a
-connection uses it only when it was registered before that connection was opened. Callbacks run in
-the loop's thread: one that waits holds up every connection, their keepalive too. Those here hand a
-value on and return.
+https://libvirt.org/html/libvirt-libvirt-event.html: one loop serves the whole process, and only
+connections that are opened after its registration use it. Callbacks run in the loop's thread: a
+callback that waits blocks every connection and its keepalive. The callbacks here pass a value on
+and return.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
     from vmm_msi.libvirt_driver.connection import Connection
 
-#: Seconds between two signs of life of the loop.
+#: Seconds between two ticks, which show that the loop runs.
 TICK_S = 2.0
-#: Seconds between two keepalive messages, and how many may stay without an answer.
+#: Seconds between two keepalive messages, and the number that may remain unanswered.
 KEEPALIVE = (5, 3)
 
 _JOIN_S = 5.0
@@ -35,7 +35,7 @@ _PAUSE_S = 0.1
 
 
 class GuestEvent(StrEnum):
-    """What happened to a guest."""
+    """A kind of event of a guest."""
 
     DEFINED = "defined"
     UNDEFINED = "undefined"
@@ -64,21 +64,21 @@ _OTHERS = {
 
 
 class Sink(Protocol):
-    """Who is told; called in the loop's thread, so it must not wait."""
+    """The receiver of events; it is called in the loop's thread, so it must not wait."""
 
     def guest(self, event: GuestEvent, uuid: str, namespace: str) -> None:
-        """Learn of an event; ``namespace`` is that of the metadata that changed, else empty."""
+        """Receive an event; ``namespace`` is that of changed metadata, else empty."""
         ...
 
     def closed(self) -> None:
-        """Learn that the connection is lost."""
+        """Receive the loss of the connection."""
         ...
 
 
 class EventLoop:
-    """libvirt's default event loop in a thread, for as long as a ``with`` block.
+    """libvirt's default event loop in a thread, during a ``with`` block.
 
-    Enter it before the connections are opened that are to be watched.
+    Enter it before opening the connections to subscribe to.
     """
 
     def __init__(self) -> None:
@@ -103,7 +103,7 @@ class EventLoop:
         libvirt.virEventRemoveTimeout(self._timer)
 
     def age(self) -> float:
-        """Return the seconds since the loop last gave a sign of life."""
+        """Return the seconds since the last tick of the loop."""
         return time.monotonic() - self._alive
 
     def _tick(self, _timer: int, _opaque: object) -> None:
@@ -119,20 +119,20 @@ class EventLoop:
 
 @cache
 def _register() -> None:
-    """Register the loop; the process has one, and libvirt takes it once."""
+    """Register the loop once; a process has one."""
     with translated("registering libvirt's event loop"):
         libvirt.virEventRegisterDefaultImpl()
 
 
 @contextmanager
 def subscribed(connection: Connection, sink: Sink) -> Iterator[None]:
-    """Have ``sink`` told of the connection's guests and of its end, during the ``with`` block.
+    """Pass events of the connection and its guests to ``sink``, during the ``with`` block.
 
-    :raise HypervisorError: when libvirt has no lifecycle events there; others may be missing.
+    :raise HypervisorError: when the driver has no lifecycle events; it may lack other events.
     """
     raw = connection._raw  # noqa: SLF001 - the same package
     registered = []
-    # A driver within this process has no wire to keep alive.
+    # A driver within this process has no keepalive.
     with contextlib.suppress(libvirt.libvirtError):
         raw.setKeepAlive(*KEEPALIVE)
     with contextlib.suppress(libvirt.libvirtError):

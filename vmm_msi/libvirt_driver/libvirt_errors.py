@@ -1,4 +1,4 @@
-"""libvirt's errors, translated once, by code, into one line that names the connection or the guest.
+"""Translate libvirt's errors, by code, into one line that names the connection or the guest.
 
 https://libvirt.org/html/libvirt-virterror.html
 """
@@ -15,7 +15,7 @@ from vmm_msi.errors import HypervisorError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-# What would be valid, by error code; other codes speak for themselves.
+# The remedy, by error code; libvirt's own message suffices for other codes.
 _ADVICE = {
     libvirt.VIR_ERR_NO_CONNECT: "valid is a libvirt URI such as qemu:///system or test:///default",
     libvirt.VIR_ERR_SYSTEM_ERROR: "is the libvirt daemon of that URI running?",
@@ -31,29 +31,29 @@ _ADVICE = {
 
 
 @contextmanager
-def translated(doing: str) -> Iterator[None]:
-    """Translate what libvirt raises in the ``with`` block.
+def translated(action: str) -> Iterator[None]:
+    """Translate libvirt's errors in the ``with`` block.
 
-    :param doing: what is being done to which, for the message.
-    :raise HypervisorError: when it raises.
+    :param action: the action and its object, for the message.
+    :raise HypervisorError: when libvirt raises an error.
     """
     try:
         yield
     except libvirt.libvirtError as error:
-        raise translate(doing, error) from error
+        raise translate(action, error) from error
     except (SystemError, UnicodeError) as error:
-        # The binding decodes libvirt's words, which may quote a file that is not text.
+        # The binding decodes libvirt's message, which may quote a file that is not text.
         raise HypervisorError(
-            f"{doing}: libvirt's answer is not UTF-8; valid is input that is text"
+            f"{action}: libvirt's answer is not UTF-8; use input that is text"
         ) from error
 
 
-def translate(doing: str, error: libvirt.libvirtError) -> HypervisorError:
-    """Return our error for one of libvirt's."""
+def translate(action: str, error: libvirt.libvirtError) -> HypervisorError:
+    """Return the error of this package for one of libvirt's."""
     what = " ".join(str(error.get_error_message() or error).split())
     advice = _ADVICE.get(error.get_error_code())
-    return HypervisorError(f"{doing}: {what}" + (f"; {advice}" if advice else ""))
+    return HypervisorError(f"{action}: {what}" + (f"; {advice}" if advice else ""))
 
 
 def ignore(_context: object, _error: object) -> None:
-    """Take an error that libvirt would print; the exception tells it too."""
+    """Drop an error that libvirt would print; the exception contains it."""

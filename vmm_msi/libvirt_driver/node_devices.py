@@ -1,4 +1,4 @@
-"""The host of a connection, as libvirt's node device driver knows it.
+"""Describe the host of a connection by libvirt's node device driver.
 
 https://libvirt.org/html/libvirt-libvirt-nodedev.html
 """
@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 
 
 def host_of(connection: Connection) -> HostTopology:
-    """Return the PCI functions of the host, with their IOMMU groups; libvirt knows no more.
+    """Return the PCI functions of the host with their IOMMU groups, all that libvirt reports.
 
-    :raise HypervisorError: when libvirt cannot be asked or has no node device driver.
+    :raise HypervisorError: when the connection fails or has no node device driver.
     """
     missing = (
-        f"{connection.uri} tells of PCI functions and IOMMU groups, not of the way to SMMUs and "
-        "ITSes; name a second HOST that does: a capture, or a folder with the IORT and APIC of "
-        "that machine"
+        f"{connection.uri} reports PCI functions and IOMMU groups, not their SMMUs and ITSes; "
+        "name a second HOST that does: a capture, or a folder with the IORT and APIC of that "
+        "machine"
     )
     return host_of_functions(
         connection.uri, connection.pci_functions(), connection.page_size(), (missing,)

@@ -1,1 +1,1 @@
-"""Compare results in words: table and JSON."""
+"""Results of commands as text for people and as JSON."""

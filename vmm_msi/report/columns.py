@@ -1,4 +1,4 @@
-"""Text in columns."""
+"""Lay out text in columns."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield :func:`aligned` rows, the first of which is a head with a line below it."""
+    """Yield :func:`aligned` rows; the first one is a head, underlined."""
     widths = [max(len(printable(cell)) for cell in column) for column in zip(*rows, strict=True)]
     yield from aligned([rows[0], ["-" * width for width in widths], *rows[1:]])
 

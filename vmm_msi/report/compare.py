@@ -1,4 +1,4 @@
-"""Compare's table: a row per strategy, then why MSIs did not arrive."""
+"""The table that ``compare`` prints: a row per strategy, then the reasons of lost MSIs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ if TYPE_CHECKING:
     from vmm_msi.engine.compare import Result
     from vmm_msi.types import PciAddress, Scenario, Verdict
 
-#: Devices that ``compare`` shows in a column each; more are counted only.
+#: Devices that get a column each; if there are more, they are only counted.
 MAX_DEVICE_COLUMNS = 8
 
 
 def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str]:
-    """Yield the lines of compare's table: a row per strategy, then why MSIs did not arrive."""
+    """Yield a row per strategy, then the reasons why MSIs did not arrive."""
     devices = [device.host for device in scenario.guest.devices]
     its_of = {device.address: device.its for device in scenario.host.devices}
     shown = devices if len(devices) <= MAX_DEVICE_COLUMNS else []
@@ -73,7 +73,7 @@ def _cell(verdict: Verdict) -> str:
 
 
 def _reasons(results: Iterable[tuple[str, Verdict]]) -> Iterator[str]:
-    """Yield a line per outcome and reason: whom it hit first, and how many more."""
+    """Yield a line per outcome and reason: the first device, and the number of others."""
     groups: dict[tuple[Outcome, str], tuple[Verdict, dict[str, None], set[PciAddress]]] = {}
     for name, verdict in results:
         key = (verdict.outcome, verdict.reason.replace(str(verdict.device), ""))
@@ -81,6 +81,7 @@ def _reasons(results: Iterable[tuple[str, Verdict]]) -> Iterator[str]:
         names[name] = None
         devices.add(verdict.device)
     for first, names, devices in groups.values():
-        more = f" (and {len(devices) - 1} more devices)" if len(devices) > 1 else ""
+        others = len(devices) - 1
+        more = f" (and {others} more device{'s' * (others > 1)})" if others else ""
         yield f"  {', '.join(names)}"
         yield f"      {first.device} {first.outcome}: {first.reason}{more}"

@@ -1,4 +1,4 @@
-"""The JSON that ``compare`` prints: one document, written as a stream, one verdict a line.
+"""The JSON that ``compare`` prints: one document, written as a stream with a verdict per line.
 
 ::
 
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 
-# Where a number goes that differs from vector to vector. JSON text contains no NUL of its own.
+# Place holder of a number that differs between vectors; JSON text cannot contain NUL.
 _NUL = "\0"
 _NUMBER = msgspec.Raw(_NUL.encode())
 
 
 def write(results: Iterable[Result], out: TextIO) -> None:
-    """Write the document to ``out``, each result when it is there."""
+    """Write the document to ``out`` while the results come in."""
     out.write(f'{{"schema": {SCHEMA}, "results": [')
     for number, result in enumerate(results):
         strategy, options = _encode(result.strategy), _encode(dict(result.options))
