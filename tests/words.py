@@ -1,7 +1,7 @@
-"""The words that this project does not use: patterns, what to write instead, and a counter.
+"""Words that this project does not use: patterns and replacements.
 
-``python tests/words.py [FOLDER]`` prints how often each occurs in the product, the documentation
-and the tests.
+``python tests/words.py [FOLDER]`` prints every occurrence in the product, the documentation and
+the tests, and the counts by word and by room.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
-PLACES = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "plugins", "scripts", "tests",
+PATHS = ("README.md", "CONTRIBUTING.md", "SECURITY.md", "docs", "plugins", "scripts", "tests",
           "vmm_msi", "xml-templates")  # fmt: skip
-ENDINGS = {"", ".md", ".py", ".service", ".sh", ".toml", ".xml"}
-#: Files that show the words because they are about them.
+SUFFIXES = {"", ".md", ".py", ".service", ".sh", ".toml", ".xml"}
+#: The files that define the words.
 EXEMPT = {"tests/words.py"}
 
 
@@ -35,7 +35,8 @@ def _word(pattern: str, instead: str) -> Word:
 
 
 WORDS = (
-    _word("mend|mends|mended|mending", "fix, remedy"),
+    # A key of the JSON of explain is "mends".
+    _word(r"(?<![\"`])(?:mend|mends|mended|mending)(?![\"`])", "fix, remedy"),
     _word("told|foretold|tells? of|says? of|said of", "report, show, describe"),
     _word("tells? (?:whether|which|what|how|where|why|who)", "return whether, show which"),
     _word("meant", "selected, intended"),
@@ -45,29 +46,34 @@ WORDS = (
     _word("(?<!there )(?:is|are|was|were) no (?!longer|more|less|better|worse)\\w+", "is not a"),
     _word("of ours", "managed by vmm-msi"),
     _word("(?:hold|holds|held) (?:it |them |one |the \\w+ |\\w+ )?against", "compare with"),
-    _word("takes root|wants?", "requires"),
+    _word("takes root|wants", "requires"),
     _word("would (?:work|do)(?! (?:so|it|that))", "works, use"),
     _word("made again|gone on with|anew", "retried, resumed, again"),
-    _word("the model|models? of (?:the )?kernel|modelled|modelling", "the simulator, simulated"),
-    _word("carr(?:y|ies|ied|ying) (?:it |them |that |this )?out|carriers?", "apply, binder"),
+    # A model of hardware has a name: "the model HiSilicon Hi161x".
+    _word(
+        r"the model(?! HiSilicon)|models? of (?:the )?kernel|modelled|modelling",
+        "the simulator, simulated",
+    ),
+    _word("carr(?:y|ies|ied|ying) (?:it |them |that |this )?out", "apply, run"),
     _word("takes? turns|tak(?:e|en|ing) turns", "host lock"),
     _word("troupe|surroundings|gatherers?", "facts"),
-    _word("nobody|whoever|somebody|anybody", "name the reader or the program"),
+    # The user of that name in a passwd file is "nobody:x:…".
+    _word("nobody(?!:x:)|whoever|somebody|anybody", "name the reader or the program"),
     _word("there is none|where there is none", "name what is missing"),
 )
 
 
 def files(root: Path = ROOT) -> list[Path]:
-    """Return the files whose words count."""
+    """Return the files that must not have the words."""
     paths = []
-    for place in PLACES:
-        base = root / place
+    for name in PATHS:
+        base = root / name
         paths += [base] if base.is_file() else sorted(base.rglob("*"))
     return [
         path
         for path in paths
         if path.is_file()
-        and path.suffix in ENDINGS
+        and path.suffix in SUFFIXES
         and "__pycache__" not in path.parts
         and path.relative_to(root).as_posix() not in EXEMPT
     ]
@@ -88,13 +94,14 @@ def occurrences(path: Path) -> list[tuple[int, str, Word]]:
 
 
 def main() -> None:
-    """Print the counts, by word and by room."""
+    """Print the occurrences, and the counts by word and by room."""
     root = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT
     by_word: Counter[str] = Counter()
     by_room: Counter[str] = Counter()
     for path in files(root):
-        for _, _, word in occurrences(path):
-            by_word[word.pattern.pattern] += 1
+        for line, text, word in occurrences(path):
+            print(f"{path.relative_to(root)}:{line}: {text}: {word.instead}")
+            by_word[word.instead] += 1
             by_room["/".join(path.relative_to(root).parts[:2])] += 1
     for counts in (by_word, by_room):
         for name, count in counts.most_common():
