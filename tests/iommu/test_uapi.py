@@ -74,8 +74,10 @@ def header(tmp_path_factory):
         text=True,
     )
     assert built.returncode == 0, built.stderr
-    told = subprocess.run([folder / "layout"], check=True, capture_output=True, text=True).stdout
-    return {name: int(value) for name, value in (line.rsplit(" ", 1) for line in told.splitlines())}
+    layout = subprocess.run([folder / "layout"], check=True, capture_output=True, text=True).stdout
+    return {
+        name: int(value) for name, value in (line.rsplit(" ", 1) for line in layout.splitlines())
+    }
 
 
 def test_there_is_something_to_compare(header):

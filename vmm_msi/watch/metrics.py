@@ -3,7 +3,7 @@
 The endpoint listens on one TCP address or unix socket and answers ``GET /metrics`` and
 ``GET /healthz``. The HTTP server is the standard library's, with a thread per connection and with
 bounds: on the size of a request, on the time of a connection, and on the number of connections,
-where a new connection replaces the oldest one. Idle and slow clients therefore delay nobody.
+where a new connection replaces the oldest one. Idle and slow clients therefore do not delay others.
 
 prometheus-client writes the text format (escaping, histograms, content type,
 https://prometheus.io/docs/instrumenting/exposition_formats/). Its own HTTP server is not used: it

@@ -33,7 +33,7 @@ _RELEASE = "/proc/sys/kernel/osrelease"
 _VFIO_ALIAS = re.compile(rb"^alias vfio_pci:\S+ (\w+)$", re.MULTILINE)
 
 
-#: What each kind of evidence says of a driver, for findings and messages.
+#: The evidence in words, for findings and messages.
 EVIDENCE_TEXT = {
     VfioEvidence.VFIO_DEV: "a VFIO driver: the device has vfio-dev",
     VfioEvidence.MODULES_ALIAS: "a VFIO driver: modules.alias lists it",

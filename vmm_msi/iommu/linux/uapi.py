@@ -161,7 +161,7 @@ class HwInfoArmSmmuv3(_Struct):
 
 
 class HwptInvalidate(_Struct):
-    """Argument of IOMMU_HWPT_INVALIDATE; ``entry_num`` returns how many were carried out."""
+    """Argument of IOMMU_HWPT_INVALIDATE; ``entry_num`` returns the number of applied entries."""
 
     c_name = "iommu_hwpt_invalidate"
     _fields_ = [

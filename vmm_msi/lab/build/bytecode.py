@@ -43,7 +43,7 @@ for name in job["files"]:
 def python_version(tree: Path) -> str:
     """Return the version of the Python in a Debian tree, such as ``3.14``.
 
-    :raise LabError: when there is none.
+    :raise LabError: when the root has no Python.
     """
     for path in sorted((tree / "usr/bin").glob("python3.*")):
         match = _PYTHON.fullmatch(path.name)

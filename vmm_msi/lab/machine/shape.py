@@ -117,7 +117,7 @@ class Shape:
         return tuple(port for port in self.ports if port.smmu == smmu)
 
     def covers(self, wanted: Shape) -> bool:
-        """Tell whether whatever works on a host of shape ``wanted`` works on this one.
+        """Return whether everything that works on a host of shape ``wanted`` works on this one.
 
         Every SMMU of ``wanted`` has at least its devices here, under the same page size.
         """
