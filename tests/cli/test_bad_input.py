@@ -373,7 +373,7 @@ def the_status_of_a_guest_that_does_not_exist(place):
     return ["status", "nobody", "-c", place.uri]
 
 
-@case(5, "attaching 0000:01:00.0 to guest0: domain guest1 holds a <hostdev> for it already")
+@case(5, "attaching 0000:01:00.0 to guest0: domain guest1 already has a <hostdev> for it")
 def a_device_that_another_guest_holds(place):
     hostdev = (
         "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
@@ -399,7 +399,7 @@ def a_device_that_the_host_does_not_have(place):
     return place.attach("0009:01:00.0")
 
 
-@case(2, "0000:01:00.0: is named twice")
+@case(2, "0000:01:00.0: named twice")
 def a_device_that_is_named_twice(place):
     return place.attach(A, "01:00.0")
 

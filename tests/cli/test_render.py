@@ -97,7 +97,9 @@ def test_a_guest_that_libvirt_has_not_filled_in(gic):
     text = GUEST.replace("<gic version='3'/>", gic)
     assert text != GUEST
     out, err = render(text, "--device", A)
-    assert err == "note: it says no GIC version; <gic version='3'/> was put in and stays in\n"
+    assert (
+        err == "note: the definition had no GIC version; <gic version='3'/> was added and stays\n"
+    )
     assert "<gic version='3'/>" in out
     back, _ = render(out, "--remove", "--device", A)
     assert DomainXml.parse(back, "back").gic_version == "3"
@@ -135,11 +137,11 @@ def test_an_older_libvirt():
 def test_a_device_that_is_assigned_already():
     words = refused(ASSIGNED, "--device", A, code=5)
     assert words == (
-        f"attaching {A} to g: it has a <hostdev> for it already; take it out there first"
+        f"attaching {A} to g: the guest already has a <hostdev> for it; remove that first"
     )
     out, _ = render(GUEST, "--device", A)
     words = refused(out, "--device", A, "--take-over", code=5)
-    assert words == f"attaching {A} to g: it is attached already; detach it first"
+    assert words == f"attaching {A} to g: it is already attached; detach it first"
 
 
 def test_take_over():
@@ -175,7 +177,7 @@ def test_take_over():
         ("<!DOCTYPE a [<!ENTITY b 'c'>]>" + GUEST.partition("-->")[2], 3, "document type"),
         (GUEST.replace("aarch64", "x86_64"), 5, "arch is 'x86_64'; SMMUv3 needs 'aarch64'"),
         (GUEST.replace("kvm", "qemu"), 5, "domain type is 'qemu'; an accelerated vSMMU needs"),
-        (GUEST + GUEST.partition("-->")[2], 3, "there are 2 domains; valid is one"),
+        (GUEST + GUEST.partition("-->")[2], 3, "it has 2 domains; use one"),
     ],
 )
 def test_what_is_refused(text, code, words):
@@ -183,7 +185,7 @@ def test_what_is_refused(text, code, words):
 
 
 def test_bad_devices():
-    assert "is named twice" in refused(GUEST, "--device", A, "--device", A, code=2)
+    assert "named twice" in refused(GUEST, "--device", A, "--device", A, code=2)
     assert "0099:01:00.0" in refused(GUEST, "--device", "0099:01:00.0", code=3)
     assert "not of the form" in refused(GUEST, "--device", "all", code=3)
     assert "attached no device to it" in refused(GUEST, "--remove", "--device", "all", code=2)

@@ -84,7 +84,7 @@ def test_a_related_function_in_another_guest(fields, kind):
     case = with_function(case_of(ONE, holders=[(VF, "other")]), A, **fields)
     finding = only(case, "held-by-domain")
     assert finding.consequence == (
-        f"Domain other has its {kind} function {VF}, and both cannot be in use."
+        f"Domain other has its {kind} function {VF}, and only one of them can be used."
     )
 
 

@@ -22,10 +22,10 @@ from vmm_msi.errors import HypervisorError, RefusedError
 EXAMPLES = [block.text for block in doc_blocks.blocks(doc_blocks.DOCS / "api.md")]
 
 
-def test_every_name_is_there_documented_and_loaded_late():
+def test_every_name_is_documented_and_loaded_late():
     for name in vmm_msi.__all__:
-        found = getattr(vmm_msi, name)
-        assert name == "__version__" or inspect.getdoc(found)
+        value = getattr(vmm_msi, name)
+        assert name == "__version__" or inspect.getdoc(value)
     page = (doc_blocks.DOCS / "api.md").read_text()
     assert [name for name in vmm_msi.__all__ if name not in page] == ["__version__"]
     code = "import sys, vmm_msi; print(*(m for m in sys.modules if m.startswith('vmm_msi.')))"
@@ -73,7 +73,7 @@ def test_threads_with_connections_of_their_own(lab_daemon):
                     request = vmm_msi.AttachRequest(name, (device,))
                     vmm_msi.attach(mine, plugins, settings, HOST, request)
                     record = vmm_msi.status(mine, name).record
-                    assert [each.host for each in record.devices] == [device]
+                    assert [recorded.host for recorded in record.devices] == [device]
                     vmm_msi.detach(mine, vmm_msi.DetachRequest(name))
                 assert str(mine.domain_xml(name)) == before
         except BaseException as failure:
@@ -97,8 +97,8 @@ def test_threads_with_connections_of_their_own(lab_daemon):
             connection.undefine(f"guest{number}")
 
 
-def test_two_connections_do_not_know_of_each_other(tmp_path):
-    """The test driver gives each its own guests: what one changes the other does not see."""
+def test_connections_are_independent(tmp_path):
+    """Connections to the test driver have guests of their own, and do not see the other's."""
     uri = f"test://{node_file(tmp_path)}"
     plugins, settings = vmm_msi.PluginManager.load(), vmm_msi.Config()
     with own(uri) as one, own(uri) as other:
@@ -107,7 +107,7 @@ def test_two_connections_do_not_know_of_each_other(tmp_path):
         assert texts(other) == before != texts(one)
 
 
-# Handing /dev/iommu over.
+# Passing /dev/iommu.
 
 
 @pytest.fixture
@@ -128,27 +128,27 @@ def open_in_qemu(uuid):
     for process in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
             if process.name.isdigit() and uuid.encode() in (process / "cmdline").read_bytes():
-                found = [str(link.readlink()) for link in (process / "fd").iterdir()]
+                files = [str(link.readlink()) for link in (process / "fd").iterdir()]
                 if b"qemu-system" in (process / "cmdline").read_bytes().split(b"\0")[0]:
-                    return found
+                    return files
     pytest.fail("there is no QEMU with that UUID")
 
 
 @pytest.mark.lab_root
-def test_qemu_gets_the_very_file_that_was_handed_over(qemu):
+def test_qemu_gets_the_file_that_was_passed(qemu):
     """A file in memory stands for /dev/iommu, which this machine need not have."""
     with pytest.raises(HypervisorError, match=r"starting guest guest0 .*'iommu'"):
         qemu.start("guest0")
-    fd = os.memfd_create("handed-over")
+    fd = os.memfd_create("passed")
     vmm_msi.pass_iommufd(qemu, "guest0", fd)
     os.close(fd)
     qemu.start("guest0")
-    assert any("memfd:handed-over" in name for name in open_in_qemu(qemu.domain_xml("guest0").uuid))
-    with pytest.raises(RefusedError, match="it runs already; shut it down first"):
+    assert any("memfd:passed" in name for name in open_in_qemu(qemu.domain_xml("guest0").uuid))
+    with pytest.raises(RefusedError, match="it is running already; shut it down first"):
         vmm_msi.pass_iommufd(qemu, "guest0", 0)
 
 
-def test_what_cannot_be_handed_over(tmp_path):
+def test_a_guest_without_a_group(tmp_path):
     words = "no <iommufd fdgroup>; attach its devices with --fdgroup NAME"
     with (
         own(f"test://{node_file(tmp_path)}") as connection,
@@ -157,10 +157,12 @@ def test_what_cannot_be_handed_over(tmp_path):
         vmm_msi.pass_iommufd(connection, "guest0", 0)
 
 
-def test_an_iommufd_that_is_not_there(tmp_path):
+def test_a_missing_iommufd(tmp_path):
     from vmm_msi.provision.fd_passing import open_iommufd
 
-    with pytest.raises(HypervisorError, match="No such file or directory; it needs a kernel with"):
+    with pytest.raises(
+        HypervisorError, match="No such file or directory; it requires a kernel with"
+    ):
         open_iommufd(tmp_path / "iommu")
     (tmp_path / "iommu").touch()
     fd = open_iommufd(tmp_path / "iommu")

@@ -1,4 +1,4 @@
-"""Real libvirt objects whose n-th call is failed, by an error of libvirt's or by a real loss."""
+"""Real libvirt objects whose n-th call fails, with an error of libvirt or a real loss."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import stat
 from contextlib import contextmanager
 from pathlib import Path
 
-import libvirt  # noqa: TID251 - its own errors are put in, around the real calls
+import libvirt  # noqa: TID251 - its own errors are injected around the real calls
 
 from vmm_msi.libvirt_driver import Connection, connect
 
-#: What libvirt says with each code.
+#: Messages of libvirt, by code.
 CODES = {
     libvirt.VIR_ERR_OPERATION_FAILED: "operation failed: domain is being changed",
     libvirt.VIR_ERR_OPERATION_TIMEOUT: (
@@ -24,9 +24,9 @@ CODES = {
 
 
 class Failing:
-    """A libvirt object whose calls, and those of what they return, are made and counted.
+    """A libvirt object that counts its calls, and those of the objects they return.
 
-    At the call numbered ``at``, ``fail`` is called before that is made or after.
+    At call number ``at``, it calls ``fail``, before or after the real call.
     """
 
     def __init__(self, real, at, after, fail, calls=None):
@@ -38,14 +38,14 @@ class Failing:
 
         def call(*arguments):
             self.calls.append(name)
-            chosen = len(self.calls) == self._at
-            if chosen and not self._after:
+            is_at = len(self.calls) == self._at
+            if is_at and not self._after:
                 self._fail()
             try:
                 result = method(*arguments)
             finally:
-                # Also where libvirt refused, such as to find what is not there.
-                if chosen and self._after:
+                # Also if libvirt refused, such as for an unknown domain.
+                if is_at and self._after:
                     self._fail()
             return self._wrapped(result)
 
@@ -60,7 +60,7 @@ class Failing:
 
 
 def failing_at(connection, at, after, fail):
-    """Return ``connection`` with its ``at``-th call failed, and the list of the calls made."""
+    """Return ``connection`` with a failing ``at``-th call, and the list of its calls."""
     raw = Failing(connection._raw, at, after, fail)
     return Connection(raw, connection.uri, readonly=False), raw.calls
 
@@ -73,7 +73,7 @@ def raising(error):
 
 
 def error_of(connection, code):
-    """Return an error that libvirt raised itself, with the code and the words of another."""
+    """Return an error that libvirt raised itself, with another code and message."""
     try:
         connection._raw.lookupByUUIDString("no UUID")
     except libvirt.libvirtError as raised:
@@ -84,22 +84,22 @@ def error_of(connection, code):
 
 
 def _sockets():
-    found = {}
+    sockets = {}
     for path in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):
             status = path.stat()
             if stat.S_ISSOCK(status.st_mode):
-                found[status.st_ino] = int(path.name)
-    return found
+                sockets[status.st_ino] = int(path.name)
+    return sockets
 
 
 @contextmanager
 def breakable(uri):
-    """Connect to a daemon; yield the connection and what breaks its socket for good."""
+    """Connect to a daemon; yield the connection and a function that breaks its socket."""
     before = _sockets()
     with connect(uri) as connection:
         (descriptor,) = (fd for inode, fd in _sockets().items() if inode not in before)
         with socket.socket(fileno=os.dup(descriptor)) as wire:
-            # By the path that the daemon gave it: it is this connection that is shut down.
+            # The path of the daemon shows that this connection is shut down.
             assert Path(wire.getpeername()).name == Path(uri).name
             yield connection, lambda: wire.shutdown(socket.SHUT_RDWR)

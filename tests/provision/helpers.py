@@ -1,4 +1,4 @@
-"""What the tests of attach and detach share: the sample host and calls of one line."""
+"""Helpers of the tests of attach and detach: the sample host and calls in one line."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def node(file):
 def plan(connection, *devices, strategy=None, guest="guest0", settings=None, plugins=PLUGINS,
          host=HOST, **request):  # fmt: skip
     named = None if strategy is None else Choice.parse(strategy)
-    wanted = AttachRequest(guest, devices, named, **request)
-    return provision.plan_attach(connection, plugins, settings or Config(), host, wanted)
+    attach_request = AttachRequest(guest, devices, named, **request)
+    return provision.plan_attach(connection, plugins, settings or Config(), host, attach_request)
 
 
 def attach(connection, *devices, plugins=PLUGINS, **options):

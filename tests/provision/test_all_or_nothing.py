@@ -17,7 +17,7 @@ from vmm_msi.types import GuestPlan, VsmmuPlan
 from vmm_msi_plugins.identity import Identity
 
 
-def test_an_interrupt_puts_the_old_definition_back_too(connection):
+def test_an_interrupt_restores_the_definition(connection):
     before = texts(connection)
     change = plan(connection, A)
     for at in range(1, 100):
@@ -47,7 +47,7 @@ def refused_by_the_parser(new):
     ("spoil", "by_schema"),
     [(refused_by_the_schema, True), (refused_by_the_parser, False)],
 )
-def test_what_libvirt_refuses_is_not_there(connection, spoil, by_schema):
+def test_a_refused_definition_changes_nothing(connection, spoil, by_schema):
     attach(connection, A)
     before = texts(connection)
     change = plan(connection, A2)
@@ -117,7 +117,7 @@ class Watch(Observer):
         return self.reason if event.device == B else None
 
 
-def test_observers_learn_what_was_carried_out(connection):
+def test_observers_are_notified_of_applied_changes(connection):
     seen = []
     plugins = with_plugin(Watch(seen))
     change = plan(connection, A, B, plugins=plugins)
@@ -130,7 +130,7 @@ def test_observers_learn_what_was_carried_out(connection):
     assert seen == [(Action.DETACH_DEVICE, device, "identity", False) for device in (B, A)]
 
 
-def test_observers_learn_what_libvirt_refused(connection):
+def test_observers_are_notified_of_failures(connection):
     seen = []
     plugins = with_plugin(Watch(seen))
     change = plan(connection, A, plugins=plugins)

@@ -101,7 +101,7 @@ def test_attached_parts_are_in_the_definition(connection, devices):
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations((A, B, A2))], ids=names)
-def test_detached_in_any_order_gives_the_text_back(connection, order):
+def test_detaching_in_any_order_restores_the_text(connection, order):
     before = texts(connection)
     attach(connection, A, B, A2)
     left = [A, B, A2]
@@ -110,7 +110,7 @@ def test_detached_in_any_order_gives_the_text_back(connection, order):
         left.remove(device)
         xml = connection.domain_xml("guest0")
         assert [hostdev.host for hostdev in xml.hostdevs()] == left
-        assert [found.host for found in change.record.devices] == left
+        assert [device.host for device in change.record.devices] == left
     assert texts(connection) == before
 
 
@@ -131,7 +131,7 @@ def test_detach_leaves_no_gap_in_the_controllers_indexes(connection):
     assert record.vsmmus == read_record(before).vsmmus
 
 
-def test_detach_without_names_takes_all_out(connection):
+def test_detach_without_names_removes_all(connection):
     before = texts(connection)
     attach(connection, A, B)
     assert detach(connection).record.devices == ()
@@ -139,7 +139,7 @@ def test_detach_without_names_takes_all_out(connection):
 
 
 @pytest.mark.parametrize("order", [*itertools.permutations((A, B))], ids=names)
-def test_attached_one_by_one_is_what_attached_together_is(connection, order):
+def test_attaching_one_by_one_equals_attaching_together(connection, order):
     before = texts(connection)
     attach(connection, *order)
     together = texts(connection)
@@ -185,7 +185,7 @@ def test_a_running_guest_changes_at_its_next_start(connection):
     assert texts(connection) == before
 
 
-def test_what_the_user_adds_in_between_stays(connection):
+def test_later_edits_of_the_user_stay(connection):
     attach(connection, A)
     attached = connection.domain_xml("guest0")
     connection.define(with_hostdev(attached, C))
@@ -228,14 +228,14 @@ def test_strategies(connection, strategy, devices, kernel, programmed):
     assert texts(connection) == before
 
 
-def test_a_strategy_with_options_is_taken_up_again_from_the_record(connection):
+def test_a_recorded_strategy_with_options_is_used_again(connection):
     attach(connection, A, strategy="coerced:revision=v2")
     change = attach(connection, A2, strategy="coerced:revision=v2")
     assert "(series-v2)" in " ".join(change.notes)
     assert [verdict.outcome for verdict in change.verdicts] == [Outcome.DELIVERED] * 2
 
 
-def test_bindings_of_devices_that_stay_are_kept_up_to_date(connection):
+def test_bindings_of_remaining_devices_are_updated(connection):
     """The first doorbell is that of the first device that is left."""
     attach(connection, A, B)
     detach(connection, A)
@@ -246,7 +246,7 @@ def test_bindings_of_devices_that_stay_are_kept_up_to_date(connection):
     assert shown == {B: 0x8000040, A2: 0x8001040}
 
 
-def test_faults_are_attached_where_the_user_insists(connection):
+def test_faults_are_attached_if_allowed(connection):
     before = texts(connection)
     attach(connection, A, strategy="host-cookie", allow_faults=True)
     (device,) = read_record(connection.domain_xml("guest0")).devices
@@ -255,9 +255,9 @@ def test_faults_are_attached_where_the_user_insists(connection):
     assert texts(connection) == before
 
 
-def test_a_fault_that_was_allowed_stands_in_nobodys_way(connection):
+def test_an_allowed_fault_does_not_block_others(connection):
     attach(connection, A, strategy="host-cookie", allow_faults=True)
-    with pytest.raises(RefusedError, match=f"^{B}: its MSIs would not arrive: s1-fault"):
+    with pytest.raises(RefusedError, match=f"^{B}: its MSIs are not delivered: s1-fault"):
         attach(connection, B, strategy="host-cookie")
     attach(connection, B, strategy="host-cookie", allow_faults=True)
 
@@ -296,7 +296,7 @@ def test_the_configuration_names_a_strategy_for_each_device(connection, tmp_path
     assert texts(connection) == before
 
 
-def test_strategies_that_no_kernel_can_mix_are_refused(connection):
+def test_strategies_without_a_common_kernel_are_refused(connection):
     attach(connection, A, strategy="coerced:revision=v2")
     before = texts(connection)
     with pytest.raises(RefusedError) as caught:
@@ -317,7 +317,7 @@ def test_strategies_that_no_kernel_can_mix_are_refused(connection):
 # Refusals: the words, the class, and nothing changed.
 
 REFUSALS = {
-    "named twice": ({"devices": (A, A)}, UsageError, "0000:01:00.0: is named twice"),
+    "named twice": ({"devices": (A, A)}, UsageError, "0000:01:00.0: named twice"),
     "not on the host": ({"devices": (FAR,)}, TopologyError, "finding 0009:01:00.0 in"),
     "no such guest": (
         {"guest": "nobody"},
@@ -347,7 +347,7 @@ REFUSALS = {
     "faults": (
         {"strategy": "host-cookie"},
         RefusedError,
-        "0000:01:00.0: its MSIs would not arrive: s1-fault: .*IOVA 0x8000040; .*--allow-faults",
+        "0000:01:00.0: its MSIs are not delivered: s1-fault: .*IOVA 0x8000040; .*--allow-faults",
     ),
     "conflict": (
         {"strategy": "direct", "devices": (A, B)},
@@ -372,7 +372,7 @@ REFUSALS = {
     "not a QEMU": (
         {"binder": BinderKind.QEMU},
         RefusedError,
-        "--backend qemu: this libvirt connection is TEST; --backend sim works",
+        "--backend qemu: the driver of this libvirt connection is TEST; use --backend sim",
     ),
 }
 
@@ -390,25 +390,25 @@ def test_refused(connection, case, capfd):
 
 
 @pytest.mark.parametrize("strategy", ["identity", "multi-its", "direct", "coerced"])
-def test_two_physical_smmus_need_a_libvirt_that_ties_vsmmus_to_buses(connection, strategy):
+def test_two_physical_smmus_require_pci_bus(connection, strategy):
     if several_vsmmus(connection):
         pytest.skip("this libvirt knows <driver pciBus>")
     before = texts(connection)
     with pytest.raises(RefusedError) as caught:
         attach(connection, A, C, strategy=strategy)
     words = str(caught.value)
-    assert "guest guest0 would need 2 vSMMUs" in words
+    assert "guest guest0 needs 2 vSMMUs" in words
     assert "cannot write <driver pciBus> (several vSMMUs): needs libvirt 11.10" in words
-    assert "Would work here: devices that are behind one physical SMMU" in words
+    assert "Use devices behind one physical SMMU" in words
     assert texts(connection) == before
     attach(connection, A, strategy=strategy)
     attached = texts(connection)
-    with pytest.raises(RefusedError, match="would need 2 vSMMUs"):
+    with pytest.raises(RefusedError, match="needs 2 vSMMUs"):
         attach(connection, C, strategy=strategy)
     assert texts(connection) == attached
 
 
-def test_a_vsmmu_per_its_needs_it_too(connection):
+def test_a_vsmmu_per_its_requires_pci_bus(connection):
     if several_vsmmus(connection):
         pytest.skip("this libvirt knows <driver pciBus>")
     before = texts(connection)
@@ -417,22 +417,24 @@ def test_a_vsmmu_per_its_needs_it_too(connection):
     assert texts(connection) == before
 
 
-def test_what_is_attached_is_not_attached_again(connection):
+def test_an_attached_device_is_not_attached_again(connection):
     attach(connection, A)
     before = texts(connection)
-    with pytest.raises(RefusedError, match=r"attaching 0000:01:00\.0 to guest0: it is attached"):
+    with pytest.raises(
+        RefusedError, match=r"attaching 0000:01:00\.0 to guest0: it is already attached"
+    ):
         attach(connection, B, A)
-    with pytest.raises(RefusedError, match=r"domain guest0 holds a <hostdev> for it already"):
+    with pytest.raises(RefusedError, match=r"domain guest0 already has a <hostdev> for it"):
         attach(connection, A, guest="guest1", strategy="direct")
     assert texts(connection) == before
 
 
-def test_a_hostdev_of_the_users_is_in_the_way(connection):
+def test_a_hostdev_of_the_user_blocks_the_device(connection):
     connection.define(with_hostdev(connection.domain_xml("guest0"), A))
     before = texts(connection)
-    with pytest.raises(RefusedError, match="it has a <hostdev> for it already; take it out there"):
+    with pytest.raises(RefusedError, match="the guest already has a <hostdev> for it; remove that"):
         attach(connection, A)
-    with pytest.raises(RefusedError, match="domain guest0 holds a <hostdev> for it already"):
+    with pytest.raises(RefusedError, match="domain guest0 already has a <hostdev> for it"):
         attach(connection, A, guest="guest1", strategy="direct")
     assert texts(connection) == before
 
@@ -467,7 +469,7 @@ def test_an_its_selector_that_does_not_exist(connection, tmp_path):
     [
         ((B,), DomainXmlError, "from guest0: vmm-msi did not attach it; it attached 0000:01:00.0"),
         ((A, B), DomainXmlError, "removing 0001:01:00.0 from guest0"),
-        ((A, A), UsageError, "0000:01:00.0: is named twice"),
+        ((A, A), UsageError, "0000:01:00.0: named twice"),
     ],
     ids=str,
 )
@@ -494,9 +496,9 @@ def test_a_read_only_connection_plans_and_changes_nothing(connection):
         assert texts(readonly) == before
 
 
-def test_a_device_that_libvirt_does_not_know_is_looked_up_in_the_description(connection):
+def test_a_device_unknown_to_libvirt_is_in_the_description(connection):
     device = PciAddress.parse("0005:03:1f.7")
     change = attach(connection, device)
     assert change.notes[0].startswith(f"libvirt knows no host device {device};")
-    (found,) = change.record.devices
-    assert (found.smmu, found.its) == (2, 5)
+    (device,) = change.record.devices
+    assert (device.smmu, device.its) == (2, 5)

@@ -1,7 +1,7 @@
-"""Each call of libvirt is failed in turn, on the way in and out: nothing is left half done.
+"""Fail every call of libvirt, one after the other, before and after it: nothing is left half done.
 
-The calls are real, on libvirt's test driver, and on a daemon's QEMU and test drivers. A connection
-that is lost cannot undo anything: what is there then is looked at over another one.
+The calls are real, on libvirt's test driver, and on a daemon's QEMU and test drivers. Over a lost
+connection nothing can be undone, so another connection checks the result.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import time
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-import libvirt  # noqa: TID251 - what it has is asked of it directly
+import libvirt  # noqa: TID251 - its state is read directly
 import pytest
 from provision.failing import CODES, breakable, error_of, failing_at, raising
 from provision.helpers import HOST, PLUGINS, A, B, node, node_file
@@ -40,8 +40,8 @@ LOST_WORDS = (
 
 
 def attaching(connection, scope=Scope.CONFIG, device=B, plugins=PLUGINS, **request):
-    wanted = AttachRequest(GUEST, (device,), binder=BinderKind.SIM, scope=scope, **request)
-    return provision.attach(connection, plugins, Config(), HOST, wanted)
+    attach_request = AttachRequest(GUEST, (device,), binder=BinderKind.SIM, scope=scope, **request)
+    return provision.attach(connection, plugins, Config(), HOST, attach_request)
 
 
 def detaching(connection, scope=Scope.CONFIG, device=B, plugins=PLUGINS):
@@ -54,7 +54,7 @@ def metadata(domain, flags):
 
 
 def everything(connection):
-    """Return all that a change may touch: XML and metadata of every guest, and who has what."""
+    """Return all that a change may touch: XML and metadata of every guest, and assigned devices."""
     lines = []
     for domain in sorted(connection._raw.listAllDomains(), key=lambda domain: domain.name()):
         state = connection.state(domain.name())
@@ -67,7 +67,7 @@ def everything(connection):
 
 @contextmanager
 def observed():
-    """Yield plugins with an observer, and the list of whether each event was a failure."""
+    """Yield plugins with an observer, and its list of events: True for a failure."""
     seen = []
 
     class Watch(Observer):
@@ -82,7 +82,7 @@ def observed():
 
 
 class World:
-    """A guest at a URI: who looks on, and a connection of its own for each change."""
+    """A guest at a URI, a connection that checks it, and a new connection for every change."""
 
     def __init__(self, watcher, own, running):
         self.watcher = watcher
@@ -90,7 +90,7 @@ class World:
         self.running = running
 
     def reset(self):
-        """Let a guest that runs start anew, so that nothing is left of what was plugged in."""
+        """Restart a running guest, so that plugged devices are gone."""
         if self.running:
             self.watcher.destroy(GUEST)
             self.watcher.start(GUEST)
@@ -112,8 +112,8 @@ def daemon_world(uri, kind, running):
 
 
 @pytest.fixture(autouse=True)
-def turns_of_our_own(tmp_path, monkeypatch):
-    """Keep what else goes on on this machine from having the turn when it is looked at."""
+def own_host_lock(tmp_path, monkeypatch):
+    """Use a lock that other programs on this machine do not."""
     monkeypatch.setattr(host_lock, "FOLDER", tmp_path)
 
 
@@ -122,11 +122,11 @@ def world(request, tmp_path):
     """A guest that is off."""
     if request.param == "QEMU":
         daemon = request.getfixturevalue("lab_daemon")
-        with daemon_world(daemon.uri, "qemu", running=False) as found:
-            yield found
+        with daemon_world(daemon.uri, "qemu", running=False) as world:
+            yield world
         return
     with node(node_file(tmp_path)) as connection:
-        # Every connection has guests of its own there, so all use one, and it cannot be lost.
+        # Connections to this driver have separate guests, so all share one, which cannot be lost.
         connection.define(nested_guest(GUEST, memory=256 << 20, kind="test"))
         attaching(connection, device=A)
         yield World(connection, lambda: nullcontext((connection, None)), running=False)
@@ -134,15 +134,15 @@ def world(request, tmp_path):
 
 @pytest.fixture
 def live_world(lab_daemon):
-    """A guest that runs, on the daemon's test driver, which plugs devices in but not out."""
-    with daemon_world(lab_daemon.test_uri, "test", running=True) as found:
-        yield found
+    """A running guest on the daemon's test driver, which can plug but not unplug."""
+    with daemon_world(lab_daemon.test_uri, "test", running=True) as world:
+        yield world
 
 
 def each_fault(world, what, after, change):
-    """Make ``change`` with call 1, 2, … failing, until no call is left.
+    """Apply ``change`` with call 1, 2, … failing, until no call is left.
 
-    Yield the name of each call that failed, the error, and what was there before.
+    Yield the name of the failed call, the error, and the state before.
     """
     for at in range(1, 100):
         world.reset()
@@ -155,7 +155,7 @@ def each_fault(world, what, after, change):
                 change(failing, plugins=plugins)
             except HypervisorError as raised:
                 error = raised
-        # Whoever is next has the turn at once.
+        # The host lock is free at once.
         with host_lock.held(world.watcher.hostname(), timeout_s=0):
             pass
         if error is None:
@@ -163,7 +163,7 @@ def each_fault(world, what, after, change):
             assert len(calls) < at or (what == LOST and after and len(calls) == at), calls
             return
         assert "\n" not in str(error)
-        # Observers learn of it where the change was begun, and of nothing else.
+        # Observers are notified once the change has begun, and of nothing else.
         assert seen in ([], [True])
         if what != LOST:
             assert CODES[what] in str(error)
@@ -173,17 +173,17 @@ def each_fault(world, what, after, change):
     pytest.fail("there is no end of calls")
 
 
-def models():
-    """Return the models that are there; others of this process may have kept some."""
+def simulators():
+    """Return the simulators in memory; other tests of this process may keep some."""
     gc.collect()
-    return {id(found) for found in gc.get_objects() if isinstance(found, SimBackend)}
+    return {id(value) for value in gc.get_objects() if isinstance(value, SimBackend)}
 
 
 @pytest.fixture(autouse=True)
-def no_model_is_left():
-    before = models()
+def no_simulator_is_left():
+    before = simulators()
     yield
-    assert models() <= before
+    assert simulators() <= before
 
 
 WHATS = [*CODES, LOST]
@@ -204,9 +204,9 @@ on_a_daemon = pytest.mark.parametrize("what", WHATS, ids=WHAT_IDS)
 
 
 def check_config(world, what, after, change, expected):
-    """Fail each call of ``change`` of a definition, and make it at last.
+    """Fail each call of a ``change`` of the definition, and apply it at last.
 
-    :param expected: names of calls that are among those that fail.
+    :param expected: names of calls that must be among those that fail.
     """
     old = world.watcher.domain_xml(GUEST)
     start = everything(world.watcher)
@@ -231,7 +231,7 @@ def check_config(world, what, after, change, expected):
     assert everything(world.watcher) == done
     assert expected <= {*failed}
     assert failed.count("defineXMLFlags") == 1
-    # Lost before the definition goes out, and before its echo comes in; later nobody misses it.
+    # Lost before the definition is sent, and before its reply; a later loss changes nothing.
     assert unclear == [True, False] * (what == LOST)
 
 
@@ -249,7 +249,7 @@ def test_detach_from_a_definition(world, what, after):
     check_config(world, what, after, detaching, {"getHostname", "lookupByName", "isActive"})
 
 
-# What runs.
+# Running guests.
 
 
 def devices_of(xml):
@@ -260,8 +260,8 @@ def devices_of(xml):
 @on_a_daemon
 @both_sides
 @pytest.mark.parametrize("scope", [Scope.LIVE, Scope.BOTH])
-def test_attach_to_what_runs(live_world, what, after, scope):
-    """What this driver does not take out again is recorded, so that it can be taken out later."""
+def test_attach_to_a_running_guest(live_world, what, after, scope):
+    """A device that this driver cannot unplug is recorded, so that it can be detached later."""
     connection = live_world.watcher
     definition = connection.domain_xml(GUEST)
     failed, stuck = [], []
@@ -271,22 +271,23 @@ def test_attach_to_what_runs(live_world, what, after, scope):
 
     for name, error, before in each_fault(live_world, what, after, change):
         failed.append(name)
-        found = connection.state(GUEST)
-        plugged, recorded = devices_of(found.running)
+        state = connection.state(GUEST)
+        plugged, recorded = devices_of(state.running)
         if what == LOST and isinstance(error, UndoError):
             assert LOST_WORDS in str(error)
-            # Nothing is plugged in that is not recorded.
+            # Every plugged device is recorded.
             assert {*plugged} <= {*recorded}
-            if str(found.definition) != str(definition):
-                assert devices_of(found.definition) == ([A, B], [A, B])
+            if str(state.definition) != str(definition):
+                assert devices_of(state.definition) == ([A, B], [A, B])
                 connection.define(definition)
         elif isinstance(error, UndoError):
             stuck.append(name)
-            assert f"undoing it in the running guest failed too: {B} may be in it: unplu" in str(
-                error
+            assert (
+                f"undoing it in the running guest failed too: {B} may be plugged in: unplu"
+                in str(error)
             )
             assert "virDomainDetachDeviceFlags; this driver of libvirt cannot do that" in str(error)
-            assert str(found.definition) == str(definition)
+            assert str(state.definition) == str(definition)
             assert (plugged, recorded) == ([A, B], [A, B])
             with pytest.raises(HypervisorError, match="this driver of libvirt cannot do that"):
                 detaching(connection, Scope.LIVE)
@@ -295,7 +296,7 @@ def test_attach_to_what_runs(live_world, what, after, scope):
     assert {"attachDeviceFlags", "setMetadata"} <= {*failed}
     assert failed.count("defineXMLFlags") == (scope is Scope.BOTH)
     if what != LOST:
-        # Once it is plugged in: its own answer, and the look whether it is there.
+        # After plugging: the reply of the call, and the check whether the guest has the device.
         assert stuck == ["attachDeviceFlags"] * after + ["lookupByName", "XMLDesc"]
 
 
@@ -303,8 +304,8 @@ def test_attach_to_what_runs(live_world, what, after, scope):
 @on_a_daemon
 @both_sides
 @pytest.mark.parametrize("scope", [Scope.LIVE, Scope.BOTH])
-def test_detach_from_what_runs(live_world, what, after, scope):
-    """The driver refuses in any case, so the calls that undo it fail here in their turn, too."""
+def test_detach_from_a_running_guest(live_world, what, after, scope):
+    """The driver always refuses to unplug, so the calls that undo the rest fail here, too."""
     connection = live_world.watcher
     definition = connection.domain_xml(GUEST)
     before = everything(connection)
@@ -326,13 +327,13 @@ def test_detach_from_what_runs(live_world, what, after, scope):
         assert everything(connection) == before, failed
     assert "detachDeviceFlags" in failed
     if what != LOST:
-        # The look whether it is out, the record, and the old definition.
+        # The check whether it is unplugged, the record, and the old definition.
         undo = ["lookupByName", "XMLDesc", "lookupByUUIDString", "setMetadata"]
         undo += ["defineXMLFlags", "XMLDesc"] * (scope is Scope.BOTH)
         assert kept == undo
 
 
-# The connection is lost while libvirt works.
+# Connections lost while libvirt works.
 
 
 def libvirtd_of(daemon):
@@ -347,13 +348,13 @@ def libvirtd_of(daemon):
     def ours(pid):
         return pid == daemon.pid or (pid in parents and ours(parents[pid]))
 
-    (found,) = (pid for pid, name in names.items() if name == "libvirtd" and ours(pid))
-    return found
+    (libvirtd,) = (pid for pid, name in names.items() if name == "libvirtd" and ours(pid))
+    return libvirtd
 
 
 @pytest.mark.lab_root
 def test_a_connection_that_is_lost_while_libvirt_defines(lab_daemon):
-    """libvirtd is stopped when the call reaches it, and goes on when nobody waits for it."""
+    """libvirtd is stopped when the call arrives, and resumes when no client waits for it."""
     libvirtd = libvirtd_of(lab_daemon)
     with daemon_world(lab_daemon.uri, "qemu", running=False) as world:
         old = world.watcher.domain_xml(GUEST)
@@ -378,9 +379,9 @@ def test_a_connection_that_is_lost_while_libvirt_defines(lab_daemon):
             finally:
                 os.kill(libvirtd, signal.SIGCONT)
         assert LOST_WORDS in str(caught.value)
-        # Whether it carries the call out is libvirt's; look until it had the time to.
+        # libvirt may or may not finish the call; give it the time to.
         deadline = time.monotonic() + 1
         while everything(world.watcher) == before and time.monotonic() < deadline:
             time.sleep(0.05)
-        # Once more: what was asked for while libvirt did it may be half of each.
+        # Read once more: a reading while libvirt works may be half of each.
         assert everything(world.watcher) in (before, done)

@@ -1,4 +1,4 @@
-"""Changes take turns: who has the lock, who waits, and lock files that are something else."""
+"""The host lock: one holder at a time, released on exit, and lock files that are not usable."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ HOST = "some-host"
 @pytest.fixture(autouse=True)
 def folder(monkeypatch):
     """A folder for lock files that every user may use, as /run/lock is."""
-    with tempfile.TemporaryDirectory(prefix="vmm-msi-turns-") as name:
+    with tempfile.TemporaryDirectory(prefix="vmm-msi-lock-") as name:
         Path(name).chmod(0o1777)
         monkeypatch.setattr(host_lock, "FOLDER", Path(name))
         yield Path(name)
@@ -29,18 +29,18 @@ def folder(monkeypatch):
 
 @pytest.fixture
 def path(folder):
-    """The lock file, which is not there."""
+    """Return the path of the lock file, which does not exist."""
     with host_lock.held(HOST):
-        (found,) = folder.iterdir()
-    found.unlink()
-    return found
+        (path,) = folder.iterdir()
+    path.unlink()
+    return path
 
 
 def in_another_process(folder, body):
-    """Start Python with ``body``, which can use ``turn``; return it when it has said something."""
+    """Start Python with ``body``, which can use ``host_lock``; return it after its first line."""
     code = (
         "import os, sys, time\nfrom pathlib import Path\nfrom vmm_msi.provision import host_lock\n"
-        f"from vmm_msi.provision import host_lock\nhost_lock.FOLDER = Path({str(folder)!r})\n"
+        f"host_lock.FOLDER = Path({str(folder)!r})\n"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code + body], stdout=subprocess.PIPE, stdin=subprocess.PIPE
@@ -58,13 +58,13 @@ def test_one_at_a_time(folder):
             pytest.raises(HypervisorError) as caught,
             host_lock.held(HOST, timeout_s=0.05),
         ):
-            pytest.fail("two have the turn")
+            pytest.fail("two processes hold the lock")
         (path,) = folder.iterdir()
         assert str(caught.value) == (
-            f"waiting for the turn to change guests on {HOST}: somebody else has {path} locked for "
-            f"more than 0 s; fuser {path} tells who"
+            f"locking the guests of {HOST}: another process has locked {path} for more than 0 s; "
+            f"fuser {path} shows which"
         )
-        # Another host is another turn.
+        # Another host has another lock.
         with host_lock.held("other-host", timeout_s=0):
             pass
         child.stdin.close()
@@ -73,7 +73,7 @@ def test_one_at_a_time(folder):
         pass
 
 
-def test_a_process_that_is_killed_gives_its_turn_back_at_once(folder):
+def test_a_killed_process_releases_the_lock(folder):
     with in_another_process(folder, HOLD) as child:
         child.kill()
         child.wait(10)
@@ -81,7 +81,7 @@ def test_a_process_that_is_killed_gives_its_turn_back_at_once(folder):
             pass
 
 
-def test_a_turn_ends_though_a_child_of_its_process_lives_on(folder):
+def test_a_forked_child_does_not_keep_the_lock(folder):
     body = (
         f"with host_lock.held({HOST!r}):\n    child = os.fork()\n    if not child:\n"
         "        sys.stdin.read()\n        os._exit(0)\n"
@@ -94,8 +94,8 @@ def test_a_turn_ends_though_a_child_of_its_process_lives_on(folder):
         assert child.wait(10) == 0
 
 
-def test_a_lock_file_that_was_removed_while_somebody_waited(folder, path):
-    """What is locked is the file that is there, so that the next one finds it locked, too."""
+def test_a_removed_lock_file_is_created_again(folder, path):
+    """The existing file is locked, so that the next process waits for it."""
     with in_another_process(folder, HOLD) as child:
         path.unlink()
         with host_lock.held(HOST, timeout_s=0):
@@ -104,7 +104,7 @@ def test_a_lock_file_that_was_removed_while_somebody_waited(folder, path):
         assert child.wait(10) == 0
 
 
-def test_whoever_is_first_makes_it_for_all(path):
+def test_the_first_process_creates_it_for_every_user(path):
     before = os.umask(0o077)
     try:
         with host_lock.held(HOST):
@@ -117,7 +117,7 @@ def test_whoever_is_first_makes_it_for_all(path):
 
 def make_symlink(path):
     target = path.with_name("target")
-    target.write_text("of somebody else")
+    target.write_text("another file")
     path.symlink_to(target)
 
 
@@ -126,36 +126,36 @@ def make_socket(path):
         server.bind(str(path))
 
 
-MADE = {
+UNUSABLE = {
     "symlink": (make_symlink, "Too many levels of symbolic links"),
     "dangling symlink": (
         lambda path: path.symlink_to("nowhere"),
         "Too many levels of symbolic links",
     ),
-    "FIFO": (os.mkfifo, "it is no plain file"),
-    "folder": (Path.mkdir, "it is no plain file"),
+    "FIFO": (os.mkfifo, "not a regular file"),
+    "folder": (Path.mkdir, "not a regular file"),
     "socket": (make_socket, "No such device or address"),
 }
 
 
-@pytest.mark.parametrize("kind", MADE)
-def test_a_lock_file_that_is_something_else(path, kind):
-    make, words = MADE[kind]
+@pytest.mark.parametrize("kind", UNUSABLE)
+def test_an_unusable_lock_file(path, kind):
+    make, words = UNUSABLE[kind]
     make(path)
     before = sorted(path.parent.iterdir())
     opened = len([*Path("/proc/self/fd").iterdir()])
     with pytest.raises(HypervisorError) as caught, host_lock.held(HOST):
-        pytest.fail("it was taken for a lock")
+        pytest.fail("it was used as a lock")
     assert str(caught.value) == (
-        f"waiting for the turn to change guests on {HOST}: {path}: {words}; valid is a plain file "
-        f"that everybody may lock, in a folder {path.parent} that is there"
+        f"locking the guests of {HOST}: {path}: {words}; it must be a regular file that every user "
+        f"may lock, and the folder {path.parent} must exist"
     )
     assert sorted(path.parent.iterdir()) == before
     assert len([*Path("/proc/self/fd").iterdir()]) == opened
 
 
 @pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_lock_that_may_not_be_used(folder, path, what):
+def test_a_lock_without_permission(folder, path, what):
     if what == "file":
         path.touch(0)
         path.chmod(0)
@@ -165,7 +165,7 @@ def test_a_lock_that_may_not_be_used(folder, path, what):
     if user == 0:
         os.seteuid(65534)  # root may read anything
     try:
-        words = f"{path}: Permission denied; valid is a plain"
+        words = f"{path}: Permission denied; it must be a regular file"
         with pytest.raises(HypervisorError, match=words), host_lock.held(HOST):
             pytest.fail("it was used")
     finally:
@@ -173,30 +173,30 @@ def test_a_lock_that_may_not_be_used(folder, path, what):
         folder.chmod(0o1777)
 
 
-def test_a_folder_that_is_not_there(monkeypatch, folder):
+def test_a_missing_folder(monkeypatch, folder):
     monkeypatch.setattr(host_lock, "FOLDER", folder / "gone")
     with (
-        pytest.raises(HypervisorError, match=r"in a folder .*/gone that is there$"),
+        pytest.raises(HypervisorError, match=r"the folder .*/gone must exist$"),
         host_lock.held(HOST),
     ):
-        pytest.fail("there is none")
+        pytest.fail("the folder does not exist")
 
 
-def test_a_plan_that_is_out_of_date_does_nothing(connection):
+def test_an_outdated_plan_changes_nothing(connection):
     change = plan(connection, A)
     attach(connection, B)
     before = texts(connection)
     with pytest.raises(HypervisorError) as caught:
         apply_change(connection, change)
     assert str(caught.value) == (
-        "changing guest0: somebody else changed it since this was planned; nothing was done, plan "
-        "it again"
+        "changing guest0: another program changed it since this was planned; nothing was done, "
+        "plan it again"
     )
     assert texts(connection) == before
     apply_change(connection, plan(connection, A))
 
 
-def test_a_device_that_another_guest_got_since_is_not_given_twice(connection):
+def test_a_device_that_another_guest_got_since(connection):
     change = plan(connection, A, guest="guest1", strategy="direct")
     attach(connection, A)
     before = texts(connection)

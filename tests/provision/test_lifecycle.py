@@ -1,4 +1,4 @@
-"""What a guest, a device or a libvirt says of itself, and what is made of it."""
+"""Plans for guests, devices and releases of libvirt of all kinds."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def facts(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, gue
 
 def plan(libvirt_facts, *devices, strategy=None, **request):
     named = None if strategy is None else Choice.parse(strategy)
-    wanted = AttachRequest("guest0", devices, named, **request)
-    return planner.plan_attach(libvirt_facts, PLUGINS, Config(), HOST, wanted)
+    attach_request = AttachRequest("guest0", devices, named, **request)
+    return planner.plan_attach(libvirt_facts, PLUGINS, Config(), HOST, attach_request)
 
 
 def with_cells(*pairs, memory=None):
@@ -92,7 +92,7 @@ def test_memory_of_all_cells_counts_for_those_without_a_node_of_their_own():
     assert cells_of_buses(change) == [1]
 
 
-def test_no_cell_on_that_node_is_told():
+def test_a_note_names_a_node_without_a_cell():
     change = plan(facts(guest=with_cells((0, "0")), nodes=on_nodes(a=1)), A)
     assert (
         "0000:01:00.0: on NUMA node 1 of the host, and no cell of the guest has its memory there "
@@ -101,7 +101,7 @@ def test_no_cell_on_that_node_is_told():
 
 
 @pytest.mark.parametrize("nodeset", ["", "a", "1-", "3-1", "^1-2", "99999", "-1", "0x1"])
-def test_a_node_set_that_is_none(nodeset):
+def test_an_invalid_node_set(nodeset):
     guest = with_cells((0, nodeset))
     with pytest.raises(DomainXmlError, match=r"reading the NUMA cells of guest0: .* such as 0-3,"):
         plan(facts(guest=guest, nodes=on_nodes(a=1)), A)
@@ -117,7 +117,7 @@ def functions():
     }
 
 
-def test_a_virtual_function_is_attached_as_a_device_of_its_own():
+def test_a_virtual_function():
     change = plan(facts(nodes=functions()), VF)
     assert [hostdev.host for hostdev in change.new.hostdevs()] == [VF]
     assert {verdict.outcome for verdict in change.verdicts} == {"delivered"}
@@ -130,7 +130,7 @@ def test_a_virtual_function_is_attached_as_a_device_of_its_own():
         (VF, A, "domain other has its physical function 0000:01:00.0"),
     ],
 )
-def test_a_function_whose_other_half_a_guest_has(device, held, words):
+def test_a_function_whose_physical_or_virtual_one_a_guest_has(device, held, words):
     with pytest.raises(RefusedError, match=words):
         plan(facts(nodes=functions(), holders=[(held, "other")]), device)
 
@@ -139,14 +139,14 @@ def test_a_function_whose_other_half_a_guest_has(device, held, words):
 
 
 @pytest.mark.parametrize("driver", ["vfio-pci", "mlx5-vfio-pci", "nvgrace-gpu-vfio-pci"])
-def test_unmanaged_devices_stay_as_they_are(driver):
+def test_an_unmanaged_device_bound_to_vfio(driver):
     nodes = {A: replace(NODES[A], driver=driver)}
     change = plan(facts(nodes=nodes), A, managed=False)
     assert [hostdev.managed for hostdev in change.new.hostdevs()] == [False]
 
 
 @pytest.mark.parametrize("driver", [None, "nvme"])
-def test_an_unmanaged_device_that_is_not_ready(driver):
+def test_an_unmanaged_device_with_another_driver(driver):
     nodes = {A: replace(NODES[A], driver=driver)}
     reason = (
         "it has no driver"
@@ -162,7 +162,7 @@ def test_an_unmanaged_device_that_is_not_ready(driver):
     assert plan(facts(nodes=nodes), A).new.hostdevs()[0].managed
 
 
-def test_a_device_that_libvirt_does_not_know():
+def test_a_device_unknown_to_libvirt():
     with pytest.raises(RefusedError, match="libvirt knows no such device of the host; valid is"):
         plan(facts(nodes={}), A)
     assert plan(facts(nodes={}), A, binder=BinderKind.SIM).new.hostdevs()
@@ -175,13 +175,17 @@ def test_a_device_that_libvirt_does_not_know():
 @pytest.mark.parametrize(
     ("state", "scope", "words"),
     [
-        ({}, Scope.LIVE, "it does not run; --scope config changes its definition"),
-        ({}, Scope.BOTH, "it does not run; --scope config changes its definition"),
-        ({"persistent": False}, Scope.CONFIG, "it has none, it is gone when it stops; --scope liv"),
+        ({}, Scope.LIVE, "it is not running; use --scope config to change its"),
+        ({}, Scope.BOTH, "it is not running; use --scope config to change its"),
+        (
+            {"persistent": False},
+            Scope.CONFIG,
+            "the guest is transient and has none; use --scop",
+        ),
         ({"saved": True}, Scope.CONFIG, "virsh managedsave-remove guest0"),
     ],
 )
-def test_a_guest_that_cannot_be_changed_so(state, scope, words):
+def test_a_guest_in_another_state(state, scope, words):
     with pytest.raises(RefusedError, match=words):
         plan(facts(**state), A, scope=scope)
     with pytest.raises(RefusedError, match=words):
@@ -202,19 +206,19 @@ def test_a_note_counts_snapshots():
         (DomainCaps(gic3=False, efi=False), "a GICv3 nor give the guest a UEFI firmware"),
     ],
 )
-def test_what_domain_capabilities_exclude(caps, words):
+def test_features_that_domain_capabilities_exclude(caps, words):
     with pytest.raises(RefusedError, match=words):
         plan(facts(caps=caps), A)
 
 
-def test_capabilities_that_say_nothing_exclude_nothing():
+def test_empty_capabilities_exclude_nothing():
     assert plan(facts(caps=DomainCaps()), A).new.hostdevs()
 
 
 # Properties of vSMMUs, free ports, file descriptors.
 
 
-def test_properties_are_those_of_each_new_vsmmu():
+def test_properties_of_new_vsmmus():
     change = plan(facts(), A, C, driver={"oas": "48", "ats": "on"})
     assert [iommu.driver for iommu in change.new.iommus()] == [
         {"pciBus": "1", "accel": "on", "oas": "48", "ats": "on"},
@@ -231,27 +235,25 @@ def test_properties_are_those_of_each_new_vsmmu():
         ({"accel": "off"}, "vSMMU property 'accel': unknown"),
     ],
 )
-def test_properties_that_a_vsmmu_does_not_have(driver, words):
+def test_unknown_properties_of_vsmmus(driver, words):
     with pytest.raises(UsageError, match=words):
         plan(facts(), A, driver=driver)
 
 
-def test_properties_that_this_libvirt_does_not_have():
+def test_properties_that_this_libvirt_lacks():
     older = Support(Version(11, 10), Version(11, 1))
-    words = (
-        r"libvirt 11\.10\.0 cannot write <driver oas>.* Would work here: the same without --vsmmu"
-    )
+    words = r"libvirt 11\.10\.0 cannot write <driver oas>.* Omit --vsmmu"
     with pytest.raises(RefusedError, match=words):
         plan(facts(support=older), A, binder=BinderKind.SIM, driver={"oas": "48"})
 
 
-def test_free_ports_are_there_for_later():
+def test_spare_ports():
     change = plan(facts(), A, spare_ports=3)
     (vsmmu,) = read_record(change.new).vsmmus
     assert len(vsmmu.spare_ports) == 3
     undone = planner.plan_detach(GuestState(change.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
-    with pytest.raises(UsageError, match="spare ports: -1; valid is 0 or more"):
+    with pytest.raises(UsageError, match="spare ports: -1; valid: 0 or more"):
         plan(facts(), A, spare_ports=-1)
 
 
@@ -287,7 +289,7 @@ def reserved_by_us(change):
     return {device.get("alias"): int(device[0][0].get("value")) for device in devices}
 
 
-def test_memory_is_reserved_for_what_is_plugged_in_later():
+def test_memory_is_reserved_for_spare_ports():
     change = plan(facts(), A, spare_ports=1)
     assert reserved_by_us(change) == {"pci.2": 64 << 20, "pci.3": 64 << 20}
     assert bars(change) == []
@@ -305,7 +307,7 @@ def test_memory_is_reserved_for_what_is_plugged_in_later():
     assert str(undone.new) == str(GUEST)
 
 
-def test_memory_is_not_reserved_without_a_need():
+def test_memory_is_not_reserved_needlessly():
     assert reserved_by_us(plan(facts(), A)) == {}
     assert reserved_by_us(plan(facts(), A, spare_ports=1, binder=BinderKind.SIM)) == {}
     reserved = DomainXml.parse(str(GUEST).replace("</domain>", RESERVE), "the test")
@@ -317,49 +319,49 @@ def test_memory_is_not_reserved_without_a_need():
         )
 
 
-def test_an_override_of_the_users_stays():
+def test_an_override_of_the_user_stays():
     mine = DomainXml.parse(str(GUEST).replace("</domain>", OVERRIDE), "the test")
     change = plan(facts(guest=mine), A, spare_ports=2)
     assert reserved_by_us(change) == {"pci.3": 67108864, "pci.2": 64 << 20, "pci.4": 64 << 20}
 
 
-def test_a_note_where_nothing_is_reserved():
+def test_a_note_if_no_memory_is_reserved():
     assert len(bars(plan(facts(), A, spare_ports=1, spare_memory=0))) == 1
     assert bars(plan(facts(), A)) == []
     for memory in (-1, 1 << 20):
-        with pytest.raises(UsageError, match=r"spare memory: .* MiB; valid is 0 to 524288"):
+        with pytest.raises(UsageError, match=r"spare memory: .* MiB; valid: 0 to 524288"):
             plan(facts(), A, spare_ports=1, spare_memory=memory)
 
 
-def test_memory_for_what_is_plugged_in_now():
+def test_memory_for_a_device_that_is_plugged_in():
     first = plan(facts(), A, spare_ports=2, spare_memory=0)
     assert len(bars(plan(facts(**running(first)), B, scope=Scope.LIVE))) == 1
     reserved = DomainXml.parse(str(first.new).replace("</domain>", RESERVE), "the test")
     # What counts is what QEMU was started with.
-    mended = facts(guest=reserved, running=first.new)
-    assert len(bars(plan(mended, B, scope=Scope.LIVE))) == 1
-    assert bars(plan(mended, B)) == []
+    reserving = facts(guest=reserved, running=first.new)
+    assert len(bars(plan(reserving, B, scope=Scope.LIVE))) == 1
+    assert bars(plan(reserving, B)) == []
     assert bars(plan(facts(guest=reserved, running=reserved), B, scope=Scope.BOTH)) == []
 
 
-def test_a_group_of_file_descriptors_is_named():
+def test_a_group_of_file_descriptors():
     change = plan(facts(), A, fdgroup="iommu")
     assert change.new.iommufd_fdgroup == "iommu"
     undone = planner.plan_detach(GuestState(change.new), DetachRequest("guest0"))
     assert str(undone.new) == str(GUEST)
     older = Support(Version(12, 2), Version(11, 1))
-    words = "cannot write <iommufd fdgroup>.* Would work here: the same without --fdgroup"
+    words = "cannot write <iommufd fdgroup>.* Omit --fdgroup"
     with pytest.raises(RefusedError, match=words):
         plan(facts(support=older), A, fdgroup="iommu", binder=BinderKind.SIM)
-    with pytest.raises(UsageError, match="file descriptor group: it has no name"):
+    with pytest.raises(UsageError, match="file descriptor group: the name is empty"):
         plan(facts(), A, fdgroup="")
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan"), float("inf")])
-def test_a_time_that_nobody_can_wait_for(seconds):
+def test_an_invalid_release_timeout(seconds):
     attached = plan(facts(), A)
     request = DetachRequest("guest0", release_s=seconds)
-    with pytest.raises(UsageError, match=r"release timeout: .* s; valid is 0 or more"):
+    with pytest.raises(UsageError, match=r"release timeout: .* s; valid: 0 or more"):
         planner.plan_detach(GuestState(attached.new), request)
 
 
@@ -371,7 +373,7 @@ def running(change):
     return {"running": change.new, "guest": change.new}
 
 
-def test_the_definition_and_what_runs_get_the_device_in_one_place():
+def test_definition_and_running_guest_have_one_place_for_a_device():
     first = plan(facts(), A, spare_ports=1)
     change = plan(facts(**running(first)), B, scope=Scope.BOTH)
     assert str(change.new) == str(change.live.new)
@@ -386,7 +388,7 @@ def test_the_definition_and_what_runs_get_the_device_in_one_place():
     assert not any("next start" in note for note in change.notes)
 
 
-def test_what_runs_alone():
+def test_the_running_guest_alone():
     first = plan(facts(), A, spare_ports=1)
     change = plan(facts(**running(first)), B, scope=Scope.LIVE)
     assert change.new is change.old
@@ -399,18 +401,20 @@ def test_what_runs_alone():
     assert len(read_record(out.live.new).vsmmus[0].spare_ports) == 2
 
 
-def test_one_that_the_definition_has_can_be_plugged():
+def test_a_device_of_the_definition_can_be_plugged_in():
     first = plan(facts(), A, spare_ports=1)
     later = plan(facts(guest=first.new), B)
     state = {"guest": later.new, "running": first.new, "holders": [(A, "guest0"), (B, "guest0")]}
     change = plan(facts(**state), B, scope=Scope.LIVE)
     assert [device for device, _xml in change.live.devices] == [B]
-    with pytest.raises(RefusedError, match="it is attached already; detach it first"):
+    with pytest.raises(RefusedError, match="it is already attached; detach it first"):
         plan(facts(**state), B, scope=Scope.BOTH)
 
 
-@pytest.mark.parametrize("asked", [{"spare_ports": 1}, {"driver": {"oas": "48"}}, {"fdgroup": "x"}])
-def test_what_cannot_be_asked_of_what_runs(asked):
+@pytest.mark.parametrize(
+    "options", [{"spare_ports": 1}, {"driver": {"oas": "48"}}, {"fdgroup": "x"}]
+)
+def test_options_of_the_definition_alone(options):
     first = plan(facts(), A, spare_ports=1)
     with pytest.raises(UsageError, match="attaching with --scope live: spare ports, vSMMU prop"):
-        plan(facts(**running(first)), B, scope=Scope.LIVE, **asked)
+        plan(facts(**running(first)), B, scope=Scope.LIVE, **options)

@@ -1,6 +1,6 @@
-"""Changing what runs, on a real daemon: its test driver plugs devices in, QEMU runs guests.
+"""Changes of running guests on a real daemon: its test driver plugs devices in, QEMU runs guests.
 
-The test driver has no call to take a device out again, so what comes out is held on its refusal.
+The test driver cannot unplug a device, so unplugging is tested by its refusal.
 """
 
 from __future__ import annotations
@@ -43,27 +43,29 @@ def guest(lab_daemon):
 
 
 def attach(connection, *devices, **request):
-    wanted = AttachRequest(GUEST, devices, binder=provision.BinderKind.SIM, **request)
-    return provision.attach(connection, PLUGINS, Config(), HOST, wanted)
+    attach_request = AttachRequest(GUEST, devices, binder=provision.BinderKind.SIM, **request)
+    return provision.attach(connection, PLUGINS, Config(), HOST, attach_request)
 
 
 def state(connection):
-    found = connection.state(GUEST)
-    return str(found.definition), None if found.running is None else str(found.running)
+    guest_state = connection.state(GUEST)
+    return str(guest_state.definition), None if guest_state.running is None else str(
+        guest_state.running
+    )
 
 
 def devices_of(xml):
     return [device.host for device in read_record(xml).devices]
 
 
-def test_what_runs_and_the_definition_get_a_device(guest):
+def test_definition_and_running_guest_get_a_device(guest):
     before, _running = state(guest)
     attach(guest, B, scope=Scope.BOTH)
-    found = guest.state(GUEST)
-    assert devices_of(found.definition) == devices_of(found.running) == [A, B]
+    guest_state = guest.state(GUEST)
+    assert devices_of(guest_state.definition) == devices_of(guest_state.running) == [A, B]
     places = [
         {hostdev.host: hostdev.guest for hostdev in xml.hostdevs()}
-        for xml in (found.definition, found.running)
+        for xml in (guest_state.definition, guest_state.running)
     ]
     assert places[0] == places[1]
     assert len(places[0]) == 2
@@ -75,28 +77,28 @@ def test_what_runs_and_the_definition_get_a_device(guest):
     assert before != undone
 
 
-def test_what_runs_alone_gets_devices_in_two_steps(guest):
+def test_the_running_guest_gets_devices_in_two_steps(guest):
     before, _running = state(guest)
     attach(guest, B, scope=Scope.LIVE)
     attach(guest, A2, scope=Scope.LIVE)
-    found = guest.state(GUEST)
-    assert str(found.definition) == before
-    assert devices_of(found.running) == [A, B, A2]
-    assert read_record(found.running).vsmmus[0].spare_ports == ()
+    guest_state = guest.state(GUEST)
+    assert str(guest_state.definition) == before
+    assert devices_of(guest_state.running) == [A, B, A2]
+    assert read_record(guest_state.running).vsmmus[0].spare_ports == ()
     full = state(guest)
     with pytest.raises(RefusedError, match=r"has too few free root ports \(0 of \d\)"):
         attach(guest, A3, scope=Scope.LIVE)
     assert state(guest) == full
 
 
-def test_what_cannot_be_plugged_is_refused_before_the_call(guest):
+def test_an_impossible_plug_is_refused_before_the_call(guest):
     before = state(guest)
     with pytest.raises(RefusedError, match="has no vSMMU for SMMU 1, and QEMU cannot plug one"):
         attach(guest, C, scope=Scope.BOTH)
     assert state(guest) == before
 
 
-def test_the_definition_is_put_back_when_the_guest_keeps_a_device(guest):
+def test_the_definition_is_restored_if_the_guest_keeps_a_device(guest):
     before = state(guest)
     with pytest.raises(HypervisorError) as caught:
         provision.detach(guest, DetachRequest(GUEST, (A,), Scope.BOTH))
@@ -106,8 +108,8 @@ def test_the_definition_is_put_back_when_the_guest_keeps_a_device(guest):
     assert state(guest) == before
 
 
-def test_a_device_that_cannot_be_undone_is_named(guest):
-    """The second device is refused, and this driver does not take the first one out again."""
+def test_the_error_names_a_device_that_stays(guest):
+    """The second device is refused, and this driver cannot unplug the first one."""
     before, _running = state(guest)
     request = AttachRequest(GUEST, (B, A2), binder=provision.BinderKind.SIM, scope=Scope.BOTH)
     change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
@@ -116,22 +118,22 @@ def test_a_device_that_cannot_be_undone_is_named(guest):
     with pytest.raises(UndoError) as caught:
         provision.apply_change(guest, replace(change, live=broken))
     assert "plugging a device into the running guest nested" in str(caught.value)
-    assert f"undoing it in the running guest failed too: {B} may be in it: unplugging" in str(
+    assert f"undoing it in the running guest failed too: {B} may be plugged in: unplugging" in str(
         caught.value
     )
-    found = guest.state(GUEST)
-    assert str(found.definition) == before
-    # It is there, and recorded: it can be detached from what runs.
-    assert [hostdev.host for hostdev in found.running.hostdevs()] == [A, B]
-    assert devices_of(found.running) == [A, B]
+    guest_state = guest.state(GUEST)
+    assert str(guest_state.definition) == before
+    # It is plugged in and recorded, so that it can be detached.
+    assert [hostdev.host for hostdev in guest_state.running.hostdevs()] == [A, B]
+    assert devices_of(guest_state.running) == [A, B]
 
 
-def test_a_plan_that_is_out_of_date(guest):
+def test_an_outdated_plan(guest):
     request = AttachRequest(GUEST, (B,), binder=provision.BinderKind.SIM, scope=Scope.BOTH)
     change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
     attach(guest, A2, scope=Scope.LIVE)
     before = state(guest)
-    with pytest.raises(HypervisorError, match="somebody else changed it since this was planned"):
+    with pytest.raises(HypervisorError, match="another program changed it since this was planned"):
         provision.apply_change(guest, change)
     assert state(guest) == before
 
@@ -144,17 +146,17 @@ def test_a_guest_without_a_definition(lab_daemon):
         connection.start(GUEST)
         connection.undefine(GUEST)
         assert not connection.state(GUEST).persistent
-        with pytest.raises(RefusedError, match="--scope live changes what runs"):
+        with pytest.raises(RefusedError, match="use --scope live to change the running guest"):
             attach(connection, B)
         attach(connection, B, scope=Scope.LIVE)
         assert devices_of(connection.state(GUEST).running) == [A, B]
         connection.destroy(GUEST)
 
 
-def test_the_command_says_what_was_changed(guest):
+def test_the_command_reports_what_was_changed(guest):
     out = vmm_msi(guest, "attach", B, "--scope", "live")
     assert out.startswith(f"{GUEST}: attached {B}\n")
-    assert "note: what runs was changed, not the definition: the next start is without it" in out
+    assert "note: only the running guest changes: its next start is without the change" in out
     xml = DomainXml.parse(vmm_msi(guest, "attach", A2, "--scope", "live", "--print-xml"), "it")
     assert [hostdev.host for hostdev in xml.hostdevs()] == [A, B, A2]
     assert xml.root.get("id") is not None
@@ -163,7 +165,7 @@ def test_the_command_says_what_was_changed(guest):
 # QEMU.
 
 
-def test_qemu_refuses_a_device_and_all_is_as_before(qemu):
+def test_a_device_that_qemu_refuses_changes_nothing(qemu):
     """This machine has no VFIO: libvirt's refusal of the plug undoes the definition, too."""
     layout = replace(
         qemu.versions().support().layout(), accel=False, iommufd=IommufdForm.NONE, spare_ports=1
@@ -185,7 +187,7 @@ def test_qemu_saved_state(qemu):
     qemu._raw.lookupByName(GUEST).managedSave(0)
     before = state(qemu)
     words = vmm_msi(qemu, "attach", A, "--backend", "sim", code=5)
-    assert "libvirt saved its state, and its next start takes that up" in words
+    assert "libvirt saved its state, and its next start restores that state" in words
     assert state(qemu) == before
     qemu._raw.lookupByName(GUEST).managedSaveRemove(0)
     attach(qemu, A)
@@ -193,7 +195,7 @@ def test_qemu_saved_state(qemu):
     assert state(qemu) == before
 
 
-def test_qemu_says_that_this_host_has_no_iommufd(qemu):
+def test_qemu_reports_a_host_without_iommufd(qemu):
     caps = qemu.capabilities_for(qemu.domain_xml(GUEST))
     assert (caps.pci_hostdev, caps.iommufd, caps.gic3, caps.efi) == (True, False, True, True)
 

@@ -1,4 +1,4 @@
-"""What libvirt knows of the host's devices, and what of it goes into a guest."""
+"""Host devices as libvirt describes them, and their effect on a guest."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from vmm_msi.errors import RefusedError
 from vmm_msi.types import PciAddress
 
 
-def test_the_bus_is_on_the_numa_cell_that_is_on_the_host_node_of_its_devices(connection):
-    """The sample's devices are on node 0, and libvirt takes the <node> that follows from it."""
+def test_a_bus_is_on_the_numa_cell_of_its_devices(connection):
+    """The sample's devices are on node 0, and libvirt accepts the resulting <node>."""
     old = connection.domain_xml("guest0")
     cells = (
         "<numatune><memnode cellid='0' mode='strict' nodeset='1'/>"
@@ -32,8 +32,8 @@ def test_the_bus_is_on_the_numa_cell_that_is_on_the_host_node_of_its_devices(con
     assert texts(connection) == before
 
 
-def test_a_virtual_function_and_its_other_half(tmp_path):
-    """A node file with an SR-IOV device: what libvirt makes of it is what is gone by."""
+def test_physical_and_virtual_function(tmp_path):
+    """A node file with an SR-IOV device, as libvirt describes it."""
     text = Path(node_file(tmp_path)).read_text()
     half = "<capability type='{}'><address domain='0x0000' bus='0x01' slot='0x00' function='0x{}'/>"
     function = text[text.index("  <device>") : text.index("</device>") + len("</device>\n")]

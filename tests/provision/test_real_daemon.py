@@ -53,7 +53,7 @@ def status(connection):
 def test_driver(lab_daemon):
     """The daemon's test driver with a guest.
 
-    Its state lives as long as somebody is connected, so this connection is held.
+    Its state lasts while a client is connected, so this connection stays open.
     """
     with connect(lab_daemon.test_uri) as connection:
         connection.define(nested_guest(GUEST, memory=1 << 30, kind="test"))
@@ -62,7 +62,7 @@ def test_driver(lab_daemon):
 
 
 def buses(xml):
-    """Return which <driver> each expander bus has."""
+    """Return the <driver> of each expander bus."""
     drivers = {iommu.pci_bus: iommu.driver for iommu in xml.iommus()}
     return [
         drivers.pop(str(controller.index))
@@ -124,7 +124,7 @@ def test_another_process_sees_who_holds_a_device(test_driver):
     vmm_msi(test_driver, "attach", NAMES[0])
     before = texts(test_driver)
     words = vmm_msi(test_driver, "attach", NAMES[0], code=5)
-    assert "attaching 0000:01:00.0 to nested: it is attached already; detach it first" in words
+    assert "attaching 0000:01:00.0 to nested: it is already attached; detach it first" in words
     assert texts(test_driver) == before
 
 
@@ -167,11 +167,11 @@ def test_qemu_detached_in_any_order(qemu, order):
 
 @pytest.mark.parametrize("backend", [(), ("--backend", "qemu")], ids=["default", "qemu"])
 @pytest.mark.parametrize("strategy", ["host-cookie", "coerced", "direct", "multi-its"])
-def test_what_qemu_cannot_carry_out(qemu, strategy, backend):
+def test_a_strategy_that_qemu_cannot_apply(qemu, strategy, backend):
     before = texts(qemu)
     words = vmm_msi(qemu, "attach", NAMES[0], "--strategy", strategy, *backend, code=5)
     assert f"strategy {strategy}: QEMU and the kernel bind doorbells by identity" in words
-    assert "identity or multi-its:mode=vsmmu would work here, or --backend sim" in words
+    assert "use identity or multi-its:mode=vsmmu, or --backend sim" in words
     assert texts(qemu) == before
 
 

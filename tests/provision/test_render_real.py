@@ -76,8 +76,8 @@ def qemu(lab_daemon):
 
 
 def block(mark):
-    (found,) = [each for each in blocks(PAGE) if each.mark == mark]
-    return found.text
+    (block,) = [block for block in blocks(PAGE) if block.mark == mark]
+    return block.text
 
 
 def check(defined, devices):
@@ -93,12 +93,12 @@ def test_virt_install(shell, qemu, folder):
     done = shell(block("shell virt-install"))
     assert "Domain 'guest' defined from guest.xml" in done.stdout
     gic, simulated = done.stderr.splitlines()
-    assert gic == "note: it says no GIC version; <gic version='3'/> was put in and stays in"
+    assert gic == "note: the definition had no GIC version; <gic version='3'/> was added and stays"
     assert simulated.startswith("note: the XML is real, the doorbell binding is simulated")
     defined = qemu.domain_xml("guest")
     check(defined, [A, B])
     assert len(defined.iommus()) == 1
-    assert sum(each.model == "pcie-root-port" for each in defined.controllers()) > len((A, B))
+    assert sum(c.model == "pcie-root-port" for c in defined.controllers()) > len((A, B))
 
 
 def test_virt_install_with_an_installation(shell, qemu, folder):
@@ -106,7 +106,7 @@ def test_virt_install_with_an_installation(shell, qemu, folder):
     (folder / "install.iso").touch()
     try:
         done = shell(script, code=3)
-        assert "there are 2 domains; valid is one: virt-install --print-xml 2" in done.stderr
+        assert "it has 2 domains; use one: virt-install --print-xml 2" in done.stderr
         assert (folder / "guest.xml").read_text() == ""
         for step in "12":
             shell(script.replace("--print-xml", f"--print-xml {step}"))
@@ -131,7 +131,7 @@ def test_terraform(shell, qemu):
 
 
 def test_kubevirt(shell, folder):
-    (guest,) = [each.text for each in blocks(PAGE) if each.file_name == "guest.xml"]
+    (guest,) = [block.text for block in blocks(PAGE) if block.file_name == "guest.xml"]
     (folder / "guest.xml").write_text(guest)
     out = shell(block("shell kubevirt")).stdout
     new = DomainXml.parse(out, "out")
@@ -139,12 +139,12 @@ def test_kubevirt(shell, folder):
 
 
 def test_kubevirt_defines_what_the_hook_prints(shell, qemu, folder):
-    (guest,) = [each.text for each in blocks(PAGE) if each.file_name == "guest.xml"]
+    (guest,) = [block.text for block in blocks(PAGE) if block.file_name == "guest.xml"]
     (folder / "guest.xml").write_text(
         guest.replace("kvm", "qemu").replace("host-passthrough", "maximum")
     )
-    asked = '"vmm-msi.org/devices": "0000:01:00.0", "vmm-msi.org/backend": "sim"'
-    script = block("shell kubevirt").replace('"vmm-msi.org/devices": "0000:01:00.0"', asked)
+    annotations = '"vmm-msi.org/devices": "0000:01:00.0", "vmm-msi.org/backend": "sim"'
+    script = block("shell kubevirt").replace('"vmm-msi.org/devices": "0000:01:00.0"', annotations)
     shell(f"{script.rstrip()} >new.xml\nvirsh define --validate new.xml")
     check(qemu.domain_xml("guest"), [A])
     shell("virsh dumpxml --inactive guest | vmm-msi render --remove --device all >old.xml")

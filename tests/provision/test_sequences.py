@@ -51,11 +51,13 @@ def test_any_sequence_ends_with_the_original_text(file, strategy, steps):
         for action, devices in steps:
             before = texts(connection)
             if action == "attach":
-                wanted = [*attached, *devices]
-                possible = len(set(wanted)) == len(wanted) and fits(connection, strategy, wanted)
+                combined = [*attached, *devices]
+                possible = len(set(combined)) == len(combined) and fits(
+                    connection, strategy, combined
+                )
                 if possible:
                     change = attach(connection, *devices, strategy=strategy)
-                    attached = wanted
+                    attached = combined
                     programmed = {v.programmed for v in change.verdicts}
                     assert strategy == "multi-its" or len(programmed) == len(attached)
                 else:

@@ -40,7 +40,7 @@ def daemon(lab_daemon):
 
 
 def check(connection):
-    """Look at all guests in a turn of our own: each is whole, no device is in two.
+    """Check all guests under the host lock: each is whole, no device is in two.
 
     :return: which guest has which device.
     """
@@ -107,7 +107,7 @@ def test_eight_processes_at_once(lab_daemon, daemon, tmp_path):
 
 
 def has_the_lock_open(pid):
-    """Tell whether a process has come as far as to wait for its turn, or to have it."""
+    """Return whether a process waits for the host lock, or holds it."""
     with contextlib.suppress(FileNotFoundError):
         for path in Path(f"/proc/{pid}/fd").iterdir():
             with contextlib.suppress(FileNotFoundError):
@@ -117,7 +117,7 @@ def has_the_lock_open(pid):
 
 
 @pytest.mark.parametrize("delay_s", [0.0, 0.005, 0.01, 0.015, 0.02])
-def test_a_command_that_is_killed_leaves_the_old_or_the_new(lab_daemon, daemon, delay_s):
+def test_a_killed_command_leaves_the_old_or_the_new(lab_daemon, daemon, delay_s):
     guest, device = GUESTS[0], DEVICES[0]
     old = daemon.domain_xml(guest)
     assert by_call(daemon, "attach", guest, device)
@@ -133,15 +133,15 @@ def test_a_command_that_is_killed_leaves_the_old_or_the_new(lab_daemon, daemon, 
             time.sleep(0.0005)
         time.sleep(delay_s)
         child.kill()
-    # libvirt finishes the call that it began; look until it had the time to.
+    # libvirt finishes the call that it began; give it the time to.
     deadline = time.monotonic() + 0.5
     while time.monotonic() < deadline:
         with host_lock.held(daemon.hostname()):
-            found = str(daemon.domain_xml(guest))
-        assert found in (str(old), new)
+            text = str(daemon.domain_xml(guest))
+        assert text in (str(old), new)
         time.sleep(0.05)
-    # Whatever it is, the next one goes on from there.
-    if found == str(old):
+    # The next command continues from either.
+    if text == str(old):
         assert by_call(daemon, "attach", guest, device)
     assert by_call(daemon, "detach", guest, device)
     assert str(daemon.domain_xml(guest)) == str(old)

@@ -1,4 +1,4 @@
-"""A process that attaches and detaches devices while others do; it knows which are its own."""
+"""A process that attaches and detaches devices while others do, and keeps track of its own."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DEVICES = tuple(PciAddress(segment, 1, 0, 0) for segment in range(6))
 
 
 def by_command(uri, command, guest, device):
-    """Run the command; return whether it was done, or refused in one line."""
+    """Run the command; return True if it succeeded, False if it was refused in one line."""
     words = [command, "--connect", uri, guest, str(device)]
     if command == "attach":
         words += ["--host", str(HOST_FILE), "--backend", "sim"]
@@ -58,11 +58,11 @@ def by_call(connection, command, guest, device):
 def work(number, uri, folder, rounds, commands):
     """Attach and detach at random, ``rounds`` times.
 
-    :param commands: by the command, a process each time; else over one connection.
-    :return: what is attached by it at the end, and how often it was refused.
+    :param commands: run the command in a process per change; else use one connection.
+    :return: the devices that it has attached at the end, and how often it was refused.
     """
     rng = random.Random(number)  # noqa: S311
-    mine, refused = {}, 0
+    attached, refused = {}, 0
     Path(folder, str(number)).touch()
     while not Path(folder, "go").exists():
         time.sleep(0.01)
@@ -74,21 +74,21 @@ def work(number, uri, folder, rounds, commands):
             return by_call(connection, command, guest, device)
 
         for _round in range(rounds):
-            if mine and rng.random() < 0.5:
-                device = rng.choice(sorted(mine))
-                if not change("detach", mine.pop(device), device):
+            if attached and rng.random() < 0.5:
+                device = rng.choice(sorted(attached))
+                if not change("detach", attached.pop(device), device):
                     raise AssertionError(f"{number}: {device} could not be detached")
             else:
                 guest, device = rng.choice(GUESTS), rng.choice(DEVICES)
                 if change("attach", guest, device):
-                    if device in mine:
+                    if device in attached:
                         raise AssertionError(f"{number}: was given {device} twice")
-                    mine[device] = guest
+                    attached[device] = guest
                 else:
                     refused += 1
             # Nobody but this process takes its devices out or moves them.
             held = connection.assigned()
-            for device, guest in mine.items():
+            for device, guest in attached.items():
                 if [holder for held_device, holder in held if held_device == device] != [guest]:
                     raise AssertionError(f"{number}: {device} is not in {guest} alone: {held}")
-    return mine, refused
+    return attached, refused

@@ -1,10 +1,10 @@
 """Attach devices to a libvirt domain and detach them: plan first, change once, undo on failure.
 
-``surroundings`` asks libvirt, ``planning`` makes the new XML of the answers without changing
-anything (``checks`` says what is refused, ``modelled`` what the model is run with), ``carry``
-carries a plan out or leaves everything as it was, ``turns`` keeps others from changing guests
-meanwhile. ``files`` plans for XML that no libvirt has yet. Who carries the doorbell binding out is
-said by :class:`BinderKind`.
+``libvirt_facts`` queries libvirt, ``planner`` makes the new XML of the facts without changing
+anything, ``checks`` has what is refused, ``apply`` applies a plan or leaves everything as it was,
+and ``host_lock`` keeps other processes of vmm-msi from changing guests meanwhile.
+``definition_file`` plans for XML that is not defined yet, ``fd_passing`` passes an open /dev/iommu
+to a guest. :class:`BinderKind` is the software that binds the doorbells.
 """
 
 from __future__ import annotations
@@ -62,24 +62,24 @@ def plan_attach(
     host: HostTopology,
     request: AttachRequest,
 ) -> Change:
-    """Ask libvirt and plan to attach devices; nothing is changed.
+    """Query libvirt and plan to attach devices, without changing anything.
 
-    :raise RefusedError: when the strategy, the model, the libvirt or the guest cannot do it.
-    :raise UsageError: when something is asked for that does not exist.
-    :raise TopologyError: when the host description lacks a device.
-    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    :raise RefusedError: if the strategy, the simulator, libvirt or the guest cannot do it.
+    :raise UsageError: if the request names something that does not exist.
+    :raise TopologyError: if the host description lacks a device.
+    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
     facts = read_facts(connection, request)
     return planner.plan_attach(facts, plugins, settings, host, request)
 
 
 def plan_detach(connection: Connection, request: DetachRequest) -> Change:
-    """Ask libvirt and plan to take devices out; nothing is changed.
+    """Query libvirt and plan to detach devices, without changing anything.
 
-    :raise DomainXmlError: when one was not attached by vmm-msi.
-    :raise RefusedError: when what is to be changed is not there.
-    :raise UsageError: when there is nothing to take out.
-    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    :raise DomainXmlError: if vmm-msi did not attach one of them.
+    :raise RefusedError: if the guest has no definition or run that the request is to change.
+    :raise UsageError: if no device is attached.
+    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
     return planner.plan_detach(connection.state(request.domain), request)
 
@@ -91,10 +91,10 @@ def attach(
     host: HostTopology,
     request: AttachRequest,
 ) -> Change:
-    """Attach devices, all or none, while no other change of a guest on that host is under way.
+    """Attach devices, all or none, under the host lock.
 
     :raise VmmMsiError: as :func:`plan_attach` and :func:`apply_change`; everything is as it was,
-        but for an :class:`~vmm_msi.errors.UndoError`.
+        except after an :class:`~vmm_msi.errors.UndoError`.
     """
     with host_lock.held(connection.hostname()):
         change = plan_attach(connection, plugins, settings, host, request)
@@ -105,10 +105,10 @@ def attach(
 def detach(
     connection: Connection, request: DetachRequest, plugins: PluginManager | None = None
 ) -> Change:
-    """Take devices out, all or none, while no other change of a guest on that host is under way.
+    """Detach devices, all or none, under the host lock.
 
     :raise VmmMsiError: as :func:`plan_detach` and :func:`apply_change`; everything is as it was,
-        but for an :class:`~vmm_msi.errors.UndoError`.
+        except after an :class:`~vmm_msi.errors.UndoError`.
     """
     with host_lock.held(connection.hostname()):
         change = plan_detach(connection, request)
@@ -117,18 +117,18 @@ def detach(
 
 
 def status(connection: Connection, domain: str, scope: Scope = Scope.CONFIG) -> Status:
-    """Return what vmm-msi added to a guest, and what of it is gone.
+    """Return what vmm-msi added to a guest, and which parts were removed since.
 
-    :param scope: whether of its definition or of what runs.
-    :raise RefusedError: for what runs, when it does not.
-    :raise DomainXmlError: when the record cannot be read.
-    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    :param scope: the definition or the running guest.
+    :raise RefusedError: for the running guest, if it is not running.
+    :raise DomainXmlError: if the record cannot be read.
+    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
     state = connection.state(domain)
     xml = state.running if scope.live else state.definition
     if xml is None:
         raise RefusedError(
-            f"looking at the running guest {state.definition.name}: it does not run; --scope "
-            "config shows its definition"
+            f"reading the running guest {state.definition.name}: it is not running; use --scope "
+            "config to read its definition"
         )
     return Status(xml.name, read_record(xml) or DomainRecord(), tuple(added_elements.gone(xml)))

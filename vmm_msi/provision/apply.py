@@ -1,4 +1,4 @@
-"""Carry a planned change out, or leave everything as it was."""
+"""Apply a planned change, or leave everything as it was."""
 
 from __future__ import annotations
 
@@ -25,24 +25,25 @@ _POLL_S = 0.05
 def apply_change(
     connection: Connection, change: Change, plugins: PluginManager | None = None
 ) -> None:
-    """Carry out a change that was planned before; undo all of it on any failure.
+    """Apply a planned change; undo all of it on any failure.
 
-    It waits for its turn, and looks whether the guest is still what the change was planned from,
-    and whether no other guest got one of the devices meanwhile.
+    It takes the host lock, and checks that the guest did not change since the change was planned
+    and that no other guest got one of the devices.
 
-    :param plugins: whose observers learn of it, None for nobody.
-    :raise HypervisorError: when the guest was changed meanwhile, when libvirt refuses or drops a
-        part, or when a running guest does not give a device back; everything is as it was.
-    :raise UndoError: when something is not, or when the connection was lost and nobody can tell.
+    :param plugins: plugins whose observers are notified; None for none.
+    :raise HypervisorError: if the guest changed since, if libvirt refuses or drops a part, or if a
+        running guest does not release a device; everything is as it was.
+    :raise UndoError: if something could not be undone, or if the connection was lost and the state
+        is unknown.
     """
     with host_lock.held(connection.hostname()):
         state = connection.state(change.old.name)
-        now: list[tuple[DomainXml, DomainXml | None]] = [(change.old, state.definition)]
+        pairs: list[tuple[DomainXml, DomainXml | None]] = [(change.old, state.definition)]
         if change.live is not None:
-            now.append((change.live.old, state.running))
-        if any(str(planned) != str(found) for planned, found in now):
+            pairs.append((change.live.old, state.running))
+        if any(str(planned) != str(current) for planned, current in pairs):
             raise HypervisorError(
-                f"changing {change.old.name}: somebody else changed it since this was planned; "
+                f"changing {change.old.name}: another program changed it since this was planned; "
                 "nothing was done, plan it again"
             )
         added = _hosts(change.after) - _hosts(change.before)
@@ -58,9 +59,10 @@ def apply_change(
 def apply_change_locked(
     connection: Connection, change: Change, plugins: PluginManager | None = None
 ) -> None:
-    """Carry out a change that was planned in the same turn (:func:`~.turns.turn`).
+    """Apply a change that was planned under the host lock, which the caller still holds.
 
-    First the definition, which can be put back at once, then device by device what runs.
+    The definition first, which can be restored in one call, then the running guest, device by
+    device.
 
     :raise HypervisorError: see :func:`apply_change`.
     :raise UndoError: see :func:`apply_change`.
@@ -92,20 +94,20 @@ def _apply(connection: Connection, change: Change) -> None:
 def _make_live(connection: Connection, live: LiveChange) -> None:
     """Plug or unplug every device and record it, or none.
 
-    What is plugged in is recorded at any moment, so that whatever ends this, it can be taken out.
+    A device is recorded before it is plugged in, so that it can be detached wherever this stops.
     """
-    done: list[tuple[PciAddress, str]] = []
+    moved: list[tuple[PciAddress, str]] = []
     try:
         if live.plugging:
             _write_record(connection, live.new)
         for device, xml in live.devices:
-            # Before the call: one that fails halfway is looked at, too.
-            done.append((device, xml))
+            # Before the call: a call that fails halfway is undone, too.
+            moved.append((device, xml))
             _move(connection, live, device, xml, into=live.plugging)
         if not live.plugging:
             _write_record(connection, live.new)
     except BaseException as failure:
-        problems = _undo_live(connection, live, done)
+        problems = _undo_live(connection, live, moved)
         if problems:
             from vmm_msi.libvirt_driver import undo_error
 
@@ -115,27 +117,29 @@ def _make_live(connection: Connection, live: LiveChange) -> None:
 
 
 def _undo_live(
-    connection: Connection, live: LiveChange, done: list[tuple[PciAddress, str]]
+    connection: Connection, live: LiveChange, moved: list[tuple[PciAddress, str]]
 ) -> list[str]:
-    """Move the devices back and record that; return what failed of it.
+    """Move the devices back and update the record; return what failed.
 
-    A device that stays plugged is recorded, so that detaching it from what runs can be tried again.
+    A device that stays plugged in is recorded, so that detaching it can be tried again.
     """
     problems = []
     stuck = set()
-    for device, xml in reversed(done):
+    for device, xml in reversed(moved):
         try:
             _move(connection, live, device, xml, into=not live.plugging)
         except VmmMsiError as again:
-            problems.append(f"{device} may be {'in it' if live.plugging else 'out of it'}: {again}")
+            state = "plugged in" if live.plugging else "unplugged"
+            problems.append(f"{device} may be {state}: {again}")
             stuck.add(device)
-    left = live.old
+    remaining = live.old
     if live.plugging and stuck:
-        left = live.new
+        remaining = live.new
         for device, _xml in live.devices:
-            left = left if device in stuck else editor.unplug(left, device)
+            if device not in stuck:
+                remaining = editor.unplug(remaining, device)
     try:
-        _write_record(connection, left)
+        _write_record(connection, remaining)
     except VmmMsiError as again:
         problems.append(str(again))
     return problems
@@ -144,9 +148,9 @@ def _undo_live(
 def _move(
     connection: Connection, live: LiveChange, device: PciAddress, xml: str, *, into: bool
 ) -> None:
-    """Plug or unplug one device and wait until it is there or gone; nothing where it is so already.
+    """Plug or unplug one device, unless it is so already, and wait until it is.
 
-    :raise HypervisorError: when libvirt refuses, or the guest does not give it back in time.
+    :raise HypervisorError: if libvirt refuses, or the guest does not release it in time.
     """
     name = live.old.name
     if _has(connection, name, device) == into:
@@ -160,15 +164,15 @@ def _move(
         if time.monotonic() > deadline:
             if into:
                 raise HypervisorError(
-                    f"plugging {device} into the running {name}: libvirt took the call, and after "
-                    f"{live.release_s:g} s it is not in it"
+                    f"plugging {device} into the running {name}: libvirt accepted the call, but "
+                    f"the guest does not have it after {live.release_s:g} s"
                 )
-            # QEMU has no way to take the request back.
+            # QEMU has no way to withdraw the request.
             raise HypervisorError(
-                f"unplugging {device} of the running {name}: libvirt took the call, and after "
-                f"{live.release_s:g} s the guest does not give it back; is its operating system "
-                "up, and not using the device? It may still give it back: status --scope live "
-                "tells, and then detach it again"
+                f"unplugging {device} of the running {name}: libvirt accepted the call, but the "
+                f"guest did not release it after {live.release_s:g} s; check that its operating "
+                "system is up and does not use the device. It may still release it: status "
+                "--scope live shows whether it did, then detach it again"
             )
         time.sleep(_POLL_S)
 

@@ -1,4 +1,4 @@
-"""What is refused before anything is changed, and what would work instead."""
+"""Checks before a change: what is refused, and what to use instead."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from vmm_msi.engine.setup import needs_of
 from vmm_msi.errors import RefusedError, UsageError
 from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.provision.request import BinderKind, Scope
+from vmm_msi.quantity import quantity
 from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
@@ -31,9 +32,9 @@ if TYPE_CHECKING:
     from vmm_msi.types import GuestPlan, HostTopology, PciAddress, PciFunction, Verdict
 
 
-#: MiB that a window can have: the guest has 40 bits of addresses for such (QEMU hw/arm/virt.c
+#: Limit in MiB of a window: the size of the guest's high PCI memory (QEMU hw/arm/virt.c
 #: extended_memmap, VIRT_HIGH_PCIE_MMIO: 512 GiB).
-_MOST_MEMORY_MIB = 512 << 10
+_MAX_MEMORY_MIB = 512 << 10
 
 
 def check_once(devices: Iterable[PciAddress]) -> None:
@@ -41,14 +42,14 @@ def check_once(devices: Iterable[PciAddress]) -> None:
     seen: set[PciAddress] = set()
     for device in devices:
         if device in seen:
-            raise UsageError(f"{device}: is named twice")
+            raise UsageError(f"{device}: named twice; name each device once")
         seen.add(device)
 
 
 def check_request(request: AttachRequest) -> None:
-    """Refuse what no guest and no libvirt could be asked for.
+    """Refuse a request that does not suit any guest or libvirt.
 
-    :raise UsageError: for a device that is there twice, or a property that a vSMMU does not have.
+    :raise UsageError: for a repeated device, an unknown vSMMU property or a value out of range.
     """
     check_once(request.devices)
     for name, value in request.driver.items():
@@ -59,88 +60,86 @@ def check_request(request: AttachRequest) -> None:
             shown = f"{values[0]} to {values[-1]}" if len(values) > 2 else " and ".join(values)
             raise UsageError(f"vSMMU property {name}={value}: valid: {shown}")
     if request.fdgroup == "":
-        raise UsageError("file descriptor group: it has no name; valid is any other text")
+        raise UsageError("file descriptor group: the name is empty; use any other text")
     if request.spare_ports < 0:
-        raise UsageError(f"spare ports: {request.spare_ports}; valid is 0 or more")
-    if not 0 <= request.spare_memory <= _MOST_MEMORY_MIB:
-        raise UsageError(
-            f"spare memory: {request.spare_memory} MiB; valid is 0 to {_MOST_MEMORY_MIB}"
-        )
+        raise UsageError(f"spare ports: {request.spare_ports}; valid: 0 or more")
+    if not 0 <= request.spare_memory <= _MAX_MEMORY_MIB:
+        raise UsageError(f"spare memory: {request.spare_memory} MiB; valid: 0 to {_MAX_MEMORY_MIB}")
     if request.scope is Scope.LIVE and (
         request.spare_ports or request.driver or request.fdgroup is not None
     ):
         raise UsageError(
             "attaching with --scope live: spare ports, vSMMU properties and file descriptor "
-            "groups are of the definition; use --scope config or --scope both"
+            "groups belong to the definition; use --scope config or --scope both"
         )
 
 
 def check_release(seconds: float) -> None:
-    """Refuse a time that nobody can wait for."""
+    """Refuse a time that is negative or endless."""
     if not 0 <= seconds < math.inf:
-        raise UsageError(f"release timeout: {seconds:g} s; valid is 0 or more")
+        raise UsageError(f"release timeout: {seconds:g} s; valid: 0 or more")
 
 
 def check_state(guest: GuestState, scope: Scope) -> None:
-    """Refuse to change what is not there, or what libvirt would not look at.
+    """Refuse to change a run or a definition that the guest lacks, or that libvirt would not use.
 
-    :raise RefusedError: when it is so.
+    :raise RefusedError: if the guest is not in the state that ``scope`` requires.
     """
     name = guest.definition.name
     if scope.live and guest.running is None:
         raise RefusedError(
-            f"changing the running guest {name}: it does not run; --scope config changes its "
-            "definition"
+            f"changing the running guest {name}: it is not running; use --scope config to change "
+            "its definition"
         )
     if scope.config and not guest.persistent:
         raise RefusedError(
-            f"changing the definition of {name}: it has none, it is gone when it stops; --scope "
-            "live changes what runs"
+            f"changing the definition of {name}: the guest is transient and has none; use --scope "
+            "live to change the running guest"
         )
     if scope.config and guest.saved:
         raise RefusedError(
-            f"changing the definition of {name}: libvirt saved its state, and its next start takes "
-            "that up with the XML of then; start it and shut it down, or throw the state away with "
-            f"virsh managedsave-remove {name}"
+            f"changing the definition of {name}: libvirt saved its state, and its next start "
+            "restores that state with the XML of that time; start it and shut it down, or discard "
+            f"the state with virsh managedsave-remove {name}"
         )
 
 
 def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
-    """Refuse devices that this guest or another one of this libvirt has already.
+    """Refuse devices that this guest or another guest of this libvirt already has.
 
-    A virtual function goes away with the host's driver of its physical function, so the two are
-    one as far as other guests go.
+    A virtual function disappears with the host's driver of its physical function, so that two
+    guests cannot have one each.
     """
     name = facts.guest.definition.name
-    mine = [
+    scopes = [
         (request.scope.config, facts.guest.definition),
         (request.scope.live, facts.guest.running),
     ]
-    for wanted, xml in mine:
-        if not wanted or xml is None:
+    for is_changed, xml in scopes:
+        if not is_changed or xml is None:
             continue
         record = read_record(xml) or DomainRecord()
         present = {hostdev.host for hostdev in xml.hostdevs()}
         for device in request.devices:
             if record.device(device) is not None:
                 raise RefusedError(
-                    f"attaching {device} to {name}: it is attached already; detach it first"
+                    f"attaching {device} to {name}: it is already attached; detach it first"
                 )
             if device in present:
                 raise RefusedError(
-                    f"attaching {device} to {name}: it has a <hostdev> for it already; take it "
-                    "out there first"
+                    f"attaching {device} to {name}: the guest already has a <hostdev> for it; "
+                    "remove that first"
                 )
-    for held in holdings(name, request.devices, facts.holders, facts.nodes):
-        raise RefusedError(f"attaching {held.device} to {name}: {held}")
+    for holding in holdings(name, request.devices, facts.holders, facts.nodes):
+        raise RefusedError(f"attaching {holding.device} to {name}: {holding}")
 
 
 class Holding(NamedTuple):
-    """A device that another guest has, or whose other half it has.
+    """A device that another guest has, or whose physical or virtual function it has.
 
-    :param function: what that guest has a ``<hostdev>`` for: the device, or its physical or a
-        virtual function.
-    :param kind: how ``function`` is one of the device; empty where it is the device itself.
+    :param function: the function that the guest has: the device, its physical function or one of
+        its virtual functions.
+    :param kind: ``physical`` or ``virtual``; empty if ``function`` is the device itself.
     """
 
     device: PciAddress
@@ -150,10 +149,10 @@ class Holding(NamedTuple):
 
     def __str__(self) -> str:
         if not self.kind:
-            return f"domain {self.holder} holds a <hostdev> for it already; take it out there first"
+            return f"domain {self.holder} already has a <hostdev> for it; remove that first"
         return (
-            f"domain {self.holder} has its {self.kind} function {self.function}, and both cannot "
-            "be in use; take that out there first"
+            f"domain {self.holder} has its {self.kind} function {self.function}, and only one of "
+            "them can be used; remove that first"
         )
 
 
@@ -163,10 +162,11 @@ def holdings(
     holders: Iterable[tuple[PciAddress, str]],
     nodes: Mapping[PciAddress, PciFunction],
 ) -> Iterator[Holding]:
-    """Yield what keeps devices from the guest called ``name``, since guests have them already.
+    """Yield devices that guests other than ``name`` have, and functions of them that any guest has.
 
-    :param holders: which guest has which device, by its definition or as it runs.
-    :param nodes: what is known of the devices.
+    :param holders: assigned devices, each with the guest that has it, in its definition or as it
+        runs.
+    :param nodes: the devices as libvirt describes them.
     """
     holder_of: dict[PciAddress, str] = {}
     for device, holder in holders:
@@ -188,12 +188,12 @@ def holdings(
 def check_binder(
     plugins: PluginManager, binder: BinderKind, driver: str | None, needs: Mapping[Choice, Needs]
 ) -> None:
-    """Refuse strategies that nobody would carry out."""
+    """Refuse a binder that this connection lacks, and strategies that the binder cannot apply."""
     if binder is BinderKind.SIM:
         return
     if driver not in {None, "QEMU"}:
         raise RefusedError(
-            f"--backend qemu: this libvirt connection is {driver}; --backend sim works"
+            f"--backend qemu: the driver of this libvirt connection is {driver}; use --backend sim"
         )
     for choice, need in needs.items():
         if not need.qemu:
@@ -204,25 +204,25 @@ def check_binder(
             )
 
 
-#: Why a strategy does not work on QEMU.
-QEMU_CANNOT_APPLY = "QEMU and the kernel bind doorbells by identity and cannot carry it out"
+#: The reason why a strategy does not work on QEMU.
+QEMU_CANNOT_APPLY = "QEMU and the kernel bind doorbells by identity and cannot apply it"
 
 
 def strategies_on_qemu(plugins: PluginManager) -> list[str]:
-    """Return the strategies that QEMU and the kernel carry out."""
+    """Return the strategies that QEMU and the kernel apply."""
     return [str(choice) for choice in plugins.choices() if needs_of(plugins, choice).qemu]
 
 
 def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> None:
     """Refuse a guest that cannot have nested vSMMUs, or not with these strategies."""
     fatal = fatal_checks(binder, needs)
-    found = [problem for problem in prerequisites.problems(old) if problem.check in fatal]
-    if found:
-        raise RefusedError(f"guest {old.name}: {'; '.join(map(str, found))}")
+    problems = [problem for problem in prerequisites.problems(old) if problem.check in fatal]
+    if problems:
+        raise RefusedError(f"guest {old.name}: {'; '.join(map(str, problems))}")
 
 
 def fatal_checks(binder: BinderKind, needs: Iterable[Needs]) -> set[Check]:
-    """Return what a guest cannot do without, with strategies of these needs."""
+    """Return the checks that a guest must pass for strategies with these needs."""
     fatal = {Check.ARCH, Check.MACHINE, Check.GIC}
     if any(need.rmr for need in needs):
         fatal |= {Check.ACPI, Check.FIRMWARE}
@@ -266,7 +266,7 @@ def check_devices(
 
 
 def check_caps(support: Support, name: str) -> None:
-    """Refuse what this libvirt says that its host does not have, beside what XML needs."""
+    """Refuse a host that lacks something by libvirt's domain capabilities."""
     caps = support.caps
     lacks = {
         "assign PCI devices": caps.pci_hostdev,
@@ -276,21 +276,21 @@ def check_caps(support: Support, name: str) -> None:
     missing = [what for what, able in lacks.items() if able is False]
     if missing:
         raise RefusedError(
-            f"guest {name}: libvirt's domain capabilities say that this host cannot "
-            f"{' nor '.join(missing)}. Would work here: --backend sim, which writes the XML and "
-            "models the binding"
+            f"guest {name}: by libvirt's domain capabilities this host cannot "
+            f"{' nor '.join(missing)}; use --backend sim, which writes the XML and simulates the "
+            "binding"
         )
 
 
 def check_support(
     support: Support, plan: GuestPlan, binder: BinderKind, request: AttachRequest
 ) -> None:
-    """Check that libvirt and QEMU can express the plan, and say what would work if not."""
+    """Check that libvirt and QEMU can express the plan; the message says what they can."""
     gaps = support.missing(_features(plan, binder, request))
     if gaps:
         raise RefusedError(
-            f"guest {request.domain} would need {len(plan.vsmmus)} vSMMUs: "
-            f"{'; '.join(map(str, gaps))}. {_what_works(support, plan, binder, request)}"
+            f"guest {request.domain} needs {quantity(len(plan.vsmmus), 'vSMMU')}: "
+            f"{'; '.join(map(str, gaps))}. {_alternative(support, plan, binder, request)}"
         )
 
 
@@ -305,38 +305,34 @@ def _features(plan: GuestPlan, binder: BinderKind, request: AttachRequest) -> li
     return features
 
 
-def _what_works(
+def _alternative(
     support: Support, plan: GuestPlan, binder: BinderKind, request: AttachRequest
 ) -> str:
-    """Say what this libvirt could do instead of ``plan``."""
+    """Return what this libvirt can do instead of ``plan``, as a sentence."""
     if not support.has(Feature.SMMUV3):
-        return "Nothing works with this libvirt"
+        return "Use a newer libvirt: this one has no vSMMU"
     plain = replace(request, driver={}, fdgroup=None)
     if not support.missing(_features(plan, binder, plain)):
-        asked = ["--vsmmu"] if request.driver else []
-        asked += ["--fdgroup"] if request.fdgroup is not None else []
-        return f"Would work here: the same without {' and '.join(asked)}"
+        options = ["--vsmmu"] if request.driver else []
+        options += ["--fdgroup"] if request.fdgroup is not None else []
+        return f"Omit {' and '.join(options)}"
     if binder is BinderKind.QEMU:
-        return "Would work here: --backend sim, which writes the XML and models the binding"
+        return "Use --backend sim, which writes the XML and simulates the binding"
     if len({vsmmu.smmu for vsmmu in plan.vsmmus}) == 1:
-        return "Would work here: multi-its:mode=s2, which needs one vSMMU for these devices"
-    return (
-        "Would work here: devices that are behind one physical SMMU, with any strategy but "
-        "multi-its:mode=vsmmu"
-    )
+        return "Use multi-its:mode=s2, which needs one vSMMU for these devices"
+    return "Use devices behind one physical SMMU, with any strategy but multi-its:mode=vsmmu"
 
 
 def check_verdicts(verdicts: Iterable[Verdict], record: DomainRecord) -> None:
-    """Refuse MSIs that would not arrive, but for devices that were attached knowing that."""
-    known = {
+    """Refuse MSIs that are not delivered, but for devices that are recorded so."""
+    recorded = {
         device.host
         for device in record.devices
         if device.binding is not None and device.binding.outcome not in {None, Outcome.DELIVERED}
     }
     for verdict in verdicts:
-        if verdict.outcome is not Outcome.DELIVERED and verdict.device not in known:
+        if verdict.outcome is not Outcome.DELIVERED and verdict.device not in recorded:
             raise RefusedError(
-                f"{verdict.device}: its MSIs would not arrive: {verdict.outcome}: "
-                f"{verdict.reason}; use another strategy, or --allow-faults to attach it all the "
-                "same"
+                f"{verdict.device}: its MSIs are not delivered: {verdict.outcome}: "
+                f"{verdict.reason}; use another strategy, or --allow-faults to attach it anyway"
             )

@@ -1,7 +1,7 @@
-"""The same edit of a definition that comes from a file, without any libvirt.
+"""Plan to attach devices to a definition in a file, without libvirt.
 
-What libvirt would say of itself is given, of the host's devices and of other guests nothing is
-known.
+The caller names the releases of libvirt and QEMU; nothing is known of the host's devices as libvirt
+sees them, nor of other guests.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from vmm_msi.provision.request import AttachRequest, Change
     from vmm_msi.types import HostTopology, PciAddress
 
-# Where one document ends and another begins.
+# The end of one document and the start of another.
 _NEXT = re.compile(rb"</domain\s*>\s*(?:<\?xml[^>]*>\s*)?<domain[\s>]")
 
 
 def newest() -> Support:
-    """Return the releases that have all that is in the table of support."""
+    """Return the first releases of libvirt and QEMU that have every feature of the table."""
     libvirt = max(needs.libvirt for needs in REQUIREMENTS.values())
     return Support(libvirt, max(needs.qemu for needs in REQUIREMENTS.values() if needs.qemu))
 
@@ -43,7 +43,7 @@ def read(data: bytes, source: str) -> DomainXml:
     """Read one domain XML document.
 
     :raise DomainXmlError: see :func:`vmm_msi.domxml.parse.parse`; also for the two documents that
-        ``virt-install --print-xml`` prints for a guest that is installed first.
+        ``virt-install --print-xml`` prints for a guest with an installation.
     """
     try:
         return DomainXml.parse(data, source)
@@ -52,9 +52,9 @@ def read(data: bytes, source: str) -> DomainXml:
         if number < 2:
             raise
         raise DomainXmlError(
-            f"reading domain XML from {source}: there are {number} domains; valid is one: "
-            "virt-install --print-xml 2 prints the guest as it is after the installation, 1 as "
-            "it is during that, and --import has no installation"
+            f"reading domain XML from {source}: it has {number} domains; use one: virt-install "
+            "--print-xml 2 prints the guest after the installation, 1 the guest during it, and "
+            "--import skips the installation"
         ) from None
 
 
@@ -68,17 +68,17 @@ def plan_attach(
     *,
     take_over: bool = False,
 ) -> Change:
-    """Plan to attach devices to a guest that no libvirt knows yet.
+    """Plan to attach devices to a guest that is not defined yet.
 
-    :param support: the libvirt and the QEMU that will be given the new XML.
-    :param take_over: a device that the definition assigns already is put behind its vSMMU.
-    :raise RefusedError: when the strategy, the model, those releases or the guest cannot do it.
-    :raise TopologyError: when the host description lacks a device.
+    :param support: the libvirt and the QEMU that will use the new XML.
+    :param take_over: move devices that the definition already assigns behind their vSMMU.
+    :raise RefusedError: if the strategy, the simulator, those releases or the guest cannot do it.
+    :raise TopologyError: if the host description lacks a device.
     """
     start, notes = _with_gic(definition)
-    theirs: dict[PciAddress, Element] = {}
+    written: dict[PciAddress, Element] = {}
     if take_over:
-        start, theirs = _without(start, request.devices)
+        start, written = _without(start, request.devices)
     facts = LibvirtFacts(
         driver=None,
         support=replace(support, guest=start.kind),
@@ -86,15 +86,15 @@ def plan_attach(
         holders=[(hostdev.host, start.name) for hostdev in start.hostdevs()],
     )
     change = planner.plan_attach(facts, plugins, settings, host, request)
-    new = _with(change.new, theirs)
+    new = _with(change.new, written)
     return replace(change, old=definition, new=new, notes=(*notes, *change.notes))
 
 
 def _with_gic(definition: DomainXml) -> tuple[DomainXml, list[str]]:
-    """Return the definition with the GIC that an ITS needs, where it says nothing of one.
+    """Return the definition with the GIC that an ITS needs, if it does not name a version.
 
-    libvirt fills in a version when a guest is defined: with KVM the newest of the host, emulated
-    the 2 (``src/qemu/qemu_domain.c`` qemuDomainDefEnableDefaultFeatures).
+    libvirt adds a version when a guest is defined: with KVM the newest of the host, emulated
+    version 2 (``src/qemu/qemu_domain.c`` qemuDomainDefEnableDefaultFeatures).
     """
     edited = definition.copy()
     features = edited.root.find("features")
@@ -106,30 +106,30 @@ def _with_gic(definition: DomainXml) -> tuple[DomainXml, list[str]]:
         elements.insert_after(features, last, elements.build("gic", {"version": "3"}))
     else:
         gic.set("version", "3")
-    return edited, ["it says no GIC version; <gic version='3'/> was put in and stays in"]
+    return edited, ["the definition had no GIC version; <gic version='3'/> was added and stays"]
 
 
 def _without(
     definition: DomainXml, devices: Iterable[PciAddress]
 ) -> tuple[DomainXml, dict[PciAddress, Element]]:
-    """Return the definition without what assigns ``devices``, and what did."""
-    wanted = set(devices)
-    theirs: dict[PciAddress, Element] = {}
+    """Return the definition without the elements that assign ``devices``, and these elements."""
+    removed = set(devices)
+    written: dict[PciAddress, Element] = {}
     edited = definition.copy()
     for hostdev in edited.hostdevs():
-        if hostdev.host in wanted and hostdev.host not in theirs:
-            theirs[hostdev.host] = copy.deepcopy(hostdev.element)
+        if hostdev.host in removed and hostdev.host not in written:
+            written[hostdev.host] = copy.deepcopy(hostdev.element)
             elements.remove(hostdev.element)
-    return edited, theirs
+    return edited, written
 
 
-def _with(new: DomainXml, theirs: Mapping[PciAddress, Element]) -> DomainXml:
-    """Return the definition with ``theirs`` in the place of our own, plugged in where that is."""
-    if not theirs:
+def _with(new: DomainXml, written: Mapping[PciAddress, Element]) -> DomainXml:
+    """Return ``new`` with the user's elements in the place of the new ones, at their addresses."""
+    if not written:
         return new
     edited = new.copy()
     for hostdev in edited.hostdevs():
-        element = theirs.get(hostdev.host)
+        element = written.get(hostdev.host)
         if element is None:
             continue
         elements.insert_after(edited.devices, hostdev.element, element)

@@ -1,7 +1,7 @@
-"""What a change is planned from, beside the host description: what libvirt says.
+"""What libvirt reports, and a change is planned from, beside the host description.
 
-Planning itself asks nothing of libvirt (:mod:`vmm_msi.provision.planner`), so that the same edit
-is made of a definition that comes from a file.
+Planning itself does not call libvirt (:mod:`vmm_msi.provision.planner`), so that a definition in a
+file is edited in the same way.
 """
 
 from __future__ import annotations
@@ -27,11 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LibvirtFacts:
-    """What libvirt says of a guest, of the devices that are to be attached and of itself.
+    """What libvirt reports of itself, of a guest and of the devices to attach.
 
-    :param driver: libvirt's name of the driver; None where there is no libvirt.
-    :param support: what it can carry for this guest.
-    :param holders: which guest has which device, by its definition or as it runs.
+    :param driver: libvirt's name of the driver; None without a libvirt.
+    :param support: what libvirt and QEMU support for this guest.
+    :param holders: assigned devices, each with the guest that has it, in its definition or as it
+        runs.
     :param nodes: the devices that the node device driver knows.
     """
 
@@ -42,21 +43,10 @@ class LibvirtFacts:
     nodes: Mapping[PciAddress, PciFunction] = field(default_factory=dict)
 
 
-def known_nodes(
-    connection: Connection, devices: Iterable[PciAddress]
-) -> dict[PciAddress, PciFunction]:
-    """Return what libvirt knows of the host's devices; those it does not know are left out."""
-    nodes = {}
-    for device in dict.fromkeys(devices):
-        with suppress(NoHostDeviceError):
-            nodes[device] = connection.node_device(device)
-    return nodes
-
-
 def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
-    """Ask libvirt for all that attaching is planned from.
+    """Query libvirt for all that an attach is planned from.
 
-    :raise HypervisorError: when libvirt cannot be asked or has no such domain.
+    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
     versions = connection.versions()
     guest = connection.state(request.domain)
@@ -72,3 +62,14 @@ def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
         holders=connection.assigned(),
         nodes=known_nodes(connection, devices),
     )
+
+
+def known_nodes(
+    connection: Connection, devices: Iterable[PciAddress]
+) -> dict[PciAddress, PciFunction]:
+    """Return the host devices as libvirt describes them; devices unknown to it are left out."""
+    nodes = {}
+    for device in dict.fromkeys(devices):
+        with suppress(NoHostDeviceError):
+            nodes[device] = connection.node_device(device)
+    return nodes

@@ -1,4 +1,4 @@
-"""What is asked for, and the change that was planned for it."""
+"""Requests to attach and detach, the planned change, and the status of a guest."""
 
 from __future__ import annotations
 
@@ -16,30 +16,28 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.hookspecs import Event
     from vmm_msi.types import PciAddress, Verdict
 
-#: Seconds that a running guest has to give a device back. libvirt itself waits 5 s
+#: Seconds that a running guest has to release a device. libvirt itself waits 5 s
 #: (``src/qemu/qemu_hotplug.c`` qemuDomainRemoveDeviceWaitTime).
 RELEASE_S = 10.0
-
-
-#: MiB of prefetchable memory for each port: what the BARs of network and NVMe controllers need.
+#: MiB of prefetchable memory for each port: enough for the BARs of network and NVMe controllers.
 SPARE_MEMORY_MIB = 64
 
 
 class BinderKind(StrEnum):
-    """Who binds the doorbells of a guest that runs."""
+    """Software that binds the doorbells of a running guest."""
 
     #: QEMU and the kernel, by identity.
     QEMU = "qemu"
-    #: The model: the XML is real, the binding is not.
+    #: The simulator: the XML is real, the binding is not.
     SIM = "sim"
 
 
 class Scope(StrEnum):
-    """What of a guest is changed, as virsh calls it."""
+    """The part of a guest to change, named as in virsh."""
 
-    #: Its definition: what its next start uses.
+    #: Its definition, which its next start uses.
     CONFIG = "config"
-    #: What runs now.
+    #: The running guest.
     LIVE = "live"
     BOTH = "both"
 
@@ -56,18 +54,18 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True)
 class AttachRequest:
-    """What the user asks for.
+    """A request to attach devices to a guest.
 
-    :param named: strategy the user names for the new devices; else the configuration's.
-    :param binder: None for what the hypervisor can do by itself.
-    :param allow_faults: attach also where the model says that MSIs will not arrive.
+    :param named: strategy for the new devices; None for the configuration's.
+    :param binder: None for QEMU on a QEMU connection, else the simulator.
+    :param allow_faults: attach even if MSIs are not delivered in the simulator.
     :param managed: libvirt binds the devices to vfio-pci and back by itself.
     :param driver: properties of new vSMMUs, such as ``{"oas": "48"}``
-        (:data:`vmm_msi.domxml.support.DRIVER_VALUES`); what is left out is QEMU's choice.
-    :param spare_ports: free root ports that each vSMMU with a new device is to have at least.
-    :param spare_memory: MiB of prefetchable memory that is reserved for each root port of a vSMMU
-        with free ones, where QEMU is to bind.
-    :param fdgroup: name of the group of file descriptors that /dev/iommu will be handed over in.
+        (:data:`vmm_msi.domxml.support.DRIVER_VALUES`); QEMU chooses the others.
+    :param spare_ports: minimum of free root ports for each vSMMU with a new device.
+    :param spare_memory: MiB of prefetchable memory to reserve for each root port of a vSMMU with
+        free ports, if QEMU binds.
+    :param fdgroup: name of the group of file descriptors in which /dev/iommu will be passed.
     """
 
     domain: str
@@ -83,7 +81,7 @@ class AttachRequest:
     fdgroup: str | None = None
 
     def binder_on(self, driver: str | None) -> BinderKind:
-        """Return who is to bind, on a connection of libvirt's ``driver``; None is no libvirt."""
+        """Return the binder on a connection of libvirt's ``driver``; None is no libvirt."""
         if self.binder is not None:
             return self.binder
         return BinderKind.QEMU if driver in {None, "QEMU"} else BinderKind.SIM
@@ -91,10 +89,10 @@ class AttachRequest:
 
 @dataclass(frozen=True)
 class DetachRequest:
-    """What the user wants taken out.
+    """A request to detach devices from a guest.
 
     :param devices: empty for all that vmm-msi attached.
-    :param release_s: seconds that a running guest has to give each device back.
+    :param release_s: seconds that a running guest has to release each device.
     """
 
     domain: str
@@ -105,13 +103,13 @@ class DetachRequest:
 
 @dataclass(frozen=True)
 class LiveChange:
-    """What is to be changed in a guest that runs.
+    """A change of a running guest.
 
-    :param old: its XML as it runs.
-    :param new: that with the devices in or out; libvirt makes it so device by device.
+    :param old: its live XML.
+    :param new: its live XML after the change; libvirt changes it device by device.
     :param devices: the devices and the XML of each, in order.
-    :param plugging: they go in; else they come out.
-    :param release_s: seconds that the guest has to give each device back.
+    :param plugging: whether they are plugged in; else they are unplugged.
+    :param release_s: seconds that the guest has to release each device.
     """
 
     old: DomainXml
@@ -123,14 +121,14 @@ class LiveChange:
 
 @dataclass(frozen=True)
 class Change:
-    """A change of one domain that was planned.
+    """A planned change of one domain.
 
-    :param old: its definition; what ``new`` is to take the place of.
-    :param new: the same where only the running guest is changed.
-    :param live: what is changed in the running guest; None for nothing.
-    :param verdicts: what the model says of each device's MSIs after the change.
-    :param notes: what the user should know, a sentence each.
-    :param events: what observers are told when it was carried out.
+    :param old: its definition, which ``new`` replaces.
+    :param new: its definition after the change; the same if only the running guest changes.
+    :param live: the change of the running guest; None for none.
+    :param verdicts: the simulator's verdicts on each device's MSIs after the change.
+    :param notes: notes for the user, a sentence each.
+    :param events: events for observers once the change is applied.
     """
 
     old: DomainXml
@@ -143,17 +141,17 @@ class Change:
 
     @property
     def before(self) -> DomainXml:
-        """The XML that is changed: the definition, else that of the running guest."""
+        """The XML to change: the definition, else that of the running guest."""
         return self.old if self.live is None or self.new is not self.old else self.live.old
 
     @property
     def after(self) -> DomainXml:
-        """What :attr:`before` becomes."""
+        """The XML that replaces :attr:`before`."""
         return self.new if self.live is None or self.new is not self.old else self.live.new
 
     @property
     def record(self) -> DomainRecord:
-        """What vmm-msi records of the domain after the change."""
+        """The record of vmm-msi in the domain after the change."""
         return read_record(self.after) or DomainRecord()
 
 
@@ -161,7 +159,7 @@ class Change:
 class Status:
     """What vmm-msi added to a guest.
 
-    :param gone: what of it somebody took out since, a few words for each.
+    :param gone: parts of it that were removed since, a few words each.
     """
 
     name: str
