@@ -120,8 +120,8 @@ def bench_doctor(folder: Path) -> None:
     real = Path(__file__).resolve().parents[1] / "captures" / "two-smmus.tar.zst"
     synthetic = folder / "synthetic.tar.zst"
     arm_host(folder / "host", devices=100)
-    capturing = [*doctor[:-1], "topology", "capture", "--root", str(folder / "host"), "-o"]
-    subprocess.run([*capturing, str(synthetic)], capture_output=True, check=True)
+    capture = [*doctor[:-1], "topology", "capture", "--root", str(folder / "host"), "-o"]
+    subprocess.run([*capture, str(synthetic)], capture_output=True, check=True)
     for name, file in (("17 functions, real", real), ("100 devices, synthetic", synthetic)):
         own, peer, ratio = whole([*doctor, str(file)], [sys.executable, "-c", "pass"])
         size = f"{file.stat().st_size:,}"

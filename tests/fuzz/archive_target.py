@@ -1,4 +1,4 @@
-"""The reader of captures as a target for a fuzzer."""
+"""The reader of captures as a fuzz target."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmm_msi.host.files.pack import pack
 
 
 def target(data: bytes) -> None:
-    """Read ``data`` as a capture, and as the tar in one.
+    """Read ``data`` as a capture, and as the tar in a capture.
 
     :raise InputError: when it is neither.
     """
@@ -30,9 +30,11 @@ def target(data: bytes) -> None:
 
 
 def seeds() -> list[bytes]:
-    """Return captures, and tars, of every kind of member."""
+    """Return captures and tars with every kind of member."""
     manifest = b'{"schema": 1, "tool": "x", "unreadable": {"/b/c": "no"}, "partial": {}}'
-    ours = pack({"/a/file": b"x" * 40, "/vmm-msi/manifest.json": manifest}, {"/a/link": "../b"}, [])
+    capture = pack(
+        {"/a/file": b"x" * 40, "/vmm-msi/manifest.json": manifest}, {"/a/link": "../b"}, []
+    )
     members = [
         member(b"./a/", kind=b"5"),
         pax(b"path=a/link", b"linkpath=/a/link"),
@@ -45,4 +47,4 @@ def seeds() -> list[bytes]:
         member(b"vmm-msi/manifest.json", manifest),
     ]
     tar = b"".join(members) + bytes(1024)
-    return [ours, packed(*members), tar, zstandard.ZstdDecompressor().decompress(ours)]
+    return [capture, packed(*members), tar, zstandard.ZstdDecompressor().decompress(capture)]

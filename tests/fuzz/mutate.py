@@ -1,4 +1,4 @@
-"""Random changes of well-formed inputs, where no coverage-guided fuzzer can be had."""
+"""Change well-formed inputs at random, for machines without a coverage-guided fuzzer."""
 
 from __future__ import annotations
 
@@ -10,41 +10,41 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NUMBERS = (0, 1, 2, 3, 4, 16, 20, 0x7F, 0x80, 0xFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0xFFFFFFFF)
-#: Inputs that are kept to go on from.
+#: Number of inputs that are kept for further changes.
 POOL = 200
 
 
 def mutated(data: bytes, others: list[bytes], chance: random.Random) -> bytes:
     """Return ``data`` with one to eight changes of random kinds."""
-    made = bytearray(data)
+    changed = bytearray(data)
     for _ in range(chance.randint(1, 8)):
-        at = chance.randint(0, len(made))
+        at = chance.randint(0, len(changed))
         kind = chance.randint(0, 6)
-        if kind == 0 and made:
-            made[at % len(made)] ^= 1 << chance.randint(0, 7)
-        elif kind == 1 and made:
-            made[at % len(made)] = chance.randint(0, 255)
+        if kind == 0 and changed:
+            changed[at % len(changed)] ^= 1 << chance.randint(0, 7)
+        elif kind == 1 and changed:
+            changed[at % len(changed)] = chance.randint(0, 255)
         elif kind == 2:
             size = chance.choice((1, 2, 4, 8))
             order = chance.choice(("little", "big"))
             number = chance.choice(NUMBERS) % (1 << 8 * size)
-            made[at : at + size] = number.to_bytes(size, order)
+            changed[at : at + size] = number.to_bytes(size, order)
         elif kind == 3:
-            del made[at : at + chance.randint(1, 40)]
+            del changed[at : at + chance.randint(1, 40)]
         elif kind == 4:
             other = chance.choice(others)
             start = chance.randint(0, len(other))
-            made[at:at] = other[start : start + chance.randint(1, 80)]
+            changed[at:at] = other[start : start + chance.randint(1, 80)]
         elif kind == 5:
-            made[at:at] = made[max(0, at - chance.randint(1, 80)) : at]
+            changed[at:at] = changed[max(0, at - chance.randint(1, 80)) : at]
         else:
-            made[at:] = made[at:][: chance.randint(0, 400)]
-    return bytes(made)
+            changed[at:] = changed[at:][: chance.randint(0, 400)]
+    return bytes(changed)
 
 
 def run(call: Callable[[bytes], None], seeds: list[bytes], seconds: float) -> int:
-    """Call ``call`` for so long, seeds first; return how often."""
-    chance = random.Random(0)  # noqa: S311 - not for secrets, and the same each time
+    """Call ``call`` for ``seconds``, seeds first; return the number of calls."""
+    chance = random.Random(0)  # noqa: S311 - not for secrets, and the same in every run
     pool = [*seeds]
     for seed in (b"", *seeds):
         call(seed)

@@ -1,6 +1,7 @@
 """Fuzz every target for a share of the time: ``make fuzz``, FUZZ_SECONDS in all (default 60).
 
-Each is a process of its own. What a target fails for is left in a folder that is named at the end.
+Each target runs in a process of its own. Failing inputs are kept in a folder that is printed at the
+end.
 """
 
 from __future__ import annotations
@@ -26,22 +27,22 @@ _PEAK = re.compile(r"stat::peak_rss_mb:\s*(\d+)")
 
 @dataclass(frozen=True)
 class Result:
-    """What came of one target.
+    """The result of one target.
 
-    :param runs: how often it was called.
-    :param found: inputs with new coverage; None where nothing is measured.
-    :param failure: what was printed, where an input was found that it fails for.
+    :param runs: number of inputs.
+    :param new_inputs: inputs with new coverage; None if coverage is not measured.
+    :param failure: the output of the process, if an input fails.
     """
 
     name: str
     runs: int
-    found: int | None
+    new_inputs: int | None
     peak_mb: int | None
     failure: str | None
 
 
 def fuzz(name: str, seconds: float, folder: Path, *words: str) -> Result:
-    """Run one target's process."""
+    """Run the process of one target."""
     folder.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
         [sys.executable, "-m", "fuzz.worker", name, str(seconds), str(folder), *words],
@@ -53,21 +54,21 @@ def fuzz(name: str, seconds: float, folder: Path, *words: str) -> Result:
         timeout=seconds + 120,
         check=False,
     )
-    said = done.stdout + done.stderr
-    left = [path for kind in ("crash", "timeout", "oom") for path in folder.glob(f"{kind}-*")]
-    failed = bool(done.returncode or left)
+    output = done.stdout + done.stderr
+    inputs = [path for kind in ("crash", "timeout", "oom") for path in folder.glob(f"{kind}-*")]
+    failed = bool(done.returncode or inputs)
     return Result(
         name,
-        _number(_EXECUTED, said) or _number(_DONE, said) or 0,
-        _number(_NEW, said),
-        _number(_PEAK, said),
-        f"{name}: {', '.join(map(str, left)) or folder}\n{said[-6000:]}" if failed else None,
+        _number(_EXECUTED, output) or _number(_DONE, output) or 0,
+        _number(_NEW, output),
+        _number(_PEAK, output),
+        f"{name}: {', '.join(map(str, inputs)) or folder}\n{output[-6000:]}" if failed else None,
     )
 
 
-def _number(pattern: re.Pattern[str], said: str) -> int | None:
-    found = pattern.search(said)
-    return int(found[1]) if found else None
+def _number(pattern: re.Pattern[str], output: str) -> int | None:
+    match = pattern.search(output)
+    return int(match[1]) if match else None
 
 
 def main() -> int:
@@ -76,12 +77,12 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="vmm-msi-fuzz-"))
     results = [fuzz(name, seconds / len(names), folder / name) for name in names]
     rows = [
-        [each.name, f"{each.runs:,}", str(each.found or "-"), str(each.peak_mb or "-"),
-         "FAILED" if each.failure else "held"]
-        for each in results
+        [result.name, f"{result.runs:,}", str(result.new_inputs or "-"),
+         str(result.peak_mb or "-"), "FAILED" if result.failure else "passed"]
+        for result in results
     ]  # fmt: skip
     print("\n".join(columns([["target", "runs", "new inputs", "peak MB", "result"], *rows])))
-    failures = [each.failure for each in results if each.failure]
+    failures = [result.failure for result in results if result.failure]
     for failure in failures:
         print(f"\n{failure}")
     return 1 if failures else 0

@@ -1,8 +1,8 @@
-"""What is fuzzed: readers of data from outside, which may refuse it in one way only.
+"""The fuzz targets: readers of untrusted data, which may refuse it only with InputError.
 
-A target takes any bytes. It returns, or raises :class:`InputError`: anything else is a bug, and so
-is more time or memory than :mod:`fuzz.worker` allows. Tables of ACPI get their length and checksum
-put right, or hardly any would be read; half of the inputs are also read as they are.
+A target takes any bytes. It returns, or raises :class:`InputError`: any other exception is a bug,
+and so is more time or memory than :mod:`fuzz.worker` allows. ACPI tables get the right length and
+checksum, since otherwise nearly all would be refused; all inputs are also read unchanged.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ADDRESSES = [PciAddress(0, 0, 1, 0), PciAddress(1, 0x80, 0, 0), PciAddress(0xFFF
 
 @dataclass(frozen=True)
 class Target:
-    """What to call, and inputs that are well formed."""
+    """A reader, and well-formed inputs for it."""
 
     name: str
     call: Callable[[bytes], None]
@@ -48,8 +48,8 @@ class Target:
             return
 
 
-def put_right(data: bytes, signature: bytes) -> bytes:
-    """Return a table with a header that is no reason to refuse it."""
+def with_valid_header(data: bytes, signature: bytes) -> bytes:
+    """Return a table whose signature, length and checksum are right."""
     table = bytearray(data.ljust(36, b"\0"))
     table[:4] = signature
     struct.pack_into("<I", table, 4, len(table))
@@ -58,8 +58,8 @@ def put_right(data: bytes, signature: bytes) -> bytes:
     return bytes(table)
 
 
-def ask(host) -> None:
-    """Look a few devices up, as the commands do; each may be refused for itself."""
+def resolve_devices(host) -> None:
+    """Resolve a few devices, as the commands do; each may be refused."""
     for address in ADDRESSES:
         try:
             resolve(host, address)
@@ -69,30 +69,33 @@ def ask(host) -> None:
 
 def iort(data: bytes) -> None:
     if not data or data[-1] & 1:
-        ask(parse_acpi(put_right(data, b"IORT"), None, "host"))
+        resolve_devices(parse_acpi(with_valid_header(data, b"IORT"), None, "host"))
     parse_acpi(data, None, "host")
 
 
 def madt(data: bytes) -> None:
     if not data or data[-1] & 1:
-        parse_madt(put_right(data, b"APIC"), "APIC")
+        parse_madt(with_valid_header(data, b"APIC"), "APIC")
     parse_madt(data, "APIC")
 
 
 def acpi(data: bytes) -> None:
-    """The first two bytes say how long the IORT is; the MADT follows it."""
+    """The first two bytes are the length of the IORT; the MADT follows it."""
     size = int.from_bytes(data[:2], "little")
-    tables = put_right(data[2 : 2 + size], b"IORT"), put_right(data[2 + size :], b"APIC")
-    ask(parse_acpi(*tables, "host"))
+    tables = (
+        with_valid_header(data[2 : 2 + size], b"IORT"),
+        with_valid_header(data[2 + size :], b"APIC"),
+    )
+    resolve_devices(parse_acpi(*tables, "host"))
 
 
 def devicetree(data: bytes) -> None:
-    ask(parse_devicetree(data, "board.dtb"))
+    resolve_devices(parse_devicetree(data, "board.dtb"))
 
 
 def domain_xml(data: bytes) -> None:
     domain = DomainXml.parse(data, "domain")
-    for look in (
+    for read in (
         lambda: (domain.uuid, domain.type, domain.arch, domain.machine, domain.kind),
         lambda: (domain.emulator, domain.acpi, domain.firmware, domain.gic_version),
         lambda: domain.memory,
@@ -103,7 +106,7 @@ def domain_xml(data: bytes) -> None:
         domain.__str__,
     ):
         try:
-            look()
+            read()
         except InputError:
             continue
 
@@ -117,8 +120,8 @@ def toml_host(data: bytes) -> None:
         text = data.decode()
     except UnicodeDecodeError:
         return
-    recording_json, check = _decode(text, "host.toml")
-    ask(check.host(recording_json.host))
+    file, check = _decode(text, "host.toml")
+    resolve_devices(check.host(file.host))
 
 
 def recording(data: bytes) -> None:
@@ -159,8 +162,7 @@ def _iorts() -> list[bytes]:
 
 
 def _madts() -> list[bytes]:
-    from host.firmware.acpi_builder import madt
-    from host.firmware.test_acpi import GICV5, OTHERS
+    from host.firmware.acpi_builder import GICV5, OTHERS, madt
 
     return [madt((0, 0x20000000), (1, 0x20020000), extra=OTHERS), madt(extra=OTHERS + GICV5)]
 
@@ -201,7 +203,7 @@ def _hosts() -> list[bytes]:
 
 def targets() -> dict[str, Target]:
     """Return the targets by name."""
-    found = [
+    fuzzed = [
         Target("iort", iort, _iorts),
         Target("madt", madt, _madts),
         Target("acpi", acpi, _both),
@@ -211,8 +213,8 @@ def targets() -> dict[str, Target]:
         Target("toml-host", toml_host, _hosts),
         Target("recording", recording, lambda: _files("recording/*.json")),
     ]
-    # The reader of archives brings its own: target(data) and seeds().
+    # The module of the reader of archives has target(data) and seeds().
     if importlib.util.find_spec("fuzz.archive_target") is not None:
         module = importlib.import_module("fuzz.archive_target")
-        found.append(Target("archive", module.target, module.seeds))
-    return {target.name: target for target in found}
+        fuzzed.append(Target("archive", module.target, module.seeds))
+    return {target.name: target for target in fuzzed}

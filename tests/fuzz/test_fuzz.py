@@ -1,6 +1,6 @@
-"""The readers of data from outside hold against any bytes, for as long as there is time.
+"""Readers of untrusted data read or refuse any bytes.
 
-FUZZ_SECONDS says how long in all: 60 in CI, 5 else, as ``make fuzz`` takes 60.
+FUZZ_SECONDS is the time of all targets: 60 in CI and for ``make fuzz``, otherwise 5.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import pytest
 from fuzz.mutate import mutated
 from fuzz.run import TESTS, fuzz
-from fuzz.targets import put_right, targets
+from fuzz.targets import targets, with_valid_header
 
 from vmm_msi.errors import InputError
 
@@ -23,7 +23,7 @@ SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") == "
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_seeds_are_read(name):
-    """Else all that is made from them would be refused at the door; a few may be, on purpose."""
+    """Otherwise most inputs derived from them would be refused early; a few are malformed."""
     refused = 0
     seeds = TARGETS[name].seeds()
     for seed in seeds:
@@ -44,7 +44,7 @@ def test_any_bytes_are_read_or_refused(name, tmp_path, counts):
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_random_changes_where_there_is_no_atheris(name, tmp_path):
+def test_random_changes_without_atheris(name, tmp_path):
     result = fuzz(name, 0.2, tmp_path, "random")
     assert result.failure is None, result.failure
     assert result.runs > len(TARGETS[name].seeds())
@@ -63,16 +63,16 @@ worker.main(["broken", "5", sys.argv[1], *sys.argv[2:]])
 
 @pytest.mark.parametrize("words", [(), ("random",)])
 @pytest.mark.parametrize(
-    ("what", "kind"),
+    ("statement", "kind"),
     [
         ("raise IndexError('out of range')", "crash"),
         ("bytearray(1 << 31)", "*"),
         ("while True: pass", "timeout"),
     ],
 )
-def test_what_fails_is_found(what, kind, words, tmp_path):
+def test_a_failing_input_is_kept(statement, kind, words, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", BROKEN.format(what), str(tmp_path), *words],
+        [sys.executable, "-c", BROKEN.format(statement), str(tmp_path), *words],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
@@ -84,14 +84,14 @@ def test_what_fails_is_found(what, kind, words, tmp_path):
 
 
 def test_mutations_repeat():
-    def made():
+    def mutations():
         chance = random.Random(1)  # noqa: S311
         return [mutated(b"0123456789" * 20, [b"abcdef" * 20], chance) for _ in range(200)]
 
-    assert made() == made()
-    assert len(set(made())) == 200
+    assert mutations() == mutations()
+    assert len(set(mutations())) == 200
 
 
-def test_a_table_that_is_put_right():
-    table = put_right(b"\xff" * 60, b"IORT")
+def test_a_table_with_a_valid_header():
+    table = with_valid_header(b"\xff" * 60, b"IORT")
     assert (table[:4], len(table), sum(table) & 0xFF) == (b"IORT", 60, 0)

@@ -1,8 +1,8 @@
 """Fuzz one target in this process: ``python -m fuzz.worker TARGET SECONDS FOLDER [random]``.
 
-With atheris where it can be imported, guided by coverage, else with random changes of the seeds.
-Memory and the time of each input are bounded. The input that a target fails for is left in FOLDER,
-as ``crash-*``, ``timeout-*`` or ``oom-*``; the exit code is 0 where there is none.
+With atheris, guided by coverage, if it can be imported, else with random changes of the seeds.
+Memory and the time of each input are limited. A failing input is written to FOLDER as ``crash-*``,
+``timeout-*`` or ``oom-*``; the exit code is 0 if no input fails.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import sys
 import time
 from pathlib import Path
 
-#: Bytes of memory that the process may have in all.
+#: Limit of the process's memory in bytes.
 MEMORY = 1 << 30
-#: Seconds that one input may take, on a machine that does other things too.
+#: Limit of the seconds for one input, with room for a busy machine.
 PATIENCE = 10
-#: Bytes of an input that is made up.
+#: Limit of a generated input in bytes.
 LONGEST = 1 << 16
 
 
@@ -27,7 +27,7 @@ class TooSlowError(BaseException):
 
 
 def guided(name: str, seconds: float, folder: Path) -> None:
-    """Let atheris do it; it ends the process."""
+    """Fuzz with atheris, which exits the process."""
     import atheris
 
     with atheris.instrument_imports(include=["vmm_msi"]):
@@ -51,7 +51,7 @@ def guided(name: str, seconds: float, folder: Path) -> None:
 
 
 def random_changes(name: str, seconds: float, folder: Path) -> None:
-    """Do it here."""
+    """Fuzz with random changes."""
     from fuzz.mutate import run
 
     target = importlib.import_module("fuzz.targets").targets()[name]
