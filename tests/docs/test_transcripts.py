@@ -7,6 +7,7 @@ the line … stands for left-out lines, and … within a line for left-out text.
 
 from __future__ import annotations
 
+import ast
 import io
 import os
 import re
@@ -14,6 +15,7 @@ import shlex
 import signal
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import doc_blocks
 import pytest
@@ -23,7 +25,7 @@ from provision.helpers import HOST, PLUGINS, attach
 from qemuhook.helpers import UUID, A, B, Host, descriptor, managed
 from watch.process import Watch
 
-from vmm_msi.cli import main
+from vmm_msi.cli import lab_conform, main
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.guest_domain import guest_from_xml
@@ -32,7 +34,11 @@ from vmm_msi.domxml.template import nested_guest
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.host.sources import load_host
+from vmm_msi.lab.build import images, root
+from vmm_msi.lab.conformance import conform
 from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult, Phase, Vector
+from vmm_msi.lab.machine import keeper
+from vmm_msi.lab.machine.shape import Shape
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.qemuhook import run_records, script
 from vmm_msi.qemuhook.entry import REFUSED
@@ -40,7 +46,7 @@ from vmm_msi.qemuhook.entry import run as run_hook
 from vmm_msi.report import doctor as doctor_report
 from vmm_msi.report import explain as explain_report
 from vmm_msi.report import lab_guest
-from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.types import Granule, GuestPlan, PciAddress, VsmmuPlan
 from vmm_msi.watch import service_log
 
 TRANSCRIPTS = {
@@ -52,6 +58,10 @@ TRANSCRIPTS = {
 DOCTOR = ("doctor.md", "# vmm-msi doctor")
 HOOK_REFUSAL = ("hook.md", "# virsh start in-order")
 HOOK_STATUS = ("hook.md", "# vmm-msi hook status")
+LAB_BUILD = ("lab.md", "# vmm-msi lab build")
+LAB_CONFORM = ("lab.md", "# vmm-msi lab conform --count 200")
+LAB_ROOT = ("lab-internals.md", "# vmm-msi lab root")
+LAB_UP = ("lab.md", "# vmm-msi lab up")
 LAB_GUEST = (
     "lab-guest.md",
     "# vmm-msi lab guest --devices nvme,nvme --count 500 --then reboot,unplug",
@@ -75,8 +85,12 @@ def test_every_transcript_has_a_test():
         DOCTOR,
         HOOK_REFUSAL,
         HOOK_STATUS,
+        LAB_BUILD,
+        LAB_CONFORM,
         LAB_GUEST,
         LAB_GUEST_NO_RMR,
+        LAB_ROOT,
+        LAB_UP,
         LIBVIRT,
         WATCH,
     }
@@ -167,6 +181,92 @@ def test_hook_status(hook_run, monkeypatch, capfd):
     monkeypatch.setattr(run_records, "RUN_RECORDS", records)
     assert main(["hook", "status"]) == 0
     assert capfd.readouterr().out == output_of(HOOK_STATUS)
+
+
+# --- the lab -----------------------------------------------------------------------------------
+
+
+def stages():
+    """Return patterns of the progress messages of builds, from the calls that print them."""
+    for module in (ROOT / "vmm_msi" / "lab" / "build").glob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "stage":
+                (message,) = node.args
+                parts = message.values if isinstance(message, ast.JoinedStr) else [message]
+                yield "".join(
+                    re.escape(part.value) if isinstance(part, ast.Constant) else ".+"
+                    for part in parts
+                )
+
+
+def table_of(transcript):
+    """Return the output of a build without its progress, which consists of known messages."""
+    title = transcript[1].removeprefix("# vmm-msi ")
+    progress = re.compile(rf"{title}: \[[ \d]{{4}} s\] (.*)")
+    messages = re.compile("|".join(stages()))
+    lines = output_of(transcript).splitlines()
+    for line in lines:
+        if match := progress.fullmatch(line):
+            assert messages.fullmatch(match[1]), line
+    return "".join(f"{line}\n" for line in lines if line != "…" and not progress.fullmatch(line))
+
+
+def values_of(transcript):
+    """Return the rows of the table that a build prints."""
+    return dict(line.split(maxsplit=1) for line in table_of(transcript).splitlines())
+
+
+def sized_file(folder, value):
+    """Create the file in a row such as ``/root/Image (9.5 MB)``, of that size."""
+    path, megabytes = re.fullmatch(r"(\S+) \((\S+) MB\)", value).groups()
+    file = folder / path.lstrip("/")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("wb") as stream:
+        stream.truncate(int(float(megabytes) * 1e6))
+    return file
+
+
+def test_lab_build(monkeypatch, capsys, tmp_path):
+    row = values_of(LAB_BUILD)
+    kernel, initrd = (sized_file(tmp_path, row[name]) for name in ("kernel", "initrd"))
+    granule = Granule.parse(row["granule"])
+    built = images.LabImages(
+        kernel, initrd, row["release"], granule, row["suite"], row["built"], cached=False
+    )
+    lab_root = root.LabRoot(Path(row["root"]), "", "", "", "", "", cached=False)
+    monkeypatch.setattr(images, "ensure_images", lambda *_: built)
+    monkeypatch.setattr(root, "ensure_root", lambda *_: lab_root)
+    assert main(["lab", "build"]) == 0
+    assert capsys.readouterr().out.replace(str(tmp_path), "") == table_of(LAB_BUILD)
+
+
+def test_lab_root(monkeypatch, capsys):
+    row = values_of(LAB_ROOT)
+    fields = (row[name] for name in ("suite", "architecture", "libvirt", "qemu", "built"))
+    lab_root = root.LabRoot(Path(row["path"]), *fields, cached=False)
+    monkeypatch.setattr(root, "ensure_root", lambda *_: lab_root)
+    assert main(["lab", "root"]) == 0
+    assert capsys.readouterr().out == table_of(LAB_ROOT)
+
+
+def test_lab_up_and_down(monkeypatch, capsys):
+    lab = SimpleNamespace(boot_s=3.1, release="7.2.12-vmm-msi", shape=Shape())
+    monkeypatch.setattr(keeper, "up", lambda *_: (lab, True))
+    monkeypatch.setattr(keeper, "down", lambda *_: True)
+    commands = [line for line in TRANSCRIPTS[LAB_UP].text.splitlines() if line.startswith("# ")]
+    printed = ""
+    for command in commands:
+        if " compare " not in command:
+            assert main(shlex.split(command)[2:]) == 0
+        printed += f"{command}\n{capsys.readouterr().out}"
+    assert is_shown_as(printed, TRANSCRIPTS[LAB_UP].text)
+
+
+def test_lab_conform(monkeypatch, capsys):
+    report = conform.ConformanceReport(200, 5379, seconds={"kernel": 4.0})
+    monkeypatch.setattr(lab_conform, "_compare", lambda *_: report)
+    assert main(["lab", "conform", "--count", "200"]) == 0
+    assert is_shown_as(capsys.readouterr().out, output_of(LAB_CONFORM))
 
 
 # --- guests in the lab -------------------------------------------------------------------------
