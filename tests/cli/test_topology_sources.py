@@ -47,27 +47,31 @@ def rows(text):
 def test_a_root(show, root):
     text = show("--root", root)
     assert text == show(root)
-    found = rows(text)
-    assert ["0", "yes", "yes"] in found
-    assert ["0xa0000000", "0x100000", "0", "0x100-0x100", "yes"] in found
-    assert ["1", "yes", "0000:01:00.0", "0x8000000-0x80fffff", "(sw-msi)"] in found
-    assert ["5", "yes", "0001:01:00.0", "0001:02:03.0", "0x8000000-0x80fffff", "(sw-msi)"] in found
-    assert ["0000:01:00.0", "1", "0", "ice", "129", "yes", "yes", "-", "-"] in found
-    assert ["0000:01:01.0", "2", "0", "vfio-pci", "17", "yes", "no", "0000:01:00.0", "-"] in found
-    assert ["0001:02:03.0", "5", "1", "-", "1", "no", "no", "-", "0001:02:00.0"] in found
+    cells = rows(text)
+    assert ["0", "yes", "yes"] in cells
+    assert ["0xa0000000", "0x100000", "0", "0x100-0x100", "yes"] in cells
+    assert ["1", "yes", "0000:01:00.0", "0x8000000-0x80fffff", "(sw-msi)"] in cells
+    assert ["5", "yes", "0001:01:00.0", "0001:02:03.0", "0x8000000-0x80fffff", "(sw-msi)"] in cells
+    assert ["0000:01:00.0", "1", "0", "ice", "129", "yes", "yes", "-", "-"] in cells
+    assert ["0000:01:01.0", "2", "0", "vfio-pci", "17", "yes", "no", "0000:01:00.0", "-"] in cells
+    assert ["0001:02:03.0", "5", "1", "-", "1", "no", "no", "-", "0001:02:00.0"] in cells
     assert "Disagreements (1)" in text
     place = f"{root}/sys/firmware/acpi/tables"
-    assert f"memory mapped 1:1 for IOMMU group 1 {place}".split() == found[-2][:8]
-    assert found[-1] == [f"{root}/sys", "none"]
+    assert f"memory mapped 1:1 for IOMMU group 1 {place}".split() == cells[-2][:8]
+    assert cells[-1] == [f"{root}/sys", "none"]
     assert not any(line.endswith(" ") for line in text.splitlines())
 
 
 def test_json(show, root):
-    found = json.loads(show("--root", root, "--format", "json", "--granule", "64K"))
-    assert (found["schema"], found["source"]) == (1, str(root))
-    assert (found["granule"], found["granule_known"], found["missing"]) == ("64K", True, [])
-    assert found["segments"][0] == {"segment": 0, "ats": True, "canwbs": True}
-    assert found["reserved_memory"] == [
+    document = json.loads(show("--root", root, "--format", "json", "--granule", "64K"))
+    assert (document["schema"], document["source"]) == (1, str(root))
+    assert (document["granule"], document["granule_known"], document["missing"]) == (
+        "64K",
+        True,
+        [],
+    )
+    assert document["segments"][0] == {"segment": 0, "ats": True, "canwbs": True}
+    assert document["reserved_memory"] == [
         {
             "base": "0xa0000000",
             "size": "0x100000",
@@ -77,7 +81,7 @@ def test_json(show, root):
             "relaxable": True,
         }
     ]
-    assert found["functions"][1] == {
+    assert document["functions"][1] == {
         "address": "0000:01:00.0",
         "class": "0x020000",
         "driver": "ice",
@@ -92,22 +96,22 @@ def test_json(show, root):
         "dma_aliases": ["0000:01:00.0"],
         "msi_alias": "0000:01:00.0",
     }
-    assert found["iommu_groups"][1] == {
+    assert document["iommu_groups"][1] == {
         "group": 1,
         "members": ["0000:01:00.0"],
         "isolated_msi": True,
         "reserved": [{"base": "0x8000000", "size": "0x100000", "type": "sw-msi"}],
     }
-    (one,) = found["disagreements"]
-    assert one["subject"] == "memory mapped 1:1 for IOMMU group 1"
-    assert [each["says"] for each in one["statements"]] == [
+    (difference,) = document["disagreements"]
+    assert difference["subject"] == "memory mapped 1:1 for IOMMU group 1"
+    assert [statement["says"] for statement in difference["statements"]] == [
         "0xa0000000-0xa00fffff (direct-relaxable)",
         "none",
     ]
 
 
 def test_this_machine(show, monkeypatch, root):
-    """What this machine has differs; a folder stands for it the second time."""
+    """Machines differ; the second time a folder replaces this machine."""
     assert show().startswith("this machine: stage 2 granule ")
     whole = show("--root", root)
     monkeypatch.setattr(folder, "this_machine", lambda: folder.FolderTree(root))
@@ -138,14 +142,14 @@ def test_libvirt_and_tables(show, root):
         (["test:///no/such"], 6, "connecting to test:///no/such: there is no file /no/such; valid"),
     ],
 )
-def test_what_is_not_there(run, arguments, code, message):
-    found, out, err = run("topology", "show", *arguments)
-    assert (found, out) == (code, "")
+def test_missing_hosts(run, arguments, code, message):
+    status, out, err = run("topology", "show", *arguments)
+    assert (status, out) == (code, "")
     assert err.startswith(f"vmm-msi topology: {message}")
     assert err.count("\n") == 1
 
 
-def test_compare_with_libvirt_as_host_wants_a_second_one(run):
+def test_compare_requires_a_second_host_beside_libvirt(run):
     guest = samples.path("three-devices.xml")
     words = ["compare", "--strategy", "identity", "--guest", guest, "--host", NODE]
     code, out, err = run(*words)
@@ -157,7 +161,7 @@ def test_compare_with_libvirt_as_host_wants_a_second_one(run):
     assert "delivered" in out
 
 
-def test_attach_with_libvirt_as_host_wants_a_second_one(run):
+def test_attach_requires_a_second_host_beside_libvirt(run):
     words = ["attach", "-c", NODE, "guest0", "0000:01:00.0", "--dry-run", "--host", NODE]
     code, out, err = run(*words)
     assert (code, out) == (3, "")
