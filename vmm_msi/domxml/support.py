@@ -129,7 +129,7 @@ REQUIREMENTS: Mapping[Feature, Requirement] = {
         "<iommufd fdgroup>", "/dev/iommu from the caller", _TRIED, kvm=True
     ),
     Feature.OVERRIDE: Requirement(
-        "<qemu:override>", "memory for what is plugged in", Version(8, 2), Version(6, 2)
+        "<qemu:override>", "memory for hotplugged devices", Version(8, 2), Version(6, 2)
     ),
 }
 
