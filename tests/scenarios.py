@@ -1,4 +1,4 @@
-"""Scenarios that tests build: as TOML text, since that is the contract."""
+"""Scenarios for tests, as TOML text, which is the contract."""
 
 from __future__ import annotations
 
@@ -84,9 +84,9 @@ def pair(
     order: str = "interleaved",
     **more: object,
 ) -> Sample:
-    """Two devices on one SMMU, as in the truth table.
+    """Return two devices on one SMMU, as in the truth table.
 
-    ``mode`` is how stage 1 is shared: shared, own or own-same.
+    ``mode`` is how they use stage 1: shared, own or own-same.
     """
     a = Device(A)
     b = Device(

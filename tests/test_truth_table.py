@@ -39,7 +39,7 @@ TABLE = [
 def run_compare(capsys, tmp_path, sample, *strategies):
     path = tmp_path / "scenario.toml"
     path.write_text(sample.toml())
-    arguments = [word for name in strategies for word in ("--strategy", name)]
+    arguments = [argument for name in strategies for argument in ("--strategy", name)]
     assert main(["compare", "--scenario", str(path), "--format", "json", *arguments]) == 0
     document = json.loads(capsys.readouterr().out)
     assert document["schema"] == 1
@@ -47,11 +47,11 @@ def run_compare(capsys, tmp_path, sample, *strategies):
 
 
 def by_device(result):
-    found = {}
+    by_address = {}
     for verdict in result["verdicts"]:
-        found.setdefault(verdict["device"], set()).add(verdict["outcome"])
-    assert all(len(outcomes) == 1 for outcomes in found.values())
-    return {device: outcomes.pop() for device, outcomes in found.items()}
+        by_address.setdefault(verdict["device"], set()).add(verdict["outcome"])
+    assert all(len(outcomes) == 1 for outcomes in by_address.values())
+    return {address: outcomes.pop() for address, outcomes in by_address.items()}
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
@@ -86,22 +86,22 @@ def refused(results, device=B):
     return next(v for v in results[0]["verdicts"] if v["device"] == device)
 
 
-def test_words_and_errno_of_the_refusals(capsys, tmp_path):
-    def why(strategy, sample):
+def test_reason_and_errno_of_the_refusals(capsys, tmp_path):
+    def refusal(strategy, sample):
         return refused(run_compare(capsys, tmp_path, sample, strategy))
 
-    no_free = why("coerced:revision=v2", pair("shared", pits=2))
+    no_free = refusal("coerced:revision=v2", pair("shared", pits=2))
     assert no_free["errno"] == 12
     assert "no free binding" in no_free["reason"]
-    exists = why("coerced:revision=v2", pair("own", pits=2))
+    exists = refusal("coerced:revision=v2", pair("own", pits=2))
     assert exists["errno"] == 17
     assert "EEXIST" in exists["reason"]
     for revision in ("v8", "v15"):
-        attach = why(f"coerced:revision={revision}", pair("own", pits=2, vits=2))
+        attach = refusal(f"coerced:revision={revision}", pair("own", pits=2, vits=2))
         assert attach["errno"] == 22
         assert "different physical MSI doorbells" in attach["reason"]
         assert attach["programmed_iova"] is None
-    conflict = why("direct", pair("own", pits=2))
+    conflict = refusal("direct", pair("own", pits=2))
     assert conflict["errno"] is None
     assert A in conflict["reason"]
     assert B in conflict["reason"]
@@ -115,7 +115,7 @@ def test_identity_takes_two_slots_for_two_itses(capsys, tmp_path):
     assert {v["programmed_iova"] for v in result["verdicts"]} == {"0x8000040", "0x8001040"}
 
 
-def test_the_fault_of_the_baseline_is_at_the_window(capsys, tmp_path):
+def test_the_host_cookie_faults_at_the_window(capsys, tmp_path):
     (result,) = run_compare(capsys, tmp_path, pair("shared"), "host-cookie")
     verdict = result["verdicts"][0]
     assert verdict["programmed_iova"] == "0x8000040"
@@ -127,7 +127,7 @@ def test_the_fault_of_the_baseline_is_at_the_window(capsys, tmp_path):
     }
 
 
-def test_direct_is_refused_on_iommufd_where_the_window_is_reserved(capsys, tmp_path):
+def test_iommufd_refuses_direct_in_the_reserved_window(capsys, tmp_path):
     (result,) = run_compare(capsys, tmp_path, pair("shared"), "direct:profile=linux-7.2")
     verdict = refused([result], A)
     assert (verdict["outcome"], verdict["errno"]) == (NO, 22)
@@ -142,7 +142,7 @@ def test_costs_of_multi_its(capsys, tmp_path):
     assert (vits["costs"]["s2_domains"], vits["costs"]["s2_mappings"]) == (1, 2)
 
 
-def test_a_gdb_inside_of_a_larger_host_page_is_refused(capsys, tmp_path):
+def test_a_gdb_unaligned_to_the_host_page_is_refused(capsys, tmp_path):
     sample = pair("shared", granule="64K", vits_bases={0: 0x0808_1000})
     for strategy in ("direct", "multi-its", "coerced:revision=v15"):
         (result,) = run_compare(capsys, tmp_path, sample, strategy)

@@ -70,9 +70,9 @@ def test_every_method_of_a_machine_is_a_step():
 @pytest.mark.parametrize("machine", [SimMachine, LinuxMachine])
 @pytest.mark.parametrize("op", OPS)
 def test_machines_take_the_parameters_of_a_step(op, machine):
-    taken = dict(inspect.signature(getattr(machine, op)).parameters)
-    del taken["self"]
-    assert list(taken) == list(OPS[op].parameters)
+    parameters = dict(inspect.signature(getattr(machine, op)).parameters)
+    del parameters["self"]
+    assert list(parameters) == list(OPS[op].parameters)
 
 
 def test_parameters_with_the_same_name_are_of_the_same_kind():

@@ -1,4 +1,4 @@
-"""Page tables, the SMMU's walk and events, the TLB, and the ITS."""
+"""The simulated hardware: page tables, the SMMU's walk, events and TLB, the ITS."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_a_stage_1_table_outside_of_guest_ram_is_a_stage_2_fault_on_the_walk():
     assert "stage 1 table walk" in str(event)
 
 
-def test_a_stream_without_an_entry():
+def test_a_stream_without_an_entry_aborts():
     event = SimSmmu().translate(SID, GIOVA).event
     assert (event.kind, event.stage) == (EventKind.C_BAD_STE, 0)
 
@@ -148,7 +148,7 @@ def test_the_tlb_is_stale_until_it_is_invalidated(invalidate):
     assert smmu.translate(SID, GIOVA).event.stage == 2
 
 
-def test_invalidations_hit_their_own_vmid_and_asid_only():
+def test_an_invalidation_affects_its_vmid_and_asid_only():
     smmu = SimSmmu()
     for sid, vmid in ((1, 1), (2, 2)):
         installed = entry(vmid=vmid)
@@ -163,7 +163,7 @@ def test_invalidations_hit_their_own_vmid_and_asid_only():
     assert [sid for sid, _ in smmu.stale()] == [2]
 
 
-def test_its_translates_only_what_was_mapped():
+def test_its_translates_mapped_devices_only():
     its = SimIts(Its(0, Pa(0x2_0000_0000)), LpiSpace())
     assert its.first_lpi(DeviceId(1), 1) is None
     its.map_device(DeviceId(1), 4)

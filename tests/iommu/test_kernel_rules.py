@@ -1,4 +1,4 @@
-"""The rules of each modelled kernel: same cause, same errno."""
+"""The rules of each simulated kernel: same cause, same errno."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_a_group_has_one_translation(profile, expected, same_s2):
 
 
 @pytest.mark.parametrize("profile", [p.name for p in PROFILES])
-def test_a_group_may_share_it(profile):
+def test_devices_of_a_group_share_a_translation(profile):
     devices = [device(A, group=7), device(B, group=7)]
     backend = sim(profile, *devices, stage1={A: "s1", B: "s1"})
     s2 = backend.alloc_s2(0)
@@ -138,7 +138,7 @@ def test_iommufd_refuses_ram_in_the_window():
 
 
 @pytest.mark.parametrize("profile", SERIES)
-def test_the_series_does_not_know_the_window(profile):
+def test_the_series_does_not_reserve_the_window(profile):
     backend = sim(profile, device(A))
     s2 = backend.alloc_s2(0, msi_cookie=False)
     backend.attach(A, s2)
@@ -147,7 +147,7 @@ def test_the_series_does_not_know_the_window(profile):
 
 
 @pytest.mark.parametrize("profile", ["series-v15", "linux-7.2"])
-def test_a_doorbell_that_is_not_aligned_to_the_granule(profile):
+def test_an_unaligned_doorbell_is_refused(profile):
     backend = sim(profile, device(A), granule=Granule.K64)
     s2 = backend.alloc_s2(0)
     assert code(backend.map_doorbell, s2, GDB.offset(0x1000), 0) == "EINVAL"
@@ -168,7 +168,7 @@ HW_MSI = ReservedRegion(0x0_FEE0_0000, 0x10000, ReservedKind.HW_MSI)
 
 
 @pytest.mark.parametrize("profile", SERIES)
-def test_a_hw_msi_region_and_the_series(profile):
+def test_a_hw_msi_region_is_refused_from_revision_8_on(profile):
     backend = sim(profile, device(A, reserved=(HW_MSI,)))
     s2 = backend.alloc_s2(0)
     if profile in {"series-v8", "series-v15"}:
@@ -177,7 +177,7 @@ def test_a_hw_msi_region_and_the_series(profile):
         backend.attach(A, s2)
 
 
-def test_iommufd_leaves_the_address_alone_without_a_window():
+def test_iommufd_keeps_the_doorbells_address_without_a_window():
     backend = sim("linux-7.2", device(A, reserved=(HW_MSI,)))
     backend.attach(A, backend.alloc_s2(0))
     assert backend.prepare_msi(A) == 0x2_0001_0040
@@ -217,7 +217,7 @@ def test_a_large_stage_1_granule_is_refused_in_revision_15_only():
     assert code(backend.bind_guest_msi, A, Iova(0xFFFF_0000), GDB, 65536) == "EINVAL"
 
 
-def test_pre_series_counts_up_per_stage_2():
+def test_pre_series_allocates_pages_per_stage_2():
     backend = sim("pre-series", device(A), device(B, its=1), device(C))
     one, two = backend.alloc_s2(0), backend.alloc_s2(0)
     backend.attach(A, one)
@@ -226,7 +226,7 @@ def test_pre_series_counts_up_per_stage_2():
     assert [backend.prepare_msi(d) for d in (A, B, C)] == [0x8000040, 0x8001040, 0x8000040]
 
 
-def test_no_cookie_no_address():
+def test_a_domain_without_cookie_has_no_address():
     backend = sim("series-v15", device(A))
     backend.attach(A, backend.alloc_s2(0, msi_cookie=False))
     assert code(backend.prepare_msi, A) == "ENOMEM"
@@ -279,7 +279,7 @@ def test_one_stage_1_cannot_map_one_giova_to_two_doorbells():
         SimBackend(host(device(A), device(B)), contradiction, profile_named("linux-7.2"))
 
 
-def test_profiles_are_found_by_what_they_can_do():
+def test_the_newest_profile_with_some_capabilities():
     newest = newest_profile({Capability.KERNEL_DOORBELL_MAP})
     assert newest is not None
     assert newest.name == "series-v15"
@@ -296,7 +296,7 @@ def test_a_device_with_two_stream_ids_has_no_vdevice():
     backend.free_s2(s2)
 
 
-def test_a_reserved_region_inside_of_a_mapped_64k_page():
+def test_a_reserved_region_in_a_mapped_64k_page():
     inside = ReservedRegion(GDB + 0x4000, 0x1000, ReservedKind.RESERVED)
     devices = [device(A), device(B, reserved=(SW_MSI_WINDOW, inside))]
     backend = sim("linux-7.2", *devices, granule=Granule.K64)
@@ -334,7 +334,7 @@ def test_slots_follow_a_group_to_another_stage_2():
     assert backend.costs().s2_mappings == 1
 
 
-def test_another_its_that_knows_the_device_id_is_misrouted_all_the_same():
+def test_an_msi_at_another_its_with_the_same_device_id_is_misrouted():
     one, two = device(A), device(B, its=1)
     two = replace(two, device_id=one.device_id)
     backend = sim("series-v15", one, two)

@@ -1,4 +1,4 @@
-"""The objects of an iommufd file descriptor: which call is refused when, and with what."""
+"""The objects of a simulated /dev/iommu: which calls are refused, and with which errno."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def fd():
 
 
 def ready(fd, *devices):
-    """An IOAS with RAM, a nesting parent and a vIOMMU on SMMU 0; the devices bound."""
-    ids = [fd.bind(each) for each in devices]
+    """Bind devices; allocate an IOAS with RAM, a nest parent and a vIOMMU on SMMU 0."""
+    ids = [fd.bind(host) for host in devices]
     ioas = fd.ioas_alloc()
     fd.ioas_map(ioas, RAM, 0x10_0000, 0x9_0000_0000)
     hwpt = fd.hwpt_alloc(ids[0], ioas)
@@ -74,7 +74,7 @@ def test_a_vdevice_comes_before_a_stage_1(fd):
 
 
 @pytest.mark.parametrize("config", [SteConfig.BYPASS, SteConfig.ABORT])
-def test_what_does_not_translate_needs_no_vdevice(fd, config):
+def test_bypass_and_abort_need_no_vdevice(fd, config):
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
     fd.attach(a, fd.hwpt_alloc_nested(a, viommu, GuestSte(config)))
 
@@ -97,7 +97,7 @@ def test_one_vdevice_per_device_and_one_device_per_stream_id(fd):
     fd.vdevice_alloc(viommu, b, 1)
 
 
-def test_a_viommu_needs_a_nesting_parent_of_its_smmu(fd):
+def test_a_viommu_needs_a_nest_parent_of_its_smmu(fd):
     a, b, c = (fd.bind(d) for d in (device(1), device(2, smmu=1), device(3, smmu=2)))
     ioas = fd.ioas_alloc()
     plain = fd.hwpt_alloc(a, ioas, nest_parent=False)
@@ -110,7 +110,7 @@ def test_a_viommu_needs_a_nesting_parent_of_its_smmu(fd):
     fd.viommu_alloc(a, parent)
 
 
-def test_an_entry_that_translates_has_a_stage_1(fd):
+def test_only_a_translating_entry_has_a_stage_1(fd):
     (a,), _ioas, _hwpt, viommu = ready(fd, device(1))
     assert code(fd.hwpt_alloc_nested, a, viommu, GuestSte(SteConfig.TRANSLATE)) == "EIO"
     assert code(fd.hwpt_alloc_nested, a, viommu, GuestSte(SteConfig.BYPASS, S1)) == "EIO"
@@ -119,8 +119,8 @@ def test_an_entry_that_translates_has_a_stage_1(fd):
 
 def test_an_attached_device_and_its_group(fd):
     ids, _ioas, _hwpt, viommu = ready(fd, device(1, group=9), device(2, group=9))
-    for number, each in enumerate(ids):
-        fd.vdevice_alloc(viommu, each, number)
+    for number, dev_id in enumerate(ids):
+        fd.vdevice_alloc(viommu, dev_id, number)
     one, two = (fd.hwpt_alloc_nested(ids[0], viommu, TRANSLATE) for _ in range(2))
     fd.attach(ids[0], one)
     assert code(fd.attach, ids[0], one) == "EBUSY"
@@ -174,7 +174,7 @@ def test_a_mapping_reaches_every_stage_2_of_the_ioas(fd):
     fd.destroy(ioas)
 
 
-def test_reserved_regions_are_the_ioas_and_not_the_stage_2s(fd):
+def test_reserved_regions_belong_to_the_ioas_not_to_the_stage_2(fd):
     (a, b), ioas, _hwpt, viommu = ready(fd, device(1), device(2, smmu=1))
     fd.vdevice_alloc(viommu, a, 1)
     fd.attach(a, fd.hwpt_alloc_nested(a, viommu, TRANSLATE))
@@ -192,7 +192,7 @@ def test_a_relaxable_region_reserves_nothing(fd):
 
 
 class Objects(RuleBasedStateMachine):
-    """Calls in any order, on any ids: a refused one changes nothing, counts never go wrong."""
+    """Calls in any order, on any ids: a refused call changes nothing, counts stay correct."""
 
     def __init__(self):
         super().__init__()
@@ -211,11 +211,11 @@ class Objects(RuleBasedStateMachine):
         objects = self.fd._objects
         return {
             number: (
-                type(found),
-                found.users,
-                dict(found.iopt.areas) if isinstance(found, Ioas) else {},
+                type(existing),
+                existing.users,
+                dict(existing.iopt.areas) if isinstance(existing, Ioas) else {},
             )
-            for number, found in objects.items()
+            for number, existing in objects.items()
         }
 
     number = st.integers(1, 24)
@@ -261,18 +261,18 @@ class Objects(RuleBasedStateMachine):
         self.call("destroy", number)
 
     @invariant()
-    def users_are_those_who_refer(self):
-        found = list(self.fd._objects.values())
-        for each in found:
-            referring = sum(
-                getattr(other, name, None) is each
-                for other in found
+    def users_are_the_references(self):
+        objects = list(self.fd._objects.values())
+        for target in objects:
+            references = sum(
+                getattr(other, name, None) is target
+                for other in objects
                 for name in ("ioas", "hwpt", "viommu")
             )
             attached = sum(
-                len(group.attached) for group in self.fd._groups.values() if group.hwpt is each
+                len(group.attached) for group in self.fd._groups.values() if group.hwpt is target
             )
-            assert each.users == referring + attached
+            assert target.users == references + attached
 
 
 def test_calls_in_any_order():

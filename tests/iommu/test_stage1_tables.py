@@ -1,4 +1,4 @@
-"""The tables that a guest's stage 1 consists of, read the way an SMMU reads them.
+"""The tables of a guest's stage 1, read as an SMMU reads them.
 
 The walker is written from the Arm architecture reference manual (DDI 0487), D8.2 translation
 process and D8.3 descriptor formats; the fields are those of the SMMUv3 specification (IHI 0070),
@@ -50,16 +50,16 @@ PAGE_OR_TABLE = 3
 
 
 def decoded(words, layout):
-    """Take words apart into fields; nothing may be set outside of them."""
-    found = {}
+    """Split words into fields; no bit outside of them may be set."""
+    decoded_fields = {}
     for word, fields in zip(words, layout, strict=True):
         left = word
         for name, (high, low) in fields.items():
             mask = (1 << high + 1) - (1 << low)
-            found[name] = (word & mask) >> low
+            decoded_fields[name] = (word & mask) >> low
             left &= ~mask
         assert left == 0, f"{word:#x} has bits in none of {list(fields)}"
-    return found
+    return decoded_fields
 
 
 class Smmu:
@@ -79,7 +79,7 @@ class Smmu:
         return decoded(self.words(pointer, 8), CD_FIELDS)
 
     def walk(self, cd, iova):
-        """Return the IPA that ``iova`` is at and whether it may be written, None for a fault."""
+        """Return the IPA of ``iova`` and whether it is writable, None for a fault."""
         page_bits = {0: 12, 1: 16, 2: 14}[cd["TG0"]]
         input_bits = 64 - cd["T0SZ"]
         if iova >> input_bits:
@@ -123,7 +123,7 @@ def programs(draw):
     granule = draw(st.sampled_from(Granule))
     page_bits = granule.bit_length() - 1
     last = (1 << 48 - page_bits) - 1
-    # A run of pages that starts just before a boundary of tables goes into the next one.
+    # A run of pages that starts just before a boundary of tables continues in the next one.
     boundary = st.builds(
         lambda level, number, before: (number << level * (page_bits - 3)) - before,
         st.integers(1, 2),
@@ -139,7 +139,7 @@ def programs(draw):
 
 
 @given(programs(), st.data())
-def test_walk_gives_what_was_mapped(program, data):
+def test_a_walk_finds_every_mapping_and_no_other(program, data):
     granule, runs = program
     expected, mapped = {}, {}
     with ram(megabytes=4) as memory:
@@ -147,19 +147,19 @@ def test_walk_gives_what_was_mapped(program, data):
         table, other = Stage1Table(arena, granule, 1), Stage1Table(arena, Granule.K4, 2)
         other.map(0, BASE, 4096)
         for page, output, count, writable in runs:
-            taken = any(page + n in expected for n in range(count))
-            assert table.overlaps(page * granule, count * granule) == taken
-            if taken:
+            overlaps = any(page + n in expected for n in range(count))
+            assert table.overlaps(page * granule, count * granule) == overlaps
+            if overlaps:
                 continue
             base = page * granule
             table.map(base, output * granule, count * granule, writable=writable)
             expected |= {page + n: (output + n, writable) for n in range(count)}
             mapped[base] = range(page, page + count)
             if data.draw(st.booleans()):
-                gone = data.draw(st.sampled_from(sorted(mapped)))
-                assert table.unmap(gone)
-                assert not table.unmap(gone)
-                for number in mapped.pop(gone):
+                unmapped = data.draw(st.sampled_from(sorted(mapped)))
+                assert table.unmap(unmapped)
+                assert not table.unmap(unmapped)
+                for number in mapped.pop(unmapped):
                     del expected[number]
         cd = smmu.descriptor(table.ste)
         near = {page + n for page, _output, count, _w in runs for n in range(-1, count + 1)}
@@ -167,11 +167,11 @@ def test_walk_gives_what_was_mapped(program, data):
             if page < 0:
                 continue
             offset = 0x40
-            wanted = None
+            result = None
             if page in expected:
                 output, writable = expected[page]
-                wanted = (output * granule + offset, writable)
-            assert smmu.walk(cd, page * granule + offset) == wanted
+                result = (output * granule + offset, writable)
+            assert smmu.walk(cd, page * granule + offset) == result
         assert table.pages() == {
             (base, expected[pages[0]][0] * granule)
             for base, pages in mapped.items()
@@ -228,7 +228,7 @@ def test_stream_table_entry():
         }  # fmt: skip
 
 
-def test_guest_ram_that_is_full_and_cleared():
+def test_full_guest_ram_is_refused_and_can_be_cleared():
     with ram() as memory:
         arena, smmu = TableArena(memory, BASE), Smmu(memory)
         table = Stage1Table(arena, Granule.K64, 1)
@@ -244,7 +244,7 @@ def test_guest_ram_that_is_full_and_cleared():
         assert smmu.walk(smmu.descriptor(fresh.ste), 0) is None
 
 
-def test_place_tells_where_an_address_really_is():
+def test_relocate_changes_the_address_in_the_table():
     with ram() as memory:
         smmu = Smmu(memory)
         table = Stage1Table(TableArena(memory, BASE), Granule.K4, 1, lambda ipa: ipa + 0x1000_0000)

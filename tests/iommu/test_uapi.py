@@ -1,4 +1,4 @@
-"""Our structures and numbers against those of the kernel's headers, as a C compiler sees them."""
+"""Structures and numbers of uapi, compared with the kernel's headers by a C program."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STRUCTURES = [
 ]
 CONSTANTS = {name: value for name, value in vars(uapi).items() if name.isupper() and name[0] != "_"}
 
-#: Structures of which the kernel takes a shorter form; ours ends with the field named.
+#: Structures that the kernel accepts in a shorter form: the last field of ours.
 SHORTER = {
     "vfio_device_bind_iommufd": "out_devid",
     "vfio_device_attach_iommufd_pt": "pt_id",
@@ -36,18 +36,18 @@ HEAD = """\
 #include <stdio.h>
 #include <linux/iommufd.h>
 #include <linux/vfio.h>
-#define TELL(name, value) printf("%s %llu\\n", name, (unsigned long long)(value))
-#define SIZE(s) TELL(#s, sizeof(struct s))
-#define FIELD(s, f) TELL(#s "." #f, offsetof(struct s, f)), \\
-    TELL(#s "." #f " bytes", sizeof(((struct s *)0)->f))
+#define PRINT(name, value) printf("%s %llu\\n", name, (unsigned long long)(value))
+#define SIZE(s) PRINT(#s, sizeof(struct s))
+#define FIELD(s, f) PRINT(#s "." #f, offsetof(struct s, f)), \\
+    PRINT(#s "." #f " bytes", sizeof(((struct s *)0)->f))
 int main(void)
 {
 """
 
 
 def program():
-    """Tell the size of each structure, offset and size of each field, and each constant."""
-    lines = [f"TELL({name!r}, {name});".replace("'", '"') for name in CONSTANTS]
+    """Return a program that prints sizes of structures, offsets and sizes of fields, constants."""
+    lines = [f"PRINT({name!r}, {name});".replace("'", '"') for name in CONSTANTS]
     for structure in STRUCTURES:
         lines.append(f"SIZE({structure.c_name});")
         lines += [f"FIELD({structure.c_name}, {name});" for name, *_ in structure._fields_]
@@ -56,7 +56,7 @@ def program():
 
 @pytest.fixture(scope="module")
 def header(tmp_path_factory):
-    """What the compiled program tells: number by name."""
+    """Return the numbers that the compiled program prints, by name."""
     if shutil.which("cc") is None:
         unavailable("no C compiler: apt-get install gcc libc6-dev")
     try:
@@ -80,7 +80,7 @@ def header(tmp_path_factory):
     }
 
 
-def test_there_is_something_to_compare(header):
+def test_the_program_prints_every_structure_and_constant(header):
     assert len(header) > len(STRUCTURES) + len(CONSTANTS) > 50
 
 

@@ -1,4 +1,4 @@
-"""What a VMM does on /dev/iommu: a refused call leaves nothing behind, whichever it is."""
+"""The VMM's procedure on /dev/iommu: its calls, and no object is left after any refused call."""
 
 from __future__ import annotations
 
@@ -148,7 +148,7 @@ def test_an_attached_device_is_not_moved(fd, vmm):
     assert vmm.s2_of(A).handle == s2
 
 
-def test_what_is_in_use_stays(fd, vmm):
+def test_objects_in_use_are_kept(fd, vmm):
     s2 = vmm.alloc_s2(0, [RAM]).handle
     empty = fd.state()
     assert code(vmm.detach, A) == errno.EINVAL

@@ -49,10 +49,10 @@ def load(tmp_path):
 
 @pytest.fixture
 def opener(link):
-    """Opens backends for scenarios, in a way of watching doorbells."""
+    """Return a function that returns an opener of backends for a receiver of MSIs."""
 
     def opener(doorbells, others=()):
-        """``others`` has addresses of devices to play the first of the guest's instead."""
+        """``others`` has addresses of stand-ins for the guest's first devices."""
 
         def open_backend(scenario, profile):
             stand_ins = device_roles.assign(scenario, link.call("devices"))
@@ -87,17 +87,17 @@ def test_row_of_the_truth_table(row, load, run):
     scenario = load(pair(mode, pits=pits, vits=vits, order=order))
     expected = dict(zip(STRATEGIES, (cookie, v2, v8, v8, direct, multi, identity), strict=True))
     results = run(scenario, *STRATEGIES)
-    model = list(
+    simulated = list(
         comparing.compare(
             PluginManager.load(), scenario, map(Choice.parse, STRATEGIES), "first-in-group"
         )
     )
-    for (name, (a, b)), real, modelled in zip(expected.items(), results, model, strict=True):
+    for (name, (a, b)), real, other in zip(expected.items(), results, simulated, strict=True):
         assert outcomes(real) == {A: a, B: b}, name
-        for one, other in zip(real.verdicts, modelled.verdicts, strict=True):
-            assert one.programmed == other.programmed, name
-            assert (one.its, one.errno) == (other.its, other.errno), name
-        assert real.costs == modelled.costs, name
+        for actual, expect in zip(real.verdicts, other.verdicts, strict=True):
+            assert actual.programmed == expect.programmed, name
+            assert (actual.its, actual.errno) == (expect.its, expect.errno), name
+        assert real.costs == other.costs, name
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
@@ -114,7 +114,7 @@ def one_vector(sample):
     return sample, "vectors = 2", "vectors = 1"
 
 
-def test_the_real_its_takes_identity_and_refuses_the_host_cookie(load, run):
+def test_the_real_its_with_identity_and_with_the_host_cookie(load, run):
     scenario = load(*one_vector(pair("own")))
     cookie, identity = run(scenario, "host-cookie", "identity", doorbells=Doorbells.ITS)
     assert outcomes(cookie) == {A: "s1-fault", B: "s1-fault"}
@@ -123,7 +123,7 @@ def test_the_real_its_takes_identity_and_refuses_the_host_cookie(load, run):
     assert identity.verdicts[0].trace[-1].values["interrupt"] == "eventfd"
 
 
-def test_the_real_its_takes_the_guests_own_giova_when_the_doorbell_is_placed(load, run):
+def test_the_real_its_with_the_guests_own_giova_of_a_placed_doorbell(load, run):
     scenario = load(*one_vector(pair("own")))
     (result,) = run(scenario, "placed", doorbells=Doorbells.ITS)
     assert outcomes(result) == {A: "refused", B: "refused"}
@@ -134,7 +134,7 @@ def test_the_real_its_takes_the_guests_own_giova_when_the_doorbell_is_placed(loa
     assert [verdict.programmed for verdict in result.verdicts] == [0xFFFF_F040, 0xFFFF_E040]
 
 
-def test_what_becomes_of_a_placed_address(load, opener, lab_host):
+def test_a_reset_and_not_the_affinity_restores_the_kernels_address(load, opener, lab_host):
     sample = Sample((Device(A, vectors=1),), vits_bases=PLACED)
     scenario = load(sample)
     backend = opener(Doorbells.ITS)(scenario, profile_named("linux-7.2"))
@@ -158,7 +158,7 @@ def test_what_becomes_of_a_placed_address(load, opener, lab_host):
     backend.close()
 
 
-def test_what_the_kernel_has_no_interface_for_is_refused_by_name(load, run, link):
+def test_a_missing_kernel_interface_is_refused_by_name(load, run, link):
     release = link.call("hello")["release"]
     scenario = load(*one_vector(pair("own")))
     results = run(scenario, "direct", "coerced", "multi-its", doorbells=Doorbells.ITS)
@@ -172,7 +172,7 @@ def test_what_the_kernel_has_no_interface_for_is_refused_by_name(load, run, link
         assert "--doorbells witness" in reason
 
 
-def test_direct_meets_the_window_where_the_rules_are_iommufds(load, run):
+def test_iommufds_rules_refuse_direct_in_the_window(load, run):
     (result,) = run(load(pair("own")), "direct:profile=linux-7.2")
     assert outcomes(result) == {A: "refused", B: "refused"}
     assert result.verdicts[0].errno == 22
@@ -181,7 +181,7 @@ def test_direct_meets_the_window_where_the_rules_are_iommufds(load, run):
     assert outcomes(result) == {A: "delivered", B: "delivered"}
 
 
-def test_many_vectors_arrive_each_with_its_own_event(load, run):
+def test_each_of_many_vectors_arrives_with_its_own_event(load, run):
     sample = Sample((Device(A, vectors=40), Device(B, its=1, vectors=7)))
     (result,) = run(load(sample), "multi-its")
     assert outcomes(result) == {A: "delivered", B: "delivered"}
@@ -208,7 +208,7 @@ def test_stage_1_tables_of_every_granule(granule, load, run):
         assert outcomes(result) == {A: "delivered"}
 
 
-def test_a_stage_2_fault_is_told_by_the_kernels_log(load, opener):
+def test_the_kernels_log_reports_a_stage_2_fault(load, opener):
     scenario = load(pair("own"))
     backend = opener(Doorbells.WITNESS)(scenario, profile_named("series-v15"))
     device = PciAddress.parse(A)
@@ -228,7 +228,7 @@ def test_a_stage_2_fault_is_told_by_the_kernels_log(load, opener):
 
 
 def test_the_kernels_own_log_is_explained(load, opener, link, lab_host):
-    """Its words, and the lines after them, as this kernel's driver writes them."""
+    """The words of the event and the lines after them, as this kernel's driver logs them."""
     scenario = load(pair("own", vits_bases={0: 0x0908_0000}))
     backend = opener(Doorbells.WITNESS)(scenario, profile_named("series-v15"))
     device = PciAddress.parse(A)
@@ -239,18 +239,18 @@ def test_the_kernels_own_log_is_explained(load, opener, link, lab_host):
     backend.close()
     lines = [line for line in shell(lab_host, "dmesg").splitlines() if "smmu" in line]
     context = LogContext(scenario.host, scenario.guest)
-    (told,) = explain("\n".join(lines), context).lines
+    (dumped,) = explain("\n".join(lines), context).lines
     (alone,) = explain("\n".join(line for line in lines if "\t" not in line), context).lines
-    for said in (told.explanation, alone.explanation):
+    for explanation in (dumped.explanation, alone.explanation):
         stand_in = device_roles.assign(scenario, link.call("devices"))[device]
-        assert [each.address for each in said.devices] == [stand_in]
-        assert (said.id, said.stage) == ("smmu-F_TRANSLATION", 2)
-        assert said.iova == verdict.programmed == 0xFFFF_F040
-        assert said.ipa == 0x0909_0040
-        assert said.missing.startswith("S2: 0x9090000 (gDB) -> ")
+        assert [device.address for device in explanation.devices] == [stand_in]
+        assert (explanation.id, explanation.stage) == ("smmu-F_TRANSLATION", 2)
+        assert explanation.iova == verdict.programmed == 0xFFFF_F040
+        assert explanation.ipa == 0x0909_0040
+        assert explanation.missing.startswith("S2: 0x9090000 (gDB) -> ")
 
 
-def test_a_detach_gives_back_the_state(load, opener):
+def test_a_detach_restores_the_state(load, opener):
     scenario = load(pair("own", pits=2))
     backend = opener(Doorbells.WITNESS)(scenario, profile_named("series-v15"))
     before = backend.snapshot()
@@ -263,7 +263,7 @@ def test_a_detach_gives_back_the_state(load, opener):
     backend.close()
 
 
-def test_a_device_that_another_driver_has_is_refused(load, link, opener):
+def test_a_device_with_another_driver_is_refused(load, link, opener):
     scenario = load(pair("own"))
     port = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
     opened = opener(Doorbells.ITS, [port["address"]])
@@ -274,37 +274,37 @@ def test_a_device_that_another_driver_has_is_refused(load, link, opener):
 
 @pytest.fixture
 def bare(link, lab_host):
-    """A test device that no driver has, with a driver_override that somebody wrote."""
+    """Return a test device without driver, with a foreign driver_override."""
     address = next(d["address"] for d in link.call("devices") if d["vendor"] == 0x1234)
     if driver_of(lab_host, address)[0]:
         shell(lab_host, f"echo {address} >/sys/bus/pci/drivers/vfio-pci/unbind")
-    shell(lab_host, f"echo somebodys >/sys/bus/pci/devices/{address}/driver_override")
-    assert driver_of(lab_host, address) == ("", "somebodys")
+    shell(lab_host, f"echo foreign >/sys/bus/pci/devices/{address}/driver_override")
+    assert driver_of(lab_host, address) == ("", "foreign")
     yield address
     shell(lab_host, f"echo >/sys/bus/pci/devices/{address}/driver_override")
     assert driver_of(lab_host, address) == ("", "(null)")
 
 
-def test_a_device_without_driver_has_none_again_after(load, opener, lab_host, bare):
+def test_a_device_without_driver_has_none_afterwards(load, opener, lab_host, bare):
     scenario = load(Sample((Device(A, vectors=1),)))
     backend = opener(Doorbells.ITS, [bare])(scenario, profile_named("linux-7.2"))
     assert driver_of(lab_host, bare) == ("vfio-pci", "vfio-pci")
     backend.attach(PciAddress.parse(A), backend.alloc_s2(0))
     backend.prepare_msi(PciAddress.parse(A))
     backend.close()
-    assert driver_of(lab_host, bare) == ("", "somebodys")
+    assert driver_of(lab_host, bare) == ("", "foreign")
 
 
-def test_no_device_is_touched_where_another_driver_has_one(load, link, opener, lab_host, bare):
+def test_no_device_is_changed_if_another_driver_has_one(load, link, opener, lab_host, bare):
     scenario = load(pair("own"))
-    told = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
-    opened = opener(Doorbells.ITS, [bare, told["address"]])
+    port = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
+    opened = opener(Doorbells.ITS, [bare, port["address"]])
     with pytest.raises(BackendError, match="the driver pcieport has it"):
         opened(scenario, profile_named("linux-7.2"))
-    assert driver_of(lab_host, bare) == ("", "somebodys")
+    assert driver_of(lab_host, bare) == ("", "foreign")
 
 
-def test_events_that_are_not_known_are_left_aside(load, opener, lab_host):
+def test_unknown_events_are_ignored(load, opener, lab_host):
     scenario = load(Sample((Device(A, vectors=1),)))
     backend = opener(Doorbells.ITS)(scenario, profile_named("linux-7.2"))
     backend.attach(PciAddress.parse(A), backend.alloc_s2(0))
@@ -317,7 +317,7 @@ def test_events_that_are_not_known_are_left_aside(load, opener, lab_host):
     backend.close()
 
 
-def test_with_the_real_its_a_verdict_is_of_the_one_msi_that_was_sent(load, opener):
+def test_with_the_real_its_a_verdict_covers_the_first_msi_only(load, opener):
     scenario = load(Sample((Device(A, vectors=4),)))
     backend = opener(Doorbells.ITS)(scenario, profile_named("linux-7.2"))
     backend.attach(PciAddress.parse(A), backend.alloc_s2(0))
@@ -326,7 +326,7 @@ def test_with_the_real_its_a_verdict_is_of_the_one_msi_that_was_sent(load, opene
     backend.close()
 
 
-def test_scenarios_that_the_emulated_host_cannot_play(load, link):
+def test_scenarios_beyond_the_emulated_host_are_refused(load, link):
     for sample, words in (
         (pair("own", pits=2), "it has one ITS"),
         (pair("own"), "use vectors = 1 or"),
@@ -341,42 +341,42 @@ def test_scenarios_that_the_emulated_host_cannot_play(load, link):
 
 
 def test_the_command_on_the_host_itself(link, lab_host, bare):
-    """What a user of real Arm hardware runs, with the host's own tables and devices."""
+    """The command of a user of real Arm hardware, with the host's own tables and devices."""
     device = next(d for d in link.call("devices") if d["address"] == bare)
     bus = PciAddress.parse(device["address"]).bus
     words = ["--backend", "iommufd", "--host", "/sys/firmware/acpi/tables", "--format", "json"]
-    told = link.call(
+    answer = link.call(
         "command",
         argv=["compare", "--guest", "guest.xml", *words],
         files={"guest.xml": GUEST.format(bus=bus)},
         timeout_s=120,
     )
-    assert told["status"] == 0, told["stderr"]
-    results = json.loads(told["stdout"])["results"]
-    found = {result["strategy"]: by_device(result) for result in results}
-    assert found["identity"] == {device["address"]: "delivered"}
-    assert found["host-cookie"] == {device["address"]: "s1-fault"}
-    assert found["direct"] == {device["address"]: "refused"}
-    assert driver_of(lab_host, bare) == ("", "somebodys")
+    assert answer["status"] == 0, answer["stderr"]
+    results = json.loads(answer["stdout"])["results"]
+    outcomes_of = {result["strategy"]: by_device(result) for result in results}
+    assert outcomes_of["identity"] == {device["address"]: "delivered"}
+    assert outcomes_of["host-cookie"] == {device["address"]: "s1-fault"}
+    assert outcomes_of["direct"] == {device["address"]: "refused"}
+    assert driver_of(lab_host, bare) == ("", "foreign")
 
 
-def test_the_command_refuses_a_device_that_it_cannot_make_send_an_msi(link):
+def test_the_command_refuses_a_device_without_a_trigger(link):
     port = next(d for d in link.call("devices") if d["vendor"] == 0x1B36)
     bus = PciAddress.parse(port["address"]).bus
     slot = port["address"][8:10]
     words = ["--backend", "iommufd", "--host", "/sys/firmware/acpi/tables"]
-    told = link.call(
+    answer = link.call(
         "command",
         argv=["compare", "--guest", "guest.xml", *words],
         files={"guest.xml": GUEST.format(bus=bus).replace("slot='0x00'", f"slot='0x{slot}'")},
         timeout_s=120,
     )
-    assert told["status"] == 5
-    assert "EOPNOTSUPP: " in told["stderr"]
-    assert "send an MSI is not known; one of 1234:11e8 would work, or an NVMe" in told["stderr"]
+    assert answer["status"] == 5
+    assert "EOPNOTSUPP: " in answer["stderr"]
+    assert "send an MSI is not known; use one of 1234:11e8 or an NVMe" in answer["stderr"]
 
 
-def test_requests_that_make_no_sense_leave_the_agent_at_work(link):
+def test_the_agent_keeps_working_after_invalid_requests(link):
     for do, given in (
         ("open", {}),
         ("open", {"host": 3, "guest": [], "doorbells": "its", "profile": "linux-7.2"}),

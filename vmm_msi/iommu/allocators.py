@@ -36,7 +36,7 @@ class DoorbellTable(Protocol):
         ...
 
     def unmap(self, address: int) -> bool:
-        """Unmap the mapping made by one call; return whether one existed."""
+        """Unmap the mapping of one call; return whether one existed."""
         ...
 
 

@@ -173,7 +173,7 @@ class Backend(Protocol):
         ...
 
     def costs(self) -> Costs:
-        """Return what is in use now."""
+        """Return the resources in use."""
         ...
 
     def snapshot(self) -> Hashable:

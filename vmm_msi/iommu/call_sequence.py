@@ -104,7 +104,7 @@ class ValueKind(Enum):
 
     FD = "fd"
     DEVICE = "device"
-    #: The number of an object; of two results it is compared whether there is one.
+    #: The number of an object; two results agree if both sides have one.
     ID = "id"
     U64 = "u64"
     PAGE = "page"

@@ -1,4 +1,4 @@
-"""The guest's kernel: what it maps in its stage 1 tables.
+"""The guest's kernel: the mappings in its stage 1 tables.
 
 A guest maps its doorbell (gIOVA -> gDB) in the stage 1 of a device when the device's driver
 requests interrupts and, if it honours RMR nodes, their ranges 1:1. After an unmap it issues the
@@ -31,7 +31,7 @@ class GuestTable(Protocol):
         ...
 
     def unmap(self, base: int) -> bool:
-        """Unmap the mapping made by one call at ``base``; return whether one existed."""
+        """Unmap the mapping of one call at ``base``; return whether one existed."""
         ...
 
     def overlaps(self, base: int, size: int) -> bool:

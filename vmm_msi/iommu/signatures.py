@@ -1,7 +1,7 @@
 """The methods of a protocol class, with the types of their parameters and results.
 
-A protocol class is the one place that spells its signatures out; what sends, receives or checks
-calls of its methods is derived from the annotations.
+A protocol class is the only place that spells its signatures out. Code that sends, receives or
+checks calls of its methods uses the annotations.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class IommufdBackend:
             arena = TableArena(self._ram, ram_base)
             self._stage1 = GuestStage1(
                 guest,
-                lambda stage1, asid: Stage1Table(arena, stage1.granule, asid, self._place),
+                lambda stage1, asid: Stage1Table(arena, stage1.granule, asid, self._relocate),
             )
             self.fd = opened.enter_context(QueuedIommufd())
             real = {d.host: (stand_ins or {}).get(d.host, d.host) for d in guest.devices}
@@ -186,7 +186,7 @@ class IommufdBackend:
             return self._host.device_by_address[device].sw_msi_window
         return local_pci.sw_msi_window(self._devices[device].address)
 
-    def _place(self, ipa: int) -> int:
+    def _relocate(self, ipa: int) -> int:
         """Return the IPA at which a page is mapped for an IPA of the guest's memory map."""
         if self._mode is Doorbells.WITNESS and SW_MSI_WINDOW.overlaps(ipa, 1):
             return ipa + WITNESS_OFFSET
@@ -208,7 +208,7 @@ class IommufdBackend:
         :raise BackendError: ENOENT when no device is behind that SMMU; the kernel's refusal.
         """
         handle = self._vmm.alloc_s2(smmu, self._ram_mappings()).handle
-        doorbells = S2Doorbells(self._vmm, handle, self._place, self.page_size)
+        doorbells = S2Doorbells(self._vmm, handle, self._relocate, self.page_size)
         if self._mode is Doorbells.WITNESS:
             pages: dict[int, int] = {
                 its.doorbell.align_down(self.page_size): self._witnesses.address(number)
@@ -325,8 +325,8 @@ class IommufdBackend:
         page = self._host.its_by_id[its].doorbell.align_down(self.page_size)
         # With the rules of iommufd the kernel has to accept the address itself. In the series the
         # caller is in the kernel, where nothing refuses it, so the page may be moved.
-        place = gdb if self._profile.iommufd else self._place(gdb)
-        self._doorbells_in(s2).map_at(place, gdb, page, self.page_size)
+        target = gdb if self._profile.iommufd else self._relocate(gdb)
+        self._doorbells_in(s2).map_at(target, gdb, page, self.page_size)
 
     def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
         """Unmap a doorbell; the kernel invalidates."""
@@ -442,7 +442,7 @@ class IommufdBackend:
         return verdict_of(self._host, host_device, programmed, arrival, self.page_size, vector)
 
     def costs(self) -> Costs:
-        """Return what is in use; with the host's own ITS, slots as far as device addresses show."""
+        """Return the resources in use; with the host's ITS, slots seen in device addresses only."""
         every = self._doorbells.values()
         kernel_slots = {slot for doorbells in every for slot in doorbells.kernel_slots}
         cookie_pages = sum(doorbells.cookie_pages for doorbells in every)

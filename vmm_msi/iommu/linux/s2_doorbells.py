@@ -22,7 +22,7 @@ class S2Doorbells:
     """The doorbells in one stage 2.
 
     :param handle: of the stage 2, in ``vmm``.
-    :param place: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
+    :param relocate: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
     :param granule: PAGE_SIZE in bytes.
     """
 
@@ -30,7 +30,7 @@ class S2Doorbells:
         self,
         vmm: Vmm[Sequence[int]],
         handle: S2Handle,
-        place: Callable[[int], int],
+        relocate: Callable[[int], int],
         granule: int,
     ) -> None:
         self.granule = granule
@@ -41,7 +41,7 @@ class S2Doorbells:
         self.kernel_slots: set[int] = set()
         self._vmm = vmm
         self._handle = handle
-        self._place = place
+        self._relocate = relocate
         self._witnesses: Mapping[int, int] | None = None
         self._cookie: MsiCookie | GuestBindings | None = None
         self._msi_domains: MsiDomains | None = None
@@ -66,10 +66,10 @@ class S2Doorbells:
 
         :raise BackendError: the kernel's refusal; EOPNOTSUPP without witness pages.
         """
-        self.map_at(self._place(address), address, output, size)
+        self.map_at(self._relocate(address), address, output, size)
 
-    def map_at(self, place: int, address: int, output: int, size: int) -> None:
-        """Map it at the IPA ``place``, for the IPA ``address`` of the guest's memory map.
+    def map_at(self, target: int, address: int, output: int, size: int) -> None:
+        """Map it at the IPA ``target``, for the IPA ``address`` of the guest's memory map.
 
         :raise BackendError: the kernel's refusal; EOPNOTSUPP without witness pages.
         """
@@ -81,18 +81,18 @@ class S2Doorbells:
             )
         virtual = self._witnesses[output]
         try:
-            self._vmm.map(self._handle, place, size, virtual)
+            self._vmm.map(self._handle, target, size, virtual)
         except BackendError as error:
-            moved = "" if place == address else f", which stands for {address:#x} in the guest"
+            moved = "" if target == address else f", which stands for {address:#x} in the guest"
             raise BackendError(error.errno, f"{error.reason}{moved}") from error
-        self.mapped[address] = (place, output)
+        self.mapped[address] = (target, output)
 
     def unmap(self, address: int) -> bool:
         """Unmap the doorbell at an IPA; return whether one was mapped."""
-        place, _output = self.mapped.pop(address, (None, 0))
-        if place is None:
+        target, _output = self.mapped.pop(address, (None, 0))
+        if target is None:
             return False
-        self._vmm.unmap(self._handle, place, self.granule)
+        self._vmm.unmap(self._handle, target, self.granule)
         return True
 
     @property

@@ -98,7 +98,7 @@ class Stage1Table:
 
     :param granule: its page size.
     :param asid: its address space id.
-    :param place: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
+    :param relocate: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
     """
 
     def __init__(
@@ -106,10 +106,10 @@ class Stage1Table:
         arena: TableArena,
         granule: Granule,
         asid: int,
-        place: Callable[[int], int] = int,
+        relocate: Callable[[int], int] = int,
     ) -> None:
         self._arena = arena
-        self._place = place
+        self._relocate = relocate
         self._mapped: dict[int, tuple[int, int]] = {}
         self.granule = granule
         self.asid = asid
@@ -161,11 +161,11 @@ class Stage1Table:
         for distance in range(0, size, self.granule):
             at = self._leaf(base + distance, alloc=True)
             if at is not None:
-                self._arena.write(at, self._place(output + distance) | flags)
+                self._arena.write(at, self._relocate(output + distance) | flags)
         self._mapped[base] = (size, output)
 
     def unmap(self, base: int) -> bool:
-        """Unmap the mapping made by one call at ``base``; return whether one existed.
+        """Unmap the mapping of one call at ``base``; return whether one existed.
 
         The caller invalidates.
         """

@@ -259,7 +259,7 @@ class SimBackend:
         )
 
     def costs(self) -> Costs:
-        """Return what is in use now."""
+        """Return the resources in use."""
         domains = self._kernel.domains.values()
         pages = sum(len(domain.config.table) for domain in domains)
         return Costs(

@@ -136,7 +136,7 @@ class SimIommufd:
         """IOMMU_HWPT_ALLOC without data: ``iommufd_hwpt_alloc``; return the HWPT's id.
 
         :raise BackendError: ENOENT for the device; EINVAL for an object that has no HWPTs,
-            EOPNOTSUPP for one that requires data; the errors of :meth:`_paging_alloc`.
+            EOPNOTSUPP for one whose HWPTs require data; the errors of :meth:`_paging_alloc`.
         """
         device = self._get(dev_id, IommufdDevice)
         ioas = self._hwpt_parent(device, pt_id)

@@ -36,7 +36,7 @@ class Object:
 
 @dataclass(eq=False)
 class Ioas(Object):
-    """An I/O address space: what user space mapped, and what is reserved in it.
+    """An I/O address space: the mappings of user space, and the reserved regions.
 
     :param hwpts: the tables filled from it, oldest first.
     """

@@ -84,7 +84,7 @@ class PageTable:
             self._ranges.sort(key=lambda r: r.base)
 
     def unmap(self, base: int) -> bool:
-        """Unmap the mapping made by one call at ``base``; return whether one existed."""
+        """Unmap the mapping of one call at ``base``; return whether one existed."""
         if self._pages.pop(base, None) is not None:
             return True
         kept = [r for r in self._ranges if r.base != base]

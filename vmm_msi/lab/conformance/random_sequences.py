@@ -91,7 +91,7 @@ def _devices(draft: Draft) -> list[int]:
 
 
 class Delivery:
-    """Steps that lead to a delivered MSI, each made when its preconditions hold."""
+    """Steps that lead to a delivered MSI, each if its preconditions hold."""
 
     def __init__(self, draft: Draft) -> None:
         self._draft = draft

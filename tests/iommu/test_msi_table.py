@@ -1,4 +1,4 @@
-"""What a device's MSIs were programmed with, read from files laid out like sysfs's."""
+"""The addresses programmed into a device's MSIs, read from files like those of sysfs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def refusal(folder):
     return str(caught.value)
 
 
-def test_entries_of_a_table_that_are_not_masked():
+def test_masked_entries_of_a_table_are_left_out():
     words = struct.unpack("<12I", entry(0x8000040) + entry(0x8000040, 1) + entry(0x1_0000_0040))
     assert of_table(words) == {0: 0x8000040, 2: 0x1_0000_0040}
 
@@ -56,40 +56,40 @@ def test_a_table_in_a_bar(tmp_path):
 
 
 @pytest.mark.parametrize("control", [0, MASKED, ENABLED | MASKED])
-def test_a_table_that_is_off(tmp_path, control):
+def test_a_disabled_or_masked_table_has_no_entry(tmp_path, control):
     assert read_addresses(device(tmp_path, config(msix=control))) == {}
 
 
 @pytest.mark.parametrize(
-    ("control", "found"),
+    ("control", "addresses"),
     [
         (0x0001, {0: 0x8000040}),
         (0x0021, dict.fromkeys(range(4), 0x8000040)),
         (0x0081, {0: 0x1_0800_0040}),
     ],
 )
-def test_an_msi_capability(control, found):
+def test_an_msi_capability(control, addresses):
     address = 0x1_0800_0040
-    assert of_capability(config(msi=control, address=address), MSI) == found
+    assert of_capability(config(msi=control, address=address), MSI) == addresses
 
 
 def test_a_device_with_msi(tmp_path):
     assert read_addresses(device(tmp_path, config(msi=0x81))) == {0: 0x8000040}
 
 
-def test_a_device_that_sleeps(tmp_path):
+def test_a_device_in_a_low_power_state_is_not_read(tmp_path):
     assert refusal(device(tmp_path, config(msix=ENABLED), power="D3hot")) == (
         "EOPNOTSUPP: 0000:11:00.0: its MSI-X table is not read while it is in power state D3hot"
     )
 
 
-def test_a_device_whose_memory_is_off(tmp_path):
+def test_a_device_without_memory_access_is_not_read(tmp_path):
     assert refusal(device(tmp_path, config(msix=ENABLED, command=0))) == (
         "EOPNOTSUPP: 0000:11:00.0: its MSI-X table is not read while its memory access is off"
     )
 
 
-def test_a_virtual_function_has_no_switch_of_its_own(tmp_path):
+def test_a_virtual_function_has_no_memory_enable_bit(tmp_path):
     folder = device(tmp_path, config(msix=ENABLED, command=0), entry(0x8000040))
     (folder / "physfn").symlink_to("../0000:01:00.0")
     assert read_addresses(folder) == {0: 0x8000040}
@@ -103,13 +103,13 @@ def test_a_table_beyond_its_bar(tmp_path):
     )
 
 
-def test_a_configuration_space_that_is_cut_off(tmp_path):
+def test_a_truncated_configuration_space_is_refused(tmp_path):
     assert refusal(device(tmp_path, config()[:64])) == (
         "EACCES: 0000:11:00.0: its configuration space can be read only in part; run as root"
     )
 
 
-def test_no_such_device(tmp_path):
+def test_a_missing_device_is_refused(tmp_path):
     assert refusal(tmp_path / ADDRESS) == (
         "ENOENT: 0000:11:00.0: reading its configuration space: No such file or directory; run "
         "as root"

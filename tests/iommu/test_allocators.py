@@ -1,4 +1,4 @@
-"""The guest-binding allocator against a literal list, as the patches have it."""
+"""The guest-binding allocator, compared with the list of the patches."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ HDBS = [0x2_0001_0040, 0x2_0101_0040, 0x2_0201_0040]
 
 
 class Reference:
-    """The list walk of the patches, one line of theirs for one line here, and no index."""
+    """The list walk of the patches, line by line, without an index."""
 
     def __init__(self, granule, revision):
         self.granule, self.revision = granule, revision
         self.entries = []  # head first: [giova, gdb, size, hdb, device]
         self.s2 = {}
 
-    def seen(self, device):
+    def visible(self, device):
         return [e for e in self.entries if self.revision != 3 or e[4] == device]
 
     def bind(self, device, giova, gdb, size):
         if self.revision == 15 and size > self.granule:
             return errno.EINVAL
         giova, gdb = giova & ~(size - 1), gdb & ~(size - 1)
-        if any(e[0] == giova for e in self.seen(device)):
+        if any(e[0] == giova for e in self.visible(device)):
             return 0
         self.entries.insert(0, [giova, gdb, size, None, device])
         return 0
 
     def unbind(self, device, giova):
-        for entry in self.seen(device):
+        for entry in self.visible(device):
             if entry[0] == giova & ~(entry[2] - 1):
                 if entry[3] is not None:
                     del self.s2[entry[1]]
@@ -50,10 +50,10 @@ class Reference:
 
     def prepare(self, device, hdb):
         page = hdb & ~(self.granule - 1)
-        for entry in self.seen(device):
+        for entry in self.visible(device):
             if entry[3] == page:
                 return entry[0]
-        for entry in self.seen(device):
+        for entry in self.visible(device):
             if entry[3] is None:
                 if entry[1] & (self.granule - 1):
                     return -errno.EINVAL
@@ -72,7 +72,7 @@ class Bindings(RuleBasedStateMachine):
     def __init__(self):
         super().__init__()
         self.table = PageTable(self.granule)
-        self.model = GuestBindings(self.table, self.revision)
+        self.bindings = GuestBindings(self.table, self.revision)
         self.reference = Reference(self.granule, self.revision)
 
     @rule(
@@ -83,7 +83,7 @@ class Bindings(RuleBasedStateMachine):
     )
     def bind(self, device, giova, gdb, size):
         try:
-            self.model.bind(device, Iova(giova), Ipa(gdb), size)
+            self.bindings.bind(device, Iova(giova), Ipa(gdb), size)
             code = 0
         except BackendError as error:
             code = error.errno
@@ -91,33 +91,33 @@ class Bindings(RuleBasedStateMachine):
 
     @rule(device=st.sampled_from(DEVICES), giova=st.sampled_from(GIOVAS))
     def unbind(self, device, giova):
-        self.model.unbind(device, Iova(giova))
+        self.bindings.unbind(device, Iova(giova))
         self.reference.unbind(device, giova)
 
     @rule(device=st.sampled_from(DEVICES), hdb=st.sampled_from(HDBS))
     def prepare(self, device, hdb):
         try:
-            got = int(self.model.prepare(device, Pa(hdb)))
+            result = int(self.bindings.prepare(device, Pa(hdb)))
         except BackendError as error:
-            got = -error.errno
-        assert got == self.reference.prepare(device, hdb)
+            result = -error.errno
+        assert result == self.reference.prepare(device, hdb)
 
     @invariant()
     def same_mappings(self):
         assert self.table.pages() == frozenset(self.reference.s2.items())
-        assert len(self.model) == len(self.reference.entries)
+        assert len(self.bindings) == len(self.reference.entries)
 
 
 @pytest.mark.parametrize("granule", [Granule.K4, Granule.K64])
 @pytest.mark.parametrize("revision", [2, 3, 8, 15])
-def test_like_the_list_of_the_patches(revision, granule):
-    kind = type("Machine", (Bindings,), {"revision": revision, "granule": granule})
+def test_allocator_equals_the_list_of_the_patches(revision, granule):
+    kind = type("Parametrized", (Bindings,), {"revision": revision, "granule": granule})
     case = kind.TestCase()
     case.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
     case.runTest()
 
 
-def test_the_cookie_reuses_a_page_per_doorbell_and_counts_up():
+def test_the_cookie_has_one_page_per_doorbell_in_ascending_order():
     table = PageTable(Granule.K64)
     cookie = MsiCookie(table, 0x0800_0000)
     assert cookie.prepare(Pa(HDBS[0])) == 0x0800_0000
@@ -126,7 +126,7 @@ def test_the_cookie_reuses_a_page_per_doorbell_and_counts_up():
     assert table.pages() == {(0x0800_0000, 0x2_0001_0000), (0x0801_0000, 0x2_0101_0000)}
 
 
-def test_slots_are_given_in_order_of_first_use_and_end_at_64():
+def test_slots_are_allocated_in_order_of_first_use_up_to_64():
     slots = SwMsiSlots()
     pages = [Pa(0x1_0000_0000 + i * 0x2_0000) for i in range(65)]
     for number, page in enumerate(reversed(pages[:64])):

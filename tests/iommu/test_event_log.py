@@ -1,4 +1,4 @@
-"""Lines of an SMMUv3's event in a log, as the different programs show them."""
+"""Lines of an SMMUv3's event in a log, as different programs print them."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def dumped(tab="\t", head=f"arm-smmu-v3 {SMMU}: "):
         f"Nov 25 00:29:56 host kernel: arm-smmu-v3 {SMMU}: ",
     ],
 )
-def test_all_ways_to_show_a_tab(tab, head):
+def test_every_notation_of_a_tab(tab, head):
     *before, last = read(*dumped(tab, head))
     assert before == [EventLine(SMMU, announces=0x10), *[EventLine(SMMU)] * 3]
     assert last == EventLine(SMMU, WORDS)
 
 
-def test_lines_that_are_of_no_event():
+def test_other_lines_belong_to_no_event():
     lines = dumped()
     assert read("", "event 0x10 received:", *lines[1:]) == [None] * 6
     assert read(lines[0], "something else", *lines[1:])[-1] == EventLine(SMMU, WORDS)
     assert read(*lines, lines[-1])[-1] is None
 
 
-def test_words_are_hexadecimal_and_whole():
+def test_words_are_complete_hexadecimal_numbers():
     announced = dumped()[0]
     for word in ("0x10", "0000010000000010", "0x00000100000000100", "0x000001000000001g"):
         assert read(announced, f"arm-smmu-v3 {SMMU}: \t{word}")[1] is None

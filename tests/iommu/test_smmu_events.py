@@ -12,13 +12,13 @@ from vmm_msi.types import Iova, Ipa, StreamId
 
 STREAM, IOVA, IPA = 0x1100, 0xFFFF_8000_0040, 0xF_FEDC_BA98_7000
 CLASSES = {"CD": 0, "TT": 1, "IN": 2}
-#: Substream valid, SubstreamID; STAG, STALL, PnU, InD, RnW, NSIPA, ImplDef: nothing of them counts.
+#: Substream valid, SubstreamID; STAG, STALL, PnU, InD, RnW, NSIPA, ImplDef: all are ignored.
 NOISE_0 = 1 << 11 | 0xABCDE << 12
 NOISE_1 = 0x1234 | 1 << 31 | 1 << 33 | 1 << 34 | 1 << 35 | 0xFFFF << 48
 
 
 def record(number, *, s2=0, kind=0, ipa=0, noisy=False):
-    """Build an event record (IHI 0070, 7.3.13 F_TRANSLATION and what is like it)."""
+    """Build an event record (IHI 0070, 7.3.13 F_TRANSLATION and similar ones)."""
     noise_0, noise_1 = (NOISE_0, NOISE_1) if noisy else (0, 0)
     return [number | STREAM << 32 | noise_0, s2 << 39 | kind << 40 | noise_1, IOVA, ipa]
 
@@ -62,13 +62,13 @@ class TestFaults:
 
 @pytest.mark.parametrize(("name", "number"), [("C_BAD_STREAMID", 2), ("C_BAD_STE", 4)])
 def test_configuration_error(name, number):
-    """All bits above the StreamID are not defined."""
+    """All bits above the StreamID are undefined."""
     event = decode([number | STREAM << 32, 1 << 39, 0, 0])
     assert event == SmmuEvent(EventKind[name], 0, StreamId(STREAM), Iova(0))
     assert str(event) == f"{name} (configuration) StreamID 0x1100, IOVA 0x0"
 
 
-def test_a_fault_at_another_address_is_somebody_elses():
+def test_a_fault_at_another_address_has_another_cause():
     fault = decode(record(0x10))
     assert fault.may_be_of(IOVA)
     assert not fault.may_be_of(IOVA + 4)
@@ -79,7 +79,7 @@ def test_streams_have_32_bits():
     assert decode([0x10 | 0xFFFF_FFFF << 32, 0, 0, 0]).stream_id == 0xFFFF_FFFF
 
 
-def test_event_that_is_not_known():
+def test_an_unknown_event_is_refused():
     with pytest.raises(ValueError, match="is not a valid EventKind"):
         decode([0xE0, 0, 0, 0])
 
@@ -89,7 +89,7 @@ _SEQUENCE = itertools.count(800)
 
 
 def logged(text, *, smmu=SMMU, tab="\\x09", caller=""):
-    """Return a line of the driver as /dev/kmsg has it (Linux kernel/printk/printk.c)."""
+    """Return a line of the driver in a record of /dev/kmsg (Linux kernel/printk/printk.c)."""
     text = text.replace("\t", tab)
     return (
         f"3,{next(_SEQUENCE)},12345678,-{caller};arm-smmu-v3 {smmu}: {text}\n"
@@ -98,7 +98,7 @@ def logged(text, *, smmu=SMMU, tab="\\x09", caller=""):
 
 
 def dumped(words, **form):
-    """Return the records that arm_smmu_dump_event makes of an event."""
+    """Return the records that arm_smmu_dump_event writes for an event."""
     lines = [f"event 0x{words[0] & 0xFF:02x} received:", *(f"\t0x{word:016x}" for word in words)]
     lines += [
         f"event: F_TRANSLATION client: 0000:11:00.0 sid: 0x1100 ssid: 0x0 iova: {IOVA:#x} ipa: 0x0",
@@ -118,7 +118,7 @@ OTHERS = [
 
 def read(records):
     reader = EventReader()
-    return [words for each in records if (words := reader.feed(each)) is not None]
+    return [words for record in records if (words := reader.feed(record)) is not None]
 
 
 FAULT = record(0x10, s2=1, kind=2, ipa=IPA)
@@ -133,30 +133,30 @@ def test_logged_events(form):
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_other_lines_between_those_of_an_event(other):
-    records = [each for line in dumped(FAULT) for each in (other, line)]
+    records = [record for line in dumped(FAULT) for record in (other, line)]
     assert read(records) == [FAULT]
 
 
-def test_events_of_two_smmus_that_are_mixed():
+def test_interleaved_events_of_two_smmus():
     first, second = dumped(FAULT), dumped(OTHER_FAULT, smmu="arm-smmu-v3.1.auto")
     mixed = itertools.chain.from_iterable(zip(first, second, strict=True))
     assert read(mixed) == [FAULT, OTHER_FAULT]
 
 
-def test_event_that_is_cut_off_is_left_out():
+def test_an_incomplete_event_is_ignored():
     assert read([*dumped(FAULT)[:3], *dumped(OTHER_FAULT)]) == [OTHER_FAULT]
     assert read([*dumped(FAULT)[2:], *dumped(OTHER_FAULT)]) == [OTHER_FAULT]
 
 
-def test_records_that_were_overwritten():
+def test_an_event_with_overwritten_records_is_ignored():
     reader = EventReader()
     first, second = dumped(FAULT), dumped(OTHER_FAULT)
-    for each in first[:4]:
-        reader.feed(each)
+    for line in first[:4]:
+        reader.feed(line)
     reader.clear()
-    assert [reader.feed(each) for each in first[4:] + second].count(OTHER_FAULT) == 1
+    assert [reader.feed(line) for line in first[4:] + second].count(OTHER_FAULT) == 1
 
 
-def test_words_that_no_event_announced():
+def test_words_without_an_announcement_are_ignored():
     assert read([logged("\t0x0000000000000010")] * 8) == []
     assert read([logged("unexpected PRI request received:"), *dumped(FAULT)[1:]]) == []
