@@ -43,7 +43,8 @@ setup-test:
 lock: ## refresh scripts/locked, the releases that .venv gets
 	@PYTHON=$(PYTHON) scripts/lock
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, codespell and mypy
+	@$(BIN)/codespell --dictionary - --dictionary scripts/codespell.txt
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy

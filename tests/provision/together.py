@@ -86,7 +86,7 @@ def work(number, uri, folder, rounds, commands):
                     attached[device] = guest
                 else:
                     refused += 1
-            # Nobody but this process takes its devices out or moves them.
+            # Only this process removes or moves its devices.
             held = connection.assigned()
             for device, guest in attached.items():
                 if [holder for held_device, holder in held if held_device == device] != [guest]:
