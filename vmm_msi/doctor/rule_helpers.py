@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.doctor.finding import Evidence
+from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -12,7 +13,7 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.case import Case
     from vmm_msi.types import HostDevice, Pa, PciAddress, PciFunction, ReservedRegion, Smmu
 
-SYSFS = "/sys/bus/pci/devices"
+
 #: Devices that a sentence names; the rest are counted.
 MAX_NAMED = 4
 
@@ -50,8 +51,8 @@ def missing_from(case: Case, address: PciAddress) -> str | None:
     functions = case.host.function_by_address
     if not case.devices_selected or address in functions:
         return None
-    if case.tree is not None and case.tree.exists(SYSFS):
-        folder = f"{SYSFS}/{address}"
+    if case.tree is not None and case.tree.exists(DEVICES):
+        folder = f"{DEVICES}/{address}"
         return None if case.tree.exists(folder) else folder
     host = case.host
     if address in host.device_by_address or not (host.functions or host.devices or host.routes):
@@ -98,7 +99,7 @@ def reserved_regions(
     if function is not None and function.reserved is not None:
         if function.iommu_group is None:
             return function.reserved, case.host.source
-        path = f"/sys/kernel/iommu_groups/{function.iommu_group}/reserved_regions"
+        path = f"{GROUPS}/{function.iommu_group}/reserved_regions"
         return function.reserved, path
     if selected.device is not None:
         return selected.device.reserved, case.host.source
@@ -122,7 +123,7 @@ def doorbell_pages(case: Case) -> dict[Pa, list[HostDevice]]:
 
 def sysfs(address: PciAddress, name: str, value: object) -> Evidence:
     """Return evidence from a file or a link of a PCI function in sysfs."""
-    return Evidence(f"{SYSFS}/{address}/{name}", str(value))
+    return Evidence(f"{DEVICES}/{address}/{name}", str(value))
 
 
 def kernel_release(text: str | None) -> tuple[int, int] | None:

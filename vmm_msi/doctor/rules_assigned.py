@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
-from vmm_msi.doctor.rule_helpers import SYSFS
 from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 from vmm_msi.host.pci.vfio_drivers import EVIDENCE_TEXT, vfio_evidence
 from vmm_msi.provision.checks import holdings
 
@@ -62,7 +62,7 @@ def partial_group(case: Case) -> Iterator[Finding]:
             continue
         bridges = [m for m in others if m in functions and functions[m].is_bridge]
         names = ", ".join(map(str, others))
-        where = f"/sys/kernel/iommu_groups/{group}/devices" if reported else case.host.source
+        where = f"{GROUPS}/{group}/devices" if reported else case.host.source
         alone = "Use a device that is alone in its group, such as in a slot or switch with ACS"
         yield Finding(
             "partial-group",
@@ -133,7 +133,7 @@ def sriov(case: Case) -> Iterator[Finding]:
         function = functions.get(device)
         if function is None:
             continue
-        folder = f"{SYSFS}/{device}"
+        folder = f"{DEVICES}/{device}"
         if function.virtual_functions:
             first = function.virtual_functions[0]
             yield Finding(
@@ -159,7 +159,7 @@ def sriov(case: Case) -> Iterator[Finding]:
                 str(device),
                 (
                     Evidence(
-                        f"{SYSFS}/{physical.address}/driver",
+                        f"{DEVICES}/{physical.address}/driver",
                         f"{physical.driver}, {EVIDENCE_TEXT[bound]}",
                     ),
                 ),

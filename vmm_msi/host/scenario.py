@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.host.scenario_tables import (
         GuestDeviceTable,
-        GuestTable,
+        GuestDomainTable,
         HostDeviceTable,
         HostTable,
         ItsTable,
@@ -219,7 +219,7 @@ class _Check:
                     f"{devices[other].address} has; give one of them another device_id",
                 )
 
-    def guest(self, table: GuestTable, host: HostTopology) -> GuestDomain:
+    def guest(self, table: GuestDomainTable, host: HostTopology) -> GuestDomain:
         if not table.device:
             self.fail(("guest",), "has no [[guest.device]], so there is no MSI to follow")
         self.unique([vits.id for vits in table.vits], ("guest", "vits"), "id")

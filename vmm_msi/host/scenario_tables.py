@@ -82,7 +82,7 @@ class MemoryTable(TomlTable, frozen=True):
     size: Number
 
 
-class GuestTable(TomlTable, frozen=True):
+class GuestDomainTable(TomlTable, frozen=True):
     """``[guest]``."""
 
     name: str = "guest"
@@ -98,4 +98,4 @@ class ScenarioFile(TomlTable, frozen=True):
     """A whole file."""
 
     host: HostTable
-    guest: GuestTable | None = None
+    guest: GuestDomainTable | None = None
