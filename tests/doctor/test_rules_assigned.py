@@ -19,6 +19,7 @@ from doctor.guest_cases import case_of, changed, ids, only, rendered
 from vmm_msi.doctor.finding import Severity
 from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.types import PciAddress
+from vmm_msi.types.pci_function import VfioEvidence
 
 ONE = rendered(A)
 BRIDGE = PciAddress(0, 0, 1, 0)
@@ -145,12 +146,25 @@ def test_a_physical_function_with_virtual_ones():
 
 
 @pytest.mark.parametrize(
-    ("driver", "raised"), [("vfio-pci", True), ("mlx5_vfio_pci", True), ("mlx5_core", False)]
+    ("driver", "vfio", "evidence"),
+    [
+        ("vfio-pci", VfioEvidence.VFIO_DEV, "a VFIO driver: the device has vfio-dev"),
+        ("own_net", VfioEvidence.MODULES_ALIAS, "a VFIO driver: modules.alias lists it"),
+        ("mlx5_vfio_pci", None, "a VFIO driver by its name"),
+        ("mlx5_core", None, None),
+    ],
 )
-def test_a_virtual_function_whose_physical_function_is_bound_to_vfio(driver, raised):
-    physical = function(A2, group=11, driver=driver, virtual_functions=(A,))
+def test_a_virtual_function_whose_physical_function_is_bound_to_vfio(driver, vfio, evidence):
+    physical = function(A2, group=11, driver=driver, virtual_functions=(A,), vfio=vfio)
     case = with_function(case_of(ONE), A, physical_function=A2)
     case = with_host(
         case, functions=(*(f for f in case.host.functions if f.address != A2), physical)
     )
-    assert ("error vf-token" in ids(case)) is raised
+    if evidence is None:
+        assert "error vf-token" not in ids(case)
+        return
+    finding = only(case, "vf-token")
+    assert (finding.severity, finding.evidence[0].what) == (
+        Severity.ERROR,
+        f"{driver}, {evidence}",
+    )

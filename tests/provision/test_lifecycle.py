@@ -17,6 +17,7 @@ from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, RefusedError, UsageError
 from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest, LibvirtFacts, Scope, planner
 from vmm_msi.types import PciAddress, PciFunction
+from vmm_msi.types.pci_function import VfioEvidence
 
 NEWEST = Support(Version(12, 8), Version(11, 1))
 GUEST = nested_guest("guest0", memory=4 << 30, vcpus=4)
@@ -34,10 +35,10 @@ def facts(driver="QEMU", support=NEWEST, nodes=NODES, holders=(), caps=None, gue
     )
 
 
-def plan(libvirt_facts, *devices, strategy=None, **request):
+def plan(libvirt_facts, *devices, strategy=None, host=HOST, **request):
     named = None if strategy is None else Choice.parse(strategy)
     attach_request = AttachRequest("guest0", devices, named, **request)
-    return planner.plan_attach(libvirt_facts, PLUGINS, Config(), HOST, attach_request)
+    return planner.plan_attach(libvirt_facts, PLUGINS, Config(), host, attach_request)
 
 
 def with_cells(*pairs, memory=None):
@@ -160,6 +161,19 @@ def test_an_unmanaged_device_with_another_driver(driver):
         "with virsh nodedev-detach pci_0000_01_00_0, or attach it managed"
     )
     assert plan(facts(nodes=nodes), A).new.hostdevs()[0].managed
+
+
+def test_an_unmanaged_device_of_a_driver_that_the_host_shows_as_vfio():
+    nodes = {A: replace(NODES[A], driver="migratable_net")}
+    shown = replace(nodes[A], vfio=VfioEvidence.VFIO_DEV)
+    host = replace(HOST, functions=(shown,))
+    assert plan(facts(nodes=nodes), A, managed=False, host=host).new.hostdevs()
+    outdated = replace(HOST, functions=(replace(shown, driver="vfio-pci"),))
+    with pytest.raises(RefusedError, match="the name of its driver migratable_net is not that of"):
+        plan(facts(nodes=nodes), A, managed=False, host=outdated)
+    unbound = replace(HOST, functions=(nodes[A],))
+    with pytest.raises(RefusedError, match="its driver migratable_net is not a VFIO driver; bind"):
+        plan(facts(nodes=nodes), A, managed=False, host=unbound)
 
 
 def test_a_device_unknown_to_libvirt():

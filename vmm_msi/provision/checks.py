@@ -248,14 +248,14 @@ def check_devices(
             "valid is what virsh nodedev-list --cap pci shows"
         )
     for device in request.devices:
-        node, function = facts.nodes[device], host.function_by_address.get(device)
-        if function is None or function.driver != node.driver:
-            function = node
-        if request.managed or vfio_evidence(function) is not None:
+        node, shown = facts.nodes[device], host.function_by_address.get(device)
+        if shown is not None and shown.driver != node.driver:
+            shown = None
+        if request.managed or vfio_evidence(shown or node) is not None:
             continue
         if node.driver is None:
             reason = "it has no driver"
-        elif function is node:
+        elif shown is None:
             reason = f"the name of its driver {node.driver} is not that of a VFIO driver"
         else:
             reason = f"its driver {node.driver} is not a VFIO driver"
