@@ -363,14 +363,14 @@ def a_device_that_is_no_address(place):
 # libvirt.
 
 
-@case(6, "looking for guest nobody at test://", "no such guest; valid: guest0, guest1")
+@case(6, "looking for guest absent at test://", "no such guest; valid: guest0, guest1")
 def a_guest_that_does_not_exist(place):
-    return place.attach(A, guest="nobody")
+    return place.attach(A, guest="absent")
 
 
-@case(6, "looking for guest nobody at test://", "no such guest; valid: guest0, guest1")
+@case(6, "looking for guest absent at test://", "no such guest; valid: guest0, guest1")
 def the_status_of_a_guest_that_does_not_exist(place):
-    return ["status", "nobody", "-c", place.uri]
+    return ["status", "absent", "-c", place.uri]
 
 
 @case(5, "attaching 0000:01:00.0 to guest0: domain guest1 already has a <hostdev> for it")

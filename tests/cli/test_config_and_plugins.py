@@ -100,7 +100,7 @@ def test_the_search_path(check, nowhere, tmp_path, monkeypatch):
     assert check("--config", asked)["path"] == str(asked)
     monkeypatch.setenv("VMM_MSI_CONFIG", "")
     assert check()["path"] == "vmm-msi.toml"
-    # A folder of the name is no configuration.
+    # A folder of that name is not read.
     (nowhere / "vmm-msi.toml").unlink()
     (nowhere / "vmm-msi.toml").mkdir()
     assert check()["strategy"] == "coerced"

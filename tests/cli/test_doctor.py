@@ -249,9 +249,9 @@ def test_a_libvirt_domain(vmm_msi):
     code, document = check(vmm_msi, BOARD, "--connect", node, "--domain", "guest0")
     assert (code, document["domain"]) == (EXIT_ERRORS, "guest0")
     assert ids(document) == ["libvirt-too-old"]
-    code, out, err = vmm_msi("doctor", BOARD, "--connect", node, "--domain", "nobody")
+    code, out, err = vmm_msi("doctor", BOARD, "--connect", node, "--domain", "absent")
     assert (code, out) == (6, "")
-    assert "nobody" in err
+    assert "absent" in err
 
 
 def test_a_strategy_without_a_guest(vmm_msi):

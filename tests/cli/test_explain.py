@@ -161,7 +161,7 @@ def test_a_libvirt_domain(vmm_msi):
     )
     assert code == 0
     assert "0000:01:00.0 in the guest" in out
-    code, out, err = vmm_msi("explain", BUSY, "-c", uri, "--domain", "nobody", "--host", DTB)
+    code, out, err = vmm_msi("explain", BUSY, "-c", uri, "--domain", "absent", "--host", DTB)
     assert (code, out) == (6, "")
     assert err.startswith("vmm-msi explain: ")
     assert err.count("\n") == 1

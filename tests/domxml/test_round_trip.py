@@ -55,7 +55,7 @@ FLAGS = [
 
 @functools.cache
 def goes_round(text, layouts=(0, 1, 2)):
-    """Take one text through the editor and back; tell whether it could be edited.
+    """Edit one text and undo the edit; return whether it could be edited.
 
     :param layouts: which of ``LAYOUTS``.
     """

@@ -1,4 +1,4 @@
-"""What the table says libvirt does not read, held against what a real libvirt keeps."""
+"""Compare the table of XML that libvirt does not read with what a real libvirt keeps."""
 
 import pytest
 
@@ -27,7 +27,7 @@ PARTS = """
       <driver pciBus='1' accel='on' ats='off' ril='on' ssidsize='4' oas='48' cmdqv='off'/>
     </iommu>
 """
-#: What is replaced, what with, and what is not read then, with what may have been meant.
+#: The correct text, its replacement, the part that is then not read, and the suggestion.
 MISSPELT = {
     "ssidSize": ("ssidsize=", "ssidSize=", "ssidSize='4'", "ssidsize"),
     "ATS": ("ats=", "ATS=", "ATS='off'", "ats"),

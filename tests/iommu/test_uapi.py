@@ -24,7 +24,7 @@ STRUCTURES = [
 ]
 CONSTANTS = {name: value for name, value in vars(uapi).items() if name.isupper() and name[0] != "_"}
 
-#: Structures that the kernel accepts in a shorter form: the last field of ours.
+#: Structures that the kernel accepts in a shorter form, by the last field in uapi.py.
 SHORTER = {
     "vfio_device_bind_iommufd": "out_devid",
     "vfio_device_attach_iommufd_pt": "pt_id",

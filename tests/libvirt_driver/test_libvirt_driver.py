@@ -156,7 +156,7 @@ def test_lookup(connection):
     uuid = connection.domain_xml("guest0").uuid
     assert connection.domain_xml(uuid).name == "guest0"
     with pytest.raises(HypervisorError, match="no such guest; valid: guest0, guest1"):
-        connection.domain_xml("nobody")
+        connection.domain_xml("absent")
     with pytest.raises(HypervisorError, match="no such guest"):
         connection.is_active(uuid.replace("5b", "6b", 1))
     with pytest.raises(NoHostDeviceError, match=r"host device 0000:09:00\.0 "):
@@ -167,7 +167,7 @@ def test_names_in_errors_are_few(connection):
     for number in range(10):
         connection.define(nested_guest(f"more{number}", memory=1 << 20, kind="test"))
     with pytest.raises(HypervisorError, match=r"guest0, guest1, more0, .* and 4 more"):
-        connection.domain_xml("nobody")
+        connection.domain_xml("absent")
 
 
 def test_run(connection):

@@ -1,6 +1,6 @@
-"""Whatever fails, and wherever: the definition is the old one, and the error is one of ours.
+"""A failure at any step keeps the old definition and raises an error of vmm-msi.
 
-What fails here is not a call of libvirt (those are in test_faults.py).
+Failing calls of libvirt are in test_faults.py.
 """
 
 from __future__ import annotations

@@ -320,9 +320,9 @@ REFUSALS = {
     "named twice": ({"devices": (A, A)}, UsageError, "0000:01:00.0: named twice"),
     "not on the host": ({"devices": (FAR,)}, TopologyError, "finding 0009:01:00.0 in"),
     "no such guest": (
-        {"guest": "nobody"},
+        {"guest": "absent"},
         HypervisorError,
-        "looking for guest nobody at test://.*: no such guest; valid: guest0, guest1",
+        "looking for guest absent at test://.*: no such guest; valid: guest0, guest1",
     ),
     "unknown strategy": (
         {"strategy": "nope"},

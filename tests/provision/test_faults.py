@@ -49,7 +49,7 @@ def detaching(connection, scope=Scope.CONFIG, device=B, plugins=PLUGINS):
 
 
 def metadata(domain, flags):
-    with contextlib.suppress(libvirt.libvirtError):  # there is none
+    with contextlib.suppress(libvirt.libvirtError):  # the guest has no such element
         return domain.metadata(libvirt.VIR_DOMAIN_METADATA_ELEMENT, NAMESPACE, flags)
 
 

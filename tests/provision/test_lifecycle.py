@@ -183,7 +183,7 @@ def test_a_device_unknown_to_libvirt():
     assert plan(facts(nodes={}, driver=None), A).new.hostdevs()
 
 
-# What libvirt says of the guest and of itself.
+# What libvirt reports about the guest and about itself.
 
 
 @pytest.mark.parametrize(

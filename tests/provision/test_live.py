@@ -201,7 +201,7 @@ def test_qemu_reports_a_host_without_iommufd(qemu):
 
 
 def test_qemu_reserves_memory_for_the_ports(qemu):
-    """What the override says is what QEMU has, and nothing of it is left when all is taken out."""
+    """QEMU uses the value of the override, and detaching removes the override."""
     before = qemu.domain_xml(GUEST)
     layout = replace(
         qemu.versions().support().layout(),

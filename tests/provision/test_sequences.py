@@ -25,7 +25,7 @@ def file():
 
 
 def fits(connection, strategy, devices):
-    """Tell whether libvirt can express the vSMMUs that ``devices`` need."""
+    """Return whether libvirt can express the vSMMUs that ``devices`` need."""
     if connection.versions().support().has(Feature.PCI_BUS):
         return True
     smmus = {HOST.routes[device.segment].smmu for device in devices}

@@ -205,9 +205,9 @@ class Support:
     """What one connection can carry, for one guest.
 
     :param libvirt: release of the daemon.
-    :param qemu: release of the hypervisor; None where there is none (the test driver).
+    :param qemu: release of the hypervisor; None for libvirt's test driver.
     :param guest: what kind of guest it is for.
-    :param caps: what libvirt says of its host, for a guest of that kind.
+    :param caps: libvirt's domain capabilities for a guest of that kind.
     """
 
     libvirt: Version
@@ -216,7 +216,7 @@ class Support:
     caps: DomainCaps = _SILENT
 
     def has(self, feature: Feature) -> bool:
-        """Tell whether ``feature`` can be written and carried out."""
+        """Return whether ``feature`` can be written and applied."""
         return self._gap(feature) is None
 
     def missing(self, features: Iterable[Feature]) -> list[Gap]:

@@ -81,7 +81,7 @@ class AttachRequest:
     fdgroup: str | None = None
 
     def binder_on(self, driver: str | None) -> BinderKind:
-        """Return the binder on a connection of libvirt's ``driver``; None is no libvirt."""
+        """Return the binder on a connection of libvirt's ``driver``; None means no libvirt."""
         if self.binder is not None:
             return self.binder
         return BinderKind.QEMU if driver in {None, "QEMU"} else BinderKind.SIM
