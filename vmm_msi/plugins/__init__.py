@@ -1,4 +1,4 @@
-"""The public API of the plugin contract: everything a plugin imports.
+"""The plugin system: the public API for plugins, the hook specifications and the plugin manager.
 
 ``from vmm_msi.plugins import Needs, Options, Session, Strategy``; docs/plugins.md has a complete
 example.
