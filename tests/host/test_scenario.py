@@ -258,8 +258,8 @@ def large(count):
 def test_2560_devices_are_loaded_fast(tmp_path):
     path = tmp_path / "large.toml"
     path.write_text("".join(large(2560)))
-    started = time.monotonic()
+    started = time.process_time()
     scenario = load_scenario(path)
-    elapsed = time.monotonic() - started
+    elapsed = time.process_time() - started
     assert len(scenario.guest.devices) == 2560
     assert elapsed < 3  # well under a second on an idle machine
