@@ -13,7 +13,7 @@ from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.objects import GuestSte, SteConfig
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config
-from vmm_msi.iommu.vmm import BoundDevice, RamMapping, Vmm
+from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 from vmm_msi.types import Granule, Ipa
 
 RAM = RamMapping(0x4000_0000, 0x20_0000, 0x4000_0000_0000)
@@ -80,7 +80,7 @@ def vmm(fd):
     bound = []
     for host in HOST.devices[:5]:
         dev_id = fd.bind(host)
-        bound.append(BoundDevice(host, dev_id, SimVfio(fd, dev_id)))
+        bound.append(VmmDevice(host, dev_id, SimVfio(fd, dev_id)))
     return Vmm(fd, bound)
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmm_msi.types import Granule, GuestDevice, GuestDomain, Iova, Ipa, ReservedRegion, Stage1
 
 
-class GuestTable(Protocol):
+class GuestS1Table(Protocol):
     """A stage 1 table of a guest: simulated, or one that an SMMU walks."""
 
     @property
@@ -43,7 +43,7 @@ class GuestTable(Protocol):
         ...
 
 
-TableT = TypeVar("TableT", bound=GuestTable)
+TableT = TypeVar("TableT", bound=GuestS1Table)
 
 
 class GuestStage1(Generic[TableT]):

@@ -81,7 +81,7 @@ class VfioAttach(Protocol):
         ...
 
 
-class BoundDevice(NamedTuple):
+class VmmDevice(NamedTuple):
     """An assigned device, bound to the file descriptor.
 
     :param dev_id: its id in the file descriptor.
@@ -133,12 +133,12 @@ class Vmm(Generic[SteT]):
     :param devices: the guest's devices, bound to ``fd``.
     """
 
-    def __init__(self, fd: Iommufd[SteT], devices: Iterable[BoundDevice]) -> None:
+    def __init__(self, fd: Iommufd[SteT], devices: Iterable[VmmDevice]) -> None:
         self._fd = fd
         self._devices = {device.host.address: device for device in devices}
         #: A device behind each SMMU, and the devices of each IOMMU group.
-        self._behind: dict[int | None, BoundDevice] = {}
-        self._groups: dict[int, list[BoundDevice]] = {}
+        self._behind: dict[int | None, VmmDevice] = {}
+        self._groups: dict[int, list[VmmDevice]] = {}
         for device in self._devices.values():
             self._behind.setdefault(device.host.smmu, device)
             self._groups.setdefault(device.host.iommu_group, []).append(device)
@@ -260,11 +260,11 @@ class Vmm(Generic[SteT]):
         if not s2.users[stage1]:
             self._destroy_nested(s2, stage1)
 
-    def _alloc_vdevice(self, device: BoundDevice, viommu: int) -> None:
+    def _alloc_vdevice(self, device: VmmDevice, viommu: int) -> None:
         vdevice = self._fd.vdevice_alloc(viommu, device.dev_id, device.host.stream_id)
         self._vdevices[device.host.address] = vdevice
 
-    def _destroy_vdevice(self, device: BoundDevice) -> None:
+    def _destroy_vdevice(self, device: VmmDevice) -> None:
         self._fd.destroy(self._vdevices.pop(device.host.address))
 
     def _destroy_nested(self, s2: S2Objects, stage1: str) -> None:

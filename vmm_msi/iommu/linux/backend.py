@@ -29,7 +29,7 @@ from vmm_msi.iommu.linux.raise_msi import Arrival, Witnesses, trigger_of, watch
 from vmm_msi.iommu.linux.s2_doorbells import S2Doorbells
 from vmm_msi.iommu.linux.stage1 import Stage1Table, TableArena
 from vmm_msi.iommu.linux.vfio import VfioDevice, is_free
-from vmm_msi.iommu.vmm import BoundDevice, RamMapping, Vmm
+from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 from vmm_msi.types import SW_MSI_WINDOW, Costs, Iova, Outcome, Verdict
 
 if TYPE_CHECKING:
@@ -130,7 +130,7 @@ class IommufdBackend:
             self._can_write = all(device.can_write_msi for device in self._devices.values())
             self._opened = opened.pop_all()
 
-    def _open_device(self, opened: ExitStack, address: PciAddress, real: PciAddress) -> BoundDevice:
+    def _open_device(self, opened: ExitStack, address: PciAddress, real: PciAddress) -> VmmDevice:
         """Open and bind the device of this machine that stands in for a device of the host.
 
         :raise BackendError: EOPNOTSUPP for a device behind another IOMMU; the kernel's refusal.
@@ -143,7 +143,7 @@ class IommufdBackend:
             raise BackendError(
                 errno.EOPNOTSUPP, f"{real}: is behind an IOMMU that is not an SMMUv3"
             )
-        return BoundDevice(self._host.device_by_address[address], dev_id, device)
+        return VmmDevice(self._host.device_by_address[address], dev_id, device)
 
     @property
     def info(self) -> BackendInfo:

@@ -12,7 +12,7 @@ from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.objects import GuestSte, SteConfig
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
-from vmm_msi.iommu.vmm import BoundDevice, RamMapping, Vmm
+from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -48,9 +48,9 @@ class IommufdKernel(Kernel):
         addresses = [device.host for device in guest.devices]
         self._vmm = Vmm(self.fd, [self._bind(host.device_by_address[a]) for a in addresses])
 
-    def _bind(self, device: HostDevice) -> BoundDevice:
+    def _bind(self, device: HostDevice) -> VmmDevice:
         dev_id = self.fd.bind(device)
-        return BoundDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
+        return VmmDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
 
     def alloc_s2(self, smmu: int, *, msi_cookie: bool) -> S2Handle:  # noqa: ARG002
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2`.

@@ -53,7 +53,7 @@ def draw_sequences(machine: SimMachine, count: int, seed: int) -> list[CallSeque
 def _draw(machine: SimMachine, rng: random.Random) -> CallSequence:
     draft = Draft(machine, rng, _stage1(rng, machine.host.granule))
     devices = _devices(draft)
-    delivery, noise = Delivery(draft), Noise(draft)
+    delivery, noise = DeliverySteps(draft), Noise(draft)
     length = int(rng.triangular(*LENGTHS))
     while len(draft) < length:
         if rng.random() < (0.3 if draft.bound else 0.9):
@@ -90,7 +90,7 @@ def _devices(draft: Draft) -> list[int]:
     return [first, *draft.mates(first), *rng.choices(range(len(draft.hosts)), k=others)]
 
 
-class Delivery:
+class DeliverySteps:
     """Steps that lead to a delivered MSI, each if its preconditions hold."""
 
     def __init__(self, draft: Draft) -> None:
