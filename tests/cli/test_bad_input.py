@@ -1,4 +1,4 @@
-"""Whatever is given: one line that says what, where and what would be valid, and nothing else.
+"""Invalid input gives one line: what is wrong, where, and what is valid.
 
 Nothing is printed on standard output, nothing is written, and there is no traceback.
 """
@@ -29,7 +29,7 @@ NODE = samples.path("test-driver.xml")
 
 @dataclass
 class Place:
-    """Where a case puts its files; all of them are in one folder."""
+    """The folder with the files of a case."""
 
     folder: Path
 
@@ -66,7 +66,7 @@ CASES = {}
 
 
 def case(code, *words):
-    """Register a case: a function of a place that returns a command line."""
+    """Register a case: a function that takes a Place and returns a command line."""
 
     def register(function):
         CASES[function.__name__.replace("_", " ")] = (function, code, words)
@@ -199,7 +199,7 @@ def an_unknown_key(place):
 
 
 @case(3, "its_group[0]: no [[host.its]] has the id 7; valid: 0")
-def an_its_that_does_not_exist(place):
+def a_missing_its(place):
     return place.scenario(pair("own").toml().replace("its_group = [0]", "its_group = [7]", 1))
 
 
@@ -215,12 +215,12 @@ def garbage_as_a_scenario(place):
 
 
 @case(3, "scenario.toml:1: not TOML: ")
-def text_that_is_no_toml(place):
+def text_that_is_not_toml(place):
     return place.scenario("\0")
 
 
 @case(3, "scenario.toml: larger than 4194304 bytes, the limit for such a file")
-def an_endless_scenario(place):
+def an_oversized_scenario(place):
     return place.scenario(b"# comment\n" * 1_000_000)
 
 
@@ -270,7 +270,7 @@ STEALS = """<!DOCTYPE domain [<!ENTITY file SYSTEM "file:///etc/passwd">]>
 
 
 @case(3, "guest.xml: line 1: a document type declaration is refused", "without <!DOCTYPE>")
-def entities_that_grow(place):
+def exponential_entities(place):
     return place.compare(BOARD, place.file("guest.xml", LAUGHS))
 
 
@@ -306,7 +306,7 @@ def empty_xml(place):
 
 
 @case(3, "the root element is <network>; valid is <domain>")
-def xml_of_something_else(place):
+def xml_of_a_network(place):
     return place.compare(BOARD, place.file("guest.xml", "<network><name>n</name></network>"))
 
 
@@ -317,7 +317,7 @@ def xml_without_devices(place):
 
 
 @case(3, "bus is '0x100'; valid is 0 to 0xff")
-def xml_with_an_address_that_is_none(place):
+def xml_with_an_invalid_address(place):
     text = GUEST.read_text().replace("bus='0x01'", "bus='0x100'", 1)
     return place.compare(BOARD, place.file("guest.xml", text))
 
@@ -346,7 +346,7 @@ def a_guest_with_a_scenario(place):
 
 
 @case(2, "strategy 'direct:': not of the form NAME[:key=value,…]")
-def a_strategy_that_is_not_of_the_form(place):
+def a_malformed_strategy(place):
     return ["compare", "--scenario", TWO_ITS, "--strategy", "direct:"]
 
 
@@ -356,7 +356,7 @@ def an_unknown_strategy(place):
 
 
 @case(3, "PCI address '0000:01:00.8': not of the form 0000:01:00.0 (segment:bus:device.function)")
-def a_device_that_is_no_address(place):
+def a_malformed_device_address(place):
     return place.attach("0000:01:00.8")
 
 
@@ -364,17 +364,17 @@ def a_device_that_is_no_address(place):
 
 
 @case(6, "looking for guest absent at test://", "no such guest; valid: guest0, guest1")
-def a_guest_that_does_not_exist(place):
+def attach_to_a_missing_guest(place):
     return place.attach(A, guest="absent")
 
 
 @case(6, "looking for guest absent at test://", "no such guest; valid: guest0, guest1")
-def the_status_of_a_guest_that_does_not_exist(place):
+def status_of_a_missing_guest(place):
     return ["status", "absent", "-c", place.uri]
 
 
 @case(5, "attaching 0000:01:00.0 to guest0: domain guest1 already has a <hostdev> for it")
-def a_device_that_another_guest_holds(place):
+def a_device_of_another_guest(place):
     hostdev = (
         "<hostdev mode='subsystem' type='pci' managed='yes'><source>"
         "<address domain='0' bus='1' slot='0' function='0'/></source></hostdev></devices>"
@@ -395,22 +395,22 @@ def a_file_with_a_line_break_in_its_name(place):
 
 
 @case(3, "finding 0009:01:00.0 in", "no route covers it; valid: 0000:00:00.0-0000:ff:1f.7, ")
-def a_device_that_the_host_does_not_have(place):
+def a_missing_host_device(place):
     return place.attach("0009:01:00.0")
 
 
 @case(2, "0000:01:00.0: named twice")
-def a_device_that_is_named_twice(place):
+def a_repeated_device(place):
     return place.attach(A, "01:00.0")
 
 
 @case(3, "removing 0000:01:00.0 from guest0: vmm-msi did not attach it; it attached no device")
-def a_device_that_is_not_attached(place):
+def detach_of_a_device_that_is_not_attached(place):
     return ["detach", "guest0", A, "-c", place.uri]
 
 
 @case(2, "detaching from guest0: vmm-msi has attached no device to it")
-def nothing_to_detach(place):
+def detach_without_attached_devices(place):
     return ["detach", "guest0", "all", "-c", place.uri]
 
 
@@ -437,7 +437,7 @@ def a_daemon_that_does_not_answer(place):
 
 
 @case(6, "connecting to nothing://at-all: ")
-def a_uri_of_no_driver(place):
+def a_uri_without_a_driver(place):
     return ["status", "guest0", "-c", "nothing://at-all"]
 
 
@@ -478,7 +478,7 @@ def test_bad_input(vmm_msi, tmp_path, nowhere, name):
         words = [*words, "-o", nowhere / "result"]
     before = files(tmp_path)
     start = time.monotonic()
-    found, out, err = vmm_msi(*words)
+    exit_code, out, err = vmm_msi(*words)
     took = time.monotonic() - start
     assert "Traceback" not in err
     assert err.startswith(f"vmm-msi {words[0]}: ")
@@ -486,9 +486,9 @@ def test_bad_input(vmm_msi, tmp_path, nowhere, name):
     assert err.count("\n") == 1
     for part in parts:
         assert part in err
-    assert found == code
+    assert exit_code == code
     assert out == ""
     assert files(tmp_path) == before
     assert took < 10
-    # All of it on a line that can be read.
+    # The message is one readable line.
     assert len(err) < 1000 + len(os.fspath(tmp_path)) * 4

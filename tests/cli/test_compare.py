@@ -1,4 +1,4 @@
-"""``vmm-msi compare``: its JSON is a contract, its files appear whole, its table is for people."""
+"""``vmm-msi compare``: the JSON document, complete output files, the table for people."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def compare(vmm_msi):
     return run
 
 
-def test_a_machine_without_the_devices_is_told_what_is_missing(vmm_msi):
-    """Without iommufd that comes first; with it, the devices of the sample are not there."""
+def test_a_machine_without_the_devices_names_what_is_missing(vmm_msi):
+    """A missing /dev/iommu is reported first, else the missing devices of the sample."""
     for doorbells in ("its", "witness"):
         words = ("--backend", "iommufd", "--doorbells", doorbells, "--scenario", TWO_ITS)
         code, out, err = vmm_msi("compare", *words)
@@ -56,7 +56,7 @@ def hexadecimal(value):
 
 
 def check(document, devices):
-    """Hold a document against the contract: exactly these keys, a verdict per vector."""
+    """Check that a document has exactly these keys, with a verdict per vector."""
     assert set(document) == DOCUMENT
     assert document["schema"] == 1
     for result in document["results"]:
@@ -179,7 +179,7 @@ def test_options_of_the_configuration_apply(compare, nowhere):
 
 
 @pytest.mark.parametrize("form", ["json", "table"])
-def test_an_output_file_appears_whole(vmm_msi, nowhere, form):
+def test_an_output_file_appears_when_it_is_complete(vmm_msi, nowhere, form):
     expected = vmm_msi("compare", "--scenario", TWO_ITS, "--format", form)[1]
     target = nowhere / "out"
     target.write_text("what was there", encoding="utf-8")
@@ -189,7 +189,7 @@ def test_an_output_file_appears_whole(vmm_msi, nowhere, form):
     assert [path.name for path in nowhere.iterdir()] == ["out"]
 
 
-def test_an_output_file_that_fails_leaves_what_was_there(vmm_msi, nowhere):
+def test_a_failed_run_keeps_the_old_output_file(vmm_msi, nowhere):
     target = nowhere / "out"
     target.write_text("what was there", encoding="utf-8")
     config = nowhere / "vmm-msi.toml"
@@ -202,7 +202,7 @@ def test_an_output_file_that_fails_leaves_what_was_there(vmm_msi, nowhere):
 
 
 @pytest.mark.parametrize("target", ["/", ".", "..", "missing/out", "", "folder"])
-def test_an_output_file_that_cannot_be(vmm_msi, nowhere, target):
+def test_an_invalid_output_file(vmm_msi, nowhere, target):
     (nowhere / "folder").mkdir()
     code, out, err = vmm_msi("compare", "--scenario", TWO_ITS, "-o", target)
     assert (code, out) == (1, "")

@@ -1,4 +1,4 @@
-"""``vmm-msi config check``, where a configuration is looked for, and ``vmm-msi plugins list``."""
+"""``vmm-msi config check``, the search path of the configuration, and ``vmm-msi plugins list``."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_no_configuration(check, vmm_msi):
     assert "no configuration file: valid" in vmm_msi("config", "check")[1]
 
 
-def test_what_a_configuration_says(check, vmm_msi, nowhere):
+def test_check_shows_what_a_configuration_selects(check, vmm_msi, nowhere):
     path = write(nowhere / "my.toml", FULL)
     assert check("--config", path) == {
         "schema": 1,
@@ -79,28 +79,28 @@ def test_what_a_configuration_says(check, vmm_msi, nowhere):
 
 
 def test_the_search_path(check, nowhere, tmp_path, monkeypatch):
-    """From the last to the first: each that is added goes before those that are there."""
+    """Each file, added from the last path to the first, takes precedence over the existing ones."""
     home = tmp_path / "home"
-    found = []
+    documents = []
 
     def expect(name, path):
         write(path, f'strategy = "{name}"\n')
-        found.append(check())
-        assert found[-1]["strategy"] == name
+        documents.append(check())
+        assert documents[-1]["strategy"] == name
 
     expect("direct", home / ".config/vmm-msi/vmm-msi.toml")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "xdg"))
     assert check()["path"] is None
     expect("coerced", tmp_path / "xdg/vmm-msi/vmm-msi.toml")
     expect("host-cookie", nowhere / "vmm-msi.toml")
-    assert found[-1]["path"] == "vmm-msi.toml"
+    assert documents[-1]["path"] == "vmm-msi.toml"
     monkeypatch.setenv("VMM_MSI_CONFIG", str(tmp_path / "named.toml"))
     expect("multi-its", tmp_path / "named.toml")
-    asked = write(tmp_path / "asked.toml", 'strategy = "identity"\n')
-    assert check("--config", asked)["path"] == str(asked)
+    selected = write(tmp_path / "selected.toml", 'strategy = "identity"\n')
+    assert check("--config", selected)["path"] == str(selected)
     monkeypatch.setenv("VMM_MSI_CONFIG", "")
     assert check()["path"] == "vmm-msi.toml"
-    # A folder of that name is not read.
+    # A folder of that name is ignored.
     (nowhere / "vmm-msi.toml").unlink()
     (nowhere / "vmm-msi.toml").mkdir()
     assert check()["strategy"] == "coerced"
@@ -151,7 +151,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("text", "words"), WRONG)
-def test_a_wrong_configuration(vmm_msi, nowhere, text, words):
+def test_an_invalid_configuration(vmm_msi, nowhere, text, words):
     path = write(nowhere / "wrong.toml", text)
     code, out, err = vmm_msi("config", "check", "--config", path)
     assert (code, out) == (3, "")
@@ -161,7 +161,7 @@ def test_a_wrong_configuration(vmm_msi, nowhere, text, words):
     assert "profile" in text or str(path) in err
 
 
-def test_a_named_file_that_is_missing(vmm_msi, nowhere, monkeypatch):
+def test_a_missing_named_file(vmm_msi, nowhere, monkeypatch):
     for words, environment in (
         (["--config", "missing.toml"], None),
         ([], str(nowhere / "missing.toml")),

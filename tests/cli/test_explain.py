@@ -1,4 +1,4 @@
-"""``vmm-msi explain``: what is typed, what is printed, the exit code."""
+"""``vmm-msi explain``: arguments, output and exit codes."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ def node(tmp_path):
 
 @pytest.fixture
 def run(vmm_msi, node):
-    """Run a command on guest0; return what it printed."""
+    """Run a command on guest0; return its standard output."""
 
     def command(name, *words):
         options = ["-c", f"test://{node}", *(["--host", BOARD] if name == "attach" else [])]
@@ -58,7 +58,7 @@ def run(vmm_msi, node):
 
 @pytest.fixture
 def attached(run, node):
-    """Put A and B into the node file; ``spoil`` edits the guest before."""
+    """Attach A and B in the node file; ``spoil`` edits the guest first."""
 
     def put(spoil=lambda _domain: None):
         domain = DomainXml.parse(run("attach", A, B, "--print-xml"), "the command")
@@ -116,10 +116,10 @@ def test_faults_on_request(run):
     assert device["outcome"] == "s1-fault"
 
 
-def test_previews_say_what_would_be_and_change_nothing(vmm_msi, run, node):
+def test_previews_show_the_result_and_change_nothing(vmm_msi, run, node):
     before = node.read_bytes()
-    said = run("attach", A, "--dry-run")
-    assert said.startswith("guest0: nothing was changed; the result would be\n")
+    text = run("attach", A, "--dry-run")
+    assert text.startswith("guest0: nothing was changed; the result would be\n")
     assert json.loads(run("attach", A, "--dry-run", "--format", "json"))["devices"]
     xml = DomainXml.parse(run("attach", A, "--print-xml"), "the command")
     assert [str(hostdev.host) for hostdev in xml.hostdevs()] == [A]
@@ -141,7 +141,7 @@ def test_only_one_preview_at_a_time(vmm_msi):
     assert "not allowed with argument" in err
 
 
-def test_the_default_connection_is_libvirts(vmm_msi, node, monkeypatch):
+def test_the_default_connection_comes_from_libvirts_variable(vmm_msi, node, monkeypatch):
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"test://{node}")
     assert vmm_msi("status", "guest1") == (
         0,
@@ -169,7 +169,7 @@ def test_status_shows_the_record(run, attached):
     assert run("status").count("delivered") == 2
 
 
-def take_out(path):
+def remove_element(path):
     def spoil(domain):
         element = domain.root.find(path)
         element.getparent().remove(element)
@@ -187,7 +187,7 @@ def take_out(path):
     ],
 )
 def test_status_names_elements_that_another_program_removed(run, attached, path, words):
-    attached(take_out(path))
+    attached(remove_element(path))
     notes = json.loads(run("status", "--format", "json"))["notes"]
     assert len(notes) == 1 or path.startswith("devices/controller")
     assert any(words in note for note in notes)
@@ -205,8 +205,8 @@ def test_detach_previews(run, attached, node):
     assert node.read_bytes() == before
 
 
-def test_detach_of_what_is_half_gone(run, attached):
-    attached(take_out("devices/hostdev"))
+def test_detach_of_a_partly_removed_device(run, attached):
+    attached(remove_element("devices/hostdev"))
     xml = DomainXml.parse(run("detach", "all", "--print-xml"), "the command")
     assert read_record(xml) is None
     assert len(xml.controllers()) == 3
@@ -214,12 +214,12 @@ def test_detach_of_what_is_half_gone(run, attached):
 
 
 def test_defaults_are_those_of_the_library():
-    """They are written twice, so that --help imports nothing."""
+    """The defaults are in both modules, so that --help imports no libvirt."""
     parser = build_parser(["attach", "detach"])
     given = parser.parse_args(["attach", "g", "0000:01:00.0"])
-    wanted = AttachRequest("g", ())
-    assert (given.spare_ports, given.spare_memory) == (wanted.spare_ports, wanted.spare_memory)
-    assert (given.fdgroup, given.scope) == (wanted.fdgroup, wanted.scope)
+    request = AttachRequest("g", ())
+    assert (given.spare_ports, given.spare_memory) == (request.spare_ports, request.spare_memory)
+    assert (given.fdgroup, given.scope) == (request.fdgroup, request.scope)
     given = parser.parse_args(["detach", "g", "all"])
     assert (given.release_timeout, given.scope) == (
         DetachRequest("g").release_s,

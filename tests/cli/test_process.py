@@ -34,7 +34,7 @@ def run(*words, code=0, **environment):
 
 
 def loaded(code, *modules):
-    """Run ``code`` in a new interpreter; return which of ``modules`` it loaded."""
+    """Run ``code`` in a new interpreter; return the loaded ones of ``modules``."""
     tail = f"\nimport sys\nprint([m for m in {modules!r} if m in sys.modules], file=sys.stderr)"
     done = subprocess.run(
         [sys.executable, "-c", code + tail], capture_output=True, text=True, check=True
@@ -94,7 +94,7 @@ def test_version():
 @pytest.mark.parametrize(
     "words", [["nope"], ["compare"], ["compare", "--scen", "x"], ["plugins"], ["attach", "guest"]]
 )
-def test_a_command_line_that_cannot_be_parsed(words):
+def test_an_invalid_command_line(words):
     done = run(*words, code=2)
     assert done.stdout == ""
     assert done.stderr.startswith("usage: vmm-msi")
@@ -109,7 +109,7 @@ def test_the_package_imports_neither_libvirt_nor_lxml():
     assert loaded("import vmm_msi, lxml", *heavy) == ["lxml"]
 
 
-def test_help_imports_nothing_that_it_does_not_need():
+def test_help_imports_no_command():
     heavy = ("libvirt", "lxml", "pluggy", "msgspec", "shtab", "vmm_msi.config")
     for words in ([], ["--help"], ["--version"]):
         code = (
@@ -125,7 +125,7 @@ def test_doctor_of_a_host_imports_nothing_about_guests():
     assert loaded(code, *heavy) == []
 
 
-def test_compare_imports_no_libvirt():
+def test_compare_does_not_import_libvirt():
     words = ["compare", "--scenario", TWO_ITS, "--strategy", "direct"]
     code = f"from vmm_msi.cli import main\nassert main({words!r}) == 0"
     assert loaded(code, "libvirt", "lxml") == []
@@ -173,10 +173,10 @@ def test_exit_code_of_a_plugin_error(tmp_path):
     assert "plugin 'outside' (outside 1.0): cannot be imported: ModuleNotFoundError" in line
     done = run("plugins", "list", "--format", "json", PYTHONPATH=path)
     assert "'outside' (outside 1.0): cannot be imported" in done.stderr
-    found = {plugin["name"]: plugin for plugin in json.loads(done.stdout)["plugins"]}
-    assert (found["outside"]["state"], found["outside"]["origin"]) == ("broken", "outside 1.0")
-    assert "no_such_module" in found["outside"]["problem"]
-    assert {plugin["state"] for name, plugin in found.items() if name != "outside"} == {"loaded"}
+    plugins = {plugin["name"]: plugin for plugin in json.loads(done.stdout)["plugins"]}
+    assert (plugins["outside"]["state"], plugins["outside"]["origin"]) == ("broken", "outside 1.0")
+    assert "no_such_module" in plugins["outside"]["problem"]
+    assert {plugin["state"] for name, plugin in plugins.items() if name != "outside"} == {"loaded"}
     disabled = run("plugins", "list", "--disable-plugin", "outside", PYTHONPATH=path)
     assert disabled.stderr == ""
 
@@ -231,7 +231,7 @@ def test_a_broken_plugin_in_the_configuration_is_listed(tmp_path):
 
 
 def test_interrupted(tmp_path):
-    """A scenario that is a pipe: the command waits for it when the signal comes."""
+    """The scenario is a pipe, so that the command waits for it when the signal arrives."""
     fifo = tmp_path / "scenario.toml"
     os.mkfifo(fifo)
     words = ["compare", "--scenario", str(fifo), "-o", "out"]
@@ -248,7 +248,7 @@ def test_interrupted(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == []
 
 
-def test_a_reader_that_goes_away_is_no_error():
+def test_a_closed_pipe_is_not_an_error():
     read, write = os.pipe()
     os.close(read)
     try:
@@ -270,7 +270,7 @@ def test_a_reader_that_goes_away_is_no_error():
 def test_completion_is_a_script(shell, tmp_path):
     script = tmp_path / shell
     script.write_text(run("completion", shell).stdout, encoding="utf-8")
-    # bash reads what the generator writes for zsh as well; zsh itself is used where it is.
+    # bash can also parse the script for zsh; zsh itself is used if it is installed.
     reader = shutil.which(shell) or shutil.which("bash")
     assert reader is not None
     done = subprocess.run([reader, "-n", str(script)], capture_output=True, text=True, check=False)
@@ -299,5 +299,5 @@ def test_bash_completes(tmp_path):
     assert "list" in complete("vmm-msi", "plugins")
 
 
-def test_no_completion_for_other_shells():
+def test_other_shells_have_no_completion():
     assert "'fish'" in run("completion", "fish", code=2).stderr

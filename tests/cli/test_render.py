@@ -1,4 +1,4 @@
-"""render in processes of its own: XML in, XML out, nothing else on standard output, no libvirt."""
+"""``vmm-msi render`` in a process of its own: only XML on standard output, no libvirt."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ ASSIGNED = GUEST.replace(
 
 
 def execute(command, text, code=0, **environment):
-    """Run a command; ``code`` is its exit code, None any but 0."""
+    """Run a command; ``code`` is the expected exit code, None for any but 0."""
     done = subprocess.run(
         command,
         input=text if isinstance(text, bytes) else text.encode(),
@@ -61,7 +61,7 @@ def render(text, *words, code=0, host=HOST, **environment):
 
 
 def refused(text, *words, code, **options):
-    """Return the one line that says why nothing was printed."""
+    """Return the error line of a run that prints nothing else."""
     out, err = render(text, *words, code=code, **options)
     assert out == ""
     assert err.startswith("vmm-msi render: ")
@@ -69,7 +69,7 @@ def refused(text, *words, code, **options):
     return err.removeprefix("vmm-msi render: ").removesuffix("\n")
 
 
-def test_xml_in_xml_out():
+def test_xml_is_edited():
     out, err = render(GUEST, "--device", A, "--device", B)
     assert err == ""
     domain = DomainXml.parse(out, "out")
@@ -84,7 +84,7 @@ def test_xml_in_xml_out():
 
 
 @pytest.mark.parametrize("strategy", ["identity", "multi-its:mode=vsmmu"])
-def test_there_and_back(strategy):
+def test_remove_restores_the_xml(strategy):
     out, _ = render(GUEST, "--device", A, "--device", B, "--strategy", strategy)
     one, _ = render(out, "--remove", "--device", B)
     assert [str(hostdev.host) for hostdev in DomainXml.parse(one, "one").hostdevs()] == [A]
@@ -93,7 +93,7 @@ def test_there_and_back(strategy):
 
 
 @pytest.mark.parametrize("gic", ["", "<gic/>"])
-def test_a_guest_that_libvirt_has_not_filled_in(gic):
+def test_a_guest_without_a_gic_version(gic):
     text = GUEST.replace("<gic version='3'/>", gic)
     assert text != GUEST
     out, err = render(text, "--device", A)
@@ -134,7 +134,7 @@ def test_an_older_libvirt():
     assert words == "--libvirt 'new': not a release; valid are, for instance, 12.8, 11.0.1"
 
 
-def test_a_device_that_is_assigned_already():
+def test_an_assigned_device_is_refused():
     words = refused(ASSIGNED, "--device", A, code=5)
     assert words == (
         f"attaching {A} to g: the guest already has a <hostdev> for it; remove that first"
@@ -160,7 +160,7 @@ def test_take_over():
     assert interface.element.tag == "interface"
     assert interface.element.find("mac") is not None
     assert interface.iommufd is True
-    ports = {each.index: each.address.bus for each in domain.controllers() if each.address}
+    ports = {port.index: port.address.bus for port in domain.controllers() if port.address}
     assert ports == {2: 1, 3: 1}
     assert render(out, "--remove", "--device", "all") == (GUEST, "")
     assert "ua-nic" in render(ASSIGNED, "--device", A, "--take-over", "--print-diff")[0]
@@ -180,7 +180,7 @@ def test_take_over():
         (GUEST + GUEST.partition("-->")[2], 3, "it has 2 domains; use one"),
     ],
 )
-def test_what_is_refused(text, code, words):
+def test_invalid_input_is_refused(text, code, words):
     assert words in refused(text, "--device", A, code=code)
 
 
@@ -206,8 +206,8 @@ def test_a_closed_standard_input():
     assert done.stderr == ("vmm-msi render: standard input is closed; pass domain XML on it\n")
 
 
-def test_no_libvirt_is_imported():
-    """The modules of libvirt's bindings are made to fail, and the edit is made all the same."""
+def test_render_does_not_import_libvirt():
+    """The edit works although importing libvirt's bindings fails."""
     code = (
         "import sys\n"
         "for name in ('libvirt', 'libvirtmod', 'libvirt_qemu', 'vmm_msi.libvirt_driver'):\n"
@@ -229,7 +229,7 @@ def test_no_libvirt_is_imported():
 
 @pytest.fixture
 def on_define_domain(tmp_path):
-    """Run the hook as the sidecar-shim does; ``vmm-msi`` is in $PATH as in its image."""
+    """Run the hook as the sidecar-shim does, with ``vmm-msi`` in $PATH as in its image."""
     command = tmp_path / "vmm-msi"
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m vmm_msi "$@"\n')
     command.chmod(0o755)
@@ -251,27 +251,33 @@ KUBEVIRT = GUEST.partition("-->\n")[2].strip().replace("  ", "\t").replace(
 
 
 @pytest.mark.parametrize("annotations", [None, {}, {"a": "b"}, {"vmm-msi.org/devices": " , "}])
-def test_a_vmi_that_asks_for_nothing(on_define_domain, annotations):
+def test_a_vmi_without_devices_is_unchanged(on_define_domain, annotations):
     assert on_define_domain(annotations, KUBEVIRT) == (KUBEVIRT, "")
 
 
 def test_a_vmi_with_devices(on_define_domain):
     hostdev = ASSIGNED[ASSIGNED.index("    <hostdev") : ASSIGNED.index("    <interface")]
     domain = KUBEVIRT.replace("\t\t<serial", f"{hostdev.replace('  ', chr(9))}\t\t<serial")
-    asked = {"vmm-msi.org/devices": f"{A}, {B}", "vmm-msi.org/strategy": "multi-its:mode=vsmmu"}
-    out, err = on_define_domain(asked, domain)
+    annotations = {
+        "vmm-msi.org/devices": f"{A}, {B}",
+        "vmm-msi.org/strategy": "multi-its:mode=vsmmu",
+    }
+    out, err = on_define_domain(annotations, domain)
     assert err == ""
     new = DomainXml.parse(out, "out")
-    assert [(str(each.host), each.managed) for each in new.hostdevs()] == [(A, False), (B, True)]
+    assert [(str(hostdev.host), hostdev.managed) for hostdev in new.hostdevs()] == [
+        (A, False),
+        (B, True),
+    ]
     assert [device.strategy for device in read_record(new).devices] == ["multi-its"] * 2
     assert len(new.iommus()) == 2
     assert '<kubevirt xmlns="http://kubevirt.io">\n\t\t\t<uid>1</uid>' in out
-    # A second time, as for new credentials.
-    assert on_define_domain(asked, out) == (out, "")
+    # A second call, as for new credentials.
+    assert on_define_domain(annotations, out) == (out, "")
 
 
 @pytest.mark.parametrize(
-    "asked",
+    "annotations",
     [
         {"vmm-msi.org/devices": "--remove"},
         {"vmm-msi.org/devices": "nonsense"},
@@ -279,14 +285,14 @@ def test_a_vmi_with_devices(on_define_domain):
         {"vmm-msi.org/devices": A, "vmm-msi.org/libvirt": "--dry-run"},
     ],
 )
-def test_a_vmi_that_cannot_be(on_define_domain, asked):
-    out, err = on_define_domain(asked, KUBEVIRT, code=None)
+def test_an_invalid_vmi(on_define_domain, annotations):
+    out, err = on_define_domain(annotations, KUBEVIRT, code=None)
     assert out == ""
     assert err.startswith("vmm-msi render: ")
 
 
-def test_what_is_not_edited_stays_as_it_was_written():
-    """Double quotes, entities, CDATA and odd spaces of another tool's XML come back."""
+def test_unedited_parts_are_printed_as_they_were_read():
+    """Double quotes, entities, CDATA and unusual white space of another tool's XML are kept."""
     text = GUEST.replace("'", '"').replace(
         "  <memory",
         "  <description ><![CDATA[a < b]]> &apos;c&apos;&#233;</description >\n  <memory",

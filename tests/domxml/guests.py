@@ -1,4 +1,4 @@
-"""Guests with every device and section that libvirt's domain XML has, one at a time or many.
+"""Guests with every device and section of libvirt's domain XML, one at a time or many.
 
 The pieces are in ``corpus/devices.txt`` and ``corpus/sections.txt``.
 """
@@ -18,8 +18,8 @@ UUID = "6c7e5a60-2b1f-4b0e-9d53-0f6d3a7f1e07"
 def pieces(name):
     """Read the named pieces of XML from a file."""
     text = (FOLDER / name).read_text(encoding="utf-8")
-    _title, *found = re.split(r"^# (\S+)\n", text, flags=re.MULTILINE)
-    return {each: xml.strip() for each, xml in zip(found[::2], found[1::2], strict=True)}
+    _title, *parts = re.split(r"^# (\S+)\n", text, flags=re.MULTILINE)
+    return {name: xml.strip() for name, xml in zip(parts[::2], parts[1::2], strict=True)}
 
 
 DEVICES = pieces("devices.txt")
@@ -34,7 +34,7 @@ NEEDS = {
 
 @dataclass(frozen=True)
 class Machine:
-    """What the guests are made for.
+    """The driver and machine type of the guests.
 
     :ivar type: libvirt's domain type.
     """
@@ -47,11 +47,11 @@ class Machine:
         return "-".join(filter(None, (self.type, self.arch, self.machine)))
 
     def guest(self, *names, name="corpus"):
-        """Return the XML text of a guest with the pieces called ``names``."""
+        """Return the XML text of a guest with the named pieces."""
         needs = (
             needed
             for start, needed in NEEDS.items()
-            if any(each.startswith(start) for each in names)
+            if any(name.startswith(start) for name in names)
         )
         names = (*names, *(needed for needed in needs if needed not in names))
         machine = f" machine='{self.machine}'" if self.machine else ""
@@ -61,12 +61,12 @@ class Machine:
             "vcpu": "<vcpu placement='static'>2</vcpu>",
             "os": f"<os>{os_type}</os>",
         }
-        sections = [SECTIONS[each] for each in names if each in SECTIONS]
+        sections = [SECTIONS[name] for name in names if name in SECTIONS]
         for section in sections:
             for element in etree.fromstring(f"<all>{section}</all>").iterchildren("*"):
                 own.pop(str(element.tag), None)
         inside = "\n".join((*own.values(), *sections)).replace("<type>hvm</type>", os_type)
-        devices = "\n".join(DEVICES[each] for each in names if each in DEVICES)
+        devices = "\n".join(DEVICES[name] for name in names if name in DEVICES)
         return (
             f"<domain type='{self.type}'>\n<name>{name}</name>\n<uuid>{UUID}</uuid>\n{inside}\n"
             f"<devices>\n{devices}\n</devices>\n</domain>\n"

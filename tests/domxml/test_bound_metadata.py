@@ -1,4 +1,4 @@
-"""What is bound for a run of a guest, in its live metadata."""
+"""The bound devices of a running guest, in its live metadata."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ DEVICE = "<b:device host='0000:01:00.0' strategy='identity' by='sim'/>"
 
 
 def domain(*elements):
-    """Return a domain with these elements in its metadata."""
+    """Return domain XML with these elements in its metadata."""
     text = "<domain id='7'><name>g</name><metadata>{}</metadata></domain>"
     return DomainXml.parse(text.format("".join(elements)), "a test")
 
@@ -38,8 +38,8 @@ def domain(*elements):
 def as_libvirt_writes(xml):
     """Put the element into its namespace, as virXMLInjectNamespace of libvirt does."""
     element = etree.fromstring(xml)
-    for each in element.iter():
-        each.tag = f"{{{NAMESPACE}}}{each.tag}"
+    for node in element.iter():
+        node.tag = f"{{{NAMESPACE}}}{node.tag}"
     return etree.tostring(element, encoding="unicode")
 
 
@@ -47,17 +47,17 @@ def guest(inside, attributes="run='7' its-selector='first-in-group'", uri=NAMESP
     return f"<b:guest xmlns:b='{uri}' {attributes}>{inside}</b:guest>"
 
 
-def test_what_is_written_is_read():
+def test_written_devices_are_read_back():
     assert read_bound(domain(as_libvirt_writes(bound_xml(BOUND)))) == BOUND
 
 
-def test_nothing_is_bound():
+def test_a_guest_without_bound_devices():
     record = "<v:domain xmlns:v='https://vmm-msi.org/xmlns/libvirt/domain/1'/>"
     assert read_bound(domain(record, "<other xmlns='urn:other'/>")) is None
     assert PREFIX != "vmm-msi"
 
 
-def test_the_text_says_it_all():
+def test_the_element_has_every_field():
     assert bound_xml(BOUND) == (
         '<guest run="7" its-selector="first-in-group">'
         '<device host="0000:01:00.0" strategy="multi-its:mode=vsmmu" by="qemu" '
@@ -88,7 +88,7 @@ def test_the_text_says_it_all():
         (guest(DEVICE * 2), "it lists a device twice"),
     ],
 )
-def test_what_this_version_does_not_write_is_refused(element, words):
+def test_unknown_forms_are_refused(element, words):
     with pytest.raises(DomainXmlError) as caught:
         read_bound(domain(element))
     assert words in str(caught.value)

@@ -32,7 +32,7 @@ NO_DEVICES = "<domain type='kvm'>\n  <name>bare</name>\n  <memory>1048576</memor
 
 
 def plan(*groups, iommufd=True):
-    """Make a plan with a vSMMU for each (smmu, its) and the devices behind it."""
+    """Return a plan with a vSMMU for each (smmu, its) and the devices behind it."""
     return GuestPlan(
         tuple(VsmmuPlan(smmu, tuple(hosts), its) for (smmu, its), hosts in groups), iommufd
     )
@@ -52,14 +52,14 @@ def test_golden(name, read, golden, level, layout, plan_name, plan, assignments)
 
 
 @pytest.mark.parametrize("name", ["plain", "busy"])
-def test_inputs_are_as_they_are_serialised(name, read):
+def test_inputs_are_canonical(name, read):
     text = str(read(name))
     assert str(DomainXml.parse(text, name)) == text
 
 
 @st.composite
 def steps(draw):
-    """Draw a grouping of the devices, the order in which they come and the order they go."""
+    """Draw a grouping of the devices and the orders in which they are attached and detached."""
     keys = [draw(st.sampled_from([(0, None), (0, 0), (0, 1), (1, 1)])) for _ in HOSTS]
     come = draw(st.permutations(HOSTS))
     cut = draw(st.integers(1, len(HOSTS)))
@@ -100,7 +100,7 @@ def test_detach_undoes_attach(scenario, layout, name, iommufd):
 
 
 def check(domain, groups, layout):
-    """Look that every device is where the record says, and that no bus range runs into another."""
+    """Check every device against the record, and that no bus ranges overlap."""
     record = read_record(domain)
     assert {(v.smmu, v.its) for v in record.vsmmus} == set(groups)
     controllers = domain.controllers()
@@ -123,10 +123,10 @@ def check(domain, groups, layout):
         assert buses == [None]
 
 
-def test_the_users_expander_bus_keeps_its_numbers(read):
+def test_an_expander_bus_of_the_user_keeps_its_numbers(read):
     new = editor.apply(read("busy"), plan(((0, 0), [A]), ((1, 1), [B])), FULL, assign(A, B))
     starts = {c.index: c.bus_nr for c in new.controllers() if c.bus_nr is not None}
-    # 2 is the user's, at 18, with one root port behind it; 16 would run into it.
+    # The user's expander bus 2 is at 18 with one root port; a range from 16 would overlap it.
     assert starts == {2: 18, 3: 32, 6: 48}
 
 
@@ -158,7 +158,7 @@ def test_bus_numbers_run_out(read):
         ("<rng model='virtio'/>", False),
     ],
 )
-def test_what_takes_no_pci_bus_is_not_counted(device, fits, read):
+def test_devices_without_a_pci_slot_are_not_counted(device, fits, read):
     many = edited(read("plain"), "<memballoon", f"{device * 300}<memballoon")
     if fits:
         new = editor.apply(many, plan(((0, None), [A])), FULL, assign(A))
@@ -221,7 +221,7 @@ def test_refused(extra, layout, words, read):
     assert "plain" in str(caught.value)
 
 
-def test_iommufd_that_is_off_is_refused_and_one_that_is_on_is_kept(read):
+def test_disabled_iommufd_is_refused_and_enabled_iommufd_is_kept(read):
     off = edited(read("plain"), "<os ", "<iommufd enabled='no'/><os ")
     with pytest.raises(DomainXmlError, match="has <iommufd enabled='no'/>"):
         editor.apply(off, plan(((0, None), [A])), FULL, assign(A))
@@ -238,7 +238,7 @@ def test_a_machine_wide_iommu_of_the_user_is_shared_and_kept(read):
     assert str(editor.remove(new, A)) == str(old)
 
 
-def test_a_device_that_moves_is_refused(read):
+def test_a_device_planned_behind_another_vsmmu_is_refused(read):
     old = editor.apply(read("plain"), plan(((0, 0), [A])), FULL, assign(A))
     with pytest.raises(DomainXmlError, match="now planned behind another; detach it first"):
         editor.apply(old, plan(((0, 1), [A])), FULL, assign(A))
@@ -246,12 +246,12 @@ def test_a_device_that_moves_is_refused(read):
         editor.apply(old, plan(((0, 0), [A, B])), FULL, {})
 
 
-def test_remove_of_what_was_not_added(read):
+def test_removing_an_unrecorded_device_is_refused(read):
     with pytest.raises(DomainXmlError, match="vmm-msi did not attach it; it attached no device"):
         editor.remove(read("busy"), PciAddress.parse("0000:41:00.0"))
 
 
-def test_remove_leaves_what_the_user_plugged_in(read):
+def test_removing_a_port_with_a_device_of_the_user_is_refused(read):
     old = editor.apply(read("plain"), plan(((0, 0), [A])), FULL, assign(A))
     used = edited(
         old,
@@ -263,7 +263,7 @@ def test_remove_leaves_what_the_user_plugged_in(read):
         editor.remove(used, A)
 
 
-def test_remove_passes_over_what_is_gone(read):
+def test_remove_skips_missing_elements(read):
     old = editor.apply(read("plain"), plan(((0, 0), [A])), FULL, assign(A))
     for element in [*old.devices.iterchildren("hostdev", "iommu")]:
         old.devices.remove(element)

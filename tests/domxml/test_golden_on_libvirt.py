@@ -1,7 +1,7 @@
 """Every golden output is defined on a real libvirt, which must keep all of it.
 
-No Debian release has libvirt 11.10, 12.1 or 12.2. What is written for these is defined on the next
-later libvirt that is there, which must take it; that is counted and printed at the end of the run.
+No Debian release has libvirt 11.10, 12.1 or 12.2. The outputs for these are defined on the next
+later tested libvirt, which must keep it; these are counted and printed at the end of the run.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ REAL = {release: Version(*map(int, release.split("."))) for release in SUITES}
 
 
 def release_for(level):
-    """Return the first real release that is not older than what ``level`` stands for."""
-    wanted = LEVELS[level].libvirt
-    return next(release for release, version in REAL.items() if version >= wanted)
+    """Return the first tested release that is not older than that of ``level``."""
+    oldest = LEVELS[level].libvirt
+    return next(release for release, version in REAL.items() if version >= oldest)
 
 
 @pytest.fixture(params=["test", "qemu"])
@@ -47,26 +47,26 @@ def count(counts, level, driver):
     counts[f"golden outputs for {level} defined by the {driver} driver of {where}"] += 1
 
 
-def made_for(domain, driver):
+def adapted_to(domain, driver):
     """Return ``domain`` as a guest of the driver; QEMU emulates, there is no KVM for aarch64."""
-    made = domain.copy()
-    made.root.set("type", driver)
-    made.root.find("os/type").set("machine", "virt")
-    return made
+    guest = domain.copy()
+    guest.root.set("type", driver)
+    guest.root.find("os/type").set("machine", "virt")
+    return guest
 
 
 def settled(connection, domain):
-    """Define a guest; libvirt 9.0 sorts what it adds itself only once it reads it again."""
+    """Define a guest twice: libvirt 9.0 sorts its own additions when it reads them again."""
     return connection.define(connection.define(domain))
 
 
 @pytest.mark.parametrize("name", ["plain", "busy"])
 def test_golden_is_defined(name, level, driver, plan_name, connection, read, counts):
     path = GOLDEN / f"{name}.{plan_name}.{level}.xml"
-    old = settled(connection, made_for(read(name), driver))
+    old = settled(connection, adapted_to(read(name), driver))
     try:
         written = DomainXml.parse(path.read_bytes(), path.name)
-        redefine(connection, name, old, made_for(written, driver))
+        redefine(connection, name, old, adapted_to(written, driver))
         redefine(connection, name, old, old)
         assert str(connection.domain_xml(name)) == str(old)
     finally:
@@ -75,10 +75,10 @@ def test_golden_is_defined(name, level, driver, plan_name, connection, read, cou
 
 
 @pytest.mark.parametrize("name", ["plain", "busy"])
-def test_what_is_defined_is_undone(
+def test_attach_is_undone_after_define(
     name, level, driver, plan_name, connection, read, layout, assignments
 ):
-    old = settled(connection, made_for(read(name), driver))
+    old = settled(connection, adapted_to(read(name), driver))
     try:
         new = editor.apply(old, PLANS[plan_name], layout, assignments)
         redefine(connection, name, old, new)

@@ -1,4 +1,4 @@
-"""Free root ports, and what of a plan can be plugged into a guest that runs."""
+"""Free root ports, and plugging devices of a plan into a running guest."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def with_spare(plain, assignments):
     return editor.apply(plain, behind(0, A), replace(LAYOUT, spare_ports=2), assignments)
 
 
-def test_spare_ports_are_there_and_recorded(plain, with_spare):
+def test_spare_ports_are_added_and_recorded(plain, with_spare):
     (vsmmu,) = read_record(with_spare).vsmmus
     assert len(vsmmu.spare_ports) == 2
     assert {ports(with_spare)[port] for port in vsmmu.spare_ports} == {vsmmu.pxb}
@@ -59,14 +59,14 @@ def test_a_spare_port_is_used_before_a_new_one(with_spare, assignments):
 
 
 @pytest.mark.parametrize("first", [A, B], ids=str)
-def test_taking_all_out_takes_the_spare_ports_along(plain, with_spare, assignments, first):
+def test_removing_the_last_device_removes_the_spare_ports(plain, with_spare, assignments, first):
     both = editor.apply(with_spare, behind(0, A, B), LAYOUT, assignments)
     left = close_gaps(editor.remove(both, first))
     assert added_elements.gone(left) == []
     assert str(editor.remove(left, B if first == A else A)) == str(plain)
 
 
-def test_spare_ports_move_down_with_the_rest(plain, assignments):
+def test_spare_ports_move_to_lower_indexes(plain, assignments):
     layout = replace(LAYOUT, spare_ports=1)
     two = editor.apply(plain, behind(0, A), layout, assignments)
     two = editor.apply(two, behind(1, B), layout, assignments)
@@ -76,7 +76,7 @@ def test_spare_ports_move_down_with_the_rest(plain, assignments):
     assert ports(left) == ports(alone)
 
 
-def test_one_that_somebody_took_out_is_told(with_spare):
+def test_a_missing_spare_port_is_reported(with_spare):
     (vsmmu,) = read_record(with_spare).vsmmus
     (port,) = (c for c in with_spare.controllers() if c.index == vsmmu.spare_ports[0])
     port.element.getparent().remove(port.element)
@@ -101,14 +101,14 @@ def test_plug_and_unplug(with_spare, assignments):
         editor.unplug(with_spare, C)
 
 
-def test_a_device_asks_for_iommufd_where_the_guest_does_not(plain, assignments):
+def test_a_device_selects_iommufd_if_the_guest_does_not(plain, assignments):
     layout = replace(LAYOUT, iommufd=IommufdForm.HOSTDEV, spare_ports=1)
     running = editor.apply(plain, behind(0, A), layout, assignments)
     plugged = editor.plug(running, behind(0, A, B), LAYOUT, assignments)
     assert [hostdev.iommufd for hostdev in plugged.hostdevs() if hostdev.host == B] == [True]
 
 
-def test_what_cannot_be_plugged(with_spare, assignments):
+def test_a_vsmmu_cannot_be_plugged(with_spare, assignments):
     before = str(with_spare)
     with pytest.raises(RefusedError) as caught:
         editor.plug(with_spare, behind(1, B), LAYOUT, assignments)
@@ -117,7 +117,7 @@ def test_what_cannot_be_plugged(with_spare, assignments):
     assert str(with_spare) == before
 
 
-def test_a_port_that_something_else_took_is_not_free(with_spare, assignments):
+def test_a_port_of_another_device_is_not_free(with_spare, assignments):
     (vsmmu,) = read_record(with_spare).vsmmus
     for port in vsmmu.spare_ports:
         taken = etree.SubElement(with_spare.devices, "rng", model="virtio")

@@ -66,12 +66,12 @@ def test_round_trip(record):
     assert str(again) == str(xml)
 
 
-def test_absent():
+def test_a_guest_without_a_record():
     assert read_record(DomainXml.parse(EMPTY, "here")) is None
     assert read_record(domain("<o:x xmlns:o='urn:o'/>")) is None
 
 
-def test_metadata_goes_only_if_it_was_added_and_is_empty():
+def test_metadata_is_removed_only_if_added_and_empty():
     xml = DomainXml.parse(EMPTY, "here")
     write_record(xml, DomainRecord((VsmmuRecord(1, 16, 0),), metadata_added=True))
     write_record(xml, None)
@@ -128,7 +128,7 @@ def test_metadata_goes_only_if_it_was_added_and_is_empty():
         ),
     ],
 )
-def test_strict(inside, words):
+def test_unknown_parts_are_refused(inside, words):
     with pytest.raises(DomainXmlError, match="reading the vmm-msi record of g") as caught:
         read_record(domain(inside.format(NAMESPACE)))
     assert words in str(caught.value)

@@ -1,4 +1,4 @@
-"""What is not edited is printed as it was read."""
+"""Unedited parts are printed as they were read."""
 
 import pytest
 from hypothesis import given
@@ -11,7 +11,7 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 HEAD = "<domain type='kvm'><name>g</name>"
 TAIL = "<devices/></domain>"
 
-#: Each is a way of writing that a parser forgets.
+#: Ways of writing that a parser loses.
 WRITINGS = {
     "quotes": f'<domain a="1" b=\'2\'><name>g</name>{TAIL}',
     "references in text": f"{HEAD}<title>it&apos;s &quot;&#65;&quot; &#x3e;&gt;></title>{TAIL}",
@@ -38,14 +38,14 @@ def parse(text):
 
 
 @pytest.mark.parametrize("text", WRITINGS.values(), ids=WRITINGS)
-def test_what_is_read_is_printed(text):
+def test_an_unedited_document_is_printed_as_it_was_read(text):
     assert str(parse(text)) == text
     assert str(parse(text.encode())) == text
     assert str(parse(text).copy().copy()) == text
 
 
 @pytest.mark.parametrize("text", WRITINGS.values(), ids=WRITINGS)
-def test_what_is_put_in_is_taken_out(text):
+def test_removing_an_inserted_element_restores_the_text(text):
     now = parse(text)
     for place in (now.devices, now.root):
         for index in range(len(place) + 1):
@@ -59,7 +59,7 @@ def test_what_is_put_in_is_taken_out(text):
             )
             assert str(now.copy()) == printed
             elements.remove(next(again.root.iter("new")))
-            # Whether it had an end tag of its own is not to be seen any more.
+            # The information whether it had an end tag is lost.
             assert str(again).replace("<devices/>", "<devices></devices>") == text.replace(
                 "<devices/>", "<devices></devices>"
             )
@@ -67,7 +67,7 @@ def test_what_is_put_in_is_taken_out(text):
             assert str(now) == text
 
 
-def test_an_empty_element_with_an_end_tag_comes_back_without_once_it_was_printed():
+def test_an_empty_element_loses_its_end_tag_once_printed_with_a_child():
     now = parse(WRITINGS["empty devices"])
     elements.insert_after(now.devices, None, elements.build("new", {}))
     again = parse(str(now))
@@ -75,7 +75,7 @@ def test_an_empty_element_with_an_end_tag_comes_back_without_once_it_was_printed
     assert str(again) == f"{HEAD}<devices/></domain>"
 
 
-def test_only_what_was_edited_is_written_anew():
+def test_only_edited_parts_are_serialised():
     now = parse(
         "<domain  type = \"kvm\" xmlns:q='urn:q' q:a='1' id='3'>\n"
         '<name>it&apos;s</name><devices a="1" >\n'
@@ -104,7 +104,7 @@ def test_new_elements_are_quoted_as_libvirt_quotes():
     assert str(now) == f"{HEAD}{metadata}{devices}</domain>"
 
 
-def test_a_prefix_that_is_declared_is_used():
+def test_a_declared_prefix_is_used():
     now = parse(f"<domain xmlns:w='urn:v' xml:lang='en'><name>g</name>{TAIL}")
     new = etree.Element("{urn:v}a", {"{urn:v}b": "1", "{urn:u}c": "2"}, nsmap={"v": "urn:v"})
     elements.insert_after(now.devices, None, new)
@@ -112,13 +112,13 @@ def test_a_prefix_that_is_declared_is_used():
     assert etree.tostring(again.root, method="c14n") == etree.tostring(now.root, method="c14n")
 
 
-def test_a_declaration_of_another_encoding_goes():
+def test_a_declaration_of_another_encoding_is_removed():
     text = "<?xml version='1.0' encoding='ISO-8859-1'?>\n<!-- a -->" + HEAD + TAIL
     assert str(parse(text)) == f"<!-- a -->{HEAD}{TAIL}"
 
 
 @given(st.text(st.characters(codec="utf-8", exclude_categories=["Cs", "Cc"])))
-def test_values_that_are_put_in_survive(value):
+def test_inserted_values_are_read_back(value):
     now = parse(f"{HEAD}{TAIL}")
     try:
         new = elements.build("x", {"a": value}, etree.Element("y"))

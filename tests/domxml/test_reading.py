@@ -96,7 +96,7 @@ def test_a_guest_without_devices():
         _ = domain.devices
 
 
-def test_files(tmp_path):
+def test_unreadable_files(tmp_path):
     path = tmp_path / "guest.xml"
     with pytest.raises(DomainXmlError, match=r"guest\.xml: .*No such file"):
         read_file(path)
@@ -107,7 +107,7 @@ def test_files(tmp_path):
         read_file(path)
 
 
-def test_problems():
+def test_unmet_prerequisites():
     assert problems(nested_guest("g", memory=1 << 30)) == ()
     domain = DomainXml.parse("<domain type='qemu'><name>g</name><devices/></domain>", "here")
     assert [problem.check for problem in problems(domain)] == [*Check]
@@ -159,6 +159,6 @@ def test_template():
         ("\0", {}),
     ],
 )
-def test_template_refuses(name, options):
+def test_a_template_refuses_invalid_values(name, options):
     with pytest.raises(DomainXmlError, match=r"valid|use printable text|use memory in whole KiB"):
         nested_guest(name, **{"memory": 1 << 30, **options})

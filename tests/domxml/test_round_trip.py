@@ -1,4 +1,4 @@
-"""Every domain XML that libvirt prints goes through the editor and back, to the letter.
+"""Attaching and detaching restores every domain XML that libvirt prints, to the letter.
 
 Guests of one piece each, of as many pieces as go together and of pieces drawn at random are defined
 on real libvirts; what these print is edited, printed, read again and edited back.
@@ -34,7 +34,7 @@ LAYOUTS = (
     XmlLayout(iommufd=IommufdForm.HOSTDEV, spare_ports=2),
 )
 
-#: What the editor says no to, by words of its message.
+#: Refusals of the editor, by a part of the message.
 REFUSALS = (
     "only smmuv3 is compatible with it",
     "without pciBus, which serves the whole machine",
@@ -54,8 +54,8 @@ FLAGS = [
 
 
 @functools.cache
-def goes_round(text, layouts=(0, 1, 2)):
-    """Edit one text and undo the edit; return whether it could be edited.
+def round_trip(text, layouts=(0, 1, 2)):
+    """Attach to one text and detach again; return whether it could be edited.
 
     :param layouts: which of ``LAYOUTS``.
     """
@@ -82,7 +82,7 @@ def goes_round(text, layouts=(0, 1, 2)):
 
 
 def printed(domain):
-    """Return what libvirt prints of a guest; some of it it refuses to print."""
+    """Return the texts that libvirt prints of a guest; it refuses to print some."""
     texts = set()
     for flags in FLAGS:
         with contextlib.suppress(libvirt.libvirtError):
@@ -91,7 +91,7 @@ def printed(domain):
 
 
 def defined(connection, xml):
-    """Return all texts of a guest, those of a running one too; none where libvirt refuses it."""
+    """Return all texts of a guest, off and running; none if libvirt refuses it."""
     try:
         domain = connection.defineXML(xml)
     except libvirt.libvirtError:
@@ -110,12 +110,12 @@ def defined(connection, xml):
     return texts
 
 
-def take_round(texts, counts):
-    """Take each text round by one of the layouts, and count what was not tried before."""
+def round_trips(texts, counts):
+    """Check each text with one of the layouts, and count the texts that are new."""
     for text in texts:
-        before = goes_round.cache_info().currsize
-        edited = goes_round(text, (zlib.crc32(text.encode()) % len(LAYOUTS),))
-        if goes_round.cache_info().currsize > before:
+        before = round_trip.cache_info().currsize
+        edited = round_trip(text, (zlib.crc32(text.encode()) % len(LAYOUTS),))
+        if round_trip.cache_info().currsize > before:
             words = "went through the editor and back" if edited else "were refused by the editor"
             counts[f"distinct domain XMLs {words}"] += 1
 
@@ -149,7 +149,7 @@ PLACES = [
         (release, machine)
         for release in SUITES
         for machine in (*TEST_MACHINES, *QEMU_MACHINES)
-        # The lab's own root has no other emulator than that for aarch64.
+        # The lab's own root has the emulator for aarch64 only.
         if (release, machine.type, machine.arch) != ("12.8", "qemu", "x86_64")
     ),
 ]
@@ -160,15 +160,15 @@ CASES = [
 
 
 @pytest.mark.parametrize(("release", "machine"), CASES)
-def test_each_piece_goes_round(release, machine, open_libvirt, counts):
+def test_round_trip_of_each_piece(release, machine, open_libvirt, counts):
     connection = open_libvirt(release, machine.type)
     texts = [defined(connection, machine.guest(name)) for name in PIECES]
     assert sum(map(bool, texts)) > len(PIECES) * 0.6
-    take_round(set().union(*texts), counts)
+    round_trips(set().union(*texts), counts)
 
 
 @pytest.mark.parametrize(("release", "machine"), CASES)
-def test_all_that_go_together_go_round(release, machine, open_libvirt, counts):
+def test_round_trip_of_all_compatible_pieces(release, machine, open_libvirt, counts):
     connection = open_libvirt(release, machine.type)
     together = []
     for name in PIECES:
@@ -178,8 +178,8 @@ def test_all_that_go_together_go_round(release, machine, open_libvirt, counts):
     texts = defined(connection, machine.guest(*together))
     assert len(together) > len(PIECES) * 0.4
     for text in texts:
-        goes_round(text)
-    take_round(texts, counts)
+        round_trip(text)
+    round_trips(texts, counts)
 
 
 @pytest.mark.lab_root
@@ -193,9 +193,9 @@ def test_each_piece_is_accepted_by_some_libvirt(open_libvirt):
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
 @given(names=st.lists(st.sampled_from(PIECES), max_size=12, unique=True), data=st.data())
-def test_pieces_at_random_go_round(open_libvirt, counts, names, data):
+def test_round_trip_of_random_pieces(open_libvirt, counts, names, data):
     machine = data.draw(st.sampled_from(TEST_MACHINES))
-    take_round(defined(open_libvirt("here", "test"), machine.guest(*names)), counts)
+    round_trips(defined(open_libvirt("here", "test"), machine.guest(*names)), counts)
 
 
 @pytest.mark.lab_root
@@ -203,6 +203,6 @@ def test_pieces_at_random_go_round(open_libvirt, counts, names, data):
 @given(
     place=st.sampled_from(PLACES), names=st.lists(st.sampled_from(PIECES), max_size=30, unique=True)
 )
-def test_pieces_at_random_go_round_on_every_libvirt(open_libvirt, counts, place, names):
+def test_round_trip_of_random_pieces_on_every_libvirt(open_libvirt, counts, place, names):
     release, machine = place
-    take_round(defined(open_libvirt(release, machine.type), machine.guest(*names)), counts)
+    round_trips(defined(open_libvirt(release, machine.type), machine.guest(*names)), counts)

@@ -17,7 +17,7 @@ def test_table_is_complete():
     assert set(REQUIREMENTS) == set(Feature)
 
 
-def test_words():
+def test_gaps_as_text():
     (gap,) = Support(Version.from_int(9_000_000)).missing([Feature.SMMUV3, Feature.PCI_BUS])
     assert gap.feature is Feature.PCI_BUS
     assert str(gap) == (
@@ -25,7 +25,7 @@ def test_words():
     )
 
 
-def test_qemu_counts_where_there_is_one():
+def test_a_release_of_qemu_is_required_if_known():
     assert Support(Version(11, 10)).has(Feature.PCI_BUS)
     support = Support(Version(11, 10), Version(10, 1, 3))
     assert not support.has(Feature.PCI_BUS)
@@ -53,13 +53,13 @@ NEWEST = (Version(12, 8), Version(11, 1))
 
 
 @pytest.mark.parametrize("kind", ["kvm", "test", None])
-def test_every_guest_but_an_emulated_one_has_all(kind):
+def test_a_guest_with_kvm_supports_every_feature(kind):
     guest = GuestKind(kind, "aarch64", "virt-11.1")
     assert Support(*NEWEST, guest).missing(Feature) == []
     assert Support(*NEWEST, guest).layout() == XmlLayout()
 
 
-def test_what_an_emulated_guest_cannot_have():
+def test_features_that_an_emulated_guest_lacks():
     support = Support(*NEWEST, GuestKind("qemu", "aarch64", "virt"))
     assert [gap.feature for gap in support.missing(Feature)] == [
         Feature.ACCEL, Feature.HOSTDEV_IOMMUFD, Feature.DOMAIN_IOMMUFD, Feature.FDGROUP,
@@ -83,7 +83,7 @@ def test_guests_without_an_smmuv3(guest, words):
     assert str(gap).startswith(words)
 
 
-def test_what_the_host_says_it_has_not():
+def test_features_that_the_host_lacks():
     support = Support(*NEWEST, caps=DomainCaps(iommufd=False))
     assert support.layout().iommufd is IommufdForm.NONE
     (gap,) = support.missing([Feature.DOMAIN_IOMMUFD])

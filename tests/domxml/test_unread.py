@@ -1,4 +1,4 @@
-"""Compare the table of XML that libvirt does not read with what a real libvirt keeps."""
+"""Check the parts that libvirt does not read against a real libvirt."""
 
 import pytest
 
@@ -27,8 +27,8 @@ PARTS = """
       <driver pciBus='1' accel='on' ats='off' ril='on' ssidsize='4' oas='48' cmdqv='off'/>
     </iommu>
 """
-#: The correct text, its replacement, the part that is then not read, and the suggestion.
-MISSPELT = {
+#: The original text, its replacement, the part that is not read then, and the intended part.
+MISSPELLED = {
     "ssidSize": ("ssidsize=", "ssidSize=", "ssidSize='4'", "ssidsize"),
     "ATS": ("ats=", "ATS=", "ATS='off'", "ats"),
     "RIL": ("ril=", "Ril=", "Ril='on'", "ril"),
@@ -67,14 +67,14 @@ def text(kind):
     return whole.replace("<devices>", f"<devices>{PARTS}")
 
 
-def test_all_is_read_of_what_is_spelt_right():
+def test_libvirt_reads_correct_spelling():
     assert unread(DomainXml.parse(text("kvm"), "guest.xml")) == ()
 
 
-@pytest.mark.parametrize("name", MISSPELT)
-def test_libvirt_drops_what_the_table_says(name, lab_daemon):
-    """Without a word where it does not validate; where it does, it refuses all of them."""
-    right, wrong, words, intended = MISSPELT[name]
+@pytest.mark.parametrize("name", MISSPELLED)
+def test_libvirt_drops_misspelled_parts(name, lab_daemon):
+    """libvirt drops it silently without validation, and refuses it with validation."""
+    right, wrong, words, intended = MISSPELLED[name]
     assert right in text("qemu")
     broken = DomainXml.parse(text("qemu").replace(right, wrong, 1), "guest.xml")
     (part,) = unread(broken)
@@ -87,7 +87,7 @@ def test_libvirt_drops_what_the_table_says(name, lab_daemon):
             connection.define_text(GUEST, str(broken))
 
 
-def test_libvirt_keeps_the_rest(lab_daemon):
+def test_libvirt_keeps_correct_parts(lab_daemon):
     whole = DomainXml.parse(text("qemu"), "guest.xml")
     with connect(lab_daemon.uri) as connection:
         kept = connection.define(whole)

@@ -79,7 +79,7 @@ def test_attach_and_detach(connection, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_schema_error_puts_the_old_definition_back(connection):
+def test_a_schema_error_restores_the_old_definition(connection):
     old = connection.domain_xml("guest0")
     new = attached(old, XmlLayout())
     with pytest.raises(
@@ -91,7 +91,7 @@ def test_schema_error_puts_the_old_definition_back(connection):
     assert str(connection.domain_xml("guest0")) == str(old)
 
 
-def test_dropped_driver_is_noticed_and_undone(connection, monkeypatch):
+def test_a_dropped_driver_restores_the_old_definition(connection, monkeypatch):
     if connection.versions().support().has(Feature.PCI_BUS):
         pytest.skip("this libvirt knows <driver pciBus> and keeps it")
     old = connection.domain_xml("guest0")
@@ -123,19 +123,19 @@ def test_dropped_driver_is_noticed_and_undone(connection, monkeypatch):
     ],
 )
 def test_verify_names_what_is_missing(path, words, connection):
-    wanted = attached(connection.domain_xml("guest0"), XmlLayout())
-    verify_defined(wanted, wanted.copy())
-    got = wanted.copy()
-    element = got.root.find(path)
+    written = attached(connection.domain_xml("guest0"), XmlLayout())
+    verify_defined(written, written.copy())
+    read_back = written.copy()
+    element = read_back.root.find(path)
     element.getparent().remove(element)
     with pytest.raises(HypervisorError) as caught:
-        verify_defined(wanted, got)
+        verify_defined(written, read_back)
     assert words in str(caught.value)
-    # The quick look is not content with less either.
-    assert not only_added(str(wanted), str(got))
+    # The comparison of lines detects it too.
+    assert not only_added(str(written), str(read_back))
 
 
-def test_failed_restore_is_told(connection, monkeypatch):
+def test_a_failed_restore_is_an_undo_error(connection, monkeypatch):
     old = connection.domain_xml("guest0")
 
     def fail(*_what, **_flags):
@@ -163,14 +163,14 @@ def test_lookup(connection):
         connection.node_device(PciAddress.parse("09:00.0"))
 
 
-def test_names_in_errors_are_few(connection):
+def test_errors_list_a_few_names(connection):
     for number in range(10):
         connection.define(nested_guest(f"more{number}", memory=1 << 20, kind="test"))
     with pytest.raises(HypervisorError, match=r"guest0, guest1, more0, .* and 4 more"):
         connection.domain_xml("absent")
 
 
-def test_run(connection):
+def test_start_and_destroy(connection):
     connection.start("guest0")
     assert connection.is_active("guest0")
     with pytest.raises(HypervisorError, match="starting guest guest0"):
@@ -204,7 +204,7 @@ def test_no_connection(uri, words, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_odd_node_device(connection):
+def test_an_invalid_node_device(connection):
     from vmm_msi.domxml.nodedev import read_node_device
     from vmm_msi.domxml.parse import parse
     from vmm_msi.errors import InputError
@@ -219,7 +219,7 @@ def test_odd_node_device(connection):
 def test_all_pci_devices_of_a_host():
     with connect(URI, readonly=True) as connection:
         host = host_of(connection)
-        assert host.functions == tuple(connection.node_device(each) for each in (A, B, C))
+        assert host.functions == tuple(connection.node_device(address) for address in (A, B, C))
     assert (host.source, host.granule, host.granule_known) == (URI, Granule.K4, True)
     assert [function.class_code for function in host.functions] == [0x010802] * 3
     assert (host.routes, host.smmus, host.itses) == ((), (), ())
@@ -236,7 +236,7 @@ def test_a_host_without_pci_devices():
         assert host_of(connection).functions == ()
 
 
-def test_odd_node_devices():
+def test_invalid_node_devices():
     from vmm_msi.domxml.hostcaps import read_page_size
     from vmm_msi.domxml.nodedev import read_pci_function
     from vmm_msi.domxml.parse import parse
