@@ -392,7 +392,7 @@ def test_killed_at_each_call(file, change, after):
             assert outcomes(connection) == expected, raw.calls
             run = int(live(connection).root.get("id"))
             assert bound(connection).run == run
-            # No process that starts after the end of a run knows what was bound in it.
+            # A process that starts after the end of a run does not know its bound devices.
             if change != "restart":
                 assert balanced(audit.drain()), raw.calls
             reconciler().reconcile(connection, binder(audit))

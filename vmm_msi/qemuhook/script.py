@@ -195,8 +195,8 @@ def writable_path(hooks: Path) -> str | None:
     libvirt runs hooks as root.
     """
     python = Path(sys.executable)
-    ends = (script_path(hooks).absolute(), python, python.resolve(), Path(vmm_msi.__file__))
-    for path in dict.fromkeys(path for end in ends for path in (end, *end.parents)):
+    leaves = (script_path(hooks).absolute(), python, python.resolve(), Path(vmm_msi.__file__))
+    for path in dict.fromkeys(path for leaf in leaves for path in (leaf, *leaf.parents)):
         if not path.exists():
             continue
         status = path.lstat()

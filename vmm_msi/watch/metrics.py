@@ -311,7 +311,7 @@ class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
                 _wake(connection)
 
     def handle_error(self, *_request: object) -> None:
-        """Log what ended a connection, unless the client did."""
+        """Log the exception that ended a connection, unless it is an error of the connection."""
         error = sys.exception()
         if not isinstance(error, OSError):
             log.error("answering a request for --metrics: %r", error)

@@ -1,4 +1,4 @@
-"""Count what the service does, for the metrics and the status of the service."""
+"""Count events, binds and failures, for the metrics and the status of the service."""
 
 from __future__ import annotations
 
