@@ -12,17 +12,20 @@ _NOT_ASCII = re.compile(r"[^\n -~]")
 
 def json_text(document: object) -> str:
     """Return ``document`` as indented JSON that ends in a line break."""
-    plain = msgspec.to_builtins(document)
-    return escape_unprintable(json.dumps(plain, indent=2, ensure_ascii=False)) + "\n"
+    try:
+        text = msgspec.json.format(msgspec.json.encode(document)).decode()
+    except UnicodeEncodeError:
+        # A file name that is not UTF-8 has lone surrogates, which msgspec does not encode.
+        text = json.dumps(msgspec.to_builtins(document), indent=2)
+    return escape_unprintable(text) + "\n"
 
 
 def escape_unprintable(text: str) -> str:
-    r"""Return JSON with each character that a terminal would obey as ``\u202e``.
+    r"""Return JSON in which each character that a terminal would obey is an escape like ``\u202e``.
 
-    Its meaning does not change: such characters are in strings alone. Lone surrogates, which stand
-    for the bytes of a file name that is not UTF-8, are escaped too.
+    The meaning is the same, since such characters occur in strings only.
     """
-    return text if text.isascii() and "\x7f" not in text else _NOT_ASCII.sub(_escape, text)
+    return text if text.replace("\n", "").isprintable() else _NOT_ASCII.sub(_escape, text)
 
 
 def _escape(match: re.Match[str]) -> str:
