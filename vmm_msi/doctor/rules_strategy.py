@@ -9,9 +9,9 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
 from vmm_msi.doctor.rule_helpers import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
-from vmm_msi.engine.survey import delivering
+from vmm_msi.engine.survey import delivering, on_qemu
 from vmm_msi.errors import RefusedError, errno_name
-from vmm_msi.provision.checks import QEMU_CANNOT_APPLY, strategies_on_qemu
+from vmm_msi.provision.checks import QEMU_CANNOT_APPLY
 from vmm_msi.provision.request import BinderKind
 from vmm_msi.types import SW_MSI_WINDOW, Outcome
 
@@ -42,7 +42,7 @@ def not_carried(case: Case) -> Iterator[Finding]:
             _subject(case),
             (Evidence(simulated.choice_source(case), f"strategy {choice}"),),
             f"QEMU guests do not get the MSIs: {QEMU_CANNOT_APPLY}.",
-            f"Use {' or '.join(strategies_on_qemu(plugins))}, or --backend sim, which only "
+            f"Use {' or '.join(map(str, on_qemu(plugins)))}, or --backend sim, which only "
             "simulates the binding.",
         )
 
@@ -69,7 +69,7 @@ def msi_lost(case: Case) -> Iterator[Finding]:
             _subject(case),
             (Evidence(simulated.choice_source(case), ", ".join(map(str, _choices(case)))),),
             f"attach refuses the strategies: {error}.",
-            f"Use {' or '.join(strategies_on_qemu(plugins))} for all devices of the guest.",
+            f"Use {' or '.join(map(str, on_qemu(plugins)))} for all devices of the guest.",
         )
     for alike in lost.values():
         yield _lost(case, plugins, alike)

@@ -1,8 +1,9 @@
-"""Survey the loaded strategies: which of them deliver every MSI of a guest."""
+"""Survey the loaded strategies: which deliver every MSI of a guest, and which QEMU applies."""
 
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -53,3 +54,16 @@ def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> lis
         if all(verdict.outcome is Outcome.DELIVERED for verdict in result.verdicts):
             deliveries.append(Delivery(choice, needs_of(plugins, choice), result.kernel))
     return sorted(deliveries, key=lambda delivery: not delivery.needs.qemu)
+
+
+def on_qemu(plugins: PluginManager) -> list[Choice]:
+    """Return the strategies, in every form, that QEMU and the kernel apply.
+
+    A strategy that breaks is left out.
+    """
+    choices = []
+    for choice in plugins.choices():
+        with suppress(PluginError):
+            if needs_of(plugins, choice).qemu:
+                choices.append(choice)
+    return choices

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from vmm_msi.engine.setup import needs_of
-from vmm_msi.engine.survey import delivering
+from vmm_msi.engine.survey import delivering, on_qemu
 from vmm_msi.errors import TopologyError
 from vmm_msi.explain.explanation import Remedy
 from vmm_msi.host.resolve import with_devices
@@ -149,7 +148,6 @@ class StrategyRemedies:
             "no strategy was tried in the simulator; name a host and a guest with --host and "
             "--domain or --guest"
         )
-        for choice in self._plugins.choices():
-            if needs_of(self._plugins, choice).qemu:
-                info = self._plugins.info(choice.strategy, PluginKind.STRATEGY)
-                yield Remedy(f"{info.summary}; requires of the guest: {info.guest}", str(choice))
+        for choice in on_qemu(self._plugins):
+            info = self._plugins.info(choice.strategy, PluginKind.STRATEGY)
+            yield Remedy(f"{info.summary}; requires of the guest: {info.guest}", str(choice))

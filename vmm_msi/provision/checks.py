@@ -11,7 +11,7 @@ from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
-from vmm_msi.engine.setup import needs_of
+from vmm_msi.engine.survey import on_qemu
 from vmm_msi.errors import RefusedError, UsageError
 from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.provision.request import BinderKind, Scope
@@ -199,18 +199,13 @@ def check_binder(
         if not need.qemu:
             raise RefusedError(
                 f"strategy {choice}: {QEMU_CANNOT_APPLY}; use "
-                f"{' or '.join(strategies_on_qemu(plugins))}, or --backend sim, which writes the "
+                f"{' or '.join(map(str, on_qemu(plugins)))}, or --backend sim, which writes the "
                 "XML and only simulates the binding"
             )
 
 
 #: The reason why a strategy does not work on QEMU.
 QEMU_CANNOT_APPLY = "QEMU and the kernel bind doorbells by identity and cannot apply it"
-
-
-def strategies_on_qemu(plugins: PluginManager) -> list[str]:
-    """Return the strategies that QEMU and the kernel apply."""
-    return [str(choice) for choice in plugins.choices() if needs_of(plugins, choice).qemu]
 
 
 def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> None:
