@@ -202,11 +202,11 @@ _SILENT = DomainCaps()
 
 @dataclass(frozen=True, slots=True)
 class Support:
-    """What one connection can carry, for one guest.
+    """The features that one connection supports for one guest.
 
     :param libvirt: release of the daemon.
     :param qemu: release of the hypervisor; None for libvirt's test driver.
-    :param guest: what kind of guest it is for.
+    :param guest: the kind of guest.
     :param caps: libvirt's domain capabilities for a guest of that kind.
     """
 
@@ -220,11 +220,11 @@ class Support:
         return self._gap(feature) is None
 
     def missing(self, features: Iterable[Feature]) -> list[Gap]:
-        """Return those of ``features`` that are not there, with what they need, in words."""
+        """Return the unsupported ones of ``features`` with their requirements."""
         return [gap for gap in map(self._gap, features) if gap is not None]
 
     def layout(self) -> XmlLayout:
-        """Return the fullest XML that can be written."""
+        """Return the layout with every supported feature."""
         if self.has(Feature.DOMAIN_IOMMUFD):
             iommufd = IommufdForm.DOMAIN
         elif self.has(Feature.HOSTDEV_IOMMUFD):
@@ -236,7 +236,7 @@ class Support:
         )
 
     def _gap(self, feature: Feature) -> Gap | None:
-        """Return the first thing that is missing, in the order of the table's columns."""
+        """Return the first requirement that is not met, in the order of the table's columns."""
         needs = REQUIREMENTS[feature]
         guest = self.guest
         if self.libvirt < needs.libvirt:
@@ -256,7 +256,7 @@ class Support:
 
 @dataclass(frozen=True, slots=True)
 class Versions:
-    """Who answers on a connection.
+    """The driver and the releases of a connection.
 
     :param driver: libvirt's name of the driver: ``QEMU``, ``TEST``.
     :param libvirt: release of the daemon, not of the library here.
@@ -268,5 +268,5 @@ class Versions:
     hypervisor: Version | None
 
     def support(self, guest: GuestKind = _ANY, caps: DomainCaps = _SILENT) -> Support:
-        """Return what the connection can carry for a guest."""
+        """Return the features that the connection supports for a guest."""
         return Support(self.libvirt, self.hypervisor, guest, caps)
