@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm_msi import terminal
+from vmm_msi.lab.machine.console import print_log
 from vmm_msi.report.json_text import json_text
 from vmm_msi.terminal import printable
 
@@ -111,12 +112,32 @@ def test_a_document_for_a_program_is_unchanged(capfdbinary):
     assert capfdbinary.readouterr().out == DOCUMENT.encode()
 
 
-def test_a_document_on_a_terminal_is_printable():
+def on_a_terminal(code):
+    """Run ``code`` with a terminal as standard output; return what the terminal gets."""
     parent, child = pty.openpty()
-    code = f"from vmm_msi.terminal import print_document; print_document({DOCUMENT!a})"
     with os.fdopen(parent, "rb", buffering=0) as screen, os.fdopen(child, "wb") as stdout:
         subprocess.run([sys.executable, "-c", code], stdout=stdout, check=True)
-        assert screen.read(1 << 10) == b"<name>\tg\\u202e\\x9b</name>\r\n"
+        return screen.read(1 << 10)
+
+
+def test_a_document_on_a_terminal_is_printable():
+    code = f"from vmm_msi.terminal import print_document; print_document({DOCUMENT!a})"
+    assert on_a_terminal(code) == b"<name>\tg\\u202e\\x9b</name>\r\n"
+
+
+LOG = b"UEFI firmware\x1b[2J\r\n\xff\x07ready\r\n"
+
+
+def test_a_console_log_on_a_terminal_is_printable(tmp_path, capfdbinary):
+    log = tmp_path / "serial.log"
+    log.write_bytes(LOG)
+    code = (
+        "from pathlib import Path; from vmm_msi.lab.machine.console import print_log; "
+        f"print_log(Path({str(log)!r}))"
+    )
+    assert on_a_terminal(code).decode() == "UEFI firmware\\x1b[2J\r\n\ufffd\\x07ready\r\n"
+    print_log(log)
+    assert capfdbinary.readouterr().out == LOG
 
 
 # Nothing is printed past the module.
