@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import socketserver
+import statistics
 import struct
 import subprocess
 import sys
@@ -13,6 +13,7 @@ import threading
 import time
 from collections import Counter
 from contextlib import ExitStack, suppress
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -25,20 +26,20 @@ from vmm_msi.watch.statistics import Statistics
 
 
 @pytest.fixture
-def statistics():
-    statistics = Statistics(up=True)
-    statistics.event("started")
-    statistics.event("started")
-    statistics.failure("connect")
-    statistics.changed(binds=3, unbinds=1)
-    statistics.reconnected()
+def counters():
+    counters = Statistics(up=True)
+    counters.event("started")
+    counters.event("started")
+    counters.failure("connect")
+    counters.changed(binds=3, unbinds=1)
+    counters.reconnected()
     for seconds in (0.001, 0.005, 0.05, 100):
-        statistics.reconciled(seconds)
-    statistics.guest("a", Counter(delivered=2))
-    statistics.guest("b", Counter({"s1-fault": 1}))
-    statistics.guest("c", Counter(delivered=1))
-    statistics.guest("c", None)
-    return statistics
+        counters.reconciled(seconds)
+    counters.guest("a", Counter(delivered=2))
+    counters.guest("b", Counter({"s1-fault": 1}))
+    counters.guest("c", Counter(delivered=1))
+    counters.guest("c", None)
+    return counters
 
 
 def free_port():
@@ -47,13 +48,13 @@ def free_port():
 
 
 @pytest.fixture(params=["tcp", "unix"])
-def endpoint(request, tmp_path, statistics):
+def endpoint(request, tmp_path, counters):
     if request.param == "tcp":
         address = ListenAddress.parse(f":{free_port()}")
     else:
         address = ListenAddress.parse(f"unix:{tmp_path}/socket")
     healthy = [True]
-    snapshots = {"test:///x": statistics.snapshot}
+    snapshots = {"test:///x": counters.snapshot}
     with Endpoint(address, snapshots, lambda: healthy[0]) as opened:
         yield opened.address, healthy
 
@@ -131,7 +132,7 @@ def test_health(endpoint):
 def test_other_requests_are_refused(endpoint, request_, status):
     try:
         head, _body = ask(endpoint[0], request_)
-    except ConnectionResetError:
+    except ConnectionError:
         head = f"HTTP/1.1 {status}"  # the endpoint closed the connection with a part unread
     assert head.startswith(f"HTTP/1.1 {status}")
     assert ask(endpoint[0])[0].startswith("HTTP/1.1 200")
@@ -155,22 +156,29 @@ def clients(stack, address, count, data=b""):
             client.sendall(data)
 
 
-def assert_answers_at_once(address):
-    begin = time.monotonic()
-    head, body = ask(address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert (head.partition("\r\n")[0], body) == ("HTTP/1.1 200 OK", "ok\n")
-    assert time.monotonic() - begin < 1
+def assert_answers_at_once(address, times=3):
+    """Ask for the health several times: in 1 s, and never after the deadline of another client.
+
+    A busy machine may delay one answer, so the median counts.
+    """
+    seconds = []
+    for _ in range(times):
+        begin = time.monotonic()
+        head, body = ask(address, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        seconds.append(time.monotonic() - begin)
+        assert (head.partition("\r\n")[0], body) == ("HTTP/1.1 200 OK", "ok\n")
+    assert statistics.median(seconds) < 1
+    assert max(seconds) < metrics._REQUEST_S
 
 
-@pytest.mark.parametrize("count", [50, 200])
+@pytest.mark.parametrize("count", [50, 100])
 @pytest.mark.parametrize("data", [b"", b"GET /metrics HTTP/1.1\r\nHost: "], ids=["idle", "slow"])
 def test_health_despite_waiting_clients(endpoint, count, data):
     address, _healthy = endpoint
     with ExitStack() as stack:
         for _ in range(2):
             clients(stack, address, count, data)
-            for _ in range(3):
-                assert_answers_at_once(address)
+            assert_answers_at_once(address)
     assert_answers_at_once(address)
 
 
@@ -190,9 +198,7 @@ def test_health_despite_clients_that_send_slowly(endpoint):
     for thread in threads:
         thread.start()
     try:
-        for _ in range(20):
-            assert_answers_at_once(address)
-            time.sleep(0.02)
+        assert_answers_at_once(address, times=20)
     finally:
         stop.set()
         for thread in threads:
@@ -209,14 +215,16 @@ def test_the_deadline_is_for_the_whole_connection(endpoint, monkeypatch):
     assert time.monotonic() - begin < 5
 
 
-def test_the_number_of_threads_is_bounded(endpoint):
+def test_the_number_of_connections_is_bounded(endpoint):
     address, _healthy = endpoint
-    before = threading.active_count()
+    descriptors = Path("/proc/self/fd")
+    before = len(list(descriptors.iterdir()))
     with ExitStack() as stack:
         clients(stack, address, 200)
-        assert_answers_at_once(address)
-        assert wait_until(lambda: threading.active_count() - before <= metrics._MAX_CONNECTIONS)
-    assert wait_until(lambda: threading.active_count() == before)
+        assert ask(address)[0].startswith("HTTP/1.1 200")
+        bound = before + 200 + metrics._MAX_CONNECTIONS
+        assert wait_until(lambda: len(list(descriptors.iterdir())) <= bound)
+    assert wait_until(lambda: len(list(descriptors.iterdir())) <= before)
 
 
 @pytest.mark.parametrize(
@@ -232,14 +240,14 @@ def test_the_number_of_threads_is_bounded(endpoint):
 def test_large_heads_are_refused(endpoint, request_):
     try:
         head, _body = ask(endpoint[0], request_)
-    except (ConnectionResetError, BrokenPipeError):
+    except ConnectionError:
         head = "HTTP/1.1 4"  # the endpoint closed the connection with a part unread
     assert head.startswith("HTTP/1.1 4")
     assert_answers_at_once(endpoint[0])
 
 
 @pytest.mark.parametrize("count", [1, 100])
-def test_an_exception_in_a_response_is_status_500(tmp_path, statistics, caplog, count):
+def test_an_exception_in_a_response_is_status_500(tmp_path, counters, caplog, count):
     def broken():
         raise ZeroDivisionError("broken")
 
@@ -257,7 +265,7 @@ def test_an_exception_in_a_response_is_status_500(tmp_path, statistics, caplog, 
 
 def test_an_exception_outside_a_response_ends_one_connection(endpoint, caplog, monkeypatch, capfd):
     with monkeypatch.context() as patch:
-        patch.setattr(metrics, "_read_head", lambda *_: 1 / 0)
+        patch.setattr(metrics, "_Exchange", lambda *_: 1 / 0)
         with suppress(ConnectionError):
             assert ask(endpoint[0]) == ("", "")
     assert_answers_at_once(endpoint[0])
@@ -278,27 +286,28 @@ def test_a_reset_connection_is_not_logged(endpoint, caplog, capfd):
     assert (caplog.messages, capfd.readouterr()) == ([], ("", ""))
 
 
-def test_the_endpoint_survives_a_lack_of_descriptors(endpoint, monkeypatch):
+def test_the_endpoint_survives_a_lack_of_descriptors(endpoint, monkeypatch, caplog):
     """accept() fails for a while; the endpoint neither exits nor keeps a processor busy."""
     address, _healthy = endpoint
-    calls = []
 
-    def accept(_server):
-        calls.append(None)
+    def accept(_socket):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
     with monkeypatch.context() as patch:
-        patch.setattr(socketserver.TCPServer, "get_request", accept)
+        patch.setattr(socket.socket, "accept", accept)
         with connected(address):
-            time.sleep(0.5)
-    assert 1 <= len(calls) < 20
+            begin = time.process_time()
+            time.sleep(1.5)
+            assert time.process_time() - begin < 0.5
+    assert caplog.messages == ["serving --metrics: OSError(24, 'Too many open files')"]
+    assert ask(address)[0].startswith("HTTP/1.1 200")
     assert_answers_at_once(address)
 
 
-def test_only_its_own_socket_is_removed(tmp_path, statistics):
+def test_only_its_own_socket_is_removed(tmp_path, counters):
     path = tmp_path / "socket"
     address = ListenAddress.parse(f"unix:{path}")
-    snapshots = {"u": statistics.snapshot}
+    snapshots = {"u": counters.snapshot}
     with Endpoint(address, snapshots, lambda: True):
         path.unlink()
         with Endpoint(address, snapshots, lambda: True):
@@ -316,7 +325,7 @@ def test_only_its_own_socket_is_removed(tmp_path, statistics):
     assert path.read_text() == "a file of another program"
 
 
-def test_a_stale_socket_of_another_user_stays(tmp_path, statistics, monkeypatch):
+def test_a_stale_socket_of_another_user_stays(tmp_path, monkeypatch):
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(path))
@@ -326,7 +335,7 @@ def test_a_stale_socket_of_another_user_stays(tmp_path, statistics, monkeypatch)
     assert path.is_socket()
 
 
-def test_a_link_at_the_path_of_the_socket_stays(tmp_path, statistics):
+def test_a_link_at_the_path_of_the_socket_stays(tmp_path, counters):
     path = tmp_path / "socket"
     with socket.socket(socket.AF_UNIX) as stale:
         stale.bind(str(tmp_path / "target"))
@@ -336,8 +345,8 @@ def test_a_link_at_the_path_of_the_socket_stays(tmp_path, statistics):
     assert path.is_symlink()
 
 
-def test_the_address_can_be_used_again(tmp_path, statistics):
-    snapshots = {"u": statistics.snapshot}
+def test_the_address_can_be_used_again(tmp_path, counters):
+    snapshots = {"u": counters.snapshot}
     path = tmp_path / "socket"
     address = ListenAddress.parse(f"unix:{path}")
     for _ in range(2):
@@ -356,7 +365,7 @@ def test_the_address_can_be_used_again(tmp_path, statistics):
     assert path.read_text() == "a file of another program"
 
 
-def test_a_port_in_use(statistics):
+def test_a_port_in_use():
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
         with pytest.raises(

@@ -1,9 +1,10 @@
 """Serve the metrics of the service to Prometheus, and its health, over HTTP.
 
 The endpoint listens on one TCP address or unix socket and answers ``GET /metrics`` and
-``GET /healthz``. The HTTP server is the standard library's, with a thread per connection and with
-bounds: on the size of a request, on the time of a connection, and on the number of connections,
-where a new connection replaces the oldest one. Idle and slow clients therefore do not delay others.
+``GET /healthz``. asyncio's server holds the connections and http.server parses the requests, with
+bounds on the size of a request, the time of a connection and the number of connections: above it,
+a new connection replaces the oldest one. Idle and slow clients therefore do not delay others. A
+thread per connection would: on a busy host, 50 idle clients delayed an answer by up to a second.
 
 prometheus-client writes the text format (escaping, histograms, content type,
 https://prometheus.io/docs/instrumenting/exposition_formats/). Its own HTTP server is not used: it
@@ -12,21 +13,19 @@ has no bounds, no unix socket and no ``/healthz``.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import io
 import os
 import socket
-import socketserver
 import stat
-import sys
 import threading
-import time
 from dataclasses import dataclass
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from itertools import accumulate
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from vmm_msi.errors import OutputError, UsageError
 from vmm_msi.watch.service_log import log
@@ -46,8 +45,8 @@ _TEXT = "text/plain; charset=utf-8"
 _REQUEST_BYTES = 8192
 _REQUEST_S = 5.0
 _MAX_CONNECTIONS = 32
-_BACKLOG = 128
-_POLL_S = 0.2
+_BACKLOG = 1024
+_JOIN_S = 2.0
 _FORMS = "valid is ADDRESS:PORT, :PORT for this machine alone, [IPV6]:PORT or unix:PATH"
 
 
@@ -162,7 +161,7 @@ class Exposition:
 
 
 class Endpoint:
-    """Answer HTTP requests in threads of its own during a ``with`` block.
+    """Answer HTTP requests in a thread of its own during a ``with`` block.
 
     :param snapshots: by the URI of a connection, a function that returns its snapshot.
     :param healthy: returns whether the service makes progress.
@@ -191,15 +190,11 @@ class Endpoint:
                 f"listening on {self.address} for --metrics: {error.strerror or error}; {_FORMS}"
             ) from error
         self._server = _Server(listener, self._respond)
-        threading.Thread(
-            target=self._server.serve_forever, args=(_POLL_S,), name="metrics", daemon=True
-        ).start()
         return self
 
     def __exit__(self, *_error: object) -> None:
         if self._server is not None:
-            self._server.shutdown()
-            self._server.server_close()
+            self._server.stop()
         if self.address.path is not None and self._socket_file is not None:
             # Another process may have put its own socket in place of this one.
             with contextlib.suppress(FileNotFoundError):
@@ -232,24 +227,31 @@ class _Response:
     content_type: str = _TEXT
 
 
-class _Handler(BaseHTTPRequestHandler):
-    """Answer one request and close the connection."""
+class _Exchange(BaseHTTPRequestHandler):
+    """One request and its response, in memory.
+
+    :param head: the head of the request; empty if the client did not send a complete one.
+    :param respond: returns the response to a method and a target.
+    """
 
     protocol_version = "HTTP/1.1"
     error_content_type = _TEXT
     error_message_format = "%(message)s\n"
-    server: _Server
 
-    def handle(self) -> None:
-        deadline = time.monotonic() + _REQUEST_S
-        self.rfile = io.BytesIO(_read_head(self.connection, deadline))
-        self.connection.settimeout(max(0.1, deadline - time.monotonic()))
+    def __init__(self, head: bytes, respond: Callable[[str, str], _Response]) -> None:
+        # The base class's __init__ would serve a socket.
+        self.rfile = io.BytesIO(head)
+        self.wfile = self._response = io.BytesIO()
         self.raw_requestline = self.rfile.readline()
         if not self.raw_requestline.strip():
             self.requestline = self.request_version = self.command = ""
             self.send_error(HTTPStatus.BAD_REQUEST, "no HTTP request")
         elif self.parse_request():  # which answers a request that it cannot parse
-            self._send(self.server.respond(self.command, self.path))
+            self._send(respond(self.command, self.path))
+
+    def response(self) -> bytes:
+        """Return the response as the client receives it."""
+        return self._response.getvalue()
 
     def _send(self, response: _Response) -> None:
         self.send_response(response.status)
@@ -269,58 +271,88 @@ class _Handler(BaseHTTPRequestHandler):
         """Log nothing: the log is about guests."""
 
 
-class _Server(socketserver.ThreadingMixIn, socketserver.TCPServer):
-    """The standard library's server with a bound on the connections that are open at once.
+class _Server:
+    """asyncio's server in a thread, with bounds on each connection and on their number.
 
     :param listener: the socket to accept connections on; the server closes it.
     :param respond: returns the response to a method and a target.
     """
 
-    daemon_threads = True
-
     def __init__(self, listener: socket.socket, respond: Callable[[str, str], _Response]) -> None:
-        super().__init__(("", 0), _Handler, bind_and_activate=False)
-        self.socket.close()
-        self.socket = listener
-        self.respond = respond
-        self._open: list[socket.socket] = []  # the oldest connection first
-        self._lock = threading.Lock()
+        self._respond = respond
+        self._open: dict[asyncio.StreamWriter, None] = {}  # the oldest connection first
+        self._loop = asyncio.new_event_loop()
+        self._loop.set_exception_handler(self._log_failure)
+        self._failure = ""
+        self._stopped = asyncio.Event()
+        self._thread = threading.Thread(
+            target=self._loop.run_until_complete,
+            args=(self._serve(listener),),
+            name="metrics",
+            daemon=True,
+        )
+        self._thread.start()
 
-    def get_request(self) -> tuple[socket.socket, object]:
-        """Accept a connection, and end the oldest one above the bound."""
+    def stop(self) -> None:
+        """Close the listener and every connection."""
+        self._loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join(_JOIN_S)
+        if not self._thread.is_alive():
+            self._loop.close()
+
+    async def _serve(self, listener: socket.socket) -> None:
+        server = await asyncio.start_server(
+            self._answer, sock=listener, limit=_REQUEST_BYTES, backlog=_BACKLOG
+        )
+        await self._stopped.wait()
+        # Not server.close() yet: a connection that is being accepted would never be closed.
+        self._loop.remove_reader(listener)
+        for writer in self._open:
+            writer.transport.abort()
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            await asyncio.gather(*tasks, return_exceptions=True)
+        server.close()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Answer one request and close the connection; above the bound, abort the oldest one."""
+        self._open[writer] = None
+        if len(self._open) > _MAX_CONNECTIONS:
+            oldest = next(iter(self._open))
+            del self._open[oldest]
+            oldest.transport.abort()
+        if self._stopped.is_set():
+            writer.transport.abort()
+        deadline = self._loop.time() + _REQUEST_S
         try:
-            connection, peer = super().get_request()
-        except OSError:
-            time.sleep(0.1)  # the process may have no free descriptor
-            raise
-        with self._lock:
-            self._open.append(connection)
-            if len(self._open) > _MAX_CONNECTIONS:
-                _wake(self._open.pop(0))
-        return connection, peer
-
-    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
-        with self._lock:
-            self._open = [connection for connection in self._open if connection is not request]
-        super().shutdown_request(request)
-
-    def server_close(self) -> None:
-        super().server_close()
-        with self._lock:
-            for connection in self._open:
-                _wake(connection)
-
-    def handle_error(self, *_request: object) -> None:
-        """Log the exception that ended a connection, unless it is an error of the connection."""
-        error = sys.exception()
-        if not isinstance(error, OSError):
+            head = await _read_head(reader, deadline)
+            writer.write(_Exchange(head, self._respond).response())
+            async with asyncio.timeout_at(max(deadline, self._loop.time() + 0.1)):
+                await writer.drain()
+                writer.close()
+                await writer.wait_closed()
+        except (OSError, TimeoutError):
+            pass  # the client left, or is too slow
+        except Exception as error:  # noqa: BLE001 - it ends this connection only
             log.error("answering a request for --metrics: %r", error)
+        finally:
+            self._open.pop(writer, None)
+            writer.transport.abort()
+
+    def _log_failure(self, _loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        """Log a failure of asyncio, such as a lack of descriptors, but no repetition of it."""
+        failure = repr(context.get("exception", context["message"]))
+        if failure != self._failure:
+            self._failure = failure
+            log.error("serving --metrics: %s", failure)
 
 
-def _wake(connection: socket.socket) -> None:
-    """Have the thread of a connection end; the caller holds the lock that delays its closing."""
-    with contextlib.suppress(OSError):
-        connection.shutdown(socket.SHUT_RDWR)
+async def _read_head(reader: asyncio.StreamReader, deadline: float) -> bytes:
+    """Return the head of a request; nothing if the client does not send all of it in time."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            return await reader.readuntil(b"\r\n\r\n")
+    except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, TimeoutError):
+        return b""
 
 
 def _listen(address: ListenAddress) -> socket.socket:
@@ -360,21 +392,3 @@ def _remove_stale(path: Path) -> None:
             probe.connect(os.fspath(path))
         except ConnectionRefusedError:
             path.unlink(missing_ok=True)
-
-
-def _read_head(client: socket.socket, deadline: float) -> bytes:
-    """Return the head of a request; nothing if the client does not send all of it in time."""
-    head = b""
-    while b"\r\n\r\n" not in head:
-        seconds = deadline - time.monotonic()
-        if seconds <= 0 or len(head) > _REQUEST_BYTES:
-            return b""
-        client.settimeout(seconds)
-        try:
-            part = client.recv(_REQUEST_BYTES)
-        except TimeoutError:
-            return b""
-        if not part:
-            return b""
-        head += part
-    return head
