@@ -532,14 +532,14 @@ def an_object_in_use_is_not_destroyed(calls):
     """iommufd_object_remove, iommufd_device_remove_vdev: the id of a vDEVICE stays allocated."""
     fd = calls.open()
     number, ioas, parent, viommu, vdevice, nested = calls.nested(fd, 0)
-    for each in (number, ioas, parent, viommu, nested):
-        calls.destroy(fd, each, expect="EBUSY")
+    for used in (number, ioas, parent, viommu, nested):
+        calls.destroy(fd, used, expect="EBUSY")
     calls.unbind(0)
     calls.destroy(fd, number, expect="ENOENT")
     calls.destroy(fd, vdevice, expect="ENOENT")
     calls.destroy(fd, viommu, expect="EBUSY")
-    for each in (nested, viommu, parent, ioas):
-        calls.destroy(fd, each)
+    for unused in (nested, viommu, parent, ioas):
+        calls.destroy(fd, unused)
     calls.destroy(fd, 0, expect="ENOENT")
 
 

@@ -53,7 +53,7 @@ class DmaPages:
 
 
 class DmaPool:
-    """Pages of guest RAM for devices, mapped in the stage 1 of each.
+    """Pages of guest RAM for devices, mapped in each device's stage 1.
 
     :param arena: the free part of guest RAM.
     :param tables: the guest's stage 1 tables, by name.
