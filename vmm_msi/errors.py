@@ -45,7 +45,7 @@ class VmmMsiError(Exception):
 
 
 class UsageError(VmmMsiError):
-    """The command line names something that does not exist."""
+    """The command line names something that does not exist, or requires a missing extra."""
 
     exit_code = 2
 
