@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.config import Choice
 from vmm_msi.domxml.guest_domain import virt_guest
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import record_in
 from vmm_msi.engine import setup
 from vmm_msi.engine.setup import guest_with, needs_of, recorded_choices, with_reported_devices
 from vmm_msi.errors import TopologyError
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from vmm_msi.doctor.case import Case
+    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.engine.setup import Simulation
     from vmm_msi.plugins.hookspecs import Needs
     from vmm_msi.plugins.manager import PluginManager
@@ -82,8 +83,7 @@ def _default(case: Case) -> Choice:
 
 
 def _record(case: Case) -> DomainRecord:
-    record = None if case.guest is None else read_record(case.guest.xml)
-    return record or DomainRecord()
+    return record_in(None if case.guest is None else case.guest.xml)
 
 
 def resolved_host(case: Case) -> HostTopology:

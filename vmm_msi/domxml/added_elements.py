@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import DomainRecord, read_record, record_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -49,7 +49,7 @@ def gone(domain: DomainXml) -> list[str]:
     :return: a noun phrase for each; empty if nothing is missing.
     :raise DomainXmlError: when it cannot be read.
     """
-    record = read_record(domain) or DomainRecord()
+    record = record_in(domain)
     lost = dropped(domain, domain)
     drivers = {iommu.pci_bus: iommu.driver for iommu in domain.iommus() if iommu.model == "smmuv3"}
     for vsmmu in record.vsmmus:

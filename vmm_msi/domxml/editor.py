@@ -22,6 +22,7 @@ from vmm_msi.domxml.metadata import (
     DomainRecord,
     VsmmuRecord,
     read_record,
+    record_in,
     write_record,
 )
 from vmm_msi.domxml.reserve import forget, reserve
@@ -143,7 +144,7 @@ def plug(
     :raise DomainXmlError: when a device is assigned already or planned elsewhere.
     """
     edited = running.copy()
-    record = read_record(edited) or DomainRecord()
+    record = record_in(edited)
     iommufd = plan.iommufd and layout.iommufd is not IommufdForm.NONE and not edited.iommufd
     for vsmmu in plan.vsmmus:
         new = _new_devices(edited, record, vsmmu, assignments)
@@ -181,7 +182,7 @@ def unplug(running: DomainXml, host: PciAddress) -> DomainXml:
     :raise DomainXmlError: when the device is not recorded.
     """
     edited = running.copy()
-    record = read_record(edited) or DomainRecord()
+    record = record_in(edited)
     device = recorded(edited, record, host)
     for hostdev in edited.hostdevs():
         if hostdev.host == host:
@@ -204,7 +205,7 @@ def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = 
         controller to be removed.
     """
     edited = domain.copy()
-    record = record or read_record(edited) or DomainRecord()
+    record = record or record_in(edited)
     for hostdev in edited.hostdevs():
         if hostdev.host in hosts:
             elements.remove(hostdev.element)
@@ -240,7 +241,7 @@ def record_bindings(
     :raise DomainXmlError: when one of the devices is not recorded.
     """
     edited = domain.copy()
-    record = read_record(edited) or DomainRecord()
+    record = record_in(edited)
     for host in bindings:
         if record.device(host) is None:
             raise DomainXmlError(

@@ -140,6 +140,14 @@ def read_record(domain: DomainXml) -> DomainRecord | None:
     return None if element is None else _RecordReader(domain.name).domain(element)
 
 
+def record_in(domain: DomainXml | None) -> DomainRecord:
+    """Return the record in ``domain``; an empty one without a domain or a record.
+
+    :raise DomainXmlError: when it has another version or an unknown form.
+    """
+    return (None if domain is None else read_record(domain)) or DomainRecord()
+
+
 def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
     """Replace the record in ``domain`` by ``record``; None removes it.
 

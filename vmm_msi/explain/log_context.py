@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import record_in
 from vmm_msi.explain.explanation import Subject
 from vmm_msi.host.streams import devices_of_stream, smmus_named
 from vmm_msi.types import SW_MSI_WINDOW, Granule, PciAddress
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.types import (
         GuestDevice,
         GuestDomain,
@@ -51,8 +52,7 @@ class LogContext:
 
         :raise DomainXmlError: if another version wrote it.
         """
-        record = None if self.xml is None else read_record(self.xml)
-        return DomainRecord() if record is None else record
+        return record_in(self.xml)
 
     @cached_property
     def guest_addresses(self) -> Mapping[PciAddress, PciAddress]:

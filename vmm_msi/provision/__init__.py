@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import added_elements
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import record_in
 from vmm_msi.errors import RefusedError
 from vmm_msi.provision import host_lock, planner
 from vmm_msi.provision.apply import apply_change, apply_change_locked
@@ -131,4 +131,4 @@ def status(connection: Connection, domain: str, scope: Scope = Scope.CONFIG) -> 
             f"reading the running guest {state.definition.name}: it is not running; use --scope "
             "config to read its definition"
         )
-    return Status(xml.name, read_record(xml) or DomainRecord(), tuple(added_elements.gone(xml)))
+    return Status(xml.name, record_in(xml), tuple(added_elements.gone(xml)))

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.domxml import prerequisites
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import DomainRecord, record_in
 from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
@@ -118,7 +118,7 @@ def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
     for is_changed, xml in scopes:
         if not is_changed or xml is None:
             continue
-        record = read_record(xml) or DomainRecord()
+        record = record_in(xml)
         present = {hostdev.host for hostdev in xml.hostdevs()}
         for device in request.devices:
             if record.device(device) is not None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.domcaps import DomainCaps
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import record_in
 from vmm_msi.errors import NoHostDeviceError
 from vmm_msi.provision.request import BinderKind
 
@@ -53,7 +53,7 @@ def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
     qemu = request.binder_on(versions.driver) is BinderKind.QEMU and versions.driver == "QEMU"
     devices = list(request.devices)
     for xml in filter(None, (guest.definition, guest.running)):
-        devices += [device.host for device in (read_record(xml) or DomainRecord()).devices]
+        devices += [device.host for device in record_in(xml).devices]
     caps = connection.capabilities_for(guest.definition) if qemu else DomainCaps()
     return LibvirtFacts(
         driver=versions.driver,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import editor, numa
 from vmm_msi.domxml.index_gaps import close_gaps
-from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, read_record
+from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, record_in
 from vmm_msi.domxml.parse import fragment
 from vmm_msi.domxml.prerequisites import keeps_bars
 from vmm_msi.domxml.support import Feature
@@ -126,7 +126,7 @@ class _AttachPlanner:
     def _edited(self, edit: Callable[..., DomainXml], old: DomainXml) -> _Edited:
         """Bring a guest up in the simulator, and put the devices into its XML with ``edit``."""
         facts, request = self.facts, self.request
-        record = read_record(old) or DomainRecord()
+        record = record_in(old)
         choices = recorded_choices(record)
         for device in request.devices:
             choices[device] = self.settings.choice(old.name, device, request.named)
@@ -286,10 +286,10 @@ def _detached_definition(
     old: DomainXml, request: DetachRequest
 ) -> tuple[DomainXml, list[str], list[DeviceRecord]]:
     """Return the definition without the devices, notes, and the records of these devices."""
-    record = read_record(old) or DomainRecord()
+    record = record_in(old)
     devices = _to_detach(old, record, request)
     new = close_gaps(editor.remove(old, *(device.host for device in devices), record=record))
-    remaining = (read_record(new) or DomainRecord()).devices
+    remaining = record_in(new).devices
     if not remaining:
         return new, [], devices
     bindings = {
@@ -307,7 +307,7 @@ def _unplugging(
     running: DomainXml, request: DetachRequest
 ) -> tuple[LiveChange, list[DeviceRecord]]:
     """Return the change of the running guest, and the records of the devices it removes."""
-    devices = _to_detach(running, read_record(running) or DomainRecord(), request)
+    devices = _to_detach(running, record_in(running), request)
     parts = {hostdev.host: fragment(hostdev.element) for hostdev in running.hostdevs()}
     remaining = running
     for device in devices:

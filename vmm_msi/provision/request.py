@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import DomainRecord, record_in
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -152,7 +152,7 @@ class Change:
     @property
     def record(self) -> DomainRecord:
         """The record of vmm-msi in the domain after the change."""
-        return read_record(self.after) or DomainRecord()
+        return record_in(self.after)
 
 
 @dataclass(frozen=True)
