@@ -64,14 +64,14 @@ test: ## everything; as root it builds the lab first, if there is none
 	@$(MAKE) --no-print-directory lint
 	$(call part,3/6 tests without the lab (2 minutes))
 	@$(PYTEST_QUICK)
-	$(call part,4/6 the lab's kernel, root and user land (10 minutes the first time))
+	$(call part,4/6 the lab: a kernel and Debian roots (10 minutes the first time))
 	$(lab_images)
-	$(call part,5/6 roots with older releases of libvirt (1 minute the first time))
+	$(call part,5/6 Debian roots with older releases of libvirt (1 minute the first time))
 	$(lab_roots)
 	$(call part,6/6 tests with the lab (15 minutes))
 	@$(PYTEST_LAB)
 
-lab: setup-test ## the strategies and the model against the real kernel of an emulated Arm host
+lab: setup-test ## the strategies and the simulator against the real kernel of an emulated Arm host
 	@$(BIN)/vmm-msi lab build
 	@$(BIN)/pytest -q tests/lab/test_real_kernel.py
 	@$(BIN)/python tests/bench/lab.py

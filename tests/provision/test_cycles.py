@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import tracemalloc
+from itertools import pairwise
 
 from provision.helpers import HOST, PLUGINS, A, B, texts
 
@@ -11,7 +12,7 @@ from vmm_msi import provision
 from vmm_msi.config import Config
 from vmm_msi.provision import AttachRequest, DetachRequest
 
-WARM_UP, CYCLES = 40, 160
+WARM_UP, CYCLES = 40, 80
 
 
 def allocated():
@@ -32,12 +33,18 @@ def test_no_leak(connection):
     tracemalloc.start()
     try:
         cycles(WARM_UP)
-        objects, size = allocated()
-        cycles(CYCLES)
-        more_objects, more_size = allocated()
+        measured = [allocated()]
+        for _ in range(2):
+            cycles(CYCLES)
+            measured.append(allocated())
     finally:
         tracemalloc.stop()
     assert texts(connection) == before
-    # A leak of one object or 32 bytes per cycle would be more.
-    assert more_objects - objects < CYCLES // 2
-    assert more_size - size < 32 * CYCLES
+    growth = [
+        (more_objects - objects, more_size - size)
+        for (objects, size), (more_objects, more_size) in pairwise(measured)
+    ]
+    # A leak of one object or 32 bytes per cycle would be more, both times; a table that Python
+    # itself enlarges, such as that of interned strings, grows once.
+    assert min(objects for objects, _size in growth) < CYCLES // 2
+    assert min(size for _objects, size in growth) < 32 * CYCLES
