@@ -38,12 +38,13 @@ _STRING = (
     r'"""(?:\\.|[^\\])*?(?:"""+|\Z)|' + r"'''.*?(?:'''+|\Z)|"
     r'"(?:\\.|[^"\\\n])*(?:"|$|\Z)|' + r"'[^'\n]*(?:'|$|\Z)"
 )
-_OPAQUE = re.compile(rf"(?P<string>{_STRING})|\#[^\n]*", re.DOTALL | re.MULTILINE)
-_LONG_KEY = re.compile(rf'(?<![\w"+-])(?:[\w"+-]++[ \t]*+\.[ \t]*+){{{MAX_KEY_PARTS},}}', re.ASCII)
-_LONG_NUMBER = re.compile(r"(?<![\w])[+-]?\d[\d_]{4299,}")
-_TOKEN = re.compile(
-    rf"(?P<string>{_STRING})|\#[^\n]*|(?P<punct>[\[\]{{}}=,.\n])|(?P<bare>[^\s\[\]{{}}=,.\"'#]+)",
-    re.DOTALL | re.MULTILINE,
+# Compiled by their first use: most commands import this module and read no TOML.
+_OPAQUE = rf"(?s)(?m:(?P<string>{_STRING})|\#[^\n]*)"
+_LONG_KEY = rf'(?a)(?<![\w"+-])(?:[\w"+-]++[ \t]*+\.[ \t]*+){{{MAX_KEY_PARTS},}}'
+_LONG_NUMBER = r"(?<![\w])[+-]?\d[\d_]{4299,}"
+_TOKEN = (
+    rf"(?s)(?m:(?P<string>{_STRING})|\#[^\n]*|(?P<punct>[\[\]{{}}=,.\n])"
+    rf"|(?P<bare>[^\s\[\]{{}}=,.\"'#]+))"
 )
 _POSITION = re.compile(r"(.*) \(at (?:line (\d+), column \d+|end of document)\)", re.DOTALL)
 _VALIDATION = re.compile(r"(.*) - at `(?:key in )?\$(.*)`", re.DOTALL)
@@ -133,10 +134,10 @@ def parse(text: str, source: str, error: type[InputError], limit: int = MAX_SIZE
     """
     if len(text) > limit:
         raise error(f"{source}: larger than {limit} characters, the limit for such a file")
-    masked = _OPAQUE.sub('"', text)
-    if _LONG_KEY.search(masked):
-        masked = _OPAQUE.sub(lambda match: '"' + "\n" * match[0].count("\n"), text)
-        key = _LONG_KEY.search(masked)
+    masked = re.sub(_OPAQUE, '"', text)
+    if re.search(_LONG_KEY, masked):
+        masked = re.sub(_OPAQUE, lambda match: '"' + "\n" * match[0].count("\n"), text)
+        key = re.search(_LONG_KEY, masked)
         line = masked.count("\n", 0, key.start()) + 1 if key else 1
         raise error(f"{source}:{line}: a key has more than {MAX_KEY_PARTS} parts")
     try:
@@ -146,7 +147,7 @@ def parse(text: str, source: str, error: type[InputError], limit: int = MAX_SIZE
     except ValueError as failure:
         match = _POSITION.fullmatch(str(failure))
         if match is None:
-            number = _LONG_NUMBER.search(text)
+            number = re.search(_LONG_NUMBER, text)
             line = text.count("\n", 0, number.start()) + 1 if number else 1
             raise error(f"{source}:{line}: a number has too many digits") from failure
         line = int(match[2]) if match[2] else text.count("\n") + 1
@@ -191,7 +192,7 @@ def show_path(path: KeyPath) -> str:
 def _tokens(text: str) -> Iterator[_Token]:
     """Yield the tokens of TOML with their lines; line breaks only where they end a statement."""
     line, depth = 1, 0
-    for match in _TOKEN.finditer(f"{text}\n"):
+    for match in re.finditer(_TOKEN, f"{text}\n"):
         symbol = match[0]
         if match.lastgroup is not None and (symbol != "\n" or not depth):
             yield symbol, line

@@ -15,12 +15,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmm_msi.config import Config
-
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmm_msi.config import Choice
+    from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Evidence
     from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.libvirt_domain import DomainXml
@@ -119,6 +117,7 @@ class Case:
     :param choice: the strategy to use; None for the one that a device was attached with, else the
         one of the configuration.
     :param plugins: the loaded strategies; None to run no rule about strategies.
+    :param config: the configuration; None for an empty one, see :attr:`settings`.
     :param disagreements: what the sources of ``host`` describe differently.
     :param unreadable: files that could not be read, and why.
     """
@@ -132,6 +131,13 @@ class Case:
     devices_selected: bool = True
     choice: Choice | None = None
     plugins: PluginManager | None = None
-    config: Config = field(default_factory=Config)
+    config: Config | None = None
     disagreements: tuple[Disagreement, ...] = ()
     unreadable: tuple[Evidence, ...] = ()
+
+    @property
+    def settings(self) -> Config:
+        """The configuration; imported here, since a host by itself needs none."""
+        from vmm_msi.config import Config
+
+        return self.config or Config()

@@ -7,11 +7,10 @@ lxml nor libvirt.
 from __future__ import annotations
 
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.config import Config
 from vmm_msi.doctor.case import Case, Guest, KernelFacts, Software
 from vmm_msi.doctor.devices import assignable, representatives, with_routed
 from vmm_msi.errors import DomainXmlError, UsageError
@@ -21,7 +20,7 @@ from vmm_msi.host.join import host_of_functions, join
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from vmm_msi.config import Choice
+    from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Evidence
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.host.sources import HostSources
@@ -50,7 +49,7 @@ class Selection:
     uri: str | None = None
     choice: Choice | None = None
     plugins: PluginManager | None = None
-    config: Config = field(default_factory=Config)
+    config: Config | None = None
 
 
 def read_case(sources: HostSources, selection: Selection | None = None) -> Case:

@@ -34,7 +34,7 @@ def guest_name(case: Case) -> str:
 
 def selector(case: Case) -> str:
     """Return the name of the ITS selector that the configuration has for the guest."""
-    return case.config.its_selector(guest_name(case))
+    return case.settings.its_selector(guest_name(case))
 
 
 def binder_of(case: Case) -> BinderKind:
@@ -54,7 +54,7 @@ def choices(case: Case) -> dict[PciAddress, Choice]:
     """
     recorded = recorded_choices(_record(case)) if case.choice is None else {}
     return {
-        device: recorded.get(device) or case.config.choice(guest_name(case), device, case.choice)
+        device: recorded.get(device) or case.settings.choice(guest_name(case), device, case.choice)
         for device in case.devices
     }
 
@@ -72,13 +72,13 @@ def choice_source(case: Case) -> str:
     recorded = {device.host for device in _record(case).devices}
     if case.guest is not None and recorded & set(case.devices):
         return f"{case.guest.xml.source}: the record in /domain/metadata"
-    return "the default strategy" if case.config.path is None else str(case.config.path)
+    return "the default strategy" if case.settings.path is None else str(case.settings.path)
 
 
 def _default(case: Case) -> Choice:
     if case.choice is not None:
         return case.choice
-    table = case.config.table
+    table = case.settings.table
     return Choice.of(table.strategy, dict(table.strategies.get(table.strategy, {})))
 
 
