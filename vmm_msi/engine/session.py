@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 
 from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
 from vmm_msi.plugins.hookspecs import Action, Event, PluginKind, Session
+from vmm_msi.quantity import quantity
 from vmm_msi.types import BindOrder, GuestPlan, Outcome, Verdict, VsmmuPlan
 
 if TYPE_CHECKING:
@@ -270,7 +271,7 @@ class GuestSession:
         if left:
             names = " or ".join(dict.fromkeys(s.session.strategy for s in started))
             raise PluginError(
-                f"strategy {names}: {_count(left, 'stage 2 table')} left after all devices were "
+                f"strategy {names}: {quantity(left, 'stage 2 table')} left after all devices were "
                 "detached; free it in vmm_msi_detach_device, and when vmm_msi_attach_device fails"
             )
 
@@ -421,10 +422,6 @@ def _run_all(steps: Iterable[Callable[[], None]]) -> None:
             failures.append(failure)
     if failures:
         raise failures[0]
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"
 
 
 def outcomes(verdicts: Iterable[Verdict]) -> dict[Outcome, int]:

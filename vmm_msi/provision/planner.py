@@ -27,6 +27,7 @@ from vmm_msi.errors import UsageError
 from vmm_msi.plugins.hookspecs import Action, Event
 from vmm_msi.provision import checks
 from vmm_msi.provision.request import BinderKind, Change, LiveChange
+from vmm_msi.quantity import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
@@ -332,8 +333,8 @@ def _notes(guest: GuestState, scope: Scope) -> list[str]:
         notes.append("only the running guest changes: its next start is without the change")
     if guest.snapshots and scope.config:
         notes.append(
-            f"the guest has {guest.snapshots} snapshots: reverting to one restores the definition "
-            "of that time"
+            f"the guest has {quantity(guest.snapshots, 'snapshot')}: reverting to one restores the "
+            "definition of that time"
         )
     return notes
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.engine.session import outcomes
+from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
 from vmm_msi.types import Outcome
 
@@ -82,6 +83,6 @@ def _reasons(results: Iterable[tuple[str, Verdict]]) -> Iterator[str]:
         devices.add(verdict.device)
     for first, names, devices in groups.values():
         others = len(devices) - 1
-        more = f" (and {others} more device{'s' * (others > 1)})" if others else ""
+        more = f" (and {quantity(others, 'more device')})" if others else ""
         yield f"  {', '.join(names)}"
         yield f"      {first.device} {first.outcome}: {first.reason}{more}"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from vmm_msi.errors import LabError, UsageError
 from vmm_msi.iommu.linux.raise_msi import EDU
 from vmm_msi.lab.machine.shape import GRANULES, Shape
+from vmm_msi.quantity import quantity
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
@@ -94,8 +95,8 @@ def assign(scenario: Scenario, devices: Sequence[Any]) -> dict[PciAddress, PciAd
     needed = _groups(_devices(scenario))
     if len(needed) > len(available):
         raise LabError(
-            f"emulated host: it has {len(available)} SMMUs with test devices, the scenario uses "
-            f"{len(needed)}; use vmm-msi lab up --smmus {len(needed)}"
+            f"emulated host: it has {quantity(len(available), 'SMMU')} with test devices, the "
+            f"scenario uses {len(needed)}; use vmm-msi lab up --smmus {len(needed)}"
         )
     roles: dict[PciAddress, PciAddress] = {}
     for groups, free in zip(needed.values(), available.values(), strict=False):

@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from vmm_msi.errors import UsageError
+from vmm_msi.quantity import quantity
 from vmm_msi.types import Granule
 
 #: Devices behind one SMMU, at most, a pair counting once: each SMMU gets 16 bus numbers, one of
@@ -136,7 +137,7 @@ class Shape:
             (self.e1000es, "e1000e card"),
             (self.igbs, "igb card"),
         )
-        counts += [(count, what) for count, what in more if count]
-        parts = [f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts]
+        counts += [(count, noun) for count, noun in more if count]
+        parts = [quantity(count, noun) for count, noun in counts]
         guests = ["with guests"] if self.guests else []
         return ", ".join([*parts, f"{self.granule} pages", *guests])
