@@ -17,6 +17,7 @@ from vmm_msi.iommu.call_sequence import (
     NestedConfig,
     Stage1Shape,
 )
+from vmm_msi.iommu.fd_calls import FdCalls
 from vmm_msi.iommu.linux.event_queue import QueuedIommufd
 from vmm_msi.iommu.linux.guest_ram import Memory
 from vmm_msi.iommu.linux.kmsg import KernelLog
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 _STE_1_NOT_ALLOWED = 1 << 30
 
 
-class LinuxMachine:
+class LinuxMachine(FdCalls):
     """The machine that this process runs on: :class:`vmm_msi.iommu.call_sequence.Machine`.
 
     :param addresses: its test devices, in the order of their numbers.
@@ -86,14 +87,14 @@ class LinuxMachine:
 
     def close(self, fd: int) -> None:
         """Close a file descriptor of /dev/iommu."""
-        self._iommufd(fd).close()
+        self._fd(fd).close()
 
     def open(self) -> int:
         """Open /dev/iommu."""
         self._fds.append(QueuedIommufd())
         return len(self._fds) - 1
 
-    def _iommufd(self, fd: int) -> QueuedIommufd:
+    def _fd(self, fd: int) -> QueuedIommufd:
         if fd not in range(len(self._fds)) or self._fds[fd].fd < 0:
             raise BackendError(errno.EBADF, f"file descriptor {fd}: is not open")
         return self._fds[fd]
@@ -106,7 +107,7 @@ class LinuxMachine:
 
     def bind(self, fd: int, device: int) -> int:
         """Open the character device if it is not open, and bind it."""
-        iommufd, vfio = self._iommufd(fd), self._devices[device]
+        iommufd, vfio = self._fd(fd), self._devices[device]
         if not vfio.is_open:
             vfio.open()
         return vfio.bind(iommufd)
@@ -115,31 +116,11 @@ class LinuxMachine:
         """Close the character device."""
         self._open_device(device).close()
 
-    def ioas_alloc(self, fd: int) -> int:
-        """IOMMU_IOAS_ALLOC."""
-        return self._iommufd(fd).ioas_alloc()
-
     def ioas_map(self, fd: int, ioas: int, iova: int, size: int, page: int) -> None:
         """IOMMU_IOAS_MAP."""
         ram = self._ram.address
         address = ram if page == RAM_PAGE else self._witnesses.address(page - 1)
-        self._iommufd(fd).ioas_map(ioas, iova, size, address)
-
-    def ioas_unmap(self, fd: int, ioas: int, iova: int, size: int) -> int:
-        """IOMMU_IOAS_UNMAP."""
-        return self._iommufd(fd).ioas_unmap(ioas, iova, size)
-
-    def hwpt_alloc(self, fd: int, dev_id: int, ioas: int, *, nest_parent: bool) -> int:
-        """IOMMU_HWPT_ALLOC on an IOAS."""
-        return self._iommufd(fd).hwpt_alloc(dev_id, ioas, nest_parent=nest_parent)
-
-    def viommu_alloc(self, fd: int, dev_id: int, hwpt: int) -> int:
-        """IOMMU_VIOMMU_ALLOC, with a vEVENTQ."""
-        return self._iommufd(fd).viommu_alloc(dev_id, hwpt)
-
-    def vdevice_alloc(self, fd: int, viommu: int, dev_id: int, virt_id: int) -> int:
-        """IOMMU_VDEVICE_ALLOC."""
-        return self._iommufd(fd).vdevice_alloc(viommu, dev_id, virt_id)
+        self._fd(fd).ioas_map(ioas, iova, size, address)
 
     def hwpt_alloc_nested(
         self, fd: int, dev_id: int, viommu: int, config: NestedConfig, stage1: int
@@ -155,7 +136,7 @@ class LinuxMachine:
                 ste = (first, second | _STE_1_NOT_ALLOWED)
             case NestedConfig.TRANSLATE:
                 ste = (first, second)
-        return self._iommufd(fd).hwpt_alloc_nested(dev_id, viommu, ste)
+        return self._fd(fd).hwpt_alloc_nested(dev_id, viommu, ste)
 
     def attach(self, device: int, pt_id: int) -> None:
         """VFIO_DEVICE_ATTACH_IOMMUFD_PT."""
@@ -164,10 +145,6 @@ class LinuxMachine:
     def detach(self, device: int) -> None:
         """VFIO_DEVICE_DETACH_IOMMUFD_PT."""
         self._open_device(device).detach()
-
-    def destroy(self, fd: int, number: int) -> None:
-        """IOMMU_DESTROY; a vIOMMU's vEVENTQ, which refers to it, is destroyed first."""
-        self._iommufd(fd).destroy(number)
 
     def enable(self, device: int) -> int:
         """VFIO_DEVICE_SET_IRQS of MSI 0; return the address that the kernel programmed."""

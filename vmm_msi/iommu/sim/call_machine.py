@@ -22,6 +22,7 @@ from vmm_msi.iommu.call_sequence import (
     LandingKind,
     NestedConfig,
 )
+from vmm_msi.iommu.fd_calls import FdCalls
 from vmm_msi.iommu.sim.core import IommuCore
 from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.its import LpiSpace, SimIts
@@ -89,7 +90,7 @@ class _Device:
     enabled: Iova | None = None
 
 
-class SimMachine:
+class SimMachine(FdCalls):
     """A simulated host.
 
     :param output_bits: width of the SMMUs' output addresses (SMMU_IDR5.OAS).
@@ -179,31 +180,11 @@ class SimMachine:
             opened.bound = None
         opened.open = False
 
-    def ioas_alloc(self, fd: int) -> int:
-        """IOMMU_IOAS_ALLOC."""
-        return self._fd(fd).ioas_alloc()
-
     def ioas_map(self, fd: int, ioas: int, iova: int, size: int, page: int) -> None:
         """IOMMU_IOAS_MAP."""
         granule = self.host.granule
         output = RAM_PA if page == RAM_PAGE else WITNESS_PA + (page - 1) * granule
         self._fd(fd).ioas_map(ioas, iova, size, output)
-
-    def ioas_unmap(self, fd: int, ioas: int, iova: int, size: int) -> int:
-        """IOMMU_IOAS_UNMAP."""
-        return self._fd(fd).ioas_unmap(ioas, iova, size)
-
-    def hwpt_alloc(self, fd: int, dev_id: int, ioas: int, *, nest_parent: bool) -> int:
-        """IOMMU_HWPT_ALLOC on an IOAS."""
-        return self._fd(fd).hwpt_alloc(dev_id, ioas, nest_parent=nest_parent)
-
-    def viommu_alloc(self, fd: int, dev_id: int, hwpt: int) -> int:
-        """IOMMU_VIOMMU_ALLOC."""
-        return self._fd(fd).viommu_alloc(dev_id, hwpt)
-
-    def vdevice_alloc(self, fd: int, viommu: int, dev_id: int, virt_id: int) -> int:
-        """IOMMU_VDEVICE_ALLOC."""
-        return self._fd(fd).vdevice_alloc(viommu, dev_id, virt_id)
 
     def hwpt_alloc_nested(
         self, fd: int, dev_id: int, viommu: int, config: NestedConfig, stage1: int
@@ -232,10 +213,6 @@ class SimMachine:
         _device, bound = self._bound_device(device)
         bound.fd.detach(bound.dev_id)
         bound.attached = False
-
-    def destroy(self, fd: int, number: int) -> None:
-        """IOMMU_DESTROY."""
-        self._fd(fd).destroy(number)
 
     def enable(self, device: int) -> int:
         """VFIO_DEVICE_SET_IRQS with an eventfd: ``vfio_pci_set_msi_trigger``.
