@@ -20,6 +20,12 @@ from vmm_msi.plugins import (
     smmu_of,
 )
 
+#: A doorbell map and a write of the MSI address.
+NEEDS = Needs(
+    interface=Capability.KERNEL_DOORBELL_MAP,
+    capabilities=frozenset({Capability.DOORBELL_MAP, Capability.MSI_ADDRESS_WRITE}),
+)
+
 
 class Direct(Strategy):
     """The strategy."""
@@ -33,10 +39,7 @@ class Direct(Strategy):
 
     def needs(self, _options: Options) -> Needs:
         """Require a doorbell map and a write of the MSI address."""
-        return Needs(
-            interface=Capability.KERNEL_DOORBELL_MAP,
-            capabilities=frozenset({Capability.DOORBELL_MAP, Capability.MSI_ADDRESS_WRITE}),
-        )
+        return NEEDS
 
     def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
         """Attach to the one stage 2 of the device's SMMU."""

@@ -17,6 +17,14 @@ from vmm_msi.plugins import (
     Strategy,
 )
 
+#: The kernel's slots, and a guest that honours RMR nodes.
+NEEDS = Needs(
+    interface=Capability.SW_MSI_SLOTS,
+    capabilities=frozenset({Capability.SW_MSI_SLOTS}),
+    rmr=True,
+    qemu=True,
+)
+
 
 class Identity(Strategy):
     """The strategy."""
@@ -33,12 +41,7 @@ class Identity(Strategy):
 
     def needs(self, _options: Options) -> Needs:
         """Require the kernel's slots, and a guest that honours RMR nodes."""
-        return Needs(
-            interface=Capability.SW_MSI_SLOTS,
-            capabilities=frozenset({Capability.SW_MSI_SLOTS}),
-            rmr=True,
-            qemu=True,
-        )
+        return NEEDS
 
     def vmm_msi_attach_domain(self, session: Session) -> None:
         """Advertise the window to the guest."""

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Literal
 
 from vmm_msi.plugins import (
     SW_MSI_WINDOW,
-    Capability,
     DoorbellMaps,
     GuestPlan,
     Iova,
@@ -33,7 +32,7 @@ from vmm_msi.plugins import (
     guest_doorbell,
     smmu_of,
 )
-from vmm_msi_plugins.identity import check_window
+from vmm_msi_plugins import direct, identity
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -64,17 +63,7 @@ class MultiIts(Strategy):
 
     def needs(self, options: MultiItsOptions) -> Needs:
         """Require what identity does in mode ``vsmmu``, else what direct does."""
-        if options.mode == "vsmmu":
-            return Needs(
-                interface=Capability.SW_MSI_SLOTS,
-                capabilities=frozenset({Capability.SW_MSI_SLOTS}),
-                rmr=True,
-                qemu=True,
-            )
-        return Needs(
-            interface=Capability.KERNEL_DOORBELL_MAP,
-            capabilities=frozenset({Capability.DOORBELL_MAP, Capability.MSI_ADDRESS_WRITE}),
-        )
+        return identity.NEEDS if options.mode == "vsmmu" else direct.NEEDS
 
     def vmm_msi_plan_domain(self, session: Session) -> GuestPlan | None:
         """Give each (SMMU, ITS) a virtual SMMU of its own in mode ``vsmmu``."""
@@ -116,7 +105,7 @@ class MultiIts(Strategy):
         """
         by_identity = _mode(session) == "vsmmu"
         if by_identity:
-            check_window(session, device)
+            identity.check_window(session, device)
         session.state(_Groups).check(session, device)
         smmu, its = smmu_of(session, device), session.its_of(device)
         key: Hashable = smmu if _mode(session) == "vits" else (smmu, its)
