@@ -490,6 +490,11 @@ def test_index_links_every_page():
         assert page.name == "index.md" or f"({page.name})" in text
 
 
+def test_every_page_links_the_glossary():
+    for page in DOCS.glob("*.md"):
+        assert page.name == "glossary.md" or "(glossary.md)" in page.read_text(), page.name
+
+
 def test_pages_that_modules_name_exist():
     for module in (ROOT / "vmm_msi").rglob("*.py"):
         for name in re.findall(r"\bdocs/[\w-]+\.md", module.read_text()):
