@@ -14,6 +14,7 @@ from recording.hand_made import NVME, recorded, recording
 from vmm_msi.config import Choice
 from vmm_msi.engine.compare import compare
 from vmm_msi.errors import UsageError
+from vmm_msi.host.scenario import parse_scenario
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.recording import (
@@ -255,6 +256,48 @@ def test_json(plugins):
         "outcome": "delivered",
         "reason": "",
     }
+
+
+DEVICE = """
+[[host.device]]
+address = "{address}"
+smmu = 0
+its_group = [{its}]
+iommu_group = {group}
+
+[[guest.device]]
+host = "{address}"
+stage1 = "{stage1}"
+vits = 0
+giova = 0xfffff000
+"""
+
+
+def test_a_refused_device_of_a_group_stays_behind_the_attached_one(plugins):
+    """Device 3 is refused for its group's stage 1; the order of slots has device 4 before 2."""
+    text = """
+[host]
+granule = "4K"
+smmu = [{id = 0}]
+its = [{id = 0, base = 0x200000000}, {id = 1, base = 0x200040000}]
+
+[guest]
+honours_rmr = true
+vits = [{id = 0, base = 0x08080000}]
+stage1 = [{id = "shared", granule = "4K"}, {id = "own", granule = "4K"}]
+"""
+    for number, (its, group, stage1) in enumerate(
+        [(1, 1, "shared"), (0, 4, "own"), (0, 4, "shared"), (1, 1, "shared")], 1
+    ):
+        address = f"0000:0{number}:00.0"
+        text += DEVICE.format(address=address, its=its, group=group, stage1=stage1)
+    scenario = parse_scenario(text, "groups.toml")
+    choice = Choice.parse("identity")
+    (result,) = compare(plugins, scenario, [choice], "first-in-group")
+    outcomes = [verdict.outcome for verdict in result.verdicts]
+    assert outcomes == [Outcome.DELIVERED, Outcome.DELIVERED, Outcome.REFUSED, Outcome.DELIVERED]
+    verdicts = {verdict.device: verdict for verdict in result.verdicts}
+    assert replayed(plugins, simulated_recording(scenario, choice, verdicts), choice).agrees
 
 
 @settings(deadline=None, max_examples=60)

@@ -118,7 +118,9 @@ def _has_addresses(recording: Recording) -> bool:
 def _in_order(recording: Recording) -> GuestDomain:
     """Return the guest with its devices in the order in which they got slots.
 
-    A device without a slot keeps its place, because its order is unknown. Slots show the order
+    A device whose addresses were not read keeps its place, because its order is unknown. If others
+    move, a device that had no MSI enabled is last: it got no slot, and if it was refused because of
+    another device of its IOMMU group, it must not come before that one here. Slots show the order
     within one MSI window only; Linux has one for all devices.
     """
     if len({device.sw_msi_window for device in recording.host.devices}) > 1:
@@ -132,12 +134,15 @@ def _in_order(recording: Recording) -> GuestDomain:
         if slots:
             first[device.address] = min(slots)
     guest = recording.guest
-    ordered = sorted(
-        (device for device in guest.devices if device.host in first),
-        key=lambda device: first[device.host],
-    )
+    placed = [device for device in guest.devices if device.host in first]
+    ordered = sorted(placed, key=lambda device: first[device.host])
+    if ordered == placed:
+        return guest
+    idle = {device.address for device in recording.devices if not device.vectors}
     following = iter(ordered)
-    devices = [next(following) if device.host in first else device for device in guest.devices]
+    active = (device for device in guest.devices if device.host not in idle)
+    devices = [next(following) if device.host in first else device for device in active]
+    devices += (device for device in guest.devices if device.host in idle)
     return replace(guest, devices=tuple(devices))
 
 
