@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision import (
         AttachRequest,
-        BinderKind,
         Change,
         DetachRequest,
         Scope,
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
         plan_detach,
         status,
     )
-    from vmm_msi.types import HostTopology, PciAddress, Verdict
+    from vmm_msi.types import BinderKind, HostTopology, PciAddress, Verdict
 
 __version__ = "0.1.0"
 
@@ -78,7 +77,6 @@ _MODULES = {
     "plugins.manager": ("PluginManager",),
     "provision": (
         "AttachRequest",
-        "BinderKind",
         "Change",
         "DetachRequest",
         "Scope",
@@ -92,7 +90,7 @@ _MODULES = {
         "plan_detach",
         "status",
     ),
-    "types": ("HostTopology", "PciAddress", "Verdict"),
+    "types": ("BinderKind", "HostTopology", "PciAddress", "Verdict"),
 }
 
 

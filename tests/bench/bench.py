@@ -34,7 +34,6 @@ from vmm_msi.libvirt_driver import connect
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import (
     AttachRequest,
-    BinderKind,
     DetachRequest,
     attach,
     detach,
@@ -44,6 +43,7 @@ from vmm_msi.qemuhook import script
 from vmm_msi.report import compare_json
 from vmm_msi.report.columns import columns
 from vmm_msi.types import (
+    BinderKind,
     DeviceId,
     Granule,
     GuestPlan,

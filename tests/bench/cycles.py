@@ -24,9 +24,9 @@ from vmm_msi.config import Choice, Config
 from vmm_msi.host import sources
 from vmm_msi.libvirt_driver import Connection, connect
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest
+from vmm_msi.provision import AttachRequest, DetachRequest
 from vmm_msi.report.columns import columns
-from vmm_msi.types import PciAddress
+from vmm_msi.types import BinderKind, PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Callable

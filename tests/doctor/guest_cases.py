@@ -10,9 +10,11 @@ from vmm_msi.config import Choice, Config
 from vmm_msi.doctor import rules
 from vmm_msi.doctor.case import Guest
 from vmm_msi.domxml.libvirt_domain import DomainXml
+from vmm_msi.domxml.support import newest
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.provision import AttachRequest, BinderKind, definition_file
+from vmm_msi.provision import AttachRequest, definition_file
+from vmm_msi.types import BinderKind
 
 PLUGINS = PluginManager.load()
 GUEST = "guest0"
@@ -32,9 +34,7 @@ def rendered(*devices, strategy=None, kind="kvm", host=HOST, memory=4096 * MIB, 
     binder = BinderKind.QEMU if kind == "kvm" else BinderKind.SIM
     attach = AttachRequest(GUEST, devices or (A, B), choice, **{"binder": binder, **request})
     start = DomainXml.parse(str(nested_guest(GUEST, memory=memory, kind=kind)), f"{GUEST}.xml")
-    return definition_file.plan_attach(
-        start, definition_file.newest(), PLUGINS, Config(), host, attach
-    ).new
+    return definition_file.plan_attach(start, newest(), PLUGINS, Config(), host, attach).new
 
 
 def changed(xml, *pairs):

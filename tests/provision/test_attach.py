@@ -31,8 +31,8 @@ from vmm_msi.errors import (
     UsageError,
 )
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.provision import BinderKind, apply_change
-from vmm_msi.types import Outcome, PciAddress
+from vmm_msi.provision import apply_change
+from vmm_msi.types import BinderKind, Outcome, PciAddress
 
 
 def names(devices):

@@ -29,7 +29,8 @@ from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.plugins import Observer
 from vmm_msi.plugins.manager import PluginManager
-from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest, Scope, host_lock
+from vmm_msi.provision import AttachRequest, DetachRequest, Scope, host_lock
+from vmm_msi.types import BinderKind
 
 GUEST = "faulty"
 LOST = "lost"

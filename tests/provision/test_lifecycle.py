@@ -15,8 +15,8 @@ from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import Support, Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import DomainXmlError, RefusedError, UsageError
-from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest, LibvirtFacts, Scope, planner
-from vmm_msi.types import PciAddress, PciFunction
+from vmm_msi.provision import AttachRequest, DetachRequest, LibvirtFacts, Scope, planner
+from vmm_msi.types import BinderKind, PciAddress, PciFunction
 from vmm_msi.types.pci_function import VfioEvidence
 
 NEWEST = Support(Version(12, 8), Version(11, 1))

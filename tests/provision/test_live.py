@@ -21,7 +21,7 @@ from vmm_msi.domxml.template import nested_guest
 from vmm_msi.errors import HypervisorError, RefusedError, UndoError
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.provision import AttachRequest, DetachRequest, Scope
-from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.types import BinderKind, GuestPlan, PciAddress, VsmmuPlan
 
 pytestmark = pytest.mark.lab_root
 
@@ -43,7 +43,7 @@ def guest(lab_daemon):
 
 
 def attach(connection, *devices, **request):
-    attach_request = AttachRequest(GUEST, devices, binder=provision.BinderKind.SIM, **request)
+    attach_request = AttachRequest(GUEST, devices, binder=BinderKind.SIM, **request)
     return provision.attach(connection, PLUGINS, Config(), HOST, attach_request)
 
 
@@ -111,7 +111,7 @@ def test_the_definition_is_restored_if_the_guest_keeps_a_device(guest):
 def test_the_error_names_a_device_that_stays(guest):
     """The second device is refused, and this driver cannot unplug the first one."""
     before, _running = state(guest)
-    request = AttachRequest(GUEST, (B, A2), binder=provision.BinderKind.SIM, scope=Scope.BOTH)
+    request = AttachRequest(GUEST, (B, A2), binder=BinderKind.SIM, scope=Scope.BOTH)
     change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
     first, (device, _xml) = change.live.devices
     broken = replace(change.live, devices=(first, (device, "<hostdev/>")))
@@ -129,7 +129,7 @@ def test_the_error_names_a_device_that_stays(guest):
 
 
 def test_an_outdated_plan(guest):
-    request = AttachRequest(GUEST, (B,), binder=provision.BinderKind.SIM, scope=Scope.BOTH)
+    request = AttachRequest(GUEST, (B,), binder=BinderKind.SIM, scope=Scope.BOTH)
     change = provision.plan_attach(guest, PLUGINS, Config(), HOST, request)
     attach(guest, A2, scope=Scope.LIVE)
     before = state(guest)

@@ -15,8 +15,8 @@ from vmm_msi import provision
 from vmm_msi.config import Config
 from vmm_msi.errors import RefusedError
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.provision import AttachRequest, BinderKind, DetachRequest
-from vmm_msi.types import PciAddress
+from vmm_msi.provision import AttachRequest, DetachRequest
+from vmm_msi.types import BinderKind, PciAddress
 
 GUESTS = ("together0", "together1", "together2")
 DEVICES = tuple(PciAddress(segment, 1, 0, 0) for segment in range(6))

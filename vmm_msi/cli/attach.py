@@ -25,7 +25,7 @@ from vmm_msi.cli.domain_options import (
 )
 from vmm_msi.config import Choice
 from vmm_msi.errors import UsageError
-from vmm_msi.types import PciAddress
+from vmm_msi.types import BinderKind, PciAddress
 
 if TYPE_CHECKING:
     import argparse
@@ -108,7 +108,7 @@ def request_of(
     :raise InputError: for a device that is not a PCI address.
     :raise UsageError: for a property of a vSMMU that is not KEY=VALUE.
     """
-    from vmm_msi.provision import AttachRequest, BinderKind, Scope
+    from vmm_msi.provision import AttachRequest, Scope
 
     return AttachRequest(
         domain=domain,

@@ -70,10 +70,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read domain XML, edit it and print it, without libvirt."""
-    from vmm_msi.provision import definition_file
+    from vmm_msi.domxml.document import read_domain
 
     support = _support(args)
-    definition = definition_file.read(_standard_input(), "standard input")
+    definition = read_domain(_standard_input(), "standard input")
     change = _removing(args, definition) if args.remove else _attaching(args, definition, support)
     if args.dry_run:
         from vmm_msi.cli.domain_options import print_record
@@ -115,10 +115,9 @@ def _removing(args: argparse.Namespace, definition: DomainXml) -> Change:
 
 
 def _support(args: argparse.Namespace) -> Support:
-    from vmm_msi.domxml.support import Support
-    from vmm_msi.provision import definition_file
+    from vmm_msi.domxml.support import Support, newest
 
-    known = definition_file.newest()
+    known = newest()
     return Support(
         known.libvirt if args.libvirt is None else _release("--libvirt", args.libvirt),
         known.qemu if args.qemu is None else _release("--qemu", args.qemu),

@@ -123,8 +123,8 @@ def _guest(domain: str, connection: Connection | None) -> Guest:
 
 
 def _read_xml(path: Path) -> DomainXml:
+    from vmm_msi.domxml.document import read_domain
     from vmm_msi.domxml.parse import MAX_BYTES
-    from vmm_msi.provision import definition_file
 
     try:
         with path.open("rb") as file:
@@ -134,7 +134,7 @@ def _read_xml(path: Path) -> DomainXml:
         raise DomainXmlError(
             f"reading {str(path)!r}: {reason}; use a file with a libvirt domain XML"
         ) from error
-    return definition_file.read(data, str(path))
+    return read_domain(data, str(path))
 
 
 def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:
@@ -150,7 +150,7 @@ def _with_nodes(
 
     The host's own sources take precedence.
     """
-    from vmm_msi.provision.libvirt_facts import known_nodes
+    from vmm_msi.libvirt_driver.node_devices import known_nodes
 
     functions: dict[PciAddress, PciFunction] = {}
     seen: set[PciAddress] = set()

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
+from vmm_msi.domxml.holdings import holdings
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 from vmm_msi.host.pci.vfio_drivers import EVIDENCE_TEXT, vfio_evidence
-from vmm_msi.provision.checks import holdings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

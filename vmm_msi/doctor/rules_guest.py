@@ -12,7 +12,7 @@ from vmm_msi.domxml.guest_memory import HEADROOM, guest_ram, locking
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.unread import unread
-from vmm_msi.provision.checks import fatal_checks
+from vmm_msi.engine.binders import fatal_checks
 from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:

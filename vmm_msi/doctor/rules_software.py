@@ -9,8 +9,14 @@ from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
 from vmm_msi.domxml.reserve import QEMU
-from vmm_msi.domxml.support import DRIVER_VALUES, REQUIREMENTS, Feature, GuestKind, Support
-from vmm_msi.provision.definition_file import newest
+from vmm_msi.domxml.support import (
+    DRIVER_VALUES,
+    REQUIREMENTS,
+    Feature,
+    GuestKind,
+    Support,
+    newest,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping

@@ -9,11 +9,10 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
 from vmm_msi.doctor.rule_helpers import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
+from vmm_msi.engine.binders import QEMU_CANNOT_APPLY
 from vmm_msi.engine.survey import delivering, on_qemu
 from vmm_msi.errors import RefusedError, errno_name
-from vmm_msi.provision.checks import QEMU_CANNOT_APPLY
-from vmm_msi.provision.request import BinderKind
-from vmm_msi.types import SW_MSI_WINDOW, Outcome
+from vmm_msi.types import SW_MSI_WINDOW, BinderKind, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

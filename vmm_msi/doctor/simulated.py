@@ -13,8 +13,7 @@ from vmm_msi.engine import setup
 from vmm_msi.engine.setup import guest_with, needs_of, recorded_choices, with_reported_devices
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import resolve
-from vmm_msi.provision.request import BinderKind
-from vmm_msi.types import Scenario
+from vmm_msi.types import BinderKind, Scenario
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

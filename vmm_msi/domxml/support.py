@@ -254,6 +254,12 @@ class Support:
         return None
 
 
+def newest() -> Support:
+    """Return the first releases of libvirt and QEMU that have every feature of the table."""
+    libvirt = max(needs.libvirt for needs in REQUIREMENTS.values())
+    return Support(libvirt, max(needs.qemu for needs in REQUIREMENTS.values() if needs.qemu))
+
+
 @dataclass(frozen=True, slots=True)
 class Versions:
     """The driver and the releases of a connection.

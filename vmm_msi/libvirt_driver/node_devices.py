@@ -5,13 +5,17 @@ https://libvirt.org/html/libvirt-libvirt-nodedev.html
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from vmm_msi.errors import NoHostDeviceError
 from vmm_msi.host.join import host_of_functions
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmm_msi.libvirt_driver.connection import Connection
-    from vmm_msi.types import HostTopology
+    from vmm_msi.types import HostTopology, PciAddress, PciFunction
 
 
 def host_of(connection: Connection) -> HostTopology:
@@ -27,3 +31,14 @@ def host_of(connection: Connection) -> HostTopology:
     return host_of_functions(
         connection.uri, connection.pci_functions(), connection.page_size(), (missing,)
     )
+
+
+def known_nodes(
+    connection: Connection, devices: Iterable[PciAddress]
+) -> dict[PciAddress, PciFunction]:
+    """Return the host devices as libvirt describes them; devices unknown to it are left out."""
+    nodes = {}
+    for device in dict.fromkeys(devices):
+        with suppress(NoHostDeviceError):
+            nodes[device] = connection.node_device(device)
+    return nodes

@@ -4,7 +4,7 @@
 anything, ``checks`` has what is refused, ``apply`` applies a plan or leaves everything as it was,
 and ``host_lock`` keeps other processes of vmm-msi from changing guests meanwhile.
 ``definition_file`` plans for XML that is not defined yet, ``fd_passing`` passes an open /dev/iommu
-to a guest. :class:`BinderKind` is the software that binds the doorbells.
+to a guest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from vmm_msi.provision.fd_passing import open_iommufd, pass_iommufd
 from vmm_msi.provision.libvirt_facts import LibvirtFacts, read_facts
 from vmm_msi.provision.request import (
     AttachRequest,
-    BinderKind,
     Change,
     DetachRequest,
     LiveChange,
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AttachRequest",
-    "BinderKind",
     "Change",
     "DetachRequest",
     "LibvirtFacts",

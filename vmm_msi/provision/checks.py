@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import prerequisites
+from vmm_msi.domxml.holdings import holdings
 from vmm_msi.domxml.metadata import DomainRecord, record_in
 from vmm_msi.domxml.nodedev import node_name
-from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
+from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, fatal_checks
 from vmm_msi.engine.survey import on_qemu
 from vmm_msi.errors import RefusedError, UsageError
 from vmm_msi.host.pci.vfio_drivers import vfio_evidence
-from vmm_msi.provision.request import BinderKind, Scope
+from vmm_msi.provision.request import Scope
 from vmm_msi.quantity import quantity
-from vmm_msi.types import Outcome
+from vmm_msi.types import BinderKind, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Mapping
 
     from vmm_msi.config import Choice
     from vmm_msi.domxml.guest_state import GuestState
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest
-    from vmm_msi.types import GuestPlan, HostTopology, PciAddress, PciFunction, Verdict
+    from vmm_msi.types import GuestPlan, HostTopology, PciAddress, Verdict
 
 
 #: Limit in MiB of a window: the size of the guest's high PCI memory (QEMU hw/arm/virt.c
@@ -134,57 +135,6 @@ def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
         raise RefusedError(f"attaching {holding.device} to {name}: {holding}")
 
 
-class Holding(NamedTuple):
-    """A device that another guest has, or whose physical or virtual function it has.
-
-    :param function: the function that the guest has: the device, its physical function or one of
-        its virtual functions.
-    :param kind: ``physical`` or ``virtual``; empty if ``function`` is the device itself.
-    """
-
-    device: PciAddress
-    holder: str
-    function: PciAddress
-    kind: str = ""
-
-    def __str__(self) -> str:
-        if not self.kind:
-            return f"domain {self.holder} already has a <hostdev> for it; remove that first"
-        return (
-            f"domain {self.holder} has its {self.kind} function {self.function}, and only one of "
-            "them can be used; remove that first"
-        )
-
-
-def holdings(
-    name: str,
-    devices: Iterable[PciAddress],
-    holders: Iterable[tuple[PciAddress, str]],
-    nodes: Mapping[PciAddress, PciFunction],
-) -> Iterator[Holding]:
-    """Yield devices that guests other than ``name`` have, and functions of them that any guest has.
-
-    :param holders: assigned devices, each with the guest that has it, in its definition or as it
-        runs.
-    :param nodes: the devices as libvirt describes them.
-    """
-    holder_of: dict[PciAddress, str] = {}
-    for device, holder in holders:
-        if holder != name or device not in holder_of:
-            holder_of[device] = holder
-    for device in devices:
-        holder = holder_of.get(device, name)
-        if holder != name:
-            yield Holding(device, holder, device)
-        node = nodes.get(device)
-        if node is None:
-            continue
-        for other in (node.physical_function, *node.virtual_functions):
-            if other is not None and other in holder_of:
-                kind = "physical" if other == node.physical_function else "virtual"
-                yield Holding(device, holder_of[other], other, kind)
-
-
 def check_binder(
     plugins: PluginManager, binder: BinderKind, driver: str | None, needs: Mapping[Choice, Needs]
 ) -> None:
@@ -204,26 +154,12 @@ def check_binder(
             )
 
 
-#: The reason why a strategy does not work on QEMU.
-QEMU_CANNOT_APPLY = "QEMU and the kernel bind doorbells by identity and cannot apply it"
-
-
 def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> None:
     """Refuse a guest that cannot have nested vSMMUs, or not with these strategies."""
     fatal = fatal_checks(binder, needs)
     problems = [problem for problem in prerequisites.problems(old) if problem.check in fatal]
     if problems:
         raise RefusedError(f"guest {old.name}: {'; '.join(map(str, problems))}")
-
-
-def fatal_checks(binder: BinderKind, needs: Iterable[Needs]) -> set[Check]:
-    """Return the checks that a guest must pass for strategies with these needs."""
-    fatal = {Check.ARCH, Check.MACHINE, Check.GIC}
-    if any(need.rmr for need in needs):
-        fatal |= {Check.ACPI, Check.FIRMWARE}
-    if binder is BinderKind.QEMU:
-        fatal.add(Check.KVM)
-    return fatal
 
 
 def check_devices(

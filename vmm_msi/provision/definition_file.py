@@ -7,15 +7,11 @@ sees them, nor of other guests.
 from __future__ import annotations
 
 import copy
-import re
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import elements
 from vmm_msi.domxml.guest_state import GuestState
-from vmm_msi.domxml.libvirt_domain import DomainXml
-from vmm_msi.domxml.support import REQUIREMENTS, Support
-from vmm_msi.errors import DomainXmlError
 from vmm_msi.provision import planner
 from vmm_msi.provision.libvirt_facts import LibvirtFacts
 
@@ -25,37 +21,11 @@ if TYPE_CHECKING:
     from lxml.etree import _Element as Element
 
     from vmm_msi.config import Config
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.support import Support
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.request import AttachRequest, Change
     from vmm_msi.types import HostTopology, PciAddress
-
-# The end of one document and the start of another.
-_NEXT = re.compile(rb"</domain\s*>\s*(?:<\?xml[^>]*>\s*)?<domain[\s>]")
-
-
-def newest() -> Support:
-    """Return the first releases of libvirt and QEMU that have every feature of the table."""
-    libvirt = max(needs.libvirt for needs in REQUIREMENTS.values())
-    return Support(libvirt, max(needs.qemu for needs in REQUIREMENTS.values() if needs.qemu))
-
-
-def read(data: bytes, source: str) -> DomainXml:
-    """Read one domain XML document.
-
-    :raise DomainXmlError: see :func:`vmm_msi.domxml.parse.parse`; also for the two documents that
-        ``virt-install --print-xml`` prints for a guest with an installation.
-    """
-    try:
-        return DomainXml.parse(data, source)
-    except DomainXmlError:
-        number = len(_NEXT.findall(data)) + 1
-        if number < 2:
-            raise
-        raise DomainXmlError(
-            f"reading domain XML from {source}: it has {number} domains; use one: virt-install "
-            "--print-xml 2 prints the guest after the installation, 1 the guest during it, and "
-            "--import skips the installation"
-        ) from None
 
 
 def plan_attach(

@@ -6,17 +6,15 @@ file is edited in the same way.
 
 from __future__ import annotations
 
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.domcaps import DomainCaps
 from vmm_msi.domxml.metadata import record_in
-from vmm_msi.errors import NoHostDeviceError
-from vmm_msi.provision.request import BinderKind
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.support import Support
@@ -48,6 +46,9 @@ def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
 
     :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
+    # Late, so that planning an edit of a file needs no libvirt.
+    from vmm_msi.libvirt_driver.node_devices import known_nodes
+
     versions = connection.versions()
     guest = connection.state(request.domain)
     qemu = request.binder_on(versions.driver) is BinderKind.QEMU and versions.driver == "QEMU"
@@ -62,14 +63,3 @@ def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
         holders=connection.assigned(),
         nodes=known_nodes(connection, devices),
     )
-
-
-def known_nodes(
-    connection: Connection, devices: Iterable[PciAddress]
-) -> dict[PciAddress, PciFunction]:
-    """Return the host devices as libvirt describes them; devices unknown to it are left out."""
-    nodes = {}
-    for device in dict.fromkeys(devices):
-        with suppress(NoHostDeviceError):
-            nodes[device] = connection.node_device(device)
-    return nodes

@@ -26,8 +26,9 @@ from vmm_msi.engine.setup import (
 from vmm_msi.errors import UsageError
 from vmm_msi.plugins.hookspecs import Action, Event
 from vmm_msi.provision import checks
-from vmm_msi.provision.request import BinderKind, Change, LiveChange
+from vmm_msi.provision.request import Change, LiveChange
 from vmm_msi.quantity import quantity
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterable, Iterator, Mapping

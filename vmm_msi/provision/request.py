@@ -7,6 +7,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import DomainRecord, record_in
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,15 +22,6 @@ if TYPE_CHECKING:
 RELEASE_S = 10.0
 #: MiB of prefetchable memory for each port: enough for the BARs of network and NVMe controllers.
 SPARE_MEMORY_MIB = 64
-
-
-class BinderKind(StrEnum):
-    """Software that binds the doorbells of a running guest."""
-
-    #: QEMU and the kernel, by identity.
-    QEMU = "qemu"
-    #: The simulator: the XML is real, the binding is not.
-    SIM = "sim"
 
 
 class Scope(StrEnum):

@@ -18,6 +18,7 @@ from vmm_msi.types.address import (
     ReservedRegion,
     StreamId,
 )
+from vmm_msi.types.binder import BinderKind
 from vmm_msi.types.guest import (
     BindOrder,
     GuestDevice,
@@ -47,6 +48,7 @@ __all__ = [
     "SW_MSI_WINDOW",
     "Address",
     "BindOrder",
+    "BinderKind",
     "Costs",
     "DeviceId",
     "Granule",

@@ -11,7 +11,7 @@ from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.engine.setup import recorded_choices, simulated_session, with_reported_devices
 from vmm_msi.errors import VmmMsiError
-from vmm_msi.provision.libvirt_facts import known_nodes
+from vmm_msi.libvirt_driver.node_devices import known_nodes
 from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
