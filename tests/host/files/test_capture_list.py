@@ -15,7 +15,7 @@ PAGE = (Path(__file__).resolve().parents[3] / "docs" / "capture.md").read_text()
 MIB = 1 << 20
 
 
-@pytest.mark.parametrize("word", [*redact.ARGUMENTS, *MODULES])
+@pytest.mark.parametrize("word", [*sorted(redact.ARGUMENTS), *MODULES])
 def test_arguments_and_modules_are_on_the_page(word):
     assert f"`{word}`" in PAGE
 

@@ -30,6 +30,9 @@ from vmm_msi.host.firmware.device_tree import parse_devicetree
         ('pci="a b" iommu=off', None),
         ('x="open pci=no', ""),
         ("pci=yes -- pci=no", "pci=yes"),
+        ("vfio_pci.disable_idle_d3 iommu.strict=0 kvm_arm.mode=protected", None),
+        ("pci_owner=me iommu.owner=me vfio-token=t kvm.key=k acpi_osi=me efi.key=k", ""),
+        ("arm-smmu-owner=me hugepages.key=1 pciback.hide=(01:00.0) irqchip=me", ""),
     ],
 )
 def test_known_kernel_arguments_are_kept(line, kept):

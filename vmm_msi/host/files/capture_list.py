@@ -148,7 +148,7 @@ CAPTURED_PATHS: tuple[CapturedPath, ...] = (
         "/proc/cmdline",
         "boot options of IOMMU, PCI and VFIO",
         reduce=redact.command_line,
-        kept="arguments for ACPI, SMMUs, PCI, VFIO, KVM and huge pages",
+        kept="known arguments for ACPI, SMMUs, PCI, VFIO, KVM and huge pages",
     ),
     CapturedPath(
         "/proc/meminfo",

@@ -18,19 +18,50 @@ if TYPE_CHECKING:
 #: Limit of a kernel configuration in bytes; Debian's has 300 KiB.
 MAX_CONFIG = 4 << 20
 
-#: The beginnings of the kernel arguments that are kept.
-ARGUMENTS = (
-    "acpi",
-    "arm-smmu",
-    "arm_smmu",
-    "default_hugepagesz",
-    "efi=",
-    "hugepage",
-    "iommu",
-    "irqchip",
-    "kvm",
-    "pci",
-    "vfio",
+#: The kernel arguments that are kept: Linux ``Documentation/admin-guide/kernel-parameters.txt`` and
+#: the parameters of the drivers' modules. ``-`` and ``_`` are the same in a name
+#: (``kernel/params.c`` parameq).
+ARGUMENTS = frozenset(
+    {
+        "acpi",
+        "arm_smmu.disable_bypass",
+        "arm_smmu.force_stage",
+        "arm_smmu_v3.disable_bypass",
+        "arm_smmu_v3.disable_msipolling",
+        "default_hugepagesz",
+        "efi",
+        "hugepages",
+        "hugepagesz",
+        "iommu",
+        "iommu.forcedac",
+        "iommu.passthrough",
+        "iommu.strict",
+        "irqchip.gicv2_force_probe",
+        "irqchip.gicv3_nolpi",
+        "irqchip.gicv3_pseudo_nmi",
+        "kvm_arm.mode",
+        "kvm_arm.vgic_v3_common_trap",
+        "kvm_arm.vgic_v3_group0_trap",
+        "kvm_arm.vgic_v3_group1_trap",
+        "kvm_arm.vgic_v4_enable",
+        "kvm_arm.wfe_trap_policy",
+        "kvm_arm.wfi_trap_policy",
+        "pci",
+        "pci_stub.ids",
+        "pcie_acs_override",
+        "pcie_aspm",
+        "pcie_port_pm",
+        "pcie_ports",
+        "vfio.enable_unsafe_noiommu_mode",
+        "vfio_iommu_type1.allow_unsafe_interrupts",
+        "vfio_iommu_type1.disable_hugepages",
+        "vfio_iommu_type1.dma_entry_limit",
+        "vfio_pci.disable_denylist",
+        "vfio_pci.disable_idle_d3",
+        "vfio_pci.enable_sriov",
+        "vfio_pci.ids",
+        "vfio_pci.nointxmask",
+    }
 )
 
 #: Properties of a device tree that keep their values.
@@ -52,7 +83,7 @@ _LOCKED = re.compile(rb"^(?:Limit |Max locked memory ).*$", re.MULTILINE)
 
 
 def command_line(data: bytes) -> bytes:
-    """Return the kernel arguments that begin as :data:`ARGUMENTS` do.
+    """Return the kernel arguments named in :data:`ARGUMENTS`.
 
     A value may have blanks in quotes (Linux ``lib/cmdline.c`` next_arg); arguments after ``--`` are
     for init.
@@ -61,7 +92,7 @@ def command_line(data: bytes) -> bytes:
     for argument in _ARGUMENT.findall(data.decode("utf-8", "replace")):
         if argument == "--":
             break
-        if argument.startswith(ARGUMENTS):
+        if argument.partition("=")[0].replace("-", "_") in ARGUMENTS:
             kept.append(argument)
     return (" ".join(kept) + "\n").encode()
 
