@@ -335,7 +335,7 @@ def missing_xml(place):
 # The command line.
 
 
-@case(2, "lists ranges of addresses, not devices; name the guest's devices with --guest GUEST.xml")
+@case(2, "lists ranges of addresses, not devices; name the guest's devices with --device ADDRESS")
 def a_host_without_devices(place):
     return ["compare", "--host", BOARD]
 
@@ -343,6 +343,11 @@ def a_host_without_devices(place):
 @case(2, "--guest needs --host: a scenario has its own guest")
 def a_guest_with_a_scenario(place):
     return ["compare", "--scenario", TWO_ITS, "--guest", GUEST]
+
+
+@case(2, "--device needs --host: a scenario has its own devices")
+def a_device_with_a_scenario(place):
+    return ["compare", "--scenario", TWO_ITS, "--device", "0000:01:00.0"]
 
 
 @case(2, "strategy 'direct:': not of the form NAME[:key=value,…]")

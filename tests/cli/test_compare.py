@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
+from host.files.arm_host import arm_host
+from host.firmware.acpi_builder import iort, its_group, root_complex, smmu_v3
 from scenarios import A, B, pair
 
 from vmm_msi import samples
@@ -13,6 +16,7 @@ from vmm_msi.types import Outcome
 TWO_ITS = samples.path("two-its.toml")
 BOARD = samples.path("eight-its-server.dtb")
 GUEST = samples.path("three-devices.xml")
+CAPTURE = Path(__file__).parents[1] / "captures/two-smmus.tar.zst"
 
 DOCUMENT = {"schema", "results"}
 RESULT = {"strategy", "options", "verdicts", "costs"}
@@ -138,6 +142,53 @@ def test_a_host_in_toml_needs_no_guest(compare, name, count):
     (result,) = document["results"]
     assert len({verdict["device"] for verdict in result["verdicts"]}) == count
     assert {verdict["outcome"] for verdict in result["verdicts"]} == {"delivered"}
+
+
+def test_devices_by_address(compare):
+    words = ("--device", "0003:01:00.0", "--device", "0000:01:00.0", "--strategy", "multi-its")
+    document = compare("--host", BOARD, *words)
+    check(document, {"0003:01:00.0": 1, "0000:01:00.0": 1})
+
+
+def test_devices_beside_those_of_a_guest_xml(compare):
+    words = ("--guest", GUEST, "--device", "0003:01:00.0", "--strategy", "multi-its")
+    document = compare("--host", BOARD, *words)
+    check(document, {f"000{segment}:01:00.0": 1 for segment in range(4)})
+
+
+def test_a_capture_alone_stands_for_every_assignable_device(compare):
+    """Neither bridges nor functions that the kernel put behind no SMMU."""
+    document = compare("--host", CAPTURE, "--strategy", "multi-its")
+    names = ("11:00.0", "12:00.0", "13:00.0", "13:00.1", "14:00.0", "21:00.0", "22:00.0")
+    vectors = {f"0000:{name}": 65 if name == "14:00.0" else 1 for name in names}
+    check(document, vectors)
+
+
+def test_a_device_of_a_capture(compare):
+    document = compare("--host", CAPTURE, "--device", "0000:21:00.0", "--strategy", "identity")
+    check(document, {"0000:21:00.0": 1})
+
+
+def test_a_device_without_a_route_is_skipped_unless_it_was_selected(vmm_msi, tmp_path, caplog):
+    host = arm_host(tmp_path, devices=33)
+    tables = (
+        its_group(0),
+        smmu_v3((0, 0xFFFF, 0x0, 0, 0)),
+        root_complex((0, 0x1FF, 0x0, 1, 0)),
+    )
+    host.file("/sys/firmware/acpi/tables/IORT", iort(*tables))
+    words = ("compare", "--format", "json", "--strategy", "identity", "--host", tmp_path)
+    code, out, _err = vmm_msi(*words)
+    assert code == 0
+    devices = {verdict["device"] for verdict in json.loads(out)["results"][0]["verdicts"]}
+    assert len(devices) == 32
+    assert "0000:02:00.0" not in devices
+    (warning,) = caplog.messages
+    assert warning.startswith(f"finding 0000:02:00.0 in {tmp_path}: no route covers it; valid: ")
+    assert warning.endswith("; it is skipped")
+    code, out, err = vmm_msi("compare", "--host", tmp_path, "--device", "0000:02:00.0")
+    assert (code, out) == (3, "")
+    assert "no route covers it" in err
 
 
 def test_a_host_in_toml_with_a_guest_xml(compare, tmp_path):

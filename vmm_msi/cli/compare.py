@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from contextlib import contextmanager
@@ -18,17 +19,19 @@ from vmm_msi.cli.common import (
     load_plugins,
 )
 from vmm_msi.config import Choice
-from vmm_msi.errors import OutputError, UsageError
+from vmm_msi.errors import OutputError, TopologyError, UsageError
 from vmm_msi.terminal import StatusLine, print_lines
-from vmm_msi.types import Scenario
+from vmm_msi.types import PciAddress, Scenario
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
     from vmm_msi.engine.compare import OpenBackend, Result
-    from vmm_msi.types import GuestDomain, HostTopology
+    from vmm_msi.types import HostTopology
+
+log = logging.getLogger(__name__)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -43,8 +46,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--guest",
         type=Path,
         metavar="GUEST.xml",
-        help="with --host: libvirt domain XML whose PCI hostdevs are the guest's devices; "
-        "default: every device that the host lists",
+        help="with --host: libvirt domain XML whose PCI hostdevs are the guest's devices",
+    )
+    parser.add_argument(
+        "--device",
+        action="append",
+        default=[],
+        metavar="ADDRESS",
+        help="with --host: host PCI address of a device of the guest, such as 0000:01:00.0, in "
+        "addition to those of --guest; may be repeated; default without --guest: every assignable "
+        "device that the host lists",
     )
     parser.add_argument(
         "--strategy",
@@ -156,32 +167,59 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     if args.scenario is not None:
         if args.guest is not None:
             raise UsageError("--guest needs --host: a scenario has its own guest")
+        if args.device:
+            raise UsageError("--device needs --host: a scenario has its own devices")
         if args.granule is not None:
             raise UsageError("--granule needs --host: a scenario has its own granule")
         return load_scenario(args.scenario)
     host = load_host(args)
-    guest = _guest(args, host)
-    addresses = [device.host for device in guest.devices]
-    return Scenario(with_devices(host, addresses), guest)
-
-
-def _guest(args: argparse.Namespace, host: HostTopology) -> GuestDomain:
-    from vmm_msi.domxml.guest_domain import guest_from_xml, virt_guest
-
+    selected = [PciAddress.parse(text) for text in args.device]
     if args.guest is None:
-        if not host.devices:
-            raise UsageError(
-                f"{host.source}: lists ranges of addresses, not devices; name the guest's devices "
-                "with --guest GUEST.xml"
-            )
-        return virt_guest("guest", [device.address for device in host.devices])
+        return _scenario_of_host(host, selected)
+    from vmm_msi.domxml.guest_domain import guest_from_xml
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.parse import read
 
-    guest = guest_from_xml(DomainXml(read(args.guest), str(args.guest)))
+    guest = guest_from_xml(DomainXml(read(args.guest), str(args.guest)), selected)
     if not guest.devices:
-        raise UsageError(f"{args.guest}: has no PCI hostdev to compare strategies on")
-    return guest
+        raise UsageError(
+            f"{args.guest}: has no PCI hostdev to compare strategies on; name devices with --device"
+        )
+    return Scenario(with_devices(host, [device.host for device in guest.devices]), guest)
+
+
+def _scenario_of_host(host: HostTopology, selected: Sequence[PciAddress]) -> Scenario:
+    """Return a guest with the selected devices, or with every assignable device of the host.
+
+    Without a selection, a device that cannot be resolved is skipped with a warning.
+
+    :raise UsageError: when none is selected and the host lists none.
+    :raise TopologyError: when a selected device, or every device of the host, cannot be resolved.
+    """
+    from vmm_msi.doctor.devices import assignable
+    from vmm_msi.domxml.guest_domain import virt_guest
+    from vmm_msi.host.resolve import resolve, with_devices
+
+    addresses = list(selected)
+    if not selected:
+        listed = assignable(host)
+        if not listed:
+            raise UsageError(
+                f"{host.source}: lists ranges of addresses, not devices; name the guest's devices "
+                "with --device ADDRESS or --guest GUEST.xml"
+            )
+        failure: TopologyError | None = None
+        for address in listed:
+            try:
+                resolve(host, address)
+            except TopologyError as error:
+                failure = error
+                log.warning("%s; it is skipped", error)
+            else:
+                addresses.append(address)
+        if failure is not None and not addresses:
+            raise failure
+    return Scenario(with_devices(host, addresses), virt_guest("guest", addresses))
 
 
 def _with_progress(
