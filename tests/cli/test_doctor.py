@@ -15,6 +15,7 @@ from vmm_msi.host.files.folder import FolderTree
 
 BOARD = samples.path("eight-its-server.dtb")
 TWO = samples.path("two-its.toml")
+NODE = f"test://{samples.path('test-driver.xml')}"
 
 POOR = """\
 [host]
@@ -200,11 +201,17 @@ def test_evidence_has_paths_of_the_host_not_of_the_folder(vmm_msi, server):
     ]
 
 
-def test_a_description_is_compared_with_the_files(vmm_msi, server):
-    code, document = check(vmm_msi, server, BOARD)
+def test_the_files_are_compared_with_libvirt(vmm_msi, server):
+    code, document = check(vmm_msi, server, NODE)
     assert code == EXIT_ERRORS
     assert "sources-disagree" in ids(document)
-    assert document["host"] == f"{server} + {BOARD}"
+    assert document["host"] == f"{server} + {NODE}"
+
+
+def test_descriptions_of_two_hosts_are_refused(vmm_msi, server):
+    code, out, err = vmm_msi("doctor", server, BOARD)
+    assert (code, out) == (3, "")
+    assert f"reading {server} and {BOARD}: they do not describe one host: " in err
 
 
 def test_the_files_of_two_hosts_are_refused(vmm_msi, server, captured):

@@ -11,8 +11,21 @@ from vmm_msi import samples
 from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.join import host_of_functions
 from vmm_msi.host.live import read_sources
+from vmm_msi.host.resolve import resolve
 from vmm_msi.host.sources import load_host
-from vmm_msi.types import Its, Pa, PciAddress, PciFunction
+from vmm_msi.types import (
+    DeviceId,
+    Granule,
+    Its,
+    Pa,
+    PciAddress,
+    PciFunction,
+    PciSegment,
+    ReservedKind,
+    ReservedMemory,
+    ReservedRegion,
+    Smmu,
+)
 
 BOARD = load_host(samples.path("eight-its-server.dtb"))
 TABLES, SYSTEM = "host.tar.zst/sys/firmware/acpi/tables", "host.tar.zst/sys"
@@ -129,3 +142,138 @@ def test_two_sets_of_tables():
         ("path of 0001:01:00.0", first.format("0x20040000"), first.format("0x70040000")),
         ("path of 0003:01:00.0", third.format("0x10100"), third.format("0x5100")),
     ]
+
+
+def test_attributes_of_pci_segments():
+    first, second = (
+        replace(
+            BOARD,
+            segments=(
+                PciSegment(0, ats=True, canwbs=canwbs),
+                PciSegment(1, ats=False, canwbs=None if canwbs else True),
+                PciSegment(other),
+            ),
+        )
+        for canwbs, other in ((False, 2), (True, 3))
+    )
+    assert rows(disagreements([first, second])) == [
+        ("CANWBS of PCI segment 0", "no", "yes"),
+        ("PCI segment 2", "present", "absent"),
+        ("PCI segment 3", "absent", "present"),
+    ]
+
+
+def test_doorbells_page_sizes_and_memory():
+    memory = ReservedMemory(0xA0000000, 0x10000, 0, 0x100, 0x100)
+    segments = tuple(replace(segment, canwbs=True) for segment in BOARD.segments)
+    acpi = replace(BOARD, segments=segments)
+    moved = replace(BOARD.itses[0], pre_its=Pa(0x58000000))
+    other = replace(
+        acpi,
+        granule=Granule.K64,
+        itses=(moved, *BOARD.itses[1:]),
+        reserved_memory=(memory,),
+    )
+    acpi = replace(acpi, granule_known=True)
+    assert rows(disagreements([acpi, replace(other, granule_known=True)])) == [
+        ("page size", "4K", "64K"),
+        (
+            "ITS at 0x20000000",
+            "doorbell 0x20010040",
+            "doorbell 0x20010040, behind a pre-ITS at 0x58000000",
+        ),
+        ("memory mapped 1:1 0xa0000000-0xa000ffff (direct)", "absent", "present"),
+    ]
+    # A device tree has neither RMRs nor CANWBS.
+    tree = replace(other, segments=BOARD.segments, granule_known=False, itses=acpi.itses)
+    assert disagreements([acpi, tree]) == []
+
+
+def test_routes_without_functions():
+    """The routes of segment 3 differ from its second bus on, where no function is listed."""
+    routes = list(BOARD.routes)
+    low, high = replace(routes[3], last=0x1FF), replace(routes[3], first=0x200, stream_base=0x7)
+    other = replace(BOARD, routes=(*routes[:3], low, high, *routes[4:]))
+    path = "SMMU 0x20030000000, StreamID {}, ITS 0x20020040000, DeviceID {}"
+    assert rows(disagreements([BOARD, other])) == [
+        (
+            "route of 0003:02:00.0",
+            path.format("0x10200", "0x30200"),
+            path.format("0x7", "0x30000"),
+        )
+    ]
+    split = replace(routes[3], first=0x200, stream_base=0x10200, device_base=0x30200)
+    assert (
+        disagreements([BOARD, replace(BOARD, routes=(*routes[:3], low, split, *routes[4:]))]) == []
+    )
+    assert len(disagreements([BOARD, replace(BOARD, routes=BOARD.routes[1:])])) == 1
+
+
+def test_listed_devices_and_routes():
+    """The devices of a TOML file: their SMMUs have no addresses."""
+    address = PciAddress(3, 1, 0, 0)
+    device = resolve(BOARD, address)
+    listed = replace(BOARD, source="toml", routes=(), devices=(device,), smmus=(Smmu(1),))
+    assert disagreements([BOARD, listed]) == []
+    moved = replace(listed, devices=(replace(device, device_id=DeviceId(7)),))
+    assert rows(disagreements([BOARD, moved])) == [
+        (
+            "path of 0003:01:00.0",
+            "SMMU 0x20030000000, StreamID 0x10100, ITS 0x20020040000, DeviceID 0x30100",
+            "StreamID 0x10100, ITS 0x20020040000, DeviceID 0x7",
+        )
+    ]
+
+
+def test_every_fact_about_a_function():
+    address, port = PciAddress(0, 1, 0, 0), PciAddress(0, 0, 1, 0)
+    window = ReservedRegion(0x8000000, 0x100000, ReservedKind.SW_MSI)
+    first = PciFunction(
+        address,
+        1,
+        driver="nvme",
+        numa_node=0,
+        class_code=0x010802,
+        smmu=Pa(0x2B400000),
+        vectors=4,
+        ats=True,
+        pasid=False,
+        reserved=(window,),
+    )
+    second = PciFunction(
+        address,
+        1,
+        driver="vfio-pci",
+        numa_node=1,
+        class_code=0x020000,
+        physical_function=port,
+        smmu=Pa(0x2B500000),
+        vectors=8,
+        ats=False,
+        pasid=True,
+        reserved=(),
+    )
+    known = host_of_functions("first", [first])
+    assert rows(disagreements([known, host_of_functions("second", [second])])) == [
+        ("class of 0000:01:00.0", "0x010802", "0x020000"),
+        ("driver of 0000:01:00.0", "nvme", "vfio-pci"),
+        ("NUMA node of 0000:01:00.0", "0", "1"),
+        ("SMMU by the kernel of 0000:01:00.0", "0x2b400000", "0x2b500000"),
+        ("number of vectors of 0000:01:00.0", "4", "8"),
+        ("ATS of 0000:01:00.0", "yes", "no"),
+        ("PASID of 0000:01:00.0", "no", "yes"),
+        ("reserved regions of 0000:01:00.0", "0x8000000-0x80fffff (sw-msi)", "none"),
+    ]
+    assert disagreements([known, host_of_functions("second", [PciFunction(address)])]) == []
+
+
+def test_functions_that_one_source_lists():
+    names = [PciAddress(0, bus, 0, 0) for bus in range(9)]
+    first = host_of_functions("first", map(PciFunction, names))
+    second = host_of_functions("second", map(PciFunction, [*names[:1], PciAddress(1, 0, 0, 0)]))
+    (difference,) = rows(disagreements([first, second]))
+    assert difference == (
+        "PCI functions in one source only",
+        f"{', '.join(map(str, names[1:7]))} and 2 more",
+        "0001:00:00.0",
+    )

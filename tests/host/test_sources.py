@@ -10,7 +10,7 @@ import pytest
 from host.files.arm_host import arm_host
 from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 from host.host_files import ACPI, HostFiles
-from host.hosts import read_tree, server
+from host.hosts import read_tree, server, tables
 
 from vmm_msi import samples
 from vmm_msi.errors import TopologyError, UsageError
@@ -128,16 +128,17 @@ def test_a_host_and_its_capture_have_one_topology(tmp_path):
 
 
 def test_several_hosts_are_sources_about_one(tmp_path):
-    root = server().write(tmp_path)
-    read = read_host([BOARD], root=root)
+    root = server().write(tmp_path / "root")
+    folder = HostFiles().tables(**tables()).write(tmp_path / "copy") / ACPI[1:]
+    read = read_host([folder], root=root)
     assert [source.source for source in read.sources] == [
         f"{root}{ACPI}",
         f"{root}/sys",
-        str(BOARD),
+        str(folder),
     ]
-    assert (read.name, read.tree.source) == (f"{root} + {BOARD}", str(root))
+    assert (read.name, read.tree.source) == (f"{root} + {folder}", str(root))
     assert read.joined().source == read.name
-    assert read_host([BOARD, root]).name == f"{BOARD} + {root}"
+    assert read_host([folder, root]).name == f"{folder} + {root}"
     assert read_host([BOARD]).tree is None
     assert len(read_host([root, root]).trees) == 2
 

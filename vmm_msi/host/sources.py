@@ -75,36 +75,44 @@ def read_host(
     :param granule: page size of the host's kernel, used if no source reports it.
     :param root: a folder laid out like the host's ``/``, more trusted than ``names``.
     :param ask_libvirt: required for a libvirt URI.
-    :raise TopologyError: when a description has no known form, cannot be read or is malformed.
+    :raise TopologyError: when a description has no known form, cannot be read or is malformed, or
+        when two of them describe different hosts.
     :raise ScenarioError: when a TOML file has an error.
     """
     from vmm_msi.host.files.folder import FolderTree, this_machine
     from vmm_msi.host.live import read_sources
 
-    sources: list[HostTopology] = []
+    hosts: list[tuple[str, tuple[HostTopology, ...]]] = []
     trees: list[HostTree] = []
+
+    def add_tree(tree: HostTree) -> None:
+        trees.append(tree)
+        hosts.append((tree.source, read_sources(tree, granule)))
+
     if root is not None:
         if not root.is_dir():
             raise TopologyError(f"{root}: not a folder; use one laid out like the host's /")
-        trees.append(FolderTree(root))
+        add_tree(FolderTree(root))
     elif not names:
-        trees.append(this_machine())
-    for tree in trees:
-        sources += read_sources(tree, granule)
+        add_tree(this_machine())
     for name in names:
         if isinstance(name, str):
             if ask_libvirt is None:
                 raise UsageError(f"{name}: a libvirt URI; {_VALID}")
-            sources.append(ask_libvirt(name))
+            hosts.append((name, (ask_libvirt(name),)))
             continue
         opened = _open(name, granule)
         if isinstance(opened, HostTopology):
-            sources.append(opened)
+            hosts.append((str(name), (opened,)))
         else:
-            trees.append(opened)
-            sources += read_sources(opened, granule)
+            add_tree(opened)
+    if len(hosts) > 1:
+        from vmm_msi.host.one_host import check_one_host
+
+        check_one_host(hosts)
     shown = [str(name) for name in (root, *names) if name is not None]
-    return HostSources(" + ".join(shown) or THIS_MACHINE, tuple(sources), tuple(trees))
+    sources = tuple(source for _name, described in hosts for source in described)
+    return HostSources(" + ".join(shown) or THIS_MACHINE, sources, tuple(trees))
 
 
 def load_host(path: Path, granule: Granule | None = None) -> HostTopology:
