@@ -276,7 +276,7 @@ def explained_texts() -> str:
     lines = ["| id | program | text | meaning |", "|---|---|---|---|"]
     for text in texts():
         first = text.formats[0].strip().replace("|", "\\|")
-        more = len(text.formats) - 1
+        more = len(text.forms) - 1
         shown = f"`{first}`" + (f" and {more} more" if more else "")
         lines.append(f"| `{text.id}` | {text.program} | {shown} | {text.what} |")
     return "\n".join(lines) + "\n"

@@ -70,13 +70,18 @@ def test_ids_are_unique_and_texts_complete():
     for text in texts():
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", text.id)
         assert text.source
-        for sentence in (text.what, text.why, text.missing, *text.remedies, *text.cases.values()):
+        cases = [
+            sentence for case in text.cases.values() for sentence in (case.why, *case.remedies)
+        ]
+        for sentence in (text.what, text.why, text.missing, *text.remedies, *cases):
             assert not sentence.endswith(".")
 
 
 def test_related_findings_have_a_text_and_a_page():
     assert related_findings.OF_TEXT.keys() <= {text.id for text in texts()}
     named = {id_ for ids in related_findings.OF_TEXT.values() for id_ in ids}
+    cases = [case for text in texts() for case in text.cases.values()]
+    named |= {id_ for case in cases for id_ in case.findings or ()}
     named |= {*related_findings.WINDOW, *related_findings.BEYOND, *related_findings.NO_WINDOW}
     pages = {page.stem for page in (DOCS.parent / "vmm_msi/doctor/findings").glob("*.md")}
     assert named <= pages
@@ -92,6 +97,74 @@ def test_no_form_is_hidden_by_another():
     assert only(line).id == "qemu-viommu"
     line = "failed to setup container for group 7: Failed to set iommu for container"
     assert only(line).id == "qemu-container"
+
+
+REALIZE = "qemu-system-aarch64: -device vfio-pci,host=0000:01:00.0: vfio 0000:01:00.0: "
+CONTAINER = f"{REALIZE}failed to setup container for group 1: memory listener initialization failed"
+
+
+@pytest.mark.parametrize(
+    ("line", "id_"),
+    [
+        (f"{CONTAINER}: Region ram: vfio_dma_map(0x1, 0x0, 0x1000, 0x2) = -22", "qemu-map-failed"),
+        (
+            (
+                f"{CONTAINER}: Region smmuv3-iommu-memory-region-16-0: device 00.02.0 requires "
+                "iommu MAP notifier which is not currently supported"
+            ),
+            "qemu-map-notifier",
+        ),
+        (f"{CONTAINER}: Region x: a reason that is not known", "qemu-container"),
+        (
+            (
+                f"error: QEMU unexpectedly closed the monitor (vm='a'): {REALIZE}failed "
+                "to setup container for group 1: Failed to set iommu for container: Operation not "
+                "permitted"
+            ),
+            "qemu-container",
+        ),
+        (f"{REALIZE}group 1 used in multiple address spaces", "qemu-address-spaces"),
+        (
+            f"{REALIZE}Unable to alloc vIOMMU: hiodi devid 0x1: IOMMU_VIOMMU_ALLOC failed",
+            "qemu-viommu",
+        ),
+    ],
+)
+def test_the_innermost_text_of_a_chain_decides(line, id_):
+    explanation = only(line)
+    assert explanation.id == id_
+    assert [str(subject.address) for subject in explanation.devices] == ["0000:01:00.0"]
+
+
+@pytest.mark.parametrize(
+    "errno",
+    ["Cannot allocate memory", "cannot allocate memory (os error 12)", "-12", "(-12)", "errno=12"],
+)
+def test_the_errno_is_known_by_its_words_and_by_its_number(errno):
+    explanation = only(f"vfio: failed to set iommu for container: {errno}")
+    assert explanation.findings == ("memlock",)
+
+
+def test_a_device_behind_an_emulated_smmu_in_the_words_of_three_releases():
+    lines = [
+        (
+            f"{CONTAINER}: Region smmuv3-iommu-memory-region-16-0: device 00.02.0 requires "
+            "iommu MAP notifier which is not currently supported"
+        ),
+        (
+            "qemu-system-aarch64: -device vfio-pci,host=0000:01:00.0,iommufd=i0: device 02.00.0 "
+            "requires iommu MAP notifier which is not currently supported"
+        ),
+        (
+            "qemu-system-aarch64: -device vfio-pci,host=0000:01:00.0: warning: SMMUv3 does not "
+            "support notification on MAP: device vfio-pci will not function properly"
+        ),
+    ]
+    report = explain("\n".join(lines), LogContext())
+    (line,) = report.lines
+    assert (line.explanation.id, line.count, report.unrecognised) == ("qemu-map-notifier", 3, 0)
+    assert line.explanation.findings == ("no-accel",)
+    assert "accel='on'" in line.explanation.remedies[0].what
 
 
 def lines():

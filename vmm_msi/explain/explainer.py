@@ -124,11 +124,16 @@ class _ExplainedLines:
         return len(self._seen) >= _MAX_SEEN or len(self._lines) >= MAX_EXPLAINED
 
     def _match(self, line: str) -> tuple[Text, re.Match[str]] | None:
+        """Return the innermost text of a line: in ``a: b: c``, c is the reason for b and a."""
+        innermost = None
+        last = -1
         for form in self._forms:
             match = form.pattern.search(line) if form.key in line else None
             if match is not None:
-                return form.text, match
-        return None
+                end = line.find(form.key, match.start()) + len(form.key)
+                if end > last:
+                    innermost, last = (form.text, match), end
+        return innermost
 
     def _add(self, line: Line, explanation: Explanation | None) -> None:
         if explanation is None:
@@ -163,9 +168,10 @@ def _explain_text(
         "guest": context.guest_name if context.guest is not None else "GUEST",
         "device": str(device or "DEVICE"),
     }
-    rest = line[match.start() :]
-    why = next((reason for phrase, reason in text.cases.items() if phrase in rest), text.why)
-    remedies = [Remedy(remedy.format(*values, **names)) for remedy in text.remedies]
+    case = text.case(line, line[match.start() :], context)
+    remedies = [
+        Remedy(remedy.format(*values, **names)) for remedy in case.remedies or text.remedies
+    ]
     if text.strategies and strategies is not None:
         remedies += strategies.remedies(device, ignores_rmr=False)
     iova_is = ""
@@ -174,16 +180,18 @@ def _explain_text(
     return Explanation(
         id=text.id,
         program=text.program,
-        what=text.what.format(*values, **names),
+        what=(case.what or text.what).format(*values, **names),
         devices=subjects,
         stream=stream,
         stage=text.stage,
         iova=iova,
         iova_is=iova_is,
-        missing=text.missing,
-        why=why,
+        ipa=case.ipa,
+        ipa_is=case.ipa_is,
+        missing=text.missing if case.missing is None else case.missing,
+        why=case.why,
         remedies=tuple(remedies),
-        findings=OF_TEXT.get(text.id, ()),
+        findings=OF_TEXT.get(text.id, ()) if case.findings is None else case.findings,
         source=text.source,
     )
 

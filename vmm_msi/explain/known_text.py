@@ -6,13 +6,36 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vmm_msi.explain import printf
+from vmm_msi.explain import errno_words, printf
 
 if TYPE_CHECKING:
     import re
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from vmm_msi.explain.explanation import Program
+    from vmm_msi.explain.log_context import LogContext
+    from vmm_msi.types import Ipa
+
+
+@dataclass(frozen=True)
+class Case:
+    """How a text comes about in one case, and what differs from the text's other cases.
+
+    :param why: how it comes about.
+    :param what: its meaning; empty for that of the text.
+    :param missing: the missing mapping; None for that of the text.
+    :param remedies: changes that fix it; empty for those of the text.
+    :param findings: ids of the doctor's findings; None for those of the text.
+    :param ipa: the address that stage 2 should map, and ``ipa_is`` its description.
+    """
+
+    why: str
+    what: str = ""
+    missing: str | None = None
+    remedies: tuple[str, ...] = ()
+    findings: tuple[str, ...] | None = None
+    ipa: Ipa | None = None
+    ipa_is: str = ""
 
 
 @dataclass(frozen=True)
@@ -23,17 +46,20 @@ class Text:
     are the device and the guest if known.
 
     :param id: its stable name.
-    :param formats: the printf(3) formats of the program; if one starts with a conversion, its end
-        is enough.
+    :param formats: the printf(3) formats of the program's newest release; if one starts with a
+        conversion, its end is enough.
     :param what: its meaning.
     :param source: where the program prints it.
     :param why: how it comes about.
-    :param cases: how it comes about if the line also has one of these words.
+    :param cases: how it comes about if the line, from the text on, also has these words; upper
+        and lower case are the same, and the number of an errno counts as its words.
+    :param case_of: returns the case of a line, instead of ``cases``.
     :param missing: the missing mapping.
     :param remedies: changes that fix it.
     :param strategies: whether to name the strategies that deliver in the simulator, too.
     :param iova: which conversion is an IOVA.
     :param stream: which conversion is a StreamID, in the bits of ``stream_mask``.
+    :param older: the formats of earlier releases.
     """
 
     id: str
@@ -42,7 +68,8 @@ class Text:
     what: str
     source: str
     why: str = ""
-    cases: Mapping[str, str] = field(default_factory=dict)
+    cases: Mapping[str, Case] = field(default_factory=dict)
+    case_of: Callable[[str, LogContext], Case] | None = None
     missing: str = ""
     stage: int | None = None
     remedies: tuple[str, ...] = ()
@@ -50,11 +77,27 @@ class Text:
     iova: int | None = None
     stream: int | None = None
     stream_mask: int = 0xFFFF_FFFF
+    older: tuple[str, ...] = ()
+
+    def case(self, line: str, rest: str, context: LogContext) -> Case:
+        """Return the case of a line.
+
+        :param rest: the line from the text on.
+        """
+        if self.case_of is not None:
+            return self.case_of(line, context)
+        words = errno_words.added(rest).lower()
+        for phrase, case in self.cases.items():
+            if phrase.lower() in words:
+                return case
+        return Case(self.why)
 
     @cached_property
     def forms(self) -> tuple[Form, ...]:
         """One form for each format."""
-        return tuple(Form(self, format_, printf.key(format_)) for format_ in self.formats)
+        return tuple(
+            Form(self, format_, printf.key(format_)) for format_ in (*self.formats, *self.older)
+        )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from vmm_msi.explain import texts_kernel, texts_libvirt, texts_qemu
+from vmm_msi.explain import texts_kernel, texts_libvirt, texts_qemu, texts_qemu_vfio
 
 if TYPE_CHECKING:
     from vmm_msi.explain.known_text import Form, Text
@@ -14,7 +14,12 @@ if TYPE_CHECKING:
 @cache
 def texts() -> tuple[Text, ...]:
     """Return the texts of all programs."""
-    return (*texts_kernel.TEXTS, *texts_qemu.TEXTS, *texts_libvirt.TEXTS)
+    return (
+        *texts_kernel.TEXTS,
+        *texts_qemu.TEXTS,
+        *texts_qemu_vfio.TEXTS,
+        *texts_libvirt.TEXTS,
+    )
 
 
 @cache

@@ -6,7 +6,7 @@ Source files are those of Linux 7.2, below ``drivers/``.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.known_text import Text
+from vmm_msi.explain.known_text import Case, Text
 
 _SMMU = "iommu/arm/arm-smmu-v3/arm-smmu-v3.c"
 _SMMU2 = "iommu/arm/arm-smmu/arm-smmu.c"
@@ -21,11 +21,15 @@ TEXTS: tuple[Text, ...] = (
         "the SMMU stopped at a command in its queue: {1}",
         f"{_SMMU} __arm_smmu_cmdq_skip_err",
         cases={
-            "Illegal command": "the SMMU does not support the command, which comes from the driver "
-            "or from a guest whose invalidations are forwarded",
-            "ATC invalidate timeout": "a device with ATS did not respond to an invalidation: it "
-            "hangs, was reset or was removed",
-            "Abort on command fetch": "the SMMU could not read its queue in memory",
+            "Illegal command": Case(
+                "the SMMU does not support the command, which comes from the driver "
+                "or from a guest whose invalidations are forwarded"
+            ),
+            "ATC invalidate timeout": Case(
+                "a device with ATS did not respond to an invalidation: it "
+                "hangs, was reset or was removed"
+            ),
+            "Abort on command fetch": Case("the SMMU could not read its queue in memory"),
         },
         remedies=(
             (

@@ -94,7 +94,6 @@ TEXTS: tuple[Text, ...] = (
         "libvirt-one-iommu",
         Program.LIBVIRT,
         (
-            "only a single IOMMU device is supported",
             "IOMMU model smmuv3 must be specified for multiple IOMMU definitions",
             (
                 "device-pluggable IOMMU with pciBus attribute must be specified for multiple IOMMU "
@@ -109,6 +108,7 @@ TEXTS: tuple[Text, ...] = (
             "give each one a <driver pciBus='N'/> for its expander bus, as vmm-msi attach does",
             _NEWER,
         ),
+        older=("only a single IOMMU device is supported",),
     ),
     Text(
         "libvirt-iommu-attributes",

@@ -6,15 +6,11 @@ Texts and source files are those of QEMU 11.1.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.known_text import Text
+from vmm_msi.explain.known_text import Case, Text
 
 _ACCEL = "hw/arm/smmuv3-accel.c"
 _INFO = f"{_ACCEL} smmuv3_accel_check_hw_compatible"
 _ANOTHER = "use another host, or no accelerated vSMMU: vmm-msi detach {guest} {device}"
-_GROUP = (
-    "every device of an IOMMU group must be bound to vfio-pci or have no driver, and none of them "
-    "may be in another guest"
-)
 
 TEXTS: tuple[Text, ...] = (
     Text(
@@ -24,12 +20,17 @@ TEXTS: tuple[Text, ...] = (
         "the kernel refuses to put the device behind the vSMMU (no vDEVICE)",
         "backends/iommufd.c iommufd_backend_alloc_vdev",
         cases={
-            "Invalid argument": "the device is behind another pSMMU than the one of the vSMMU "
-            "(EINVAL; Linux iommufd_vdevice_alloc_ioctl)",
-            "File exists": "the device already has a vDEVICE, or its guest StreamID is in use "
-            "(EEXIST; Linux iommufd_vdevice_alloc_ioctl)",
-            "Operation not supported": "the device has several StreamIDs (EOPNOTSUPP; Linux "
-            "arm_vsmmu_vdevice_init)",
+            "Invalid argument": Case(
+                "the device is behind another pSMMU than the one of the vSMMU "
+                "(EINVAL; Linux iommufd_vdevice_alloc_ioctl)"
+            ),
+            "File exists": Case(
+                "the device already has a vDEVICE, or its guest StreamID is in use "
+                "(EEXIST; Linux iommufd_vdevice_alloc_ioctl)"
+            ),
+            "Operation not supported": Case(
+                "the device has several StreamIDs (EOPNOTSUPP; Linux arm_vsmmu_vdevice_init)"
+            ),
         },
         remedies=(
             (
@@ -45,11 +46,15 @@ TEXTS: tuple[Text, ...] = (
         "the kernel refuses to create a vSMMU for this device's pSMMU",
         f"backends/iommufd.c iommufd_backend_alloc_viommu, {_ACCEL}",
         cases={
-            "Operation not supported": "the pSMMU cannot nest, or neither it (S2FWB) nor the PCI "
-            "host (CANWBS) stops a guest from disabling cacheability, or the kernel was built "
-            "without CONFIG_ARM_SMMU_V3_IOMMUFD (EOPNOTSUPP; Linux arm_smmu_get_viommu_size)",
-            "Invalid argument": "the S2 belongs to another pSMMU, or is not a nest parent (EINVAL; "
-            "Linux arm_vsmmu_init, iommufd_viommu_alloc_ioctl)",
+            "Operation not supported": Case(
+                "the pSMMU cannot nest, or neither it (S2FWB) nor the PCI "
+                "host (CANWBS) stops a guest from disabling cacheability, or the kernel was built "
+                "without CONFIG_ARM_SMMU_V3_IOMMUFD (EOPNOTSUPP; Linux arm_smmu_get_viommu_size)"
+            ),
+            "Invalid argument": Case(
+                "the S2 belongs to another pSMMU, or is not a nest parent (EINVAL; "
+                "Linux arm_vsmmu_init, iommufd_viommu_alloc_ioctl)"
+            ),
         },
         remedies=("use a kernel with CONFIG_ARM_SMMU_V3_IOMMUFD=y", _ANOTHER),
     ),
@@ -60,9 +65,11 @@ TEXTS: tuple[Text, ...] = (
         "the kernel refuses to create a nest parent (stage 2) for a vSMMU",
         "backends/iommufd.c iommufd_backend_alloc_hwpt",
         cases={
-            "Operation not supported": "the pSMMU does not have both stages (EOPNOTSUPP; Linux "
-            "arm_smmu_domain_alloc_paging_flags)",
-            "Invalid argument": "the S2 belongs to another pSMMU (EINVAL)",
+            "Operation not supported": Case(
+                "the pSMMU does not have both stages (EOPNOTSUPP; Linux "
+                "arm_smmu_domain_alloc_paging_flags)"
+            ),
+            "Invalid argument": Case("the S2 belongs to another pSMMU (EINVAL)"),
         },
         remedies=(_ANOTHER,),
     ),
@@ -106,80 +113,6 @@ TEXTS: tuple[Text, ...] = (
         why="the guest sent a command for a StreamID without a device, or a command that the "
         "kernel does not forward",
         remedies=("use a guest kernel that uses only the StreamIDs behind its own vSMMU",),
-    ),
-    Text(
-        "qemu-iommufd-missing",
-        Program.QEMU,
-        ("/dev/iommu does not exist (is your kernel config missing CONFIG_IOMMUFD?)",),
-        "the host has no /dev/iommu",
-        "backends/iommufd.c iommufd_backend_connect",
-        remedies=(
-            (
-                "run modprobe iommufd; if the module does not exist, use a kernel with "
-                "CONFIG_IOMMUFD, CONFIG_VFIO_DEVICE_CDEV and CONFIG_ARM_SMMU_V3_IOMMUFD"
-            ),
-        ),
-    ),
-    Text(
-        "qemu-iommufd-open",
-        Program.QEMU,
-        ("Could not open '/dev/iommu'",),
-        "QEMU cannot open /dev/iommu",
-        "backends/iommufd.c iommufd_backend_connect",
-        cases={
-            "Permission denied": "its user has no permission, or SELinux, AppArmor or the devices "
-            "cgroup forbids it",
-            "No such file": "the kernel was built without CONFIG_IOMMUFD, or the module iommufd is "
-            "not loaded",
-        },
-        remedies=("let libvirt open it: <iommufd enabled='yes'/> without fdgroup",),
-    ),
-    Text(
-        "qemu-vfio-cdev",
-        Program.QEMU,
-        (
-            "failed to find vfio-dev/vfioX/dev",
-            "(is your kernel config missing CONFIG_VFIO_DEVICE_CDEV?)",
-        ),
-        "the device has no node in /dev/vfio/devices, which iommufd requires",
-        "hw/vfio/device.c, hw/vfio/iommufd.c iommufd_cdev_getfd",
-        why="the kernel was built without CONFIG_VFIO_DEVICE_CDEV, or the device is not bound to "
-        "vfio-pci",
-        remedies=(
-            "bind it to vfio-pci (virsh nodedev-detach), on a kernel with CONFIG_VFIO_DEVICE_CDEV",
-        ),
-    ),
-    Text(
-        "qemu-bind",
-        Program.QEMU,
-        ("error bind device fd=%d to iommufd=%d",),
-        "the kernel refuses to bind the device to this iommufd",
-        "hw/vfio/iommufd.c iommufd_cdev_connect_and_bind",
-        cases={
-            "Operation not permitted": "its MSIs are not isolated and iommufd."
-            "allow_unsafe_interrupts is 0, or another file descriptor owns its IOMMU group (EPERM; "
-            "Linux iommufd_device_bind)",
-            "Device or resource busy": "a host driver is bound to a device of its IOMMU group "
-            "(EBUSY; Linux iommu_device_claim_dma_owner)",
-            "Invalid argument": "the firmware requires a 1:1 mapping for it (EINVAL; see the "
-            "host's log)",
-        },
-        remedies=(_GROUP,),
-    ),
-    Text(
-        "qemu-attach-hwpt",
-        Program.QEMU,
-        ("[iommufd=%d] error attach %s (%d) pasid %d to id=%d",),
-        "the kernel refuses to attach {1} to its translation",
-        "hw/vfio/iommufd.c iommufd_cdev_attach_ioas_hwpt",
-        cases={
-            "Invalid argument": "another device of its IOMMU group has a different translation, or "
-            "it is behind another pSMMU (EINVAL)",
-            "Address already in use": "guest RAM overlaps a reserved region of the device, such as "
-            "the SW MSI window (EADDRINUSE; Linux iopt_table_enforce_dev_resv_regions)",
-            "No such file": "a device of its IOMMU group has no vDEVICE (ENOENT)",
-        },
-        remedies=("assign all devices of the group behind one vSMMU, or only this one",),
     ),
     Text(
         "qemu-emulated-endpoint",
@@ -322,117 +255,6 @@ TEXTS: tuple[Text, ...] = (
         "the pSMMU lacks a page size that QEMU's vSMMU has",
         _INFO,
         remedies=(_ANOTHER,),
-    ),
-    Text(
-        "qemu-no-device",
-        Program.QEMU,
-        ("no such host device",),
-        "the host has no device at that address",
-        "hw/vfio/pci.c",
-        why="its address changed, or its driver or its virtual functions are missing",
-        remedies=("look up its address with lspci -D",),
-    ),
-    Text(
-        "qemu-no-group",
-        Program.QEMU,
-        ("no iommu_group found",),
-        "the device has no IOMMU group: no SMMU translates its DMA",
-        "hw/vfio/container-legacy.c",
-        why="the SMMU is disabled in the firmware or has no kernel driver, or the firmware's "
-        "tables do not assign the device to it",
-        remedies=("look up the SMMU of each device with vmm-msi topology show",),
-    ),
-    Text(
-        "qemu-group-busy",
-        Program.QEMU,
-        ("error getting device from group %d",),
-        "VFIO refuses to open a device of IOMMU group {0}",
-        "hw/vfio/container-legacy.c vfio_device_get",
-        cases={
-            "Device or resource busy": "another process has it open, such as another guest",
-            "No such device": "it is not bound to vfio-pci",
-        },
-        remedies=(_GROUP,),
-    ),
-    Text(
-        "qemu-group-viable",
-        Program.QEMU,
-        (
-            "group %d is not viable",
-            "VFIO group is not viable",
-            "Please ensure all devices within the iommu_group are bound to their vfio bus driver.",
-            (
-                "Verify all devices in group %d are bound to vfio-<bus> or pci-stub and not "
-                "already in use"
-            ),
-        ),
-        "a host driver is bound to a device of the IOMMU group",
-        "hw/vfio/container-legacy.c vfio_group_get",
-        why=_GROUP,
-        remedies=(
-            (
-                "bind the others to vfio-pci as well: ls /sys/bus/pci/devices/ADDRESS/iommu_group/"
-                "devices, virsh nodedev-detach"
-            ),
-        ),
-    ),
-    Text(
-        "qemu-container",
-        Program.QEMU,
-        (
-            "failed to setup container for group %d: ",
-            "Failed to set iommu for container",
-            "Failed to set group container",
-        ),
-        "VFIO cannot set up a translation for the IOMMU group",
-        "hw/vfio/container-legacy.c vfio_container_connect",
-        cases={
-            "Operation not permitted": "its MSIs are not isolated (EPERM): the host's log has "
-            "'No interrupt remapping support'",
-            "Cannot allocate memory": "QEMU would exceed its limit on locked memory",
-        },
-        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
-    ),
-    Text(
-        "qemu-map-failed",
-        Program.QEMU,
-        (
-            "vfio_container_dma_map(%p, 0x%lx, 0x%lx, %p) = %d (%s)",
-            "IOMMU_IOAS_MAP failed: %m, PCI BAR?",
-            "VFIO_MAP_DMA failed",
-            "vfio: DMA mapping failed, unable to continue",
-        ),
-        "guest memory could not be mapped in stage 2",
-        "hw/vfio/listener.c vfio_container_region_add",
-        cases={
-            "Cannot allocate memory": "QEMU would exceed its limit on locked memory (ENOMEM)",
-            "Invalid argument": "it overlaps a reserved region of the device, such as the SW MSI "
-            "window 0x8000000-0x80fffff (EINVAL; Linux iopt_check_iova)",
-            "Bad address": "it is a BAR of another device (EFAULT): only peer-to-peer DMA is lost",
-        },
-        missing="S2: the guest's RAM",
-        stage=2,
-        remedies=("for ENOMEM, set <memtune><hard_limit/></memtune> to the RAM plus 1 GiB",),
-    ),
-    Text(
-        "qemu-msi-enable",
-        Program.QEMU,
-        (
-            "vfio: failed to enable vectors, %s",
-            "vfio: Error: Failed to setup MSI fds: %s",
-            "vfio: Error: Failed to enable MSI",
-            "vfio: failed to enable MSI-X, %s",
-        ),
-        "the host's kernel refuses to enable the device's MSIs",
-        "hw/vfio/pci.c vfio_msix_enable, vfio_msi_enable",
-        cases={
-            "No space left on device": "the ITS has no free event or LPI, or the device is not "
-            "attached to a translation (ENOSPC)",
-            "Value too large": "the 65th distinct doorbell of one iommufd file descriptor: it has "
-            "64 slots (EOVERFLOW; Linux iommufd_sw_msi_get_map)",
-            "Cannot allocate memory": "the kernel found no address for its doorbell (ENOMEM)",
-        },
-        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
     ),
     Text(
         "qemu-two-iommus",

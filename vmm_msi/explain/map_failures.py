@@ -1,0 +1,243 @@
+"""Mappings that a VMM could not make in stage 2: what the address is, and what the errno says.
+
+Memory that a VMM maps for assigned devices is guest RAM, or a BAR of one of them, which only its
+peers need. The errno alone does not say what to change: EINVAL for RAM is a reserved region, for a
+BAR it is a window beyond the IOMMU's width, which can stay as it is.
+"""
+
+from __future__ import annotations
+
+import re
+from enum import Enum, auto
+from typing import TYPE_CHECKING
+
+from vmm_msi.explain import errno_words
+from vmm_msi.explain.known_text import Case
+from vmm_msi.types import Ipa
+
+if TYPE_CHECKING:
+    from vmm_msi.explain.log_context import LogContext
+    from vmm_msi.types import MemoryRange, ReservedRegion
+
+_HEX = r"0x([0-9a-fA-F]{1,16})"
+#: An address with a size, or with the last address, as VMMs print it.
+_SIZED = re.compile(rf"dma_map\(\S{{1,20}} ?{_HEX}, {_HEX}[,)]|iova:? ?{_HEX},? size:? ?{_HEX}")
+_RANGE = re.compile(rf"{_HEX}(?:\.\.\.?|-|\u2013){_HEX}")
+#: QEMU's name of the memory region, before the reason.
+_REGION = re.compile(r"\bRegion ([^\n]{1,80}?): ")
+_BAR_NAME = re.compile(r"\bBAR \d|\bmmaps\[|\brom\b")
+_RAM_NAME = re.compile(r"\bram|\bmem|\bdimm|\bnode|flash", re.IGNORECASE)
+#: Words of messages about BARs only.
+_BAR_WORDS = ("peer-to-peer", "pci p2p", "P2P", "device memory", "MMIO region")
+#: First address of the 64-bit PCI window of QEMU's virt board (hw/arm/virt.c extended_memmap);
+#: firmware of x86 guests puts its window above that, too.
+_HIGH_WINDOW = 0x80_0000_0000
+#: First address of RAM of QEMU's virt board; PCI windows and devices are below.
+_VIRT_RAM = 0x4000_0000
+#: MSI addresses of x86, which no IOMMU of x86 translates.
+_X86_MSI = (0xFEE0_0000, 0x10_0000)
+
+_PEERS = (
+    "without it, devices of the guest cannot access each other's BARs (peer-to-peer); nothing else "
+    "is lost"
+)
+
+
+class _Kind(Enum):
+    RAM = auto()
+    BAR = auto()
+    UNKNOWN = auto()
+
+
+def case(line: str, context: LogContext) -> Case:
+    """Return the case of a message about a mapping that failed."""
+    words = errno_words.added(line)
+    if "can't map guest IOVA region" in line:
+        # Releases that print this compare with the IOMMU's aperture themselves.
+        words += " (Invalid argument)"
+    where = _address(line)
+    kind = _kind(line, words, where, context)
+    case_ = _CASES[kind](words, where, context)
+    if where is None:
+        return case_
+    address, size = where
+    name = {_Kind.RAM: "guest RAM", _Kind.BAR: "a BAR", _Kind.UNKNOWN: "memory"}[kind]
+    return Case(
+        case_.why,
+        case_.what,
+        case_.missing,
+        case_.remedies,
+        case_.findings,
+        Ipa(address),
+        f"{name}, {size:#x} bytes" if size else name,
+    )
+
+
+def _address(line: str) -> tuple[int, int] | None:
+    """Return the address and the size of the memory; the size is 0 if unknown."""
+    sized = _SIZED.search(line)
+    if sized is not None:
+        first, size = (int(value, 16) for value in sized.groups() if value is not None)
+        return first, size
+    ranged = _RANGE.search(line)
+    if ranged is not None:
+        first, last = (int(value, 16) for value in ranged.groups())
+        return (first, last - first + 1) if last >= first else None
+    return None
+
+
+def _kind(line: str, words: str, where: tuple[int, int] | None, context: LogContext) -> _Kind:
+    region = _REGION.search(line)
+    if region is not None and _BAR_NAME.search(region[1]):
+        return _Kind.BAR
+    if any(word in line for word in _BAR_WORDS):
+        return _Kind.BAR
+    if region is not None and _RAM_NAME.search(region[1]):
+        return _Kind.RAM
+    if "Bad address" in words:
+        return _Kind.BAR
+    if where is None:
+        return _Kind.UNKNOWN
+    address, size = where
+    if context.guest is not None:
+        is_ram = any(_overlap(memory, address, size) for memory in context.guest.memory)
+        return _Kind.RAM if is_ram else _Kind.BAR
+    in_window = address >= _HIGH_WINDOW or (address < _VIRT_RAM and "aarch64" in line)
+    return _Kind.BAR if in_window else _Kind.RAM
+
+
+def _overlap(memory: MemoryRange, address: int, size: int) -> bool:
+    return memory.base < address + max(size, 1) and address < memory.base + memory.size
+
+
+def _ram(words: str, where: tuple[int, int] | None, context: LogContext) -> Case:
+    what = "guest RAM could not be mapped in stage 2"
+    if "Invalid argument" in words or "Address already in use" in words:
+        return _reserved(what, where, context)
+    if "Bad address" in words:
+        why = (
+            "the kernel cannot pin this memory (EFAULT; Linux vaddr_get_pfns): its file on "
+            "hugetlbfs has no free pages, or it is memory of a device"
+        )
+        remedy = "back the guest's RAM with ordinary memory, or reserve huge pages for all of it"
+        return Case(why, what, remedies=(remedy,), findings=())
+    return _any_memory(what, words)
+
+
+def _reserved(what: str, where: tuple[int, int] | None, context: LogContext) -> Case:
+    address, size = where or (0, 0)
+    regions = _covered(address, size, context)
+    if regions:
+        covered = ", ".join(map(str, regions))
+        why = f"it covers a reserved region of the device: {covered}"
+    else:
+        why = (
+            "it covers a reserved region of the device, or the IOMMU's width ends in it; "
+            "/sys/kernel/iommu_groups/N/reserved_regions lists the regions of the device's group"
+        )
+        first, length = _X86_MSI
+        if address <= first < address + size:
+            why += f". On an x86 host, {first:#x}-{first + length - 1:#x} is one"
+    return Case(
+        f"{why} (EINVAL; Linux iopt_check_iova, vfio_iommu_iova_dma_valid)",
+        what,
+        remedies=("move the guest's RAM, or give it less, so that it ends below the region",),
+        findings=("guest-ram-reserved", "guest-ram-in-msi-window"),
+    )
+
+
+def _covered(address: int, size: int, context: LogContext) -> list[ReservedRegion]:
+    """Return the reserved regions of the guest's devices, on the host, in a range."""
+    regions: dict[ReservedRegion, None] = {}
+    for device in () if context.guest is None else context.guest.devices:
+        host_device = context.host_device(device.host)
+        for region in () if host_device is None else host_device.reserved:
+            if size and region.overlaps(address, size):
+                regions[region] = None
+    return list(regions)
+
+
+def _bar(words: str, where: tuple[int, int] | None, _context: LogContext) -> Case:
+    what = "a BAR of an assigned device could not be mapped for the guest's other devices"
+    if "Invalid argument" in words and where is not None:
+        why = (
+            "its address is beyond the IOMMU's width, or in a reserved region (EINVAL; Linux "
+            f"vfio_iommu_iova_dma_valid); {_PEERS}"
+        )
+        remedy = (
+            "nothing has to be fixed without peer-to-peer DMA. Otherwise give the guest a smaller "
+            "64-bit PCI window: fewer physical address bits, a larger OAS, <pcihole64>, or the "
+            "firmware's setting"
+        )
+        return Case(why, what, "", (remedy,), ())
+    if "Cannot allocate memory" in words:
+        return _any_memory(what, words, missing="")
+    reason = (
+        "the kernel cannot pin memory of a device (EFAULT; Linux vaddr_get_pfns, iommufd's "
+        "pfn_reader_user_pin)"
+        if "Bad address" in words
+        else "the IOMMU does not map it"
+    )
+    remedy = (
+        "nothing has to be fixed without peer-to-peer DMA. Otherwise use VFIO containers, or a "
+        "kernel and a VMM that map BARs as dma-buf (Linux 6.19 or newer)"
+    )
+    return Case(f"{reason}; {_PEERS}", what, "", (remedy,), ())
+
+
+def _any_memory(what: str, words: str, missing: str | None = None) -> Case:
+    if "Cannot allocate memory" in words:
+        return Case(
+            "the VMM would exceed its limit on locked memory (ENOMEM)",
+            what,
+            missing,
+            (
+                "set <memtune><hard_limit/></memtune> to the RAM plus 1 GiB",
+                "without libvirt, raise the limit of the VMM's process: ulimit -l, LimitMEMLOCK=",
+            ),
+            ("memlock",),
+        )
+    if "No space left" in words:
+        return Case(
+            "the container has as many mappings as it may have (ENOSPC; Linux vfio_dma_do_map: "
+            "dma_entry_limit, 65535)",
+            what,
+            missing,
+            ("raise vfio_iommu_type1.dma_entry_limit, or use larger blocks of virtio-mem",),
+            (),
+        )
+    if "File exists" in words or "Device or resource busy" in words:
+        return Case(
+            "another mapping is at this address already (EEXIST; Linux vfio_dma_do_map, "
+            "iopt_check_iova)",
+            what,
+            missing,
+            ("look for an error at an earlier unmapping; update the VMM",),
+            (),
+        )
+    return Case(
+        "the kernel's log may have the reason",
+        what,
+        missing,
+        ("look for the kernel's reason: dmesg | vmm-msi explain",),
+    )
+
+
+def _unknown(words: str, where: tuple[int, int] | None, context: LogContext) -> Case:
+    what = "memory of the guest could not be mapped in stage 2"
+    if "Invalid argument" in words:
+        return Case(
+            "if it is guest RAM, it covers a reserved region of the device. If it is a BAR, its "
+            f"address is beyond the IOMMU's width: {_PEERS} (EINVAL; Linux "
+            "vfio_iommu_iova_dma_valid)",
+            what,
+            remedies=(
+                "look for the address in the next lines, such as vfio_dma_map(…)",
+                *_reserved(what, where, context).remedies,
+            ),
+            findings=("guest-ram-reserved", "guest-ram-in-msi-window"),
+        )
+    return _any_memory(what, words)
+
+
+_CASES = {_Kind.RAM: _ram, _Kind.BAR: _bar, _Kind.UNKNOWN: _unknown}
