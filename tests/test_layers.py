@@ -13,8 +13,8 @@ MAX_LINES = 500
 #: Layers from the bottom up: a unit imports from lower layers and from itself. A nested package
 #: (``host.files``) may be a unit of its own.
 LAYERS = (
-    {"errors", "quantity", "terminal"},
-    {"types", "tomlfile", "samples", "templates", "host.files"},
+    {"errors", "ownership", "quantity", "terminal"},
+    {"output", "types", "tomlfile", "samples", "templates", "host.files"},
     {"host.firmware", "host.pci"},
     {"iommu", "domxml", "config"},
     {"host"},

@@ -234,8 +234,11 @@ def test_an_output_file_appears_when_it_is_complete(vmm_msi, nowhere, form):
     expected = vmm_msi("compare", "--scenario", TWO_ITS, "--format", form)[1]
     target = nowhere / "out"
     target.write_text("what was there", encoding="utf-8")
-    words = ("compare", "--scenario", TWO_ITS, "--format", form, "-o")
-    assert vmm_msi(*words, target) == (0, "", "")
+    words = ("compare", "--scenario", TWO_ITS, "--format", form, "-o", target)
+    reason = f"vmm-msi compare: writing {target}: it exists already; --force overwrites it\n"
+    assert vmm_msi(*words) == (1, "", reason)
+    assert target.read_text(encoding="utf-8") == "what was there"
+    assert vmm_msi(*words, "--force") == (0, "", "")
     assert target.read_text(encoding="utf-8") == expected
     assert [path.name for path in nowhere.iterdir()] == ["out"]
 
@@ -245,7 +248,7 @@ def test_a_failed_run_keeps_the_old_output_file(vmm_msi, nowhere):
     target.write_text("what was there", encoding="utf-8")
     config = nowhere / "vmm-msi.toml"
     config.write_text('its_selector = "nope"\n', encoding="utf-8")
-    code, out, err = vmm_msi("compare", "--scenario", TWO_ITS, "-o", target)
+    code, out, err = vmm_msi("compare", "--scenario", TWO_ITS, "-o", target, "--force")
     assert (code, out) == (2, "")
     assert "its-selector 'nope'" in err
     assert target.read_text(encoding="utf-8") == "what was there"

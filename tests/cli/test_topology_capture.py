@@ -101,12 +101,15 @@ def test_an_existing_file_is_kept(take, host, nowhere):
     assert open_archive(target).names("/sys/bus/pci/devices")
 
 
-def test_a_link_is_followed(take, host, nowhere):
-    (nowhere / "real").write_text("")
+def test_a_link_is_replaced(take, host, nowhere):
+    (nowhere / "real").write_text("mine")
     (nowhere / "link").symlink_to("real")
+    reason = "writing link: it exists already; --force overwrites it"
+    assert take("-o", "link", "--root", host) == (1, "", f"vmm-msi topology: {reason}\n")
     assert take("-o", "link", "--root", host, "--force")[0] == 0
-    assert (nowhere / "link").is_symlink()
-    assert open_archive(nowhere / "real").names("/sys/bus/pci/devices")
+    assert not (nowhere / "link").is_symlink()
+    assert open_archive(nowhere / "link").names("/sys/bus/pci/devices")
+    assert (nowhere / "real").read_text() == "mine"
 
 
 def test_a_device_is_written_to(take, host):

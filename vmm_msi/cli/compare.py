@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import io
 import logging
-import os
 import sys
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +19,7 @@ from vmm_msi.cli.common import (
     load_plugins,
 )
 from vmm_msi.config import Choice
-from vmm_msi.errors import OutputError, TopologyError, UsageError
+from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.terminal import StatusLine, print_lines
 from vmm_msi.types import PciAddress, Scenario
 
@@ -79,6 +79,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--backend iommufd",
     )
     parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE")
+    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
     add_format(parser)
     add_config(parser)
 
@@ -86,6 +87,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare."""
     named = [Choice.parse(text) for text in args.strategy]
+    if args.output is not None:
+        from vmm_msi.output import check_target
+
+        check_target(args.output, force=args.force)
     settings = load_config(args)
     plugins = load_plugins(args, settings, named)
     scenario = _scenario(args)
@@ -112,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
             )
 
         results = _with_progress(choices, run_one)
-        with _opened(args.output) as out:
+        with _opened(args.output, force=args.force) as out:
             if args.format == "json":
                 from vmm_msi.report import compare_json
 
@@ -236,28 +241,17 @@ def _with_progress(
 
 
 @contextmanager
-def _opened(path: Path | None) -> Iterator[TextIO]:
+def _opened(path: Path | None, *, force: bool) -> Iterator[TextIO]:
     """Yield standard output, or a file that appears when it is complete.
-
-    A device or a pipe is written to directly.
 
     :raise OutputError: when the file cannot be written.
     """
     if path is None:
         yield sys.stdout
         return
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise OutputError(f"writing {path}: it is a folder; give the name of a file")
-    partial = target.with_name(f".{target.name}.partial")
-    special = target.exists() and not target.is_file()
-    try:
-        with (target if special else partial).open("w", encoding="utf-8") as out:
-            yield out
-        if not special:
-            partial.replace(target)
-    except OSError as error:
-        raise OutputError(f"writing {path}: {error.strerror or error}") from error
-    finally:
-        if not special:
-            partial.unlink(missing_ok=True)
+    from vmm_msi.output import output_file
+
+    with output_file(path, force=force, mode=0o666) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8")
+        yield text
+        text.detach()

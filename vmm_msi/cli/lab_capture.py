@@ -34,10 +34,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run ``topology capture`` in the emulated host and save its file."""
     from vmm_msi.errors import LabError
-    from vmm_msi.host.files.pack import check_target, write_archive
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.machine.emulated_host import lab_for
     from vmm_msi.lab.rpc.link import AgentLink
+    from vmm_msi.output import check_target, write_output
 
     check_target(args.output, force=args.force)
     progress = Progress(sys.stderr, "lab capture")
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     progress.clear()
     if reply["status"]:
         raise LabError(f"capturing the emulated host: {reply['stderr'].strip()}")
-    write_archive(args.output, base64.b64decode(reply["files"][_NAME]), force=args.force)
+    write_output(args.output, base64.b64decode(reply["files"][_NAME]), force=args.force)
     for line in reply["stderr"].splitlines():
         print_error(line.replace(_NAME, str(args.output)))
     return 0

@@ -129,13 +129,14 @@ def _compare(
 def _save(report: ConformanceReport, folder: Path) -> None:
     from vmm_msi.errors import OutputError
     from vmm_msi.iommu.call_sequence_json import sequence_to_json
+    from vmm_msi.output import write_output
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for mismatch in report.mismatches:
             path = folder / f"mismatch-{mismatch.number}.json"
             document = json.dumps(sequence_to_json(mismatch.sequence), indent=1)
-            path.write_text(document + "\n", encoding="utf-8")
+            write_output(path, f"{document}\n".encode(), force=True)
     except OSError as error:
         raise OutputError(f"writing {error.filename or folder}: {error.strerror}") from error
 

@@ -77,12 +77,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run a guest; return 1 if an interrupt was lost."""
     from vmm_msi.errors import UsageError
-    from vmm_msi.host.files.pack import check_target, write_archive
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.guest.its_log import ItsLog
     from vmm_msi.lab.guest.runner import ACTS, UNPLUG, Runner, RunSpec, shape_for
     from vmm_msi.lab.machine.emulated_host import LabHost, logs_folder
     from vmm_msi.lab.rpc.link import AgentLink
+    from vmm_msi.output import check_target, write_output
     from vmm_msi.report import lab_guest as report
 
     kinds = [kind.strip() for kind in args.devices.split(",")]
@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
         result = runner.run(spec)
         progress.clear()
     if result.recording is not None:
-        write_archive(args.record, result.recording)
+        write_output(args.record, result.recording)
     if args.format == "json":
         print_json(report.to_json(result))
     else:

@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     """Record a running guest."""
     from vmm_msi.host.files.folder import this_machine
     from vmm_msi.host.files.kernel_log import kernel_log
-    from vmm_msi.host.files.pack import check_target, write_archive
+    from vmm_msi.output import check_target, write_output
     from vmm_msi.recording import recording_json
     from vmm_msi.recording.recorder import Observations, record_guest
 
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     )
     recording = record_guest(xml, host, releases, observations)
     data = recording_json.encode(recording)
-    write_archive(target, data, force=args.force)
+    write_output(target, data, force=args.force)
     counts = {
         "device": len(recording.devices),
         "slot": len(recording.slots),

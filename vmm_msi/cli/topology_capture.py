@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi import __version__
     from vmm_msi.host.files.capture import added_files, take_capture
     from vmm_msi.host.files.folder import FolderTree
-    from vmm_msi.host.files.pack import check_target, write_archive
+    from vmm_msi.output import check_target, write_output
 
     _check(args)
     target = None if args.output in {None, "-"} else Path(args.output)
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
         print_lines(_list(capture))
     else:
         data = capture.packed(f"vmm-msi {__version__}")
-        write_archive(target, data, force=args.force)
+        write_output(target, data, force=args.force)
         print_error(_summary(capture, str(target or "standard output"), len(data)))
     for line in _not_read(capture):
         print_error(line)

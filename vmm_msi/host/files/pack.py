@@ -1,19 +1,14 @@
-"""Write a capture: the same files always give the same bytes."""
+"""Pack a capture: the same files always give the same bytes."""
 
 from __future__ import annotations
 
-import os
-import sys
 import tarfile
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import OutputError, TopologyError
+from vmm_msi.errors import TopologyError
 from vmm_msi.host.files import MAX_FILE
 from vmm_msi.host.files.archive import MAX_COMPRESSED, MAX_MEMBERS, MAX_TOTAL
 from vmm_msi.host.files.paths import MAX_PATH
-from vmm_msi.terminal import write_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -65,63 +60,3 @@ def _member(path: str, value: bytes | str | None) -> bytes:
     member.size = len(data)
     header = member.tobuf(tarfile.PAX_FORMAT, "utf-8", "strict")
     return header + data + bytes(-len(data) % _BLOCK)
-
-
-def check_target(target: Path | None, *, force: bool) -> None:
-    """Check in advance that a capture can be written.
-
-    :param target: None for standard output.
-    :param force: overwrite an existing file.
-    :raise OutputError: when it cannot be written.
-    """
-    if target is None:
-        if sys.stdout.isatty():
-            raise OutputError("writing a capture to standard output: it is a terminal; redirect it")
-        return
-    try:
-        if target.is_dir():
-            raise OutputError(f"writing {target}: it is a folder; name a file")
-        if target.is_file() and not force:
-            raise OutputError(f"writing {target}: it exists already; --force overwrites it")
-        if not target.parent.is_dir():
-            raise OutputError(
-                f"writing {target}: the folder {target.parent} does not exist; create it first"
-            )
-    except OSError as failure:
-        raise OutputError(f"writing {target}: {failure.strerror or failure}") from failure
-
-
-def write_archive(target: Path | None, data: bytes, *, force: bool = False) -> None:
-    """Write a capture; the file appears when it is complete, and only its owner can read it.
-
-    An existing device or pipe is written to in place.
-
-    :param target: None for standard output.
-    :raise OutputError: when it cannot be written.
-    """
-    check_target(target, force=force)
-    try:
-        if target is None:
-            write_bytes(data)
-        elif target.exists() and not target.is_file():
-            target.write_bytes(data)
-        else:
-            _replace(Path(os.path.realpath(target)), data)
-    except BrokenPipeError:
-        raise
-    except OSError as failure:
-        name = "standard output" if target is None else target
-        raise OutputError(f"writing {name}: {failure.strerror or failure}") from failure
-
-
-def _replace(target: Path, data: bytes) -> None:
-    with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".", delete=False) as file:
-        partial = Path(file.name)
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            partial.replace(target)
-        except BaseException:
-            partial.unlink(missing_ok=True)
-            raise
