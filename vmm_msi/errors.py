@@ -4,6 +4,7 @@
 
     VmmMsiError
     ├── UsageError              the command line names something that does not exist
+    │   └── CommandLineError    the command line cannot be parsed
     ├── InputError              a file or a document is invalid
     │   ├── ConfigError         vmm-msi.toml
     │   ├── ScenarioError       a scenario TOML
@@ -22,11 +23,16 @@
 
 Messages read ``doing what to which object: what is wrong; what to use instead``. The CLI catches
 :class:`VmmMsiError` only, prints that one line and exits with :attr:`VmmMsiError.exit_code`.
+Programs tell kinds of errors apart by the class or by :attr:`VmmMsiError.code`.
 """
 
 from __future__ import annotations
 
 import errno as _errno
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 # Names in the kernel's headers where Python prefers the synonym.
 _KERNEL_NAMES = {_errno.EOPNOTSUPP: "EOPNOTSUPP", _errno.EAGAIN: "EAGAIN"}
@@ -37,9 +43,23 @@ def errno_name(number: int) -> str:
     return _KERNEL_NAMES.get(number) or _errno.errorcode.get(number, f"errno {number}")
 
 
+def did_you_mean(word: str, valid: Iterable[str]) -> str:
+    """Return ``did you mean X? `` for the word of ``valid`` nearest to ``word``.
+
+    :return: empty when no word is near; it goes before the list of the valid ones.
+    """
+    from difflib import get_close_matches
+
+    # The comparison takes time in the square of the length; no valid word is longer.
+    near = get_close_matches(word.lower()[:64], list(valid), 1, 0.7)
+    return f"did you mean {near[0]}? " if near else ""
+
+
 class VmmMsiError(Exception):
     """Root of the tree; only its subclasses are raised."""
 
+    #: Identifier of this kind of error in JSON and for programs; a released one never changes.
+    code = "error"
     #: Exit code of the command line for this kind of error (docs/cli.md).
     exit_code = 1
 
@@ -47,29 +67,45 @@ class VmmMsiError(Exception):
 class UsageError(VmmMsiError):
     """The command line names something that does not exist, or requires a missing extra."""
 
+    code = "usage"
     exit_code = 2
+
+
+class CommandLineError(UsageError):
+    """The command line cannot be parsed."""
+
+    code = "command-line"
 
 
 class InputError(VmmMsiError):
     """An input file or document is invalid."""
 
+    code = "input"
     exit_code = 3
 
 
 class ConfigError(InputError):
     """``vmm-msi.toml`` is invalid."""
 
+    code = "config"
+
 
 class ScenarioError(InputError):
     """A scenario file is invalid."""
+
+    code = "scenario"
 
 
 class CallSequenceError(InputError):
     """A call sequence cannot be run."""
 
+    code = "call-sequence"
+
 
 class TopologyError(InputError):
     """A host description is malformed or lacks a required fact."""
+
+    code = "topology"
 
 
 class UnreadableError(InputError):
@@ -78,6 +114,8 @@ class UnreadableError(InputError):
     :param path: the path on the host.
     :param reason: the kernel's error, now or when the capture was made.
     """
+
+    code = "unreadable"
 
     def __init__(self, source: str, path: str, reason: str) -> None:
         super().__init__(f"reading {path} of {source}: {reason}")
@@ -88,16 +126,20 @@ class UnreadableError(InputError):
 class DomainXmlError(InputError):
     """A libvirt domain XML document is invalid or cannot be edited."""
 
+    code = "domain-xml"
+
 
 class PluginError(VmmMsiError):
     """A plugin does not load, clashes with another one or breaks the contract."""
 
+    code = "plugin"
     exit_code = 4
 
 
 class RefusedError(VmmMsiError):
     """A strategy, a policy or a missing capability refuses; nothing was changed."""
 
+    code = "refused"
     exit_code = 5
 
 
@@ -108,6 +150,8 @@ class BackendError(RefusedError):
     :param reason: what is wrong, in a sentence without the errno.
     """
 
+    code = "backend-refused"
+
     def __init__(self, errno: int, reason: str) -> None:
         super().__init__(f"{errno_name(errno)}: {reason}")
         self.errno = errno
@@ -117,24 +161,31 @@ class BackendError(RefusedError):
 class HypervisorError(VmmMsiError):
     """libvirt refuses an operation or cannot be reached."""
 
+    code = "libvirt"
     exit_code = 6
 
 
 class NoHostDeviceError(HypervisorError):
     """libvirt has no such device of the host, or lists no devices."""
 
+    code = "no-host-device"
+
 
 class UndoError(HypervisorError):
     """A change failed, and the part that the message names is or may be still in place."""
+
+    code = "undo-failed"
 
 
 class LabError(VmmMsiError):
     """The lab cannot be built, started or reached."""
 
+    code = "lab"
     exit_code = 7
 
 
 class OutputError(VmmMsiError):
     """A result cannot be written to its destination."""
 
+    code = "output"
     exit_code = 1

@@ -340,7 +340,7 @@ def a_host_without_devices(place):
     return ["compare", "--host", BOARD]
 
 
-@case(2, "--guest needs --host: a scenario has its own guest")
+@case(2, "--domain needs --host: a scenario has its own guest")
 def a_guest_with_a_scenario(place):
     return ["compare", "--scenario", TWO_ITS, "--guest", GUEST]
 

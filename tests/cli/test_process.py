@@ -97,7 +97,8 @@ def test_version():
 def test_an_invalid_command_line(words):
     done = run(*words, code=2)
     assert done.stdout == ""
-    assert done.stderr.startswith("usage: vmm-msi")
+    assert done.stderr.startswith("vmm-msi")
+    assert done.stderr.count("\n") == 1
 
 
 # Imports.

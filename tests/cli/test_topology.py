@@ -179,6 +179,6 @@ def real_host(request):
     return shared_data(request.param)
 
 
-@pytest.mark.parametrize("form", ["table", "json"])
+@pytest.mark.parametrize("form", ["text", "json"])
 def test_a_real_host(show, real_host, form):
     assert show(real_host, "--format", form)

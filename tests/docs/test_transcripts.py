@@ -76,7 +76,7 @@ LIBVIRT = (
 )
 WATCH = (
     "watch.md",
-    "$ vmm-msi watch -c qemu:///system -c test+unix:///default --log-format text",
+    "$ vmm-msi watch -c qemu:///system -c test+unix:///default --format text",
 )
 
 

@@ -29,7 +29,7 @@ def command(*arguments, host=True):
 def once(*arguments, code=0):
     """Run ``watch --once``; return its log and its standard error."""
     result = subprocess.run(
-        command(*arguments, "--once", "--log-format", "json"),
+        command(*arguments, "--once", "--format", "json"),
         capture_output=True,
         text=True,
         check=False,

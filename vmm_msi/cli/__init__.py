@@ -7,13 +7,16 @@ the exit code of its class; any other exception is a bug and keeps its traceback
 
 from __future__ import annotations
 
-import argparse
 import sys
-from typing import TYPE_CHECKING, NoReturn, Protocol
+from itertools import pairwise
+from typing import TYPE_CHECKING, Protocol
 
-from vmm_msi.terminal import discard_output, print_error, print_line, printable
+from vmm_msi.cli.parser import Parser
+from vmm_msi.errors import OutputError, VmmMsiError
+from vmm_msi.terminal import discard_output, print_error, print_line
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Sequence
 
 #: Command, its module in this package and its line in ``--help``. They are here so that ``--help``
@@ -63,16 +66,9 @@ def load_command(name: str) -> Command:
     return module
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose errors quote words of the command line so that a terminal can show them."""
-
-    def error(self, message: str) -> NoReturn:
-        super().error(printable(message))
-
-
-def build_parser(loaded: Sequence[str] = ()) -> argparse.ArgumentParser:
+def build_parser(loaded: Sequence[str] = ()) -> Parser:
     """Return the parser, with the arguments of the commands in ``loaded``."""
-    parser = _Parser(
+    parser = Parser(
         prog="vmm-msi",
         description="Assign PCI devices to Arm guests behind a nested SMMUv3, and have their "
         "interrupts arrive.",
@@ -89,36 +85,16 @@ def build_parser(loaded: Sequence[str] = ()) -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line ``argv`` and return the exit code (docs/cli.md)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    named = next((word for word in arguments if not word.startswith("-")), None)
-    parser = build_parser([named] if named in COMMANDS else [])
-    args = parser.parse_args(arguments)
-    if args.version:
-        from vmm_msi import __version__
-
-        print_line(f"vmm-msi {__version__}")
-        return 0
-    if args.command is None:
-        parser.print_help()
-        return 0
-    return _run(args)
-
-
-def _run(args: argparse.Namespace) -> int:
-    from vmm_msi.errors import OutputError, VmmMsiError
-
-    if sys.stdout is None:
-        print_error(f"vmm-msi {args.command}: standard output is closed; open it")
-        return OutputError.exit_code
+    words = list(sys.argv[1:] if argv is None else argv)
     try:
-        code = load_command(args.command).run(args)
+        if sys.stdout is None:
+            raise OutputError("standard output is closed; open it")
+        code = _run(words)
         sys.stdout.flush()
     except VmmMsiError as error:
-        print_error(f"vmm-msi {args.command}: {error}")
-        return error.exit_code
+        return _fail(words, error.code, error.exit_code, str(error))
     except KeyboardInterrupt:
-        print_error(f"vmm-msi {args.command}: interrupted")
-        return EXIT_INTERRUPTED
+        return _fail(words, "interrupted", EXIT_INTERRUPTED, "interrupted")
     except BrokenPipeError:
         # The reader closed the pipe.
         discard_output()
@@ -127,7 +103,47 @@ def _run(args: argparse.Namespace) -> int:
         # Commands translate errors of the files that they open; this one is of standard output.
         if error.filename is not None:
             raise
-        print_error(f"vmm-msi {args.command}: standard output: {error.strerror}")
         discard_output()
-        return OutputError.exit_code
+        message = f"standard output: {error.strerror}"
+        return _fail(words, OutputError.code, OutputError.exit_code, message)
     return code
+
+
+def _run(words: Sequence[str]) -> int:
+    command = _command(words)
+    parser = build_parser([command] if command else [])
+    try:
+        args = parser.parse_words(words)
+    except SystemExit:
+        return 0  # --help was printed.
+    if args.version:
+        from vmm_msi import __version__
+
+        print_line(f"vmm-msi {__version__}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 0
+    return load_command(args.command).run(args)
+
+
+def _command(words: Sequence[str]) -> str:
+    """Return the command that the words name; empty without one."""
+    named = next((word for word in words if not word.startswith("-")), "")
+    return named if named in COMMANDS else ""
+
+
+def _fail(words: Sequence[str], code: str, exit_code: int, message: str) -> int:
+    """Print an error as one line, or as a JSON document where the words ask for JSON.
+
+    :return: the exit code.
+    """
+    command = _command(words)
+    if "--format=json" in words or ("--format", "json") in pairwise(words):
+        from vmm_msi.report.json_text import json_line
+
+        document = {"command": command, "code": code, "exit_code": exit_code, "message": message}
+        print_error(json_line({"schema": 1, **document}))
+    else:
+        print_error(f"{' '.join(['vmm-msi', *([command] if command else [])])}: {message}")
+    return exit_code

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli.parser import VIRSH_CONFIG
 from vmm_msi.errors import ConfigError, UsageError
 from vmm_msi.terminal import print_document, printable
 from vmm_msi.types import Granule
@@ -23,10 +24,28 @@ def add_format(parser: argparse.ArgumentParser) -> None:
     """Add ``--format``."""
     parser.add_argument(
         "--format",
-        choices=("table", "json"),
-        default="table",
-        help="output format: a table for people (default) or JSON for programs",
+        choices=("text", "json"),
+        default="text",
+        help="output format: text for people (default) or JSON for programs",
     )
+
+
+def add_output(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:
+    """Add ``-o`` and ``--force``."""
+    parser.add_argument(
+        "-o",
+        "--output",
+        type=Path,
+        required=required,
+        metavar="FILE",
+        help=f"write {what} to FILE; - is standard output",
+    )
+    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
+
+
+def output_path(args: argparse.Namespace) -> Path | None:
+    """Return the file that ``-o`` names; None for standard output."""
+    return None if args.output is None or args.output == Path("-") else args.output
 
 
 def add_config(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +87,22 @@ def add_host(parser: argparse._ActionsContainer, what: str) -> None:
         metavar="HOST",
         help=f"{what}: {HOST}; may be repeated for several sources about one host, of which "
         "the first wins where they disagree",
+    )
+
+
+def add_hosts(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add HOST … for a command that is about a host, and ``--host``, which means the same."""
+    parser.add_argument(
+        "host", metavar="HOST", nargs="*", action="extend", type=host_name, help=what
+    )
+    parser.add_argument(
+        "--host", action="append", type=host_name, metavar="HOST", help="the same as HOST"
+    )
+    parser.add_argument(
+        "--root",
+        type=Path,
+        metavar="DIR",
+        help="folder laid out like the host's /, such as a copy of its /sys and /proc",
     )
 
 
@@ -136,7 +171,12 @@ def load_config(args: argparse.Namespace) -> Config:
     """Read the configuration that the arguments name."""
     from vmm_msi import config
 
-    return config.load_config(args.config)
+    try:
+        return config.load_config(args.config)
+    except ConfigError as error:
+        if args.config is None or args.config.exists() or not hasattr(args, "scope"):
+            raise
+        raise ConfigError(f"{error}; {VIRSH_CONFIG}") from error
 
 
 def load_plugins(

@@ -14,9 +14,11 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     add_host,
+    add_output,
     load_config,
     load_host,
     load_plugins,
+    output_path,
 )
 from vmm_msi.config import Choice
 from vmm_msi.errors import TopologyError, UsageError
@@ -43,10 +45,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_host(source, "a host")
     add_granule(parser)
     parser.add_argument(
+        "--domain",
         "--guest",
         type=Path,
-        metavar="GUEST.xml",
-        help="with --host: libvirt domain XML whose PCI hostdevs are the guest's devices",
+        metavar="DOMAIN",
+        help="with --host: a file with the libvirt domain XML whose PCI hostdevs are the guest's "
+        "devices",
     )
     parser.add_argument(
         "--device",
@@ -54,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="ADDRESS",
         help="with --host: host PCI address of a device of the guest, such as 0000:01:00.0, in "
-        "addition to those of --guest; may be repeated; default without --guest: every assignable "
-        "device that the host lists",
+        "addition to those of --domain; may be repeated; default without --domain: every "
+        "assignable device that the host lists",
     )
     parser.add_argument(
         "--strategy",
@@ -78,8 +82,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "for each ITS of the scenario (witness); default: witness with --backend lab, its with "
         "--backend iommufd",
     )
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE", help="write to FILE")
-    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
+    add_output(parser, "the result")
     add_format(parser)
     add_config(parser)
 
@@ -87,10 +90,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Compare."""
     named = [Choice.parse(text) for text in args.strategy]
-    if args.output is not None:
+    target = output_path(args)
+    if target is not None:
         from vmm_msi.output import check_target
 
-        check_target(args.output, force=args.force)
+        check_target(target, force=args.force)
     settings = load_config(args)
     plugins = load_plugins(args, settings, named)
     scenario = _scenario(args)
@@ -117,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
             )
 
         results = _with_progress(choices, run_one)
-        with _opened(args.output, force=args.force) as out:
+        with _opened(target, force=args.force) as out:
             if args.format == "json":
                 from vmm_msi.report import compare_json
 
@@ -170,8 +174,8 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     from vmm_msi.host.scenario import load_scenario
 
     if args.scenario is not None:
-        if args.guest is not None:
-            raise UsageError("--guest needs --host: a scenario has its own guest")
+        if args.domain is not None:
+            raise UsageError("--domain needs --host: a scenario has its own guest")
         if args.device:
             raise UsageError("--device needs --host: a scenario has its own devices")
         if args.granule is not None:
@@ -179,16 +183,17 @@ def _scenario(args: argparse.Namespace) -> Scenario:
         return load_scenario(args.scenario)
     host = load_host(args)
     selected = [PciAddress.parse(text) for text in args.device]
-    if args.guest is None:
+    if args.domain is None:
         return _scenario_of_host(host, selected)
     from vmm_msi.domxml.guest_domain import guest_from_xml
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.parse import read
 
-    guest = guest_from_xml(DomainXml(read(args.guest), str(args.guest)), selected)
+    guest = guest_from_xml(DomainXml(read(args.domain), str(args.domain)), selected)
     if not guest.devices:
         raise UsageError(
-            f"{args.guest}: has no PCI hostdev to compare strategies on; name devices with --device"
+            f"{args.domain}: has no PCI hostdev to compare strategies on; name devices with "
+            "--device"
         )
     return Scenario(with_devices(host, [device.host for device in guest.devices]), guest)
 
@@ -211,7 +216,7 @@ def _scenario_of_host(host: HostTopology, selected: Sequence[PciAddress]) -> Sce
         if not listed:
             raise UsageError(
                 f"{host.source}: lists ranges of addresses, not devices; name the guest's devices "
-                "with --device ADDRESS or --guest GUEST.xml"
+                "with --device ADDRESS or --domain FILE"
             )
         failure: TopologyError | None = None
         for address in listed:

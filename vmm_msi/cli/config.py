@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(
+        title="subcommands", dest="action", metavar="SUBCOMMAND", required=True
+    )
     summary = "check every name and option in the configuration and show what it selects"
     check = actions.add_parser("check", help=summary, description=summary, allow_abbrev=False)
     add_format(check)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import (
@@ -11,10 +10,11 @@ from vmm_msi.cli.common import (
     add_config,
     add_format,
     add_granule,
-    host_name,
+    add_hosts,
     print_json,
     read_host,
 )
+from vmm_msi.cli.domain_options import add_domain
 from vmm_msi.errors import UsageError
 from vmm_msi.quantity import quantity
 from vmm_msi.terminal import print_lines
@@ -33,19 +33,9 @@ EXIT_WARNINGS = 9
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    parser.add_argument(
-        "host",
-        metavar="HOST",
-        nargs="*",
-        type=host_name,
-        help=f"host to check, by default this machine: {HOST}; several HOSTs are sources about one "
-        "host",
-    )
-    parser.add_argument(
-        "--root",
-        type=Path,
-        metavar="DIR",
-        help="folder laid out like the host's /, such as a copy of its /sys and /proc",
+    add_hosts(
+        parser,
+        f"host to check, by default this machine: {HOST}; several HOSTs are sources about one host",
     )
     parser.add_argument(
         "--device",
@@ -55,12 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="host PCI address of a device to assign, such as 0000:01:00.0; may be repeated; "
         "default: the devices of --domain, or all assignable devices",
     )
-    parser.add_argument(
-        "--domain",
-        metavar="DOMAIN",
-        help="guest to check: a libvirt domain by name or UUID, or a domain XML file whose name "
-        "ends in .xml",
-    )
+    add_domain(parser, "guest to check")
     parser.add_argument(
         "-c",
         "--connect",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from typing import TYPE_CHECKING
@@ -9,7 +10,6 @@ from typing import TYPE_CHECKING
 from vmm_msi.terminal import print_document, print_line, print_lines
 
 if TYPE_CHECKING:
-    import argparse
     from collections.abc import Iterable
     from typing import TextIO
 
@@ -27,6 +27,38 @@ def add_target(parser: argparse.ArgumentParser, devices: str = "", what: str = "
     parser.add_argument("domain", metavar="DOMAIN", help="libvirt domain, by name or UUID")
     if devices:
         parser.add_argument("device", metavar="DEVICE", nargs=devices, help=what)
+
+
+class _Once(argparse.Action):
+    """Refuse an option that is given twice, under either of its names."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        if getattr(namespace, self.dest) is not None:
+            parser.error(f"{option_string} {values}: one guest is named already")
+        setattr(namespace, self.dest, values)
+
+
+def add_domain(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add ``--domain``, which is also called ``--guest``."""
+    parser.add_argument(
+        "--domain",
+        "--guest",
+        action=_Once,
+        metavar="DOMAIN",
+        help=f"{what}: a libvirt domain by name or UUID, or a file with its XML, whose name ends "
+        "in .xml",
+    )
+
+
+def is_file(domain: str) -> bool:
+    """Return whether a DOMAIN is a file with the XML, not a guest of libvirt."""
+    return domain.endswith(".xml")
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:

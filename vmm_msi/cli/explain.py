@@ -17,7 +17,7 @@ from vmm_msi.cli.common import (
     load_plugins,
     print_json,
 )
-from vmm_msi.cli.domain_options import add_connection
+from vmm_msi.cli.domain_options import add_connection, add_domain, is_file
 from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.terminal import print_error, print_lines
 
@@ -41,16 +41,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_host(parser, "host that the text comes from; default: this machine if it has an SMMU")
     add_granule(parser)
-    guest = parser.add_mutually_exclusive_group()
-    guest.add_argument(
-        "--domain", metavar="DOMAIN", help="affected guest: a libvirt domain by name or UUID"
-    )
-    guest.add_argument(
-        "--guest",
-        type=Path,
-        metavar="GUEST.xml",
-        help="affected guest: a file with its libvirt domain XML",
-    )
+    add_domain(parser, "affected guest")
     add_connection(parser)
     parser.add_argument(
         "--in-guest",
@@ -109,7 +100,7 @@ def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
     if args.host is not None:
         return load_host(args)
     try:
-        if args.domain is not None:
+        if args.domain is not None and not is_file(args.domain):
             check_uris(args, [args.connect])
         host = load_host(args)
     except (UsageError, TopologyError) as error:
@@ -124,12 +115,12 @@ def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
 def _xml(args: argparse.Namespace) -> DomainXml | None:
     from vmm_msi.domxml.libvirt_domain import DomainXml
 
-    if args.guest is not None:
-        from vmm_msi.domxml.parse import read
-
-        return DomainXml(read(args.guest), str(args.guest))
     if args.domain is None:
         return None
+    if is_file(args.domain):
+        from vmm_msi.domxml.parse import read
+
+        return DomainXml(read(Path(args.domain)), args.domain)
     from vmm_msi.libvirt_driver import connect
 
     with connect(args.connect, readonly=True) as connection:

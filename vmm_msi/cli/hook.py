@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from vmm_msi.qemuhook.run_records import RunRecord
     from vmm_msi.qemuhook.script import InstalledScript
 
+#: Exit code of ``hook run`` if the guest would be refused.
+EXIT_REFUSED = 1
+
 _HOOKS = "/etc/libvirt/hooks"
 _MODES = ("check", "record")
 
@@ -74,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
         from vmm_msi.qemuhook import entry
 
         arguments = (args.mode, args.guest, args.operation, args.sub_operation, args.extra)
-        return 1 if entry.run(arguments) == entry.REFUSED else 0
+        return EXIT_REFUSED if entry.run(arguments) == entry.REFUSED else 0
     commands = {"install": _install, "uninstall": _uninstall, "status": _status}
     commands[args.hook_command](args)
     return 0

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import base64
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli.common import add_output, output_path
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.cli.lab_host import add_shape, shape_of
 from vmm_msi.terminal import print_error
@@ -20,15 +20,7 @@ _NAME = "host.tar.zst"
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_shape(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        required=True,
-        metavar="FILE",
-        help="write to FILE, such as host.tar.zst",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
+    add_output(parser, "the capture, such as host.tar.zst,", required=True)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -39,7 +31,8 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.lab.rpc.link import AgentLink
     from vmm_msi.output import check_target, write_output
 
-    check_target(args.output, force=args.force)
+    target = output_path(args)
+    check_target(target, force=args.force)
     progress = Progress(sys.stderr, "lab capture")
     shape = shape_of(args)
     with (
@@ -50,9 +43,9 @@ def run(args: argparse.Namespace) -> int:
     progress.clear()
     if reply["status"]:
         raise LabError(f"capturing the emulated host: {reply['stderr'].strip()}")
-    write_output(args.output, base64.b64decode(reply["files"][_NAME]), force=args.force)
+    write_output(target, base64.b64decode(reply["files"][_NAME]), force=args.force)
     for line in reply["stderr"].splitlines():
-        print_error(line.replace(_NAME, str(args.output)))
+        print_error(line.replace(_NAME, str(target or "standard output")))
     return 0
 
 

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
-    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    actions = parser.add_subparsers(
+        title="subcommands", dest="action", metavar="SUBCOMMAND", required=True
+    )
     summary = "list every installed plugin, what it is for and where it is from"
     listing = actions.add_parser("list", help=summary, description=summary, allow_abbrev=False)
     listing.add_argument(

@@ -6,7 +6,14 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_granule, add_host, check_uris, load_host
+from vmm_msi.cli.common import (
+    add_granule,
+    add_host,
+    add_output,
+    check_uris,
+    load_host,
+    output_path,
+)
 from vmm_msi.cli.domain_options import add_connection, add_target
 from vmm_msi.errors import InputError, UnreadableError, UsageError
 from vmm_msi.quantity import quantity
@@ -24,14 +31,7 @@ _INTERRUPTS = Path("/proc/interrupts")
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
     add_target(parser)
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        required=True,
-        help="write the recording to FILE; - for standard output",
-    )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
+    add_output(parser, "the recording", required=True)
     add_connection(parser)
     add_host(parser, "this machine, if its own firmware tables do not describe it")
     add_granule(parser)
@@ -56,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.recording import recording_json
     from vmm_msi.recording.recorder import Observations, record_guest
 
-    target = None if args.output == "-" else Path(args.output)
+    target = output_path(args)
     check_target(target, force=args.force)
     check_uris(args, [args.connect])
     if os.geteuid() != 0:

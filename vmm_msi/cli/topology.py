@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli import topology_capture
 from vmm_msi.cli.common import (
     add_format,
     add_granule,
-    host_name,
+    add_hosts,
     print_json,
     read_host,
 )
@@ -32,22 +31,15 @@ SCHEMA = 1
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vmm-msi topology``."""
-    actions = parser.add_subparsers(title="actions", dest="action", metavar="ACTION", required=True)
+    actions = parser.add_subparsers(
+        title="subcommands", dest="action", metavar="SUBCOMMAND", required=True
+    )
     summary = "show a host: its SMMUs, ITSes, routes, PCI functions and IOMMU groups"
     show = actions.add_parser("show", help=summary, description=summary, allow_abbrev=False)
-    show.add_argument(
-        "host",
-        metavar="HOST",
-        nargs="*",
-        type=host_name,
-        help=f"{FORMS}; or a libvirt URI. Several are sources about one host, of which the first "
-        "wins where they disagree; default: this machine",
-    )
-    show.add_argument(
-        "--root",
-        type=Path,
-        metavar="DIR",
-        help="folder laid out like the host's /, such as a copy of its /sys and /proc",
+    add_hosts(
+        show,
+        f"{FORMS}; or a libvirt URI. Several are sources about one host, of which the first wins "
+        "where they disagree; default: this machine",
     )
     add_format(show)
     add_granule(show)

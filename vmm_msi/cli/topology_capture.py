@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli.common import add_output, output_path
 from vmm_msi.errors import UsageError
 from vmm_msi.host.files.capture_paths import SOFTWARE
 from vmm_msi.report.columns import aligned
@@ -23,12 +24,7 @@ _MAX_LISTED = 8
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments of ``vmm-msi topology capture``."""
-    parser.add_argument(
-        "-o",
-        "--output",
-        metavar="FILE",
-        help="write to FILE, such as host.tar.zst; - is standard output",
-    )
+    add_output(parser, "a capture, such as host.tar.zst,")
     parser.add_argument(
         "--root",
         type=Path,
@@ -42,7 +38,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="ask this local libvirt connection for the releases of libvirt and QEMU; default: "
         "the release that qemu-system-aarch64 prints",
     )
-    parser.add_argument("--force", action="store_true", help="overwrite an existing FILE")
     parser.add_argument(
         "--dry-run",
         action="store_true",
@@ -58,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.output import check_target, write_output
 
     _check(args)
-    target = None if args.output in {None, "-"} else Path(args.output)
+    target = output_path(args)
     if not args.dry_run:
         check_target(target, force=args.force)
     tree = FolderTree(args.root or Path("/"))

@@ -43,10 +43,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "on the socket unix:PATH; default: no metrics",
     )
     parser.add_argument(
-        "--log-format",
+        "--format",
         choices=("text", "json"),
-        help="format of the log: text, or json with one object per line; default: text on a "
-        "terminal, else json",
+        help="format of the log: text for people (default on a terminal) or JSON for programs "
+        "(otherwise the default), an object per line",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument(
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
     options = service.ServiceOptions(uris, load, metrics)
     stream = sys.stdout if args.once else sys.stderr
-    as_json = args.log_format == "json" or (args.log_format is None and not stream.isatty())
+    as_json = args.format == "json" or (args.format is None and not stream.isatty())
     with logging_to(stream, as_json=as_json):
         if args.once:
             service.reconcile_once(options)
@@ -117,7 +117,7 @@ def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
     if granule is None and args.host is None:
         # The firmware tables that the unit passes do not have it.
         granule = str(Granule(os.sysconf("SC_PAGE_SIZE")))
-    values = {"granule": granule, "metrics": args.metrics, "log-format": args.log_format}
+    values = {"granule": granule, "metrics": args.metrics, "format": args.format}
     for option, value in values.items():
         if value is not None:
             command += [f"--{option}", value]
