@@ -201,7 +201,7 @@ print(fill(target, whole))
 def test_build_on_a_full_disk_is_resumed(tmp_path):
     if os.geteuid() != 0:
         unavailable("a small file system is mounted: not root")
-    mount = 'mount -t tmpfs -o size=256k none "$1" && shift && exec "$@"'
+    mount = 'mount -t tmpfs -o size=256k,mode=755 none "$1" && shift && exec "$@"'
     inside = ["unshare", "--mount", "sh", "-c", mount, "sh", str(tmp_path)]
     done = subprocess.run(
         [*inside, *command(FULL, tmp_path)],

@@ -362,7 +362,9 @@ def borrowed_cache(folder):
 def small_file_system(folder, size):
     mount = host_tools.require_tools(["mount", "umount"])
     folder.mkdir(exist_ok=True)
-    subprocess.run([mount["mount"], "-t", "tmpfs", "-o", f"size={size}", "t", folder], check=True)
+    subprocess.run(
+        [mount["mount"], "-t", "tmpfs", "-o", f"size={size},mode=755", "t", folder], check=True
+    )
     try:
         yield
     finally:

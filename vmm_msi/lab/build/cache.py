@@ -38,6 +38,15 @@ def default_cache() -> Path:
     return base / "vmm-msi"
 
 
+def check_cache(folder: Path, doing: str) -> None:
+    """Check that no other user may change the cache; a missing one is accepted.
+
+    :param doing: the action, for the message.
+    :raise LabError: when another user may.
+    """
+    host_tools.check_folder(folder, doing, "name another with --cache, or change its mode")
+
+
 def check_suite(suite: str, command: str) -> None:
     """Check that ``suite`` can be the name of a Debian suite.
 
@@ -107,6 +116,8 @@ def fill(
     :param prepare: called before a build writes anything.
     :raise LabError: when it cannot be built.
     """
+    folder, building = place.path.parent, f"building {place.title}"
+    check_cache(folder, building)
     content = read()
     if content is not None and not place.work.exists():
         return content, True
@@ -114,7 +125,8 @@ def fill(
         prepare()
     progress = progress or Progress(None)
     try:
-        place.path.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        check_cache(folder, building)
         with _locked(place, progress):
             content = read()
             if content is not None:
@@ -124,12 +136,10 @@ def fill(
             _build(place, build, progress)
     except OSError as error:
         where = error.filename or place.path
-        raise LabError(f"building {place.title}: {where}: {error.strerror}") from error
+        raise LabError(f"{building}: {where}: {error.strerror}") from error
     content = read()
     if content is None:
-        raise LabError(
-            f"building {place.title}: {place.path} is incomplete; use --suite {DEFAULT_SUITE}"
-        )
+        raise LabError(f"{building}: {place.path} is incomplete; use --suite {DEFAULT_SUITE}")
     return content, False
 
 

@@ -58,9 +58,12 @@ def fill(
 
 
 def trim(tree: Path, patterns: Iterable[str]) -> None:
-    """Remove files and whole folders that match the patterns."""
+    """Remove files and whole folders that match the patterns, but none behind a link out of it."""
+    inside = tree.resolve()
     for pattern in patterns:
         for path in tree.glob(pattern):
+            if not path.parent.resolve().is_relative_to(inside):
+                continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:

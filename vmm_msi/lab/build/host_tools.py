@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi import ownership
 from vmm_msi.errors import LabError
 
 if TYPE_CHECKING:
@@ -167,21 +169,67 @@ def mounts_below(folder: Path) -> list[Path]:
     return sorted(points, key=lambda point: len(point.parts), reverse=True)
 
 
+def check_folder(folder: Path, doing: str, instead: str) -> None:
+    """Check that no other user may change a folder or replace it; a missing one is accepted.
+
+    Builds run files of such a folder as root, and remove folders in it.
+
+    :param doing: the action, for the message.
+    :param instead: how to use another folder, for the message.
+    :raise LabError: when another user may change it, or it cannot be opened.
+    """
+    try:
+        weak = ownership.weakness(folder)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise LabError(f"{doing}: {folder}: {error.strerror}") from error
+    if weak is not None:
+        raise LabError(
+            f"{doing}: {weak}; the lab needs a folder that only root and you may change: {instead}"
+        )
+
+
 def remove_folder(folder: Path) -> None:
     """Unmount everything below ``folder`` and remove it with its content.
 
-    :raise LabError: when a mount remains; then nothing is removed, since the removal would delete
-        files in that mount.
+    A link in its place is removed, and not what it leads to.
+
+    :raise LabError: when another user's link leads to it, or a mount remains; then nothing is
+        removed, since the removal would delete files elsewhere.
     """
-    folder = folder.resolve()
-    if not folder.exists():
+    try:
+        parent = ownership.open_folder(folder.parent)
+    except FileNotFoundError:
         return
+    except OSError as error:
+        raise _cannot_remove(folder, error) from error
+    try:
+        status = os.stat(folder.name, dir_fd=parent, follow_symlinks=False)
+        if not stat.S_ISDIR(status.st_mode):
+            os.unlink(folder.name, dir_fd=parent)
+            return
+        # The list of mounts has paths without links.
+        _unmount(Path(f"/proc/self/fd/{parent}").readlink() / folder.name)
+        shutil.rmtree(folder.name, dir_fd=parent)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _cannot_remove(folder, error) from error
+    finally:
+        os.close(parent)
+
+
+def _cannot_remove(folder: Path, error: OSError) -> LabError:
+    return LabError(f"removing {folder}: {error.strerror}")
+
+
+def _unmount(folder: Path) -> None:
     for point in mounts_below(folder):
         _output([find_tool("umount"), "--lazy", os.fspath(point)])
     left = mounts_below(folder)
     if left:
         raise LabError(f"removing {folder}: {left[0]} is still mounted; unmount it by hand")
-    shutil.rmtree(folder)
 
 
 def _output(command: list[str]) -> str:

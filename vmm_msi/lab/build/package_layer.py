@@ -46,10 +46,12 @@ def package_layer(root: LabRoot, cache: Path | None = None) -> Path:
     """
     files = dict(_files())
     place = (cache or caches.default_cache()).absolute() / _name(files, root)
+    caches.check_cache(place.parent, _PACKING)
     if place.is_file():
         return place
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
+        place.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+        caches.check_cache(place.parent, _PACKING)
         with tempfile.TemporaryDirectory(prefix="layer-", dir=place.parent) as folder:
             packed = Path(folder) / place.name
             packed.write_bytes(_pack(files, Path(folder) / "tree", root))
@@ -57,9 +59,7 @@ def package_layer(root: LabRoot, cache: Path | None = None) -> Path:
         _sweep(place)
     except OSError as error:
         where = error.filename or place
-        raise LabError(
-            f"packing vmm-msi for the emulated host: {where}: {error.strerror}"
-        ) from error
+        raise LabError(f"{_PACKING}: {where}: {error.strerror}") from error
     return place
 
 

@@ -43,6 +43,10 @@ Layer = Literal["auto", "overlay", "tmpfs"]
 #: The folder of running daemons' folders. Short, since a socket's path has at most 107 bytes.
 RUN_FOLDER = Path("/run/vmm-msi")
 
+#: Overrides the folder of the state and of daemons' run folders. It must be short, since sockets'
+#: paths contain it.
+RUN_FOLDER_VARIABLE = "VMM_MSI_RUN"
+
 _STARTING = "starting the lab's libvirtd"
 _LOCK = "lock"
 _SOCKET = "run/libvirt/libvirt-sock"
@@ -269,15 +273,25 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
                 raise
 
 
+def check_run_folder(folder: Path) -> None:
+    """Check that no other user may change the parent of run folders; a missing one is accepted.
+
+    :raise LabError: when another user may.
+    """
+    instead = f"unset {RUN_FOLDER_VARIABLE}, or set it to another"
+    host_tools.check_folder(folder, "using the lab's run folder", instead)
+
+
 def _new_run_folder(base: Path) -> tuple[Path, BinaryIO]:
     """Create a run folder and return it with its lock, held.
 
     Folders of daemons that were killed with their first process are removed first.
     """
     base.mkdir(mode=0o711, parents=True, exist_ok=True)
+    check_run_folder(base)
     with _locked(base):
         for old in base.iterdir():
-            if old.is_dir():
+            if old.is_dir() and not old.is_symlink():
                 _remove_if_dead(old)
         run = Path(tempfile.mkdtemp(prefix="", dir=base))
         for name in ("root", "scratch", "run", "log", "share"):

@@ -57,6 +57,8 @@ _SERIAL_LOG = "serial.log"
 _ITS_LOG = "its.log"
 #: Number of failed hosts whose logs are kept.
 _LOGS_KEPT = 10
+#: Matches the names of logs_folder.
+_LOGS = "[0-9]*T[0-9]*Z"
 
 _STARTING = "starting the emulated host"
 # Placeholders for paths in the key of a board's cache entry, which must not depend on them.
@@ -388,10 +390,10 @@ def keep_logs(logs: Path, place: Path) -> bool:
 
     :return: whether the logs were copied.
     """
-    with contextlib.suppress(OSError, shutil.Error):
+    with contextlib.suppress(OSError, shutil.Error, LabError):
         shutil.copytree(logs, place, dirs_exist_ok=True)
-        for old in sorted(place.parent.iterdir())[:-_LOGS_KEPT]:
-            shutil.rmtree(old)
+        for old in sorted(place.parent.glob(_LOGS))[:-_LOGS_KEPT]:
+            host_tools.remove_folder(old)
         return True
     return False
 

@@ -19,16 +19,12 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab.machine.board import Board
-from vmm_msi.lab.machine.daemon import RUN_FOLDER
+from vmm_msi.lab.machine.daemon import RUN_FOLDER, RUN_FOLDER_VARIABLE, check_run_folder
 from vmm_msi.lab.machine.shape import Shape
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-#: Overrides the folder of the state and of daemons' run folders. It must be short, since sockets'
-#: paths contain it.
-RUN_FOLDER_VARIABLE = "VMM_MSI_RUN"
 
 _LOCK = "host.lock"
 _STATE = "host.json"
@@ -70,8 +66,13 @@ class RunningLab:
 
 
 def run_folder() -> Path:
-    """Return the folder of the running host's state."""
-    return Path(os.environ.get(RUN_FOLDER_VARIABLE) or RUN_FOLDER)
+    """Return the folder of the running host's state.
+
+    :raise LabError: when another user may change it.
+    """
+    folder = Path(os.environ.get(RUN_FOLDER_VARIABLE) or RUN_FOLDER)
+    check_run_folder(folder)
+    return folder
 
 
 def running() -> RunningLab | None:
@@ -113,9 +114,10 @@ def take_lock() -> bool:
     folder = run_folder()
     try:
         folder.mkdir(mode=0o711, parents=True, exist_ok=True)
-        # Never closed: the kernel drops all locks of a process on a file when it closes any
-        # descriptor of it.
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        # For its owner alone, since a reader could lock it too. Never closed: the kernel drops all
+        # locks of a process on a file when it closes any descriptor of it.
+        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        os.fchmod(descriptor, 0o600)
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
@@ -134,6 +136,8 @@ def write_state(phase: str, **facts: object) -> None:
     part = path.with_name(f"{_STATE}.new")
     state = {"pid": os.getpid(), "phase": phase, **facts}
     try:
+        part.unlink(missing_ok=True)
+        part.touch(0o600, exist_ok=False)
         part.write_text(json.dumps(state, indent=2, default=str) + "\n", encoding="utf-8")
         part.rename(path)
     except OSError as error:
