@@ -310,7 +310,7 @@ def xml_of_a_network(place):
     return place.compare(BOARD, place.file("guest.xml", "<network><name>n</name></network>"))
 
 
-@case(2, "guest.xml: has no PCI hostdev to compare strategies on")
+@case(2, "guest.xml: has no PCI device to compare strategies on")
 def xml_without_devices(place):
     text = "<domain type='kvm'><name>n</name><memory>1024</memory><devices/></domain>"
     return place.compare(BOARD, place.file("guest.xml", text))
@@ -322,12 +322,12 @@ def xml_with_an_invalid_address(place):
     return place.compare(BOARD, place.file("guest.xml", text))
 
 
-@case(3, "Is a directory; valid is a file with a libvirt domain XML")
+@case(3, "Is a directory; use a file with a libvirt domain XML")
 def a_folder_as_xml(place):
     return place.compare(BOARD, place.folder)
 
 
-@case(3, "missing.xml: No such file or directory; valid is a file with a libvirt domain XML")
+@case(3, "missing.xml': No such file or directory; use a file with a libvirt domain XML")
 def missing_xml(place):
     return place.compare(BOARD, place.folder / "missing.xml")
 

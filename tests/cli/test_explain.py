@@ -172,7 +172,7 @@ def test_a_libvirt_domain(vmm_msi):
     [
         (["--guest", "missing.xml"], 3, "missing.xml"),
         (["--host", "missing.dtb"], 3, "missing.dtb: cannot be read"),
-        (["--guest", "a.xml", "--domain", "b"], 2, "--domain"),
+        (["--domain", "missing.xml"], 3, "missing.xml"),
         (["--format", "html"], 2, "html"),
     ],
 )

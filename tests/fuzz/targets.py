@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi import samples
-from vmm_msi.domxml.libvirt_domain import DomainXml
+from vmm_msi.domxml.document import read_domain
 from vmm_msi.domxml.nodedev import read_node_device
 from vmm_msi.domxml.parse import parse
 from vmm_msi.errors import InputError
@@ -94,7 +94,7 @@ def devicetree(data: bytes) -> None:
 
 
 def domain_xml(data: bytes) -> None:
-    domain = DomainXml.parse(data, "domain")
+    domain = read_domain(data, "domain")
     for read in (
         lambda: (domain.uuid, domain.type, domain.arch, domain.machine, domain.kind),
         lambda: (domain.emulator, domain.acpi, domain.firmware, domain.gic_version),
@@ -183,7 +183,10 @@ def _files(pattern: str) -> list[bytes]:
 
 
 def _domains() -> list[bytes]:
-    return [samples.path("three-devices.xml").read_bytes(), *_files("domxml/golden/*.xml")[:6]]
+    guest = samples.path("three-devices.xml").read_bytes()
+    status = b"<domstatus state='running' pid='7'><monitor path='/m'/>%b</domstatus>" % guest
+    snapshot = b"<domainsnapshot>%b<inactiveDomain/></domainsnapshot>" % guest
+    return [guest, status, snapshot, *_files("domxml/golden/*.xml")[:6]]
 
 
 NODE_DEVICE = b"""<device><name>pci_0000_01_00_0</name><path>/sys/devices/pci0000:00</path>

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vmm_msi.domxml.libvirt_domain import DomainXml
-from vmm_msi.domxml.parse import read
+from vmm_msi.domxml.document import read_document
 from vmm_msi.errors import UsageError
 from vmm_msi.host.sources import load_host
 from vmm_msi.recording import LogOrigin, RecordedVector, Releases, Slot
@@ -51,7 +50,7 @@ def devices(tmp_path):
 
 
 def recorded(devices, guest=GUEST, **more):
-    xml = DomainXml(read(guest), str(guest))
+    xml = read_document(str(guest))
     host = load_host(sample("eight-its-server.dtb"))
     observations = Observations(INTERRUPTS, **more)
     return record_guest(xml, host, Releases("0.1.0"), observations, devices)

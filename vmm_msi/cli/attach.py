@@ -19,6 +19,7 @@ from vmm_msi.cli.domain_options import (
     add_preview,
     add_scope,
     add_target,
+    in_libvirt,
     is_preview,
     preview,
     print_change,
@@ -136,7 +137,10 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
-    with connect(args.connect, readonly=is_preview(args)) as connection:
+    with (
+        in_libvirt(args.domain),
+        connect(args.connect, readonly=is_preview(args)) as connection,
+    ):
         if is_preview(args):
             preview(args, provision.plan_attach(connection, plugins, settings, host, request))
             return 0

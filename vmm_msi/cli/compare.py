@@ -20,6 +20,7 @@ from vmm_msi.cli.common import (
     load_plugins,
     output_path,
 )
+from vmm_msi.cli.domain_options import add_connection, add_domain, read_guest
 from vmm_msi.config import Choice
 from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.terminal import StatusLine, print_lines
@@ -44,14 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     add_host(source, "a host")
     add_granule(parser)
-    parser.add_argument(
-        "--domain",
-        "--guest",
-        type=Path,
-        metavar="DOMAIN",
-        help="with --host: a file with the libvirt domain XML whose PCI hostdevs are the guest's "
-        "devices",
-    )
+    add_domain(parser, "with --host: the guest with the devices")
     parser.add_argument(
         "--device",
         action="append",
@@ -61,6 +55,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "addition to those of --domain; may be repeated; default without --domain: every "
         "assignable device that the host lists",
     )
+    add_connection(parser)
     parser.add_argument(
         "--strategy",
         action="append",
@@ -186,14 +181,11 @@ def _scenario(args: argparse.Namespace) -> Scenario:
     if args.domain is None:
         return _scenario_of_host(host, selected)
     from vmm_msi.domxml.guest_domain import guest_from_xml
-    from vmm_msi.domxml.libvirt_domain import DomainXml
-    from vmm_msi.domxml.parse import read
 
-    guest = guest_from_xml(DomainXml(read(args.domain), str(args.domain)), selected)
+    guest = guest_from_xml(read_guest(args.domain, args.connect), selected)
     if not guest.devices:
         raise UsageError(
-            f"{args.domain}: has no PCI hostdev to compare strategies on; name devices with "
-            "--device"
+            f"{args.domain}: has no PCI device to compare strategies on; name devices with --device"
         )
     return Scenario(with_devices(host, [device.host for device in guest.devices]), guest)
 
@@ -216,7 +208,7 @@ def _scenario_of_host(host: HostTopology, selected: Sequence[PciAddress]) -> Sce
         if not listed:
             raise UsageError(
                 f"{host.source}: lists ranges of addresses, not devices; name the guest's devices "
-                "with --device ADDRESS or --domain FILE"
+                "with --device ADDRESS or --domain DOMAIN"
             )
         failure: TopologyError | None = None
         for address in listed:

@@ -10,6 +10,7 @@ from vmm_msi.cli.domain_options import (
     add_preview,
     add_scope,
     add_target,
+    in_libvirt,
     is_preview,
     preview,
     print_change,
@@ -55,7 +56,10 @@ def run(args: argparse.Namespace) -> int:
     request = provision.DetachRequest(
         args.domain, devices, provision.Scope(args.scope), args.release_timeout
     )
-    with connect(args.connect, readonly=is_preview(args)) as connection:
+    with (
+        in_libvirt(args.domain),
+        connect(args.connect, readonly=is_preview(args)) as connection,
+    ):
         if is_preview(args):
             preview(args, provision.plan_detach(connection, request))
             return 0

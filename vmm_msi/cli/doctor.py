@@ -51,7 +51,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--connect",
         metavar="URI",
         help="libvirt connection to query for its release, the domain and assigned devices; "
-        "default with a domain name: $LIBVIRT_DEFAULT_URI, or qemu:///system",
+        "default with the name of a domain: $LIBVIRT_DEFAULT_URI, or qemu:///system",
     )
     parser.add_argument(
         "--strategy",
@@ -132,10 +132,10 @@ def _uri(args: argparse.Namespace) -> str | None:
     :raise UsageError: if it is on another machine but the host is this one.
     """
     from vmm_msi.cli.domain_options import DEFAULT_URI
-    from vmm_msi.doctor.case_reader import XML_SUFFIX
+    from vmm_msi.domxml.document import is_document
 
     uri: str | None = args.connect
-    if uri is None and args.domain is not None and not args.domain.endswith(XML_SUFFIX):
+    if uri is None and args.domain is not None and not is_document(args.domain):
         uri = os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
     _, remote, path = (uri or "").partition("://")
     if remote and not path.startswith("/") and not args.host and args.root is None:

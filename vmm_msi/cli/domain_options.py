@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from vmm_msi.errors import UsageError
 from vmm_msi.terminal import print_document, print_line, print_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
     from typing import TextIO
 
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DeviceRecord, DomainRecord
     from vmm_msi.provision import Change
 
@@ -27,6 +30,13 @@ def add_target(parser: argparse.ArgumentParser, devices: str = "", what: str = "
     parser.add_argument("domain", metavar="DOMAIN", help="libvirt domain, by name or UUID")
     if devices:
         parser.add_argument("device", metavar="DEVICE", nargs=devices, help=what)
+
+
+#: DOMAIN in ``--help`` where it may also be a document.
+DOMAIN = (
+    "a libvirt domain by name or UUID, a file with its XML by a name with a slash or .xml, or - "
+    "for standard input"
+)
 
 
 class _Once(argparse.Action):
@@ -51,14 +61,46 @@ def add_domain(parser: argparse.ArgumentParser, what: str) -> None:
         "--guest",
         action=_Once,
         metavar="DOMAIN",
-        help=f"{what}: a libvirt domain by name or UUID, or a file with its XML, whose name ends "
-        "in .xml",
+        help=f"{what}: {DOMAIN}",
     )
 
 
-def is_file(domain: str) -> bool:
-    """Return whether a DOMAIN is a file with the XML, not a guest of libvirt."""
-    return domain.endswith(".xml")
+def read_guest(domain: str, uri: str, *, running: bool = False) -> DomainXml:
+    """Read the XML of the guest that DOMAIN names.
+
+    :param uri: the libvirt to query if it is a name.
+    :param running: of a guest that runs, the XML of its run, not its definition.
+    :raise DomainXmlError: if the document cannot be read.
+    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
+    """
+    from vmm_msi.domxml.document import is_document, named_in_libvirt, read_document
+
+    if is_document(domain):
+        return read_document(domain)
+    from vmm_msi.libvirt_driver import connect
+
+    with named_in_libvirt(domain), connect(uri, readonly=True) as connection:
+        live = running and connection.is_active(domain)
+        return connection.domain_xml(domain, inactive=not live)
+
+
+@contextmanager
+def in_libvirt(domain: str) -> Iterator[None]:
+    """Look a guest up in libvirt during the ``with`` block, where a document cannot be used.
+
+    :raise UsageError: for a document.
+    :raise HypervisorError: the error of the block, see
+        :func:`vmm_msi.domxml.document.named_in_libvirt`.
+    """
+    from vmm_msi.domxml.document import is_document, named_in_libvirt
+
+    if is_document(domain):
+        raise UsageError(
+            f"DOMAIN {domain!r}: not the name of a libvirt domain; to edit XML in a file, use "
+            "vmm-msi render"
+        )
+    with named_in_libvirt(domain):
+        yield
 
 
 def add_connection(parser: argparse.ArgumentParser) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import (
@@ -17,14 +16,13 @@ from vmm_msi.cli.common import (
     load_plugins,
     print_json,
 )
-from vmm_msi.cli.domain_options import add_connection, add_domain, is_file
+from vmm_msi.cli.domain_options import add_connection, add_domain, read_guest
 from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.terminal import print_error, print_lines
 
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.types import HostTopology
 
 #: Exit code if nothing was recognised.
@@ -60,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
     plugins = load_plugins(args, settings)
     notes: list[str] = []
     host = _host(args, notes)
-    xml = _xml(args)
+    xml = None if args.domain is None else read_guest(args.domain, args.connect, running=True)
     from vmm_msi.domxml.guest_domain import guest_from_xml
     from vmm_msi.explain.explainer import explain
     from vmm_msi.explain.log_context import LogContext
@@ -86,6 +84,8 @@ def _text(args: argparse.Namespace) -> str:
         quoted = any(len(text.split()) > 1 for text in args.text)
         text = ("\n" if quoted else " ").join(args.text)
         return log_lines.decode(text.encode("utf-8", "surrogateescape"), "the command line")
+    if args.domain == "-":
+        raise UsageError("--domain -: standard input has the text; use a file, or pass TEXT")
     if sys.stdin is None:
         raise UsageError(
             "reading standard input: it is closed; use TEXT, or a log: dmesg | vmm-msi explain"
@@ -97,10 +97,12 @@ def _text(args: argparse.Namespace) -> str:
 
 def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
     """Return the host of ``--host``, otherwise this machine if it is a host."""
+    from vmm_msi.domxml.document import is_document
+
     if args.host is not None:
         return load_host(args)
     try:
-        if args.domain is not None and not is_file(args.domain):
+        if args.domain is not None and not is_document(args.domain):
             check_uris(args, [args.connect])
         host = load_host(args)
     except (UsageError, TopologyError) as error:
@@ -110,19 +112,3 @@ def _host(args: argparse.Namespace, notes: list[str]) -> HostTopology | None:
         f"assuming that the text comes from this machine ({host.source}); use --host for another"
     )
     return host
-
-
-def _xml(args: argparse.Namespace) -> DomainXml | None:
-    from vmm_msi.domxml.libvirt_domain import DomainXml
-
-    if args.domain is None:
-        return None
-    if is_file(args.domain):
-        from vmm_msi.domxml.parse import read
-
-        return DomainXml(read(Path(args.domain)), args.domain)
-    from vmm_msi.libvirt_driver import connect
-
-    with connect(args.connect, readonly=True) as connection:
-        running = connection.is_active(args.domain)
-        return connection.domain_xml(args.domain, inactive=not running)

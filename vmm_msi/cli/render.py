@@ -70,10 +70,10 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read domain XML, edit it and print it, without libvirt."""
-    from vmm_msi.domxml.document import read_domain
+    from vmm_msi.domxml.document import read_editable, standard_input
 
     support = _support(args)
-    definition = read_domain(_standard_input(), "standard input")
+    definition = read_editable(standard_input(), "standard input")
     change = _removing(args, definition) if args.remove else _attaching(args, definition, support)
     if args.dry_run:
         from vmm_msi.cli.domain_options import print_record
@@ -131,11 +131,3 @@ def _release(option: str, text: str) -> Version:
     if match is None:
         raise UsageError(f"{option} {text!r}: not a release; valid are, for instance, 12.8, 11.0.1")
     return Version(*(int(part or 0) for part in match.groups()))
-
-
-def _standard_input() -> bytes:
-    from vmm_msi.domxml.parse import MAX_BYTES
-
-    if sys.stdin is None:
-        raise UsageError("standard input is closed; pass domain XML on it")
-    return sys.stdin.buffer.read(MAX_BYTES + 1)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.case import Case, Guest, KernelFacts, Software
 from vmm_msi.doctor.devices import assignable, representatives, with_routed
-from vmm_msi.errors import DomainXmlError, UsageError
+from vmm_msi.errors import UsageError
 from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.join import host_of_functions, join
 
@@ -22,14 +21,10 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Evidence
-    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.host.sources import HostSources
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology, PciAddress, PciFunction
-
-#: Suffix that distinguishes a file with a domain XML from the name of a domain.
-XML_SUFFIX = ".xml"
 
 
 @dataclass(frozen=True)
@@ -38,7 +33,8 @@ class Selection:
 
     :param devices: the devices to examine; none for those of the guest, without a guest all that
         could be assigned, and if no source lists any, one per SMMU and ITS group of a PCI segment.
-    :param domain: a libvirt domain by name or UUID, or a file that ends in ``.xml``.
+    :param domain: a libvirt domain by name or UUID, or a document that
+        :func:`vmm_msi.domxml.document.is_document` recognises.
     :param uri: the libvirt to query; None for none.
     :param choice: the strategy to check; None for those of the record and the configuration.
     :param plugins: the loaded strategies; None to run no rule about strategies.
@@ -66,6 +62,10 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
     software = Software()
     with ExitStack() as stack:
         connection: Connection | None = None
+        if selected.domain is not None:
+            from vmm_msi.domxml.document import named_in_libvirt
+
+            stack.enter_context(named_in_libvirt(selected.domain))
         if selected.uri is not None:
             from vmm_msi.libvirt_driver import connect
 
@@ -109,32 +109,19 @@ def _with_host_files(case: Case, sources: HostSources) -> Case:
     )
 
 
-def _guest(domain: str, connection: Connection | None) -> Guest:
+def _guest(name: str, connection: Connection | None) -> Guest:
+    from vmm_msi.domxml.document import is_document, read_document
+
     holders = () if connection is None else connection.assigned()
-    if domain.endswith(XML_SUFFIX):
-        written = _read_xml(Path(domain))
+    if is_document(name):
+        written = read_document(name)
         return Guest(written, written, holders)
     if connection is None:
         raise UsageError(
-            f"reading guest {domain}: no libvirt to query; name one with --connect, or a file that "
-            f"ends in {XML_SUFFIX}"
+            f"reading guest {name}: no libvirt to query; name one with --connect, or a file by a "
+            "name with a slash or .xml"
         )
-    return Guest(connection.domain_xml(domain), None, holders)
-
-
-def _read_xml(path: Path) -> DomainXml:
-    from vmm_msi.domxml.document import read_domain
-    from vmm_msi.domxml.parse import MAX_BYTES
-
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise DomainXmlError(
-            f"reading {str(path)!r}: {reason}; use a file with a libvirt domain XML"
-        ) from error
-    return read_domain(data, str(path))
+    return Guest(connection.domain_xml(name), None, holders)
 
 
 def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:

@@ -270,14 +270,17 @@ class DomainXml:
         hostdevs = []
         devices = self.root.find("devices")
         for element in () if devices is None else devices.iterchildren("hostdev", "interface"):
-            source = element.find("source/address")
-            if source is None or not _is_assigned_pci(element, source):
+            # In its own state libvirt keeps the device that a network gave to an interface here.
+            actual = element.find("actual")
+            device = element if actual is None else actual
+            source = device.find("source/address")
+            if source is None or not _is_assigned_pci(device, source):
                 continue
             hostdevs.append(
                 PciHostdev(
                     host=self.pci_address(source),
                     guest=self.guest_address(element),
-                    managed=element.get("managed") == "yes",
+                    managed=device.get("managed") == "yes",
                     element=element,
                 )
             )
@@ -368,6 +371,6 @@ def _known_address(domain: str, bus: str, slot: str, function: str) -> PciAddres
 
 
 def _is_assigned_pci(element: Element, source: Element) -> bool:
-    if element.tag == "interface":
+    if element.tag in {"interface", "actual"}:
         return element.get("type") == "hostdev" and source.get("type") == "pci"
     return element.get("type") == "pci" and element.get("mode", "subsystem") == "subsystem"

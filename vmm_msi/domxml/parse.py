@@ -15,8 +15,6 @@ from lxml import etree
 from vmm_msi.errors import DomainXmlError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lxml.etree import _Element as Element
 
 #: Limit of XML in bytes, as in libvirt's own protocol: REMOTE_STRING_MAX in libvirt
@@ -81,21 +79,6 @@ def parse(text: str | bytes, source: str) -> Element:
     if root.getroottree().docinfo.internalDTD is not None:
         raise _doctype(source, 1)
     return root
-
-
-def read(path: Path) -> Element:
-    """Read and parse an XML file; see :func:`parse`.
-
-    :raise DomainXmlError: also when the file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-    except OSError as error:
-        raise DomainXmlError(
-            f"reading {path}: {error.strerror or error}; valid is a file with a libvirt domain XML"
-        ) from error
-    return parse(data, str(path))
 
 
 def serialise(root: Element) -> str:

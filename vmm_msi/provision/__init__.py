@@ -29,6 +29,7 @@ from vmm_msi.provision.request import (
 
 if TYPE_CHECKING:
     from vmm_msi.config import Config
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology
@@ -50,6 +51,7 @@ __all__ = [
     "plan_detach",
     "read_facts",
     "status",
+    "status_of",
 ]
 
 
@@ -129,4 +131,9 @@ def status(connection: Connection, domain: str, scope: Scope = Scope.CONFIG) -> 
             f"reading the running guest {state.definition.name}: it is not running; use --scope "
             "config to read its definition"
         )
+    return status_of(xml)
+
+
+def status_of(xml: DomainXml) -> Status:
+    """Return what vmm-msi added to the guest that ``xml`` describes; see :func:`status`."""
     return Status(xml.name, record_in(xml), tuple(added_elements.gone(xml)))
