@@ -115,7 +115,8 @@ def daemon_world(uri, kind, running):
 @pytest.fixture(autouse=True)
 def own_host_lock(tmp_path, monkeypatch):
     """Use a lock that other programs on this machine do not."""
-    monkeypatch.setattr(host_lock, "FOLDER", tmp_path)
+    monkeypatch.setattr(host_lock, "FOLDER", tmp_path / "vmm-msi")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
 
 
 @pytest.fixture

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import socket
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import pytest
+from other_user import attacker, give_away, shared_folder
 from provision.helpers import A, B, attach, plan, texts
 
+from vmm_msi import ownership
 from vmm_msi.errors import HypervisorError
 from vmm_msi.provision import apply_change, host_lock
 
@@ -19,12 +22,13 @@ HOST = "some-host"
 
 
 @pytest.fixture(autouse=True)
-def folder(monkeypatch):
-    """A folder for lock files that every user may use, as /run/lock is."""
-    with tempfile.TemporaryDirectory(prefix="vmm-msi-lock-") as name:
-        Path(name).chmod(0o1777)
-        monkeypatch.setattr(host_lock, "FOLDER", Path(name))
-        yield Path(name)
+def folder(monkeypatch, tmp_path):
+    """The folder of lock files, root's or the user's."""
+    runtime = tmp_path / "runtime"
+    runtime.mkdir(mode=0o700)
+    monkeypatch.setattr(host_lock, "FOLDER", runtime / "vmm-msi")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
+    return runtime / "vmm-msi"
 
 
 @pytest.fixture
@@ -104,21 +108,49 @@ def test_a_removed_lock_file_is_created_again(folder, path):
         assert child.wait(10) == 0
 
 
-def test_the_first_process_creates_it_for_every_user(path):
-    before = os.umask(0o077)
-    try:
-        with host_lock.held(HOST):
-            pass
-    finally:
-        os.umask(before)
-    assert path.stat().st_mode & 0o777 == 0o444
-    assert path.stat().st_size == 0
+def test_no_other_user_can_open_the_lock_file(folder, path):
+    """flock(2) needs no more than a descriptor, even of a file that is opened for reading."""
+    for mask in (0, 0o022, 0o077):
+        before = os.umask(mask)
+        try:
+            with host_lock.held(HOST):
+                assert path.stat().st_mode & 0o777 == 0o600
+                assert folder.stat().st_mode & 0o022 == 0
+        finally:
+            os.umask(before)
+        path.unlink()
+
+
+def test_another_user_cannot_block_a_change(folder, path):
+    """The attack: open the lock file in any way, or create it first, and lock it."""
+    with shared_folder(0o755) as shared:
+
+        def lock_all():
+            for target in (*shared.rglob("*.lock"), shared / "vmm-msi" / path.name):
+                for flags in (os.O_RDONLY, os.O_RDWR, os.O_RDWR | os.O_CREAT):
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(os.open(target, flags), fcntl.LOCK_EX)
+
+        with (
+            pytest.MonkeyPatch.context() as patch,
+            attacker(lock_all) if os.geteuid() == 0 else contextlib.nullcontext(),
+        ):
+            patch.setattr(host_lock, "FOLDER", shared / "vmm-msi")
+            patch.setenv("XDG_RUNTIME_DIR", str(shared))
+            for _ in range(200):
+                with host_lock.held(HOST, timeout_s=0):
+                    pass
 
 
 def make_symlink(path):
     target = path.with_name("target")
     target.write_text("another file")
     path.symlink_to(target)
+
+
+def make_hard_link(path):
+    path.with_name("other").touch(0o600)
+    path.hardlink_to(path.with_name("other"))
 
 
 def make_socket(path):
@@ -133,8 +165,11 @@ UNUSABLE = {
         "Too many levels of symbolic links",
     ),
     "FIFO": (os.mkfifo, "not a regular file"),
-    "folder": (Path.mkdir, "not a regular file"),
+    "folder": (Path.mkdir, "Is a directory"),
     "socket": (make_socket, "No such device or address"),
+    "open to others": (lambda path: path.touch(0o644), "other users may open it"),
+    "open to a group": (lambda path: path.touch(0o640), "other users may open it"),
+    "hard link": (make_hard_link, "has several names"),
 }
 
 
@@ -147,39 +182,74 @@ def test_an_unusable_lock_file(path, kind):
     with pytest.raises(HypervisorError) as caught, host_lock.held(HOST):
         pytest.fail("it was used as a lock")
     assert str(caught.value) == (
-        f"locking the guests of {HOST}: {path}: {words}; it must be a regular file that every user "
-        f"may lock, and the folder {path.parent} must exist"
+        f"locking the guests of {HOST}: {path}: {words}; it must be a regular file of the caller "
+        "or of root; remove it"
     )
     assert sorted(path.parent.iterdir()) == before
     assert len([*Path("/proc/self/fd").iterdir()]) == opened
 
 
-@pytest.mark.parametrize("what", ["file", "folder"])
-def test_a_lock_without_permission(folder, path, what):
-    if what == "file":
-        path.touch(0)
-        path.chmod(0)
+def test_a_lock_file_of_another_user(path, monkeypatch):
+    path.touch(0o600)
+    monkeypatch.setattr(ownership, "weakness", lambda _path: None)
+    user = give_away(path, monkeypatch)
+    with pytest.raises(HypervisorError, match=rf"{path}: belongs to user {user}; it must be"):
+        host_lock.held(HOST).__enter__()
+
+
+@pytest.mark.parametrize("kind", ["sticky", "writable", "another user's", "link", "file"])
+def test_a_folder_that_others_may_change(folder, path, kind, monkeypatch):
+    """Who may remove the file lets two processes hold the lock at once."""
+    folder.rmdir()
+    if kind == "link":
+        (folder.parent / "target").mkdir(mode=0o777)
+        (folder.parent / "target").chmod(0o777)
+        folder.symlink_to("target")
+    elif kind == "file":
+        folder.touch()
     else:
-        folder.chmod(0o555)
-    user = os.geteuid()
-    if user == 0:
-        os.seteuid(65534)  # root may read anything
-    try:
-        words = f"{path}: Permission denied; it must be a regular file"
-        with pytest.raises(HypervisorError, match=words), host_lock.held(HOST):
-            pytest.fail("it was used")
-    finally:
-        os.seteuid(user)
-        folder.chmod(0o1777)
+        folder.mkdir()
+        folder.chmod({"sticky": 0o1777, "writable": 0o777}.get(kind, 0o700))
+    if kind == "another user's":
+        give_away(folder, monkeypatch)
+    with pytest.raises(HypervisorError) as caught:
+        host_lock.held(HOST).__enter__()
+    assert str(caught.value).startswith(f"locking the guests of {HOST}: {folder.parent}")
+    assert kind == "file" or list(folder.iterdir()) == []
 
 
-def test_a_missing_folder(monkeypatch, folder):
-    monkeypatch.setattr(host_lock, "FOLDER", folder / "gone")
-    with (
-        pytest.raises(HypervisorError, match=r"the folder .*/gone must exist$"),
-        host_lock.held(HOST),
-    ):
-        pytest.fail("the folder does not exist")
+def test_the_folder_of_a_user():
+    """Root's folder is not for other users."""
+    code = (
+        "import os\nfrom vmm_msi.provision import host_lock\n"
+        "if os.geteuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"try:\n    with host_lock.held({HOST!r}, timeout_s=0): print('held')\n"
+        "except host_lock.HypervisorError as error: print(error)\n"
+    )
+
+    def held_by_a_user(folder):
+        environment = {"XDG_RUNTIME_DIR": str(folder)}
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    with shared_folder(0o711) as parent:
+        runtime = parent / "runtime"
+        runtime.mkdir(mode=0o700)
+        if os.geteuid() == 0:
+            os.chown(runtime, 65534, 65534)
+        assert held_by_a_user(runtime) == "held"
+        assert [path.name for path in (runtime / "vmm-msi").iterdir()]
+        assert held_by_a_user(parent / "missing") == (
+            f"locking the guests of {HOST}: there is no folder {parent}/missing for the lock; set "
+            "XDG_RUNTIME_DIR to a folder of your own"
+        )
+        assert "there is no folder relative" in held_by_a_user("relative")
 
 
 def test_an_outdated_plan_changes_nothing(connection):

@@ -2,14 +2,18 @@
 
 libvirt redefines a domain without comparing it with what it was (it has no compare-and-swap), so
 two programs that read, edit and define would lose one of the edits, and could assign one device to
-two guests. All processes of vmm-msi on one machine share a lock file for each host that they
-change. Other programs, and vmm-msi on other machines, do not use it: a change of theirs between
-reading and defining, a few milliseconds, is lost.
+two guests. All processes of a user on one machine share a lock file for each host that they change.
+
+The file is in a folder of root or of that user, and no other user can open it: flock(2) takes no
+more than the right to read, so a user who can open the file can block every change. Other users,
+other programs, and vmm-msi on other machines do not share it: a change of theirs between reading
+and defining, a few milliseconds, is lost.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -18,14 +22,16 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi import ownership
 from vmm_msi.errors import HypervisorError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-#: Folder of the lock files: every user may write to it, and it is empty after a reboot
-#: (Filesystem Hierarchy Standard 3.0, 3.15 and 5.9).
-FOLDER = Path("/run/lock")
+#: Folder of root's lock files. /run is empty after a reboot (Filesystem Hierarchy Standard 3.0,
+#: 3.15).
+FOLDER = Path("/run/vmm-msi")
+_RUNTIME_VARIABLE = "XDG_RUNTIME_DIR"
 #: Seconds to wait until another process releases the lock.
 TIMEOUT_S = 60.0
 _POLL_S = 0.01
@@ -42,8 +48,8 @@ def held(host: str, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
     :raise HypervisorError: if the wait takes too long, or the lock file cannot be used.
     """
     digest = hashlib.sha256(host.encode()).hexdigest()[:16]
-    path = FOLDER / f"vmm-msi-{digest}.lock"
     doing = f"locking the guests of {host}"
+    path = _folder(doing) / f"{digest}.lock"
     deadline = time.monotonic() + timeout_s
     try:
         while (descriptor := _try(path)) is None:
@@ -55,8 +61,8 @@ def held(host: str, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
             time.sleep(_POLL_S)
     except OSError as error:
         raise HypervisorError(
-            f"{doing}: {path}: {error.strerror}; it must be a regular file that every user may "
-            f"lock, and the folder {FOLDER} must exist"
+            f"{doing}: {path}: {error.strerror}; it must be a regular file of the caller or of "
+            "root; remove it"
         ) from error
     try:
         yield
@@ -64,6 +70,33 @@ def held(host: str, timeout_s: float = TIMEOUT_S) -> Iterator[None]:
         # Closing alone would not release it while a forked child has the file open.
         fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
+
+
+def _folder(doing: str) -> Path:
+    """Return the folder of the caller's lock files; create it.
+
+    :raise HypervisorError: when another user may change it, or it cannot be used.
+    """
+    folder = FOLDER
+    if os.geteuid() != 0:
+        runtime = Path(os.environ.get(_RUNTIME_VARIABLE) or f"/run/user/{os.geteuid()}")
+        if not runtime.is_absolute() or not runtime.is_dir():
+            raise HypervisorError(
+                f"{doing}: there is no folder {runtime} for the lock; set {_RUNTIME_VARIABLE} to "
+                "a folder of your own"
+            )
+        folder = runtime / "vmm-msi"
+    try:
+        # Others may pass root's: the lab has folders in it.
+        folder.mkdir(mode=0o711, exist_ok=True)
+        weak = ownership.weakness(folder)
+    except OSError as error:
+        raise HypervisorError(f"{doing}: {folder}: {error.strerror}") from error
+    if weak is not None:
+        raise HypervisorError(
+            f"{doing}: {weak}; the lock needs a folder that only root and you may change"
+        )
+    return folder
 
 
 def _try(path: Path) -> int | None:
@@ -83,17 +116,25 @@ def _try(path: Path) -> int | None:
 
 
 def _open(path: Path) -> int:
-    flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
-    for _attempt in range(2):
-        with contextlib.suppress(FileNotFoundError):
-            descriptor = os.open(path, flags)
-            if stat.S_ISREG(os.fstat(descriptor).st_mode):
-                return descriptor
-            os.close(descriptor)
-            raise OSError(0, "not a regular file")
-        with contextlib.suppress(FileExistsError):
-            # The first process creates it, whatever its umask; locking takes the right to read.
-            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | flags, 0o444)
-            os.fchmod(descriptor, 0o444)
-            os.close(descriptor)
-    return os.open(path, flags)
+    """Open or create a lock file.
+
+    :raise OSError: when it is another user's, another user may open it, or it is not a file.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o600)
+    problem = _problem(os.fstat(descriptor))
+    if problem:
+        os.close(descriptor)
+        raise OSError(errno.EPERM, problem)
+    return descriptor
+
+
+def _problem(status: os.stat_result) -> str:
+    """Return why a file cannot be used as a lock; empty if it can."""
+    if not stat.S_ISREG(status.st_mode):
+        return "not a regular file"
+    if status.st_uid not in ownership.trusted_owners():
+        return f"belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
+        return "other users may open it"
+    return "has several names" if status.st_nlink > 1 else ""
