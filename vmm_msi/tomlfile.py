@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from vmm_msi.errors import did_you_mean
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
@@ -320,10 +321,11 @@ def _reword(message: str, kind: object, path: KeyPath) -> tuple[str, KeyPath]:
     table = ".".join(step for step in path if isinstance(step, str))
     place = f"in [{one_line(table)}]" if table else "at top level"
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        keys = ", ".join(sorted(field.encode_name for field in _fields(kind)))
-        return f"unknown key {one_line(repr(match[1]))} {place}; valid keys: {keys}", (
-            *path,
-            match[1],
+        keys = sorted(field.encode_name for field in _fields(kind))
+        near = did_you_mean(match[1], keys)
+        return (
+            f"unknown key {one_line(repr(match[1]))} {place}; {near}valid keys: {', '.join(keys)}",
+            (*path, match[1]),
         )
     if match := re.fullmatch(r"Object missing required field `(.*)`", message):
         return f"required key '{match[1]}' is missing {place}", path

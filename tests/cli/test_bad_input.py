@@ -193,7 +193,7 @@ def overlapping_memory(place):
     return place.scenario(pair("own").toml() + ram + ram)
 
 
-@case(3, "scenario.toml:2: unknown key 'granul' in [host]; valid keys: ")
+@case(3, "scenario.toml:2: unknown key 'granul' in [host]; did you mean granule? valid keys: ")
 def an_unknown_key(place):
     return place.scenario('[host]\ngranul = "4K"\n')
 

@@ -15,6 +15,7 @@ from vmm_msi.errors import VmmMsiError
 A = "0000:01:00.0"
 BOARD = samples.path("eight-its-server.dtb")
 TWO_ITS = samples.path("two-its.toml")
+NODE = f"test://{samples.path('test-driver.xml')}"
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -128,6 +129,39 @@ def test_a_near_miss(vmm_msi, words, hint):
     assert err.count("\n") == 1
     assert hint in err
     assert code == (3 if words[-2:] == [A, A] else 2)
+
+
+NAMED = "--scenario", TWO_ITS, "--strategy"
+
+
+@pytest.mark.parametrize(
+    ("words", "hint"),
+    [
+        (["compare", *NAMED, "identiti"], "strategy 'identiti': no such plugin; did you mean id"),
+        (["compare", *NAMED, "coerced:revison=v2"], "did you mean revision? valid: "),
+        (["compare", *NAMED, "direct:profile=linux-7.1"], "did you mean linux-7.2? valid: "),
+        (["plugins", "list", "--disable-plugin", "drect"], "did you mean direct? valid: "),
+        (["doctor", "--explain", "no-itss"], "finding 'no-itss': unknown id; similar: no-its"),
+        (["doctor", "--explain", "qemu-no-group"], "a text of qemu that vmm-msi explain recog"),
+        (["status", "guset0", "-c", NODE], "no such guest; did you mean guest0? valid: guest0"),
+        (["attach", "guest0", A, "-c", NODE, "--host", BOARD, "--vsmmu", "atss=on"],
+         "vSMMU property 'atss': unknown; did you mean ats? valid: "),
+        (["lab", "guest", "--devices", "nvm"], "device 'nvm'; did you mean nvme? valid: "),
+        (["lab", "guest", "--then", "rebot"], "did you mean reboot? valid: "),
+    ],
+)  # fmt: skip
+def test_a_name_that_is_nearly_right(vmm_msi, words, hint):
+    code, out, err = vmm_msi(*words)
+    assert (code, out) == (6 if words[0] == "status" else 2, "")
+    assert err.count("\n") == 1
+    assert hint in err
+
+
+def test_a_key_of_the_configuration_that_is_nearly_right(vmm_msi, nowhere):
+    (nowhere / "vmm-msi.toml").write_text("stratgy = 'direct'\n")
+    code, _out, err = vmm_msi("config", "check")
+    assert code == 3
+    assert "unknown key 'stratgy' at top level; did you mean strategy? valid keys: " in err
 
 
 def test_every_hint_names_what_exists():

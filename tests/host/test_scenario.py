@@ -159,7 +159,12 @@ MSI = '{base = 0x7000000, size = 0x1000, type = "%s"}'
     ("old", "new", "line", "message"),
     [
         ('granule = "4K"', 'granule = "8K"', 2, "not one of 4K, 16K, 64K"),
-        ('granule = "4K"', "granul = 1", 2, "unknown key 'granul' in [host]; valid keys: device,"),
+        (
+            'granule = "4K"',
+            "granul = 1",
+            2,
+            "unknown key 'granul' in [host]; did you mean granule? valid keys: device,",
+        ),
         ("id = 0\n", 'id = 0\nfoo = "x"\n', 5, "in [host.smmu]; valid keys: base, id, nested"),
         ("id = 0\n", "id = 0x100000000\n", 4, "host.smmu[0].id: 0x100000000 is not from 0 to"),
         ("id = 0\n", "id = 0\nbase = 0x1000\n", 5, "host.smmu[0].base: 0x1000 is not a multiple"),
@@ -211,7 +216,12 @@ MSI = '{base = 0x7000000, size = 0x1000, type = "%s"}'
         ("0xffff0000", "0x10000000000000", 38, "guest.device[0].giova: 0x10000000000000 is not"),
         ("0xfffe0000", "0xffff0000", 43, "already leads to vits 0, not to 1"),
         ("0xfffe0000", "0x1ffffffffffffffff", 43, "expected an integer from 0 to 2^64-1"),
-        ("[guest]", "[gest]", 22, "unknown key 'gest' at top level; valid keys: guest, host"),
+        (
+            "[guest]",
+            "[gest]",
+            22,
+            "unknown key 'gest' at top level; did you mean guest? valid keys: guest, host",
+        ),
         ('id = "s1a"', 'id = "s1a', 32, "not TOML"),
     ],
 )

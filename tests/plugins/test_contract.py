@@ -221,7 +221,10 @@ class Limits(Options, frozen=True):
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        (("moast", "2"), "unknown option 'moast'; valid: most, few, mode, strict, profile"),
+        (
+            ("moast", "2"),
+            "unknown option 'moast'; did you mean most? valid: most, few, mode, strict, profile",
+        ),
         (("most", "two"), "invalid value most='two'; valid: most: int"),
         (("few", "0"), "invalid value few='0'; valid: few: int >= 1 < 9"),
         (("mode", "Fast"), "invalid value mode='Fast'; valid: mode: fast | slow | none"),

@@ -147,11 +147,13 @@ def test_a_module_that_exits_is_a_broken_plugin(entry_points, tmp_path, monkeypa
 def test_options_are_checked_against_the_declared_type():
     plugins = PluginManager.load()
     assert plugins.options("coerced", [("revision", "v8")]).revision == "v8"
-    with pytest.raises(UsageError, match="unknown option 'revison'; valid: revision, profile"):
+    with pytest.raises(
+        UsageError, match=r"'revison'; did you mean revision\? valid: revision, profile"
+    ):
         plugins.options("coerced", [("revison", "v8")])
     with pytest.raises(UsageError, match=r"valid: revision: v15 \| v2 \| v3 \| v8"):
         plugins.options("coerced", [("revision", "v9")])
-    with pytest.raises(UsageError, match="no such plugin; valid: coerced, direct"):
+    with pytest.raises(UsageError, match="no such plugin; did you mean coerced"):
         plugins.options("cooerced", [])
 
 
@@ -263,7 +265,9 @@ def test_an_observer_that_implements_a_strategy_hook_is_not_called_for_it(scenar
 
 
 def test_disabling_an_unknown_plugin_is_an_error():
-    with pytest.raises(UsageError, match=r"'drect': no such plugin; valid: coerced, direct"):
+    with pytest.raises(
+        UsageError, match=r"'drect': no such plugin; did you mean direct\? valid: coerced"
+    ):
         PluginManager.load(disabled=["drect"])
 
 

@@ -69,9 +69,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the host and print the findings."""
     if args.explain is not None:
-        from vmm_msi.doctor import pages
-
-        print_lines(pages.page(args.explain).splitlines())
+        print_lines(_page(args.explain).splitlines())
         return 0
     from vmm_msi.doctor.finding import Severity
     from vmm_msi.doctor.rules import examine
@@ -93,6 +91,27 @@ def run(args: argparse.Namespace) -> int:
     if Severity.ERROR in severities:
         return EXIT_ERRORS
     return EXIT_WARNINGS if severities & {Severity.WARNING, Severity.UNKNOWN} else 0
+
+
+def _page(name: str) -> str:
+    """Return the page about a finding.
+
+    :raise UsageError: if no finding has this id.
+    """
+    from vmm_msi.doctor import pages
+
+    try:
+        return pages.page(name)
+    except UsageError:
+        from vmm_msi.explain.known_texts import texts
+
+        for text in texts():
+            if text.id == name:
+                raise UsageError(
+                    f"finding {name!r}: unknown id; it is a text of {text.program.value} that "
+                    "vmm-msi explain recognises; pass the line to it"
+                ) from None
+        raise
 
 
 def _about(case: Case, domain: str | None) -> str:

@@ -76,7 +76,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run a guest; return 1 if an interrupt was lost."""
-    from vmm_msi.errors import UsageError
+    from vmm_msi.errors import UsageError, did_you_mean
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.guest.its_log import ItsLog
     from vmm_msi.lab.guest.runner import ACTS, UNPLUG, Runner, RunSpec, shape_for
@@ -90,7 +90,8 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"lab guest: --count {args.count}; valid is 1 to {_MOST}")
     acts = [act for act in args.then.split(",") if act]
     if unknown := [act for act in acts if act not in ACTS]:
-        raise UsageError(f"lab guest: --then {unknown[0]!r}; valid: {', '.join(ACTS)}")
+        near = did_you_mean(unknown[0], ACTS)
+        raise UsageError(f"lab guest: --then {unknown[0]!r}; {near}valid: {', '.join(ACTS)}")
     if acts.count(UNPLUG) > len(kinds):
         raise UsageError(f"lab guest: --then has more {UNPLUG} than there are devices")
     shape = shape_for(kinds, args.vsmmus)

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import UsageError
+from vmm_msi.errors import UsageError, did_you_mean
 from vmm_msi.iommu.backend import Capability
 
 if TYPE_CHECKING:
@@ -74,8 +74,10 @@ def profile_named(name: str) -> Profile:
     for profile in PROFILES:
         if profile.name == name:
             return profile
-    names = ", ".join(profile.name for profile in PROFILES)
-    raise UsageError(f"kernel profile {name!r}: not one of {names}")
+    names = [profile.name for profile in PROFILES]
+    raise UsageError(
+        f"kernel profile {name!r}: unknown; {did_you_mean(name, names)}valid: {', '.join(names)}"
+    )
 
 
 def newest_profile(capabilities: AbstractSet[Capability]) -> Profile | None:

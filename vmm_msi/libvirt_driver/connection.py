@@ -21,7 +21,7 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.nodedev import node_name, read_node_device, read_pci_function
 from vmm_msi.domxml.parse import parse
 from vmm_msi.domxml.support import Version, Versions
-from vmm_msi.errors import HypervisorError, NoHostDeviceError
+from vmm_msi.errors import HypervisorError, NoHostDeviceError, did_you_mean
 from vmm_msi.libvirt_driver.libvirt_errors import ignore, translate, translated
 
 if TYPE_CHECKING:
@@ -333,14 +333,16 @@ class Connection:
                 if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                     raise translate(f"looking for guest {name} at {self.uri}", error) from error
         raise HypervisorError(
-            f"looking for guest {name} at {self.uri}: no such guest; valid: {self._names()}"
+            f"looking for guest {name} at {self.uri}: no such guest; {self._valid_names(name)}"
         )
 
-    def _names(self) -> str:
+    def _valid_names(self, name: str) -> str:
+        """Return the names of guests, and the nearest to ``name``, for a message."""
         with translated(f"listing the guests at {self.uri}"):
             names = sorted(str(domain.name()) for domain in self._raw.listAllDomains(0))
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
-        return (", ".join(names[:_NAMES]) or "none, no guest is defined") + more
+        shown = ", ".join(names[:_NAMES]) or "none, no guest is defined"
+        return f"{did_you_mean(name, names)}valid: {shown}{more}"
 
     # Running guests, by UUID: a guest may start or stop between two calls, which is not an error.
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import inspect
 import re
-from difflib import get_close_matches
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from vmm_msi.errors import did_you_mean
 from vmm_msi.plugins import hookspecs
 from vmm_msi.plugins.base import Plugin
 from vmm_msi.plugins.hookspecs import (
@@ -128,8 +128,7 @@ def _mark(function: Callable[..., object]) -> Mapping[str, Any]:
 
 
 def _suggestion(name: str, valid: Iterable[str]) -> str:
-    near = get_close_matches(name, list(valid), 1, 0.75)
-    return f"did you mean {near[0]}?" if near else f"valid: {', '.join(valid) or 'none'}"
+    return did_you_mean(name, valid).rstrip() or f"valid: {', '.join(valid) or 'none'}"
 
 
 def describe(plugin: object) -> PluginInfo:

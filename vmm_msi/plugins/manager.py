@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import pluggy
 
 from vmm_msi.config import Choice
-from vmm_msi.errors import PluginError, RefusedError, UsageError, VmmMsiError
+from vmm_msi.errors import PluginError, RefusedError, UsageError, VmmMsiError, did_you_mean
 from vmm_msi.plugins import contract, hookspecs, option_values
 from vmm_msi.plugins.hookspecs import PROJECT, PluginKind
 from vmm_msi.types import Iova
@@ -87,8 +87,8 @@ class PluginManager:
         unknown = sorted(set(disabled) - by_name.keys())
         if unknown:
             raise UsageError(
-                f"disabling plugin {unknown[0]!r}: no such plugin; valid: "
-                f"{', '.join(sorted(by_name))}"
+                f"disabling plugin {unknown[0]!r}: no such plugin; "
+                f"{did_you_mean(unknown[0], by_name)}valid: {', '.join(sorted(by_name))}"
             )
         plugins = cls()
         for name in sorted(by_name):
@@ -194,8 +194,11 @@ class PluginManager:
         """
         record = self._records.get(name)
         if record is None or (record.info is not None and record.info.kind is not kind):
-            known = ", ".join(self.names(kind))
-            raise UsageError(f"{kind} {name!r}: no such plugin; valid: {known or 'none'}")
+            known = self.names(kind)
+            raise UsageError(
+                f"{kind} {name!r}: no such plugin; {did_you_mean(name, known)}valid: "
+                f"{', '.join(known) or 'none'}"
+            )
         if record.info is None:
             problem = record.problem and f": {record.problem}"
             raise UsageError(f"{kind} {name!r} ({record.origin}): is {record.state}{problem}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 
 import msgspec
 
-from vmm_msi.errors import UsageError
+from vmm_msi.errors import UsageError, did_you_mean
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -29,8 +29,11 @@ def convert(strategy: str, kind: type[Options], given: Iterable[tuple[str, Any]]
     valid = kind.__struct_fields__
     unknown = sorted(values.keys() - set(valid))
     if unknown:
-        names = ", ".join([*valid, "profile"])
-        raise UsageError(f"strategy {strategy}: unknown option {unknown[0]!r}; valid: {names}")
+        names = [*valid, "profile"]
+        raise UsageError(
+            f"strategy {strategy}: unknown option {unknown[0]!r}; "
+            f"{did_you_mean(unknown[0], names)}valid: {', '.join(names)}"
+        )
     try:
         return msgspec.convert(values, kind, strict=False)
     except msgspec.ValidationError as error:

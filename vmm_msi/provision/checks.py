@@ -13,7 +13,7 @@ from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
 from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, fatal_checks
 from vmm_msi.engine.survey import on_qemu
-from vmm_msi.errors import RefusedError, UsageError
+from vmm_msi.errors import RefusedError, UsageError, did_you_mean
 from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.provision.request import Scope
 from vmm_msi.quantity import quantity
@@ -55,7 +55,10 @@ def check_request(request: AttachRequest) -> None:
     check_once(request.devices)
     for name, value in request.driver.items():
         if name not in DRIVER_VALUES:
-            raise UsageError(f"vSMMU property {name!r}: unknown; valid: {', '.join(DRIVER_VALUES)}")
+            raise UsageError(
+                f"vSMMU property {name!r}: unknown; {did_you_mean(name, DRIVER_VALUES)}valid: "
+                f"{', '.join(DRIVER_VALUES)}"
+            )
         _feature, values = DRIVER_VALUES[name]
         if value not in values:
             shown = f"{values[0]} to {values[-1]}" if len(values) > 2 else " and ".join(values)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmm_msi.domxml.libvirt_domain import DomainXml
-from vmm_msi.errors import LabError, UsageError
+from vmm_msi.errors import LabError, UsageError, did_you_mean
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.machine.iort_edit import OVERRIDE_PATH, without_rmrs
@@ -439,7 +439,10 @@ def shape_for(kinds: Sequence[str], smmus: int) -> Shape:
     """
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown:
-        raise UsageError(f"lab guest: device {unknown[0]!r}; valid: {', '.join(KINDS)}")
+        raise UsageError(
+            f"lab guest: device {unknown[0]!r}; {did_you_mean(unknown[0], KINDS)}valid: "
+            f"{', '.join(KINDS)}"
+        )
     count = Counter(KINDS[kind] for kind in kinds)
     return Shape(
         smmus=smmus,
