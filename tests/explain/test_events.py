@@ -416,7 +416,7 @@ def test_a_cut_off_event_has_no_details():
 def test_an_event_is_returned_once():
     events = EventText()
     for line in lines("\n".join(raw(FAULT) + decoded(FAULT, A))):
-        assert events.line(line)
+        assert events.line(line, line.text) == len(line.text)
     assert events.take() == []
     assert len(events.end()) == 1
     assert events.end() == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from doc_blocks import DOCS
 
 from vmm_msi.explain import printf, related_findings
 from vmm_msi.explain.explainer import explain
+from vmm_msi.explain.explanation import Program
 from vmm_msi.explain.known_texts import forms, texts
 from vmm_msi.explain.log_context import LogContext
 
@@ -33,6 +35,12 @@ BEFORE = [
     "error: internal error: process exited while connecting to monitor: ",
     "2026-11-25 00:29:56.123+0000: 1234: error : virHostdevPreparePCIDevices:716 : ",
 ]
+#: Prefixes of lines that a program wrote, not the kernel.
+BEFORE_PROGRAMS = [
+    "Nov 25 00:29:56 host virtqemud[812]: internal error: ",
+    "Nov 25 00:29:56 host virt-launcher: ",
+    '{"component":"virt-launcher","level":"error","msg":"',
+]
 
 
 def printed(form):
@@ -50,8 +58,14 @@ def only(text, context=None):
 
 @pytest.mark.parametrize("form", forms(), ids=lambda form: f"{form.text.id}-{form.key[:20]}")
 def test_every_form_is_recognised_in_any_context(form):
-    for before in BEFORE:
-        explanation = only(before + printed(form.format))
+    line = printed(form.format)
+    lines = [before + line for before in BEFORE]
+    if form.text.program is not Program.KERNEL:
+        *plain, record = BEFORE_PROGRAMS
+        lines += [before + line for before in plain]
+        lines.append(record + json.dumps(line)[1:-1] + '"}')
+    for whole in lines:
+        explanation = only(whole)
         assert explanation.id == form.text.id
         assert explanation.program is form.text.program
         sentences = [

@@ -18,6 +18,9 @@ from vmm_msi.domxml.document import read_domain
 from vmm_msi.domxml.nodedev import read_node_device
 from vmm_msi.domxml.parse import parse
 from vmm_msi.errors import InputError
+from vmm_msi.explain import log_lines
+from vmm_msi.explain.explainer import explain
+from vmm_msi.explain.log_context import LogContext
 from vmm_msi.host.firmware.acpi import parse_acpi
 from vmm_msi.host.firmware.device_tree import parse_devicetree
 from vmm_msi.host.firmware.madt import parse_madt
@@ -128,6 +131,28 @@ def recording(data: bytes) -> None:
     recording_json.decode(data, "run.json")
 
 
+def log(data: bytes) -> None:
+    explain(log_lines.decode(data, "log"), LogContext())
+
+
+def _logs() -> list[bytes]:
+    record = """{"__CURSOR": "s=1", "MESSAGE": "arm-smmu-v3 a: event 0x10 received:", \
+"_TRANSPORT": "kernel", "SYSLOG_IDENTIFIER": "kernel", "_PID": "1", "MESSAGES": [65, 66]}"""
+    event = "arm-smmu-v3 a: event 0x10 received:", *["arm-smmu-v3 a: \t0x0000018000000010"] * 4
+    decoded = (
+        "arm-smmu-v3 a: event: F_TRANSLATION client:\n0000:01:00.0 sid: 0x1 ssid: 0x0 iova: 0x1 "
+        'ipa: 0x0\narm-smmu-v3 a: unpriv data write s1 "Input address\ncaused fault" stag: 0x0'
+    )
+    return [
+        "\n".join(f"> [  812.113402] {line}" for line in (*event, decoded)).encode(),
+        "\n".join(f"Nov 25 00:29:56 host kernel: {line}" for line in event).encode("utf-16"),
+        record.replace("\\\n", "").encode(),
+        record.replace("\\\n", "").replace(", ", ",\n\t").replace("{", "{\n").encode(),
+        b"__CURSOR=s=1\nMESSAGE=CMDQ timeout\n_TRANSPORT=kernel\n\n",
+        b"<11>1 2026-11-25T00:29:56Z host a 1 - - CMDQ timeout\r\n&quot;<br>\x1b[32m[   12.3] x",
+    ]
+
+
 def _iorts() -> list[bytes]:
     from host.firmware.acpi_builder import (
         iort,
@@ -214,6 +239,7 @@ def targets() -> dict[str, Target]:
         Target("domain-xml", domain_xml, _domains),
         Target("node-device", node_device, lambda: [NODE_DEVICE]),
         Target("toml-host", toml_host, _hosts),
+        Target("log", log, _logs),
         Target("recording", recording, lambda: _files("recording/*.json")),
     ]
     # The module of the reader of archives has target(data) and seeds().

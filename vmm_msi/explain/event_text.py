@@ -22,22 +22,34 @@ if TYPE_CHECKING:
 
     from vmm_msi.explain.log_lines import Line
 
-_HEX = r"(?:0x)?([0-9a-f]{1,16})"
+_SMMU = r"arm-smmu-v3\s{1,8}(?P<smmu>\S{1,64}):\s{1,16}"
+#: White space may be a line feed: a mailer wrapped the line.
 _DECODED = re.compile(
-    r"arm-smmu-v3 (?P<smmu>\S{1,64}): event: (?P<name>[A-Z_]{1,32}) client: "
-    r"(?P<client>\(unassigned sid\)|\S{1,64}) sid: (?:0x)?(?P<sid>[0-9a-f]{1,8}) "
-    r"ssid: (?:0x)?[0-9a-f]{1,8}"
-    r"(?: iova: (?:0x)?(?P<iova>[0-9a-f]{1,16}) ipa: (?:0x)?(?P<ipa>[0-9a-f]{1,16}))?"
+    rf"{_SMMU}event:\s{{1,8}}(?P<name>[A-Z_]{{1,32}})\s{{1,8}}client:\s{{1,8}}"
+    r"(?P<client>\(unassigned\s{1,8}sid\)|\S{1,64})\s{1,8}"
+    r"sid:\s{1,8}(?:0[xX])?(?P<sid>[0-9a-fA-F]{1,8})\s{1,8}ssid:\s{1,8}(?:0[xX])?[0-9a-fA-F]{1,8}\b"
+    r"(?:\s{1,8}iova:\s{1,8}(?:0[xX])?(?P<iova>[0-9a-fA-F]{1,16})\s{1,8}"
+    r"ipa:\s{1,8}(?:0[xX])?(?P<ipa>[0-9a-fA-F]{1,16})\b|\s{1,8}fetch_addr:\s{1,8}\w{1,18})?"
 )
 _ACCESS = re.compile(
-    r"arm-smmu-v3 (?P<smmu>\S{1,64}): (?P<access>(?:un)?priv (?:inst|data) (?:read|write)) "
-    r's(?P<stage>[12]) "(?P<kind>[^"]{1,64})"'
+    rf"{_SMMU}(?P<access>(?:un)?priv\s{{1,8}}(?:inst|data)\s{{1,8}}(?:read|write))\s{{1,8}}"
+    r"s(?P<stage>[12])\s{1,8}[\"“](?P<kind>[^\"”]{1,64})[\"”]"
+    r"(?:\s{1,8}ttd_(?:read|write))?(?:\s{1,8}stall)?(?:\s{1,8}stag:(?:\s{1,8}\w{1,18})?)?"
+)
+#: The beginnings of the driver's lines about an event.
+_EVENT = re.compile(
+    r"arm-smmu-v3\s{1,8}\S{1,64}:\s{0,8}"
+    r"(?:event 0[xX]|event: [A-Z]|(?:un)?priv (?:inst|data) |(?:0[xX])?[0-9a-fA-F]{16}\b)"
 )
 _TRACE = re.compile(
-    r"smmuv3_(?:propagate|record)_event (?P<name>[A-Z_]{1,32}) sid=(?:0x)?(?P<sid>[0-9a-f]{1,8})"
+    r"smmuv3_(?:propagate|record)_event (?P<name>[A-Z_]{1,32}) "
+    r"sid=(?:0[xX])?(?P<sid>[0-9a-fA-F]{1,8})"
 )
-_BARE = re.compile(rf"\s*{_HEX}[\s,]+{_HEX}[\s,]+{_HEX}[\s,]+{_HEX}\s*")
-_SUPPRESSED = re.compile(r"arm_smmu_evtq_thread: (\d{1,9}) callbacks suppressed")
+_WORD = r"(0[xX][0-9a-fA-F]{1,16}|[0-9a-fA-F]{16})"
+_BARE = re.compile(r"[\s,]{1,16}".join([_WORD] * WORDS) + r"[ \t,]{0,16}(?=\n|$)")
+_SUPPRESSED = re.compile(
+    r"arm_smmu_(?:evtq_thread|dump_event|handle_event|handle_evt): (\d{1,9}) callbacks suppressed"
+)
 _NEED_STAGE = {
     EventKind.F_TRANSLATION,
     EventKind.F_ADDR_SIZE,
@@ -73,19 +85,22 @@ class EventText:
         self._complete: list[Pending] = []
         self.suppressed = 0
 
-    def line(self, line: Line) -> bool:
-        """Parse a line; return whether it belongs to an event."""
-        text = line.text
+    def line(self, line: Line, text: str) -> int:
+        """Parse a message of the kernel.
+
+        :param text: the line and those after it that may continue it, separated by line feeds.
+        :return: how many characters of the text belong to an event; 0 for another line.
+        """
         piece = self._reader.line(text)
-        if piece is not None:
-            if piece.announces is not None:
-                self._drop_words(piece.smmu)
-                self._announced[piece.smmu] = (line, piece.announces)
-            elif piece.words:
-                first, _number = self._announced.pop(piece.smmu)
-                self._begin(first, of_words(piece.words, piece.smmu), from_words=True)
-            return True
-        return self._decoded(line) or self._access(text) or self._single_line(line)
+        if piece is None:
+            return self._decoded(line, text) or self._access(text) or self._single_line(line, text)
+        if piece.announces is not None:
+            self._drop_words(piece.smmu)
+            self._announced[piece.smmu] = (line, piece.announces)
+        if piece.words:
+            first, _number = self._announced.pop(piece.smmu)
+            self._begin(first, of_words(piece.words, piece.smmu), from_words=True)
+        return piece.end
 
     def take(self) -> list[Pending]:
         """Return the complete events and forget them."""
@@ -113,10 +128,10 @@ class EventText:
             self._complete.append(previous)
         self._pending[logged.smmu] = Pending(line, logged, from_words)
 
-    def _decoded(self, line: Line) -> bool:
-        match = _DECODED.search(line.text)
+    def _decoded(self, line: Line, text: str) -> int:
+        match = _DECODED.match(text)
         if match is None:
-            return False
+            return 0
         decoded = _from_decoded(match)
         self._announced.pop(decoded.smmu, None)  # the decoded line has more than the announcement
         pending = self._pending.get(decoded.smmu)
@@ -124,48 +139,52 @@ class EventText:
             pending.logged = replace(pending.logged, client=decoded.client)
         else:
             self._begin(line, decoded, from_words=False)
-        return True
+        return match.end()
 
-    def _access(self, text: str) -> bool:
-        match = _ACCESS.search(text)
-        if match is None:
-            return False
-        pending = self._pending.get(match["smmu"])
-        if pending is None or pending.logged.event is None:
-            return False
+    def _access(self, text: str) -> int:
+        match = _ACCESS.match(text)
+        pending = None if match is None else self._pending.get(match["smmu"])
+        if match is None or pending is None or pending.logged.event is None:
+            return 0
         event = pending.logged.event
         if not pending.from_words and event.kind in _NEED_STAGE:
             stage = int(match["stage"])
-            walk = stage == 2 and match["kind"].startswith("Stage 1")
+            walk = stage == 2 and " ".join(match["kind"].split()).startswith("Stage 1")
             ipa = event.ipa
             if stage == 1:
                 ipa = None
             elif ipa is not None and not walk:
                 ipa = Ipa(ipa | event.iova & 0xFFF)
             event = replace(event, stage=stage, ipa=ipa, table_walk=walk)
-        pending.logged = replace(pending.logged, event=event, access=match["access"])
-        return True
+        access = " ".join(match["access"].split())
+        pending.logged = replace(pending.logged, event=event, access=access)
+        return match.end()
 
-    def _single_line(self, line: Line) -> bool:
+    def _single_line(self, line: Line, text: str) -> int:
         """Parse a line that is an event by itself: words, a trace of QEMU, a count."""
-        suppressed = _SUPPRESSED.search(line.text)
+        suppressed = _SUPPRESSED.match(text)
         if suppressed is not None:
             self.suppressed += int(suppressed[1])
-            return True
-        bare = _BARE.fullmatch(line.text)
+            return suppressed.end()
+        bare = _BARE.match(text)
         if bare is not None:
-            self._complete.append(
-                Pending(line, of_words([int(w, 16) for w in bare.groups()]), True)
-            )
-            return True
+            logged = of_words([int(word, 16) for word in bare.groups()])
+            self._complete.append(Pending(line, logged, True))
+            return bare.end()
         trace = _TRACE.search(line.text)
         if trace is None or trace["name"] not in EventKind.__members__:
-            return False
+            return 0
         kind = EventKind[trace["name"]]
         stage = 1 if kind in _NEED_STAGE else 0
         event = SmmuEvent(kind, stage, StreamId(int(trace["sid"], 16)), Iova(0))
         self._complete.append(Pending(line, Logged(kind, event), False))
-        return True
+        return len(line.text)
+
+
+def begins_like_event(text: str) -> int | None:
+    """Return where a text has the beginning of a line about an event; None if nowhere."""
+    match = _EVENT.search(text)
+    return None if match is None else match.start()
 
 
 def of_words(words: Sequence[int], smmu: str = "") -> Logged:
@@ -183,7 +202,7 @@ def _from_decoded(match: re.Match[str]) -> Logged:
         client = PciAddress.parse(match["client"])
     kind = EventKind.__members__.get(match["name"])
     event = None
-    if kind is not None:
+    if kind is not None and (match["iova"] or kind not in _NEED_STAGE):
         stage, ipa = 0, None
         if kind in _NEED_STAGE:
             # A guess until the next line: stage 2 has an IPA, which may be 0, though.

@@ -8,10 +8,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
-from vmm_msi.explain import known_texts, log_lines
+from vmm_msi.explain import known_texts, log_lines, not_of_kernel
 from vmm_msi.explain.address_kinds import describe_iova
 from vmm_msi.explain.event_text import EventText
-from vmm_msi.explain.explanation import ExplainedLine, ExplainedText, Explanation, Remedy, Subject
+from vmm_msi.explain.explanation import (
+    ExplainedLine,
+    ExplainedText,
+    Explanation,
+    Program,
+    Remedy,
+    Subject,
+)
 from vmm_msi.explain.faults import explain_event
 from vmm_msi.explain.related_findings import OF_TEXT
 from vmm_msi.types import Iova, PciAddress, StreamId
@@ -59,10 +66,13 @@ def explain(
     """
     events = EventText()
     explained = _ExplainedLines(text, context, strategies)
-    for line in log_lines.lines(text):
-        if not events.line(line):
-            explained.line(line)
-            continue
+    reader = log_lines.LineReader(log_lines.lines(text))
+    for line in reader:
+        joined = reader.joined(line)
+        used = 0 if line.writer else events.line(line, joined)
+        if not used:
+            used = explained.line(line, joined)
+        reader.skip(joined.count("\n", 0, used))
         for pending in events.take():
             explained.event(pending)
     for pending in events.end():
@@ -88,7 +98,8 @@ class _ExplainedLines:
     """
 
     def __init__(self, text: str, context: LogContext, strategies: StrategyRemedies | None) -> None:
-        self._forms = [form for form in known_texts.forms() if form.key in text]
+        # A line of the text may be wrapped, or escaped in JSON.
+        self._forms = [form for form in known_texts.forms() if form.word in text]
         self._context = context
         self._strategies = strategies
         self._seen: dict[Logged | str, Explanation] = {}
@@ -103,18 +114,37 @@ class _ExplainedLines:
             self._seen[logged] = explain_event(logged, self._context, self._strategies)
         self._add(pending.line, self._seen.get(logged))
 
-    def line(self, line: Line) -> None:
-        """Explain a line that does not belong to an event."""
-        known = self._match(line.text)
+    def line(self, line: Line, joined: str) -> int:
+        """Explain a line that does not belong to an event.
+
+        :param joined: the line and those after it that may continue it.
+        :return: how many characters of it belong to the message.
+        """
+        known = self._match(line.text) or self._match_wrapped(line.text, joined)
         if known is None:
-            self.unrecognised += 1
-            return
+            self._not_of_kernel(line, not_of_kernel.explain_event(joined, line.writer))
+            return 0
         text, match = known
-        if line.text not in self._seen and not self._is_full():
-            self._seen[line.text] = _explain_text(
-                text, match, line.text, self._context, self._strategies
-            )
-        self._add(line, self._seen.get(line.text))
+        if line.writer and text.program is Program.KERNEL:
+            message = f"the kernel's message {text.id}"
+            self._not_of_kernel(line, not_of_kernel.explain(message, line.writer))
+            return 0
+        # A wrapped message: all of the lines that it is in.
+        end = match.string.find("\n", match.end())
+        whole = match.string[: end if end >= 0 else None].replace("\n", " ")
+        if whole not in self._seen and not self._is_full():
+            self._seen[whole] = _explain_text(text, match, whole, self._context, self._strategies)
+        self._add(line, self._seen.get(whole))
+        return match.end()
+
+    def _not_of_kernel(self, line: Line, explanation: Explanation | None) -> None:
+        """Add the explanation of a line that a program wrote, or count it as not recognised."""
+        if explanation is None:
+            self.unrecognised += 1
+        elif explanation in self._lines or not self._is_full():
+            self._add(line, explanation)
+        else:
+            self.left_out += 1
 
     def in_order(self) -> tuple[ExplainedLine, ...]:
         """Return the explanations, in the order of their first lines."""
@@ -133,6 +163,17 @@ class _ExplainedLines:
                 end = line.find(form.key, match.start()) + len(form.key)
                 if end > last:
                     innermost, last = (form.text, match), end
+        return innermost
+
+    def _match_wrapped(self, line: str, joined: str) -> tuple[Text, re.Match[str]] | None:
+        """Return the innermost text that starts in a line and ends in one of the next."""
+        innermost = None
+        last = len(line)
+        unwrapped = "" if len(joined) == len(line) else joined.replace("\n", " ")
+        for form in self._forms:
+            match = form.pattern.search(joined) if form.key in unwrapped else None
+            if match is not None and match.start() < len(line) and match.end() > last:
+                innermost, last = (form.text, match), match.end()
         return innermost
 
     def _add(self, line: Line, explanation: Explanation | None) -> None:

@@ -16,6 +16,7 @@ class Program(StrEnum):
     KERNEL = "kernel"
     QEMU = "qemu"
     LIBVIRT = "libvirt"
+    OTHER = "other"
 
 
 @dataclass(frozen=True, slots=True)

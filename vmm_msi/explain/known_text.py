@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -9,12 +10,13 @@ from typing import TYPE_CHECKING
 from vmm_msi.explain import errno_words, printf
 
 if TYPE_CHECKING:
-    import re
     from collections.abc import Callable, Mapping
 
     from vmm_msi.explain.explanation import Program
     from vmm_msi.explain.log_context import LogContext
     from vmm_msi.types import Ipa
+
+_WORD = re.compile(r"[\w./:=-]+")
 
 
 @dataclass(frozen=True)
@@ -110,6 +112,12 @@ class Form:
     text: Text
     format: str
     key: str
+
+    @cached_property
+    def word(self) -> str:
+        """The longest word of the key."""
+        words: list[str] = _WORD.findall(self.key)
+        return max(words, key=len)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:

@@ -1,43 +1,46 @@
-"""Lines of a log, without the prefixes that the log adds."""
+"""Lines of a log in any form: of which encoding, with which prefixes, wrapped by a mailer."""
 
 from __future__ import annotations
 
+import codecs
+import html
 import re
+from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
+from vmm_msi.explain import log_prefixes
+from vmm_msi.explain.journal import MAX_RECORD, FieldReader, read_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from vmm_msi.explain.journal import Record
 
 #: Limit in bytes of a text; the kernel's own log has up to a few MiB.
 MAX_BYTES = 16 << 20
 #: Limit in characters of a line; a record of the kernel has 2048 at most.
 MAX_LINE = 4096
+#: Lines that a mailer may wrap a line into, after the first; and the longest of such lines.
+_WRAPPED = 3
+_WRAPPED_LENGTH = 200
 
-_CLOCK = r"\d{1,2}:\d\d:\d\d(?:[.,]\d{1,9})?"
-_TIME = rf"(?:[A-Z][a-z]{{2}} {{1,2}}\d{{1,2}} {_CLOCK}|\d{{4}}-\d\d-\d\d[T ]{_CLOCK}\S{{0,6}})"
-#: Prefixes of a message; each is removed once, in this order.
-_PREFIXES = tuple(
-    re.compile(pattern)
-    for pattern in (
-        # A record of /dev/kmsg: priority, number, time, flags.
-        r"\d{1,3},\d{1,20},\d{1,20},[^;]{1,40};",
-        # syslog and journalctl, with a time in either form: host, program, process.
-        rf"(?:<\d{{1,3}}>)?{_TIME} \S{{1,255}} [\w./-]{{1,64}}(?:\[\d{{1,10}}\])?: ",
-        # dmesg --decode: facility and level.
-        r"[a-z]{3,8} {0,4}:[a-z]{3,6} {0,4}: ",
-        r"<\d{1,3}>",
-        # dmesg, with a time of any form: [   12.345678], [Wed Nov 25 00:29:56 2026].
-        r"\[[ \w:.+-]{1,40}\](?:\[ *[TC]\d{1,10}\])? ",
-    )
-)
-
-#: Colours of a terminal, as in ``dmesg --color=always``.
-_COLOUR = re.compile(r"\x1b\[[0-9;]{0,20}[A-Za-z]")
+_END = re.compile(r"\r+\n?|\n")
+#: Colours of a terminal, as in ``dmesg --color=always``; copied text may lack the escape character.
+_COLOUR = re.compile(r"(?:\x1b|\\x1b|\\e|\\033|#033|\^\[)\[[0-9;]{0,20}[A-Za-z]|\[[0-9;]{1,20}m")
 #: Characters that control a terminal.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
+_ENTITY = re.compile(r"&(?:quot|apos|amp|lt|gt|nbsp|#\d{1,4}|#[xX][0-9a-fA-F]{1,4});")
+_TAG = re.compile(r"</?(?:br|pre|code|tt|p|div|span)(?: [^<>]{0,100})?/?>")
+#: The messages that one line after another begins with; such a line continues none.
+_DRIVER = "arm-smmu-v3 "
+#: Between messages of that driver which a tracker has put into one line.
+_BETWEEN = re.compile(
+    r"\s{1,8}(?:\[[^\]]{1,30}\] "
+    r"|\S{2,10} {1,2}\d{1,2} [\d:.]{7,15} \S{1,255} kernel: (?:\[[^\]]{1,30}\] )?)?"
+    r"(?=arm-smmu-v3 \S{1,64}:)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,15 +48,19 @@ class Line:
     """A line.
 
     :param number: its number in the text, from 1.
-    :param text: the message, with a tab at its start if it has one.
+    :param text: the message.
+    :param writer: the program that wrote it, if it is not the kernel; empty if that is unknown.
+    :param starts: it starts a message, so it does not continue the line before it.
     """
 
     number: int
     text: str
+    writer: str = ""
+    starts: bool = False
 
 
 def decode(data: bytes, source: str) -> str:
-    """Decode a text; bytes that are not UTF-8 are replaced.
+    """Decode a text in UTF-8 or UTF-16; bytes that are in neither are replaced.
 
     :raise InputError: if it has more than :data:`MAX_BYTES`.
     """
@@ -62,24 +69,117 @@ def decode(data: bytes, source: str) -> str:
             f"reading {source}: more than {MAX_BYTES >> 20} MiB; use a part of it: "
             f"tail -c {MAX_BYTES >> 20}M"
         )
-    return data.decode("utf-8", "replace")
+    return data.decode(_encoding(data[:1024]), "replace")
+
+
+def _encoding(start: bytes) -> str:
+    """Return the encoding of a text by its first bytes."""
+    if start.startswith(codecs.BOM_UTF8):
+        return "utf-8-sig"
+    # In UTF-16, with a byte order mark or without: most characters of a log have a zero byte.
+    even, odd = start[::2], start[1::2]
+    if 2 * odd.count(0) > len(odd) > even.count(0) * 8:
+        return "utf-16" if start.startswith(codecs.BOM_UTF16_LE) else "utf-16-le"
+    if 2 * even.count(0) > len(even) > odd.count(0) * 8:
+        return "utf-16" if start.startswith(codecs.BOM_UTF16_BE) else "utf-16-be"
+    return "utf-8"
 
 
 def lines(text: str) -> Iterator[Line]:
     """Yield the lines that are not blank, without the prefixes of the log."""
-    for number, raw in enumerate(text.split("\n"), 1):
-        short = raw[:MAX_LINE].rstrip("\r ")
-        if not short.strip():
+    fields = FieldReader()
+    writer = ""
+    hanging = False  # a mailer wrapped the line after its prefix
+    for number, raw in enumerate(_physical_lines(text), 1):
+        record = read_line(number, raw.strip())
+        used = record is not None
+        if not used:
+            used, record = fields.line(number, raw[:MAX_LINE])
+        if record is not None:
+            yield from _of_record(record)
+        if used:
             continue
-        if not short.isprintable():
-            short = _CONTROL.sub("?", _COLOUR.sub("", short))
-        yield Line(number, message(short))
+        clean = _clean(raw[:MAX_LINE])
+        if not clean.strip():
+            writer = ""
+            continue
+        message = log_prefixes.parse(clean)
+        if message.prefixed or not (message.indented or hanging):
+            writer = message.writer
+        hanging = message.prefixed and not message.text
+        if not message.text.startswith(_DRIVER):
+            yield Line(number, message.text, writer, message.prefixed)
+            continue
+        for text in _BETWEEN.split(message.text):
+            yield Line(number, text, writer, starts=True)
+    record = fields.end()
+    if record is not None:
+        yield from _of_record(record)
 
 
-def message(text: str) -> str:
-    """Return the message of a line, without time, host and name of the program."""
-    for prefix in _PREFIXES:
-        match = prefix.match(text)
-        if match is not None:
-            text = text[match.end() :]
-    return text
+def _physical_lines(text: str) -> Iterator[str]:
+    """Yield the lines of a text, with any of the common line ends, up to a length."""
+    start = 0
+    for end in _END.finditer(text):
+        yield text[start : min(end.start(), start + MAX_RECORD)]
+        start = end.end()
+    yield text[start : start + MAX_RECORD]
+
+
+def _of_record(record: Record) -> Iterator[Line]:
+    """Yield the lines of a record's message."""
+    for raw in record.message[:MAX_RECORD].split("\n"):
+        clean = _clean(raw[:MAX_LINE])
+        if clean.strip():
+            message = log_prefixes.parse(clean)
+            yield Line(record.number, message.text, record.writer or message.writer, True)
+
+
+def _clean(line: str) -> str:
+    """Return a line without colours, control characters, entities and tags of HTML."""
+    line = line.rstrip()
+    if "&" in line:
+        line = _ENTITY.sub(lambda entity: html.unescape(entity[0]), line)
+    if "<" in line:
+        line = _TAG.sub("", line).rstrip()
+    if "[" in line:
+        line = _COLOUR.sub("", line)
+    return line if line.isprintable() else _CONTROL.sub("?", line)
+
+
+class LineReader:
+    """Iterates over lines, and joins those that a mailer or a terminal has wrapped."""
+
+    def __init__(self, lines: Iterator[Line]) -> None:
+        self._lines = lines
+        self._ahead: deque[Line] = deque()
+
+    def __iter__(self) -> Iterator[Line]:
+        """Yield the lines that :meth:`skip` does not skip."""
+        while True:
+            line = self._ahead.popleft() if self._ahead else next(self._lines, None)
+            if line is None:
+                return
+            yield line
+
+    def joined(self, line: Line) -> str:
+        """Return the text of the current line and of the lines that may continue it."""
+        parts = [line.text]
+        for number in range(_WRAPPED):
+            if len(parts[-1]) > _WRAPPED_LENGTH:
+                break
+            if number == len(self._ahead):
+                following = next(self._lines, None)
+                if following is None:
+                    break
+                self._ahead.append(following)
+            following = self._ahead[number]
+            if following.starts or len(following.text) > _WRAPPED_LENGTH:
+                break
+            parts.append(following.text)
+        return "\n".join(parts)
+
+    def skip(self, count: int) -> None:
+        """Skip lines after the current one, which :meth:`joined` returned."""
+        for _ in range(count):
+            self._ahead.popleft()

@@ -50,5 +50,5 @@ def key(text: str) -> str:
 
 
 def _literal(text: str) -> str:
-    # Logs and terminals may change the number of spaces.
-    return re.sub(r"(?:\\ )+", " {1,8}", re.escape(text))
+    # Logs and terminals may change the number of spaces, and a mailer wraps a line at one.
+    return re.sub(r"(?:\\ )+", r"[ \\n]{1,8}", re.escape(text))

@@ -1,21 +1,31 @@
 """The lines in which Linux's SMMUv3 driver logs an event: an announcement and its four words.
 
 Linux ``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c`` arm_smmu_dump_raw_event. The same text is in
-records of /dev/kmsg, in the output of ``dmesg`` and ``journalctl``, and in a syslog file; they
-differ in the prefix of a line and in the notation of a tab.
+records of /dev/kmsg, in the output of ``dmesg`` and ``journalctl``, in syslog files and in mail;
+they differ in the notation of a tab, and a line may be wrapped or have several words.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 #: Words of 64 bits in an event record.
 WORDS = 4
 
-_EVENT = re.compile(r"arm-smmu-v3 (\S{1,64}): event 0x([0-9a-f]{2}) received:\s*$")
-#: /dev/kmsg writes a tab as ``\\x09``, rsyslog as ``#011``; pasted text may have spaces.
-_WORD = re.compile(r"arm-smmu-v3 (\S{1,64}): (?:\\x09|#011|\s{1,16})0x([0-9a-f]{16})\s*$")
+_NAME = r"arm-smmu-v3\s{1,8}(?P<smmu>\S{1,64}):"
+#: /dev/kmsg writes a tab as ``\\x09``, rsyslog as ``#011``, ``cat -A`` as ``^I``, a mailer as
+#: ``=09``; pasted text may have spaces or nothing.
+_TAB = r"(?:\\x09|\\t|#011|\^I|=09|\s){0,16}"
+_WORD = r"(?:0[xX])?[0-9a-fA-F]{16}\b"
+#: What may follow in the same line: ``cat -A`` ends it with a dollar sign.
+_END = r"[ \t$`|\\]{0,16}(?=\n|$)"
+_EVENT = re.compile(
+    rf"{_NAME}\s{{0,8}}event\s{{1,8}}0[xX](?P<number>[0-9a-fA-F]{{2}})\s{{1,8}}received:?"
+    rf"(?P<words>(?:[\s,]{{1,16}}{_WORD}){{0,4}}){_END}"
+)
+_WORDS = re.compile(rf"{_NAME}{_TAB}(?P<words>{_WORD}(?:[\s,]{{1,16}}{_WORD}){{0,3}}){_END}")
+_DIGITS = re.compile(r"[0-9a-fA-F]{16}\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,44 +35,41 @@ class EventLine:
     :param smmu: the driver's name of the SMMU.
     :param words: the words of the event, if the line completes it.
     :param announces: the number of the event, if the line announces it.
+    :param end: how many characters of the text belong to it.
     """
 
     smmu: str
     words: tuple[int, ...] = ()
     announces: int | None = None
+    end: int = field(default=0, compare=False)
 
 
 class EventReader:
-    """Assembles events from lines; lines of several SMMUs may be interleaved."""
+    """Assembles events from messages of the kernel; those of several SMMUs may be interleaved."""
 
     def __init__(self) -> None:
         self._words: dict[str, list[int]] = {}
 
     def line(self, text: str) -> EventLine | None:
-        """Read one line.
+        """Read one message; the lines of a wrapped one are separated by line feeds.
 
         :return: None if it belongs to no event, or to one whose first line was not read.
         """
-        if announced := _EVENT.search(text):
-            self._words[announced[1]] = []
-            return EventLine(announced[1], announces=int(announced[2], 16))
-        word = _WORD.search(text)
-        if word is None or word[1] not in self._words:
+        if not text.startswith("arm-smmu-v3"):
             return None
-        words = self._words[word[1]]
-        words.append(int(word[2], 16))
+        announced = None
+        if match := _EVENT.match(text):
+            self._words[match["smmu"]] = []
+            announced = int(match["number"], 16)
+        else:
+            match = _WORDS.match(text)
+        if match is None or match["smmu"] not in self._words:
+            return None
+        smmu, words = match["smmu"], self._words[match["smmu"]]
+        words += [int(digits, 16) for digits in _DIGITS.findall(match["words"])]
         if len(words) < WORDS:
-            return EventLine(word[1])
-        return EventLine(word[1], tuple(self._words.pop(word[1])))
-
-    def feed(self, record: bytes) -> list[int] | None:
-        """Read a record of /dev/kmsg; return the words of the event that it completes, if any.
-
-        A record is as in Linux ``Documentation/ABI/testing/dev-kmsg``.
-        """
-        text = record.partition(b";")[2].split(b"\n", 1)[0]
-        line = self.line(text.decode("utf-8", "replace"))
-        return list(line.words) if line is not None and line.words else None
+            return EventLine(smmu, (), announced, match.end())
+        return EventLine(smmu, tuple(self._words.pop(smmu)[:WORDS]), announced, match.end())
 
     def clear(self) -> None:
         """Forget incomplete events."""

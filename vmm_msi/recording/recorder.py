@@ -206,7 +206,8 @@ def _events(lines: Iterable[str], context: LogContext, origin: LogOrigin) -> lis
     """Return the distinct events in a log that have exactly one device as their cause."""
     text = EventText()
     for line in log_lines.lines("\n".join(lines)):
-        text.line(line)
+        if not line.writer:
+            text.line(line, line.text)
     events: dict[RecordedEvent, None] = {}
     for pending in text.end():
         logged = pending.logged

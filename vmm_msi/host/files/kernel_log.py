@@ -59,10 +59,20 @@ def records(descriptor: int) -> Iterator[bytes | None]:
             yield None
 
 
-def select(log: Iterable[bytes | None]) -> list[str]:
-    """Return the lines to keep: those of the kernel itself with a known prefix.
+def kernel_message(record: bytes) -> str:
+    """Return the message of a record; empty if the kernel did not write it.
 
     Programs can write to the log too, as another facility.
+    """
+    head, _, body = record.partition(b";")
+    priority = head.partition(b",")[0]
+    if not priority.isdigit() or int(priority) >> 3:
+        return ""
+    return body.partition(b"\n")[0].decode("utf-8", "replace")
+
+
+def select(log: Iterable[bytes | None]) -> list[str]:
+    """Return the lines to keep: those of the kernel itself with a known prefix.
 
     :param log: the records.
     """
@@ -71,11 +81,7 @@ def select(log: Iterable[bytes | None]) -> list[str]:
     for number, record in enumerate(log):
         if number >= _MAX_RECORDS:
             break
-        head, _, body = (record or b"").partition(b";")
-        priority = head.partition(b",")[0]
-        if not priority.isdigit() or int(priority) >> 3:
-            continue
-        line = body.partition(b"\n")[0].decode("utf-8", "replace")
+        line = "" if record is None else kernel_message(record)
         if line.startswith(PREFIXES) or _GROUPS.match(line):
             (first if len(first) < MAX_LINES else last).append(line)
     return [*first, *last]

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.host.files.kernel_log import KMSG, records
+from vmm_msi.host.files.kernel_log import KMSG, kernel_message, records
 from vmm_msi.iommu.event_log import EventReader
 from vmm_msi.iommu.smmu_events import SmmuEvent, decode
 
@@ -71,12 +71,12 @@ class KernelLog:
                 events.append(decode(words))
         return events
 
-    def _read(self) -> Iterator[tuple[float, list[int]]]:
+    def _read(self) -> Iterator[tuple[float, tuple[int, ...]]]:
         """Yield the time of each event, by the log's clock in seconds, and its words."""
         for record in records(self._fd):
             if record is None:
                 self._reader.clear()
                 continue
-            words = self._reader.feed(record)
-            if words is not None:
-                yield int(record.split(b",", 3)[2]) / 1e6, words
+            line = self._reader.line(kernel_message(record))
+            if line is not None and line.words:
+                yield int(record.split(b",", 3)[2]) / 1e6, line.words
