@@ -7,6 +7,7 @@ used, alone; without a file the defaults apply. docs/config.md describes every k
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,9 +15,11 @@ from typing import Any
 
 import msgspec
 
-from vmm_msi import tomlfile
+from vmm_msi import ownership, tomlfile
 from vmm_msi.errors import ConfigError, InputError, UsageError
 from vmm_msi.types import PciAddress
+
+log = logging.getLogger(__name__)
 
 FILE_NAME = "vmm-msi.toml"
 DEFAULT_STRATEGY = "identity"
@@ -98,10 +101,13 @@ class Config:
     """The configuration: the content of a file, or the defaults.
 
     :param path: the file; None for the defaults.
+    :param is_named: the user named the file; one of the search path cannot disable observers, which
+        may veto actions.
     """
 
     table: ConfigTable = field(default_factory=ConfigTable)
     path: Path | None = None
+    is_named: bool = True
 
     def choice(self, domain: str, device: PciAddress, named: Choice | None = None) -> Choice:
         """Return the strategy for a device of a libvirt domain.
@@ -153,27 +159,37 @@ def search_path() -> list[Path]:
 
 
 def load_config(path: Path | None = None) -> Config:
-    """Read the configuration.
+    """Read the configuration, and log which file it is.
+
+    A file of the search path is ignored, with a warning, if another user may change it or the
+    folder that it is in: that user would configure this one's commands, possibly root's.
 
     :param path: the file; None for ``$VMM_MSI_CONFIG``, else the search path.
     :raise ConfigError: when a named file is missing, or the file is invalid.
     """
     named = path or (Path(env) if (env := os.environ.get("VMM_MSI_CONFIG")) else None)
-    file = named or next(filter(_exists, search_path()), None)
+    file = named or next(filter(_is_usable, search_path()), None)
     if file is None:
         return Config()
     table = tomlfile.read(file, ConfigTable, ConfigError)
     _check(table, file)
-    return Config(table, file)
+    log.info("configuration: %s", file)
+    return Config(table, file, is_named=named is not None)
 
 
-def _exists(path: Path) -> bool:
+def _is_usable(path: Path) -> bool:
+    """Return whether a file of the search path exists and no other user may change it."""
     try:
-        return path.is_file()
+        if not path.is_file():
+            return False
+        weak = ownership.weakness(path.parent) or ownership.weakness(path)
     except OSError as error:
         raise ConfigError(
             f"looking for {path}: {error.strerror}; name a configuration with --config"
         ) from error
+    if weak is not None:
+        log.warning("configuration %s is ignored: %s; --config %s uses it", path, weak, path)
+    return weak is None
 
 
 def _check(table: ConfigTable, path: Path) -> None:

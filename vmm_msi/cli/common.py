@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli.parser import VIRSH_CONFIG
 from vmm_msi.errors import ConfigError, UsageError
-from vmm_msi.terminal import print_document, printable
+from vmm_msi.terminal import print_document, print_error, printable
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.host.sources import HostSources
@@ -168,15 +168,24 @@ def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:
 
 
 def load_config(args: argparse.Namespace) -> Config:
-    """Read the configuration that the arguments name."""
+    """Read the configuration that the arguments name.
+
+    A file that they do not name may be in any of several folders, so it is reported on standard
+    error; not with ``--format json``, where an error is the only line there.
+    """
     from vmm_msi import config
 
+    _print_warnings()
     try:
-        return config.load_config(args.config)
+        settings = config.load_config(args.config)
     except ConfigError as error:
         if args.config is None or args.config.exists() or not hasattr(args, "scope"):
             raise
         raise ConfigError(f"{error}; {VIRSH_CONFIG}") from error
+    is_text = getattr(args, "format", "text") == "text"
+    if is_text and args.config is None and settings.path is not None:
+        print_error(f"configuration: {settings.path}")
+    return settings
 
 
 def load_plugins(
@@ -186,15 +195,26 @@ def load_plugins(
 
     :raise ConfigError: when the configuration sets an option that the strategy does not have.
     """
-    from vmm_msi.plugins.manager import PluginManager
-
-    _print_warnings()
     strategies, selectors = settings.names()
     required = {choice.strategy for choice in named} | strategies | selectors
-    disabled = {*args.disable_plugin, *settings.table.plugins.disabled}
-    plugins = PluginManager.load(disabled, required)
+    plugins = enabled_plugins(args, settings, required)
     _check_options(settings, plugins)
     return plugins
+
+
+def enabled_plugins(
+    args: argparse.Namespace, settings: Config, required: Collection[str] = ()
+) -> PluginManager:
+    """Load the plugins that neither the arguments nor the configuration disable.
+
+    :param required: names of plugins that must load.
+    """
+    from vmm_msi.plugins.manager import PluginManager
+
+    by_file = settings.table.plugins.disabled
+    if settings.is_named:
+        return PluginManager.load({*args.disable_plugin, *by_file}, required)
+    return PluginManager.load(args.disable_plugin, required, disabled_unless_observer=by_file)
 
 
 def _print_warnings() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, load_config, print_json
+from vmm_msi.cli.common import add_config, add_format, enabled_plugins, load_config, print_json
 from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -29,10 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """List the plugins; a broken one is listed even where the configuration names it."""
-    from vmm_msi.plugins.manager import PluginManager
-
-    settings = load_config(args)
-    plugins = PluginManager.load({*args.disable_plugin, *settings.table.plugins.disabled})
+    plugins = enabled_plugins(args, load_config(args))
     if args.format == "json":
         _print_json(plugins)
         return 0

@@ -11,7 +11,6 @@ from vmm_msi.cli.common import (
     add_granule,
     add_host,
     check_uris,
-    load_config,
     load_host,
     load_plugins,
 )
@@ -75,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     if args.print_unit:
         _print_unit(args, uris)
         return 0
+    from vmm_msi.config import load_config
     from vmm_msi.watch import service
     from vmm_msi.watch.binder import SimBinder
     from vmm_msi.watch.service_log import logging_to
@@ -83,7 +83,8 @@ def run(args: argparse.Namespace) -> int:
     host = load_host(args)
 
     def load() -> SimBinder:
-        settings = load_config(args)
+        # It logs which file it reads.
+        settings = load_config(args.config)
         return SimBinder(load_plugins(args, settings), settings, host)
 
     options = service.ServiceOptions(uris, load, metrics)

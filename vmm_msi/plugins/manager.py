@@ -70,21 +70,28 @@ class PluginManager:
         self._observers: dict[str, ObserverHooks] = {}
 
     @classmethod
-    def load(cls, disabled: Collection[str] = (), wanted: Collection[str] = ()) -> PluginManager:
+    def load(
+        cls,
+        disabled: Collection[str] = (),
+        wanted: Collection[str] = (),
+        disabled_unless_observer: Collection[str] = (),
+    ) -> PluginManager:
         """Load every installed plugin of the entry-point group ``vmm_msi``.
 
         A plugin that cannot be loaded is skipped with a warning, unless it is wanted.
 
         :param disabled: names of plugins to skip.
         :param wanted: names of plugins that must load.
+        :param disabled_unless_observer: names of plugins to skip, except for observers, which are
+            kept with a warning.
         :raise PluginError: when a wanted plugin cannot be loaded.
-        :raise UsageError: when a name in ``disabled`` is not a plugin's.
+        :raise UsageError: when the name of a plugin to skip is not a plugin's.
         """
         by_name: dict[str, dict[str, EntryPoint]] = {}
         for point in entry_points(group=PROJECT):
             # One distribution can be on the path twice.
             by_name.setdefault(point.name, {}).setdefault(point.value, point)
-        unknown = sorted(set(disabled) - by_name.keys())
+        unknown = sorted({*disabled, *disabled_unless_observer} - by_name.keys())
         if unknown:
             raise UsageError(
                 f"disabling plugin {unknown[0]!r}: no such plugin; "
@@ -93,7 +100,10 @@ class PluginManager:
         plugins = cls()
         for name in sorted(by_name):
             points = list(by_name[name].values())
-            plugins._load_points(name, points, is_disabled=name in disabled, must=name in wanted)
+            is_disabled = name in disabled or (
+                name in disabled_unless_observer and not _keep_observer(name, points)
+            )
+            plugins._load_points(name, points, is_disabled=is_disabled, must=name in wanted)
         return plugins
 
     def _load_points(
@@ -394,6 +404,21 @@ def _origin(point: EntryPoint) -> str:
         return point.value
     metadata = point.dist.metadata
     return f"{metadata['Name']} {metadata['Version']}"
+
+
+def _keep_observer(name: str, points: list[EntryPoint]) -> bool:
+    """Return whether a plugin is an observer; if it is, warn that it is not disabled."""
+    try:
+        info = contract.describe(contract.instance(_load(points)))
+    except contract.ContractError:
+        return False
+    if info.kind is PluginKind.OBSERVER:
+        log.warning(
+            "plugin %r stays enabled: only --disable-plugin, or a configuration that is named with "
+            "--config, disables an observer",
+            name,
+        )
+    return info.kind is PluginKind.OBSERVER
 
 
 def _load(points: list[EntryPoint]) -> object:
