@@ -43,6 +43,7 @@ def test_device_tree(show):
     assert set(document) == {
         *("schema", "source", "granule", "granule_known", "missing", "smmus", "itses", "routes"),
         *("devices", "segments", "reserved_memory", "functions", "iommu_groups", "disagreements"),
+        "table_errors",
     }
     assert (document["schema"], document["source"]) == (1, str(BOARD))
     assert [smmu["base"] for smmu in document["smmus"]] == [
@@ -182,3 +183,16 @@ def real_host(request):
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_a_real_host(show, real_host, form):
     assert show(real_host, "--format", form)
+
+
+def test_errors_in_tables_that_linux_tolerates(show, tables):
+    path = tables / "IORT"
+    data = bytearray(path.read_bytes())
+    data[9] ^= 1
+    path.write_bytes(data)
+    assert (
+        show(tables).splitlines()[1].startswith(f"  (warning: {path}: offset 0x9: wrong checksum: ")
+    )
+    (error,) = json.loads(show(tables, "--format", "json"))["table_errors"]
+    assert error["table"] == str(path)
+    assert error["error"].startswith("offset 0x9: wrong checksum: ")

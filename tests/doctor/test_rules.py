@@ -45,6 +45,7 @@ from vmm_msi.types import (
     ReservedKind,
     ReservedMemory,
     ReservedRegion,
+    TableError,
 )
 
 E, W, N, U = Severity
@@ -158,6 +159,10 @@ BROKEN = {
             disagreements=(Disagreement(str(A), (("IORT", "SMMU 0"), ("sysfs", "SMMU 1"))),),
         ),
         [("sources-disagree", W, str(A))],
+    ),
+    "an error in a table": (
+        with_host(HEALTHY, table_errors=(TableError("IORT", "offset 0x9: wrong checksum"),)),
+        [("table-errors", W, "firmware tables")],
     ),
     "no SMMU": (
         with_function(with_device(HEALTHY, A, smmu=None), A, iommu_group=None),

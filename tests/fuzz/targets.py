@@ -21,7 +21,7 @@ from vmm_msi.errors import InputError
 from vmm_msi.explain import log_lines
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
-from vmm_msi.host.firmware.acpi import parse_acpi
+from vmm_msi.host.firmware.acpi import load_acpi_file, parse_acpi
 from vmm_msi.host.firmware.device_tree import parse_devicetree
 from vmm_msi.host.firmware.madt import parse_madt
 from vmm_msi.host.resolve import resolve
@@ -90,6 +90,13 @@ def acpi(data: bytes) -> None:
         with_valid_header(data[2 + size :], b"APIC"),
     )
     resolve_devices(parse_acpi(*tables, "host"))
+
+
+def acpi_text(data: bytes) -> None:
+    """Read a text with hex dumps; the name is not one with which others are looked for."""
+    host = load_acpi_file(Path("posted"), data)
+    if host is not None:
+        resolve_devices(host)
 
 
 def devicetree(data: bytes) -> None:
@@ -199,6 +206,21 @@ def _both() -> list[bytes]:
     ]
 
 
+def _acpidumps() -> list[bytes]:
+    from host.firmware.acpi_texts import acpidump, hexdump, xxd
+
+    tables = _iorts()[1], _madts()[0]
+    texts = acpidump(*tables), xxd(*tables), "".join(map(hexdump, tables))
+    return [text.encode() for text in texts]
+
+
+def _listings() -> list[bytes]:
+    from host.firmware.acpi_texts import listing
+
+    table = _iorts()[1]
+    return [listing(table).encode(), listing(table, raw=False).encode()]
+
+
 def _trees() -> list[bytes]:
     return [samples.path("eight-its-server.dtb").read_bytes()]
 
@@ -235,6 +257,8 @@ def targets() -> dict[str, Target]:
         Target("iort", iort, _iorts),
         Target("madt", madt, _madts),
         Target("acpi", acpi, _both),
+        Target("acpidump", acpi_text, _acpidumps),
+        Target("iasl-listing", acpi_text, _listings),
         Target("devicetree", devicetree, _trees),
         Target("domain-xml", domain_xml, _domains),
         Target("node-device", node_device, lambda: [NODE_DEVICE]),

@@ -133,6 +133,7 @@ def to_lines(host: HostTopology) -> Iterator[str]:
     """Yield ``host`` as lines for people."""
     yield f"{host.source}: stage 2 granule {host.granule}"
     yield from (f"  ({gap})" for gap in host.missing)
+    yield from (f"  (warning: {error})" for error in host.table_errors)
     yield from section(
         "SMMUs",
         ("id", "base", "nested"),

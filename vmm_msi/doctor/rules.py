@@ -56,6 +56,7 @@ HOST_RULES: tuple[Rule, ...] = (
     rules_groups.group_host_driver,
     rules_groups.mixed_its,
     rules_sources.disagree,
+    rules_sources.table_errors,
     rules_groups.host_driver,
     rules_its.several_in_group,
     rules_its.gicv5,

@@ -42,6 +42,21 @@ def not_root(case: Case) -> Iterator[Finding]:
         )
 
 
+def table_errors(case: Case) -> Iterator[Finding]:
+    """Yield a finding if firmware tables have errors that Linux tolerates."""
+    if case.host.table_errors:
+        yield Finding(
+            "table-errors",
+            Severity.WARNING,
+            "firmware tables",
+            tuple(Evidence(error.table, error.text) for error in case.host.table_errors),
+            "Linux warns and uses the table as it is, so the SMMUs, ITSes and routes read from it "
+            "are those that the kernel sees. If the table is a copy, it may be damaged.",
+            "Compare a copy with the host's own table. If they are the same, look for a newer "
+            "firmware and report the error to the vendor.",
+        )
+
+
 def disagree(case: Case) -> Iterator[Finding]:
     """Yield the facts on which the sources of the host disagree."""
     for disagreement in case.disagreements:

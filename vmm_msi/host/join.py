@@ -38,6 +38,9 @@ def join(sources: Sequence[HostTopology], name: str | None = None) -> HostTopolo
         granule_known=granule_source.granule_known,
         functions=_merged(function for source in sources for function in source.functions),
         missing=() if complete else tuple(gap for source in sources for gap in source.missing),
+        table_errors=tuple(
+            dict.fromkeys(error for source in sources for error in source.table_errors)
+        ),
     )
 
 

@@ -9,6 +9,7 @@ a scenario file to :mod:`vmm_msi.host.scenario` and a libvirt URI to its caller'
 from __future__ import annotations
 
 import os
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -32,11 +33,15 @@ CAPTURE = ".tar.zst"
 #: The forms of a HOST that is a path, for messages and ``--help``.
 FORMS = (
     "a TOML file with [host], a device tree blob (magic d00dfeed), a folder with the ACPI tables "
-    f"IORT and APIC, a folder laid out like the host's /, or a capture ({CAPTURE})"
+    "IORT and APIC, one such table, the output of acpidump or iasl -d, a folder laid out like the "
+    f"host's /, or a capture ({CAPTURE})"
 )
 _VALID = f"a host is {FORMS}"
 _DEVICE_TREE_MAGIC = b"\xd0\x0d\xfe\xed"
 _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
+_OTHER_MAGIC = frozenset({_DEVICE_TREE_MAGIC, _ZSTD_MAGIC})
+#: Limit in bytes of a text, such as all tables of a large server as acpidump prints them.
+MAX_TEXT = 32 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +188,7 @@ def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
             return open_archive(path)
         with path.open("rb") as file:
             magic = file.read(4)
+            data = b"" if magic in _OTHER_MAGIC else magic + file.read(MAX_TEXT + 1 - len(magic))
     except OSError as failure:
         raise TopologyError(f"{path}: cannot be read: {failure.strerror}; {_VALID}") from failure
     except ValueError as failure:
@@ -196,7 +202,22 @@ def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
             f"{path}: compressed with zstd like a capture, but the name of a capture ends in "
             f"{CAPTURE}: rename it to {path.name.partition('.')[0]}{CAPTURE}"
         )
-    raise TopologyError(f"{path}: starts with {magic!r}; {_VALID}")
+    if len(data) > MAX_TEXT:
+        raise TopologyError(f"{path}: larger than {MAX_TEXT} bytes, the limit of a text; {_VALID}")
+    host = _from_text(path, data, granule)
+    if host is None:
+        raise TopologyError(f"{path}: starts with {magic!r}; {_VALID}")
+    return _with_granule(host, granule)
+
+
+def _from_text(path: Path, data: bytes, granule: Granule | None) -> HostTopology | None:
+    """Return the host that an ACPI table or a text describes; None if it does not."""
+    from vmm_msi.host.firmware.acpi import load_acpi_file
+
+    if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        # A shell of Windows writes texts like this.
+        data = data.decode("utf-16", "replace").encode()
+    return load_acpi_file(path, data, granule or Granule.K4)
 
 
 def _with_granule(host: HostTopology, granule: Granule | None) -> HostTopology:

@@ -20,6 +20,9 @@ def json_of(host: HostTopology, differences: Sequence[Disagreement]) -> dict[str
     return {
         "granule_known": host.granule_known,
         "missing": list(host.missing),
+        "table_errors": [
+            {"table": error.table, "error": error.text} for error in host.table_errors
+        ],
         "segments": [
             {"segment": segment.number, "ats": segment.ats, "canwbs": segment.canwbs}
             for segment in host.segments

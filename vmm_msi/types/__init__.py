@@ -38,6 +38,7 @@ from vmm_msi.types.host import (
     PciSegment,
     ReservedMemory,
     Smmu,
+    TableError,
 )
 from vmm_msi.types.pci_function import PciFunction
 from vmm_msi.types.verdict import Costs, GuestPlan, Outcome, TraceStep, Verdict, VsmmuPlan
@@ -74,6 +75,7 @@ __all__ = [
     "Smmu",
     "Stage1",
     "StreamId",
+    "TableError",
     "TraceStep",
     "Verdict",
     "Vits",

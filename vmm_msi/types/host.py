@@ -216,6 +216,21 @@ class ReservedMemory:
     relaxable: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class TableError:
+    """An error in a firmware table that Linux tolerates.
+
+    :param table: the table's file.
+    :param text: the byte offset and what is wrong there.
+    """
+
+    table: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.table}: {self.text}"
+
+
 @dataclass(frozen=True)
 class HostTopology:
     """A host as a source describes it: SMMUs, ITSes, devices and how they reach them.
@@ -230,6 +245,7 @@ class HostTopology:
     :param reserved_memory: memory that firmware requires mapped 1:1.
     :param missing: sentences about tables that the source lacks or that could not be read, each
         with what to use instead; for messages about devices that cannot be resolved.
+    :param table_errors: errors in its tables that Linux tolerates.
     """
 
     source: str
@@ -243,6 +259,7 @@ class HostTopology:
     reserved_memory: tuple[ReservedMemory, ...] = ()
     granule_known: bool = True
     missing: tuple[str, ...] = ()
+    table_errors: tuple[TableError, ...] = ()
 
     @cached_property
     def its_by_id(self) -> Mapping[int, Its]:

@@ -30,9 +30,12 @@ from host.shared import shared_data
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from vmm_msi.errors import TopologyError
+from vmm_msi.host.firmware.hex_dump import dumped_tables
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.host.firmware.iort_routes import routes
 from vmm_msi.host.firmware.madt import parse_madt
+from vmm_msi.host.sources import load_host
 
 pytestmark = pytest.mark.lab_root
 
@@ -318,3 +321,23 @@ def test_nodes_of_an_unknown_type(tmp_path):
     assert "Unknown IORT node type 0x63" in text
     assert [node.type for node in parse_iort(data, "IORT").nodes] == [0, 99, 0]
     assert [node.number("Type") for node in printed_nodes(fields)] == [0, 99, 0]
+
+
+def test_the_raw_data_of_a_listing_is_the_table(tmp_path):
+    nodes = (its_group(0), smmu_v3((0, 0xFFFF, 0, 0, 0)), root_complex((0, 0xFFFF, 0, 1, 0)))
+    data = iort(*nodes)
+    text, _fields = disassembled(data, tmp_path)
+    assert dumped_tables(text.encode().splitlines(), [b"IORT"], "table.dsl") == {b"IORT": data}
+    path = tmp_path / "table.dsl"
+    assert load_host(path).routes == load_host(tmp_path / "table.aml").routes
+
+
+def test_a_listing_without_raw_data_can_be_compiled(tmp_path):
+    """As the message about it says."""
+    data = iort(its_group(0), root_complex((0, 0xFFFF, 0, 0, 0)))
+    text, _fields = disassembled(data, tmp_path)
+    cut = text[: text.index("Raw Table Data")]
+    (tmp_path / "table.dsl").write_text(cut, encoding="latin-1")
+    with pytest.raises(TopologyError, match="run iasl on it and use the \\.aml file"):
+        load_host(tmp_path / "table.dsl")
+    assert parse_iort(compiled(cut, tmp_path), "IORT").nodes == parse_iort(data, "IORT").nodes

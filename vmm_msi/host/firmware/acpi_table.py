@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from zlib import adler32
 
 from vmm_msi.errors import TopologyError
+from vmm_msi.quantity import quantity
+from vmm_msi.types import TableError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,11 +31,20 @@ class AcpiTable:
     :param source: its file, for messages.
     :param signature: the four characters that it must start with.
     :param minimum: bytes of its fixed part, header included.
-    :raise TopologyError: when signature, length or checksum are wrong.
+    :param errors: receives the errors that Linux tolerates.
+    :raise TopologyError: when signature or length are wrong.
     """
 
-    def __init__(self, data: bytes, source: str, signature: str, minimum: int) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        source: str,
+        signature: str,
+        minimum: int,
+        errors: list[TableError] | None = None,
+    ) -> None:
         self.source = source
+        self._errors = [] if errors is None else errors
         self._data = memoryview(data)
         if len(data) > MAX_SIZE:
             self.fail(MAX_SIZE, f"larger than {MAX_SIZE} bytes, the limit of such a table")
@@ -42,13 +53,26 @@ class AcpiTable:
         if data[:4] != signature.encode():
             self.fail(0, f"signature {data[:4]!r}, not {signature.encode()!r}")
         self.length = self.u32(4)
-        if self.length != len(data):
+        if self.length > len(data):
             self.fail(4, f"length {self.length}, but the file has {len(data)} bytes")
         if self.length < minimum:
             self.fail(4, f"length {self.length}; a {signature} has at least {minimum} bytes")
-        if total := byte_sum(data) & 0xFF:
-            self.fail(9, f"wrong checksum: the bytes add up to {total:#x}, not to 0, modulo 256")
+        if surplus := len(data) - self.length:
+            self.tolerate(self.length, f"{quantity(surplus, 'byte')} after the end of the table")
+            self._data = self._data[: self.length]
+        if total := byte_sum(self._data) & 0xFF:
+            text = f"wrong checksum: the sum of the bytes modulo 256 is {total:#x}, not 0"
+            self.tolerate(9, text)
         self.revision = data[8]
+
+    def tolerate(self, offset: int, message: str) -> None:
+        """Record an error that Linux tolerates.
+
+        A wrong checksum: Linux ``drivers/acpi/acpica/utcksum.c`` acpi_ut_verify_checksum (older:
+        ``tbprint.c`` acpi_tb_verify_checksum) warns and aborts only with ACPI_CHECKSUM_ABORT, which
+        it does not set.
+        """
+        self._errors.append(TableError(self.source, f"offset {offset:#x}: {message}"))
 
     def fail(self, offset: int, message: str) -> NoReturn:
         """Refuse the table for the bytes at ``offset``.
@@ -101,7 +125,7 @@ class AcpiTable:
             self.fail(offset, f"{size} bytes are read here, beyond the end of the table")
 
 
-def byte_sum(data: bytes) -> int:
+def byte_sum(data: bytes | memoryview) -> int:
     """Return the sum of the bytes.
 
     The low half of an Adler-32 that starts at 0 (RFC 1950, 8.2) is the sum modulo 65521; it is

@@ -14,9 +14,12 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple, TypeAlias
 
 from vmm_msi.host.firmware.acpi_table import AcpiTable
+from vmm_msi.quantity import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from vmm_msi.types import TableError
 
 _TABLE_SIZE = 48
 #: Type, length, revision, identifier, number of ID mappings and their offset in the node.
@@ -219,15 +222,16 @@ class Iort:
         return tuple(node for node in self.nodes if isinstance(node, RmrNode))
 
 
-def parse_iort(data: bytes, source: str) -> Iort:
+def parse_iort(data: bytes, source: str, errors: list[TableError] | None = None) -> Iort:
     """Read an IORT.
 
     :param data: the table.
     :param source: its file, for messages.
+    :param errors: receives the errors that Linux tolerates.
     :raise TopologyError: when it is malformed, an ID mapping has no target or is part of a cycle;
         the message has the byte offset.
     """
-    table = AcpiTable(data, source, "IORT", _TABLE_SIZE)
+    table = AcpiTable(data, source, "IORT", _TABLE_SIZE, errors)
     number, offset = table.u32(36), table.u32(40)
     if number and not _TABLE_SIZE <= offset <= table.length:
         table.fail(40, f"node offset {offset:#x} is not from {_TABLE_SIZE:#x} to the table's end")
@@ -366,8 +370,29 @@ class _NodeReader:
         return first
 
     def _mappings(self, fixed: int) -> tuple[IdMapping, ...]:
-        first = self._array("ID mappings", self.mapping_at, self.mappings, _MAPPING.size, fixed)
-        records = self.table.records(_MAPPING, first, self.mappings)
+        """Return the ID mappings that lie within the node.
+
+        Linux ``drivers/acpi/arm64/iort.c`` iort_node_map_id uses no mapping of a node without an
+        offset, and otherwise reads as many as the node counts, also beyond its end; the first that
+        has an ID applies, so that those within the node come first.
+        """
+        at = self.offset + 8
+        if not self.mapping_at:
+            self.table.tolerate(
+                at, f"{quantity(self.mappings, 'ID mapping')} without an offset; none is used"
+            )
+            return ()
+        room = (self.end - self.offset - self.mapping_at) // _MAPPING.size
+        usable = self.mappings
+        if 0 < room < usable:
+            self.table.tolerate(
+                at,
+                f"{usable} ID mappings, but the node has room for {room}; Linux also reads the "
+                "bytes after the node as ID mappings, here they are ignored",
+            )
+            usable = room
+        first = self._array("ID mappings", self.mapping_at, usable, _MAPPING.size, fixed)
+        records = self.table.records(_MAPPING, first, usable)
         mappings = tuple(
             IdMapping(offset, base, number, output, target, bool(flags & 1))
             for offset, (base, number, output, target, flags) in zip(

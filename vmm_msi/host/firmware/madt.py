@@ -18,6 +18,8 @@ from vmm_msi.types import Its, Pa
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmm_msi.types import TableError
+
 #: Offset of the first interrupt controller structure: header, address and flags.
 _FIRST = 44
 
@@ -32,7 +34,7 @@ _GICV5_ITS_FORM = struct.Struct("<4xIQ")
 _GICV5_TRANSLATE_FORM = struct.Struct("<4xII4xQ")
 
 
-def parse_madt(data: bytes, source: str) -> tuple[Its, ...]:
+def parse_madt(data: bytes, source: str, errors: list[TableError] | None = None) -> tuple[Its, ...]:
     """Return the ITSes of a GICv3, and of a GICv5 one for each translate frame.
 
     The ITS groups of an IORT name both by one kind of id: iort_register_domain_token takes the id
@@ -42,10 +44,11 @@ def parse_madt(data: bytes, source: str) -> tuple[Its, ...]:
 
     :param data: the table.
     :param source: its file, for messages.
+    :param errors: receives the errors that Linux tolerates.
     :return: in the order of the table.
     :raise TopologyError: when the table is malformed; the message has the byte offset.
     """
-    table = AcpiTable(data, source, "APIC", _FIRST)
+    table = AcpiTable(data, source, "APIC", _FIRST, errors)
     #: Bases of configuration frames by translator id.
     configured: dict[int, Pa] = {}
     #: By id: the base of a GICv3 ITS, or a translate frame and the id of its translator.
