@@ -13,15 +13,17 @@ Three values combine host, guest, record and libvirt, each for one purpose:
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Evidence
     from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.placement import Placement
     from vmm_msi.domxml.support import Version
     from vmm_msi.host.crosscheck import Disagreement
     from vmm_msi.host.files import HostTree
@@ -104,6 +106,20 @@ class Guest:
     written: DomainXml | None = None
     holders: Sequence[tuple[PciAddress, str]] = ()
 
+    @cached_property
+    def placement(self) -> Placement:
+        """The vSMMUs of the definition and the devices behind them."""
+        from vmm_msi.domxml.placement import Placement
+
+        return Placement(self.xml)
+
+    @cached_property
+    def is_nested(self) -> bool:
+        """Whether the definition has an accelerated vSMMU."""
+        from vmm_msi.domxml.placement import is_accelerated
+
+        return any(map(is_accelerated, self.placement.vsmmus))
+
 
 @dataclass(frozen=True)
 class Case:
@@ -141,3 +157,50 @@ class Case:
         from vmm_msi.config import Config
 
         return self.config or Config()
+
+    @cached_property
+    def nested(self) -> Mapping[PciAddress, None]:
+        """The devices that are, or will be, behind an accelerated vSMMU.
+
+        Those without a guest, those that the guest does not have yet, and those that its definition
+        has there. Only for these do strategies, an RMR and nesting matter.
+        """
+        if self.guest is None:
+            return dict.fromkeys(self.devices)
+        from vmm_msi.domxml.placement import is_accelerated
+
+        placement = self.guest.placement
+        behind = {
+            hostdev.host
+            for iommu in placement.vsmmus
+            if is_accelerated(iommu)
+            for hostdev in placement.behind(iommu)
+        }
+        elsewhere = {hostdev.host for hostdev in placement.hostdevs} - behind
+        return {device: None for device in self.devices if device not in elsewhere}
+
+    @property
+    def needs_nesting(self) -> bool:
+        """Whether the host has to nest stages: for a device, a vSMMU, or any guest."""
+        return self.guest is None or bool(self.nested) or self.guest.is_nested
+
+    @cached_property
+    def on_iommufd(self) -> Collection[PciAddress]:
+        """The devices that use iommufd; the others use a VFIO container."""
+        if self.guest is None:
+            return self.nested
+        xml = self.guest.xml
+        own = {
+            hostdev.host for hostdev in self.guest.placement.hostdevs if xml.uses_iommufd(hostdev)
+        }
+        return own | self.nested.keys()
+
+    @property
+    def needs_iommufd(self) -> bool:
+        """Whether the host has to have iommufd: for nesting, or for a device that uses it."""
+        return self.needs_nesting or bool(self.on_iommufd)
+
+    @property
+    def needs_vfio(self) -> bool:
+        """Whether the host has to assign devices."""
+        return self.needs_nesting or bool(self.devices)

@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 #: Devices that a sentence names; the rest are counted.
 MAX_NAMED = 4
 
+#: Parameters that permit devices whose MSIs are not isolated: for iommufd, for VFIO containers.
+UNSAFE_IOMMUFD = "iommufd.allow_unsafe_interrupts"
+UNSAFE_CONTAINER = "vfio_iommu_type1.allow_unsafe_interrupts"
+
 
 class SelectedDevice(NamedTuple):
     """A device to check.
@@ -43,6 +47,12 @@ def selected_devices(case: Case) -> Iterator[SelectedDevice]:
             yield SelectedDevice(address, devices.get(address), functions.get(address))
 
 
+def nested_devices(case: Case) -> Iterator[SelectedDevice]:
+    """Yield the devices to check that are, or will be, behind an accelerated vSMMU."""
+    nested = case.nested
+    return (selected for selected in selected_devices(case) if selected.address in nested)
+
+
 def missing_from(case: Case, address: PciAddress) -> str | None:
     """Return the source that lists the host's devices without a requested one; None if it exists.
 
@@ -60,10 +70,12 @@ def missing_from(case: Case, address: PciAddress) -> str | None:
     return host.source
 
 
-def by_smmu(case: Case) -> Iterator[tuple[Smmu, list[PciAddress]]]:
-    """Yield the SMMUs of the selected devices, each with its devices."""
+def by_smmu(
+    case: Case, devices: Iterable[SelectedDevice]
+) -> Iterator[tuple[Smmu, list[PciAddress]]]:
+    """Yield the SMMUs of devices, each with its devices."""
     addresses: dict[int, list[PciAddress]] = {}
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in devices:
         if device is not None and device.smmu is not None:
             addresses.setdefault(device.smmu, []).append(address)
     for number in sorted(addresses):
@@ -107,12 +119,12 @@ def reserved_regions(
 
 
 def doorbell_pages(case: Case) -> dict[Pa, list[HostDevice]]:
-    """Return the distinct doorbell pages of the devices, in the order of the devices.
+    """Return the distinct doorbell pages of the nested devices, in the order of the devices.
 
     iommufd maps pages of the host's page size; behind a pre-ITS each device has its own doorbell.
     """
     pages: dict[Pa, list[HostDevice]] = {}
-    for _address, device, _function in selected_devices(case):
+    for _address, device, _function in nested_devices(case):
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
         if device is None or its is None:
             continue
@@ -131,3 +143,13 @@ def kernel_release(text: str | None) -> tuple[int, int] | None:
     major, _, rest = (text or "").partition(".")
     digits = rest[: len(rest) - len(rest.lstrip("0123456789"))]
     return (int(major), int(digits)) if major.isdecimal() and digits else None
+
+
+def is_on(case: Case, parameter: str) -> bool:
+    """Return whether a parameter is known to be on: Linux ``kernel/params.c`` param_get_bool."""
+    return case.kernel.parameters.get(parameter, "N").strip().upper() in {"Y", "1"}
+
+
+def unsafe_parameter(case: Case, address: PciAddress) -> str:
+    """Return the parameter that permits a device although its MSIs are not isolated."""
+    return UNSAFE_IOMMUFD if address in case.on_iommufd else UNSAFE_CONTAINER

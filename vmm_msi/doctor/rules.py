@@ -92,6 +92,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_guest.part_gone,
         rules_guest.xml_dropped,
         rules_vsmmu.misplaced_vsmmu,
+        rules_vsmmu.accel_dropped,
         rules_vsmmu.no_accel,
         rules_vsmmu.without_iommufd,
         rules_vsmmu.empty_vsmmu,

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
 from vmm_msi.domxml.holdings import holdings
-from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 from vmm_msi.host.pci.vfio_drivers import EVIDENCE_TEXT, vfio_evidence
 
@@ -42,7 +41,7 @@ def held_by_domain(case: Case) -> Iterator[Finding]:
 def partial_group(case: Case) -> Iterator[Finding]:
     """Yield nested devices whose IOMMU group has members that are not nested."""
     functions = case.host.function_by_address
-    nested = _nested(case)
+    nested = case.nested
     groups = _groups(case)
     unknown = []
     seen: set[int] = set()
@@ -92,19 +91,6 @@ def partial_group(case: Case) -> Iterator[Finding]:
             "Run the doctor on the host itself or with a capture of it, or select its libvirt with "
             "--connect.",
         )
-
-
-def _nested(case: Case) -> dict[PciAddress, None]:
-    """Return the devices that are, or will be, behind an accelerated vSMMU."""
-    if case.guest is None:
-        return dict.fromkeys(case.devices)
-    placement = Placement(case.guest.xml)
-    not_nested = set()
-    for hostdev in case.guest.xml.hostdevs():
-        iommu = placement.vsmmu_of(hostdev.element)
-        if iommu is None or not is_accelerated(iommu):
-            not_nested.add(hostdev.host)
-    return {device: None for device in case.devices if device not in not_nested}
 
 
 def _group(case: Case, device: PciAddress) -> int | None:

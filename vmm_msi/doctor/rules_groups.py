@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import named, selected_devices, sysfs
+from vmm_msi.doctor.rule_helpers import named, nested_devices, selected_devices, sysfs
 from vmm_msi.host.pci.vfio_drivers import host_driver_of
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ _CLASSES = {
 def mixed_its(case: Case) -> Iterator[Finding]:
     """Yield the IOMMU groups whose devices use different ITSes."""
     groups: dict[int, list[HostDevice]] = {}
-    for _address, device, function in selected_devices(case):
+    for _address, device, function in nested_devices(case):
         if device is None or not device.its_group:
             continue
         reported = None if function is None else function.iommu_group

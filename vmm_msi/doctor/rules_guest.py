@@ -9,7 +9,7 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, is_session, subject
 from vmm_msi.domxml import added_elements, prerequisites
 from vmm_msi.domxml.guest_memory import HEADROOM, guest_ram, locking
-from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.domxml.placement import is_accelerated
 from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.domxml.unread import unread
 from vmm_msi.engine.binders import fatal_checks
@@ -63,8 +63,8 @@ _MISSING_PARTS: Mapping[Check, _MissingPart] = {
         "guest-gic",
         (Severity.ERROR, None),
         "features/gic",
-        "The guest has no ITS, so its devices have no doorbell for their MSIs; libvirt defaults to "
-        "GIC version 2 for emulated guests.",
+        "The guest has no ITS, so its devices have no doorbell for their MSIs; an emulated guest "
+        "gets GIC version 2 unless it sets one.",
         "Add <gic version='3'/> to <features>.",
     ),
     Check.ACPI: _MissingPart(
@@ -93,11 +93,17 @@ _MISSING_PARTS: Mapping[Check, _MissingPart] = {
 
 
 def guest_kind(case: Case) -> Iterator[Finding]:
-    """Yield what prevents the guest from having a nested vSMMU with MSIs at all."""
-    if case.guest is None:
+    """Yield what prevents the guest from having the vSMMUs that it has, or that it will get.
+
+    A guest without a vSMMU and without a device to attach needs none of it, and one with an
+    emulated vSMMU only a machine that has it.
+    """
+    if case.guest is None or not (case.nested or case.guest.placement.vsmmus):
         return
     xml = case.guest.xml
     needed = _needed_parts(case)
+    if not case.needs_nesting:
+        needed &= {Check.ARCH, Check.MACHINE}
     problems = {problem.check: problem for problem in prerequisites.problems(xml)}
     for check, part in _MISSING_PARTS.items():
         severity = part.severities[0 if check in needed else 1]
@@ -209,7 +215,7 @@ def ram_in_reserved(case: Case) -> Iterator[Finding]:
 
 def memlock(case: Case) -> Iterator[Finding]:
     """Yield limits on locked memory below the amount that assigned devices pin."""
-    if case.guest is None or not case.guest.xml.hostdevs():
+    if case.guest is None or not case.guest.placement.hostdevs:
         return
     xml = case.guest.xml
     lock = locking(xml)
@@ -253,7 +259,7 @@ def no_migration(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     xml = case.guest.xml
-    iommu = next(filter(is_accelerated, xml.iommus()), None)
+    iommu = next(filter(is_accelerated, case.guest.placement.vsmmus), None)
     if iommu is None:
         return
     yield Finding(
@@ -275,7 +281,7 @@ def hotplug_bar_loss(case: Case) -> Iterator[Finding]:
     xml = case.guest.xml
     if prerequisites.keeps_bars(xml):
         return
-    placement = Placement(xml)
+    placement = case.guest.placement
     for iommu in placement.vsmmus:
         if iommu.pci_bus is None:
             continue

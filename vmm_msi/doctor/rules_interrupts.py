@@ -5,21 +5,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import named, selected_devices
+from vmm_msi.doctor.rule_helpers import (
+    UNSAFE_CONTAINER,
+    UNSAFE_IOMMUFD,
+    is_on,
+    named,
+    selected_devices,
+    unsafe_parameter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
 
-_IOMMUFD = "iommufd.allow_unsafe_interrupts"
-_TYPE1 = "vfio_iommu_type1.allow_unsafe_interrupts"
 _NOIOMMU = "vfio.enable_unsafe_noiommu_mode"
-
-
-def _is_on(case: Case, parameter: str) -> bool:
-    """Return whether a parameter is known to be on: Linux ``kernel/params.c`` param_get_bool."""
-    return case.kernel.parameters.get(parameter, "N").strip().upper() in {"Y", "1"}
 
 
 def _parameter(name: str, value: str) -> Evidence:
@@ -29,35 +29,37 @@ def _parameter(name: str, value: str) -> Evidence:
 
 def unsafe_needed(case: Case) -> Iterator[Finding]:
     """Yield the devices that the kernel refuses because their MSIs are not isolated."""
-    if _is_on(case, _IOMMUFD):
-        return
     for address, device, _function in selected_devices(case):
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
-        if its is None or its.isolates_msis:
+        parameter = unsafe_parameter(case, address)
+        if its is None or its.isolates_msis or is_on(case, parameter):
             continue
-        value = case.kernel.parameters.get(_IOMMUFD)
+        value = case.kernel.parameters.get(parameter)
+        is_iommufd = parameter == UNSAFE_IOMMUFD
+        other = UNSAFE_CONTAINER if is_iommufd else UNSAFE_IOMMUFD
         yield Finding(
             "unsafe-interrupts-needed",
             Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(address),
             (
                 Evidence(case.host.source, f"ITS {its.id} of {address} has a pre-ITS"),
-                _parameter(_IOMMUFD, "missing, which means N" if value is None else value),
+                _parameter(parameter, "missing, which means N" if value is None else value),
             ),
-            f"QEMU cannot bind {address} to iommufd: its MSIs are not isolated, and the kernel "
-            "refuses it with EPERM.",
+            f"QEMU cannot {'bind' if is_iommufd else 'add'} {address} to "
+            f"{'iommufd' if is_iommufd else 'a VFIO container'}: its MSIs are not isolated, and "
+            "the kernel refuses it with EPERM.",
             "Use a device with an ITS of its own. Set "
-            f"{_IOMMUFD}=1 only if you trust the guest as much as the host; {_TYPE1} has no effect "
-            "on iommufd.",
+            f"{parameter}=1 only if you trust the guest as much as the host; {other} has no effect "
+            "on it.",
         )
 
 
 def unsafe_on(case: Case) -> Iterator[Finding]:
     """Yield a finding if devices without isolated MSIs may be assigned."""
-    on = [name for name in (_IOMMUFD, _TYPE1) if _is_on(case, name)]
+    on = [name for name in (UNSAFE_IOMMUFD, UNSAFE_CONTAINER) if is_on(case, name)]
     if not on:
         return
-    if _IOMMUFD in on:
+    if UNSAFE_IOMMUFD in on:
         consequence = (
             "A guest whose device's MSIs are not isolated can raise any interrupt of the host and "
             "of other guests, and thereby crash or compromise them."
@@ -80,7 +82,7 @@ def unsafe_on(case: Case) -> Iterator[Finding]:
 
 def noiommu(case: Case) -> Iterator[Finding]:
     """Yield a finding if VFIO may assign devices without an IOMMU."""
-    if _is_on(case, _NOIOMMU):
+    if is_on(case, _NOIOMMU):
         yield Finding(
             "noiommu-mode",
             Severity.WARNING,

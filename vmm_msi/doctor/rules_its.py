@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import named, selected_devices
+from vmm_msi.doctor.rule_helpers import (
+    is_on,
+    named,
+    nested_devices,
+    selected_devices,
+    unsafe_parameter,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,22 +23,35 @@ if TYPE_CHECKING:
 def no_its(case: Case) -> Iterator[Finding]:
     """Yield the devices without an ITS."""
     for address, device, _function in selected_devices(case):
-        if device is not None and not device.its_group:
-            yield Finding(
-                "no-its",
-                Severity.ERROR if case.devices_selected else Severity.WARNING,
-                str(address),
-                (Evidence(case.host.source, f"no ITS group for RequesterID {address.rid:#x}"),),
+        if device is None or device.its_group:
+            continue
+        parameter = unsafe_parameter(case, address)
+        if address in case.nested:
+            consequence = (
                 f"{address} cannot be attached: it has no physical ITS that a strategy could map, "
-                "and the kernel treats MSIs without an ITS as not isolated (EPERM).",
-                "Use a device below a host bridge with an ITS, or have the firmware tables fixed.",
+                "and the kernel treats MSIs without an ITS as not isolated (EPERM)."
             )
+        elif is_on(case, parameter):
+            continue
+        else:
+            consequence = (
+                f"VFIO refuses {address} with EPERM: the kernel treats MSIs without an ITS as not "
+                f"isolated, and {parameter} is off."
+            )
+        yield Finding(
+            "no-its",
+            Severity.ERROR if case.devices_selected else Severity.WARNING,
+            str(address),
+            (Evidence(case.host.source, f"no ITS group for RequesterID {address.rid:#x}"),),
+            consequence,
+            "Use a device below a host bridge with an ITS, or have the firmware tables fixed.",
+        )
 
 
 def its_unknown(case: Case) -> Iterator[Finding]:
     """Yield the ITSes of devices whose base address is unknown."""
     missing: dict[int, list[PciAddress]] = {}
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in nested_devices(case):
         if device is not None and device.its_group and device.its not in case.host.its_by_id:
             missing.setdefault(device.its, []).append(address)
     for number, devices in sorted(missing.items()):
@@ -52,9 +71,9 @@ def its_unknown(case: Case) -> Iterator[Finding]:
 
 
 def _users(case: Case) -> Iterator[tuple[Its, list[PciAddress]]]:
-    """Yield the ITSes of the selected devices, each with its devices."""
+    """Yield the ITSes of the nested devices, each with its devices."""
     addresses: dict[int, list[PciAddress]] = {}
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in nested_devices(case):
         if device is not None and device.its_group:
             addresses.setdefault(device.its, []).append(address)
     for number in sorted(addresses):
@@ -97,7 +116,7 @@ def gicv5(case: Case) -> Iterator[Finding]:
 def several_in_group(case: Case) -> Iterator[Finding]:
     """Yield the ITS groups with several ITSes, of which Linux uses one."""
     groups: dict[tuple[int, ...], list[PciAddress]] = {}
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in nested_devices(case):
         if device is not None and len(device.its_group) > 1:
             groups.setdefault(device.its_group, []).append(address)
     for group, devices in groups.items():

@@ -36,7 +36,7 @@ def _name(kernel: KernelFacts) -> str:
 def no_iommufd(case: Case) -> Iterator[Finding]:
     """Yield a finding if the kernel has no iommufd."""
     kernel = case.kernel
-    if _is_off(kernel, "IOMMUFD"):
+    if case.needs_iommufd and _is_off(kernel, "IOMMUFD"):
         debian = ""
         if "deb" in (kernel.release or ""):
             debian = (
@@ -57,7 +57,11 @@ def no_iommufd(case: Case) -> Iterator[Finding]:
 def no_nested_smmu(case: Case) -> Iterator[Finding]:
     """Yield a finding if the kernel has iommufd but cannot nest an SMMUv3."""
     kernel = case.kernel
-    if _is_off(kernel, "ARM_SMMU_V3_IOMMUFD") and not _is_off(kernel, "IOMMUFD"):
+    if (
+        case.needs_nesting
+        and _is_off(kernel, "ARM_SMMU_V3_IOMMUFD")
+        and not _is_off(kernel, "IOMMUFD")
+    ):
         yield Finding(
             "kernel-no-nested-smmu",
             Severity.ERROR,
@@ -73,7 +77,7 @@ def no_smmu_driver(case: Case) -> Iterator[Finding]:
     """Yield a finding if the kernel has no driver for the host's SMMUs."""
     kernel = case.kernel
     smmus = [smmu.id for smmu in case.host.smmus if smmu.version == 3]
-    if smmus and _is_off(kernel, "ARM_SMMU_V3"):
+    if smmus and case.needs_vfio and _is_off(kernel, "ARM_SMMU_V3"):
         yield Finding(
             "kernel-no-smmu-driver",
             Severity.ERROR,
@@ -91,7 +95,11 @@ def no_smmu_driver(case: Case) -> Iterator[Finding]:
 def no_vfio_cdev(case: Case) -> Iterator[Finding]:
     """Yield a finding if VFIO devices cannot be bound to iommufd."""
     kernel = case.kernel
-    if _is_off(kernel, "VFIO_DEVICE_CDEV") and not _is_off(kernel, "IOMMUFD"):
+    if (
+        case.needs_iommufd
+        and _is_off(kernel, "VFIO_DEVICE_CDEV")
+        and not _is_off(kernel, "IOMMUFD")
+    ):
         yield Finding(
             "kernel-no-vfio-cdev",
             Severity.ERROR,
@@ -106,7 +114,7 @@ def no_vfio_cdev(case: Case) -> Iterator[Finding]:
 def no_vfio_pci(case: Case) -> Iterator[Finding]:
     """Yield a finding if the kernel has no vfio-pci."""
     kernel = case.kernel
-    if _is_off(kernel, "VFIO_PCI"):
+    if case.needs_vfio and _is_off(kernel, "VFIO_PCI"):
         yield Finding(
             "kernel-no-vfio-pci",
             Severity.ERROR,
@@ -121,7 +129,7 @@ def no_vfio_pci(case: Case) -> Iterator[Finding]:
 def too_old(case: Case) -> Iterator[Finding]:
     """Yield a finding if the kernel's release is too old."""
     release = kernel_release(case.kernel.release)
-    if release is None or release >= NESTED_MSI:
+    if release is None or release >= NESTED_MSI or not case.needs_nesting:
         return
     if release < NESTED_SMMU:
         consequence = (
@@ -146,7 +154,7 @@ def too_old(case: Case) -> Iterator[Finding]:
 def no_dev_iommu(case: Case) -> Iterator[Finding]:
     """Yield a finding if /dev/iommu is missing although the kernel may have iommufd."""
     kernel = case.kernel
-    if kernel.dev_iommu is not False or _is_off(kernel, "IOMMUFD"):
+    if not case.needs_iommufd or kernel.dev_iommu is not False or _is_off(kernel, "IOMMUFD"):
         return
     if case.tree is not None and not case.tree.exists("/dev"):
         return  # a copy without device nodes
@@ -164,7 +172,7 @@ def no_dev_iommu(case: Case) -> Iterator[Finding]:
 def config_unknown(case: Case) -> Iterator[Finding]:
     """Yield a finding if the kernel's configuration could not be read."""
     kernel = case.kernel
-    if case.tree is not None and kernel.options is None:
+    if case.needs_vfio and case.tree is not None and kernel.options is None:
         file = f"/boot/config-{kernel.release or 'RELEASE'}"
         yield Finding(
             "kernel-config-unknown",

@@ -9,6 +9,7 @@ from vmm_msi.doctor.rule_helpers import (
     by_smmu,
     kernel_release,
     named,
+    nested_devices,
     selected_devices,
     smmu_name,
     sysfs,
@@ -88,7 +89,7 @@ def _undriven(case: Case) -> set[int]:
 def not_driven(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs that firmware describes and that have no driver."""
     undriven = _undriven(case)
-    for smmu, devices in by_smmu(case):
+    for smmu, devices in by_smmu(case, selected_devices(case)):
         if smmu.id in undriven:
             yield Finding(
                 "smmu-not-driven",
@@ -107,7 +108,7 @@ def not_driven(case: Case) -> Iterator[Finding]:
 
 def version_2(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs of an older architecture."""
-    for smmu, devices in by_smmu(case):
+    for smmu, devices in by_smmu(case, nested_devices(case)):
         if smmu.version < 3:
             yield Finding(
                 "smmu-version-2",
@@ -133,7 +134,7 @@ def _cannot_nest(hardware: SmmuHardware | None) -> str:
 
 def no_stage(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs that lack one of the stages."""
-    for smmu, devices in by_smmu(case):
+    for smmu, devices in by_smmu(case, nested_devices(case)):
         hardware = case.kernel.smmus.get(smmu.id)
         if hardware is None:
             continue
@@ -161,7 +162,7 @@ def no_stage(case: Case) -> Iterator[Finding]:
 
 def not_nested(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs that cannot nest although neither stage is known to be missing."""
-    for smmu, devices in by_smmu(case):
+    for smmu, devices in by_smmu(case, nested_devices(case)):
         hardware = case.kernel.smmus.get(smmu.id)
         if smmu.version < 3 or (
             hardware is not None and False in (hardware.stage1, hardware.stage2)
@@ -198,7 +199,7 @@ def no_s2fwb(case: Case) -> Iterator[Finding]:
     remedy = f"{_ELSEWHERE}; no kernel setting changes this."
     if release is not None and release < DETECTS_S2FWB:
         remedy = "Boot Linux 6.15 or newer, which detects S2FWB, and run vmm-msi doctor again."
-    for smmu, devices in by_smmu(case):
+    for smmu, devices in by_smmu(case, nested_devices(case)):
         hardware = case.kernel.smmus.get(smmu.id)
         if smmu.version < 3 or hardware is None or hardware.s2fwb is not False:
             continue
@@ -224,7 +225,7 @@ def no_s2fwb(case: Case) -> Iterator[Finding]:
 
 def not_coherent(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs that firmware describes as not coherent."""
-    for smmu, devices in by_smmu(case):
+    for smmu, devices in by_smmu(case, selected_devices(case)):
         hardware = case.kernel.smmus.get(smmu.id)
         if hardware is not None and hardware.coherent is False:
             yield Finding(
@@ -245,7 +246,7 @@ def unknown(case: Case) -> Iterator[Finding]:
         return
     undriven = _undriven(case)
     unknown_smmus = []
-    for smmu, devices in by_smmu(case):
+    for smmu, devices in by_smmu(case, nested_devices(case)):
         hardware = case.kernel.smmus.get(smmu.id)
         if smmu.version < 3 or smmu.id in undriven or _cannot_nest(hardware):
             continue

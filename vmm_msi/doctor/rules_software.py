@@ -34,7 +34,7 @@ def too_old(case: Case) -> Iterator[Finding]:
     software = case.software
     subject_name = "host" if case.guest is None else subject(case.guest.xml)
     if software.libvirt is None:
-        if case.guest is not None or case.choice is not None:
+        if (case.guest is not None or case.choice is not None) and _required(case):
             yield Finding(
                 "libvirt-unknown",
                 Severity.UNKNOWN,

@@ -127,6 +127,8 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
     if not any(need.rmr for need in needs.values()):
         return
     for device in simulated.resolved_host(case).devices:
+        if device.address not in case.nested:
+            continue
         window = device.sw_msi_window
         same = window is not None and window.base == SW_MSI_WINDOW.base
         if window is None or (same and window.size == SW_MSI_WINDOW.size):
@@ -152,7 +154,7 @@ def rmr_needed(case: Case) -> Iterator[Finding]:
         return
     if not any(need.rmr for need in simulated.needs(case, plugins).values()):
         return
-    assigned = {hostdev.host for hostdev in case.guest.xml.hostdevs()}
+    assigned = {hostdev.host for hostdev in case.guest.placement.hostdevs}
     try:
         faults = [
             verdict

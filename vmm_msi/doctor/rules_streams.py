@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import SelectedDevice, named, selected_devices, sysfs
+from vmm_msi.doctor.rule_helpers import (
+    SelectedDevice,
+    named,
+    nested_devices,
+    selected_devices,
+    sysfs,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +35,7 @@ def _streams(case: Case, selected: SelectedDevice) -> tuple[int, Evidence] | Non
 
 def many(case: Case) -> Iterator[Finding]:
     """Yield the devices with several StreamIDs, due to aliases and quirks."""
-    for selected in selected_devices(case):
+    for selected in nested_devices(case):
         count, evidence = _streams(case, selected) or (0, None)
         if evidence is None or count < 2:
             continue

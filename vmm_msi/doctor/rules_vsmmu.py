@@ -7,23 +7,38 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, is_session, subject
-from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.doctor.rule_helpers import MAX_NAMED, named
+from vmm_msi.domxml.placement import is_accelerated
+from vmm_msi.domxml.support import DRIVER_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
     from vmm_msi.domxml.libvirt_domain import DomainXml, IommuDevice, PciHostdev
+    from vmm_msi.domxml.placement import Placement
+
+
+#: What puts a device behind an accelerated vSMMU, in place of one that serves other devices, too.
+_OWN_BUS = (
+    "Replace this <iommu>: add <controller type='pci' index='N' model='pcie-expander-bus'/>, a "
+    "<controller type='pci' model='pcie-root-port'> on its bus, the <hostdev> on that port, and "
+    "<iommu model='smmuv3'><driver pciBus='N' accel='on'/></iommu>. Once this <iommu> is removed, "
+    "vmm-msi render --take-over --device {device} adds all of it."
+)
 
 
 def no_accel(case: Case) -> Iterator[Finding]:
     """Yield assigned devices behind a vSMMU that QEMU emulates."""
     if case.guest is None:
         return
-    xml = case.guest.xml
-    placement = Placement(xml)
+    xml, placement = case.guest.xml, case.guest.placement
     for iommu in placement.vsmmus:
-        for hostdev in () if is_accelerated(iommu) else placement.behind(iommu):
+        if is_accelerated(iommu) or _ignored_properties(iommu):
+            continue
+        bus = placement.bus_of(iommu)
+        on_expander = bus is not None and placement.is_root(bus) and bus != 0
+        for hostdev in placement.behind(iommu):
             yield Finding(
                 "no-accel",
                 Severity.ERROR,
@@ -31,23 +46,64 @@ def no_accel(case: Case) -> Iterator[Finding]:
                 (_driver(xml, iommu, "accel"), _hostdev(xml, hostdev)),
                 "QEMU exits at startup: an emulated SMMUv3 cannot notify VFIO of the guest's "
                 "mappings (requires iommu MAP notifier which is not currently supported).",
-                "Set accel='on' in the <driver> of its <iommu>.",
+                "Set accel='on' in the <driver> of its <iommu>."
+                if on_expander
+                else _OWN_BUS.format(device=hostdev.host),
             )
+
+
+def accel_dropped(case: Case) -> Iterator[Finding]:
+    """Yield vSMMUs of the whole machine whose acceleration libvirt drops."""
+    if case.guest is None:
+        return
+    xml, placement = case.guest.xml, case.guest.placement
+    for iommu in placement.vsmmus:
+        names = _ignored_properties(iommu)
+        if not names:
+            continue
+        behind = placement.behind(iommu)
+        consequence = (
+            f"Without pciBus, libvirt passes no {named(names)} to QEMU, only -machine "
+            "iommu=smmuv3: an emulated vSMMU."
+        )
+        if behind:
+            consequence += (
+                f" With {named(hostdev.host for hostdev in behind)} behind it, QEMU exits at "
+                "startup: requires iommu MAP notifier which is not currently supported."
+            )
+        yield Finding(
+            "xml-dropped",
+            Severity.ERROR,
+            subject(xml),
+            (
+                at(xml, iommu.element, " ".join(f"{n}='{iommu.driver[n]}'" for n in names)),
+                _driver(xml, iommu, "pciBus"),
+                *(_hostdev(xml, hostdev) for hostdev in behind[:MAX_NAMED]),
+            ),
+            consequence,
+            _OWN_BUS.format(device=behind[0].host if behind else "ADDRESS"),
+        )
+
+
+def _ignored_properties(iommu: IommuDevice) -> list[str]:
+    """Return the properties that libvirt drops because the vSMMU has no pciBus.
+
+    Without accel='on' it rejects the others.
+    """
+    if iommu.pci_bus is not None or iommu.driver.get("accel") != "on":
+        return []
+    return [name for name in ("accel", *DRIVER_VALUES) if name in iommu.driver]
 
 
 def not_behind_vsmmu(case: Case) -> Iterator[Finding]:
     """Yield assigned devices without a vSMMU."""
     if case.guest is None:
         return
-    xml = case.guest.xml
-    placement = Placement(xml)
-    for hostdev in xml.hostdevs():
+    xml, placement = case.guest.xml, case.guest.placement
+    other = next((iommu for iommu in placement.iommus if iommu.model != "smmuv3"), None)
+    for hostdev in placement.hostdevs:
         if placement.vsmmu_of(hostdev.element) is not None:
             continue
-        remedy = (
-            "If this is intended, nothing; otherwise remove it, and put it behind a vSMMU with "
-            "vmm-msi attach or vmm-msi render."
-        )
         if hostdev.guest is None and placement.vsmmus:
             yield Finding(
                 "hostdev-not-behind-vsmmu",
@@ -58,16 +114,43 @@ def not_behind_vsmmu(case: Case) -> Iterator[Finding]:
                 "",
                 "Give it the <address> of a root port behind the vSMMU of its physical SMMU.",
             )
-            continue
-        yield Finding(
-            "hostdev-not-behind-vsmmu",
-            Severity.NOTE,
-            str(hostdev.host),
-            (_hostdev(xml, hostdev),),
-            "Only the host translates its DMA, so the guest can neither confine it nor assign it "
-            "to its own user space or nested guests; its MSIs need no strategy.",
-            remedy,
+        elif other is not None:
+            yield _behind_other(xml, hostdev, other)
+        else:
+            yield Finding(
+                "hostdev-not-behind-vsmmu",
+                Severity.NOTE,
+                str(hostdev.host),
+                (_hostdev(xml, hostdev),),
+                "Only the host translates its DMA, so the guest can neither confine it nor assign "
+                "it to its own user space or nested guests; its MSIs need no strategy.",
+                "If this is intended, nothing; otherwise vmm-msi render --take-over --device "
+                f"{hostdev.host} puts it behind a vSMMU.",
+            )
+
+
+def _behind_other(xml: DomainXml, hostdev: PciHostdev, iommu: IommuDevice) -> Finding:
+    """Return the finding about a device that an IOMMU of another model translates for."""
+    if iommu.model == "virtio":
+        consequence = (
+            "The guest's virtio-iommu translates its DMA, and VFIO follows its mappings. Its MSIs "
+            "need no strategy: the host programs the device, and QEMU reports the doorbell as a "
+            "reserved region, which the guest does not map."
         )
+    else:
+        consequence = (
+            f"The guest's IOMMU of model '{iommu.model}' translates its DMA. Its MSIs need no "
+            "strategy of vmm-msi, which does not check them."
+        )
+    return Finding(
+        "hostdev-not-behind-vsmmu",
+        Severity.NOTE,
+        str(hostdev.host),
+        (at(xml, iommu.element, f"model='{iommu.model}'"), _hostdev(xml, hostdev)),
+        consequence,
+        "If this is intended, nothing; a nested SMMUv3, which needs no shadow tables, takes the "
+        "place of this <iommu>: remove it, and use vmm-msi render --take-over.",
+    )
 
 
 def empty_vsmmu(case: Case) -> Iterator[Finding]:
@@ -75,7 +158,7 @@ def empty_vsmmu(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     xml = case.guest.xml
-    for empty in Placement(xml).empty_vsmmus():
+    for empty in case.guest.placement.empty_vsmmus():
         yield Finding(
             "empty-vsmmu",
             Severity.ERROR,
@@ -92,8 +175,7 @@ def emulated_behind_vsmmu(case: Case) -> Iterator[Finding]:
     """Yield emulated devices behind an accelerated vSMMU."""
     if case.guest is None:
         return
-    xml = case.guest.xml
-    placement = Placement(xml)
+    xml, placement = case.guest.xml, case.guest.placement
     for iommu in filter(is_accelerated, placement.vsmmus):
         for element in placement.emulated_behind(iommu):
             yield Finding(
@@ -114,8 +196,8 @@ def misplaced_vsmmu(case: Case) -> Iterator[Finding]:
     """Yield vSMMUs that are not on a root bus or share one."""
     if case.guest is None:
         return
-    xml = case.guest.xml
-    placement = Placement(xml)
+    xml, placement = case.guest.xml, case.guest.placement
+    yield from _several_kinds(xml, placement)
     seen: set[str] = set()
     for iommu in placement.vsmmus:
         bus = iommu.pci_bus
@@ -146,12 +228,49 @@ def misplaced_vsmmu(case: Case) -> Iterator[Finding]:
         seen.add(bus)
 
 
+def _several_kinds(xml: DomainXml, placement: Placement) -> Iterator[Finding]:
+    """Yield IOMMUs of the whole machine beside others; of these, libvirt writes only the first."""
+    first, others = placement.iommus[:1], placement.iommus[1:]
+    for iommu in first:
+        is_virtio = iommu.model == "virtio"
+        if not is_virtio and (iommu.model != "smmuv3" or iommu.pci_bus is not None):
+            continue
+        for other in others:
+            if other.model == "smmuv3" and other.pci_bus is not None:
+                message = (
+                    f"virt machine already has {'virtio-iommu' if is_virtio else 'iommu=smmuv3'} "
+                    "set. Doesn't support incompatible iommus."
+                )
+            elif other.model == "virtio" and not is_virtio:
+                message = "virt machine does not support multiple IOMMUs."
+            else:
+                continue
+            yield Finding(
+                "misplaced-vsmmu",
+                Severity.ERROR,
+                subject(xml),
+                (_model(xml, iommu), _model(xml, other)),
+                f"libvirt accepts it, and QEMU exits at startup: {message}",
+                "Remove the first of the two; devices that need a vSMMU get one with pciBus.",
+            )
+            break
+    for iommu in placement.ignored:
+        yield Finding(
+            "xml-dropped",
+            Severity.WARNING,
+            subject(xml),
+            (at(xml, iommu.element, "pciBus not set, and another <iommu> precedes it"),),
+            "libvirt passes a vSMMU of the whole machine to QEMU only if it is the first <iommu>: "
+            "devices that no other vSMMU serves have none.",
+            "Remove it, or set pciBus to the bus of the devices that it is for.",
+        )
+
+
 def vsmmu_spans_smmus(case: Case) -> Iterator[Finding]:
     """Yield vSMMUs with devices of several physical SMMUs."""
     if case.guest is None:
         return
-    xml = case.guest.xml
-    placement = Placement(xml)
+    xml, placement = case.guest.xml, case.guest.placement
     devices = simulated.resolved_host(case).device_by_address
     for iommu in placement.vsmmus:
         behind: dict[int, list[PciHostdev]] = {}
@@ -181,14 +300,13 @@ def without_iommufd(case: Case) -> Iterator[Finding]:
     """Yield assigned devices behind an accelerated vSMMU that do not use iommufd."""
     if case.guest is None:
         return
-    xml = case.guest.xml
-    placement = Placement(xml)
+    xml, placement = case.guest.xml, case.guest.placement
     for iommu in filter(is_accelerated, placement.vsmmus):
         for hostdev in placement.behind(iommu):
+            if xml.uses_iommufd(hostdev):
+                continue
             driver = hostdev.element.find("driver")
             own = None if driver is None else driver.get("iommufd")
-            if own == "yes" or (own is None and xml.iommufd):
-                continue
             yield Finding(
                 "hostdev-without-iommufd",
                 Severity.ERROR,
@@ -206,7 +324,7 @@ def without_iommufd(case: Case) -> Iterator[Finding]:
 
 def iommufd_opener(case: Case) -> Iterator[Finding]:
     """Yield guests for which libvirt cannot open /dev/iommu."""
-    if case.guest is None or not case.guest.xml.hostdevs():
+    if case.guest is None or not case.guest.placement.hostdevs:
         return
     xml = case.guest.xml
     element = xml.root.find("iommufd")
@@ -223,7 +341,7 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
             "Start it with such a program (virDomainFDAssociate, vmm_msi.pass_iommufd), or remove "
             "fdgroup.",
         )
-    uses = xml.iommufd or any(hostdev.iommufd for hostdev in xml.hostdevs())
+    uses = xml.iommufd or any(map(xml.uses_iommufd, case.guest.placement.hostdevs))
     if uses and group is None and is_session(case):
         where = xml.source if element is None else xml.path(element)
         yield Finding(
@@ -242,6 +360,11 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
 
 def _whole_domain(xml: DomainXml) -> str:
     return {True: "enabled='yes'", False: "enabled='no'", None: "missing"}[xml.iommufd]
+
+
+def _model(xml: DomainXml, iommu: IommuDevice) -> Evidence:
+    bus = "the whole machine" if iommu.pci_bus is None else f"bus {iommu.pci_bus}"
+    return at(xml, iommu.element, f"model='{iommu.model}', for {bus}")
 
 
 def _driver(xml: DomainXml, iommu: IommuDevice, name: str) -> Evidence:

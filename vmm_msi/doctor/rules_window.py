@@ -5,7 +5,12 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import doorbell_pages, reserved_regions, selected_devices
+from vmm_msi.doctor.rule_helpers import (
+    doorbell_pages,
+    nested_devices,
+    reserved_regions,
+    selected_devices,
+)
 from vmm_msi.types import SW_MSI_WINDOW, ReservedKind
 
 if TYPE_CHECKING:
@@ -23,7 +28,7 @@ _RMR = f"{SW_MSI_WINDOW.base:#x}-{SW_MSI_WINDOW.last:#x}"
 
 def hw_msi(case: Case) -> Iterator[Finding]:
     """Yield the devices whose MSIs bypass the SMMU."""
-    for selected in selected_devices(case):
+    for selected in nested_devices(case):
         regions, place = reserved_regions(case, selected) or ((), "")
         hardware = [region for region in regions if region.kind is ReservedKind.HW_MSI]
         if hardware:
@@ -85,7 +90,7 @@ def window_moved(case: Case) -> Iterator[Finding]:
     """Yield the devices whose MSI window differs from the one in QEMU's RMR."""
     if case.plugins is not None:
         return  # rules_strategy.rmr_fixed knows whether a strategy needs an RMR
-    for selected in selected_devices(case):
+    for selected in nested_devices(case):
         regions, place = reserved_regions(case, selected) or ((), "")
         window = next((r for r in regions if r.kind is ReservedKind.SW_MSI), None)
         if window is None or (window.base, window.size) == (SW_MSI_WINDOW.base, SW_MSI_WINDOW.size):

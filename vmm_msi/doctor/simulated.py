@@ -47,20 +47,25 @@ def binder_of(case: Case) -> BinderKind:
 
 
 def choices(case: Case) -> dict[PciAddress, Choice]:
-    """Return the strategy for each device.
+    """Return the strategy for each nested device.
 
     :raise DomainXmlError: if the record in the guest cannot be read.
     """
     recorded = recorded_choices(_record(case)) if case.choice is None else {}
     return {
         device: recorded.get(device) or case.settings.choice(guest_name(case), device, case.choice)
-        for device in case.devices
+        for device in case.nested
     }
 
 
 def needs(case: Case, plugins: PluginManager) -> dict[Choice, Needs]:
-    """Return what the strategies of the devices need; without devices, the default strategy."""
-    named = set(choices(case).values()) or {_default(case)}
+    """Return what the strategies of the devices need; without devices, the default strategy.
+
+    A guest without a nested device or vSMMU uses no strategy, unless the caller selects one.
+    """
+    named = set(choices(case).values())
+    if not named and (case.needs_nesting or case.choice is not None):
+        named = {_default(case)}
     return {choice: needs_of(plugins, choice) for choice in sorted(named, key=str)}
 
 
@@ -69,7 +74,7 @@ def choice_source(case: Case) -> str:
     if case.choice is not None:
         return "--strategy"
     recorded = {device.host for device in _record(case).devices}
-    if case.guest is not None and recorded & set(case.devices):
+    if case.guest is not None and not recorded.isdisjoint(case.nested):
         return f"{case.guest.xml.source}: the record in /domain/metadata"
     return "the default strategy" if case.settings.path is None else str(case.settings.path)
 
@@ -91,11 +96,11 @@ def resolved_host(case: Case) -> HostTopology:
     They have the groups and the reserved regions that the host's kernel or libvirt reports. Other
     rules report the devices that are left out.
     """
-    routed = []
+    routed: dict[PciAddress, None] = {}
     for device in case.devices:
         with suppress(TopologyError):
             resolve(case.host, device)
-            routed.append(device)
+            routed[device] = None
     host = replace(case.host, devices=_with_own_groups(case, routed))
     return with_reported_devices(host, routed, case.host.function_by_address)
 
@@ -115,7 +120,7 @@ def _with_own_groups(case: Case, routed: Collection[PciAddress]) -> tuple[HostDe
 def simulate(
     case: Case, plugins: PluginManager, *, ignores_rmr: bool = False
 ) -> Iterator[Simulation]:
-    """Bring the guest up in the simulator with the strategies of its devices.
+    """Bring the guest up in the simulator with the strategies of its nested devices.
 
     Without a guest, each device is tried in a guest of its own.
 
@@ -133,7 +138,7 @@ def simulate(
 
 
 def _scenarios(case: Case, host: HostTopology) -> Iterator[Scenario]:
-    devices = [device for device in case.devices if device in host.device_by_address]
+    devices = [device for device in case.nested if device in host.device_by_address]
     if case.guest is None:
         for address in devices:
             alone = replace(host, devices=(host.device_by_address[address],))

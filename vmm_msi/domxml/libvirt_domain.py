@@ -248,6 +248,12 @@ class DomainXml:
         element = self.root.find("iommufd")
         return None if element is None else element.get("fdgroup")
 
+    def uses_iommufd(self, hostdev: PciHostdev) -> bool:
+        """Return whether a device uses iommufd: its own setting, else that of the domain."""
+        driver = hostdev.element.find("driver")
+        own = None if driver is None else driver.get("iommufd")
+        return own == "yes" if own is not None else self.iommufd is True
+
     def controllers(self) -> tuple[PciController, ...]:
         """Return the PCI controllers in document order."""
         return tuple(

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, PCI_ROOT, ROOT_PORT
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
     from lxml.etree import _Element as Element
 
@@ -35,23 +36,42 @@ class EmptyVsmmu(NamedTuple):
 
 
 def is_accelerated(iommu: IommuDevice) -> bool:
-    """Return whether a vSMMU uses the stage 1 of a physical SMMU."""
-    return iommu.model == "smmuv3" and iommu.driver.get("accel") == "on"
+    """Return whether a vSMMU uses the stage 1 of a physical SMMU.
+
+    A vSMMU of the whole machine never does: libvirt 12.8 accepts accel='on' without pciBus, and
+    passes neither accel nor the properties that depend on it to QEMU.
+    """
+    return (
+        iommu.model == "smmuv3" and iommu.driver.get("accel") == "on" and iommu.pci_bus is not None
+    )
 
 
 class Placement:
     """The buses of one libvirt domain and the devices that are plugged into them.
 
     A vSMMU with a ``pciBus`` serves the devices below that root bus, one without those of the
-    whole machine (QEMU ``hw/arm/virt.c`` iommu=smmuv3).
+    whole machine (QEMU ``hw/arm/virt.c`` iommu=smmuv3). libvirt 12.8 writes the latter only for the
+    first ``<iommu>`` of the definition.
 
+    The domain must not be edited while this object is in use.
+
+    :ivar vsmmus: the vSMMUs that QEMU gets.
+    :ivar ignored: machine-wide vSMMUs that QEMU does not get, because another ``<iommu>`` is first.
     :raise DomainXmlError: when a number or an address cannot be read.
     """
 
     def __init__(self, domain: DomainXml) -> None:
         self.domain = domain
         self.controllers = domain.controllers()
-        self.vsmmus = tuple(iommu for iommu in domain.iommus() if iommu.model == "smmuv3")
+        self.iommus = domain.iommus()
+        self.vsmmus = tuple(
+            iommu
+            for position, iommu in enumerate(self.iommus)
+            if iommu.model == "smmuv3" and (iommu.pci_bus is not None or not position)
+        )
+        self.ignored = tuple(
+            iommu for iommu in self.iommus[1:] if iommu.model == "smmuv3" and iommu.pci_bus is None
+        )
         self._roots = {
             controller.index
             for controller in self.controllers
@@ -62,7 +82,11 @@ class Placement:
             for controller in self.controllers
             if controller.address is not None and controller.index not in self._roots
         }
-        self._vsmmu_on = {iommu.pci_bus: iommu for iommu in reversed(self.vsmmus)}
+        self._vsmmu_on = {
+            self.bus_of(iommu): iommu
+            for iommu in reversed(self.vsmmus)
+            if iommu.pci_bus is None or self.bus_of(iommu) is not None
+        }
 
     def root_bus(self, bus: int) -> int | None:
         """Return the index of the root bus above the bus of a controller.
@@ -76,6 +100,11 @@ class Placement:
             index = self._above.get(index)
         return index if index in self._roots else None
 
+    def bus_of(self, iommu: IommuDevice) -> int | None:
+        """Return the index of the controller of a vSMMU; None for the whole machine or no index."""
+        bus = iommu.pci_bus
+        return int(bus) if bus is not None and bus.isascii() and bus.isdecimal() else None
+
     def is_root(self, index: int) -> bool:
         """Return whether the bus of a controller is a root bus, which can have a vSMMU."""
         return index in self._roots
@@ -84,42 +113,71 @@ class Placement:
         """Return the vSMMU that translates for a device; None also if it has no address."""
         address = self.domain.guest_address(element)
         root = None if address is None else self.root_bus(address.bus)
-        own = None if root is None else self._vsmmu_on.get(str(root))
+        own = None if root is None else self._vsmmu_on.get(root)
         return own or self._vsmmu_on.get(None)
 
-    def behind(self, iommu: IommuDevice) -> Iterator[PciHostdev]:
-        """Yield the assigned devices that a vSMMU translates for."""
-        for hostdev in self.domain.hostdevs():
-            if self.vsmmu_of(hostdev.element) is iommu:
-                yield hostdev
+    @cached_property
+    def hostdevs(self) -> tuple[PciHostdev, ...]:
+        """The assigned PCI devices in document order."""
+        return self.domain.hostdevs()
 
-    def emulated_behind(self, iommu: IommuDevice) -> Iterator[Element]:
-        """Yield the devices behind a vSMMU except assigned devices, buses and ports."""
+    @cached_property
+    def _assigned(self) -> Mapping[int, Sequence[PciHostdev]]:
+        """The assigned devices behind each vSMMU, by the position of the vSMMU in ``vsmmus``."""
+        assigned: dict[int, list[PciHostdev]] = {}
+        for hostdev in self.hostdevs:
+            iommu = self.vsmmu_of(hostdev.element)
+            if iommu is not None:
+                assigned.setdefault(self._position(iommu), []).append(hostdev)
+        return assigned
+
+    @cached_property
+    def _emulated(self) -> Mapping[int, Sequence[Element]]:
+        """The emulated devices behind each vSMMU, by the position of the vSMMU in ``vsmmus``."""
         devices = self.domain.root.find("devices")
-        mine = {hostdev.element for hostdev in self.domain.hostdevs()}
+        mine = {hostdev.element for hostdev in self.hostdevs}
+        emulated: dict[int, list[Element]] = {}
         for element in () if devices is None else devices.iterchildren("*"):
             if element in mine or (element.tag == "controller" and element.get("type") == "pci"):
                 continue
-            if self.domain.guest_address(element) is not None and self.vsmmu_of(element) is iommu:
-                yield element
+            if self.domain.guest_address(element) is None:
+                continue
+            iommu = self.vsmmu_of(element)
+            if iommu is not None:
+                emulated.setdefault(self._position(iommu), []).append(element)
+        return emulated
+
+    def _position(self, iommu: IommuDevice) -> int:
+        return next(position for position, other in enumerate(self.vsmmus) if other is iommu)
+
+    def behind(self, iommu: IommuDevice) -> Sequence[PciHostdev]:
+        """Return the assigned devices that a vSMMU translates for."""
+        return self._assigned.get(self._position(iommu), ())
+
+    def emulated_behind(self, iommu: IommuDevice) -> Sequence[Element]:
+        """Return the devices behind a vSMMU except assigned devices, buses and ports."""
+        return self._emulated.get(self._position(iommu), ())
 
     def empty_vsmmus(self) -> Iterator[EmptyVsmmu]:
         """Yield the accelerated vSMMUs with which QEMU would exit."""
-        used = [self.vsmmu_of(hostdev.element) for hostdev in self.domain.hostdevs()]
         for iommu in self.vsmmus:
             auto = tuple(name for name in _AUTO if iommu.driver.get(name, "auto") == "auto")
-            if is_accelerated(iommu) and iommu.pci_bus is not None and auto and iommu not in used:
+            if is_accelerated(iommu) and auto and not self.behind(iommu):
                 yield EmptyVsmmu(iommu, auto)
 
     def free_ports(self, iommu: IommuDevice) -> Iterator[PciController]:
         """Yield the root ports of a vSMMU that a device can be plugged into."""
-        taken = {
+        for port in self.controllers:
+            if port.model != ROOT_PORT or port.index in self._taken:
+                continue
+            if self.vsmmu_of(port.element) is iommu:
+                yield port
+
+    @cached_property
+    def _taken(self) -> set[int]:
+        """The indexes of the controllers that have a device on their bus."""
+        return {
             address.bus
             for element in self.domain.devices.iterchildren("*")
             if (address := self.domain.guest_address(element)) is not None
         }
-        for port in self.controllers:
-            if port.model != ROOT_PORT or port.index in taken:
-                continue
-            if self.vsmmu_of(port.element) is iommu:
-                yield port

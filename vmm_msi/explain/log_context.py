@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import record_in
+from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.explain.explanation import Subject
 from vmm_msi.host.streams import devices_of_stream, smmus_named
 from vmm_msi.types import SW_MSI_WINDOW, Granule, PciAddress
@@ -55,6 +56,11 @@ class LogContext:
         return record_in(self.xml)
 
     @cached_property
+    def placement(self) -> Placement | None:
+        """The vSMMUs of the definition; None without one."""
+        return None if self.xml is None else Placement(self.xml)
+
+    @cached_property
     def guest_addresses(self) -> Mapping[PciAddress, PciAddress]:
         """Guest address -> host address of the devices behind expander buses.
 
@@ -91,14 +97,12 @@ class LogContext:
 
     def is_accelerated(self, address: PciAddress) -> bool:
         """Return whether the definition has a device behind an accelerated vSMMU."""
-        if self.xml is None:
+        if self.placement is None:
             return False
-        ports = {controller.index: controller.address for controller in self.xml.controllers()}
-        buses = {iommu.pci_bus for iommu in self.xml.iommus() if iommu.driver.get("accel") == "on"}
-        for hostdev in self.xml.hostdevs():
-            if hostdev.host == address and hostdev.guest is not None:
-                port = ports.get(hostdev.guest.bus)
-                return port is not None and str(port.bus) in buses
+        for hostdev in self.placement.hostdevs:
+            if hostdev.host == address:
+                iommu = self.placement.vsmmu_of(hostdev.element)
+                return iommu is not None and is_accelerated(iommu)
         return False
 
     def by_stream(self, stream: StreamId, smmu: str) -> tuple[Subject, ...]:
