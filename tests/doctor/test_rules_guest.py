@@ -45,7 +45,18 @@ def test_a_rendered_guest_is_healthy():
             "/domain/features/gic",
             "<gic version> is '2'",
         ),
-        ([("<gic version='3'/>", "")], "guest-gic", "/domain/features/gic", "is not given"),
+        (
+            [("<gic version='3'/>", ""), ("type='kvm'", "type='qemu'")],
+            "guest-gic",
+            "/domain/features/gic",
+            "is not given",
+        ),
+        (
+            [("<gic version='3'/>", "<gic version='host'/>"), ("type='kvm'", "type='qemu'")],
+            "guest-gic",
+            "/domain/features/gic",
+            "<gic version> is 'host'",
+        ),
         ([("<acpi/>", "")], "no-acpi", "/domain/features/acpi", "<acpi/> is missing"),
         (
             [("<os firmware='efi'>", "<os>")],
@@ -62,6 +73,12 @@ def test_a_guest_that_cannot_be_nested(changes, name, where, what):
     (evidence,) = finding.evidence
     assert evidence.where == f"{GUEST}.xml: {where}"
     assert what in evidence.what
+
+
+@pytest.mark.parametrize("gic", ["", "<gic/>", "<gic version='host'/>"])
+def test_a_kvm_guest_gets_the_newest_gic_of_the_host(gic):
+    case = case_of(changed(HEALTHY, ("<gic version='3'/>", gic)))
+    assert ids(case) == ["note rmr-needed", "note no-migration"]
 
 
 def test_a_simulated_guest_needs_no_kvm():

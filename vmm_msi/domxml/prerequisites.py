@@ -33,6 +33,12 @@ class Problem(NamedTuple):
         return self.words
 
 
+#: Versions of ``<gic>`` with an ITS, in emulated guests and in KVM guests. libvirt gives the latter
+#: the newest version of the host (``src/qemu/qemu_domain.c`` qemuDomainDefEnableDefaultFeatures),
+#: which has an ITS if the host has one.
+_WITH_ITS = ({"3"}, {"3", "host", None})
+
+
 def problems(domain: DomainXml) -> tuple[Problem, ...]:
     """Return the unmet prerequisites of a nested vSMMU with MSIs, in the order of the XML.
 
@@ -46,7 +52,7 @@ def problems(domain: DomainXml) -> tuple[Problem, ...]:
     if not domain.kind.is_virt:
         machine = domain.machine or ""
         unmet.append(Problem(Check.MACHINE, f"machine is {machine!r}; SMMUv3 needs {MACHINE!r}"))
-    if domain.gic_version != "3":
+    if domain.gic_version not in _WITH_ITS[domain.type == "kvm"]:
         given = "not given" if domain.gic_version is None else repr(domain.gic_version)
         unmet.append(Problem(Check.GIC, f"<gic version> is {given}; an ITS needs '3'"))
     if not domain.acpi:
