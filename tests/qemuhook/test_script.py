@@ -12,7 +12,7 @@ import pytest
 
 from vmm_msi.cli import main
 from vmm_msi.errors import RefusedError
-from vmm_msi.qemuhook import run_records, script
+from vmm_msi.qemuhook import imported_code, run_records, script
 
 
 @pytest.fixture
@@ -22,6 +22,9 @@ def hook(tmp_path, tmp_path_factory, monkeypatch, capfd):
     The run records of this machine do not count.
     """
     monkeypatch.setattr(run_records, "RUN_RECORDS", tmp_path_factory.mktemp("records"))
+    monkeypatch.setattr(imported_code, "OWNERS", frozenset({0, os.geteuid()}))
+    # test_imported_code tests it; here it would check 60,000 files of development packages.
+    monkeypatch.setattr(imported_code, "_below", lambda _folders: None)
 
     def run(subcommand, *arguments):
         code = main(["hook", subcommand, "--hooks-dir", str(tmp_path), *arguments])
@@ -47,7 +50,8 @@ def test_install_and_uninstall(hook, path, tmp_path):
     assert [file.name for file in path.parent.iterdir()] == ["50-vmm-msi"]
     before = path.stat()
     assert hook("install")[1].startswith(f"{path}: is installed and up to date\n")
-    assert path.stat() == before
+    after = path.stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert "is installed, in mode check\n" in hook("status")[1]
     assert hook("install", "--mode", "record")[1].startswith(f"{path}: installed\n")
     assert f"in mode record\nvmm-msi 0.1.0, run by {sys.executable}\n" in hook("status")[1]
@@ -88,6 +92,7 @@ def test_json(hook, path):
         "interpreter": sys.executable,
         "in_step": True,
         "works": True,
+        "weakness": None,
     }
     assert (status["schema"], status["notes"]) == (1, [])
     document = json.loads(hook("uninstall", "--format", "json")[1])
@@ -171,3 +176,46 @@ def test_an_interpreter_without_vmm_msi_is_refused(tmp_path, monkeypatch):
     with pytest.raises(RefusedError, match="valid is an absolute path"):
         script.install(tmp_path, "check")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_status_runs_only_its_own_interpreter(hook, path, tmp_path):
+    """A folder of another user may name any program as the interpreter, and be any file."""
+    hook("install")
+    text = path.read_text()
+    program = tmp_path / "program"
+    program.write_text(f"#!/bin/sh\ntouch {tmp_path}/ran\n")
+    program.chmod(0o755)
+    path.write_text(text.replace(sys.executable, str(program)))
+    status = json.loads(hook("status", "--format", "json")[1])
+    assert (status["installed"]["interpreter"], status["installed"]["works"]) == (
+        f"{program}",
+        None,
+    )
+    assert f"the hook runs {program}, which this command does not run" in status["notes"][0]
+    assert hook("install", "--dry-run")[1].startswith(f"{path}: would be installed\n")
+    assert hook("uninstall", "--dry-run")[1] == f"{path}: would be removed\n"
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("subcommand", [("status",), ("install", "--dry-run"), ("uninstall",)])
+def test_a_pipe_in_place_of_the_script(hook, path, subcommand):
+    path.parent.mkdir()
+    os.mkfifo(path)
+    reason = f"vmm-msi hook: reading {path}: not a regular file; move it away\n"
+    assert hook(*subcommand) == (1, "", reason)
+
+
+def test_install_is_refused_if_others_may_change_the_code(hook, path, tmp_path):
+    tmp_path.chmod(0o777)
+    reason = f"libvirt runs it as root, and {tmp_path} is writable by every user"
+    for words in ((), ("--dry-run",)):
+        code, out, err = hook("install", *words)
+        assert (code, out) == (5, "")
+        assert err.startswith(f"vmm-msi hook: installing {path}: {reason}; install vmm-msi where")
+        assert err.endswith("or use --force\n")
+    assert list(tmp_path.iterdir()) == []
+    note = f"note: libvirt runs the hook as root, and {tmp_path} is writable by every user"
+    assert hook("install", "--force")[1].endswith(f"{note}\n")
+    assert note in hook("status")[1]
+    status = json.loads(hook("status", "--format", "json")[1])
+    assert status["installed"]["weakness"] == f"{tmp_path} is writable by every user"

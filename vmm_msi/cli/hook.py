@@ -54,6 +54,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
                 help="check: refuse to start a vmm-msi guest that has problems (default); "
                 "record: only record the problems",
             )
+        if name == "install":
+            subcommand.add_argument(
+                "--force",
+                action="store_true",
+                help="install it even if a user other than root may change the code that it runs",
+            )
         if name in {"install", "uninstall"}:
             subcommand.add_argument(
                 "--dry-run", action="store_true", help="print the changes, but apply none"
@@ -87,24 +93,20 @@ def _install(args: argparse.Namespace) -> None:
     from vmm_msi.qemuhook import script
 
     path = script.script_path(args.hooks_dir)
-    previous = script.inspect(args.hooks_dir)
-    changed = script.install(args.hooks_dir, args.mode, dry_run=args.dry_run)
+    result = script.install(args.hooks_dir, args.mode, dry_run=args.dry_run, force=args.force)
     notes = []
-    if previous is None and not script.has_other_hooks(args.hooks_dir):
+    if result.is_new and not script.has_other_hooks(args.hooks_dir):
         notes.append(
             "this is the first hook for QEMU guests: libvirt uses it after a reload or restart, "
             "for example systemctl reload libvirtd (or virtqemud); a reload does not affect "
             "running guests"
         )
-    writable = script.writable_path(args.hooks_dir)
-    if writable is not None:
-        notes.append(
-            f"libvirt runs hooks as root, and a user other than root may write to {writable}"
-        )
-    done = "installed" if changed else "is installed and up to date"
-    if changed and args.dry_run:
+    if result.weakness:
+        notes.append(f"libvirt runs the hook as root, and {result.weakness}")
+    done = "installed" if result.changed else "is installed and up to date"
+    if result.changed and args.dry_run:
         done = "would be installed"
-    _report(args, path, done, notes, changed=changed, mode=args.mode)
+    _report(args, path, done, notes, changed=result.changed, mode=args.mode)
 
 
 def _uninstall(args: argparse.Namespace) -> None:
@@ -174,7 +176,17 @@ def _status(args: argparse.Namespace) -> None:
 
 def _notes(installed: InstalledScript) -> list[str]:
     notes = []
-    if not installed.works:
+    if installed.weakness:
+        notes.append(
+            f"libvirt runs the hook as root, and {installed.weakness}; install vmm-msi where only "
+            "root may write"
+        )
+    if installed.works is None:
+        notes.append(
+            f"the hook runs {installed.interpreter}, which this command does not run; use that "
+            "installation's vmm-msi hook status"
+        )
+    elif not installed.works:
         notes.append(
             f"{installed.interpreter} does not run or cannot import vmm-msi, so every guest starts "
             "unchecked; fix it with vmm-msi hook install"

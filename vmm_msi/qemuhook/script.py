@@ -11,7 +11,6 @@ import os
 import re
 import shlex
 import stat
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ import vmm_msi
 from vmm_msi.domxml.metadata import NAMESPACE_BASE
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.errors import OutputError, RefusedError
-from vmm_msi.qemuhook import entry
+from vmm_msi.qemuhook import entry, imported_code
 
 #: libvirt's folder of hooks; it differs if libvirt was built with another --sysconfdir.
 HOOKS = Path("/etc/libvirt/hooks")
@@ -48,8 +47,6 @@ printf %s "$xml" |
 [ $? -ne {refused} ]
 """
 _PROGRAM = "from vmm_msi.qemuhook.entry import main; main()"
-_PROBE = "import vmm_msi, vmm_msi.qemuhook.entry as e; print(vmm_msi.__version__, e.__file__)"
-_PROBE_TIMEOUT_S = 30.0
 _LIMIT = 1 << 16
 _FIELD = re.compile(r"^# (version|mode|interpreter): (.*)$", re.MULTILINE)
 
@@ -59,7 +56,10 @@ class InstalledScript:
     """The installed script.
 
     :param in_step: it is the script that this vmm-msi would install for its mode.
-    :param works: its interpreter runs and can import vmm-msi.
+    :param works: its interpreter runs and can import vmm-msi; None if that is unknown, because
+        it is another interpreter than this process's, which only its own vmm-msi should run.
+    :param weakness: why a user other than root may change the code that it runs; None if none may.
+        Of another interpreter's code, only the interpreter is checked.
     """
 
     path: Path
@@ -67,7 +67,22 @@ class InstalledScript:
     mode: str
     interpreter: str
     in_step: bool
-    works: bool
+    works: bool | None
+    weakness: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Installation:
+    """What installing the script does.
+
+    :param changed: the script changes.
+    :param is_new: there was none.
+    :param weakness: why a user other than root may change the code that it runs; None if none may.
+    """
+
+    changed: bool
+    is_new: bool
+    weakness: str | None
 
 
 def script_path(hooks: Path) -> Path:
@@ -100,18 +115,19 @@ def script_text(mode: str) -> str:
     )
 
 
-def install(hooks: Path, mode: str, *, dry_run: bool = False) -> bool:
+def install(hooks: Path, mode: str, *, dry_run: bool = False, force: bool = False) -> Installation:
     """Install the script atomically.
 
     :param dry_run: only check whether the script could be installed.
-    :return: whether the script changes.
-    :raise RefusedError: when another program's file is in its place, or the interpreter that
-        libvirt would run cannot import this vmm-msi.
+    :param force: install it even if a user other than root may change the code that it runs.
+    :raise RefusedError: when another program's file is in its place, the interpreter that libvirt
+        would run cannot import this vmm-msi, or a user other than root may change that code.
     :raise OutputError: when the script cannot be written.
     """
     path = script_path(hooks)
     text = script_text(mode)
-    if _probe(sys.executable) != f"{vmm_msi.__version__} {entry.__file__}":
+    imports = imported_code.imports_of(sys.executable)
+    if imports is None or imports.entry != entry.__file__:
         raise RefusedError(
             f"installing {path}: {sys.executable} -I, which libvirt would run, cannot import this "
             "vmm-msi; install vmm-msi with pip into an environment or the system: -I ignores "
@@ -122,16 +138,20 @@ def install(hooks: Path, mode: str, *, dry_run: bool = False) -> bool:
         raise RefusedError(
             f"installing {path}: another program's file is in its place; move it away"
         )
-    if old == text and stat.S_IMODE(path.stat().st_mode) == 0o755:
-        return False
-    if dry_run:
-        return True
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        _write(path, text)
-    except OSError as error:
-        raise OutputError(f"installing {path}: {error.strerror}") from error
-    return True
+    weak = imported_code.weakness(path, sys.executable, imports)
+    if weak is not None and not force:
+        raise RefusedError(
+            f"installing {path}: libvirt runs it as root, and {weak}; install vmm-msi where only "
+            "root may write, for example with python -m venv /opt/vmm-msi, or use --force"
+        )
+    is_current = old == text and stat.S_IMODE(path.stat().st_mode) == 0o755
+    if not is_current and not dry_run:
+        try:
+            path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _write(path, text)
+        except OSError as error:
+            raise OutputError(f"installing {path}: {error.strerror}") from error
+    return Installation(not is_current, old is None, weak and str(weak))
 
 
 def uninstall(hooks: Path, *, dry_run: bool = False) -> bool:
@@ -169,13 +189,21 @@ def inspect(hooks: Path) -> InstalledScript | None:
         return None
     fields = dict(_FIELD.findall(text))
     mode, interpreter = fields.get("mode", ""), fields.get("interpreter", "")
+    in_step = mode in entry.MODES and text == script_text(mode) and os.access(path, os.X_OK)
+    # The file may be of another user, so its interpreter is not run, unless it is the one that
+    # runs already.
+    is_own = interpreter == sys.executable
+    imports = imported_code.imports_of(interpreter) if is_own else None
+    works = imports is not None if is_own or not os.access(interpreter, os.X_OK) else None
+    weak = imported_code.weakness(path, interpreter, imports)
     return InstalledScript(
         path=path,
         version=fields.get("version", ""),
         mode=mode,
         interpreter=interpreter,
-        in_step=mode in entry.MODES and text == script_text(mode) and os.access(path, os.X_OK),
-        works=bool(interpreter) and _probe(interpreter) is not None,
+        in_step=in_step,
+        works=works,
+        weakness=weak and str(weak),
     )
 
 
@@ -189,41 +217,6 @@ def has_other_hooks(hooks: Path) -> bool:
     return any(path.is_file() and os.access(path, os.X_OK) for path in paths if path.name != _NAME)
 
 
-def writable_path(hooks: Path) -> str | None:
-    """Return a path of the hook or this installation that a user other than root may write to.
-
-    libvirt runs hooks as root.
-    """
-    python = Path(sys.executable)
-    leaves = (script_path(hooks).absolute(), python, python.resolve(), Path(vmm_msi.__file__))
-    for path in dict.fromkeys(path for leaf in leaves for path in (leaf, *leaf.parents)):
-        if not path.exists():
-            continue
-        status = path.lstat()
-        shared = stat.S_IWGRP | stat.S_IWOTH
-        writable = not stat.S_ISLNK(status.st_mode) and status.st_mode & shared
-        if status.st_uid != 0 or (writable and not status.st_mode & stat.S_ISVTX):
-            return str(path)
-    return None
-
-
-def _probe(interpreter: str) -> str | None:
-    """Return version and path of the vmm-msi that an interpreter imports; None if it cannot."""
-    try:
-        result = subprocess.run(
-            [interpreter, "-I", "-c", _PROBE],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_PROBE_TIMEOUT_S,
-            stdin=subprocess.DEVNULL,
-            cwd="/",
-        )
-    except (OSError, ValueError, subprocess.SubprocessError):
-        return None
-    return result.stdout.strip() if result.returncode == 0 else None
-
-
 def _is_own(text: str) -> bool:
     """Return whether ``vmm-msi hook install`` wrote a file with this text."""
     _, _, rest = text.partition("\n")
@@ -232,7 +225,10 @@ def _is_own(text: str) -> bool:
 
 def _read(path: Path) -> str | None:
     try:
-        with path.open("rb") as file:
+        # Without waiting: it may be a pipe.
+        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                raise OutputError(f"reading {path}: not a regular file; move it away")
             return file.read(_LIMIT).decode(errors="replace")
     except FileNotFoundError:
         return None
