@@ -378,7 +378,7 @@ def status_of_a_missing_guest(place):
     return ["status", "absent", "-c", place.uri]
 
 
-@case(5, "attaching 0000:01:00.0 to guest0: domain guest1 already has a <hostdev> for it")
+@case(5, "attaching 0000:01:00.0 to guest0: domain guest1 already has it; remove it there")
 def a_device_of_another_guest(place):
     hostdev = (
         "<hostdev mode='subsystem' type='pci' managed='yes'><source>"

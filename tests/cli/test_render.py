@@ -139,6 +139,16 @@ def test_an_assigned_device_is_refused():
     assert words == (
         f"attaching {A} to g: the guest already has a <hostdev> for it; remove that first"
     )
+    argument = (
+        "<qemu:commandline xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'>"
+        f"<qemu:arg value='-device'/><qemu:arg value='vfio-pci,host={A}'/></qemu:commandline>"
+    )
+    on_command_line = GUEST.replace("</domain>", f"{argument}</domain>")
+    for options in ((), ("--take-over",)):
+        words = refused(on_command_line, "--device", A, *options, code=5)
+        assert words == (
+            f"attaching {A} to g: it is assigned by <qemu:arg> already; remove it there first"
+        )
     out, _ = render(GUEST, "--device", A)
     words = refused(out, "--device", A, "--take-over", code=5)
     assert words == f"attaching {A} to g: it is already attached; detach it first"

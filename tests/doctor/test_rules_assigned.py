@@ -72,7 +72,7 @@ def test_a_missing_device_without_a_guest():
 def test_a_device_of_another_guest():
     finding = only(case_of(ONE, holders=[(A, "other"), (B, "third")]), "held-by-domain")
     assert (finding.severity, finding.subject) == (Severity.WARNING, str(A))
-    assert str(finding.evidence[0]) == f"libvirt domain other: a <hostdev> for {A}"
+    assert str(finding.evidence[0]) == f"libvirt domain other: {A} is assigned to it"
     assert "in use by domain other" in finding.consequence
     assert "warning held-by-domain" not in ids(case_of(ONE, holders=[(A, "guest0")]))
 

@@ -199,7 +199,7 @@ def edited(domain, old, new):
         (
             "<hostdev mode='subsystem' type='pci'><source><address bus='0x1'/></source></hostdev>",
             FULL,
-            "a <hostdev> that vmm-msi did not add assigns it",
+            "a <hostdev> or <qemu:arg> that vmm-msi did not add assigns it",
         ),
         (
             "<controller type='pci' index='zz' model='pcie-root-port'/>",

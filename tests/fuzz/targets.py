@@ -17,6 +17,7 @@ from vmm_msi import samples
 from vmm_msi.domxml.document import read_domain
 from vmm_msi.domxml.nodedev import read_node_device
 from vmm_msi.domxml.parse import parse
+from vmm_msi.domxml.placement import Placement
 from vmm_msi.errors import InputError
 from vmm_msi.explain import log_lines
 from vmm_msi.explain.explainer import explain
@@ -113,6 +114,8 @@ def domain_xml(data: bytes) -> None:
         domain.controllers,
         domain.iommus,
         domain.hostdevs,
+        domain.assigned,
+        lambda: [*Placement(domain).empty_vsmmus()],
         domain.__str__,
     ):
         try:
@@ -233,7 +236,11 @@ def _domains() -> list[bytes]:
     guest = samples.path("three-devices.xml").read_bytes()
     status = b"<domstatus state='running' pid='7'><monitor path='/m'/>%b</domstatus>" % guest
     snapshot = b"<domainsnapshot>%b<inactiveDomain/></domainsnapshot>" % guest
-    return [guest, status, snapshot, *_files("domxml/golden/*.xml")[:6]]
+    words = b"""<domain xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0"><name>a</name>
+<qemu:commandline><qemu:arg value="-device"/><qemu:arg value="vfio-pci,host=01:00.0,bus=a"/>
+<qemu:arg value="-device"/><qemu:arg value='{"driver":"arm-smmuv3","primary-bus":"a"}'/>
+<qemu:arg value="-device"/><qemu:arg value="pxb-pcie,id=a,,b"/></qemu:commandline></domain>"""
+    return [guest, status, snapshot, words, *_files("domxml/golden/*.xml")[:6]]
 
 
 NODE_DEVICE = b"""<device><name>pci_0000_01_00_0</name><path>/sys/devices/pci0000:00</path>

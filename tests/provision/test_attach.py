@@ -424,7 +424,7 @@ def test_an_attached_device_is_not_attached_again(connection):
         RefusedError, match=r"attaching 0000:01:00\.0 to guest0: it is already attached"
     ):
         attach(connection, B, A)
-    with pytest.raises(RefusedError, match=r"domain guest0 already has a <hostdev> for it"):
+    with pytest.raises(RefusedError, match=r"domain guest0 already has it; remove it there"):
         attach(connection, A, guest="guest1", strategy="direct")
     assert texts(connection) == before
 
@@ -434,7 +434,7 @@ def test_a_hostdev_of_the_user_blocks_the_device(connection):
     before = texts(connection)
     with pytest.raises(RefusedError, match="the guest already has a <hostdev> for it; remove that"):
         attach(connection, A)
-    with pytest.raises(RefusedError, match="domain guest0 already has a <hostdev> for it"):
+    with pytest.raises(RefusedError, match="domain guest0 already has it; remove it there"):
         attach(connection, A, guest="guest1", strategy="direct")
     assert texts(connection) == before
 

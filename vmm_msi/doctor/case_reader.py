@@ -126,7 +126,7 @@ def _guest(name: str, connection: Connection | None) -> Guest:
 
 def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:
     if guest is not None:
-        return tuple(dict.fromkeys(hostdev.host for hostdev in guest.xml.hostdevs()))
+        return tuple(dict.fromkeys(hostdev.host for hostdev in guest.xml.assigned()))
     return assignable(host) or representatives(host)
 
 

@@ -81,6 +81,7 @@ def guest_rules() -> tuple[Rule, ...]:
     from vmm_msi.doctor import (
         rules_assigned,
         rules_guest,
+        rules_qemu_arguments,
         rules_software,
         rules_strategy,
         rules_vsmmu,
@@ -90,6 +91,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_software.too_old,
         rules_guest.guest_kind,
         rules_guest.part_gone,
+        rules_qemu_arguments.command_line,
         rules_guest.xml_dropped,
         rules_vsmmu.misplaced_vsmmu,
         rules_vsmmu.accel_dropped,

@@ -29,9 +29,9 @@ def held_by_domain(case: Case) -> Iterator[Finding]:
             "held-by-domain",
             Severity.WARNING,
             str(held.device),
-            (Evidence(f"libvirt domain {held.holder}", f"a <hostdev> for {held.function}"),),
-            f"{consequence}: libvirt refuses to start the second of the two, "
-            f"since the device is in use by domain {held.holder}."
+            (Evidence(f"libvirt domain {held.holder}", f"{held.function} is assigned to it"),),
+            f"{consequence}: the second of the two to be started fails, since the device is in use "
+            f"by domain {held.holder}."
             if not held.kind
             else f"{consequence}.",
             f"{remedy[:1].upper()}{remedy[1:]}, or never run the two guests at once.",

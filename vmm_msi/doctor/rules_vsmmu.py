@@ -37,7 +37,7 @@ def no_accel(case: Case) -> Iterator[Finding]:
         if is_accelerated(iommu) or _ignored_properties(iommu):
             continue
         bus = placement.bus_of(iommu)
-        on_expander = bus is not None and placement.is_root(bus) and bus != 0
+        on_expander = bus is not None and placement.is_root(bus) and bus != "0"
         for hostdev in placement.behind(iommu):
             yield Finding(
                 "no-accel",
@@ -46,7 +46,9 @@ def no_accel(case: Case) -> Iterator[Finding]:
                 (_driver(xml, iommu, "accel"), _hostdev(xml, hostdev)),
                 "QEMU exits at startup: an emulated SMMUv3 cannot notify VFIO of the guest's "
                 "mappings (requires iommu MAP notifier which is not currently supported).",
-                "Set accel='on' in the <driver> of its <iommu>."
+                "Add accel=on to its -device arm-smmuv3."
+                if iommu.element.tag != "iommu" and on_expander
+                else "Set accel='on' in the <driver> of its <iommu>."
                 if on_expander
                 else _OWN_BUS.format(device=hostdev.host),
             )
@@ -104,7 +106,7 @@ def not_behind_vsmmu(case: Case) -> Iterator[Finding]:
     for hostdev in placement.hostdevs:
         if placement.vsmmu_of(hostdev.element) is not None:
             continue
-        if hostdev.guest is None and placement.vsmmus:
+        if hostdev.guest is None and hostdev.argument is None and placement.vsmmus:
             yield Finding(
                 "hostdev-not-behind-vsmmu",
                 Severity.UNKNOWN,
@@ -204,7 +206,7 @@ def misplaced_vsmmu(case: Case) -> Iterator[Finding]:
         if bus is None:
             continue
         evidence = (_driver(xml, iommu, "pciBus"),)
-        if not (bus.isdecimal() and placement.is_root(int(bus))):
+        if not placement.is_root(placement.bus_of(iommu) or ""):
             yield Finding(
                 "misplaced-vsmmu",
                 Severity.ERROR,
@@ -314,11 +316,15 @@ def without_iommufd(case: Case) -> Iterator[Finding]:
                 (
                     Evidence(f"{xml.source}: /domain/iommufd", _whole_domain(xml)),
                     at(xml, hostdev.element, f"<driver>: {_setting('iommufd', own)}"),
-                ),
+                )
+                if hostdev.argument is None
+                else (at(xml, hostdev.element, "no property iommufd"),),
                 "QEMU exits at startup: vfio-pci endpoint devices without an iommufd backend not "
                 "allowed when using arm-smmuv3,accel=on.",
                 "Add <iommufd enabled='yes'/> below <domain>, or <driver iommufd='yes'/> to its "
-                "<hostdev>.",
+                "<hostdev>."
+                if hostdev.argument is None
+                else "Add -object iommufd,id=iommufd0, and iommufd=iommufd0 to its -device.",
             )
 
 
@@ -341,7 +347,7 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
             "Start it with such a program (virDomainFDAssociate, vmm_msi.pass_iommufd), or remove "
             "fdgroup.",
         )
-    uses = xml.iommufd or any(map(xml.uses_iommufd, case.guest.placement.hostdevs))
+    uses = xml.iommufd or any(map(xml.uses_iommufd, xml.hostdevs()))
     if uses and group is None and is_session(case):
         where = xml.source if element is None else xml.path(element)
         yield Finding(
@@ -368,7 +374,9 @@ def _model(xml: DomainXml, iommu: IommuDevice) -> Evidence:
 
 
 def _driver(xml: DomainXml, iommu: IommuDevice, name: str) -> Evidence:
-    return at(xml, iommu.element, _setting(name, iommu.driver.get(name)))
+    on_command_line = name == "pciBus" and iommu.element.tag != "iommu"
+    shown = "primary-bus" if on_command_line else name
+    return at(xml, iommu.element, _setting(shown, iommu.driver.get(name)))
 
 
 def _setting(name: str, value: str | None) -> str:
@@ -376,5 +384,10 @@ def _setting(name: str, value: str | None) -> str:
 
 
 def _hostdev(xml: DomainXml, hostdev: PciHostdev) -> Evidence:
-    bus = "no address" if hostdev.guest is None else f"on the bus of controller {hostdev.guest.bus}"
+    if hostdev.argument is not None:
+        bus = f"on the bus {hostdev.argument.bus}"
+    elif hostdev.guest is None:
+        bus = "no address"
+    else:
+        bus = f"on the bus of controller {hostdev.guest.bus}"
     return at(xml, hostdev.element, f"{hostdev.host}, {bus}")

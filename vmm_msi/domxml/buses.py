@@ -13,12 +13,16 @@ from typing import TYPE_CHECKING
 from lxml import etree
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, PCI_ROOT
+from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.errors import DomainXmlError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from lxml.etree import _Element as Element
 
     from vmm_msi.domxml.libvirt_domain import DomainXml, PciController
+    from vmm_msi.domxml.qemu_arguments import QemuDevice
 
 #: Bus numbers of one PCI segment.
 BUS_NUMBERS = 256
@@ -30,6 +34,9 @@ USUAL_RANGE = 16
 LAST_INDEX = 255
 #: Slots of an expander bus.
 SLOTS = 32
+
+# Digits of a bus number on QEMU's command line, less than.
+_DIGITS = 5
 
 # Devices for which libvirt may add a root port when they have no address yet, besides some disks,
 # controllers and assigned devices.
@@ -81,6 +88,16 @@ class GuestBuses:
                 )
             needs = _needs(controllers, controller.index)
             self._ranges[controller.index] = (controller.bus_nr, controller.bus_nr + needs)
+        self._take_ranges_of(qemu_arguments(domain.root).devices)
+
+    def _take_ranges_of(self, devices: Collection[QemuDevice]) -> None:
+        """Keep the bus numbers of the expander buses on QEMU's command line."""
+        for number, pxb in enumerate(device for device in devices if device.is_expander_bus):
+            text = pxb.properties.get("bus_nr", "")
+            if not (text.isdecimal() and len(text) < _DIGITS):
+                continue
+            ports = sum(not device.is_endpoint and device.bus == pxb.id for device in devices)
+            self._ranges[-1 - number] = (int(text), int(text) + 1 + ports)
 
     def take_index(self, above: int) -> int:
         """Allocate the lowest free controller index that is larger than ``above``.

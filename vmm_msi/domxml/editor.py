@@ -302,7 +302,7 @@ def _new_devices(
     assignments: Mapping[PciAddress, Assignment],
 ) -> list[PciAddress]:
     vsmmu = record.vsmmu(plan.smmu, plan.its)
-    present = {hostdev.host for hostdev in domain.hostdevs()}
+    present = {hostdev.host for hostdev in domain.assigned()}
     new = []
     for host in plan.devices:
         known = record.device(host)
@@ -315,8 +315,8 @@ def _new_devices(
             continue
         if host in present:
             raise DomainXmlError(
-                f"adding {host} to {domain.name}: a <hostdev> that vmm-msi did not add assigns it; "
-                "remove that first"
+                f"adding {host} to {domain.name}: a <hostdev> or <qemu:arg> that vmm-msi did not "
+                "add assigns it; remove that first"
             )
         if host not in assignments:
             raise DomainXmlError(

@@ -46,7 +46,7 @@ def guest_from_xml(
     :param also: host addresses of further devices.
     :raise DomainXmlError: when the memory size or an address cannot be read.
     """
-    hosts = [*(hostdev.host for hostdev in domain.hostdevs()), *also]
+    hosts = [*(hostdev.host for hostdev in domain.assigned()), *also]
     guest = virt_guest(domain.name, hosts, domain.memory)
     return replace(guest, order=order, honours_rmr=domain.acpi)
 

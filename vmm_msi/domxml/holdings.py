@@ -25,7 +25,7 @@ class Holding(NamedTuple):
 
     def __str__(self) -> str:
         if not self.kind:
-            return f"domain {self.holder} already has a <hostdev> for it; remove that first"
+            return f"domain {self.holder} already has it; remove it there first"
         return (
             f"domain {self.holder} has its {self.kind} function {self.function}, and only one of "
             "them can be used; remove that first"

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import parse as _parse
 from vmm_msi.domxml.original import Original
+from vmm_msi.domxml.qemu_arguments import overridden_hostdevs, qemu_arguments
 from vmm_msi.domxml.support import GuestKind
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.types import PciAddress
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lxml.etree import _Element as Element
+
+    from vmm_msi.domxml.qemu_arguments import QemuDevice
 
 PCI_ROOT = "pcie-root"
 EXPANDER_BUS = "pcie-expander-bus"
@@ -67,7 +70,11 @@ class IommuDevice:
 
     @property
     def pci_bus(self) -> str | None:
-        """Index of its controller; None if it serves the whole machine."""
+        """Index of its controller; None if it serves the whole machine.
+
+        For a vSMMU on QEMU's command line: the index of its bus, or QEMU's name of it if libvirt
+        did not add that bus.
+        """
         return self.driver.get("pciBus")
 
 
@@ -78,16 +85,22 @@ class PciHostdev:
     :param host: address on the host.
     :param guest: address in the guest; the bus is a controller index.
     :param managed: libvirt binds it to vfio-pci.
+    :param argument: QEMU's device, if ``<qemu:commandline>`` assigns it and libvirt does not.
+    :param overridden: ``<qemu:override>`` selects iommufd.
     """
 
     host: PciAddress
     guest: PciAddress | None
     managed: bool
     element: Element = field(repr=False, compare=False)
+    argument: QemuDevice | None = field(default=None, repr=False, compare=False)
+    overridden: bool = False
 
     @property
     def iommufd(self) -> bool:
-        """Whether its own ``<driver>`` selects iommufd."""
+        """Whether its own ``<driver>``, or its property on QEMU's command line, selects iommufd."""
+        if self.argument is not None:
+            return "iommufd" in self.argument.properties
         driver = self.element.find("driver")
         return driver is not None and driver.get("iommufd") == "yes"
 
@@ -250,6 +263,8 @@ class DomainXml:
 
     def uses_iommufd(self, hostdev: PciHostdev) -> bool:
         """Return whether a device uses iommufd: its own setting, else that of the domain."""
+        if hostdev.overridden or hostdev.argument is not None:
+            return hostdev.overridden or hostdev.iommufd
         driver = hostdev.element.find("driver")
         own = None if driver is None else driver.get("iommufd")
         return own == "yes" if own is not None else self.iommufd is True
@@ -275,6 +290,7 @@ class DomainXml:
         """Return the assigned PCI devices in document order."""
         hostdevs = []
         devices = self.root.find("devices")
+        overridden = overridden_hostdevs(self.root, "iommufd")
         for element in () if devices is None else devices.iterchildren("hostdev", "interface"):
             # In its own state libvirt keeps the device that a network gave to an interface here.
             actual = element.find("actual")
@@ -288,9 +304,26 @@ class DomainXml:
                     guest=self.guest_address(element),
                     managed=device.get("managed") == "yes",
                     element=element,
+                    overridden=element in overridden,
                 )
             )
         return tuple(hostdevs)
+
+    def assigned(self) -> tuple[PciHostdev, ...]:
+        """Return the assigned PCI devices, with those that QEMU's command line assigns.
+
+        The latter cannot be edited as a ``<hostdev>`` can.
+        """
+        return (
+            *self.hostdevs(),
+            *(
+                PciHostdev(
+                    device.host, None, managed=False, element=device.element, argument=device
+                )
+                for device in qemu_arguments(self.root).devices
+                if device.is_assigned and device.host is not None
+            ),
+        )
 
     def on_bus(self, index: int) -> Iterator[Element]:
         """Yield the devices and controllers on the bus of controller ``index``."""

@@ -5,18 +5,21 @@ from __future__ import annotations
 from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, PCI_ROOT, ROOT_PORT
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, PCI_ROOT, ROOT_PORT, IommuDevice
+from vmm_msi.domxml.qemu_arguments import qemu_arguments
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from lxml.etree import _Element as Element
 
-    from vmm_msi.domxml.libvirt_domain import DomainXml, IommuDevice, PciController, PciHostdev
+    from vmm_msi.domxml.libvirt_domain import DomainXml, PciController, PciHostdev
 
 # Properties that default to "auto": QEMU takes their values from the first assigned device and
 # exits if there is no such device (hw/arm/smmuv3-accel.c smmuv3_accel_machine_done).
 _AUTO = ("ats", "ril", "ssidsize")
+# Further words for a switch on QEMU's command line (QEMU qapi/qapi-util.c qapi_bool_parse).
+_SWITCH = {"yes": "on", "true": "on", "y": "on", "no": "off", "false": "off", "n": "off"}
 
 
 class EmptyVsmmu(NamedTuple):
@@ -49,6 +52,9 @@ def is_accelerated(iommu: IommuDevice) -> bool:
 class Placement:
     """The buses of one libvirt domain and the devices that are plugged into them.
 
+    Devices on QEMU's command line are included. A bus is named by the index of its controller, or
+    by QEMU's name of it if libvirt did not add it.
+
     A vSMMU with a ``pciBus`` serves the devices below that root bus, one without those of the
     whole machine (QEMU ``hw/arm/virt.c`` iommu=smmuv3). libvirt 12.8 writes the latter only for the
     first ``<iommu>`` of the definition.
@@ -64,7 +70,10 @@ class Placement:
         self.domain = domain
         self.controllers = domain.controllers()
         self.iommus = domain.iommus()
-        self.vsmmus = tuple(
+        self.arguments = qemu_arguments(domain.root)
+        self._name_of = {_qemu_name(c): str(c.index) for c in self.controllers} | {"pcie.0": "0"}
+        self._devices = {device.element: device for device in self.arguments.devices}
+        listed = tuple(
             iommu
             for position, iommu in enumerate(self.iommus)
             if iommu.model == "smmuv3" and (iommu.pci_bus is not None or not position)
@@ -72,54 +81,80 @@ class Placement:
         self.ignored = tuple(
             iommu for iommu in self.iommus[1:] if iommu.model == "smmuv3" and iommu.pci_bus is None
         )
+        self.vsmmus = (*listed, *self._vsmmus_on_command_line())
         self._roots = {
-            controller.index
+            str(controller.index)
             for controller in self.controllers
             if controller.model in {PCI_ROOT, EXPANDER_BUS}
-        } | {0}
+        } | {"0"}
         self._above = {
-            controller.index: controller.address.bus
+            str(controller.index): str(controller.address.bus)
             for controller in self.controllers
-            if controller.address is not None and controller.index not in self._roots
+            if controller.address is not None and str(controller.index) not in self._roots
         }
+        for device in self.arguments.devices:
+            if device.id is not None and device.is_expander_bus:
+                self._roots.add(device.id)
+            elif device.id is not None and not device.is_endpoint:
+                self._above.setdefault(device.id, self._bus_named(device.bus))
         self._vsmmu_on = {
             self.bus_of(iommu): iommu
             for iommu in reversed(self.vsmmus)
             if iommu.pci_bus is None or self.bus_of(iommu) is not None
         }
 
-    def root_bus(self, bus: int) -> int | None:
-        """Return the index of the root bus above the bus of a controller.
+    def _bus_named(self, qemu_name: str) -> str:
+        return self._name_of.get(qemu_name, qemu_name)
 
-        :return: None if the controllers in the XML do not lead to a root bus.
+    def _vsmmus_on_command_line(self) -> Iterator[IommuDevice]:
+        for device in filter(lambda device: device.is_vsmmu, self.arguments.devices):
+            properties = {name: _SWITCH.get(text, text) for name, text in device.properties.items()}
+            bus = self._bus_named(properties.get("primary-bus", ""))
+            yield IommuDevice("smmuv3", {**properties, "pciBus": bus}, device.element)
+        element = self.arguments.machine_element
+        if element is not None and self.arguments.machine_iommu == "smmuv3":
+            yield IommuDevice("smmuv3", {}, element)
+
+    def root_bus(self, bus: str) -> str | None:
+        """Return the root bus above a bus.
+
+        :return: None if the buses in the XML do not lead to a root bus.
         """
-        seen: set[int] = set()
-        index: int | None = bus
-        while index is not None and index not in self._roots and index not in seen:
-            seen.add(index)
-            index = self._above.get(index)
-        return index if index in self._roots else None
+        seen: set[str] = set()
+        name: str | None = bus
+        while name is not None and name not in self._roots and name not in seen:
+            seen.add(name)
+            name = self._above.get(name)
+        return name if name in self._roots else None
 
-    def bus_of(self, iommu: IommuDevice) -> int | None:
-        """Return the index of the controller of a vSMMU; None for the whole machine or no index."""
+    def bus_of(self, iommu: IommuDevice) -> str | None:
+        """Return the bus of a vSMMU; None for the whole machine."""
         bus = iommu.pci_bus
-        return int(bus) if bus is not None and bus.isascii() and bus.isdecimal() else None
+        # libvirt accepts leading zeros.
+        return bus.lstrip("0") or "0" if bus is not None and bus.isdecimal() else bus
 
-    def is_root(self, index: int) -> bool:
-        """Return whether the bus of a controller is a root bus, which can have a vSMMU."""
-        return index in self._roots
+    def is_root(self, bus: str) -> bool:
+        """Return whether a bus is a root bus, which can have a vSMMU."""
+        return bus in self._roots
 
     def vsmmu_of(self, element: Element) -> IommuDevice | None:
         """Return the vSMMU that translates for a device; None also if it has no address."""
-        address = self.domain.guest_address(element)
-        root = None if address is None else self.root_bus(address.bus)
+        root = self._root_of(element)
         own = None if root is None else self._vsmmu_on.get(root)
         return own or self._vsmmu_on.get(None)
 
+    def _root_of(self, element: Element) -> str | None:
+        """Return the root bus above a device; None also if it has no address."""
+        device = self._devices.get(element)
+        if device is not None:
+            return self.root_bus(self._bus_named(device.bus))
+        address = self.domain.guest_address(element)
+        return None if address is None else self.root_bus(str(address.bus))
+
     @cached_property
     def hostdevs(self) -> tuple[PciHostdev, ...]:
-        """The assigned PCI devices in document order."""
-        return self.domain.hostdevs()
+        """The assigned PCI devices in document order, those on QEMU's command line last."""
+        return self.domain.assigned()
 
     @cached_property
     def _assigned(self) -> Mapping[int, Sequence[PciHostdev]]:
@@ -145,6 +180,13 @@ class Placement:
             iommu = self.vsmmu_of(element)
             if iommu is not None:
                 emulated.setdefault(self._position(iommu), []).append(element)
+        for device in self.arguments.devices:
+            if device.is_assigned or not device.is_endpoint or "bus" not in device.properties:
+                continue
+            # Buses of other kinds, such as scsi.0, lead to no root bus.
+            iommu = self.vsmmu_of(device.element) if self._root_of(device.element) else None
+            if iommu is not None:
+                emulated.setdefault(self._position(iommu), []).append(device.element)
         return emulated
 
     def _position(self, iommu: IommuDevice) -> int:
@@ -168,16 +210,24 @@ class Placement:
     def free_ports(self, iommu: IommuDevice) -> Iterator[PciController]:
         """Yield the root ports of a vSMMU that a device can be plugged into."""
         for port in self.controllers:
-            if port.model != ROOT_PORT or port.index in self._taken:
+            if port.model != ROOT_PORT or str(port.index) in self._taken:
                 continue
             if self.vsmmu_of(port.element) is iommu:
                 yield port
 
     @cached_property
-    def _taken(self) -> set[int]:
-        """The indexes of the controllers that have a device on their bus."""
-        return {
-            address.bus
+    def _taken(self) -> set[str]:
+        """The buses that have a device."""
+        on_command_line = {self._bus_named(device.bus) for device in self.arguments.devices}
+        return on_command_line | {
+            str(address.bus)
             for element in self.domain.devices.iterchildren("*")
             if (address := self.domain.guest_address(element)) is not None
         }
+
+
+def _qemu_name(controller: PciController) -> str:
+    """Return QEMU's name of a controller: its alias (``src/qemu/qemu_alias.c``)."""
+    alias = controller.element.find("alias")
+    name = None if alias is None else alias.get("name")
+    return name or f"pci.{controller.index}"

@@ -154,9 +154,9 @@ class Connection:
                         continue  # undefined since the list was made
                     raise
                 for text in texts:
-                    if "hostdev" in text:
+                    if "hostdev" in text or "commandline" in text:
                         guest = DomainXml.parse(text, f"guest {domain.name()} at {self.uri}")
-                        assigned |= {(hostdev.host, guest.name) for hostdev in guest.hostdevs()}
+                        assigned |= {(hostdev.host, guest.name) for hostdev in guest.assigned()}
         return sorted(assigned)
 
     def define(self, xml: DomainXml, *, validate: bool = True) -> DomainXml:

@@ -10,6 +10,7 @@ from vmm_msi.domxml import prerequisites
 from vmm_msi.domxml.holdings import holdings
 from vmm_msi.domxml.metadata import DomainRecord, record_in
 from vmm_msi.domxml.nodedev import node_name
+from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
 from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, fatal_checks
 from vmm_msi.engine.survey import on_qemu
@@ -123,11 +124,16 @@ def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
         if not is_changed or xml is None:
             continue
         record = record_in(xml)
-        present = {hostdev.host for hostdev in xml.hostdevs()}
+        present = {hostdev.host: hostdev for hostdev in xml.assigned()}
         for device in request.devices:
             if record.device(device) is not None:
                 raise RefusedError(
                     f"attaching {device} to {name}: it is already attached; detach it first"
+                )
+            if device in present and present[device].argument is not None:
+                raise RefusedError(
+                    f"attaching {device} to {name}: it is assigned by <qemu:arg> already; remove "
+                    "it there first"
                 )
             if device in present:
                 raise RefusedError(
@@ -163,6 +169,12 @@ def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> N
     problems = [problem for problem in prerequisites.problems(old) if problem.check in fatal]
     if problems:
         raise RefusedError(f"guest {old.name}: {'; '.join(map(str, problems))}")
+    iommu = qemu_arguments(old.root).machine_iommu
+    if iommu is not None:
+        raise RefusedError(
+            f"guest {old.name}: -machine in <qemu:commandline> has iommu={iommu}, for all devices; "
+            "remove it, since each SMMU gets a vSMMU of its own"
+        )
 
 
 def check_devices(

@@ -53,7 +53,7 @@ def plan_attach(
         driver=None,
         support=replace(support, guest=start.kind),
         guest=GuestState(start),
-        holders=[(hostdev.host, start.name) for hostdev in start.hostdevs()],
+        holders=[(hostdev.host, start.name) for hostdev in start.assigned()],
     )
     change = planner.plan_attach(facts, plugins, settings, host, request)
     new = _with(change.new, written)

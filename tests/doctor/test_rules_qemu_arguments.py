@@ -1,0 +1,60 @@
+"""Findings about devices on QEMU's command line."""
+
+import pytest
+from doctor.cases import HOST, A, B
+from doctor.guest_cases import case_of, changed, ids, only, rendered
+from domxml.test_qemu_arguments import PORT, PXB, VSMMU, of_devices
+
+from vmm_msi.doctor.finding import Severity
+
+NAMESPACE = "xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'"
+DEVICE = f"vfio-pci,host={B},bus=pcie.port1,iommufd=iommufd0"
+WITHOUT_IOMMUFD = DEVICE.replace(",iommufd=iommufd0", "")
+
+
+def with_words(*words):
+    """Return the guest with device A in libvirt's elements, and these words."""
+    args = "".join(f"<qemu:arg value='{word}'/>" for word in words)
+    line = f"<qemu:commandline {NAMESPACE}>{args}</qemu:commandline>"
+    xml = changed(rendered(A), ("</domain>", f"{line}</domain>"))
+    return case_of(xml, devices=tuple(hostdev.host for hostdev in xml.assigned()))
+
+
+def test_a_device_and_its_vsmmu():
+    case = with_words(*of_devices(PXB, VSMMU, PORT, DEVICE))
+    finding = only(case, "qemu-commandline")
+    assert (finding.severity, finding.subject) == (Severity.WARNING, str(B))
+    assert [evidence.what for evidence in finding.evidence] == [
+        f"-device vfio-pci, {B} on pcie.port1",
+        "its vSMMU, accelerated, of bus pcie.1",
+    ]
+    assert not [name for name in ids(case) if name.startswith("error")]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ((PXB, VSMMU.replace("=on", "=off"), PORT, DEVICE), "error no-accel"),
+        ((PXB, VSMMU, PORT, WITHOUT_IOMMUFD), "error hostdev-without-iommufd"),
+        ((PXB, VSMMU, PORT), "error empty-vsmmu"),
+        ((PXB, VSMMU, PORT, DEVICE, "nvme,bus=pcie.port1"), "error emulated-behind-vsmmu"),
+        ((PXB, VSMMU.replace("pcie.1", "pcie.port1"), PORT, DEVICE), "error misplaced-vsmmu"),
+        ((DEVICE.replace("bus=pcie.port1,", ""),), "note hostdev-not-behind-vsmmu"),
+    ],
+)
+def test_the_rules_about_vsmmus_apply(values, expected):
+    case = with_words(*of_devices(*values))
+    assert expected in ids(case)
+
+
+@pytest.mark.parametrize("words", [("-readconfig", "a.cfg"), ("-device", "vfio-pci,fd=7")])
+def test_words_that_are_not_examined(words):
+    finding = only(with_words(*words), "qemu-commandline")
+    assert (finding.severity, finding.subject) == (Severity.UNKNOWN, "guest guest0")
+    assert finding.evidence[0].what.startswith(f"{words[0]}: ")
+
+
+def test_other_words():
+    assert HOST.device_by_address[A]
+    case = with_words("-device", "virtio-rng-pci", "-global", "virtio-net-pci.mq=on")
+    assert not [name for name in ids(case) if "qemu-commandline" in name]
