@@ -58,7 +58,7 @@ WORDS = (
     _word("takes? turns|tak(?:e|en|ing) turns", "host lock"),
     _word("troupe|surroundings|gatherers?", "facts"),
     # The user of that name in a passwd file is "nobody:x:…".
-    _word("nobody(?!:x:)|whoever|somebody|anybody", "name the reader or the program"),
+    _word("nobody(?! cared)(?!:x:)|whoever|somebody|anybody", "name the reader or the program"),
     _word("there is none|where there is none", "name what is missing"),
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 
 import pytest
@@ -21,9 +22,19 @@ ELSEWHERE = {
     "Could not open '/dev/vfio/noiommu-%d'": "the same",
     "No usable S1 MSI mapping found": "the series of 2018-2021",
     "Nested mode forbids to attach devices using different physical MSI doorbells": "the same",
+    "MSI S2 mapping failed (%d)": "the same",
+    "no MSI binding found": "the same",
+    "Adding kernel taint for vfio-noiommu group on device": "CONFIG_VFIO_NOIOMMU",
 }
-#: Not built into the kernel of the emulated host, which has an SMMUv3.
-SMMUV2 = {"smmuv2-context-fault", "smmuv2-unknown-stream"}
+#: Not built into the kernel of the emulated host, which has an SMMUv3 without CMDQV.
+NOT_BUILT = ("smmuv2-", "cmdqv-")
+#: Put together from several strings of the kernel.
+COMPOSED = ("selinux-denied", "apparmor-denied", "io-pgtable")
+#: A name in a text that the program puts in, and the text as the program has it.
+NAMES = {
+    r"probe with driver \S+ failed with error \S+": "probe with driver %s failed with error %d",
+    r"bridge window %pR": "%s %pR",
+}
 
 
 def missing(program, *paths):
@@ -32,9 +43,12 @@ def missing(program, *paths):
     for form in forms():
         if form.text.program is not program or form.format in {*ELSEWHERE, *form.text.older}:
             continue
-        if program is Program.KERNEL and form.text.id in SMMUV2:
+        if form.text.id.startswith((*NOT_BUILT, *COMPOSED)):
             continue
-        if not any(form.format.encode() in binary for binary in data):
+        format_ = form.format
+        for pattern, in_program in NAMES.items():
+            format_ = re.sub(pattern, in_program, format_)
+        if not any(format_.encode() in binary for binary in data):
             unknown.append(form.format)
     return unknown
 

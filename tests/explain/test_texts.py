@@ -24,6 +24,8 @@ VALUES = {
     "c": "c",
     "s": "some thing",
     "p": "0x8080000",
+    "pR": "[mem 0x10000000-0x1fffffff 64bit pref]",
+    "%": "%",
     "m": "Invalid argument",
 }
 BEFORE = [
@@ -45,7 +47,7 @@ BEFORE_PROGRAMS = [
 
 def printed(form):
     return printf._CONVERSION.sub(
-        lambda match: "%" if match["kind"] == "%" else VALUES[match["kind"]], form
+        lambda match: VALUES["pR" if match["extension"] in ("R", "r") else match["kind"]], form
     )
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 
-#: An errno as a number: ``= -22``, ``error -22``, ``(-22)``, ``errno=22``, Rust's ``code: 22`` and
-#: ``(os error 22)``.
-_NUMBER = re.compile(r"(?:(?<![\w.\-])-|\bcode: |\bos error |\berrno(?:[:=] ?| ))(\d{1,3})\b")
+#: An errno as a number: ``= -22``, ``error -22``, ``(-22)``, ``error 22``, ``errno=22``, Rust's
+#: ``code: 22``, ``Error(22)`` and ``(os error 22)``.
+_NUMBER = re.compile(r"(?:(?<![\w.\-])-|\bcode: |\b[Ee]rror[ (]|\berrno(?:[:=] ?| ))(\d{1,3})\b")
 #: The last errno that Linux has.
 _LAST = 133
 

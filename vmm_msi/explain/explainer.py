@@ -21,7 +21,7 @@ from vmm_msi.explain.explanation import (
 )
 from vmm_msi.explain.faults import explain_event
 from vmm_msi.explain.related_findings import OF_TEXT
-from vmm_msi.types import Iova, PciAddress, StreamId
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -197,10 +197,9 @@ def _explain_text(
     strategies: StrategyRemedies | None,
 ) -> Explanation:
     values = [value.strip() for value in match.groups("")]
-    iova = None if text.iova is None else Iova(int(values[text.iova], 16))
-    stream = (
-        None if text.stream is None else StreamId(int(values[text.stream], 16) & text.stream_mask)
-    )
+    rest = line[match.start() :]
+    iova = text.iova_in(rest)
+    stream = text.stream_in(rest)
     subjects = _named_devices(line, context)
     if stream is not None and not subjects:
         subjects = context.by_stream(stream, "")
@@ -209,7 +208,7 @@ def _explain_text(
         "guest": context.guest_name if context.guest is not None else "GUEST",
         "device": str(device or "DEVICE"),
     }
-    case = text.case(line, line[match.start() :], context)
+    case = text.case(line, rest, context)
     remedies = [
         Remedy(remedy.format(*values, **names)) for remedy in case.remedies or text.remedies
     ]

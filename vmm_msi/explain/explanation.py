@@ -16,6 +16,11 @@ class Program(StrEnum):
     KERNEL = "kernel"
     QEMU = "qemu"
     LIBVIRT = "libvirt"
+    CLOUD_HYPERVISOR = "cloud-hypervisor"
+    OPENVMM = "openvmm"
+    KATA = "kata"
+    DPDK = "dpdk"
+    AUDIT = "audit"
     OTHER = "other"
 
 

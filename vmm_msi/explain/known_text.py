@@ -8,6 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vmm_msi.explain import errno_words, printf
+from vmm_msi.types import Iova, StreamId
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -59,8 +60,8 @@ class Text:
     :param missing: the missing mapping.
     :param remedies: changes that fix it.
     :param strategies: whether to name the strategies that deliver in the simulator, too.
-    :param iova: which conversion is an IOVA.
-    :param stream: which conversion is a StreamID, in the bits of ``stream_mask``.
+    :param iova: what stands in front of an IOVA, in hexadecimal.
+    :param stream: what stands in front of a StreamID, in the bits of ``stream_mask``.
     :param older: the formats of earlier releases.
     """
 
@@ -76,8 +77,8 @@ class Text:
     stage: int | None = None
     remedies: tuple[str, ...] = ()
     strategies: bool = False
-    iova: int | None = None
-    stream: int | None = None
+    iova: str = ""
+    stream: str = ""
     stream_mask: int = 0xFFFF_FFFF
     older: tuple[str, ...] = ()
 
@@ -94,12 +95,33 @@ class Text:
                 return case
         return Case(self.why)
 
+    def iova_in(self, rest: str) -> Iova | None:
+        """Return the IOVA of a line, if it has one.
+
+        :param rest: the line from the text on.
+        """
+        value = _hex_after(self.iova, rest)
+        return None if value is None else Iova(value)
+
+    def stream_in(self, rest: str) -> StreamId | None:
+        """Return the StreamID of a line, if it has one.
+
+        :param rest: the line from the text on.
+        """
+        value = _hex_after(self.stream, rest)
+        return None if value is None else StreamId(value & self.stream_mask)
+
     @cached_property
     def forms(self) -> tuple[Form, ...]:
         """One form for each format."""
         return tuple(
             Form(self, format_, printf.key(format_)) for format_ in (*self.formats, *self.older)
         )
+
+
+def _hex_after(words: str, text: str) -> int | None:
+    match = re.search(re.escape(words) + r"([0-9a-fA-F]{1,16})", text) if words else None
+    return None if match is None else int(match[1], 16)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,15 @@ from __future__ import annotations
 from functools import cache
 from typing import TYPE_CHECKING
 
-from vmm_msi.explain import texts_kernel, texts_libvirt, texts_qemu, texts_qemu_vfio
+from vmm_msi.explain import (
+    texts_kernel,
+    texts_kernel_pci,
+    texts_kernel_smmu,
+    texts_libvirt,
+    texts_qemu,
+    texts_qemu_vfio,
+    texts_vmm,
+)
 
 if TYPE_CHECKING:
     from vmm_msi.explain.known_text import Form, Text
@@ -15,10 +23,13 @@ if TYPE_CHECKING:
 def texts() -> tuple[Text, ...]:
     """Return the texts of all programs."""
     return (
+        *texts_kernel_smmu.TEXTS,
         *texts_kernel.TEXTS,
+        *texts_kernel_pci.TEXTS,
         *texts_qemu.TEXTS,
         *texts_qemu_vfio.TEXTS,
         *texts_libvirt.TEXTS,
+        *texts_vmm.TEXTS,
     )
 
 

@@ -8,6 +8,7 @@ BAR it is a window beyond the IOMMU's width, which can stay as it is.
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ _REGION = re.compile(r"\bRegion ([^\n]{1,80}?): ")
 _BAR_NAME = re.compile(r"\bBAR \d|\bmmaps\[|\brom\b")
 _RAM_NAME = re.compile(r"\bram|\bmem|\bdimm|\bnode|flash", re.IGNORECASE)
 #: Words of messages about BARs only.
-_BAR_WORDS = ("peer-to-peer", "pci p2p", "P2P", "device memory", "MMIO region")
+_BAR_WORDS = ("peer-to-peer", "pci p2p", "P2P", "device memory", "MMIO region", "VfioMapRegion")
+#: Words of messages about guest RAM only: cloud-hypervisor's.
+_RAM_WORDS = ("VfioDmaMap(", "Failed to DMA map VFIO device:")
 #: First address of the 64-bit PCI window of QEMU's virt board (hw/arm/virt.c extended_memmap);
 #: firmware of x86 guests puts its window above that, too.
 _HIGH_WINDOW = 0x80_0000_0000
@@ -62,15 +65,19 @@ def case(line: str, context: LogContext) -> Case:
         return case_
     address, size = where
     name = {_Kind.RAM: "guest RAM", _Kind.BAR: "a BAR", _Kind.UNKNOWN: "memory"}[kind]
-    return Case(
-        case_.why,
-        case_.what,
-        case_.missing,
-        case_.remedies,
-        case_.findings,
-        Ipa(address),
-        f"{name}, {size:#x} bytes" if size else name,
+    return replace(case_, ipa=Ipa(address), ipa_is=f"{name}, {size:#x} bytes" if size else name)
+
+
+def cloud_hypervisor_case(line: str, context: LogContext) -> Case:
+    """Return the case of a message of cloud-hypervisor, which exits if it cannot map a BAR."""
+    case_ = case(line, context)
+    if case_.missing != "":
+        return case_
+    remedy = (
+        "start it with vfio_p2p_dma=off in --platform; a guest that needs peer-to-peer DMA can use "
+        "VFIO containers instead of iommufd"
     )
+    return replace(case_, remedies=(remedy,))
 
 
 def _address(line: str) -> tuple[int, int] | None:
@@ -93,6 +100,8 @@ def _kind(line: str, words: str, where: tuple[int, int] | None, context: LogCont
     if any(word in line for word in _BAR_WORDS):
         return _Kind.BAR
     if region is not None and _RAM_NAME.search(region[1]):
+        return _Kind.RAM
+    if any(word in line for word in _RAM_WORDS):
         return _Kind.RAM
     if "Bad address" in words:
         return _Kind.BAR
@@ -170,7 +179,7 @@ def _bar(words: str, where: tuple[int, int] | None, _context: LogContext) -> Cas
             "firmware's setting"
         )
         return Case(why, what, "", (remedy,), ())
-    if "Cannot allocate memory" in words:
+    if "Cannot allocate memory" in words or "File exists" in words:
         return _any_memory(what, words, missing="")
     reason = (
         "the kernel cannot pin memory of a device (EFAULT; Linux vaddr_get_pfns, iommufd's "

@@ -24,6 +24,7 @@ _PATTERNS = {
     "c": r"(.)",
     "s": r"([^\n]{1,200}?)",
     "p": r"(\S{1,80}?)",
+    "R": r"(\[[^\]\n]{1,100}\])",
     "m": r"([A-Z][\w ,/'-]{1,60})",
 }
 
@@ -36,7 +37,7 @@ def pattern(text: str) -> re.Pattern[str]:
     for match in _CONVERSION.finditer(text):
         parts.append(_literal(text[position : match.start()]))
         position = match.end()
-        kind = match["kind"]
+        kind = "R" if match["extension"] in ("R", "r") else match["kind"]
         part = "%" if kind == "%" else _PATTERNS[kind]
         # The last conversion matches as much as possible.
         parts.append(part.replace("}?)", "})") if position == len(text) else part)

@@ -1,4 +1,4 @@
-"""Linux log messages about SMMUs, MSIs and assigned devices, except SMMUv3 events.
+"""Linux log messages about VFIO, MSIs, ITSes and firmware tables.
 
 Source files are those of Linux 7.2, below ``drivers/``.
 """
@@ -8,152 +8,16 @@ from __future__ import annotations
 from vmm_msi.explain.explanation import Program
 from vmm_msi.explain.known_text import Case, Text
 
-_SMMU = "iommu/arm/arm-smmu-v3/arm-smmu-v3.c"
-_SMMU2 = "iommu/arm/arm-smmu/arm-smmu.c"
-_VERSION_2 = "use a host with an SMMUv3: Linux does not nest on SMMUv1 and SMMUv2"
 _FIRMWARE = "update the host's firmware, which provides the table; no strategy changes it"
+_VFIO_DRIVERS = (
+    "vfio-pci",
+    "nvgrace-gpu-vfio-pci",
+    "mlx5_vfio_pci",
+    "hisi_acc_vfio_pci",
+    "vfio-platform",
+)
 
 TEXTS: tuple[Text, ...] = (
-    Text(
-        "smmu-command-error",
-        Program.KERNEL,
-        ("CMDQ error (cons 0x%08x): %s",),
-        "the SMMU stopped at a command in its queue: {1}",
-        f"{_SMMU} __arm_smmu_cmdq_skip_err",
-        cases={
-            "Illegal command": Case(
-                "the SMMU does not support the command, which comes from the driver "
-                "or from a guest whose invalidations are forwarded"
-            ),
-            "ATC invalidate timeout": Case(
-                "a device with ATS did not respond to an invalidation: it "
-                "hangs, was reset or was removed"
-            ),
-            "Abort on command fetch": Case("the SMMU could not read its queue in memory"),
-        },
-        remedies=(
-            (
-                "if a device with ATS does not respond: reset it or remove it, and disable ATS in "
-                "its vSMMU: vmm-msi attach {guest} {device} --vsmmu ats=off"
-            ),
-        ),
-    ),
-    Text(
-        "smmu-command-timeout",
-        Program.KERNEL,
-        ("CMD_SYNC timeout at 0x%08x [hwprod 0x%08x, hwcons 0x%08x]", "CMDQ timeout"),
-        "the SMMU does not complete its commands",
-        f"{_SMMU} arm_smmu_cmdq_issue_cmdlist",
-        why="it stopped at an earlier command (look for a CMDQ error above), or it hangs; "
-        "invalidated translations may still be in use",
-        remedies=("find the device whose invalidation the SMMU waits for, and reset it",),
-    ),
-    Text(
-        "smmu-global-error",
-        Program.KERNEL,
-        (
-            "unexpected global error reported (0x%08x), this could be serious",
-            "device has entered Service Failure Mode!",
-        ),
-        "the SMMU reports an error of its own, not one of a device",
-        f"{_SMMU} arm_smmu_gerror_handler",
-        why="the lines below describe the error; in Service Failure Mode the SMMU aborts all "
-        "accesses",
-        remedies=("check the host's SMMU and its driver: no guest and no strategy can fix it",),
-    ),
-    Text(
-        "smmu-events-lost",
-        Program.KERNEL,
-        (
-            "EVTQ overflow detected -- events lost",
-            "EVTQ write aborted -- events may have been lost",
-        ),
-        "the SMMU's event queue overflowed: faults are missing from the log",
-        f"{_SMMU} arm_smmu_evtq_thread",
-        why="a device faults repeatedly, usually because its MSIs or DMA have no translation",
-        remedies=("fix the fault that is logged most often above",),
-    ),
-    Text(
-        "smmu-own-msi",
-        Program.KERNEL,
-        (
-            "GERROR MSI write aborted",
-            "EVTQ MSI write aborted",
-            "CMDQ MSI write aborted",
-            "PRIQ MSI write aborted",
-            "no evtq irq - events will not be reported!",
-        ),
-        "the SMMU's own interrupt is not delivered, so its events are reported late or never",
-        f"{_SMMU} arm_smmu_gerror_handler, arm_smmu_setup_unique_irqs",
-        why="this is an MSI of the SMMU itself, not of a device",
-        remedies=(_FIRMWARE,),
-    ),
-    Text(
-        "smmu-page-request",
-        Program.KERNEL,
-        ("unexpected PRI request received:",),
-        "a device sent a page request (PRI), which no driver handles",
-        f"{_SMMU} arm_smmu_handle_ppr",
-        remedies=("disable ATS in its vSMMU: vmm-msi attach {guest} {device} --vsmmu ats=off",),
-    ),
-    Text(
-        "smmu-stream-alias",
-        Program.KERNEL,
-        ("Aliasing StreamID 0x%x (from %s) unsupported, expect DMA to be broken",),
-        "two devices share StreamID 0x{0}; the other device is {1}",
-        f"{_SMMU} arm_smmu_insert_master",
-        why="they are behind a PCIe-to-PCI bridge, or the firmware maps both to one StreamID; an "
-        "SMMUv3 cannot distinguish them",
-        remedies=("assign neither, or move one of them to a slot that is not behind that bridge",),
-        stream=0,
-    ),
-    Text(
-        "smmu-no-translation",
-        Program.KERNEL,
-        ("no translation support!", "AArch64 table format not supported!"),
-        "the SMMU has no translation support that Linux can use",
-        f"{_SMMU} arm_smmu_device_hw_probe",
-        remedies=("use another host: a nested vSMMU needs both stages",),
-    ),
-    Text(
-        "smmu-rmr-bypass",
-        Program.KERNEL,
-        ("RMR SID(0x%x) bypass failed",),
-        "StreamID 0x{0} did not get the 1:1 mapping that the firmware requires (RMR)",
-        f"{_SMMU} arm_smmu_rmr_install_bypass_ste",
-        why="the stream table has no entry for this StreamID",
-        remedies=(_FIRMWARE,),
-        stream=0,
-    ),
-    Text(
-        "smmuv2-context-fault",
-        Program.KERNEL,
-        ("Unhandled context fault: fsr=0x%x, iova=0x%08lx, fsynr=0x%x, cbfrsynra=0x%x, cb=%d",),
-        "an SMMUv1 or SMMUv2 has no translation for an address used by a device",
-        f"{_SMMU2} arm_smmu_context_fault",
-        why="the device's IOMMU domain does not map the address",
-        stage=1,
-        remedies=(_VERSION_2,),
-        iova=1,
-        stream=3,
-        stream_mask=0xFFFF,
-    ),
-    Text(
-        "smmuv2-unknown-stream",
-        Program.KERNEL,
-        (
-            (
-                'Blocked unknown Stream ID 0x%hx; boot with "arm-smmu.disable_bypass=0" to allow, '
-                "but this may have security implications"
-            ),
-        ),
-        "a device without an IOMMU domain accessed memory through an SMMUv1 or SMMUv2",
-        f"{_SMMU2} arm_smmu_global_fault",
-        why="the firmware does not describe its StreamID, or its driver is not bound yet. The "
-        "suggested disable_bypass=0 would let every such device access all memory",
-        remedies=(_FIRMWARE, _VERSION_2),
-        stream=0,
-    ),
     Text(
         "direct-mapping-required",
         Program.KERNEL,
@@ -223,7 +87,7 @@ TEXTS: tuple[Text, ...] = (
         ("RLIMIT_MEMLOCK (%ld) exceeded",),
         "a process that assigns devices may lock only {0} bytes of memory, but has to pin all RAM "
         "of the guest",
-        "vfio/vfio_iommu_type1.c vfio_pin_pages_remote",
+        "vfio/vfio_iommu_type1.c vfio_pin_pages_remote, vfio_pin_page_external",
         remedies=(
             (
                 "set <memtune><hard_limit/></memtune> to the RAM plus 1 GiB, or "
@@ -240,14 +104,157 @@ TEXTS: tuple[Text, ...] = (
         remedies=("assign a virtual function, or write 0 to its sriov_numvfs",),
     ),
     Text(
+        "vfio-no-group",
+        Program.KERNEL,
+        (
+            *(f"probe with driver {driver} failed with error -22" for driver in _VFIO_DRIVERS),
+            *(f"probe with driver {driver} failed with error -19" for driver in _VFIO_DRIVERS),
+        ),
+        "vfio-pci refuses the device, usually because it is in no IOMMU group: no SMMU translates "
+        "its DMA",
+        "vfio/group.c vfio_group_find_or_alloc, vfio/vfio_main.c __vfio_register_dev, "
+        "vfio/pci/vfio_pci_core.c vfio_pci_core_register_device",
+        cases={
+            "Invalid argument": Case(
+                "no SMMU driver took it: the firmware's tables (iommu-map, IORT) do not route its "
+                "host bridge to an SMMU, the SMMU is off in the firmware, or its driver is missing "
+                "or came later than vfio-pci. Otherwise, its SMMU is not coherent, or it is a "
+                "bridge, or on the list of devices that vfio-pci denies (EINVAL)",
+                findings=("no-iommu-group", "no-smmu", "smmu-not-driven", "smmu-not-coherent"),
+            ),
+        },
+        why="no SMMU driver took it, or it does not respond (ENODEV)",
+        remedies=(
+            (
+                "look up the SMMU of each device with vmm-msi topology show, and the finding with "
+                "vmm-msi doctor --device {device}"
+            ),
+            "load vfio-pci after the SMMU's driver; ls /sys/bus/pci/devices/{device}/iommu_group",
+        ),
+        older=(
+            *(f"{driver}: probe of %s failed with error -22" for driver in _VFIO_DRIVERS),
+            *(f"{driver}: probe of %s failed with error -19" for driver in _VFIO_DRIVERS),
+        ),
+    ),
+    Text(
+        "vfio-probe-failed",
+        Program.KERNEL,
+        tuple(f"probe with driver {driver} failed with error %d" for driver in _VFIO_DRIVERS),
+        "vfio-pci refuses the device",
+        "base/dd.c call_driver_probe, vfio/pci/vfio_pci_core.c vfio_pci_core_register_device",
+        cases={
+            "Device or resource busy": Case(
+                "it is a physical function with virtual functions (EBUSY)",
+                findings=("sr-iov-pf",),
+            ),
+        },
+        why="an earlier line has the reason",
+        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
+        older=tuple(f"{driver}: probe of %s failed with error %d" for driver in _VFIO_DRIVERS),
+    ),
+    Text(
+        "vfio-noiommu",
+        Program.KERNEL,
+        (
+            "Adding kernel taint for vfio-noiommu group on device",
+            "vfio-noiommu device opened by user (%s:%d)",
+        ),
+        "the device is used without an SMMU (VFIO's no-IOMMU mode): it can access all memory",
+        "vfio/group.c vfio_group_find_or_alloc, vfio_device_open_file",
+        why="it is in no IOMMU group, and vfio.enable_unsafe_noiommu_mode=1 is set; its node is "
+        "/dev/vfio/noiommu-N, which QEMU and libvirt do not use",
+        remedies=("use a device behind an SMMU, and set the parameter to 0",),
+    ),
+    Text(
+        "vfio-denied",
+        Program.KERNEL,
+        ("%04x:%04x exists in vfio-pci device denylist, driver probing disallowed.",),
+        "vfio-pci refuses this type of device: a guest could misuse its errata",
+        "vfio/pci/vfio_pci.c vfio_pci_is_denylisted",
+        remedies=(
+            "assign another device; vfio-pci.disable_denylist=1 only if you trust the guest",
+        ),
+    ),
+    Text(
+        "vfio-vf-token",
+        Program.KERNEL,
+        (
+            "VF token required to access device",
+            "Incorrect VF token provided for device",
+            "VF token incorrectly provided, PF not bound to vfio-pci",
+            "VF token incorrectly provided, not a PF or VF",
+        ),
+        "VFIO refuses to open a virtual function: its physical function is bound to vfio-pci, too, "
+        "and both need the same VF token",
+        "vfio/pci/vfio_pci_core.c vfio_pci_core_match_token_uuid",
+        remedies=(
+            (
+                "bind the physical function to its own driver, or give both the same token "
+                "(QEMU: vf-token=UUID)"
+            ),
+        ),
+    ),
+    Text(
+        "vfio-device-request",
+        Program.KERNEL,
+        (
+            "Relaying device request to user (#%u)",
+            "No device request channel registered, blocked until released by user",
+        ),
+        "the host asks for the device back and waits until the guest releases it",
+        "vfio/pci/vfio_pci_core.c vfio_pci_core_request",
+        why="the device was unbound from vfio-pci or removed while a guest uses it",
+        remedies=("detach it from the guest first: vmm-msi detach {guest} {device}",),
+    ),
+    Text(
+        "vfio-bars-restored",
+        Program.KERNEL,
+        ("reset recovery - restoring BARs",),
+        "the device was reset while a guest uses it: its BARs and its MSI addresses were lost",
+        "vfio/pci/vfio_pci_config.c vfio_bar_restore",
+        why="another function of the device, or its bus, was reset; VFIO restores the BARs, and "
+        "the guest's driver has to start the device again",
+        remedies=("assign all functions that are reset together to one guest",),
+    ),
+    Text(
+        "irq-bypass",
+        Program.KERNEL,
+        ("irq bypass producer (eventfd %p) registration fails",),
+        "interrupts of the device reach the guest through a handler of the host, instead of "
+        "directly",
+        "vfio/pci/vfio_pci_intrs.c vfio_msi_set_vector_signal",
+        why="another vector uses the same eventfd (EBUSY), or KVM could not set up direct "
+        "injection (GICv4)",
+        remedies=("nothing has to be fixed: the MSIs still arrive",),
+        older=("irq bypass producer (token %p) registration fails: %d",),
+    ),
+    Text(
         "no-guest-binding",
         Program.KERNEL,
-        ("No usable S1 MSI mapping found",),
+        ("No usable S1 MSI mapping found", "no MSI binding found"),
         "the kernel has no unused doorbell binding of the guest for the device's pITS (ENOMEM)",
         '"SMMUv3 Nested Stage Setup" (2018-2021), iommu_dma_get_nested_msi_page',
         why="bindings belong to the nested IOMMU domain, not to a device, and each maps to one "
         "hDB. With a second pITS and one gIOVA none is left; or MSIs were enabled before the "
         "binding",
+        missing="S2: gDB -> hDB of the device's pITS",
+        stage=2,
+        strategies=True,
+    ),
+    Text(
+        "guest-binding-failed",
+        Program.KERNEL,
+        ("MSI S2 mapping failed (%d)",),
+        "the kernel could not map the guest's doorbell (gDB) to the device's pITS (hDB)",
+        '"SMMUv3 Nested Stage Setup" (2018-2021), iommu_dma_get_msi_page',
+        cases={
+            "File exists": Case(
+                "another device's binding has mapped the same gDB already, perhaps to another "
+                "pITS (EEXIST)"
+            ),
+            "Cannot allocate memory": Case("there is no memory for a table (ENOMEM)"),
+        },
+        why="an S2 maps a gDB to only one hDB, once",
         missing="S2: gDB -> hDB of the device's pITS",
         stage=2,
         strategies=True,
@@ -267,7 +274,12 @@ TEXTS: tuple[Text, ...] = (
     Text(
         "its-commands",
         Program.KERNEL,
-        ("ITS queue timeout (%llu %llu)", "ITS queue not draining", "ITS cmd %ps failed"),
+        (
+            "ITS queue timeout (%llu %llu)",
+            "ITS queue not draining",
+            "ITS cmd %ps failed",
+            "ITS virtual pending table not cleaning",
+        ),
         "an ITS does not complete its commands: interrupts are not set up or not moved",
         "irqchip/irq-gic-v3-its.c its_wait_for_range_completion",
         why="it hangs, or a command is invalid, such as for a DeviceID outside its table",
@@ -278,6 +290,7 @@ TEXTS: tuple[Text, ...] = (
         Program.KERNEL,
         (
             "ITS@%pa: %s Table too large, reduce ids %llu->%u",
+            "ITS@%pa: %s too large, reduce ITS pages %u->%u",
             "Supplied DeviceID (%u) outside of Device Table range (%u)!",
         ),
         "an ITS's table is too small for all DeviceIDs: devices outside it get no MSIs",
@@ -291,11 +304,48 @@ TEXTS: tuple[Text, ...] = (
         (
             "ITS@%pa: failed probing (%d)",
             "ITS@%pa: No ITS detected, giving up",
+            "ITS@%pa: Failed to quiesce, giving up",
+            "ITS@%pa: Unable to map ITS registers",
+            "ITS@%pa: %s doesn't stick: %llx %llx",
+            "ITS@%pa: Unable to allocate GICv3 ITS domain token",
+            "ITS@%pa: Unable to register GICv3 ITS domain token (ITS ID %d) to IORT",
+            "no msi-controller property, ITS ignored",
             "ITS: No ITS available, not enabling LPIs",
         ),
         "an ITS that the firmware describes cannot be used: its devices have no MSIs",
         "irqchip/irq-gic-v3-its.c its_probe_one, its_init",
         remedies=("use devices on another ITS", _FIRMWARE),
+        older=(
+            "Unable to locate ITS domain handle",
+            "unable to locate ITS domain",
+            "Unable to locate ITS domain",
+        ),
+    ),
+    Text(
+        "its-proxy-clash",
+        Program.KERNEL,
+        ("DevId %x clashes with GICv4 VPE proxy device",),
+        "the device gets no MSIs: Linux uses its DeviceID 0x{0} itself",
+        "irqchip/irq-gic-v3-its.c its_msi_prepare",
+        why="with GICv4.0 Linux takes the ITS's highest DeviceID for the doorbells of virtual "
+        "processors",
+        remedies=(
+            "use the device in another slot, or on another ITS, so that its DeviceID changes",
+        ),
+    ),
+    Text(
+        "its-no-gicv4",
+        Program.KERNEL,
+        (
+            "ITS: Disabling GICv4 support",
+            "ITS: Can't allocate GICv4 proxy device",
+            "ITS: No GICv4 VPE domain allocated",
+            "ITS@%pa: No ITSList entry available!",
+            "ITS@%pa: Duplicate ITSList entry %d",
+        ),
+        "interrupts are not injected directly into guests (GICv4); MSIs arrive by way of the host",
+        "irqchip/irq-gic-v3-its.c its_init, its_compute_its_list_map; irq-gic-v4.c",
+        remedies=("nothing has to be fixed: only the latency is higher",),
     ),
     Text(
         "iort-broken",
@@ -304,24 +354,17 @@ TEXTS: tuple[Text, ...] = (
             "requested ITS ID index [%d] overruns ITS entries [%d]",
             "conflicting mapping for input ID 0x%x",
             "Invalid ID mapping, skipping RMR node %p",
+            "ID map has NULL parent reference",
+            "ID mapping index overflows valid mappings",
+            "Invalid MSI mapping",
+            "RMR descriptor[0x%llx - 0x%llx] not aligned to 64K, continue with",
+            "RMR descriptor[0x%llx] with zero length, continue anyway",
+            "RMR descriptor[0x%llx - 0x%llx] overlaps, continue anyway",
+            "iort node pointer overflows, bad table",
+            "ACPI: IORT: Failed to get table, %s",
         ),
         "the firmware's IORT contradicts itself: a device has the wrong StreamID, DeviceID or ITS",
         "acpi/arm64/iort.c",
         remedies=(_FIRMWARE,),
-    ),
-    Text(
-        "pci-no-memory",
-        Program.KERNEL,
-        ("not claimed; can't enable device",),
-        "a device cannot be enabled because a BAR has no memory",
-        "pci/setup-res.c pci_enable_resources",
-        why="in a guest: a device was hot-plugged behind an expander bus without spare memory, and "
-        "Linux took the memory of its neighbours",
-        remedies=(
-            (
-                "reserve memory in advance: vmm-msi attach {guest} … --spare-ports N "
-                "--spare-memory MIB"
-            ),
-        ),
     ),
 )

@@ -6,7 +6,7 @@ Texts are those of libvirt 12.8 in English; source files are below ``src/``.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.known_text import Text
+from vmm_msi.explain.known_text import Case, Text
 
 _NEWER = "use a newer release; docs/libvirt.md lists what each release supports"
 
@@ -50,6 +50,18 @@ TEXTS: tuple[Text, ...] = (
             ),
             "let libvirt open /dev/iommu: remove fdgroup='{0}' from <iommufd>",
         ),
+    ),
+    Text(
+        "libvirt-fdgroup-unused",
+        Program.LIBVIRT,
+        (
+            "Only one file descriptor needs to be associated with iommufd",
+            "Setting 'fdgroup' when 'iommufd' is disabled is not supported.",
+        ),
+        "the definition or the program that starts the guest passes file descriptors that the "
+        "guest does not use",
+        "conf/domain_validate.c virDomainDefIOMMUFDValidate; qemu/qemu_process.c",
+        remedies=("remove fdgroup from <iommufd>, or pass one file descriptor of /dev/iommu",),
     ),
     Text(
         "libvirt-acpi-uefi",
@@ -123,6 +135,7 @@ TEXTS: tuple[Text, ...] = (
         "a property of the vSMMU requires accel='on'",
         "conf/domain_validate.c virDomainIOMMUDefValidate",
         remedies=("use <driver accel='on'/>, as vmm-msi attach {guest} {device} --vsmmu … does",),
+        older=("iommu model '%s' doesn't support additional attributes",),
     ),
     Text(
         "libvirt-smmu-controller",
@@ -180,6 +193,96 @@ TEXTS: tuple[Text, ...] = (
         remedies=("check its address with lspci -D and its node with ls /dev/vfio/devices",),
     ),
     Text(
+        "libvirt-no-group",
+        Program.LIBVIRT,
+        (
+            "Unable to resolve device %1$s iommu_group symlink %2$s",
+            "Invalid device %1$s iommu_group file %2$s is not a symlink",
+            "device %1$s iommu_group symlink %2$s has invalid group number %3$s",
+        ),
+        "the device has no IOMMU group: no SMMU translates its DMA",
+        "util/virpci.c virPCIDeviceAddressGetIOMMUGroupNum",
+        why="the SMMU is disabled in the firmware or has no kernel driver, or the firmware's "
+        "tables (iommu-map, IORT) do not route the device to it; or the device was removed",
+        remedies=("look up the SMMU of each device with vmm-msi topology show",),
+    ),
+    Text(
+        "libvirt-invalid-value",
+        Program.LIBVIRT,
+        (
+            "Invalid value for attribute '%1$s' in element '%2$s': '%3$s'.",
+            "Invalid value for attribute '%1$s' in element '%2$s': Zero is not permitted",
+            "Missing required attribute '%1$s' in element '%2$s'",
+        ),
+        "libvirt does not accept the definition: attribute {0} of <{1}>",
+        "util/virxml.c virXMLPropEnumInternal, virXMLPropInt, virXMLPropTristateSwitch",
+        cases={
+            "'pciBus' in element 'driver'": Case(
+                "pciBus is the index of the expander bus as a decimal number, such as 1, not 0x01"
+            ),
+            "'model' in element 'iommu'": Case(
+                "this libvirt does not know this iommu model. smmuv3Dev and nestedSmmuv3 are names "
+                "of patches of 2025; the one of a vSMMU is smmuv3"
+            ),
+            "Expected integer value": Case("the value has to be a decimal number"),
+            "in element 'driver'": Case(
+                "switches of a vSMMU, such as accel, ats, ril and cmdqv, are 'on' or 'off'"
+            ),
+            "in element 'iommufd'": Case("enabled is 'yes' or 'no'"),
+            "in element 'address'": Case("parts of PCI addresses are numbers, such as 0x01"),
+        },
+        remedies=(
+            (
+                "let vmm-msi attach or render write the definition; vmm-msi doctor --domain FILE "
+                "lists the values that libvirt accepts"
+            ),
+        ),
+        older=("Invalid value for attribute '%s' in element '%s': '%s'.",),
+    ),
+    Text(
+        "libvirt-schema",
+        Program.LIBVIRT,
+        (
+            "Unable to validate doc against %1$s",
+            "XML document failed to validate against schema: %1$s",
+        ),
+        "libvirt's schema does not allow the definition",
+        "util/virxml.c virXMLValidatorValidate",
+        cases={
+            "Extra element": Case(
+                "the element named is not allowed there, or one of its attributes has a value that "
+                "this release does not know"
+            ),
+        },
+        why="an element, an attribute or a value is unknown to this release, such as accel before "
+        "12.8, pciBus before 11.10 or <iommufd> before 12.2",
+        remedies=(_NEWER, "let vmm-msi attach or render write the definition"),
+    ),
+    Text(
+        "libvirt-driver",
+        Program.LIBVIRT,
+        (
+            "Failed to unbind PCI device '%1$s' from %2$s",
+            "Failed to trigger a probe for PCI device '%1$s'",
+            "Failed to add driver '%1$s' to driver_override interface of PCI device '%2$s'",
+            "Unable to reset PCI device %1$s: %2$s",
+        ),
+        "libvirt cannot take the device from its host driver, or reset it",
+        "util/virpci.c virPCIDeviceUnbind, virPCIDeviceBindWithDriverOverride, virPCIDeviceReset",
+        why="the driver is in use, the device has no reset that leaves its neighbours alone, or "
+        "vfio-pci refuses it: the host's log has the reason",
+        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
+    ),
+    Text(
+        "libvirt-migration",
+        Program.LIBVIRT,
+        ("cannot migrate a domain with <hostdev mode='subsystem' type='%1$s'>",),
+        "a guest with an assigned device cannot be migrated, saved or snapshotted with memory",
+        "qemu/qemu_migration.c qemuMigrationSrcIsAllowedHostdev",
+        remedies=("remove its devices first: vmm-msi detach {guest} all",),
+        older=("cannot migrate a domain with <hostdev mode='subsystem' type='%s'>",),
+    ),
+    Text(
         "libvirt-no-vfio",
         Program.LIBVIRT,
         (
@@ -191,6 +294,10 @@ TEXTS: tuple[Text, ...] = (
         why="vfio-pci is not loaded, or no SMMU is in use: it is disabled in the firmware or has "
         "no kernel driver",
         remedies=("run modprobe vfio-pci; ls /sys/kernel/iommu_groups must show groups",),
+        older=(
+            "host doesn't support VFIO PCI passthrough",
+            "host doesn't support passthrough of host PCI devices",
+        ),
     ),
     Text(
         "libvirt-memory-limit",

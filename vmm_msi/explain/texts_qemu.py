@@ -107,7 +107,13 @@ TEXTS: tuple[Text, ...] = (
     Text(
         "qemu-invalidate",
         Program.QEMU,
-        ("IOMMU_HWPT_INVALIDATE failed: total %d entries, processed %d entries",),
+        (
+            "IOMMU_HWPT_INVALIDATE failed: total %d entries, processed %d entries",
+            (
+                "IOMMU_HWPT_INVALIDATE succeed but with unprocessed entries: total %d entries, "
+                "processed %d entries. Kernel BUG?!"
+            ),
+        ),
         "an invalidation of the guest failed: {1} of {0} commands were processed",
         "backends/iommufd.c iommufd_backend_invalidate_cache",
         why="the guest sent a command for a StreamID without a device, or a command that the "
@@ -193,10 +199,16 @@ TEXTS: tuple[Text, ...] = (
         (
             "Migration not supported with SMMUv3 accelerator mode enabled",
             "Migration is currently not supported with vIOMMU enabled",
+            "Migration is disabled for VFIO device",
         ),
-        "a guest with an accelerated vSMMU cannot be migrated, saved or snapshotted with memory",
-        "hw/arm/smmuv3.c",
+        "a guest with an accelerated vSMMU, or with a device that cannot be migrated, cannot be "
+        "migrated, saved or snapshotted with memory",
+        "hw/arm/smmuv3.c, hw/vfio/migration.c",
         remedies=("remove its devices first: vmm-msi detach {guest} all",),
+        older=(
+            "VFIO migration is not supported in kernel",
+            "VFIO device doesn't support migration",
+        ),
     ),
     Text(
         "qemu-host-differs",
@@ -282,5 +294,118 @@ TEXTS: tuple[Text, ...] = (
         "a vSMMU is on a bus that is not a root bus",
         "hw/arm/smmu-common.c smmu_base_realize",
         remedies=("set pciBus of its <driver> to the index of a pcie-expander-bus",),
+    ),
+    Text(
+        "qemu-set-viommu",
+        Program.QEMU,
+        ("Failed to set vIOMMU: ",),
+        "QEMU cannot put the device behind its vSMMU",
+        "hw/vfio/pci.c vfio_pci_realize",
+        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
+    ),
+    Text(
+        "qemu-cmdqv",
+        Program.QEMU,
+        ("IOMMU_HW_QUEUE_ALLOC failed", "IOMMUFD vIOMMU mmap failed"),
+        "the kernel does not give the guest's vSMMU command queues of its own (cmdqv=on)",
+        "backends/iommufd.c iommufd_backend_alloc_hw_queue, iommufd_backend_viommu_mmap",
+        why="the pSMMU has no CMDQV extension, or all of its virtual interfaces are in use",
+        remedies=("attach without it: vmm-msi attach {guest} {device} --vsmmu cmdqv=off",),
+    ),
+    Text(
+        "qemu-cmdqv-unplug",
+        Program.QEMU,
+        (
+            (
+                "CMDQV is active: removing the device that established the viommu association "
+                "would break the guest CMDQV"
+            ),
+        ),
+        "the first device behind a vSMMU with cmdqv=on cannot be removed while the guest runs",
+        f"{_ACCEL} smmuv3_accel_unset_iommu_device",
+        remedies=("stop the guest before you detach it: vmm-msi detach {guest} {device}",),
+    ),
+    Text(
+        "qemu-oas-value",
+        Program.QEMU,
+        (
+            (
+                "QEMU SMMUv3 model only implements auto, 44 bit, or 48 bit OAS. Other OasMode "
+                "values are not supported."
+            ),
+        ),
+        "the vSMMU has a value of oas that QEMU does not support",
+        "hw/arm/smmuv3.c smmu_validate_property",
+        remedies=("vmm-msi attach {guest} {device} --vsmmu oas=48, or oas=44",),
+    ),
+    Text(
+        "qemu-smmu-bypass",
+        Program.QEMU,
+        ("Bypass option cannot be set for SMMUv3 associated PCIe RC",),
+        "the bus of a vSMMU has bypass_iommu=on, so its devices would not be behind the vSMMU",
+        "hw/arm/smmu-common.c smmu_base_realize",
+        remedies=("remove bypass_iommu from the expander bus or from the machine",),
+    ),
+    Text(
+        "qemu-guest-substreams",
+        Program.QEMU,
+        (
+            (
+                "SMMUv3: multiple S1 context descriptors require SubstreamID support. Configure "
+                "ssidsize > 0 (requires accel=on)"
+            ),
+        ),
+        "the guest uses PASIDs (several context descriptors), but its vSMMU has no SubstreamIDs: "
+        "the device's MSIs and DMA are aborted",
+        "hw/arm/smmuv3.c decode_ste",
+        remedies=("vmm-msi attach {guest} {device} --vsmmu ssidsize=N",),
+        older=("SMMUv3 does not support multiple context descriptors yet",),
+    ),
+    Text(
+        "qemu-guest-ste",
+        Program.QEMU,
+        (
+            "SMMUv3 S1 stalling fault model not allowed yet",
+            "SMMUv3 Stall not implemented!",
+            "SMMUv3 AArch32 tables not supported",
+            "SMMUv3 S1 used but not supported.",
+            "SMMUv3 S2 used but not supported.",
+            "SMMUv3 STE stage 2 config not valid!",
+        ),
+        "the guest's SMMU driver uses a feature that QEMU's emulated SMMUv3 lacks: the device's "
+        "MSIs and DMA are aborted",
+        "hw/arm/smmuv3.c decode_ste, decode_ste_s2_cfg, decode_cd",
+        why="it is a driver other than Linux's, or one that does not check the features",
+        remedies=("use Linux in the guest, or no vSMMU",),
+        older=("SMMUv3 does not support stage 2 yet",),
+    ),
+    Text(
+        "qemu-dev-iotlb",
+        Program.QEMU,
+        ("SMMUv3 does not support dev-iotlb yet",),
+        "a device with ATS (device IOTLB) is behind an emulated SMMUv3, which has none",
+        "hw/arm/smmuv3.c smmuv3_notify_flag_changed",
+        remedies=("remove ats='on' from the device's <driver>, or use vhost without ATS",),
+    ),
+    Text(
+        "qemu-device-ats",
+        Program.QEMU,
+        (
+            "vfio-pci: ATS requested but not supported by kernel",
+            "vfio-pci: ats=on requested, but host device has no ATS extended capability",
+            "vfio-pci: host kernel reports ATS unsupported; ATS capability will be masked",
+        ),
+        "the guest does not see ATS in the device: its DMA and its MSIs work without",
+        "hw/vfio/pci.c",
+        why="the device, its root port, the IORT or the host's SMMU has no ATS",
+        remedies=("vmm-msi attach {guest} {device} --vsmmu ats=off",),
+    ),
+    Text(
+        "qemu-iommu-taken",
+        Program.QEMU,
+        ("An iommu is already attached to this bus",),
+        "two IOMMUs are on one root bus",
+        "hw/pci/pci.c",
+        remedies=("give each <iommu> an expander bus of its own, as vmm-msi attach does",),
     ),
 )
