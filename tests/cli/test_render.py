@@ -265,14 +265,20 @@ def test_a_vmi_without_devices_is_unchanged(on_define_domain, annotations):
     assert on_define_domain(annotations, KUBEVIRT) == (KUBEVIRT, "")
 
 
+# As KubeVirt lists devices below hostDevices and networks with SR-IOV.
+KUBEVIRT_ASSIGNED = KUBEVIRT.replace(
+    "\t\t<serial",
+    ASSIGNED[ASSIGNED.index("    <hostdev") : ASSIGNED.index("    <serial")].replace("  ", "\t")
+    + "\t\t<serial",
+)
+
+
 def test_a_vmi_with_devices(on_define_domain):
-    hostdev = ASSIGNED[ASSIGNED.index("    <hostdev") : ASSIGNED.index("    <interface")]
-    domain = KUBEVIRT.replace("\t\t<serial", f"{hostdev.replace('  ', chr(9))}\t\t<serial")
     annotations = {
-        "vmm-msi.org/devices": f"{A}, {B}",
+        "vmm-msi.org/devices": f"{A}, pci_0001_01_00_0",
         "vmm-msi.org/strategy": "multi-its:mode=vsmmu",
     }
-    out, err = on_define_domain(annotations, domain)
+    out, err = on_define_domain(annotations, KUBEVIRT_ASSIGNED)
     assert err == ""
     new = DomainXml.parse(out, "out")
     assert [(str(hostdev.host), hostdev.managed) for hostdev in new.hostdevs()] == [
@@ -287,16 +293,45 @@ def test_a_vmi_with_devices(on_define_domain):
 
 
 @pytest.mark.parametrize(
+    "devices",
+    ["0000:01:00.1", f"{A},0002:01:00.0", "--remove", "nonsense", "all", f"{A} {B}", "../x"],
+)
+def test_a_vmi_gets_only_devices_that_its_xml_assigns(on_define_domain, devices):
+    """Every user who may create a VMI may write annotations."""
+    out, err = on_define_domain({"vmm-msi.org/devices": devices}, KUBEVIRT_ASSIGNED, code=1)
+    assert out == ""
+    assert err.startswith("onDefineDomain: vmm-msi.org/devices names ")
+    assert err.endswith(", which the VMI's XML does not assign; list it below hostDevices\n")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "device",
+    [
+        "",
+        "<hostdev type='usb'><source><address bus='1' device='2'/></source></hostdev>",
+        "<interface type='hostdev'><source><address type='usb' bus='1'/></source></interface>",
+        "<interface type='bridge'><source><address bus='1'/></source></interface>",
+        "<disk><source><address type='pci' bus='1'/></source></disk>",
+        "<!-- <hostdev type='pci'><source><address bus='1'/></source></hostdev> -->",
+    ],
+)
+def test_a_device_that_is_no_assigned_pci_device(on_define_domain, device):
+    domain = KUBEVIRT.replace("\t\t<serial", f"{device}\t\t<serial")
+    out, err = on_define_domain({"vmm-msi.org/devices": A}, domain, code=1)
+    assert out == ""
+    assert f"names '{A}', which the VMI's XML does not assign" in err
+
+
+@pytest.mark.parametrize(
     "annotations",
     [
-        {"vmm-msi.org/devices": "--remove"},
-        {"vmm-msi.org/devices": "nonsense"},
-        {"vmm-msi.org/devices": A, "vmm-msi.org/strategy": "direct"},
+        {"vmm-msi.org/devices": A, "vmm-msi.org/strategy": "nonsense"},
         {"vmm-msi.org/devices": A, "vmm-msi.org/libvirt": "--dry-run"},
     ],
 )
 def test_an_invalid_vmi(on_define_domain, annotations):
-    out, err = on_define_domain(annotations, KUBEVIRT, code=None)
+    out, err = on_define_domain(annotations, KUBEVIRT_ASSIGNED, code=None)
     assert out == ""
     assert err.startswith("vmm-msi render: ")
 
