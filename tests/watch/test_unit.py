@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,41 @@ def test_arguments_are_quoted():
     arguments = ["/x", "a b", "100%", "$HOME", 'q"q', "back\\slash", ""]
     text = line_of(unit.render(arguments, []), "ExecStart")
     assert text == r'/x "a b" 100%% $$HOME "q\"q" "back\\slash" ""'
+
+
+HOSTILE = [
+    "a\nExecStartPre=/bin/x",
+    "\r",
+    "\x1b[2J",
+    "\t",
+    "\x7f",
+    "\u202e",
+    "\u2028",
+    "\udcff",
+    "é",
+]
+
+
+def test_arguments_are_printable(tmp_path):
+    """Also those with line breaks, which would be lines of the unit, and with terminal escapes."""
+    text = unit.render([sys.executable, *HOSTILE], [])
+    assert all(line.isprintable() for line in text.splitlines())
+    assert len(text.splitlines()) == len(unit.render(["/x"], []).splitlines())
+    words = line_of(text, "ExecStart").split(" ")[1:]
+    escapes = re.compile(rb"\\x([0-9a-f]{2})")
+    arguments = [
+        escapes.sub(lambda match: bytes.fromhex(match[1].decode()), word.strip('"').encode())
+        for word in words
+    ]
+    assert arguments == [os.fsencode(argument) for argument in HOSTILE]
+    assert verified(text, tmp_path) == []
+
+
+@pytest.mark.parametrize("mark", ["@HOST@", "@COMMAND@"])
+def test_marks_of_the_template_in_arguments(mark):
+    text = unit.render(["/x", mark], [])
+    assert line_of(text, "ExecStart") == f"/x {mark}"
+    assert text.replace(f"/x {mark}", "/x") == unit.render(["/x"], [])
 
 
 def test_the_unit_has_the_arguments_of_the_command(capsys, tmp_path, monkeypatch):

@@ -193,13 +193,14 @@ class Endpoint:
         return self
 
     def __exit__(self, *_error: object) -> None:
-        if self._server is not None:
-            self._server.stop()
         if self.address.path is not None and self._socket_file is not None:
-            # Another process may have put its own socket in place of this one.
+            # Another process may have put its own socket in place of this one. It cannot have the
+            # same inode, for as long as this one is open.
             with contextlib.suppress(FileNotFoundError):
                 if os.path.samestat(self.address.path.lstat(), self._socket_file):
                     self.address.path.unlink()
+        if self._server is not None:
+            self._server.stop()
 
     def _respond(self, method: str, target: str) -> _Response:
         """Return the response to a request; an exception becomes status 500."""

@@ -5,6 +5,7 @@ systemd.service(5), systemd.exec(5), systemd.unit(5).
 
 from __future__ import annotations
 
+import os
 from importlib import resources
 from typing import TYPE_CHECKING
 
@@ -37,13 +38,21 @@ def render(command: Sequence[str], tables: Sequence[Path]) -> str:
         arguments += ["--host", "%d" if len(tables) > 1 else f"%d/{tables[0].name}"]
     text = resources.files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
     host = "".join(f"{line}\n" for line in lines)
-    return text.replace("@COMMAND@", " ".join(arguments)).replace("@HOST@\n", host)
+    # The arguments last, since they are not searched then.
+    return text.replace("@HOST@\n", host).replace("@COMMAND@", " ".join(arguments))
 
 
 def _quoted(argument: str) -> str:
-    """Return an argument with the quoting and escapes of systemd.service(5)."""
+    """Return an argument as one printable word, with the escapes of systemd.syntax(7)."""
     escaped = argument.replace("%", "%%").replace("$", "$$")
     if argument and _PLAIN.issuperset(argument):
         return escaped
-    inner = escaped.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'"{inner}"'
+    inner = escaped.replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{"".join(map(_escaped, inner))}"'
+
+
+def _escaped(character: str) -> str:
+    """Return a character that is not printable as its bytes, as they are in the command line."""
+    if character.isprintable():
+        return character
+    return "".join(f"\\x{byte:02x}" for byte in os.fsencode(character))
