@@ -1,6 +1,8 @@
 import json
+import os
 import stat
 
+import pytest
 from qemuhook.helpers import UUID
 
 from vmm_msi.qemuhook import run_records
@@ -31,6 +33,29 @@ def test_a_record_is_read_back(tmp_path):
     (file,) = folder.iterdir()
     assert file.name == f"{UUID}.json"
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("suffix", ["json", "new"])
+def test_records_are_for_their_owner_alone(tmp_path, suffix):
+    """Whatever an earlier call left, and whatever the umask of libvirt is."""
+    victim = tmp_path / "victim"
+    victim.write_text("kept")
+    records = tmp_path / "records"
+    before = os.umask(0)
+    try:
+        for leave in (lambda path: path.touch(0o666), lambda path: path.symlink_to(victim)):
+            records.mkdir(exist_ok=True)
+            left = records / f"{UUID}.{suffix}"
+            left.unlink(missing_ok=True)
+            leave(left)
+            add_call(UUID, "g", call("prepare"), records)
+            (file,) = records.iterdir()
+            assert file.name == f"{UUID}.json"
+            assert stat.S_IMODE(file.lstat().st_mode) == 0o600
+            assert not file.is_symlink()
+    finally:
+        os.umask(before)
+    assert victim.read_text() == "kept"
 
 
 def test_a_new_run_replaces_the_record(tmp_path):

@@ -25,10 +25,11 @@ OWNERS = frozenset({0})
 
 _TIMEOUT_S = 30.0
 _PROBE = """\
-import json, sys
+import contextlib, json, sys
 import vmm_msi, vmm_msi.qemuhook.entry as entry
 files = [getattr(module, "__file__", None) for module in list(sys.modules.values())]
-with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+# Without a /proc, or with that of another PID namespace, the libraries are unknown.
+with contextlib.suppress(OSError), open("/proc/self/maps", errors="surrogateescape") as maps:
     files += [line.split(maxsplit=5)[5].strip() for line in maps if "/" in line]
 print(json.dumps({
     "version": vmm_msi.__version__,

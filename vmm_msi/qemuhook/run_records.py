@@ -109,9 +109,10 @@ def read_all(folder: Path = RUN_RECORDS) -> list[RunRecord]:
 
 
 def _write(path: Path, document: object) -> None:
-    """Write a file under a temporary name and rename it."""
+    """Write a file, for its owner alone, under a temporary name and rename it."""
     new = path.with_suffix(".new")
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    new.unlink(missing_ok=True)  # of a call that was killed
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     with os.fdopen(os.open(new, flags, 0o600), "w", encoding="utf-8") as file:
         json.dump(document, file)
     new.replace(path)
