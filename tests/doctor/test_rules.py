@@ -37,6 +37,7 @@ from vmm_msi.host.crosscheck import Disagreement
 from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.types import (
     SW_MSI_WINDOW,
+    Firmware,
     Granule,
     Its,
     Pa,
@@ -115,6 +116,33 @@ BROKEN = {
     "a missing device": (
         replace(HEALTHY, devices=(PciAddress(7, 0, 0, 0),)),
         [("device-missing", E, "0007:00:00.0")],
+    ),
+    "a root port": (
+        with_function(HEALTHY, A, class_code=0x060400),
+        [("device-is-bridge", E, str(A))],
+    ),
+    "a host bridge": (
+        with_function(HEALTHY, A, class_code=0x060000),
+        [("device-is-bridge", E, str(A))],
+    ),
+    "a device that no table has": (
+        replace(with_function(HEALTHY, A_OTHER), devices=(A_OTHER,)),
+        [("device-unknown", U, str(A_OTHER))],
+    ),
+    "a device tree without an SMMU and an ITS": (
+        replace(
+            with_host(
+                HEALTHY,
+                devices=(),
+                functions=(),
+                smmus=(),
+                itses=(),
+                firmware=Firmware.DEVICE_TREE,
+            ),
+            devices=(),
+            devices_selected=False,
+        ),
+        [("no-smmu", W, "host"), ("no-its", W, "host")],
     ),
     "no iommufd": (with_option(HEALTHY, "IOMMUFD", None), [("kernel-no-iommufd", E, "host")]),
     "no nested SMMU": (
@@ -327,7 +355,7 @@ WELL = {
     "a port in the group": with_neighbour(driver="pcieport"),
     "a bridge in the group": with_neighbour(driver="some_bridge", class_code=0x060400),
     "a neighbour that is assigned, too": replace(
-        guest(with_neighbour(driver="vfio-pci")), devices=(A, A_OTHER)
+        with_device(guest(with_neighbour(driver="vfio-pci")), A_OTHER), devices=(A, A_OTHER)
     ),
     "one stream for two unselected devices": replace(
         with_function(HEALTHY, A2, dma_rids=(A.rid,)), devices=(B,)
@@ -366,7 +394,7 @@ def test_a_problem_of_an_unselected_device_is_a_warning(name):
         (id_, W if id_ in OF_ONE_DEVICE else severity, subject)
         for id_, severity, subject in expected
         if id_ != "device-missing"
-    }
+    } | {("device-unknown", U, subject) for id_, _, subject in expected if id_ == "device-missing"}
 
 
 @pytest.mark.parametrize("name", WELL)

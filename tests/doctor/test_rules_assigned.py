@@ -131,7 +131,7 @@ def test_a_group_with_a_device_without_a_vsmmu():
 
 
 def test_unreported_groups():
-    case = without(case_of(ONE), A)
+    case = with_device(case_of(ONE), A, iommu_group=-1)
     finding = only(with_host(case, functions=()), "partial-group")
     assert finding.severity is Severity.UNKNOWN
     assert finding.evidence[0].what == f"IOMMU group of {A} not reported"

@@ -12,6 +12,7 @@ from vmm_msi.host.resolve import isolates_msis, resolve, with_devices
 from vmm_msi.host.sources import load_host
 from vmm_msi.types import (
     SW_MSI_WINDOW,
+    Firmware,
     Granule,
     HostTopology,
     Its,
@@ -43,6 +44,7 @@ HOST = HostTopology(
         PciRoute(0, 0x0300, 0x03FF, 1, 0x0000, (), 0x0000),
         PciRoute(2, 0x0100, 0x01FF, 1, 0x0300, (1,), 0x0000),
     ),
+    firmware=Firmware.ACPI,
 )
 
 

@@ -142,6 +142,7 @@ def to_lines(host: HostTopology) -> Iterator[str]:
             for smmu in host.smmus
         ],
     )
+    yield from _none(host, host.smmus)
     special = any(its.is_gicv5 or its.pre_its is not None for its in host.itses)
     yield from section(
         "ITSes",
@@ -151,8 +152,8 @@ def to_lines(host: HostTopology) -> Iterator[str]:
             for its in host.itses
         ],
     )
-    if host.routes and not host.itses:
-        yield "  (APIC is missing: copy /sys/firmware/acpi/tables/APIC next to IORT)"
+    if not host.missing:
+        yield from _none(host, host.itses)
     yield from section(
         "Routes",
         ("first", "last", "SMMU", "StreamIDs", "ITS group", "DeviceIDs"),
@@ -175,6 +176,12 @@ def to_lines(host: HostTopology) -> Iterator[str]:
         ],
     )
     yield from system.lines_of(host)
+
+
+def _none(host: HostTopology, described: Sequence[object]) -> Iterator[str]:
+    """Yield a line if firmware describes none of something."""
+    if not described and host.firmware is not None:
+        yield f"  ({host.firmware} has none)"
 
 
 def _route_rows(routes: Sequence[PciRoute]) -> Iterator[tuple[str, ...]]:

@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vmm_msi.host.pci.sysfs import DEVICES
+
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
 
@@ -158,15 +160,39 @@ class Case:
 
         return self.config or Config()
 
-    @cached_property
-    def nested(self) -> Mapping[PciAddress, None]:
-        """The devices that are, or will be, behind an accelerated vSMMU.
+    def missing_from(self, address: PciAddress) -> str | None:
+        """Return the source that lists the host's devices without a requested one.
 
-        Those without a guest, those that the guest does not have yet, and those that its definition
-        has there. Only for these do strategies, an RMR and nesting matter.
+        :return: None if the device exists, or may exist.
         """
+        host = self.host
+        if not self.devices_selected or address in host.function_by_address:
+            return None
+        if self.tree is not None and self.tree.exists(DEVICES):
+            folder = f"{DEVICES}/{address}"
+            return None if self.tree.exists(folder) else folder
+        if address in host.device_by_address or not (host.functions or host.is_described):
+            return None
+        return host.source
+
+    @cached_property
+    def present(self) -> tuple[PciAddress, ...]:
+        """The devices that could be assigned; the others are missing or are bridges.
+
+        Most rules skip those: what tables describe for their addresses means nothing.
+        """
+        bridges = {function.address for function in self.host.functions if function.is_bridge}
+        return tuple(
+            device
+            for device in self.devices
+            if device not in bridges and self.missing_from(device) is None
+        )
+
+    @cached_property
+    def _elsewhere(self) -> Collection[PciAddress]:
+        """The devices that the guest has, but not behind an accelerated vSMMU."""
         if self.guest is None:
-            return dict.fromkeys(self.devices)
+            return ()
         from vmm_msi.domxml.placement import is_accelerated
 
         placement = self.guest.placement
@@ -176,13 +202,25 @@ class Case:
             if is_accelerated(iommu)
             for hostdev in placement.behind(iommu)
         }
-        elsewhere = {hostdev.host for hostdev in placement.hostdevs} - behind
-        return {device: None for device in self.devices if device not in elsewhere}
+        return {hostdev.host for hostdev in placement.hostdevs} - behind
+
+    @cached_property
+    def nested(self) -> Mapping[PciAddress, None]:
+        """The present devices that are, or will be, behind an accelerated vSMMU.
+
+        Those without a guest, those that the guest does not have yet, and those that its definition
+        has there. Only for these do strategies, an RMR and nesting matter.
+        """
+        return {device: None for device in self.present if device not in self._elsewhere}
 
     @property
     def needs_nesting(self) -> bool:
         """Whether the host has to nest stages: for a device, a vSMMU, or any guest."""
-        return self.guest is None or bool(self.nested) or self.guest.is_nested
+        return (
+            self.guest is None
+            or self.guest.is_nested
+            or any(device not in self._elsewhere for device in self.devices)
+        )
 
     @cached_property
     def on_iommufd(self) -> Collection[PciAddress]:

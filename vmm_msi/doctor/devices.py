@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.host.resolve import find_route
-from vmm_msi.types import PciAddress
+from vmm_msi.types import PciAddress, PciRoute
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,10 +28,12 @@ def assignable(host: HostTopology) -> tuple[PciAddress, ...]:
 
 
 def with_routed(host: HostTopology, addresses: Iterable[PciAddress]) -> HostTopology:
-    """Return ``host`` with the devices at ``addresses`` listed, as far as its routes have them.
+    """Return ``host`` with the devices at ``addresses`` listed, as far as it describes them.
 
     Unlike :func:`vmm_msi.host.resolve.with_devices` it also lists devices without an SMMU or an
-    ITS; devices without a route are left out.
+    ITS, such as those of a PCI host for which firmware names neither. Left out are devices that the
+    host may not have, and those that its kernel reports an IOMMU group for and that its tables do
+    not have.
     """
     devices = {device.address: device for device in host.devices}
     for address in addresses:
@@ -47,19 +49,34 @@ def _routed(host: HostTopology, address: PciAddress) -> HostDevice | None:
     segment = address.segment
     dma_rid = address.rid if function is None or not function.dma_rids else function.dma_rids[0]
     msi_rid = address.rid if function is None or function.msi_rid is None else function.msi_rid
-    dma_route, msi_route = find_route(host, segment, dma_rid), find_route(host, segment, msi_rid)
-    if dma_route is None or msi_route is None:
+    dma_route = find_route(host, segment, dma_rid)
+    msi_route = find_route(host, segment, msi_rid)
+    if (dma_route is None or msi_route is None) and not _is_known(host, address):
+        return None
+    if dma_route is None and function is not None and function.iommu_group is not None:
         return None
     group = -1 if function is None or function.iommu_group is None else function.iommu_group
-    vectors = 1 if function is None or function.vectors is None else function.vectors
-    msi_device = msi_route.device(PciAddress.from_rid(segment, msi_rid), group)
+    vectors = 1 if function is None else function.vectors or 1
+    streams = dma_route or PciRoute(segment, dma_rid, dma_rid, None, dma_rid, (), dma_rid)
+    devices = msi_route or PciRoute(segment, msi_rid, msi_rid, None, msi_rid, (), msi_rid)
+    msi_device = devices.device(PciAddress.from_rid(segment, msi_rid), group)
     return replace(
-        dma_route.device(PciAddress.from_rid(segment, dma_rid), group, vectors),
+        streams.device(PciAddress.from_rid(segment, dma_rid), group, vectors),
         address=address,
         its_group=msi_device.its_group,
         device_id=msi_device.device_id,
         streams=1 if function is None else max(1, len(function.dma_rids)),
     )
+
+
+def _is_known(host: HostTopology, address: PciAddress) -> bool:
+    """Return whether the tables of a host describe a PCI host that has, or may have, a device."""
+    if host.firmware is None:
+        return False
+    if address in host.function_by_address:
+        return True
+    segments = {segment.number for segment in host.segments}
+    return not host.functions and not host.devices and address.segment in segments
 
 
 def representatives(host: HostTopology) -> tuple[PciAddress, ...]:

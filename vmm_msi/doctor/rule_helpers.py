@@ -40,11 +40,10 @@ class SelectedDevice(NamedTuple):
 
 
 def selected_devices(case: Case) -> Iterator[SelectedDevice]:
-    """Yield the devices to check, except missing ones."""
+    """Yield the devices to check, except missing ones and bridges."""
     devices, functions = case.host.device_by_address, case.host.function_by_address
-    for address in case.devices:
-        if missing_from(case, address) is None:
-            yield SelectedDevice(address, devices.get(address), functions.get(address))
+    for address in case.present:
+        yield SelectedDevice(address, devices.get(address), functions.get(address))
 
 
 def nested_devices(case: Case) -> Iterator[SelectedDevice]:
@@ -53,21 +52,9 @@ def nested_devices(case: Case) -> Iterator[SelectedDevice]:
     return (selected for selected in selected_devices(case) if selected.address in nested)
 
 
-def missing_from(case: Case, address: PciAddress) -> str | None:
-    """Return the source that lists the host's devices without a requested one; None if it exists.
-
-    Other rules skip a missing device: the routes that tables describe for its address mean nothing.
-    """
-    functions = case.host.function_by_address
-    if not case.devices_selected or address in functions:
-        return None
-    if case.tree is not None and case.tree.exists(DEVICES):
-        folder = f"{DEVICES}/{address}"
-        return None if case.tree.exists(folder) else folder
-    host = case.host
-    if address in host.device_by_address or not (host.functions or host.devices or host.routes):
-        return None
-    return host.source
+def has_no_devices(case: Case) -> bool:
+    """Return whether a host's tables show no device to check, though no device was selected."""
+    return case.host.firmware is not None and not (case.devices_selected or case.devices)
 
 
 def by_smmu(

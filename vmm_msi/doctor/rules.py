@@ -35,6 +35,7 @@ HOST_RULES: tuple[Rule, ...] = (
     rules_kernel.no_vfio_pci,
     rules_kernel.no_dev_iommu,
     rules_sources.device_missing,
+    rules_sources.bridge,
     rules_smmu.no_smmu,
     rules_smmu.not_driven,
     rules_smmu.no_iommu_group,
@@ -67,6 +68,7 @@ HOST_RULES: tuple[Rule, ...] = (
     rules_kernel.config_unknown,
     rules_smmu.unknown,
     rules_its.its_unknown,
+    rules_sources.device_unknown,
 )
 
 #: Rules that apply only without a guest and a strategy, for which other rules are more precise.

@@ -115,7 +115,7 @@ def _groups(case: Case) -> dict[int, list[PciAddress]]:
 def sriov(case: Case) -> Iterator[Finding]:
     """Yield physical functions with virtual ones, and virtual functions that need a token."""
     functions = case.host.function_by_address
-    for device in case.devices if case.guest is not None else ():
+    for device in case.present if case.guest is not None else ():
         function = functions.get(device)
         if function is None:
             continue

@@ -98,7 +98,7 @@ def guest_kind(case: Case) -> Iterator[Finding]:
     A guest without a vSMMU and without a device to attach needs none of it, and one with an
     emulated vSMMU only a machine that has it.
     """
-    if case.guest is None or not (case.nested or case.guest.placement.vsmmus):
+    if case.guest is None or not (case.needs_nesting or case.guest.placement.vsmmus):
         return
     xml = case.guest.xml
     needed = _needed_parts(case)

@@ -6,22 +6,39 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.rule_helpers import (
+    has_no_devices,
     is_on,
     named,
     nested_devices,
     selected_devices,
     unsafe_parameter,
 )
+from vmm_msi.types import Firmware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.types import Its, PciAddress
+    from vmm_msi.types import HostTopology, Its, PciAddress
 
 
 def no_its(case: Case) -> Iterator[Finding]:
-    """Yield the devices without an ITS."""
+    """Yield the devices without an ITS, or the host if no device of it has one."""
+    remedy = "Use a device below a host bridge with an ITS"
+    if case.host.firmware is Firmware.DEVICE_TREE:
+        remedy += ", or a device tree whose host bridges have msi-map, if the board has an ITS."
+    else:
+        remedy += ", or have the firmware tables fixed."
+    if has_no_devices(case) and not any(route.its_group for route in case.host.routes):
+        yield Finding(
+            "no-its",
+            Severity.WARNING,
+            "host",
+            (Evidence(case.host.source, "no PCI device has an ITS"),),
+            "No device of this host can be attached: a strategy has no physical ITS to map, and "
+            "the kernel treats MSIs without an ITS as not isolated (EPERM).",
+            remedy,
+        )
     for address, device, _function in selected_devices(case):
         if device is None or device.its_group:
             continue
@@ -44,7 +61,7 @@ def no_its(case: Case) -> Iterator[Finding]:
             str(address),
             (Evidence(case.host.source, f"no ITS group for RequesterID {address.rid:#x}"),),
             consequence,
-            "Use a device below a host bridge with an ITS, or have the firmware tables fixed.",
+            remedy,
         )
 
 
@@ -66,8 +83,18 @@ def its_unknown(case: Case) -> Iterator[Finding]:
             ),
             f"The doorbell address of {named(devices)} is unknown, so vmm-msi does not attach "
             f"{'it' if len(devices) == 1 else 'them'}.",
-            "Copy the APIC table of the same machine next to IORT: /sys/firmware/acpi/tables/APIC.",
+            _its_remedy(case.host),
         )
+
+
+def _its_remedy(host: HostTopology) -> str:
+    """Return how to find out, or to fix, where an ITS is."""
+    if host.missing or host.firmware is None:
+        return f"{'; '.join(host.missing) or 'Add the ITS to the description of the host'}."
+    return (
+        "Use a device with a known ITS, or have the firmware tables fixed: they contradict each "
+        "other."
+    )
 
 
 def _users(case: Case) -> Iterator[tuple[Its, list[PciAddress]]]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.rule_helpers import (
     by_smmu,
+    has_no_devices,
     kernel_release,
     named,
     nested_devices,
@@ -16,6 +17,7 @@ from vmm_msi.doctor.rule_helpers import (
 )
 from vmm_msi.host.files import UnreadableError
 from vmm_msi.host.pci.sysfs import IOMMUS, driven_smmus
+from vmm_msi.types import Firmware
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +32,22 @@ _ELSEWHERE = "Use devices behind an SMMU that can nest, or run their guest witho
 
 
 def no_smmu(case: Case) -> Iterator[Finding]:
-    """Yield the devices without an SMMU."""
+    """Yield the devices without an SMMU, or the host if no device of it has one."""
+    remedy = "Use a device below a host bridge with an SMMU"
+    if case.host.firmware is Firmware.DEVICE_TREE:
+        remedy += ", or a device tree whose host bridges have iommu-map, if the board has an SMMU."
+    else:
+        remedy += ", or enable the SMMU in the firmware's setup if it is disabled there."
+    if has_no_devices(case) and not any(route.smmu is not None for route in case.host.routes):
+        yield Finding(
+            "no-smmu",
+            Severity.WARNING,
+            "host",
+            (Evidence(case.host.source, "no PCI device is behind an SMMU"),),
+            "No device of this host can be assigned: VFIO refuses devices whose DMA is not "
+            "translated.",
+            remedy,
+        )
     for address, device, _function in selected_devices(case):
         if device is not None and device.smmu is None:
             yield Finding(
@@ -39,8 +56,7 @@ def no_smmu(case: Case) -> Iterator[Finding]:
                 str(address),
                 (Evidence(case.host.source, f"no SMMU for RequesterID {address.rid:#x}"),),
                 f"{address} cannot be assigned: VFIO refuses devices whose DMA is not translated.",
-                "Use a device below a host bridge with an SMMU, or enable the SMMU in the "
-                "firmware's setup if it is disabled there.",
+                remedy,
             )
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import missing_from
+from vmm_msi.doctor.rule_helpers import named, selected_devices, sysfs
+from vmm_msi.errors import TopologyError
+from vmm_msi.host.resolve import resolve
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,10 +16,15 @@ if TYPE_CHECKING:
     from vmm_msi.types import PciAddress
 
 
+#: Classes of bridges to other PCI buses, whose header is not that of an endpoint: PCI, CardBus and
+#: semi-transparent bridges (PCI Code and ID Assignment 1.7).
+_WITHOUT_ENDPOINT = {0x0604, 0x0607, 0x0609}
+
+
 def no_tables(case: Case) -> Iterator[Finding]:
     """Yield a finding if no source describes the SMMUs and ITSes of devices."""
     gaps = case.host.missing
-    if gaps and not (case.host.routes or case.host.devices):
+    if gaps and not case.host.is_described:
         yield Finding(
             "no-tables",
             Severity.UNKNOWN,
@@ -77,7 +84,7 @@ def device_missing(case: Case) -> Iterator[Finding]:
     functions = [function.address for function in case.host.functions if not function.is_bridge]
     known = functions or list(case.host.device_by_address)
     for device in case.devices:
-        where = missing_from(case, device)
+        where = case.missing_from(device)
         if where is None:
             continue
         near = sorted(known, key=lambda other: abs(_position(other) - _position(device)))[:4]
@@ -96,3 +103,56 @@ def device_missing(case: Case) -> Iterator[Finding]:
 
 def _position(address: PciAddress) -> int:
     return address.segment << 16 | address.rid
+
+
+def bridge(case: Case) -> Iterator[Finding]:
+    """Yield the requested devices that are bridges."""
+    for device in case.devices:
+        function = case.host.function_by_address.get(device)
+        if function is None or not function.is_bridge:
+            continue
+        behind = [
+            other.address
+            for other in case.host.functions
+            if not other.is_bridge and other.iommu_group == function.iommu_group is not None
+        ]
+        yield Finding(
+            "device-is-bridge",
+            Severity.ERROR,
+            str(device),
+            (sysfs(device, "class", f"{function.class_code:#08x}, a bridge"),),
+            "libvirt refuses to start a guest with it: Non-endpoint PCI devices cannot be assigned "
+            "to guests."
+            if function.class_code is not None and function.class_code >> 8 in _WITHOUT_ENDPOINT
+            else "It connects the host's own buses and is not a device for a guest.",
+            f"Use a device behind it, such as {named(behind)}."
+            if behind
+            else "Use a device behind it: lspci -t shows them.",
+        )
+
+
+def device_unknown(case: Case) -> Iterator[Finding]:
+    """Yield the devices that no source shows to have an SMMU and an ITS.
+
+    Without this evidence, the silence of the other rules is not an all-clear.
+    """
+    if case.host.missing and not case.host.is_described:
+        return  # no-tables
+    for address, device, _function in selected_devices(case):
+        if device is not None and (device.smmu is None or not device.its_group):
+            continue  # no-smmu, no-its
+        if device is not None and device.its not in case.host.its_by_id:
+            continue  # its-unknown
+        try:
+            resolve(case.host, address)
+        except TopologyError as error:
+            yield Finding(
+                "device-unknown",
+                Severity.UNKNOWN,
+                str(address),
+                (Evidence(case.host.source, str(error)),),
+                f"Which SMMU and ITS {address} has is unknown, and so is whether its MSIs are "
+                "delivered.",
+                "Run vmm-msi doctor as root on the host itself, or add its tables as another HOST: "
+                "a folder with IORT and APIC, a device tree, or a capture.",
+            )

@@ -97,7 +97,7 @@ def resolved_host(case: Case) -> HostTopology:
     rules report the devices that are left out.
     """
     routed: dict[PciAddress, None] = {}
-    for device in case.devices:
+    for device in case.present:
         with suppress(TopologyError):
             resolve(case.host, device)
             routed[device] = None

@@ -16,20 +16,18 @@ if TYPE_CHECKING:
 def join(sources: Sequence[HostTopology], name: str | None = None) -> HostTopology:
     """Merge several sources about one host.
 
-    SMMUs, ITSes, routes and devices are those of the first source that has routes or devices,
-    since their ids mean nothing in another source. PCI functions are merged value by value; the
-    first source that reports a value decides (:mod:`vmm_msi.host.crosscheck` compares them).
+    SMMUs, ITSes, routes and devices are those of the first source that has routes or devices, or
+    else firmware's tables, since their ids mean nothing in another source. PCI functions are merged
+    value by value; the first source that reports a value decides (:mod:`vmm_msi.host.crosscheck`
+    compares them).
 
     :param sources: at least one, the most trusted first.
     :param name: what messages call the host; the default is the names of the sources.
     """
-    base = next((source for source in sources if source.routes or source.devices), None) or next(
-        (source for source in sources if source.smmus), sources[0]
-    )
+    base = max(sources, key=lambda s: (bool(s.routes or s.devices), s.is_described, bool(s.smmus)))
     granule_source = base
     if not base.granule_known:
         granule_source = next((source for source in sources if source.granule_known), base)
-    complete = bool(base.routes or base.devices)
     names = dict.fromkeys(source.source for source in sources)
     return replace(
         base,
@@ -37,7 +35,9 @@ def join(sources: Sequence[HostTopology], name: str | None = None) -> HostTopolo
         granule=granule_source.granule,
         granule_known=granule_source.granule_known,
         functions=_merged(function for source in sources for function in source.functions),
-        missing=() if complete else tuple(gap for source in sources for gap in source.missing),
+        missing=base.missing
+        if base.is_described
+        else tuple(gap for source in sources for gap in source.missing),
         table_errors=tuple(
             dict.fromkeys(error for source in sources for error in source.table_errors)
         ),

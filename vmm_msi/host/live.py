@@ -104,7 +104,8 @@ class _Tables:
             if self.has_iort or self.unreadable:
                 return None
             raise
-        return host if host.smmus or host.itses else None
+        # Without PCI hosts it is that tree, too; with them it shows that they have no SMMU.
+        return host if host.smmus or host.itses or host.segments else None
 
     def missing(self) -> str:
         """Return why there are no tables and what to use instead."""

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.types import PciAddress, PciFunction, ReservedKind, ReservedRegion
+from vmm_msi.types import Firmware, PciAddress, PciFunction, ReservedKind, ReservedRegion
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -173,7 +173,7 @@ def _route(host: HostTopology, address: PciAddress, rid: int) -> PciRoute:
     if route is not None:
         return route
     where = f"finding {address} in {host.source}"
-    if not host.routes and not host.devices and host.missing:
+    if not host.is_described and host.missing:
         raise TopologyError(f"{where}: {'; '.join(host.missing)}")
     if rid != address.rid:
         alias = PciAddress.from_rid(address.segment, rid)
@@ -193,15 +193,12 @@ def _check(host: HostTopology, device: HostDevice) -> None:
         raise TopologyError(f"{where}: it has no ITS for its MSIs; {valid}")
     if device.its in host.its_by_id:
         return
-    if not host.itses:
-        raise TopologyError(
-            f"{where}: the base of its ITS {device.its} is unknown: APIC is missing: copy "
-            "/sys/firmware/acpi/tables/APIC next to IORT"
-        )
-    known = ", ".join(str(its.id) for its in host.itses[:_MAX_SHOWN])
-    raise TopologyError(
-        f"{where}: the base of its ITS {device.its} is unknown: APIC (MADT) has the ITSes {known}"
-    )
+    where += f": the base of its ITS {device.its} is unknown"
+    if host.missing:
+        raise TopologyError(f"{where}: {'; '.join(host.missing)}")
+    known = ", ".join(str(its.id) for its in host.itses[:_MAX_SHOWN]) or "none"
+    table = "APIC (MADT) has" if host.firmware is Firmware.ACPI else "known are"
+    raise TopologyError(f"{where}: {table} the ITSes {known}")
 
 
 def _valid(host: HostTopology, segment: int, suits: Callable[[PciRoute], bool]) -> str:

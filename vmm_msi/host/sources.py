@@ -155,7 +155,7 @@ def check_this_machine(host: HostTopology) -> None:
     """
     from vmm_msi.host.live import ACPI_TABLES, DEVICE_TREE
 
-    if not host.missing:
+    if host.is_described:
         return
     tables = (ACPI_TABLES / "IORT", DEVICE_TREE)
     if any(map(os.path.exists, tables)):

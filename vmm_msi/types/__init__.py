@@ -31,6 +31,7 @@ from vmm_msi.types.guest import (
 from vmm_msi.types.host import (
     ITS_TRANSLATER_OFFSET,
     ITS_TRANSLATER_PAGE_OFFSET,
+    Firmware,
     HostDevice,
     HostTopology,
     Its,
@@ -52,6 +53,7 @@ __all__ = [
     "BinderKind",
     "Costs",
     "DeviceId",
+    "Firmware",
     "Granule",
     "GuestDevice",
     "GuestDomain",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cached_property
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,13 @@ ITS_TRANSLATER_OFFSET = ITS_FRAME + 0x40
 ITS_TRANSLATER_PAGE_OFFSET = ITS_FRAME
 #: First address that neither an SMMUv3 (IHI 0070, 3.4: 52 bits) nor a CPU can emit.
 PA_END = 1 << 52
+
+
+class Firmware(StrEnum):
+    """How firmware describes SMMUs and ITSes to a kernel; the values are for messages."""
+
+    ACPI = "ACPI"
+    DEVICE_TREE = "the device tree"
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +253,8 @@ class HostTopology:
     :param reserved_memory: memory that firmware requires mapped 1:1.
     :param missing: sentences about tables that the source lacks or that could not be read, each
         with what to use instead; for messages about devices that cannot be resolved.
+    :param firmware: the kind of tables that the SMMUs, ITSes and routes are from; None if they are
+        from elsewhere, or unknown.
     :param table_errors: errors in its tables that Linux tolerates.
     """
 
@@ -260,6 +270,12 @@ class HostTopology:
     granule_known: bool = True
     missing: tuple[str, ...] = ()
     table_errors: tuple[TableError, ...] = ()
+    firmware: Firmware | None = None
+
+    @property
+    def is_described(self) -> bool:
+        """Whether the source shows which SMMUs and ITSes devices have, or that they have none."""
+        return bool(self.routes or self.devices) or self.firmware is not None
 
     @cached_property
     def its_by_id(self) -> Mapping[int, Its]:

@@ -10,13 +10,19 @@ from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.host.firmware.iort_host import reserved_memory, segments, smmus, with_hw_msi
 from vmm_msi.host.firmware.iort_routes import routes
 from vmm_msi.host.firmware.madt import parse_madt
-from vmm_msi.types import Granule, HostTopology
+from vmm_msi.types import Firmware, Granule, HostTopology
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm_msi.host.firmware.acpi_files import AcpiFiles
     from vmm_msi.types import TableError
+
+
+_NO_MADT = (
+    "APIC is missing: copy /sys/firmware/acpi/tables/APIC of this machine next to IORT; it has the "
+    "addresses of the ITSes"
+)
 
 
 def load_acpi(folder: Path, granule: Granule = Granule.K4) -> HostTopology:
@@ -82,5 +88,7 @@ def parse_acpi(
         routes=with_hw_msi(table, routes(table), itses),
         segments=segments(table),
         reserved_memory=reserved_memory(table, granule),
+        missing=() if madt is not None else (_NO_MADT,),
         table_errors=tuple(errors),
+        firmware=Firmware.ACPI,
     )

@@ -22,7 +22,7 @@ from vmm_msi.host.firmware.dt_nodes import DeviceTree, DtNode
 from vmm_msi.host.firmware.fdt import MAX_SIZE
 from vmm_msi.host.firmware.intervals import MAX_PIECES, first_match, merge, overlapping
 from vmm_msi.host.firmware.its_frame import its_frame
-from vmm_msi.types import Granule, HostTopology, Its, Pa, PciRoute, PciSegment, Smmu
+from vmm_msi.types import Firmware, Granule, HostTopology, Its, Pa, PciRoute, PciSegment, Smmu
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -149,6 +149,7 @@ class _HostBuilder:
             tuple(self._its(node, number) for node, number in self.its.items()),
             routes=routes,
             segments=tuple(_segments(hosts)),
+            firmware=Firmware.DEVICE_TREE,
         )
 
     def _smmu(self, node: DtNode, number: int) -> Smmu:
