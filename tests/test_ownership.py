@@ -121,3 +121,55 @@ def test_a_folder_is_not_opened_through_a_link_of_another_user(tmp_path, monkeyp
             ownership.open_folder(shared / "link")
     with pytest.raises(NotADirectoryError):
         ownership.open_folder(Path("/dev/null"))
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A program in a folder of its own."""
+    path = tmp_path / "bin/program"
+    path.parent.mkdir()
+    path.write_text("#!/bin/sh\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_a_program_is_found(program, tmp_path, monkeypatch):
+    first = tmp_path / "first"
+    (first / "program").mkdir(parents=True)  # a folder is not a program
+    (first / "data").touch()
+    monkeypatch.setenv("PATH", f"/nowhere:{first}:{program.parent}:/bin")
+    assert ownership.find_program("program") == str(program)
+    assert ownership.find_program("data") is None
+    assert ownership.find_program("program", str(first)) is None
+    assert ownership.find_program("sh", "/usr/bin:/bin") in {"/usr/bin/sh", "/bin/sh"}
+    monkeypatch.delenv("PATH")
+    assert ownership.find_program("sh") in {"/usr/bin/sh", "/bin/sh"}
+
+
+@pytest.mark.parametrize("search", ["", ":/bin", "/bin:", "/nowhere::/bin", ".", "bin", "../bin"])
+def test_the_current_folder_is_not_searched(program, monkeypatch, search):
+    monkeypatch.chdir(program.parent)
+    assert ownership.find_program("program", search) is None
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "owner", "owner of a link"])
+def test_a_program_that_another_user_may_change_is_not_found(program, tmp_path, monkeypatch, kind):
+    good = tmp_path / "good"
+    good.symlink_to("/bin")
+    search = f"{program.parent}:{tmp_path}/good"
+    program = program.rename(program.with_name("sh"))
+    assert ownership.find_program("sh", search) == str(program)
+    if kind == "folder":
+        program.parent.chmod(0o777)
+    elif kind == "file":
+        program.chmod(0o777)
+    else:
+        if kind == "owner of a link":
+            program.unlink()
+            program.symlink_to("/bin/sh")
+        if os.geteuid():
+            monkeypatch.setattr(ownership, "trusted_owners", lambda: frozenset({0}))
+            search = f"{program.parent}:/bin"
+        else:
+            give_away(program, monkeypatch)
+    assert ownership.find_program("sh", search) in {f"{good}/sh", "/bin/sh"}

@@ -155,3 +155,22 @@ def open_folder(path: Path) -> int:
                     return os.dup(component.descriptor)
                 break
     raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
+
+
+def find_program(name: str, search: str | None = None) -> str | None:
+    """Return the first program of a name that no other user may change; None without one.
+
+    :param search: folders as in ``$PATH``, which is the default. Relative and empty ones, which
+        are relative to the current folder, are skipped.
+    """
+    search = os.environ.get("PATH", os.defpath) if search is None else search
+    for folder in search.split(os.pathsep):
+        program = Path(folder, name)
+        try:
+            if not folder.startswith("/") or not program.is_file() or weakness(program):
+                continue
+        except OSError:
+            continue
+        if os.access(program, os.X_OK):
+            return str(program)
+    return None

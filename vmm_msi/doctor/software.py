@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 import re
 import select
-import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from vmm_msi import ownership
 from vmm_msi.doctor.case import Software
 from vmm_msi.domxml.support import Version
 from vmm_msi.errors import TopologyError
@@ -52,8 +52,11 @@ def query_libvirt(connection: Connection) -> Software:
 
 
 def query_emulator() -> Software:
-    """Return the release of the emulator on the path; empty if there is no emulator."""
-    program = shutil.which(EMULATOR)
+    """Return the release of the emulator on the path; empty if there is no emulator.
+
+    An emulator that another user may change is not run.
+    """
+    program = ownership.find_program(EMULATOR)
     if program is None:
         return Software()
     match = _RELEASE.match(_version_output(program).decode("utf-8", "replace"))

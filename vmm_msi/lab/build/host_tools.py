@@ -64,6 +64,8 @@ def require_root(purpose: str) -> None:
 def find_tool(name: str) -> str:
     """Return the path of a tool, even if the system folders are not in ``PATH``.
 
+    A tool that another user may change is not used.
+
     :raise LabError: when it is not installed.
     """
     return require_tools([name])[name]
@@ -75,7 +77,7 @@ def require_tools(names: Iterable[str]) -> dict[str, str]:
     :raise LabError: when some are missing; the message lists all of them with the apt command.
     """
     search = os.pathsep.join((os.environ.get("PATH", ""), _SYSTEM_PATH))
-    paths = {name: shutil.which(name, path=search) for name in names}
+    paths = {name: ownership.find_program(name, search) for name in names}
     missing = sorted(name for name, path in paths.items() if path is None)
     if missing:
         packages = sorted({TOOL_PACKAGES[name] for name in missing})
