@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -25,13 +26,15 @@ class FolderTree:
     """The files below ``root``.
 
     Links are followed here and not by the kernel, so that they stay within the folder: an absolute
-    link starts at ``root``, and ``..`` does not leave it.
+    link starts at ``root``, and ``..`` does not leave it. A file that is reached otherwise, because
+    another user put a link in the way meanwhile, is not read.
 
     :param root: ``/`` for this machine.
     """
 
     def __init__(self, root: Path) -> None:
         self._root = "" if root == Path("/") else str(root)
+        self._real_root = os.path.realpath(self._root) if self._root else ""
         self._links: dict[str, str | None] = {}
 
     @property
@@ -48,7 +51,7 @@ class FolderTree:
         """Return the content of a file; None if it does not exist."""
 
         def read() -> bytes:
-            descriptor = os.open(self._place(path), _FLAGS)
+            descriptor = self._open(path)
             try:
                 return _read(descriptor, limit + 1)
             finally:
@@ -63,7 +66,7 @@ class FolderTree:
         """Return a part of a file; None if it does not exist."""
 
         def read() -> bytes:
-            descriptor = os.open(self._place(path), _FLAGS)
+            descriptor = self._open(path)
             try:
                 return os.pread(descriptor, size, offset)
             finally:
@@ -75,7 +78,11 @@ class FolderTree:
         """Return the names in a folder, sorted."""
 
         def read() -> tuple[str, ...]:
-            return tuple(sorted(os.listdir(self._place(path))))  # noqa: PTH208
+            descriptor = self._open(path, os.O_DIRECTORY)
+            try:
+                return tuple(sorted(os.listdir(descriptor)))  # noqa: PTH208
+            finally:
+                os.close(descriptor)
 
         return self._attempt(path, read, ())
 
@@ -101,6 +108,25 @@ class FolderTree:
             return missing
         except OSError as failure:
             raise UnreadableError(self.source, path, failure.strerror or str(failure)) from failure
+
+    def _open(self, path: str, flags: int = 0) -> int:
+        """Open a file or a folder.
+
+        :raise OSError: when its path has a link that was not there when links were followed.
+        """
+        place = self._place(path)
+        descriptor = os.open(place, _FLAGS | flags)
+        if self._root and self._is_elsewhere(descriptor, place):
+            os.close(descriptor)
+            raise OSError(errno.ESTALE, "another process replaced it while it was opened")
+        return descriptor
+
+    def _is_elsewhere(self, descriptor: int, place: str) -> bool:
+        try:
+            opened = os.readlink(f"/proc/self/fd/{descriptor}")  # noqa: PTH115
+        except OSError:
+            return False  # without a /proc this is unknown
+        return opened != (self._real_root.rstrip("/") + place.removeprefix(self._root) or "/")
 
     def _place(self, path: str) -> str:
         """Return the path on this machine of a path of the host."""
