@@ -101,6 +101,8 @@ EARLIER = {
     "failed to set group container",
     "failed to set iommu for container",
     "IOMMU_IOAS_MAP failed: %m",
+    "differs in Range Invalidation support",
+    "memory listener initialization failed for container",
 }
 
 

@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 
 _HEX = r"0x([0-9a-fA-F]{1,16})"
 #: An address with a size, or with the last address, as VMMs print it.
-_SIZED = re.compile(rf"dma_map\(\S{{1,20}} ?{_HEX}, {_HEX}[,)]|iova:? ?{_HEX},? size:? ?{_HEX}")
+_SIZED = re.compile(
+    rf"dma_map\([^,\s]{{1,20}}, ?{_HEX}, ?{_HEX}[,)]|iova:? ?{_HEX},? size:? ?{_HEX}"
+)
 _RANGE = re.compile(rf"{_HEX}(?:\.\.\.?|-|\u2013){_HEX}")
 #: QEMU's name of the memory region, before the reason.
-_REGION = re.compile(r"\bRegion ([^\n]{1,80}?): ")
+_REGION = re.compile(r"\bRegion ([^\n]{1,80}?): ?(?=\w*dma_map|IOMMU)")
 _BAR_NAME = re.compile(r"\bBAR \d|\bmmaps\[|\brom\b")
 _RAM_NAME = re.compile(r"\bram|\bmem|\bdimm|\bnode|flash", re.IGNORECASE)
 #: Words of messages about BARs only.
@@ -126,9 +128,12 @@ def _ram(words: str, where: tuple[int, int] | None, context: LogContext) -> Case
     if "Bad address" in words:
         why = (
             "the kernel cannot pin this memory (EFAULT; Linux vaddr_get_pfns): its file on "
-            "hugetlbfs has no free pages, or it is memory of a device"
+            "hugetlbfs or tmpfs (/dev/shm) has no free pages, or it is memory of a device"
         )
-        remedy = "back the guest's RAM with ordinary memory, or reserve huge pages for all of it"
+        remedy = (
+            "back the guest's RAM with ordinary memory, or give its huge pages or /dev/shm room "
+            "for all of it"
+        )
         return Case(why, what, remedies=(remedy,), findings=())
     return _any_memory(what, words)
 
@@ -188,8 +193,9 @@ def _bar(words: str, where: tuple[int, int] | None, _context: LogContext) -> Cas
         else "the IOMMU does not map it"
     )
     remedy = (
-        "nothing has to be fixed without peer-to-peer DMA. Otherwise use VFIO containers, or a "
-        "kernel and a VMM that map BARs as dma-buf (Linux 6.19 or newer)"
+        "nothing has to be fixed without peer-to-peer DMA, unless an old QEMU exits at this: use a "
+        "newer one. Otherwise use VFIO containers, or a kernel and a VMM that map BARs as dma-buf "
+        "(Linux 6.19 or newer)"
     )
     return Case(f"{reason}; {_PEERS}", what, "", (remedy,), ())
 

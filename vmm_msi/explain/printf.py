@@ -15,6 +15,9 @@ _CONVERSION = re.compile(
     r"(?P<kind>[diuxXscpm%])(?P<extension>(?<=p)[a-zA-Z]\w?)?"
 )
 
+#: Spaces of which a line may have another number.
+_SPACES = re.compile(r"  +|(?<=[,=]) | (?==)")
+
 _PATTERNS = {
     "d": r"(-?\d{1,20})",
     "i": r"(-?\d{1,20})",
@@ -45,11 +48,13 @@ def pattern(text: str) -> re.Pattern[str]:
 
 
 def key(text: str) -> str:
-    """Return the longest part of a format without conversions."""
-    parts = [part.strip() for part in _CONVERSION.sub("\0", text).split("\0")]
+    """Return the longest part of a format without conversions, and without optional spaces."""
+    parts = [part.strip() for part in _SPACES.sub("\0", _CONVERSION.sub("\0", text)).split("\0")]
     return max(parts, key=len)
 
 
 def _literal(text: str) -> str:
-    # Logs and terminals may change the number of spaces, and a mailer wraps a line at one.
-    return re.sub(r"(?:\\ )+", r"[ \\n]{1,8}", re.escape(text))
+    # Logs and terminals may change the number of spaces, and a mailer wraps a line at one. Some
+    # writers omit the spaces after a comma and around an equals sign.
+    literal = re.sub(r"(?<=[,=])(?:\\ )+|(?:\\ )+(?==)", r"[ \\n]{0,8}", re.escape(text))
+    return re.sub(r"(?:\\ )+", r"[ \\n]{1,8}", literal)

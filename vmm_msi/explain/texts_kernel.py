@@ -32,6 +32,12 @@ TEXTS: tuple[Text, ...] = (
         "iommu/iommu.c __iommu_device_set_domain",
         why="/sys/kernel/iommu_groups/*/reserved_regions has a region of type direct for it",
         remedies=("assign another device", _FIRMWARE),
+        older=(
+            (
+                "Device is ineligible for IOMMU domain attach due to platform RMRR requirement.  "
+                "Contact your platform vendor."
+            ),
+        ),
     ),
     Text(
         "direct-mapping-failed",
@@ -215,6 +221,7 @@ TEXTS: tuple[Text, ...] = (
         why="another function of the device, or its bus, was reset; VFIO restores the BARs, and "
         "the guest's driver has to start the device again",
         remedies=("assign all functions that are reset together to one guest",),
+        older=("reset recovery - restoring bars",),
     ),
     Text(
         "irq-bypass",
@@ -226,7 +233,7 @@ TEXTS: tuple[Text, ...] = (
         why="another vector uses the same eventfd (EBUSY), or KVM could not set up direct "
         "injection (GICv4)",
         remedies=("nothing has to be fixed: the MSIs still arrive",),
-        older=("irq bypass producer (token %p) registration fails: %d",),
+        older=("irq bypass producer (token %p) registration fails",),
     ),
     Text(
         "no-guest-binding",
@@ -284,6 +291,7 @@ TEXTS: tuple[Text, ...] = (
         "irqchip/irq-gic-v3-its.c its_wait_for_range_completion",
         why="it hangs, or a command is invalid, such as for a DeviceID outside its table",
         remedies=("check the pITS and its driver: no strategy can fix it",),
+        older=("ITS queue timeout (%llu %llu %llu)",),
     ),
     Text(
         "its-device-table",

@@ -14,6 +14,8 @@ _NODES = (
     'path="/dev/vfio/',
     'name="iommu" dev="devtmpfs"',
     'name="vfio" dev="devtmpfs"',
+    'name="noiommu-',
+    ":object_r:vfio_device_t:",
 )
 
 TEXTS: tuple[Text, ...] = (
@@ -42,7 +44,7 @@ TEXTS: tuple[Text, ...] = (
         (
             "bridge window %pR: can't assign; no space",
             "bridge window %pR: failed to assign",
-            "can't assign; no space",
+            "%pR: can't assign; no space",
             "%pR: failed to assign",
             "can't claim; no compatible bridge window",
             "can't claim; no address assigned",
@@ -51,6 +53,11 @@ TEXTS: tuple[Text, ...] = (
         "a BAR, or a window of a bridge, has no memory",
         "pci/setup-res.c pci_assign_resource, pci_claim_resource",
         cases={
+            "[io": Case(
+                "it has no I/O ports, which Arm hosts and most drivers do not need",
+                remedies=("nothing has to be fixed if the device works",),
+                findings=(),
+            ),
             "bridge window": Case(
                 "a window of a bridge is larger than what is left above it; devices below it may "
                 "have less memory than they ask for, or none to spare for hot-plug"
@@ -69,6 +76,21 @@ TEXTS: tuple[Text, ...] = (
             ),
         ),
         older=("BAR %d: no space for %pR", "BAR %d: failed to assign %pR"),
+    ),
+    Text(
+        "pci-bar-in-use",
+        Program.KERNEL,
+        ("BAR %d: can't reserve %pR",),
+        "a driver cannot have BAR {0}: another driver of the host has its memory",
+        "pci/pci.c __pci_request_region",
+        why="usually the firmware's framebuffer (simple-framebuffer, efifb) is in the BAR of a "
+        "GPU; VFIO then cannot map it into the guest",
+        remedies=(
+            (
+                "boot the host with video=efifb:off or initcall_blacklist=sysfb_init, or remove "
+                "the framebuffer's driver from the device before the guest starts"
+            ),
+        ),
     ),
     Text(
         "pci-inaccessible",

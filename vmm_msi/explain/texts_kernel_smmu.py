@@ -117,12 +117,13 @@ TEXTS: tuple[Text, ...] = (
         "smmu-stream-alias",
         Program.KERNEL,
         ("Aliasing StreamID 0x%x (from %s) unsupported, expect DMA to be broken",),
-        "two devices share StreamID 0x{0}; the other device is {1}",
+        "two devices share StreamID 0x{0}; newer kernels name the other one",
         f"{_SMMU} arm_smmu_insert_master",
         why="they are behind a PCIe-to-PCI bridge, or the firmware maps both to one StreamID; an "
         "SMMUv3 cannot distinguish them",
         remedies=("assign neither, or move one of them to a slot that is not behind that bridge",),
         stream="StreamID 0x",
+        older=("Aliasing StreamID 0x%x unsupported, expect DMA to be broken",),
     ),
     Text(
         "smmu-no-translation",

@@ -239,6 +239,7 @@ TEXTS: tuple[Text, ...] = (
         "the vSMMU has range invalidation, but the pSMMU does not",
         _INFO,
         remedies=("vmm-msi attach {guest} {device} --vsmmu ril=off",),
+        older=("differs in Range Invalidation support",),
     ),
     Text(
         "qemu-host-ats",
@@ -299,7 +300,7 @@ TEXTS: tuple[Text, ...] = (
         "qemu-set-viommu",
         Program.QEMU,
         ("Failed to set vIOMMU: ",),
-        "QEMU cannot put the device behind its vSMMU",
+        "QEMU cannot put the device behind its vIOMMU",
         "hw/vfio/pci.c vfio_pci_realize",
         remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
     ),

@@ -264,6 +264,12 @@ TEXTS: tuple[Text, ...] = (
                 remedies=("set <memtune><hard_limit/></memtune> to the RAM plus 1 GiB",),
                 findings=("memlock",),
             ),
+            "Bad address": Case(
+                "the kernel cannot pin the guest's RAM (EFAULT; Linux vaddr_get_pfns): its file on "
+                "hugetlbfs or tmpfs (/dev/shm) has no free pages",
+                remedies=("give the file of the guest's RAM room for all of it",),
+                findings=(),
+            ),
             "Device or resource busy": Case(
                 "a host driver uses a device of the group (EBUSY; Linux "
                 "vfio_container_attach_group)",
@@ -283,6 +289,7 @@ TEXTS: tuple[Text, ...] = (
             "failed to setup container for group %d",
             "failed to set group container",
             "RAM memory listener initialization failed: ",
+            "memory listener initialization failed for container",
         ),
     ),
     Text(
@@ -395,6 +402,7 @@ TEXTS: tuple[Text, ...] = (
         (
             "vfio: Cannot reset device %s, depends on group %d which is not owned.",
             "vfio: Cannot reset device %s, no available reset mechanism.",
+            "vfio: Cannot reset device %s, depends on device %04x:%02x:%02x.%x which is not owned.",
             "vfio: hot reset info failed: %m",
         ),
         "QEMU cannot reset the device, so it keeps its state between guests",
@@ -415,6 +423,16 @@ TEXTS: tuple[Text, ...] = (
         "hw/vfio/pci.c vfio_pci_pre_reset",
         why="it lost power, or a reset failed",
         remedies=("power cycle the device; set vfio-pci.disable_idle_d3=1",),
+    ),
+    Text(
+        "qemu-bar-slow",
+        Program.QEMU,
+        ("Failed to mmap %s BAR %d. Performance may be slow",),
+        "the guest accesses BAR {1} of the device by way of QEMU, which is slow",
+        "hw/vfio/pci.c vfio_bar_register",
+        why="VFIO cannot map it: another driver of the host has its memory, such as the firmware's "
+        "framebuffer",
+        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
     ),
     Text(
         "qemu-no-error-recovery",

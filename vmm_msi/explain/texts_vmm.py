@@ -45,6 +45,16 @@ TEXTS: tuple[Text, ...] = (
         older=("VfioMapRegion(DmaMap(%s", "VfioDmaMap(%s", "IommuDmaMap(Error(%d"),
     ),
     Text(
+        "clh-slot",
+        Program.CLOUD_HYPERVISOR,
+        ("Failed to create user memory region",),
+        "KVM refuses to map a BAR into the guest",
+        "pci/src/vfio.rs VfioPciError",
+        why="the BAR is smaller than the host's page (64K), or shares one with another BAR",
+        remedies=("use a host kernel with 4K pages, or a newer cloud-hypervisor",),
+        older=("CreateUserMemoryRegion(%s",),
+    ),
+    Text(
         "clh-group",
         Program.CLOUD_HYPERVISOR,
         ("group is not viable", "failed to add vfio group into vfio container"),
@@ -375,7 +385,7 @@ TEXTS: tuple[Text, ...] = (
     Text(
         "dpdk-not-vfio",
         Program.DPDK,
-        ("not managed by VFIO driver, skipping",),
+        ("not managed by VFIO driver, skipping", "Failed to open VFIO group %d"),
         "DPDK leaves the device out: it is not bound to vfio-pci, or has no IOMMU group",
         "lib/eal/linux/eal_vfio.c dev_vfio_setup_device",
         remedies=("bind it: dpdk-devbind.py -b vfio-pci {device}",),
