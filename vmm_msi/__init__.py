@@ -8,9 +8,9 @@ first used. Plugins import :mod:`vmm_msi.plugins`.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+# Type checkers take this name for true. This module imports nothing, since the program loads it
+# before it can handle Ctrl-C.
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config, load_config
     from vmm_msi.domxml.metadata import DomainRecord
@@ -95,6 +95,8 @@ _MODULES = {
 
 
 def __getattr__(name: str) -> object:
+    from importlib import import_module
+
     for module, names in _MODULES.items():
         if name in names:
             return getattr(import_module(f"vmm_msi.{module}"), name)

@@ -10,6 +10,7 @@ Documents for programs (XML, JSON, scripts) pass unchanged to a file or a pipe.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from typing import TYPE_CHECKING, TextIO
@@ -54,10 +55,11 @@ def print_lines(lines: Iterable[object], stream: TextIO | None = None) -> None:
 
 
 def print_error(text: object) -> None:
-    """Print one line on standard error; nothing where that is closed."""
-    # sys.stderr is None then, which print() takes for standard output.
+    """Print one line on standard error; nothing where that is closed or full."""
+    # sys.stderr is None if it is closed, which print() takes for standard output.
     if sys.stderr is not None:
-        print_line(text, sys.stderr)
+        with contextlib.suppress(OSError):
+            print_line(text, sys.stderr)
 
 
 def print_document(text: str) -> None:

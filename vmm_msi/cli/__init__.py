@@ -7,12 +7,15 @@ the exit code of its class; any other exception is a bug and keeps its traceback
 
 from __future__ import annotations
 
+import errno
+import json
+import os
 import sys
 from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.cli.parser import Parser
-from vmm_msi.errors import OutputError, VmmMsiError
+from vmm_msi.errors import OutputError, UnreadableError, UsageError, VmmMsiError
 from vmm_msi.terminal import discard_output, print_error, print_line
 
 if TYPE_CHECKING:
@@ -94,19 +97,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VmmMsiError as error:
         return _fail(words, error.code, error.exit_code, str(error))
     except KeyboardInterrupt:
-        return _fail(words, "interrupted", EXIT_INTERRUPTED, "interrupted")
+        return interrupted(words)
     except BrokenPipeError:
         # The reader closed the pipe.
         discard_output()
         return 0
     except OSError as error:
-        # Commands translate errors of the files that they open; this one is of standard output.
-        if error.filename is not None:
-            raise
-        discard_output()
-        message = f"standard output: {error.strerror}"
-        return _fail(words, OutputError.code, OutputError.exit_code, message)
+        return _fail(words, *_untranslated(error))
     return code
+
+
+def _untranslated(error: OSError) -> tuple[str, int, str]:
+    """Return code, exit code and message for an error that no command translates."""
+    if error.filename is not None:
+        # Commands say more about the files that they open; this one has an impossible name.
+        message = f"{os.fsdecode(error.filename)}: {error.strerror}"
+        return UnreadableError.code, UnreadableError.exit_code, message
+    if error.errno == errno.ENOENT:
+        message = "the current folder was removed; change to another"
+        return UsageError.code, UsageError.exit_code, message
+    discard_output()
+    return OutputError.code, OutputError.exit_code, f"standard output: {error.strerror}"
+
+
+def interrupted(words: Sequence[str]) -> int:
+    """Report that Ctrl-C interrupted the command line ``words``, and return the exit code."""
+    return _fail(words, "interrupted", EXIT_INTERRUPTED, "interrupted")
 
 
 def _run(words: Sequence[str]) -> int:
@@ -140,10 +156,10 @@ def _fail(words: Sequence[str], code: str, exit_code: int, message: str) -> int:
     """
     command = _command(words)
     if "--format=json" in words or ("--format", "json") in pairwise(words):
-        from vmm_msi.report.json_text import json_line
-
         document = {"command": command, "code": code, "exit_code": exit_code, "message": message}
-        print_error(json_line({"schema": 1, **document}))
+        # ASCII, so that every locale has it; json leaves DEL as it is.
+        text = json.dumps({"schema": 1, **document})
+        print_error(text.replace("\x7f", r"\u007f"))
     else:
         print_error(f"{' '.join(['vmm-msi', *([command] if command else [])])}: {message}")
     return exit_code

@@ -10,6 +10,7 @@ import argparse
 from typing import TYPE_CHECKING, NoReturn
 
 from vmm_msi.errors import CommandLineError, did_you_mean
+from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -77,6 +78,11 @@ class Parser(argparse.ArgumentParser):
             kind = "option" if unknown[0].startswith("-") else "argument"
             raise CommandLineError(f"unknown {kind} {unknown[0]!r}; see {command.prog} --help")
         return args
+
+    def print_help(self, file: object = None) -> None:
+        """Print the help; argparse would ignore a standard output that is full."""
+        del file
+        print_lines(self.format_help().splitlines())
 
     def error(self, message: str) -> NoReturn:
         """Raise an error instead of printing it and exiting."""

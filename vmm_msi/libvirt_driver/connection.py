@@ -42,6 +42,15 @@ _RUNS = re.compile(r"<domain [^>]*\bid=['\"]")
 _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}", re.IGNORECASE)
 
 
+def _as_utf8(text: str) -> str:
+    """Return a word of the command line as libvirt takes it: as UTF-8 in every locale.
+
+    Python keeps bytes that the locale does not define as surrogates; those that are not UTF-8
+    become escapes, which no guest and no URI has.
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 @contextmanager
 def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
     """Connect to libvirt during the ``with`` block.
@@ -49,6 +58,7 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
     :param uri: a libvirt URI, https://libvirt.org/uri.html.
     :raise HypervisorError: when the connection fails.
     """
+    uri = _as_utf8(uri)
     # Without a handler libvirt prints every error on standard error.
     libvirt.registerErrorHandler(ignore, None)
     action = f"connecting to {uri}"
@@ -321,6 +331,7 @@ class Connection:
         return default
 
     def _lookup(self, name: str) -> Any:  # noqa: ANN401
+        name = _as_utf8(name)
         try:
             return self._raw.lookupByName(name)
         except libvirt.libvirtError as error:

@@ -20,11 +20,6 @@ def json_text(document: object) -> str:
     return escape_unprintable(text) + "\n"
 
 
-def json_line(document: object) -> str:
-    """Return ``document`` as JSON on one line, without a line break."""
-    return escape_unprintable(json.dumps(msgspec.to_builtins(document), ensure_ascii=False))
-
-
 def escape_unprintable(text: str) -> str:
     r"""Return JSON in which each character that a terminal would obey is an escape like ``\u202e``.
 
