@@ -286,9 +286,13 @@ def explained_events() -> str:
     """Return the explanations of events without an address, as Markdown."""
     from vmm_msi.explain.configuration import MEANINGS
 
-    lines = ["| event | meaning | cause |", "|---|---|---|"]
+    lines = [
+        "| event | meaning | behind an accelerated vSMMU | otherwise |",
+        "|---|---|---|---|",
+    ]
     for kind, meaning in MEANINGS.items():
-        lines.append(f"| `{kind.name}` | {meaning.what} | {meaning.why} |")
+        other = "the same" if meaning.host is None else meaning.host.why
+        lines.append(f"| `{kind.name}` | {meaning.what} | {meaning.nested.why} | {other} |")
     return "\n".join(lines) + "\n"
 
 

@@ -113,8 +113,8 @@ def test_prefixes_of_all_logs_are_removed(prefix):
     assert line.text == "arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:"
     explanation = line.explanation
     assert explanation.what == (
-        "event F_TRANSLATION at stage 1: the tables (the guest's, if the device is assigned) have "
-        "no translation (unpriv data write)"
+        "event F_TRANSLATION at stage 1: the tables (the guest's, if it has the device behind a "
+        "vSMMU) have no translation (unpriv data write)"
     )
     assert explanation.devices == (Subject(A),)
     assert (explanation.stream, explanation.stage, explanation.iova, explanation.ipa) == (

@@ -67,7 +67,8 @@ def describe_iova(address: int, device: HostDevice | None, context: LogContext) 
     if described is None:
         text = "not a known doorbell"
         if msi:
-            text += ", but its offset in the page is that of a doorbell: perhaps a gIOVA"
+            text += ", but its offset in the page is that of a doorbell: perhaps a gIOVA, or an "
+            text += "ITS page of the host's DMA API"
         described = DescribedAddress(AddressKind.UNKNOWN, text)
     return replace(described, msi=msi)
 

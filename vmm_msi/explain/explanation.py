@@ -53,6 +53,20 @@ class Subject:
 
 
 @dataclass(frozen=True, slots=True)
+class Reading:
+    """Another cause that a text does not exclude.
+
+    :param when: the condition for it: ``if a driver of the host uses the device``.
+    :param why: how it comes about.
+    :param remedies: changes that fix it.
+    """
+
+    when: str
+    why: str
+    remedies: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Explanation:
     """The meaning of a known text or an event.
 
@@ -66,6 +80,7 @@ class Explanation:
     :param why: how it comes about.
     :param source: where the text, or the meaning, comes from.
     :param findings: ids of the doctor's findings about the same problem.
+    :param otherwise: other causes, where the text and the context leave several.
     """
 
     id: str
@@ -82,6 +97,7 @@ class Explanation:
     why: str = ""
     remedies: tuple[Remedy, ...] = ()
     findings: tuple[str, ...] = ()
+    otherwise: tuple[Reading, ...] = ()
     source: str = ""
 
 

@@ -13,8 +13,11 @@ from vmm_msi.explain.address_kinds import (
     describe_ipa,
     vitses,
 )
-from vmm_msi.explain.configuration import MEANINGS
-from vmm_msi.explain.explanation import Explanation, Program, Remedy, Subject
+from vmm_msi.explain.cause import Cause
+from vmm_msi.explain.configuration import MEANINGS, PER_BUS, Case
+from vmm_msi.explain.explanation import Explanation, Program, Reading, Remedy, Subject
+from vmm_msi.explain.readings import cause_for
+from vmm_msi.explain.users import User, users_of
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.types import SW_MSI_WINDOW
 
@@ -32,27 +35,6 @@ _FAULTS = {
     EventKind.F_ACCESS: "a translation whose access flag is clear",
     EventKind.F_PERMISSION: "a translation that does not permit the access",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Cause:
-    """How a fault comes about.
-
-    ``why``, ``missing`` and ``remedies`` may have the placeholders of :func:`_placeholders`.
-
-    :param missing: the mapping that is missing.
-    :param remedies: changes that fix it.
-    :param strategies: another strategy may fix it.
-    :param ignores_rmr: it shows that the guest does not map the MSI window.
-    :param findings: ids of the doctor's findings about the same problem.
-    """
-
-    why: str
-    missing: str = ""
-    remedies: tuple[str, ...] = ()
-    strategies: bool = False
-    ignores_rmr: bool = False
-    findings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,16 +60,11 @@ _DMA = "check the device's driver: this is ordinary DMA, not an MSI, so no strat
 _GUEST_DRIVER = "fix the guest's driver: no strategy helps"
 _LARGEST_OAS = "vmm-msi attach {guest} {device} --vsmmu oas=44, the size that every pSMMU has"
 
-_HOST_STAGE1 = Cause(
-    "the device is not in {guest}, so stage 1 is the host's own: its driver did not map the "
-    "address",
-    remedies=("fix the device's driver on the host: no strategy helps",),
-)
 _BARE_DOORBELL = Cause(
     "the host's kernel programmed the device with the doorbell's physical address, as it does for "
     "a device without a SW MSI window: /sys/kernel/iommu_groups/*/reserved_regions",
     "S{stage}: {page} -> {page}",
-    remedies=("use a device of another host: nested translation requires a SW MSI window",),
+    on_host=("use a device of another host: nested translation requires a SW MSI window",),
     findings=related_findings.NO_WINDOW,
 )
 _UNKNOWN_GIOVA = Cause(
@@ -122,8 +99,8 @@ _STAGE1: Mapping[AddressKind, Cause] = {
                 "use fewer pITSes in one guest (at most 16 with 64K pages, 64 with 4K): assign "
                 "devices of the same pITSes, or divide them among guests"
             ),
-            "or use a host kernel with 4K pages",
         ),
+        on_host=("or use a host kernel with 4K pages",),
         findings=related_findings.BEYOND,
     ),
     AddressKind.OTHER_GIOVA: Cause(
@@ -237,19 +214,31 @@ def explain_event(
         )
     subjects = subjects_of(logged, context)
     device = context.host_device(subjects[0].address) if len(subjects) == 1 else None
+    users = users_of(subjects, context)
     if not event.stage:
-        return _configuration_error(event, subjects, device, context)
+        return _configuration_error(event, subjects, users, context)
     iova = describe_iova(event.iova, device, context)
     ipa = None if event.ipa is None else describe_ipa(event.ipa, device, context)
     if ipa is not None and ipa.kind is AddressKind.GDB and iova.kind is AddressKind.UNKNOWN:
         text = "the gIOVA that the guest's stage 1 maps to its doorbell"
         iova = DescribedAddress(AddressKind.GIOVA, text, msi=True)
-    cause = _filled(_cause(event, iova, ipa, device, context), event, iova, device, context)
+
+    def cause_of(user: User) -> Cause:
+        # An emulated vSMMU reports the other faults for the same reasons.
+        guests = user is User.EMULATED and event.kind is not EventKind.F_TRANSLATION
+        nested = user is User.NESTED or guests
+        cause = _cause(event, iova, ipa) if nested else cause_for(user, event, iova)
+        return _filled(cause, event, iova, device, context)
+
+    cause = cause_of(users[0])
     remedies = [Remedy(remedy) for remedy in cause.remedies]
+    if not context.in_guest:
+        remedies += [Remedy(remedy) for remedy in cause.on_host]
     if cause.strategies and strategies is not None:
         address = subjects[0].address if len(subjects) == 1 else None
         remedies += strategies.remedies(address, ignores_rmr=cause.ignores_rmr)
-    tables = "the host's tables" if event.stage == 2 else _stage1_tables(device, context)
+    others = () if event.stage == 2 and users[0] is User.NESTED else users[1:]
+    tables = "the host's tables" if event.stage == 2 else _stage1_tables(users, context)
     walk = ", read for a stage 1 table," if event.table_walk else ""
     access = f" ({logged.access})" if logged.access else ""
     return Explanation(
@@ -265,9 +254,12 @@ def explain_event(
         ipa=event.ipa,
         ipa_is="" if ipa is None else ipa.text,
         missing=cause.missing,
-        why=cause.why,
+        why=_not_in_guest(subjects, users, context) + cause.why,
         remedies=tuple(remedies),
         findings=cause.findings,
+        otherwise=tuple(
+            _reading(user, other) for user in others if (other := cause_of(user)) != cause
+        ),
         source=_SOURCE,
     )
 
@@ -297,23 +289,93 @@ def _announced(kind: EventKind) -> Explanation:
     )
 
 
+def _not_in_guest(
+    subjects: tuple[Subject, ...], users: tuple[User, ...], context: LogContext
+) -> str:
+    """Return the beginning of a sentence if a device is not the guest's, else nothing."""
+    assigned = any(context.guest_device(subject.address) for subject in subjects)
+    if users[0] is not User.HOST or context.guest is None or assigned:
+        return ""
+    return f"the device is not in {context.guest_name}: "
+
+
+def _reading(user: User, cause: Cause) -> Reading:
+    remedies = (*cause.remedies, *cause.on_host)
+    if cause.strategies:
+        remedies += ("name the guest with --domain, to see the strategies that fix it",)
+    return Reading(user, cause.why, remedies)
+
+
 def _configuration_error(
     event: SmmuEvent,
     subjects: tuple[Subject, ...],
-    device: HostDevice | None,
+    users: tuple[User, ...],
     context: LogContext,
 ) -> Explanation:
     meaning = MEANINGS[event.kind]
+    device = context.host_device(subjects[0].address) if len(subjects) == 1 else None
     names = _names(device, context)
+    cases: dict[Case, list[User]] = {}
+    for user in users:
+        cases.setdefault(_case_of(event.kind, user, subjects, context), []).append(user)
+    case, *others = cases
     return Explanation(
         id=f"smmu-{event.kind.name}",
         program=Program.KERNEL,
         what=f"event {event.kind.name}: {meaning.what}",
         devices=subjects,
         stream=event.stream_id,
-        why=meaning.why,
-        remedies=tuple(Remedy(remedy.format(**names)) for remedy in meaning.remedies),
+        why=case.why,
+        remedies=tuple(Remedy(remedy.format(**names)) for remedy in case.remedies),
+        otherwise=tuple(
+            Reading(
+                ", or ".join(cases[other]),
+                other.why,
+                tuple(remedy.format(**names) for remedy in other.remedies),
+            )
+            for other in others
+        ),
         source=_SOURCE,
+    )
+
+
+def _case_of(
+    kind: EventKind, user: User, subjects: tuple[Subject, ...], context: LogContext
+) -> Case:
+    """Return how an event without an address comes about for a user."""
+    meaning = MEANINGS[kind]
+    if context.in_guest:
+        if kind is EventKind.C_BAD_STREAMID and len(subjects) == 1:
+            return _bus_without_vsmmu(subjects[0], context) or meaning.in_guest or meaning.nested
+        return meaning.in_guest or meaning.nested
+    return meaning.nested if user is User.NESTED else meaning.host or meaning.nested
+
+
+def _bus_without_vsmmu(subject: Subject, context: LogContext) -> Case | None:
+    """Return the cause of a StreamID that the vSMMU of another bus does not know.
+
+    :return: None if the definition does not show such a bus.
+    """
+    placement = context.placement
+    if placement is None or subject.guest_address is None:
+        return None
+    vsmmus = [placement.bus_of(vsmmu) for vsmmu in placement.vsmmus]
+    bus = context.expander_bus(subject.guest_address.bus)
+    if bus is None or str(bus.index) in vsmmus:
+        return None
+    accel = "" if subject.address is None else " accel='on'"
+    other = "the machine" if None in vsmmus else "pcie.0" if "0" in vsmmus else "another bus"
+    return Case(
+        f"{subject.guest_address} is behind the expander bus with busNr {bus.bus_nr} (controller "
+        f"{bus.index}), which has no vSMMU, while {other} has one: QEMU translates for the bus "
+        "with that vSMMU, and the guest's IORT does not say so",
+        (
+            (
+                f"give controller {bus.index} a vSMMU: <iommu model='smmuv3'> with "
+                f"pciBus='{bus.index}'{accel}"
+            ),
+            PER_BUS,
+        ),
     )
 
 
@@ -321,9 +383,8 @@ def _cause(
     event: SmmuEvent,
     iova: DescribedAddress,
     ipa: DescribedAddress | None,
-    device: HostDevice | None,
-    context: LogContext,
 ) -> Cause:
+    """Return the cause of a fault of a device behind an accelerated vSMMU."""
     if event.kind is EventKind.F_ACCESS:
         return _ACCESS_FLAG
     if event.kind is EventKind.F_PERMISSION and event.stage == 2:
@@ -334,8 +395,6 @@ def _cause(
     if other is not None:
         return other
     if event.stage == 1:
-        if not _is_assigned(device, context):
-            return _HOST_STAGE1
         return _STAGE1.get(iova.kind, _UNKNOWN_GIOVA if iova.msi else _UNMAPPED_IOVA)
     if ipa is None:
         return Cause("stage 2 does not map the IPA, which the log does not have")
@@ -383,16 +442,10 @@ def _names(device: HostDevice | None, context: LogContext) -> dict[str, str]:
     }
 
 
-def _is_assigned(device: HostDevice | None, context: LogContext) -> bool:
-    """Return whether a device is the guest's, or may be."""
-    if device is None or context.guest is None:
-        return True
-    return context.guest_device(device.address) is not None
-
-
-def _stage1_tables(device: HostDevice | None, context: LogContext) -> str:
+def _stage1_tables(users: tuple[User, ...], context: LogContext) -> str:
     """Return whose stage 1 tables translate for a device."""
-    if context.in_guest or (device is not None and context.guest is not None):
-        assigned = _is_assigned(device, context)
-        return "the guest's tables" if assigned else "the host's own tables"
-    return "the tables (the guest's, if the device is assigned)"
+    if users[0] in {User.HOST, User.PLAIN}:
+        return "the host's own tables"
+    if len(users) == 1 or context.in_guest:
+        return "the guest's tables"
+    return "the tables (the guest's, if it has the device behind a vSMMU)"

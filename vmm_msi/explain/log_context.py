@@ -16,7 +16,7 @@ from vmm_msi.types import SW_MSI_WINDOW, Granule, PciAddress
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.libvirt_domain import DomainXml, PciController
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.types import (
         GuestDevice,
@@ -104,6 +104,21 @@ class LogContext:
                 iommu = self.placement.vsmmu_of(hostdev.element)
                 return iommu is not None and is_accelerated(iommu)
         return False
+
+    def expander_bus(self, bus: int) -> PciController | None:
+        """Return the expander bus that a bus of the guest is behind; None if behind pcie.0.
+
+        Firmware gives the buses behind an expander bus the numbers from its own on.
+        """
+        if self.placement is None:
+            return None
+        numbers = {
+            controller.bus_nr: controller
+            for controller in self.placement.controllers
+            if controller.model == EXPANDER_BUS and controller.bus_nr is not None
+        }
+        number = max((number for number in numbers if number <= bus), default=None)
+        return None if number is None else numbers[number]
 
     def by_stream(self, stream: StreamId, smmu: str) -> tuple[Subject, ...]:
         """Return the devices that an SMMU may know as ``stream``.

@@ -60,6 +60,8 @@ class StrategyRemedies:
         return tuple(
             self._remedy(delivery, device, guest.name, honours_rmr=honours_rmr)
             for delivery in self._deliveries
+            # In the guest, only its definition can be changed.
+            if delivery.needs.qemu or not self._context.in_guest
         )
 
     def _survey(self, host: HostTopology, guest: GuestDomain) -> tuple[Delivery, ...]:

@@ -63,6 +63,9 @@ def _paragraph(explained: ExplainedLine) -> Iterator[str]:
     yield from _row("why", explanation.why)
     for remedy in explanation.remedies:
         yield from _row("remedy", _remedy(remedy))
+    for reading in explanation.otherwise:
+        remedies = "".join(f"; {remedy}" for remedy in reading.remedies)
+        yield from _row("or", f"{reading.when}: {reading.why}{remedies}")
     if explanation.findings:
         first, *others = explanation.findings
         also = f"; also {', '.join(others)}" if others else ""
@@ -151,6 +154,10 @@ def _document(explained: ExplainedLine) -> dict[str, object]:
                 "change": remedy.change or None,
             }
             for remedy in explanation.remedies
+        ],
+        "otherwise": [
+            {"if": reading.when, "why": reading.why, "remedies": list(reading.remedies)}
+            for reading in explanation.otherwise
         ],
         "findings": list(explanation.findings),
         "source": explanation.source,
