@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import stat
 import time
@@ -224,3 +225,41 @@ def test_a_link_out_of_a_tree_is_not_followed(tmp_path, victim):
     (tree / "out").symlink_to(victim)
     deb_tree.trim(tree, ["share/doc/*", "out/*", "missing/*"])
     assert list((tree / "usr/share/doc").iterdir()) == []
+
+
+def test_another_user_cannot_lock_the_cache_or_the_run_folder():
+    """The attack: open every lock file for reading, or create it, and lock it."""
+    before = os.umask(0)
+    try:
+        with shared_folder(0o755) as shared:
+            place = caches.entry(shared / "cache", "thing", "the thing", (), {})
+            base = shared / "run"
+            for path in (place.path.with_name(f"{place.path.name}.lock"), base / ".lock"):
+                path.parent.mkdir(mode=0o755)
+                path.touch(0o666)
+
+            def lock_all():
+                paths = []
+                with contextlib.suppress(OSError):
+                    paths += shared.rglob("*lock")
+                for path in [*paths, place.path.with_name(f"{place.path.name}.lock")]:
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(os.open(path, os.O_RDONLY), fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+            def fill():
+                return caches.fill(place, lambda: None, lambda work: work)
+
+            # Once, as after an update from a release that created them for every user.
+            for _ in range(2):
+                with contextlib.suppress(LabError):
+                    fill()
+                daemon._new_run_folder(base)[1].close()
+            modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in shared.rglob("*lock")}
+            assert set(modes.values()) == {0o600}
+            with attacker(lock_all) if os.geteuid() == 0 else contextlib.nullcontext():
+                for _ in range(20):
+                    with contextlib.suppress(LabError):
+                        fill()
+                    daemon._new_run_folder(base)[1].close()
+    finally:
+        os.umask(before)

@@ -168,7 +168,7 @@ def _sweep(place: Entry) -> None:
         if work == place.work:
             continue
         lock = work.with_name(work.name.removesuffix(_UNFINISHED) + ".lock")
-        with lock.open("a", encoding="utf-8") as handle:
+        with host_tools.open_lock(lock) as handle:
             try:
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -182,7 +182,7 @@ def _locked(place: Entry, progress: Progress) -> Iterator[None]:
 
     The lock file stays: if it were removed, two processes could lock two files of one name.
     """
-    with place.path.with_name(place.path.name + ".lock").open("a", encoding="utf-8") as handle:
+    with host_tools.open_lock(place.path.with_name(place.path.name + ".lock")) as handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

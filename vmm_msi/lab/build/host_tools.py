@@ -14,6 +14,7 @@ from vmm_msi.errors import LabError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from typing import BinaryIO
 
 #: Tools that the lab calls, and the Debian package of each.
 TOOL_PACKAGES: Mapping[str, str] = {
@@ -190,6 +191,21 @@ def check_folder(folder: Path, doing: str, instead: str) -> None:
         raise LabError(
             f"{doing}: {weak}; the lab needs a folder that only root and you may change: {instead}"
         )
+
+
+def open_lock(path: Path) -> BinaryIO:
+    """Open a file for flock(2), and create it.
+
+    No other user can open it, since opening it for reading is enough to lock it.
+    """
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    file = os.fdopen(os.open(path, flags, 0o600), "r+b")
+    try:
+        os.fchmod(file.fileno(), 0o600)  # earlier releases created it for every user
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def remove_folder(folder: Path) -> None:

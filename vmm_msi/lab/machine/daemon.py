@@ -296,7 +296,7 @@ def _new_run_folder(base: Path) -> tuple[Path, BinaryIO]:
         run = Path(tempfile.mkdtemp(prefix="", dir=base))
         for name in ("root", "scratch", "run", "log", "share"):
             (run / name).mkdir()
-        lock = (run / _LOCK).open("wb")
+        lock = host_tools.open_lock(run / _LOCK)
         fcntl.flock(lock, fcntl.LOCK_EX)
     return run, lock
 
@@ -314,6 +314,6 @@ def _remove_if_dead(run: Path) -> None:
 @contextlib.contextmanager
 def _locked(base: Path) -> Iterator[None]:
     """Lock the creation and removal of run folders."""
-    with (base / f".{_LOCK}").open("wb") as handle:
+    with host_tools.open_lock(base / f".{_LOCK}") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
