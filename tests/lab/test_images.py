@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import re
+import resource
 import signal
 import stat
 import subprocess
@@ -494,7 +495,7 @@ poweroff -f
 
 
 @pytest.mark.lab_root
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 def test_images_boot_and_python_works(lab_images, lab_root, tmp_path):
     override = Archive()
     override.add_file("probe", PROBE.encode(), 0o755)
@@ -504,7 +505,7 @@ def test_images_boot_and_python_works(lab_images, lab_root, tmp_path):
         concatenate([override.encode(), lab_images.initrd.read_bytes(), layer_bytes])
     )
     share = lab_root.path / "usr/share"
-    start = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     done = subprocess.run(
         [
             *(*lab_root.outside("usr/bin/qemu-system-aarch64"), "-L", f"{share}/qemu"),
@@ -518,10 +519,12 @@ def test_images_boot_and_python_works(lab_images, lab_root, tmp_path):
         capture_output=True,
         text=True,
         errors="replace",
-        timeout=50,
+        timeout=220,
         check=False,
     )
-    assert time.monotonic() - start < 30
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time: other work on the machine must not fail the boot.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 30
     probe = re.search(r"probe: (\d+) True (.*)", done.stdout)
     assert probe is not None, done.stdout[-3000:] + done.stderr
     assert int(probe[1]) == lab_images.granule
