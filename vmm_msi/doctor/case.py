@@ -98,9 +98,9 @@ class Software:
 class Guest:
     """The guest that is to run.
 
-    :param xml: its definition.
+    :param xml: its definition, without values that libvirt refuses.
     :param written: the definition as its author wrote it, if it did not come from libvirt; it may
-        have parts that libvirt drops silently.
+        have parts that libvirt drops silently, and values that it refuses.
     :param holders: assigned devices of all guests, each with the guest that has it.
     """
 

@@ -114,8 +114,11 @@ def _guest(name: str, connection: Connection | None) -> Guest:
 
     holders = () if connection is None else connection.assigned()
     if is_document(name):
+        from vmm_msi.domxml.attribute_values import bad_values, readable
+
         written = read_document(name)
-        return Guest(written, written, holders)
+        xml = readable(written) if any(bad_values(written)) else written
+        return Guest(xml, written, holders)
     if connection is None:
         raise UsageError(
             f"reading guest {name}: no libvirt to query; name one with --connect, or a file by a "

@@ -86,6 +86,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_qemu_arguments,
         rules_software,
         rules_strategy,
+        rules_values,
         rules_vsmmu,
     )
 
@@ -93,6 +94,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_software.too_old,
         rules_guest.guest_kind,
         rules_guest.part_gone,
+        rules_values.libvirt_refuses,
         rules_qemu_arguments.command_line,
         rules_guest.xml_dropped,
         rules_vsmmu.misplaced_vsmmu,
@@ -124,6 +126,13 @@ def rules_for(case: Case) -> tuple[Rule, ...]:
     """Return the rules that apply to a case, in order."""
     if case.guest is None and case.plugins is None:
         return (*HOST_RULES, *ALONE_RULES)
+    written = None if case.guest is None else case.guest.written
+    if written is not None:
+        from vmm_msi.doctor import rules_values
+        from vmm_msi.domxml.attribute_values import is_readable
+
+        if not is_readable(written):
+            return (*HOST_RULES, rules_values.libvirt_refuses)
     return (*HOST_RULES, *guest_rules())
 
 

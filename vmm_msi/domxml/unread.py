@@ -10,8 +10,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.libvirt_values import ATTRIBUTES
 from vmm_msi.domxml.reserve import QEMU
-from vmm_msi.domxml.support import DRIVER_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
@@ -20,14 +20,6 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
 
-_HOSTDEV = {"mode", "type", "managed", "sgio", "rawio", "model", "display", "ramfb"}
-_TARGET = {"chassisNr", "chassis", "port", "busNr", "index", "hotplug", "memReserve"}
-_SMMU_DRIVER = {"pciBus", "accel", *DRIVER_VALUES}
-# Attributes of other IOMMUs: with them libvirt refuses the definition.
-_REFUSED = {
-    "intremap", "caching_mode", "eim", "iotlb", "aw_bits", "dma_translation", "passthrough",
-    "xtsup",
-}  # fmt: skip
 _QEMU_ELEMENTS = {"commandline", "override"}
 
 
@@ -59,7 +51,7 @@ def _top(root: Element) -> Iterator[Unread]:
     for child in root.iterchildren("*"):
         namespace, _, name = str(child.tag).rpartition("}")
         if child.tag == "iommufd":
-            yield from _attributes(child, {"enabled", "fdgroup"})
+            yield from _attributes(child, ATTRIBUTES["iommufd"])
         elif not namespace and _normalised(name) == "iommufd":
             yield Unread(child, None, "<iommufd>")
         elif name in _QEMU_ELEMENTS and f"{namespace}}}" != QEMU:
@@ -75,28 +67,28 @@ def _devices(root: Element) -> Iterator[Unread]:
         if tag == "iommu" and device.get("model") == "smmuv3":
             yield from _iommu(device)
         elif tag == "hostdev" and device.get("type") == "pci":
-            yield from _attributes(device, _HOSTDEV)
+            yield from _attributes(device, ATTRIBUTES["devices/hostdev"])
             yield from _children(device, {"driver", "source", "address"})
             driver = device.find("driver")
             if driver is not None:
-                yield from _attributes(driver, {"name", "model", "iommufd"})
+                yield from _attributes(driver, ATTRIBUTES["devices/hostdev/driver"])
         elif tag == "controller" and device.get("model") in {EXPANDER_BUS, ROOT_PORT}:
             yield from _children(device, {"target", "address"})
             for target in device.iterfind("target"):
-                yield from _attributes(target, _TARGET)
+                yield from _attributes(target, ATTRIBUTES["devices/controller/target"])
                 yield from _children(target, {"node"})
         elif tag not in {"iommu", "hostdev", "controller"}:
             yield from _misspelled(device, {"iommu", "hostdev", "controller"})
 
 
 def _iommu(device: Element) -> Iterator[Unread]:
-    yield from _attributes(device, {"model"})
+    yield from _attributes(device, ATTRIBUTES["devices/iommu"])
     yield from _children(device, {"driver"})
     for position, driver in enumerate(device.iterfind("driver")):
         if position:
             yield Unread(driver, None, "one <driver> with all attributes")
         else:
-            yield from _attributes(driver, _SMMU_DRIVER | _REFUSED)
+            yield from _attributes(driver, ATTRIBUTES["devices/iommu/driver"])
 
 
 def _features(root: Element) -> Iterator[Unread]:
