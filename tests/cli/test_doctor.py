@@ -107,9 +107,14 @@ def test_exit_code_of_warnings(vmm_msi, poor):
 
 
 def test_only_selected_devices_are_checked(vmm_msi, poor):
-    poor.write_text(POOR.replace("nested = false\n", ""))
+    host = POOR.replace("nested = false\n", "")
+    head, _, tail = host.rpartition("iommu_group = 1")
+    poor.write_text(f"{head}iommu_group = 2{tail}")
     code, document = check(vmm_msi, poor, "--device", "0000:02:00.0")
     assert (code, document["devices"]) == (0, ["0000:02:00.0"])
+    poor.write_text(host)
+    code, document = check(vmm_msi, poor, "--device", "0000:02:00.0")
+    assert (code, ids(document)) == (EXIT_ERRORS, ["partial-group"])
 
 
 @pytest.mark.parametrize("options", [(), ("--strategy", "identity")])
@@ -277,6 +282,60 @@ def test_a_strategy_without_a_guest(vmm_msi):
     assert (code, ids(document)) == (EXIT_ERRORS, ["strategy-not-carried"])
     code, document = check(vmm_msi, TWO, "--strategy", "identity")
     assert (code, ids(document)) == (EXIT_WARNINGS, ["libvirt-unknown"])
+
+
+def test_a_device_is_checked_with_the_default_strategy(vmm_msi, nowhere):
+    """That of the configuration, or identity; --strategy overrides it."""
+    code, document = check(vmm_msi, TWO, "--device", "0000:01:00.0")
+    assert (code, ids(document)) == (0, [])
+    (nowhere / "vmm-msi.toml").write_text('strategy = "host-cookie"\n')
+    code, document = check(vmm_msi, TWO, "--device", "0000:01:00.0")
+    assert code == EXIT_ERRORS
+    assert ids(document) == ["strategy-not-carried", "msi-lost"]
+    code, document = check(vmm_msi, TWO, "--device", "0000:01:00.0", "--strategy", "identity")
+    assert (code, ids(document)) == (EXIT_WARNINGS, ["libvirt-unknown"])
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--libvirt", "12.8", "--qemu", "11.1"], set()),
+        (["--libvirt", "9.0", "--qemu", "11.1"], {"libvirt-too-old"}),
+        (["--libvirt", "12.8", "--qemu", "10.0"], {"qemu-too-old"}),
+        (["--libvirt", "9.0.0", "--qemu", "7.2.1"], {"libvirt-too-old", "qemu-too-old"}),
+        (["--qemu", "10.0"], {"qemu-too-old"}),
+        (["--libvirt", "9.0"], {"libvirt-too-old"}),
+    ],
+)
+def test_named_releases(vmm_msi, options, expected):
+    """They are those of --connect or of a capture otherwise."""
+    code, document = check(vmm_msi, TWO, "--device", "0000:01:00.0", *options)
+    assert (code, set(ids(document))) == (EXIT_ERRORS if expected else 0, expected)
+    for finding in document["findings"]:
+        program = finding["id"].partition("-")[0]
+        assert finding["evidence"][0]["where"] == f"--{program}"
+
+
+def test_named_releases_override_those_of_libvirt(vmm_msi):
+    options = ("--connect", NODE, "--domain", "guest0", "--device", "0000:01:00.0")
+    _code, document = check(vmm_msi, BOARD, *options)
+    assert "libvirt-too-old" in ids(document)
+    _code, document = check(vmm_msi, BOARD, *options, "--libvirt", "12.8")
+    assert "libvirt-too-old" not in ids(document)
+
+
+def test_one_unknown_release(vmm_msi):
+    options = ("--device", "0000:01:00.0", "--strategy", "identity", "--libvirt", "12.8")
+    code, document = check(vmm_msi, TWO, *options)
+    assert (code, ids(document)) == (EXIT_WARNINGS, ["libvirt-unknown"])
+    assert document["findings"][0]["evidence"][0]["what"] == "release of QEMU not reported"
+
+
+@pytest.mark.parametrize("option", ["--libvirt", "--qemu"])
+def test_a_malformed_release(vmm_msi, option):
+    code, out, err = vmm_msi("doctor", TWO, option, "new")
+    assert (code, out) == (2, "")
+    assert err.startswith(f"vmm-msi doctor: {option} 'new': not a release")
 
 
 def test_the_selected_configuration_is_read(vmm_msi):

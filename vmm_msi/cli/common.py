@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,9 +16,12 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
     from vmm_msi.config import Choice, Config
+    from vmm_msi.domxml.support import Version
     from vmm_msi.host.sources import HostSources
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology
+
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?", re.ASCII)
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -121,6 +125,39 @@ def add_granule(parser: argparse.ArgumentParser) -> None:
         help="page size of the host's kernel, for a host description without it: ACPI tables and a "
         "device tree lack it; a TOML file, a capture and libvirt have it; default: 4K",
     )
+
+
+def add_releases(parser: argparse.ArgumentParser, purpose: str, default: str) -> None:
+    """Add ``--libvirt`` and ``--qemu``.
+
+    :param purpose: what a release is for.
+    :param default: which releases are used without the options.
+    """
+    for name, program, example in (("libvirt", "libvirt", "12.8"), ("qemu", "QEMU", "11.1")):
+        parser.add_argument(
+            f"--{name}",
+            metavar="RELEASE",
+            help=f"release of {program} {purpose}, such as {example}; default: {default}",
+        )
+
+
+def releases(args: argparse.Namespace) -> tuple[Version | None, Version | None]:
+    """Return the releases of libvirt and QEMU that the options name.
+
+    :raise UsageError: when one is not a release.
+    """
+    return _release("--libvirt", args.libvirt), _release("--qemu", args.qemu)
+
+
+def _release(option: str, text: str | None) -> Version | None:
+    if text is None:
+        return None
+    from vmm_msi.domxml.support import Version
+
+    match = _RELEASE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"{option} {text!r}: not a release; valid are, for instance, 12.8, 11.0.1")
+    return Version(*(int(part or 0) for part in match.groups()))
 
 
 def read_host(args: argparse.Namespace) -> HostSources:

@@ -11,8 +11,10 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     add_hosts,
+    add_releases,
     print_json,
     read_host,
+    releases,
 )
 from vmm_msi.cli.domain_options import add_domain
 from vmm_msi.errors import UsageError
@@ -53,10 +55,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="libvirt connection to query for its release, the domain and assigned devices; "
         "default with the name of a domain: $LIBVIRT_DEFAULT_URI, or qemu:///system",
     )
+    add_releases(parser, "to check", "that of --connect, or of a capture")
     parser.add_argument(
         "--strategy",
         metavar="NAME[:key=value,…]",
-        help="strategy to check; default: the one in the configuration, or identity",
+        help="strategy to check; default with --device or --domain: the one in the configuration, "
+        "or identity",
     )
     add_granule(parser)
     parser.add_argument(
@@ -130,8 +134,9 @@ def _case(args: argparse.Namespace) -> Case:
     from vmm_msi.doctor.case_reader import Selection, read_case
 
     devices = [PciAddress.parse(text) for text in args.device]
-    if args.domain is args.connect is args.strategy is args.config is None:
-        return read_case(_sources(args), Selection(devices))
+    named = (args.domain, args.connect, args.strategy, args.config, args.libvirt, args.qemu)
+    if not devices and named.count(None) == len(named):
+        return read_case(_sources(args))
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice
     from vmm_msi.plugins.hookspecs import PluginKind
@@ -141,7 +146,9 @@ def _case(args: argparse.Namespace) -> Case:
     plugins = load_plugins(args, settings, [] if choice is None else [choice])
     if choice is not None:
         plugins.info(choice.strategy, PluginKind.STRATEGY)
-    selection = Selection(devices, args.domain, _uri(args), choice, plugins, settings)
+    selection = Selection(
+        devices, args.domain, _uri(args), choice, plugins, settings, *releases(args)
+    )
     return read_case(_sources(args), selection)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from typing import TYPE_CHECKING
 
@@ -12,22 +11,21 @@ from vmm_msi.cli.common import (
     add_format,
     add_granule,
     add_host,
+    add_releases,
     load_config,
     load_host,
     load_plugins,
+    releases,
 )
 from vmm_msi.cli.detach import ALL
-from vmm_msi.errors import UsageError
 from vmm_msi.terminal import print_document, print_lines
 
 if TYPE_CHECKING:
     import argparse
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
-    from vmm_msi.domxml.support import Support, Version
+    from vmm_msi.domxml.support import Support
     from vmm_msi.provision import Change
-
-_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?", re.ASCII)
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -50,13 +48,11 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_host(parser, "the host the guest will run on, by default this machine")
     add_granule(parser)
     add_attach_options(parser)
-    for name, what, example in (("libvirt", "libvirt", "12.8"), ("qemu", "QEMU", "11.1")):
-        parser.add_argument(
-            f"--{name}",
-            metavar="RELEASE",
-            help=f"release of {what} that the XML is for, such as {example}; default: one that "
-            "supports everything that vmm-msi writes",
-        )
+    add_releases(
+        parser,
+        "that the XML is for",
+        "one that supports everything that vmm-msi writes",
+    )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
         "--dry-run", action="store_true", help="show the result as a table; print no XML"
@@ -118,16 +114,5 @@ def _support(args: argparse.Namespace) -> Support:
     from vmm_msi.domxml.support import Support, newest
 
     known = newest()
-    return Support(
-        known.libvirt if args.libvirt is None else _release("--libvirt", args.libvirt),
-        known.qemu if args.qemu is None else _release("--qemu", args.qemu),
-    )
-
-
-def _release(option: str, text: str) -> Version:
-    from vmm_msi.domxml.support import Version
-
-    match = _RELEASE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{option} {text!r}: not a release; valid are, for instance, 12.8, 11.0.1")
-    return Version(*(int(part or 0) for part in match.groups()))
+    libvirt, qemu = releases(args)
+    return Support(libvirt or known.libvirt, qemu or known.qemu)

@@ -83,6 +83,7 @@ class Software:
     """Releases of libvirt and QEMU on the host; None if unknown.
 
     :param source: where the releases come from.
+    :param named: the programs whose releases the caller named instead.
     :param daemon_locked_memory: bytes that the daemon that starts guests may lock.
     """
 
@@ -92,6 +93,11 @@ class Software:
     caps: DomainCaps | None = None
     source: str = ""
     daemon_locked_memory: int | None = None
+    named: frozenset[str] = frozenset()
+
+    def source_of(self, program: str) -> str:
+        """Return where the release of ``libvirt`` or ``qemu`` comes from."""
+        return f"--{program}" if program in self.named else self.source
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Evidence
+    from vmm_msi.domxml.support import Version
     from vmm_msi.host.sources import HostSources
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
@@ -38,6 +39,8 @@ class Selection:
     :param uri: the libvirt to query; None for none.
     :param choice: the strategy to check; None for those of the record and the configuration.
     :param plugins: the loaded strategies; None to run no rule about strategies.
+    :param libvirt: the release to check instead of that of the queried libvirt.
+    :param qemu: the release of QEMU to check instead.
     """
 
     devices: Sequence[PciAddress] = ()
@@ -46,6 +49,8 @@ class Selection:
     choice: Choice | None = None
     plugins: PluginManager | None = None
     config: Config | None = None
+    libvirt: Version | None = None
+    qemu: Version | None = None
 
 
 def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
@@ -89,7 +94,19 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
         config=selected.config,
         disagreements=tuple(disagreements(sources.sources)),
     )
-    return _with_host_files(case, sources)
+    case = _with_host_files(case, sources)
+    software = case.software
+    return replace(
+        case,
+        software=replace(
+            software,
+            libvirt=selected.libvirt or software.libvirt,
+            qemu=selected.qemu or software.qemu,
+            named=frozenset(
+                name for name in ("libvirt", "qemu") if getattr(selected, name) is not None
+            ),
+        ),
+    )
 
 
 def _with_host_files(case: Case, sources: HostSources) -> Case:

@@ -21,7 +21,7 @@ from vmm_msi.domxml.support import (
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from vmm_msi.doctor.case import Case
+    from vmm_msi.doctor.case import Case, Software
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Gap
 
@@ -31,22 +31,22 @@ _PLANNED = (Feature.SMMUV3, Feature.PCI_BUS, Feature.ACCEL, Feature.HOSTDEV_IOMM
 
 def too_old(case: Case) -> Iterator[Finding]:
     """Yield releases that lack a feature of the guest's XML or of a plan for it."""
-    software = case.software
+    software, required = case.software, _required(case)
     subject_name = "host" if case.guest is None else subject(case.guest.xml)
-    if software.libvirt is None:
-        if (case.guest is not None or case.choice is not None) and _required(case):
-            yield Finding(
-                "libvirt-unknown",
-                Severity.UNKNOWN,
-                subject_name,
-                (Evidence(case.host.source, "releases of libvirt and QEMU not reported"),),
-                "Releases that are too old refuse the guest or silently drop parts of it.",
-                "Select the libvirt that will start the guest with --connect.",
-            )
-        return
-    required = _required(case)
+    unknown = _unknown(software, required)
+    if unknown and (case.guest is not None or case.choice is not None):
+        yield Finding(
+            "libvirt-unknown",
+            Severity.UNKNOWN,
+            subject_name,
+            (Evidence(case.host.source, f"{unknown} not reported"),),
+            "Releases that are too old refuse the guest or silently drop parts of it.",
+            "Select the libvirt that will start the guest with --connect, or name the releases "
+            "with --libvirt and --qemu.",
+        )
     kind = None if case.guest is None else case.guest.xml.kind
-    support = Support(software.libvirt, software.qemu, kind or GuestKind())
+    newest_libvirt = newest().libvirt
+    support = Support(software.libvirt or newest_libvirt, software.qemu, kind or GuestKind())
     # Other rules report what the guest's kind excludes.
     too_old = [gap for gap in support.missing(required) if gap.needs.startswith("libvirt ")]
     if too_old:
@@ -54,13 +54,13 @@ def too_old(case: Case) -> Iterator[Finding]:
             "libvirt-too-old",
             Severity.ERROR,
             subject_name,
-            (Evidence(software.source, too_old[0].has), *_used(required, too_old)),
+            (Evidence(software.source_of("libvirt"), too_old[0].has), *_used(required, too_old)),
             f"{'; '.join(map(str, too_old))}: without validation, libvirt silently drops unknown "
             "XML.",
             f"Use libvirt {max(REQUIREMENTS[gap.feature].libvirt for gap in too_old)} or newer.",
         )
     # Also reported if libvirt is too old for the same feature.
-    by_qemu = replace(support, libvirt=newest().libvirt)
+    by_qemu = replace(support, libvirt=newest_libvirt)
     too_old = [gap for gap in by_qemu.missing(required) if gap.needs.startswith("QEMU ")]
     if too_old:
         needed = max(r for gap in too_old if (r := REQUIREMENTS[gap.feature].qemu) is not None)
@@ -68,10 +68,20 @@ def too_old(case: Case) -> Iterator[Finding]:
             "qemu-too-old",
             Severity.ERROR,
             subject_name,
-            (Evidence(software.source, too_old[0].has), *_used(required, too_old)),
+            (Evidence(software.source_of("qemu"), too_old[0].has), *_used(required, too_old)),
             f"{'; '.join(map(str, too_old))}.",
             f"Use QEMU {needed} or newer.",
         )
+
+
+def _unknown(software: Software, required: Iterable[Feature]) -> str:
+    """Return the releases that are unknown and matter, as text; empty without one."""
+    needed = [REQUIREMENTS[feature].qemu for feature in required]
+    libvirt = needed and software.libvirt is None
+    qemu = any(needed) and software.qemu is None and software.driver in {None, "QEMU"}
+    if libvirt and qemu:
+        return "releases of libvirt and QEMU"
+    return "release of libvirt" if libvirt else "release of QEMU" if qemu else ""
 
 
 def _used(required: Mapping[Feature, str], gaps: Iterable[Gap]) -> Iterator[Evidence]:
