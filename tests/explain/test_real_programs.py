@@ -20,6 +20,7 @@ ELSEWHERE = {
     "Could not open '/dev/vfio/vfio'": "the same",
     "Could not open '/dev/vfio/%d'": "the same",
     "Could not open '/dev/vfio/noiommu-%d'": "the same",
+    "Could not open '/dev/vfio/devices/vfio%d'": "the same",
     "No usable S1 MSI mapping found": "the series of 2018-2021",
     "Nested mode forbids to attach devices using different physical MSI doorbells": "the same",
     "MSI S2 mapping failed (%d)": "the same",

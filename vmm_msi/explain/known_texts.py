@@ -11,6 +11,7 @@ from vmm_msi.explain import (
     texts_kernel_smmu,
     texts_libvirt,
     texts_qemu,
+    texts_qemu_device,
     texts_qemu_vfio,
     texts_vmm,
 )
@@ -28,6 +29,7 @@ def texts() -> tuple[Text, ...]:
         *texts_kernel_pci.TEXTS,
         *texts_qemu.TEXTS,
         *texts_qemu_vfio.TEXTS,
+        *texts_qemu_device.TEXTS,
         *texts_libvirt.TEXTS,
         *texts_vmm.TEXTS,
     )

@@ -338,13 +338,7 @@ TEXTS: tuple[Text, ...] = (
         "a device did not get an IOMMU domain: it cannot be assigned",
         "iommu/iommu.c iommu_init_device, iommu_get_default_domain_type",
         remedies=("look for an earlier error of the SMMU's driver or of the firmware's tables",),
-        older=(
-            "Failed to set up IOMMU for device %s; retaining platform DMA ops",
-            (
-                "Failed to allocate default IOMMU domain of type %u for group %s - Falling back to "
-                "IOMMU_DOMAIN_DMA"
-            ),
-        ),
+        older=("Failed to set up IOMMU for device %s; retaining platform DMA ops",),
     ),
     Text(
         "iommu-unaligned",

@@ -97,6 +97,7 @@ TEXTS: tuple[Text, ...] = (
             "IOMMU device: Setting pciBus for '%1$s' is not supported with this QEMU binary",
             "iommu: accel is not supported with this QEMU binary",
             "iommu: cmdqv is not supported with this QEMU binary",
+            "iommu: page granule is not supported with this QEMU binary",
         ),
         "this QEMU is too old for the guest's vSMMU",
         "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
@@ -165,6 +166,10 @@ TEXTS: tuple[Text, ...] = (
         (
             "PCI device %1$s is in use by driver %2$s, domain %3$s",
             "PCI device %1$s is in use",
+            (
+                "PCI device %1$04x:%2$02x:%3$02x.%4$x allocated from network %5$s is already in "
+                "use by domain %6$s"
+            ),
         ),
         "another guest has the device",
         "hypervisor/virhostdev.c virHostdevPreparePCIDevices",
@@ -225,6 +230,8 @@ TEXTS: tuple[Text, ...] = (
                 "of patches of 2025; the one of a vSMMU is smmuv3"
             ),
             "Expected integer value": Case("the value has to be a decimal number"),
+            "Expected non-negative": Case("the value has to be a decimal number, 0 or more"),
+            "Zero is not permitted": Case("the value has to be a number larger than 0"),
             "in element 'driver'": Case(
                 "switches of a vSMMU, such as accel, ats, ril and cmdqv, are 'on' or 'off'"
             ),
@@ -266,6 +273,9 @@ TEXTS: tuple[Text, ...] = (
             "Failed to trigger a probe for PCI device '%1$s'",
             "Failed to add driver '%1$s' to driver_override interface of PCI device '%2$s'",
             "Unable to reset PCI device %1$s: %2$s",
+            "Failed to reset PCI device: %1$s",
+            "Failed to re-attach PCI device: %1$s",
+            "Failed to load PCI driver module %1$s: %2$s",
         ),
         "libvirt cannot take the device from its host driver, or reset it",
         "util/virpci.c virPCIDeviceUnbind, virPCIDeviceBindWithDriverOverride, virPCIDeviceReset",
@@ -310,5 +320,85 @@ TEXTS: tuple[Text, ...] = (
         "util/virprocess.c virProcessSetMaxMemLock",
         why="the daemon itself has a lower limit and no CAP_SYS_RESOURCE",
         remedies=("set LimitMEMLOCK=infinity in the unit of libvirtd or virtqemud",),
+    ),
+    Text(
+        "libvirt-vfio-qemu",
+        Program.LIBVIRT,
+        ("VFIO PCI device assignment is not supported by this QEMU binary",),
+        "this QEMU was built without vfio-pci",
+        "qemu/qemu_validate.c qemuValidateDomainDeviceDefHostdev",
+        remedies=("use a QEMU with CONFIG_VFIO_PCI; docs/support.md lists releases",),
+        older=(
+            "VFIO PCI device assignment is not supported by this version of QEMU",
+            "VFIO PCI device assignment is not supported by this version of qemu",
+        ),
+    ),
+    Text(
+        "libvirt-iommu-x86",
+        Program.LIBVIRT,
+        (
+            "IOMMU device: '%1$s' is only supported with Q35 machines",
+            "IOMMU device: '%1$s' is only supported with Q35 and ARM Virt machines",
+        ),
+        "the guest has an <iommu model='{0}'>, which its machine type does not support",
+        "qemu/qemu_validate.c qemuValidateDomainDeviceDefIOMMU",
+        remedies=("on Arm, use <iommu model='smmuv3'/>, as vmm-msi attach does",),
+    ),
+    Text(
+        "libvirt-iommu-address",
+        Program.LIBVIRT,
+        ("iommu model '%1$s' can't have address",),
+        "a vSMMU has no PCI address of its own: it belongs to the bus that pciBus names",
+        "conf/domain_validate.c virDomainIOMMUDefValidate",
+        remedies=("remove its <address>, and set <driver pciBus='N'/>",),
+    ),
+    Text(
+        "libvirt-iommufd-limit",
+        Program.LIBVIRT,
+        ("failed to set memory accounting for iommufd",),
+        "the kernel does not let libvirt choose how the memory that QEMU pins is counted",
+        "util/viriommufd.c",
+        why="the daemon has no CAP_SYS_RESOURCE, or iommufd is used already (EPERM; Linux "
+        "iommufd_option_rlimit_mode)",
+        remedies=("let the system's daemon start the guest: qemu:///system",),
+    ),
+    Text(
+        "libvirt-one-iommufd",
+        Program.LIBVIRT,
+        ("only one 'iommufd' element is supported",),
+        "the guest has several <iommufd>",
+        "conf/domain_conf.c",
+        remedies=("keep one: all devices of a guest use one file descriptor of /dev/iommu",),
+    ),
+    Text(
+        "libvirt-duplicate",
+        Program.LIBVIRT,
+        ("Hostdev already exists in the domain configuration",),
+        "the guest has the device already",
+        "conf/domain_validate.c virDomainDefHostdevValidate",
+        remedies=("see what the guest has: vmm-msi status {guest}",),
+    ),
+    Text(
+        "libvirt-pci-address",
+        Program.LIBVIRT,
+        (
+            (
+                "The device at PCI address %1$s cannot be plugged into the PCI controller with "
+                "index='%2$d'. It requires a controller that accepts a %3$s."
+            ),
+            (
+                "The device at PCI address %1$s requires hotplug capability, but the PCI "
+                "controller with index='%2$d' doesn't support hotplug"
+            ),
+            "Could not find PCI controller with index '%1$u' required for device at address '%2$s'",
+            "No more available PCI slots",
+            "pcie-expander-bus controllers are not supported with this machine type",
+        ),
+        "the guest has no PCI slot for the device at that place",
+        "conf/domain_addr.c virDomainPCIAddressFlagsCompatible; qemu/qemu_command.c "
+        "qemuBuildDeviceAddressPCIGetBus",
+        why="an assigned device needs a root port behind the expander bus of its vSMMU, and that "
+        "port has to be free",
+        remedies=("let vmm-msi attach choose the port; reserve ports for later: --spare-ports N",),
     ),
 )

@@ -200,6 +200,11 @@ TEXTS: tuple[Text, ...] = (
             "Migration not supported with SMMUv3 accelerator mode enabled",
             "Migration is currently not supported with vIOMMU enabled",
             "Migration is disabled for VFIO device",
+            "VFIO_MIGRATION_STOP_COPY is not supported",
+            "VFIO migration is not supported with postcopy migration",
+            "VFIO migration is not supported with background snapshot",
+            "VFIO device doesn't support device and IOMMU dirty tracking",
+            "Multiple VFIO devices migration is supported only if all of them support P2P",
         ),
         "a guest with an accelerated vSMMU, or with a device that cannot be migrated, cannot be "
         "migrated, saved or snapshotted with memory",
@@ -408,5 +413,45 @@ TEXTS: tuple[Text, ...] = (
         "two IOMMUs are on one root bus",
         "hw/pci/pci.c",
         remedies=("give each <iommu> an expander bus of its own, as vmm-msi attach does",),
+    ),
+    Text(
+        "qemu-virtio-iommu-pages",
+        Program.QEMU,
+        (
+            ("reports a page size mask 0x%lx incompatible with currently supported mask 0x%lx"),
+            "does not support frozen granule 0x%llx",
+        ),
+        "the host's SMMU lacks the page size that the guest's virtio-iommu offers",
+        "hw/virtio/virtio-iommu.c virtio_iommu_set_iommu_device",
+        why="the host's pages are larger (64K) than the guest's, or the device was hot-plugged "
+        "after the guest chose a page size",
+        remedies=(
+            "set granule of the virtio-iommu to the host's page size, or use one page size in both",
+            "or use an accelerated vSMMU: vmm-msi attach {guest} {device}",
+        ),
+        older=(
+            "virtio-iommu page mask 0x%lx is incompatible with mask 0x%lx",
+            "virtio-iommu page mask 0x%lx does not match 0x%lx",
+        ),
+    ),
+    Text(
+        "qemu-virtio-iommu-place",
+        Program.QEMU,
+        (
+            "VIRTIO-IOMMU is not attached to any PCI bus!",
+            "virtio-iommu-pci must be plugged on the root bus",
+            "Check your machine implements a hotplug handler for the virtio-iommu-pci device",
+        ),
+        "a virtio-iommu is not on the machine's root bus, or the machine has no room for one",
+        "hw/virtio/virtio-iommu-pci.c virtio_iommu_pci_realize",
+        remedies=("put it on bus 0 of a virt machine, or use a vSMMU",),
+    ),
+    Text(
+        "qemu-pasid",
+        Program.QEMU,
+        ("vfio: Placing PASID capability at offset 0x%x failed",),
+        "the guest does not see PASID in the device: there is no room for the capability",
+        "hw/vfio/pci.c",
+        remedies=("vmm-msi attach {guest} {device} --vsmmu ssidsize=0",),
     ),
 )

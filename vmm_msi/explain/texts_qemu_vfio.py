@@ -1,4 +1,4 @@
-"""QEMU messages about VFIO: devices, IOMMU groups, containers, mappings and MSIs.
+"""QEMU messages about VFIO: IOMMU groups, containers, iommufd and mappings.
 
 Texts and source files are those of QEMU 11.1, unless a release is named.
 """
@@ -54,21 +54,6 @@ TEXTS: tuple[Text, ...] = (
         remedies=("let libvirt open it: <iommufd enabled='yes'/> without fdgroup",),
     ),
     Text(
-        "qemu-vfio-cdev",
-        Program.QEMU,
-        (
-            "failed to find vfio-dev/vfioX/dev",
-            "(is your kernel config missing CONFIG_VFIO_DEVICE_CDEV?)",
-        ),
-        "the device has no node in /dev/vfio/devices, which iommufd requires",
-        "hw/vfio/device.c, hw/vfio/iommufd.c iommufd_cdev_getfd",
-        why="the kernel was built without CONFIG_VFIO_DEVICE_CDEV, or the device is not bound to "
-        "vfio-pci",
-        remedies=(
-            "bind it to vfio-pci (virsh nodedev-detach), on a kernel with CONFIG_VFIO_DEVICE_CDEV",
-        ),
-    ),
-    Text(
         "qemu-bind",
         Program.QEMU,
         ("error bind device fd=%d to iommufd=%d",),
@@ -107,20 +92,16 @@ TEXTS: tuple[Text, ...] = (
             "No such file": Case("a device of its IOMMU group has no vDEVICE (ENOENT)"),
         },
         remedies=("assign all devices of the group behind one vSMMU, or only this one",),
-    ),
-    Text(
-        "qemu-no-device",
-        Program.QEMU,
-        ("no such host device",),
-        "the host has no device at that address",
-        "hw/vfio/pci.c",
-        why="its address changed, or its driver or its virtual functions are missing",
-        remedies=("look up its address with lspci -D",),
+        older=("[iommufd=%d] error attach %s (%d) to id=%d",),
     ),
     Text(
         "qemu-no-group",
         Program.QEMU,
-        ("no iommu_group found", "Could not open '/dev/vfio/noiommu-%d'"),
+        (
+            "no iommu_group found",
+            "Could not open '/dev/vfio/noiommu-%d'",
+            "Failed to find iommu group sysfs path: %s",
+        ),
         "the device has no IOMMU group: no SMMU translates its DMA",
         "hw/vfio/container-legacy.c vfio_device_get_groupid",
         why="the SMMU is disabled in the firmware or has no kernel driver, or the firmware's "
@@ -214,6 +195,17 @@ TEXTS: tuple[Text, ...] = (
         ),
     ),
     Text(
+        "qemu-unaligned-region",
+        Program.QEMU,
+        ("received unaligned region %s iova=0x%lx offset_within_region=0x%lx",),
+        "a memory region of the guest is not aligned to the host's pages, so devices cannot access "
+        "it",
+        "hw/vfio/listener.c vfio_listener_valid_section",
+        why="the host has larger pages (64K) than the guest's layout is made for; devices need it "
+        "only if it is RAM or a BAR that they access",
+        remedies=("nothing has to be fixed for a TPM's or another small region",),
+    ),
+    Text(
         "qemu-group-viable",
         Program.QEMU,
         (
@@ -243,11 +235,20 @@ TEXTS: tuple[Text, ...] = (
             "Failed to set iommu for container",
             "Failed to set group container",
             "No available IOMMU models",
+            "VFIO IOMMU Type1 is not supported",
+            "Failed to get VFIO IOMMU info",
+            "Failed to add group to VFIO container",
+            "Failed to set VFIO IOMMU type",
             "memory listener initialization failed: ",
         ),
         "VFIO cannot set up a translation for the IOMMU group",
         "hw/vfio/container-legacy.c vfio_container_connect",
         cases={
+            "IOMMU Type1 is not supported": Case(
+                "the module vfio_iommu_type1 is not loaded",
+                remedies=("run modprobe vfio_iommu_type1",),
+                findings=(),
+            ),
             "No available IOMMU models": Case(
                 "the module vfio_iommu_type1 is not loaded",
                 remedies=("run modprobe vfio_iommu_type1",),
@@ -355,92 +356,15 @@ TEXTS: tuple[Text, ...] = (
     Text(
         "qemu-unmap-failed",
         Program.QEMU,
-        ("vfio_container_dma_unmap(%p, 0x%lx, 0x%lx) = %d", "VFIO_UNMAP_DMA failed"),
+        (
+            "vfio_container_dma_unmap(%p, 0x%lx, 0x%lx) = %d",
+            "VFIO_UNMAP_DMA failed",
+            "vfio_container_dma_unmap() failed: %s",
+        ),
         "memory of the guest could not be unmapped from stage 2",
         "hw/vfio/listener.c vfio_listener_region_del",
         why="no mapping, or a larger one, is at this address: usually after a mapping that failed",
         remedies=("fix the mapping that failed above",),
         older=("vfio_dma_unmap(%p, 0x%lx, 0x%lx) = %d", "VFIO_UNMAP_DMA: %d"),
-    ),
-    Text(
-        "qemu-msi-enable",
-        Program.QEMU,
-        (
-            "vfio: failed to enable vectors, %s",
-            "vfio: Error: Failed to setup MSI fds: %s",
-            "vfio: Error: Failed to enable MSI",
-            "vfio: failed to enable MSI-X, %s",
-            "VFIO_DEVICE_SET_IRQS failure",
-        ),
-        "the host's kernel refuses to enable the device's MSIs",
-        "hw/vfio/pci.c vfio_msix_enable, vfio_msi_enable",
-        cases={
-            "No space left on device": Case(
-                "the ITS has no free event or LPI, or the device is not "
-                "attached to a translation (ENOSPC)"
-            ),
-            "Value too large": Case(
-                "the 65th distinct doorbell of one iommufd file descriptor: it has "
-                "64 slots (EOVERFLOW; Linux iommufd_sw_msi_get_map)"
-            ),
-            "Cannot allocate memory": Case("the kernel found no address for its doorbell (ENOMEM)"),
-        },
-        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
-    ),
-    Text(
-        "qemu-fewer-msis",
-        Program.QEMU,
-        ("vfio: Error: Failed to enable %d MSI vectors, retry with %d",),
-        "the host's kernel has only {1} of {0} MSIs for the device; QEMU tries again with these",
-        "hw/vfio/pci.c vfio_msi_enable",
-        why="MSI (not MSI-X) requires adjacent vectors, and the ITS or the host's driver has fewer",
-        remedies=("nothing has to be fixed if the guest's driver works with fewer vectors",),
-    ),
-    Text(
-        "qemu-reset",
-        Program.QEMU,
-        (
-            "vfio: Cannot reset device %s, depends on group %d which is not owned.",
-            "vfio: Cannot reset device %s, no available reset mechanism.",
-            "vfio: Cannot reset device %s, depends on device %04x:%02x:%02x.%x which is not owned.",
-            "vfio: hot reset info failed: %m",
-        ),
-        "QEMU cannot reset the device, so it keeps its state between guests",
-        "hw/vfio/pci.c vfio_pci_hot_reset, hw/vfio/container-legacy.c",
-        why="it has no function level reset, and a bus reset would reset other devices, too",
-        remedies=(
-            (
-                "assign all functions of the device to one guest; a device without a reset may "
-                "have to be power cycled between guests"
-            ),
-        ),
-    ),
-    Text(
-        "qemu-power",
-        Program.QEMU,
-        ("vfio: Unable to power on device, stuck in D%d",),
-        "the device does not respond: it stays in power state D{0}",
-        "hw/vfio/pci.c vfio_pci_pre_reset",
-        why="it lost power, or a reset failed",
-        remedies=("power cycle the device; set vfio-pci.disable_idle_d3=1",),
-    ),
-    Text(
-        "qemu-bar-slow",
-        Program.QEMU,
-        ("Failed to mmap %s BAR %d. Performance may be slow",),
-        "the guest accesses BAR {1} of the device by way of QEMU, which is slow",
-        "hw/vfio/pci.c vfio_bar_register",
-        why="VFIO cannot map it: another driver of the host has its memory, such as the firmware's "
-        "framebuffer",
-        remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
-    ),
-    Text(
-        "qemu-no-error-recovery",
-        Program.QEMU,
-        ("Could not enable error recovery for the device",),
-        "QEMU is not notified of PCIe errors of the device; the guest runs",
-        "hw/vfio/pci.c vfio_populate_device",
-        why="the kernel offers no error interrupt for it, such as for a virtual function",
-        remedies=("nothing has to be fixed",),
     ),
 )

@@ -391,6 +391,21 @@ TEXTS: tuple[Text, ...] = (
         remedies=("bind it: dpdk-devbind.py -b vfio-pci {device}",),
     ),
     Text(
+        "dpdk-open",
+        Program.DPDK,
+        ("Cannot open /dev/vfio/%s: %s",),
+        "DPDK cannot open the device node of an IOMMU group",
+        "lib/eal/linux/eal_vfio.c vfio_open_group_fd",
+        cases={
+            "Device or resource busy": Case("another process has the group open (EBUSY)"),
+            "Operation not permitted": Case(
+                "the devices cgroup forbids it, or a no-IOMMU group requires CAP_SYS_RAWIO"
+            ),
+        },
+        why="its user has no permission",
+        remedies=("give the user the node, or stop the other process",),
+    ),
+    Text(
         "dpdk-iommu-type",
         Program.DPDK,
         (
