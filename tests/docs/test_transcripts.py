@@ -302,6 +302,7 @@ def test_lab_guest_with_two_drives():
         finding("host-driver", str(FIRST)),
         finding("host-driver", str(SECOND)),
         finding("rmr-needed", "guest lab-guest"),
+        finding("rmr-direct", "guest lab-guest"),
         finding("no-migration", "guest lab-guest"),
     ]
     phases = [

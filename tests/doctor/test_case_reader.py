@@ -45,6 +45,7 @@ def test_a_guest_in_a_file(written):
     assert case.software.libvirt is None
     assert ids(case) == [
         "note rmr-needed",
+        "note rmr-direct",
         "note slot-order",
         "note no-migration",
         "unknown libvirt-unknown",

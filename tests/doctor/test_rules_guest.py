@@ -16,9 +16,10 @@ GIB = 1 << 30
 
 
 def test_a_rendered_guest_is_healthy():
-    assert ids(case_of(HEALTHY)) == ["note rmr-needed", "note no-migration"]
+    assert ids(case_of(HEALTHY)) == ["note rmr-needed", "note rmr-direct", "note no-migration"]
     assert ids(case_of(rendered(A, B))) == [
         "note rmr-needed",
+        "note rmr-direct",
         "note slot-order",
         "note no-migration",
     ]
@@ -78,7 +79,7 @@ def test_a_guest_that_cannot_be_nested(changes, name, where, what):
 @pytest.mark.parametrize("gic", ["", "<gic/>", "<gic version='host'/>"])
 def test_a_kvm_guest_gets_the_newest_gic_of_the_host(gic):
     case = case_of(changed(HEALTHY, ("<gic version='3'/>", gic)))
-    assert ids(case) == ["note rmr-needed", "note no-migration"]
+    assert ids(case) == ["note rmr-needed", "note rmr-direct", "note no-migration"]
 
 
 def test_a_simulated_guest_needs_no_kvm():
@@ -139,7 +140,7 @@ def test_ram_outside_of_reserved_iovas(base, kind):
     case = with_function(
         case_of(HEALTHY), A, reserved=(SW_MSI_WINDOW, ReservedRegion(base, 1 << 20, kind))
     )
-    assert ids(case) == ["note rmr-needed", "note no-migration"]
+    assert ids(case) == ["note rmr-needed", "note rmr-direct", "note no-migration"]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +180,7 @@ def test_a_hard_limit(limit, severity):
     tune = f"<memtune><hard_limit unit='{unit}'>{limit}</hard_limit></memtune>"
     case = case_of(changed(HEALTHY, ("<vcpu>", f"{tune}<vcpu>")))
     if severity is None:
-        assert ids(case) == ["note rmr-needed", "note no-migration"]
+        assert ids(case) == ["note rmr-needed", "note rmr-direct", "note no-migration"]
         return
     finding = only(case, "memlock")
     assert finding.severity is severity

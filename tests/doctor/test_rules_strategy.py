@@ -172,3 +172,13 @@ def test_a_guest_that_ignores_the_rmr():
     assert "0x8000000-0x80fffff" in finding.consequence
     assert "note rmr-needed" not in ids(case_of(ONE, choice=Choice("direct")))
     assert "note rmr-needed" not in ids(case_of(changed(ONE, ("<acpi/>", ""))))
+
+
+def test_vfio_inside_the_guest():
+    """QEMU's RMR makes the window a direct region in the guest."""
+    finding = only(case_of(TWO), "rmr-direct")
+    assert (finding.severity, finding.subject) == (Severity.NOTE, f"guest {GUEST}")
+    assert f"VFIO inside the guest is refused for {A} and {B} (EINVAL)" in finding.consequence
+    assert {evidence.what for evidence in finding.evidence} == {"accel is 'on'"}
+    for without in (("<acpi/>", ""), ("accel='on'", "accel='off'")):
+        assert "note rmr-direct" not in ids(case_of(changed(ONE, without)))

@@ -252,3 +252,42 @@ def test_an_emulated_vsmmu():
         assert [why.startswith("QEMU walks the guest's tables") for why in whys] == (
             [True] if certain else [False, True]
         )
+
+
+# --- messages in the guest ----------------------------------------------------------------------
+
+DIRECT = (
+    "vfio-pci 0000:09:00.0: Firmware has requested this device have a 1:1 IOMMU mapping, rejecting "
+    "configuring the device without a 1:1 mapping. Contact your platform vendor."
+)
+BIND = "vfio 0000:09:00.0: error bind device fd=3 to iommufd=4: Invalid argument"
+
+
+@pytest.mark.parametrize("line", [DIRECT, BIND])
+def test_vfio_inside_a_guest_is_refused_because_of_qemus_rmr(line):
+    (guest,) = explain(line, context(ACCELERATED, in_guest=True)).lines
+    explanation = guest.explanation
+    assert explanation.what.startswith("Linux in the guest refuses VFIO for this device (EINVAL)")
+    assert "build_iort_rmr_nodes" in explanation.why
+    assert explanation.findings == ("rmr-direct",)
+    assert explanation.devices[0].address == A
+    assert not [r for r in explanation.remedies if "firmware" in r.what]
+    (host,) = explain(line, LogContext()).lines
+    assert "rmr-direct" not in host.explanation.findings
+    (reading,) = host.explanation.otherwise
+    assert reading.when == "if this is the log of a guest"
+    assert reading.why == explanation.what
+
+
+def test_another_errno_has_another_cause_in_the_guest_too():
+    line = BIND.replace("Invalid argument", "Operation not permitted")
+    (known,) = explain(line, context(ACCELERATED, in_guest=True)).lines
+    assert known.explanation.why.startswith("its MSIs are not isolated")
+
+
+def test_firmware_tables_of_a_guest_are_qemus():
+    line = "IORT: ITS: No ITS available, not enabling LPIs"
+    (known,) = explain(line, context(in_guest=True)).lines
+    assert known.explanation.remedies[-1].what == (
+        "the table is QEMU's: change the guest's definition, or use another QEMU"
+    )

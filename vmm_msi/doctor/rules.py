@@ -115,6 +115,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_strategy.msi_lost,
         rules_strategy.rmr_fixed,
         rules_strategy.rmr_needed,
+        rules_strategy.rmr_direct,
         rules_strategy.window_full,
         rules_strategy.slot_order,
         rules_guest.hotplug_bar_loss,

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.guest_rule_helpers import subject
+from vmm_msi.doctor.guest_rule_helpers import at, subject
 from vmm_msi.doctor.rule_helpers import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
+from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.engine.binders import QEMU_CANNOT_APPLY
 from vmm_msi.engine.survey import delivering, on_qemu
 from vmm_msi.errors import RefusedError, errno_name
@@ -178,6 +179,29 @@ def rmr_needed(case: Case) -> Iterator[Finding]:
             "IORT 1:1; a kernel that does not gets no interrupts and logs these faults.",
             "With Linux 6.0 or newer and ACPI, nothing; otherwise look for the faults in the "
             "guest's log with vmm-msi explain --in-guest.",
+        )
+
+
+def rmr_direct(case: Case) -> Iterator[Finding]:
+    """Yield a finding if QEMU's RMR keeps VFIO in the guest from the guest's devices."""
+    if case.guest is None or not case.guest.xml.acpi:
+        return
+    xml = case.guest.xml
+    placement = Placement(xml)
+    vsmmus = [vsmmu for vsmmu in placement.vsmmus if is_accelerated(vsmmu)]
+    devices = [hostdev.host for vsmmu in vsmmus for hostdev in placement.behind(vsmmu)]
+    if devices:
+        yield Finding(
+            "rmr-direct",
+            Severity.NOTE,
+            subject(xml),
+            tuple(at(xml, vsmmu.element, "accel is 'on'") for vsmmu in vsmmus[:_SHOWN]),
+            f"VFIO inside the guest is refused for {named(devices)} (EINVAL): QEMU's RMR "
+            f"{SW_MSI_WINDOW.base:#x}-{SW_MSI_WINDOW.last:#x} does not permit remapping, so Linux "
+            "in the guest has a direct region there. DPDK with vfio-pci and nested guests cannot "
+            "use them.",
+            "If the guest uses them with its own kernel drivers only, nothing; no strategy that "
+            "QEMU applies permits VFIO behind an accelerated vSMMU.",
         )
 
 

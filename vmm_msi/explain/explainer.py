@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import InputError
-from vmm_msi.explain import known_texts, log_lines, not_of_kernel
+from vmm_msi.explain import in_guest, known_texts, log_lines, not_of_kernel
 from vmm_msi.explain.address_kinds import describe_iova
 from vmm_msi.explain.event_text import EventText
 from vmm_msi.explain.explanation import (
@@ -16,6 +16,7 @@ from vmm_msi.explain.explanation import (
     ExplainedText,
     Explanation,
     Program,
+    Reading,
     Remedy,
     Subject,
 )
@@ -209,9 +210,10 @@ def _explain_text(
         "device": str(device or "DEVICE"),
     }
     case = text.case(line, rest, context)
-    remedies = [
-        Remedy(remedy.format(*values, **names)) for remedy in case.remedies or text.remedies
-    ]
+    fixes = [remedy.format(*values, **names) for remedy in case.remedies or text.remedies]
+    if context.in_guest:
+        fixes = [in_guest.REMEDIES.get(fix, fix) for fix in fixes]
+    remedies = [Remedy(fix) for fix in fixes]
     if text.strategies and strategies is not None:
         remedies += strategies.remedies(device, ignores_rmr=False)
     iova_is = ""
@@ -232,8 +234,17 @@ def _explain_text(
         why=case.why,
         remedies=tuple(remedies),
         findings=OF_TEXT.get(text.id, ()) if case.findings is None else case.findings,
+        otherwise=() if context.in_guest else _in_guest(text, rest),
         source=text.source,
     )
+
+
+def _in_guest(text: Text, rest: str) -> tuple[Reading, ...]:
+    """Return what a line means if it is one of a guest's log, where that differs."""
+    case = text.case_in_guest(rest)
+    if case is None:
+        return ()
+    return (Reading("if this is the log of a guest", case.what or case.why, case.remedies),)
 
 
 def _named_devices(line: str, context: LogContext) -> tuple[Subject, ...]:

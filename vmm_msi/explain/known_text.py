@@ -57,6 +57,7 @@ class Text:
     :param cases: how it comes about if the line, from the text on, also has these words; upper
         and lower case are the same, and the number of an errno counts as its words.
     :param case_of: returns the case of a line, instead of ``cases``.
+    :param in_guest: the cases in the guest's own log, where they differ; the words may be empty.
     :param missing: the missing mapping.
     :param remedies: changes that fix it.
     :param strategies: whether to name the strategies that deliver in the simulator, too.
@@ -73,6 +74,7 @@ class Text:
     why: str = ""
     cases: Mapping[str, Case] = field(default_factory=dict)
     case_of: Callable[[str, LogContext], Case] | None = None
+    in_guest: Mapping[str, Case] = field(default_factory=dict)
     missing: str = ""
     stage: int | None = None
     remedies: tuple[str, ...] = ()
@@ -90,10 +92,12 @@ class Text:
         if self.case_of is not None:
             return self.case_of(line, context)
         words = errno_words.added(rest).lower()
-        for phrase, case in self.cases.items():
-            if phrase.lower() in words:
-                return case
-        return Case(self.why)
+        case = _first(self.in_guest, words) if context.in_guest else None
+        return case or _first(self.cases, words) or Case(self.why)
+
+    def case_in_guest(self, rest: str) -> Case | None:
+        """Return the case of a line if it is one of a guest's log; None if that is the same."""
+        return _first(self.in_guest, errno_words.added(rest).lower())
 
     def iova_in(self, rest: str) -> Iova | None:
         """Return the IOVA of a line, if it has one.
@@ -122,6 +126,11 @@ class Text:
 def _hex_after(words: str, text: str) -> int | None:
     match = re.search(re.escape(words) + r"([0-9a-fA-F]{1,16})", text) if words else None
     return None if match is None else int(match[1], 16)
+
+
+def _first(cases: Mapping[str, Case], words: str) -> Case | None:
+    """Return the first case whose phrase is in a text."""
+    return next((case for phrase, case in cases.items() if phrase.lower() in words), None)
 
 
 @dataclass(frozen=True)

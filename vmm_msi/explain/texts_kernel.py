@@ -6,9 +6,9 @@ Source files are those of Linux 7.2, below ``drivers/``.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
+from vmm_msi.explain.in_guest import DIRECT_WINDOW, FIRMWARE
 from vmm_msi.explain.known_text import Case, Text
 
-_FIRMWARE = "update the host's firmware, which provides the table; no strategy changes it"
 _VFIO_DRIVERS = (
     "vfio-pci",
     "nvgrace-gpu-vfio-pci",
@@ -31,7 +31,8 @@ TEXTS: tuple[Text, ...] = (
         "refuses to assign it",
         "iommu/iommu.c __iommu_device_set_domain",
         why="/sys/kernel/iommu_groups/*/reserved_regions has a region of type direct for it",
-        remedies=("assign another device", _FIRMWARE),
+        remedies=("assign another device", FIRMWARE),
+        in_guest={"": DIRECT_WINDOW},
         older=(
             (
                 "Device is ineligible for IOMMU domain attach due to platform RMRR requirement.  "
@@ -46,7 +47,7 @@ TEXTS: tuple[Text, ...] = (
         "the firmware requires a 1:1 mapping for this device, and the SMMU driver could not create "
         "it",
         "iommu/iommu.c iommu_setup_default_domain",
-        remedies=(_FIRMWARE,),
+        remedies=(FIRMWARE,),
     ),
     Text(
         "msi-not-isolated",
@@ -322,7 +323,7 @@ TEXTS: tuple[Text, ...] = (
         ),
         "an ITS that the firmware describes cannot be used: its devices have no MSIs",
         "irqchip/irq-gic-v3-its.c its_probe_one, its_init",
-        remedies=("use devices on another ITS", _FIRMWARE),
+        remedies=("use devices on another ITS", FIRMWARE),
         older=(
             "Unable to locate ITS domain handle",
             "unable to locate ITS domain",
@@ -373,6 +374,6 @@ TEXTS: tuple[Text, ...] = (
         ),
         "the firmware's IORT contradicts itself: a device has the wrong StreamID, DeviceID or ITS",
         "acpi/arm64/iort.c",
-        remedies=(_FIRMWARE,),
+        remedies=(FIRMWARE,),
     ),
 )

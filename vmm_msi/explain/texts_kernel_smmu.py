@@ -7,13 +7,13 @@ Source files are those of Linux 7.2, below ``drivers/``; earlier words are those
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
+from vmm_msi.explain.in_guest import FIRMWARE
 from vmm_msi.explain.known_text import Case, Text
 
 _SMMU = "iommu/arm/arm-smmu-v3/arm-smmu-v3.c"
 _SMMU2 = "iommu/arm/arm-smmu/arm-smmu.c"
 _CMDQV = "iommu/arm/arm-smmu-v3/tegra241-cmdqv.c"
 _VERSION_2 = "use a host with an SMMUv3: Linux does not nest on SMMUv1 and SMMUv2"
-_FIRMWARE = "update the host's firmware, which provides the table; no strategy changes it"
 _UNIDENTIFIED = (
     "its StreamID has no entry (unidentified stream fault): the firmware does not describe it, or "
     "it has no driver yet"
@@ -99,7 +99,7 @@ TEXTS: tuple[Text, ...] = (
         "the SMMU's own interrupt is not delivered, so its events are reported late or never",
         f"{_SMMU} arm_smmu_gerror_handler, arm_smmu_setup_unique_irqs",
         why="this is an MSI of the SMMU itself, not of a device",
-        remedies=(_FIRMWARE,),
+        remedies=(FIRMWARE,),
     ),
     Text(
         "smmu-page-request",
@@ -140,7 +140,7 @@ TEXTS: tuple[Text, ...] = (
         "StreamID 0x{0} did not get the 1:1 mapping that the firmware requires (RMR)",
         f"{_SMMU} arm_smmu_rmr_install_bypass_ste",
         why="the stream table has no entry for this StreamID",
-        remedies=(_FIRMWARE,),
+        remedies=(FIRMWARE,),
         stream="SID(0x",
     ),
     Text(
@@ -164,7 +164,7 @@ TEXTS: tuple[Text, ...] = (
         f"{_SMMU} arm_smmu_device_probe; base/dd.c call_driver_probe",
         why="its driver gave up, because the SMMU does not respond, lacks a feature or is "
         "described wrongly",
-        remedies=(_FIRMWARE, "use devices behind another SMMU: vmm-msi topology show"),
+        remedies=(FIRMWARE, "use devices behind another SMMU: vmm-msi topology show"),
         older=(
             "arm-smmu-v3: probe of %s failed with error %d",
             "arm-smmu: probe of %s failed with error %d",
@@ -234,7 +234,7 @@ TEXTS: tuple[Text, ...] = (
         "the CMDQV extension (NVIDIA Grace) of the SMMU is not used: guests cannot have cmdqv=on",
         f"{_CMDQV} tegra241_cmdqv_probe, __tegra241_cmdqv_probe",
         why="the firmware describes it incompletely; MSIs and DMA work without it",
-        remedies=(_FIRMWARE, "or attach without cmdqv: --vsmmu cmdqv=off"),
+        remedies=(FIRMWARE, "or attach without cmdqv: --vsmmu cmdqv=off"),
     ),
     Text(
         "cmdqv-full",
@@ -275,7 +275,7 @@ TEXTS: tuple[Text, ...] = (
         f"{_SMMU2} arm_smmu_global_fault",
         why="the firmware does not describe its StreamID, or its driver is not bound yet. The "
         "suggested disable_bypass=0 would let every such device access all memory",
-        remedies=(_FIRMWARE, _VERSION_2),
+        remedies=(FIRMWARE, _VERSION_2),
         stream="Stream ID 0x",
         older=('Blocked unknown Stream ID 0x%hx; boot with "',),
     ),
@@ -299,7 +299,7 @@ TEXTS: tuple[Text, ...] = (
         },
         why="usually its StreamID has no entry: the firmware does not describe it, or it has no "
         "driver yet",
-        remedies=(_FIRMWARE, _VERSION_2),
+        remedies=(FIRMWARE, _VERSION_2),
         stream="GFSYNR1 0x",
         stream_mask=0xFFFF,
     ),
@@ -322,7 +322,7 @@ TEXTS: tuple[Text, ...] = (
         "an SMMUv1 or SMMUv2 does not have as many StreamIDs as the firmware gives a device",
         f"{_SMMU2} arm_smmu_probe_device",
         why="the device has no IOMMU group, so it cannot be assigned",
-        remedies=(_FIRMWARE,),
+        remedies=(FIRMWARE,),
         stream="stream ID 0x",
     ),
     Text(

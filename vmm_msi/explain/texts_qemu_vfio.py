@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from vmm_msi.explain import map_failures
 from vmm_msi.explain.explanation import Program
+from vmm_msi.explain.in_guest import DIRECT_WINDOW
 from vmm_msi.explain.known_text import Case, Text
 
 _GROUP = (
@@ -72,6 +73,7 @@ TEXTS: tuple[Text, ...] = (
                 "the firmware requires a 1:1 mapping for it (EINVAL; see the host's log)"
             ),
         },
+        in_guest={"Invalid argument": DIRECT_WINDOW},
         remedies=(_GROUP,),
     ),
     Text(
