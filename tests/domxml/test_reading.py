@@ -33,6 +33,9 @@ def test_facts(read):
         ("<memory unit='KB'>2</memory>", 2000),
         ("<memory unit='M'>1</memory>", 1 << 20),
         ("<memory unit='gib'> 3 </memory>", 3 << 30),
+        ("<cpu><numa><cell memory='4'/><cell memory='1' unit='MiB'/></numa></cpu>", 0x101000),
+        ("<memory>0</memory><cpu><numa><cell memory='4'/></numa></cpu>", 4096),
+        ("<memory>8</memory><cpu><numa><cell memory='4'/></numa></cpu>", 8192),
     ],
 )
 def test_memory(memory, size):

@@ -9,7 +9,7 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, is_session, subject
 from vmm_msi.doctor.rule_helpers import MAX_NAMED, named
 from vmm_msi.domxml.placement import is_accelerated
-from vmm_msi.domxml.support import DRIVER_VALUES
+from vmm_msi.domxml.support import ARCH, DRIVER_VALUES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -151,7 +151,9 @@ def _behind_other(xml: DomainXml, hostdev: PciHostdev, iommu: IommuDevice) -> Fi
         (at(xml, iommu.element, f"model='{iommu.model}'"), _hostdev(xml, hostdev)),
         consequence,
         "If this is intended, nothing; a nested SMMUv3, which needs no shadow tables, takes the "
-        "place of this <iommu>: remove it, and use vmm-msi render --take-over.",
+        "place of this <iommu>: remove it, and use vmm-msi render --take-over."
+        if xml.arch == ARCH
+        else "No action needed.",
     )
 
 

@@ -42,6 +42,8 @@ def guest_ram(domain: DomainXml) -> Iterator[Ram]:
     """
     element = domain.root.find("memory")
     if element is None:
+        element = domain.root.find("cpu/numa")
+    if element is None:
         return
     modules = [*domain.root.iterfind("devices/memory")]
     sizes = [domain.size(size) for module in modules for size in module.iterfind("target/size")]

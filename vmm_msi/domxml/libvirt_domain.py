@@ -201,29 +201,42 @@ class DomainXml:
 
     @property
     def memory(self) -> int:
-        """RAM in bytes.
+        """RAM in bytes, with that of memory devices.
+
+        Without ``<memory>`` libvirt adds up the NUMA cells (``src/conf/domain_postparse.c``
+        virDomainDefPostParseMemory).
 
         :raise DomainXmlError: when it is missing, not a number or in an unknown unit.
         """
         element = self.root.find("memory")
+        size = 0 if element is None else self.size(element)
+        if size:
+            return size
+        cells = self.root.findall("cpu/numa/cell[@memory]")
+        if cells:
+            devices = self.root.iterfind("devices/memory/target/size")
+            return sum(map(self._cell_size, cells)) + sum(map(self.size, devices))
         if element is None:
             raise DomainXmlError(
                 f"reading {self.name}: it has no <memory>; add <memory unit='KiB'>"
             )
-        size = self.size(element)
-        if not size:
-            raise self._bad(element, "its text", element.text or "", "more than 0")
-        return size
+        raise self._bad(element, "its text", element.text or "", "more than 0")
 
     def size(self, element: Element) -> int:
         """Return the bytes of an element with a number and a ``unit``, such as ``<memory>``.
 
         :raise DomainXmlError: when it is not a number or in an unknown unit.
         """
+        return self._number(element, "its text", element.text or "", base=10) * self._unit(element)
+
+    def _cell_size(self, cell: Element) -> int:
+        return self._number(cell, "memory", cell.get("memory", ""), base=10) * self._unit(cell)
+
+    def _unit(self, element: Element) -> int:
         unit = element.get("unit", "KiB").lower()
         if unit not in _UNITS:
             raise self._bad(element, "unit", element.get("unit", ""), "KiB, MiB, GiB")
-        return self._number(element, "its text", element.text or "", base=10) * _UNITS[unit]
+        return _UNITS[unit]
 
     def number(self, element: Element, name: str) -> int:
         """Return the number in an attribute, parsed as libvirt does; 0 if it is missing.
