@@ -101,7 +101,24 @@ def test_the_errno_and_the_address_decide(line, what, findings):
 def test_the_address_and_the_size_are_shown():
     explanation = explained(REALIZE.format("mach-virt.ram", "0x40000000", "0x100000000", EINVAL))
     assert (explanation.ipa, explanation.ipa_is) == (0x4000_0000, "guest RAM, 0x100000000 bytes")
-    assert "0xfee00000-0xfeefffff" in explanation.why
+    assert "0xfee00000-0xfeefffff is one on an x86 host" in explanation.why
+    assert "on an Arm host" not in explanation.why
+
+
+def test_ram_over_the_msi_window_of_an_arm_host():
+    explanation = explained(REALIZE.format("ram-node0", "0x0", "0x40000000", EINVAL))
+    assert "0x8000000-0x80fffff is one on an Arm host" in explanation.why
+    assert "0xfee00000" not in explanation.why
+
+
+@pytest.mark.parametrize(
+    ("address", "reason"),
+    [("0x8000000", "in a reserved region"), ("0x380000000000", "beyond the IOMMU's width")],
+)
+def test_a_bar_below_4_gib_is_not_beyond_the_width(address, reason):
+    explanation = explained(REALIZE.format("0000:01:00.0 BAR 0", address, "0x1000", EINVAL))
+    assert reason in explanation.why
+    assert ("width" in explanation.why) == ("width" in reason)
 
 
 DEVICE = PciAddress(0, 1, 0, 0)
@@ -129,6 +146,12 @@ def context(ram):
 def test_the_region_that_guest_ram_covers_is_named_if_host_and_guest_are_known():
     line = MAP.format("0x40000000", "0x80000000", EINVAL)
     explanation = explained(line, context(0x8000_0000))
+    assert f"covers a reserved region of the device: {DIRECT}" in explanation.why
+
+
+def test_the_region_is_named_for_the_device_in_the_line_if_only_the_host_is_known():
+    line = REALIZE.format("mach-virt.ram", "0x40000000", "0x80000000", EINVAL)
+    explanation = explained(line, LogContext(context(0x1000).host))
     assert f"covers a reserved region of the device: {DIRECT}" in explanation.why
 
 

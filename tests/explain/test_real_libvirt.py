@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import libvirt  # noqa: TID251 - a definition that vmm-msi does not have validated
 import pytest
 
 from vmm_msi.domxml.libvirt_domain import DomainXml
@@ -37,6 +38,7 @@ SMMU = "<iommu model='smmuv3'>{}</iommu>"
 CASES = [
     ("libvirt-acpi-uefi", {"acpi": "<acpi/>"}),
     ("libvirt-iommu-acpi", {"devices": "<iommu model='virtio'/>"}),
+    ("libvirt-iommu-x86", {"devices": "<iommu model='intel'/>"}),
     ("qemu-two-iommus", {"devices": SMMU.format("") + SMMU.format("<driver pciBus='1'/>")}),
     ("libvirt-iommu-attributes", {"devices": SMMU.format("<driver pciBus='1' ats='on'/>")}),
     ("libvirt-no-vfio", {"devices": HOSTDEV}),
@@ -67,3 +69,32 @@ def test_messages_about_a_guest(id_, changes, lab_daemon):
         explanation = refused(connection, xml)
     (line,) = explain(f"error: {explanation}", LogContext()).lines
     assert line.explanation.id == id_, explanation
+
+
+#: Devices with a value that libvirt does not accept, and words of the cause.
+VALUES = [
+    (SMMU.format("<driver pciBus='0x1'/>"), "decimal number"),
+    (SMMU.format("<driver pciBus='1' ssidsize='a'/>"), "decimal number"),
+    (SMMU.format("<driver pciBus='1' ats='yes'/>"), "'on' or 'off'"),
+    ("<iommu model='smmuv3Dev'/>", "smmuv3Dev"),
+    ("<iommu model='nestedSmmuv3'/>", "nestedSmmuv3"),
+    ("<iommu/>", ""),
+]
+
+
+@pytest.mark.parametrize(("devices", "why"), VALUES, ids=[case[0] for case in VALUES])
+def test_messages_about_a_value(devices, why, lab_daemon):
+    """The parser refuses the value, and so does the schema if the caller asks for validation."""
+    xml = DomainXml.parse(GUEST.format(acpi="", devices=devices), "the test")
+    connection = libvirt.open(lab_daemon.uri)
+    try:
+        with pytest.raises(libvirt.libvirtError) as raised:
+            connection.defineXML(str(xml))
+    finally:
+        connection.close()
+    (line,) = explain(f"error: {raised.value}", LogContext()).lines
+    assert line.explanation.id == "libvirt-invalid-value"
+    assert why in line.explanation.why
+    with connect(lab_daemon.uri) as checked:
+        (line,) = explain(f"error: {refused(checked, xml)}", LogContext()).lines
+    assert line.explanation.id == "libvirt-schema"

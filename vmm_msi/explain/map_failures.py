@@ -8,13 +8,13 @@ BAR it is a window beyond the IOMMU's width, which can stay as it is.
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
 from vmm_msi.explain import errno_words
 from vmm_msi.explain.known_text import Case
-from vmm_msi.types import Ipa
+from vmm_msi.types import SW_MSI_WINDOW, Ipa, PciAddress
 
 if TYPE_CHECKING:
     from vmm_msi.explain.log_context import LogContext
@@ -26,6 +26,9 @@ _SIZED = re.compile(
     rf"dma_map\([^,\s]{{1,20}}, ?{_HEX}, ?{_HEX}[,)]|iova:? ?{_HEX},? size:? ?{_HEX}"
 )
 _RANGE = re.compile(rf"{_HEX}(?:\.\.\.?|-|\u2013){_HEX}")
+#: PCI addresses that a line may name, and how many of them are looked up.
+_DEVICE = re.compile(r"\b([0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7])\b")
+_DEVICES = 4
 #: QEMU's name of the memory region, before the reason.
 _REGION = re.compile(r"\bRegion ([^\n]{1,80}?): ?(?=\w*dma_map|IOMMU)")
 _BAR_NAME = re.compile(r"\bBAR \d|\bmmaps\[|\brom\b")
@@ -37,15 +40,34 @@ _RAM_WORDS = ("VfioDmaMap(", "Failed to DMA map VFIO device:")
 #: First address of the 64-bit PCI window of QEMU's virt board (hw/arm/virt.c extended_memmap);
 #: firmware of x86 guests puts its window above that, too.
 _HIGH_WINDOW = 0x80_0000_0000
+#: Every IOMMU translates the addresses below.
+_FOUR_GIB = 0x1_0000_0000
 #: First address of RAM of QEMU's virt board; PCI windows and devices are below.
 _VIRT_RAM = 0x4000_0000
-#: MSI addresses of x86, which no IOMMU of x86 translates.
-_X86_MSI = (0xFEE0_0000, 0x10_0000)
+#: Reserved regions of any host of a kind: first address, size, and the host.
+_KNOWN_REGIONS = (
+    (SW_MSI_WINDOW.base, SW_MSI_WINDOW.size, "an Arm host, for MSIs"),
+    (0xFEE0_0000, 0x10_0000, "an x86 host, for MSIs"),
+    (0xFD_0000_0000, 0x3_0000_0000, "an AMD host, for HyperTransport"),
+)
 
 _PEERS = (
     "without it, devices of the guest cannot access each other's BARs (peer-to-peer); nothing else "
     "is lost"
 )
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """A message about a mapping that failed.
+
+    :param words: the line, with the words of its errno.
+    :param where: the address and the size, if known.
+    """
+
+    line: str
+    words: str
+    where: tuple[int, int] | None
 
 
 class _Kind(Enum):
@@ -62,7 +84,7 @@ def case(line: str, context: LogContext) -> Case:
         words += " (Invalid argument)"
     where = _address(line)
     kind = _kind(line, words, where, context)
-    case_ = _CASES[kind](words, where, context)
+    case_ = _CASES[kind](_Failure(line, words, where), context)
     if where is None:
         return case_
     address, size = where
@@ -121,11 +143,11 @@ def _overlap(memory: MemoryRange, address: int, size: int) -> bool:
     return memory.base < address + max(size, 1) and address < memory.base + memory.size
 
 
-def _ram(words: str, where: tuple[int, int] | None, context: LogContext) -> Case:
+def _ram(failure: _Failure, context: LogContext) -> Case:
     what = "guest RAM could not be mapped in stage 2"
-    if "Invalid argument" in words or "Address already in use" in words:
-        return _reserved(what, where, context)
-    if "Bad address" in words:
+    if "Invalid argument" in failure.words or "Address already in use" in failure.words:
+        return _reserved(what, failure, context)
+    if "Bad address" in failure.words:
         why = (
             "the kernel cannot pin this memory (EFAULT; Linux vaddr_get_pfns): its file on "
             "hugetlbfs or tmpfs (/dev/shm) has no free pages, or it is memory of a device"
@@ -135,12 +157,12 @@ def _ram(words: str, where: tuple[int, int] | None, context: LogContext) -> Case
             "for all of it"
         )
         return Case(why, what, remedies=(remedy,), findings=())
-    return _any_memory(what, words)
+    return _any_memory(what, failure.words)
 
 
-def _reserved(what: str, where: tuple[int, int] | None, context: LogContext) -> Case:
-    address, size = where or (0, 0)
-    regions = _covered(address, size, context)
+def _reserved(what: str, failure: _Failure, context: LogContext) -> Case:
+    address, size = failure.where or (0, 0)
+    regions = _covered(failure, context)
     if regions:
         covered = ", ".join(map(str, regions))
         why = f"it covers a reserved region of the device: {covered}"
@@ -149,9 +171,11 @@ def _reserved(what: str, where: tuple[int, int] | None, context: LogContext) -> 
             "it covers a reserved region of the device, or the IOMMU's width ends in it; "
             "/sys/kernel/iommu_groups/N/reserved_regions lists the regions of the device's group"
         )
-        first, length = _X86_MSI
-        if address <= first < address + size:
-            why += f". On an x86 host, {first:#x}-{first + length - 1:#x} is one"
+        why += "".join(
+            f"; {first:#x}-{first + length - 1:#x} is one on {host}"
+            for first, length, host in _KNOWN_REGIONS
+            if address < first + length and first < address + size
+        )
     return Case(
         f"{why} (EINVAL; Linux iopt_check_iova, vfio_iommu_iova_dma_valid)",
         what,
@@ -160,36 +184,43 @@ def _reserved(what: str, where: tuple[int, int] | None, context: LogContext) -> 
     )
 
 
-def _covered(address: int, size: int, context: LogContext) -> list[ReservedRegion]:
-    """Return the reserved regions of the guest's devices, on the host, in a range."""
+def _covered(failure: _Failure, context: LogContext) -> list[ReservedRegion]:
+    """Return the regions in the range that the host reserves for the device or the guest's."""
+    if failure.where is None or not failure.where[1]:
+        return []
+    addresses = [PciAddress.parse(text) for text in _DEVICE.findall(failure.line)[:_DEVICES]]
+    if context.guest is not None:
+        addresses += [device.host for device in context.guest.devices]
     regions: dict[ReservedRegion, None] = {}
-    for device in () if context.guest is None else context.guest.devices:
-        host_device = context.host_device(device.host)
+    for address in addresses:
+        host_device = context.host_device(address)
         for region in () if host_device is None else host_device.reserved:
-            if size and region.overlaps(address, size):
+            if region.overlaps(*failure.where):
                 regions[region] = None
     return list(regions)
 
 
-def _bar(words: str, where: tuple[int, int] | None, _context: LogContext) -> Case:
+def _bar(failure: _Failure, _context: LogContext) -> Case:
     what = "a BAR of an assigned device could not be mapped for the guest's other devices"
-    if "Invalid argument" in words and where is not None:
-        why = (
-            "its address is beyond the IOMMU's width, or in a reserved region (EINVAL; Linux "
-            f"vfio_iommu_iova_dma_valid); {_PEERS}"
+    if "Invalid argument" in failure.words and failure.where is not None:
+        reason = (
+            "its address is beyond the IOMMU's width, or in a reserved region"
+            if failure.where[0] >= _FOUR_GIB
+            else "it is in a reserved region, such as the MSI window of the host"
         )
+        why = f"{reason} (EINVAL; Linux vfio_iommu_iova_dma_valid); {_PEERS}"
         remedy = (
             "nothing has to be fixed without peer-to-peer DMA. Otherwise give the guest a smaller "
             "64-bit PCI window: fewer physical address bits, a larger OAS, <pcihole64>, or the "
             "firmware's setting"
         )
         return Case(why, what, "", (remedy,), ())
-    if "Cannot allocate memory" in words or "File exists" in words:
-        return _any_memory(what, words, missing="")
+    if "Cannot allocate memory" in failure.words or "File exists" in failure.words:
+        return _any_memory(what, failure.words, missing="")
     reason = (
         "the kernel cannot pin memory of a device (EFAULT; Linux vaddr_get_pfns, iommufd's "
         "pfn_reader_user_pin)"
-        if "Bad address" in words
+        if "Bad address" in failure.words
         else "the IOMMU does not map it"
     )
     remedy = (
@@ -238,9 +269,9 @@ def _any_memory(what: str, words: str, missing: str | None = None) -> Case:
     )
 
 
-def _unknown(words: str, where: tuple[int, int] | None, context: LogContext) -> Case:
+def _unknown(failure: _Failure, context: LogContext) -> Case:
     what = "memory of the guest could not be mapped in stage 2"
-    if "Invalid argument" in words:
+    if "Invalid argument" in failure.words:
         return Case(
             "if it is guest RAM, it covers a reserved region of the device. If it is a BAR, its "
             f"address is beyond the IOMMU's width: {_PEERS} (EINVAL; Linux "
@@ -248,11 +279,11 @@ def _unknown(words: str, where: tuple[int, int] | None, context: LogContext) -> 
             what,
             remedies=(
                 "look for the address in the next lines, such as vfio_dma_map(…)",
-                *_reserved(what, where, context).remedies,
+                *_reserved(what, failure, context).remedies,
             ),
             findings=("guest-ram-reserved", "guest-ram-in-msi-window"),
         )
-    return _any_memory(what, words)
+    return _any_memory(what, failure.words)
 
 
 _CASES = {_Kind.RAM: _ram, _Kind.BAR: _bar, _Kind.UNKNOWN: _unknown}
