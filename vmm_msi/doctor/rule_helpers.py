@@ -71,10 +71,13 @@ def by_smmu(
             yield smmu, addresses[number]
 
 
-def named(items: Iterable[object]) -> str:
-    """Return a list as text: its first items, and how many more there are."""
+def named(items: Iterable[object], count: int | None = None) -> str:
+    """Return a list as text: its first items, and how many more there are.
+
+    :param count: the number of items if ``items`` are only the first of them.
+    """
     names = [str(item) for item in items]
-    shown, more = names[:MAX_NAMED], len(names) - MAX_NAMED
+    shown, more = names[:MAX_NAMED], (len(names) if count is None else count) - MAX_NAMED
     if more > 0:
         return f"{', '.join(shown)} and {more} more"
     if len(shown) > 1:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import named, nested_devices, selected_devices, sysfs
+from vmm_msi.doctor.rule_helpers import MAX_NAMED, named, nested_devices, selected_devices, sysfs
 from vmm_msi.host.pci.vfio_drivers import host_driver_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.types import HostDevice, PciFunction
+    from vmm_msi.types import HostDevice, PciAddress, PciFunction
 
 #: Kinds of functions by base class (PCI Code and ID Assignment 1.7, chapter 1).
 _CLASSES = {
@@ -78,20 +79,28 @@ def host_driver(case: Case) -> Iterator[Finding]:
 def group_host_driver(case: Case) -> Iterator[Finding]:
     """Yield the devices with a host driver on another member of their group."""
     assigned = set() if case.guest is None else set(case.devices)
+    #: The members with a host driver, by group: a group may have thousands.
+    driven: dict[int | None, dict[PciAddress, PciFunction]] = {}
     for address, _device, function in selected_devices(case):
         if function is None:
             continue
-        others = [
-            other
-            for member in function.members
-            if member != address and member not in assigned
-            if (other := case.host.function_by_address.get(member)) is not None
-            and host_driver_of(other) is not None
-            and not other.is_bridge
-        ]
-        if not others:
+        if function.iommu_group not in driven:
+            driven[function.iommu_group] = {
+                member: other
+                for member in function.members
+                if member not in assigned
+                if (other := case.host.function_by_address.get(member)) is not None
+                and host_driver_of(other) is not None
+                and not other.is_bridge
+            }
+        group = driven[function.iommu_group]
+        count = len(group) - (address in group)
+        if not count:
             continue
-        names = named(other.address for other in others)
+        others = list(
+            islice((other for other in group.values() if other.address != address), MAX_NAMED)
+        )
+        names = named((other.address for other in others), count)
         yield Finding(
             "group-host-driver",
             Severity.ERROR if case.devices_selected else Severity.WARNING,
@@ -100,5 +109,5 @@ def group_host_driver(case: Case) -> Iterator[Finding]:
             f"QEMU cannot use {address} while host drivers are bound to {names} in its IOMMU group "
             f"{function.iommu_group}: the kernel refuses it with EPERM.",
             f"Assign {names} to the same guest, or unbind the host "
-            f"{'driver' if len(others) == 1 else 'drivers'} before the guest starts.",
+            f"{'driver' if count == 1 else 'drivers'} before the guest starts.",
         )

@@ -9,7 +9,8 @@ import pytest
 from vmm_msi.host.files import MAX_FILE, archive, redact
 from vmm_msi.host.files.capture_list import CAPTURED_PATHS, MODULES
 from vmm_msi.host.files.capture_paths import KERNEL_LOG, MANIFEST, PAGE_SIZE, SOFTWARE
-from vmm_msi.host.files.paths import MAX_PATH
+from vmm_msi.host.files.paths import MAX_PARTS, MAX_PATH, MAX_STEPS
+from vmm_msi.host.pci.sysfs import MAX_FUNCTIONS
 
 PAGE = (Path(__file__).resolve().parents[3] / "docs" / "capture.md").read_text()
 MIB = 1 << 20
@@ -34,7 +35,10 @@ def test_added_files_are_on_the_page(path):
         f"{MAX_FILE // MIB} MiB",
         f"{archive.MAX_MEMBERS:,}",
         f"{MAX_PATH} bytes",
-        f"{archive.MAX_EXTRA} bytes",
+        f"{archive.MAX_EXTRA} bytes, {archive.MAX_RECORDS} records",
+        f"{MAX_PARTS}",
+        f"{MAX_STEPS:,}",
+        f"{MAX_FUNCTIONS:,}",
     ],
 )
 def test_bounds_are_on_the_page(bound):

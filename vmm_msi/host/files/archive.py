@@ -18,7 +18,7 @@ from vmm_msi.host.files import MAX_FILE
 from vmm_msi.host.files.capture_paths import MANIFEST
 from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.host.files.manifest import read_manifest
-from vmm_msi.host.files.paths import MAX_PATH
+from vmm_msi.host.files.paths import MAX_PARTS, MAX_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -32,6 +32,8 @@ MAX_COMPRESSED = 32 << 20
 MAX_MEMBERS = 100_000
 #: Limit in bytes of a header that gives the next member a longer name.
 MAX_EXTRA = 4096
+#: Limit of records in such a header; tar writes up to 15.
+MAX_RECORDS = 64
 #: Limit of the memory for decompression: that of every decoder (RFC 8878, 3.1.1.1.2).
 MAX_WINDOW = 8 << 20
 
@@ -39,7 +41,10 @@ _BLOCK = 512
 # A block of 4 bytes can stand for 128 KiB (RFC 8878, 3.1.1.2.3), so this is 8 MiB at most.
 _FEED = 256
 
+#: Extended headers: of POSIX for the next member and for all, of GNU for a long name and target.
 _HEADER_TYPES = {b"x": "pax", b"g": "pax", b"L": "path", b"K": "linkpath"}
+#: The records of an extended header that are used.
+_USED_RECORDS = frozenset({"path", "linkpath", "size"})
 _FILE, _LINK, _FOLDER = b"0", b"2", b"5"
 _REFUSED_TYPES = {
     b"1": "a hard link",
@@ -205,6 +210,9 @@ class _Stream:
 
 def _members(stream: _Stream, source: str) -> Iterator[_Member]:
     extra: dict[str, bytes] = {}
+    #: The extended headers before the next member, and whether there was one for all.
+    headers: set[bytes] = set()
+    has_global = False
     while any(block := stream.take(_BLOCK)):
         header = _header(block, extra, source)
         name, kind, size = header.name, header.kind, header.size
@@ -213,6 +221,10 @@ def _members(stream: _Stream, source: str) -> Iterator[_Member]:
                 _refuse(
                     source, name, f"its extended header has {size} bytes; the limit is {MAX_EXTRA}"
                 )
+            if kind in headers or (kind == b"g" and has_global):
+                _refuse(source, name, "it has two extended headers of one kind")
+            headers.add(kind)
+            has_global |= kind == b"g"
             data = _padded(stream, size)
             if kind == b"x":
                 extra |= _records(data, name, source)
@@ -234,6 +246,7 @@ def _members(stream: _Stream, source: str) -> Iterator[_Member]:
                 _refuse(source, path, "it is a link without a target")
         yield _Member(path, kind, _padded(stream, size), target)
         extra = {}
+        headers.clear()
     for part in stream.rest():
         if part.strip(b"\0"):
             raise TopologyError(f"{source}: data after the end of its tar")
@@ -273,8 +286,11 @@ def _header(block: bytes, extra: Mapping[str, bytes], source: str) -> _Header:
 def _records(data: bytes, name: bytes, source: str) -> dict[str, bytes]:
     """Parse an extended header: lines of ``LENGTH KEY=VALUE``."""
     records: dict[str, bytes] = {}
-    at = 0
+    at = count = 0
     while at < len(data):
+        count += 1
+        if count > MAX_RECORDS:
+            _refuse(source, name, f"its extended header has more than {MAX_RECORDS} records")
         match = _RECORD.match(data, at)
         end = at + int(match[1]) if match else 0
         if match is None or not match.end() < end <= len(data) or data[end - 1] != ord("\n"):
@@ -282,7 +298,8 @@ def _records(data: bytes, name: bytes, source: str) -> dict[str, bytes]:
         key = match[2].decode("latin-1")
         if key.startswith("GNU.sparse"):
             _refuse(source, name, f"it is a sparse file; {_ALLOWED}")
-        records[key] = data[match.end() : end - 1]
+        if key in _USED_RECORDS:
+            records[key] = data[match.end() : end - 1]
         at = end
     return records
 
@@ -326,6 +343,12 @@ def _text(value: bytes, name: bytes | str, source: str) -> str:
         text = "\0"
     if not text.isprintable():
         _refuse(source, name, "a path in it is not printable")
+    if text.count("/") >= MAX_PARTS:
+        _refuse(
+            source,
+            name,
+            f"a path of {text.count('/') + 1} names; the limit is {MAX_PARTS}",
+        )
     return text
 
 

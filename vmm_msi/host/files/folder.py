@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.host.files import MAX_FILE, THIS_MACHINE, UnreadableError
-from vmm_msi.host.files.paths import walk
+from vmm_msi.host.files.paths import PathWalker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ class FolderTree:
         self._root = "" if root == Path("/") else str(root)
         self._real_root = os.path.realpath(self._root) if self._root else ""
         self._links: dict[str, str | None] = {}
+        self._walker = PathWalker(self.source, self._link_at)
 
     @property
     def is_this_machine(self) -> bool:
@@ -132,7 +133,7 @@ class FolderTree:
         """Return the path on this machine of a path of the host."""
         if not self._root:
             return path
-        return self._root + walk(self.source, path, self._link_at)
+        return self._root + self._walker.place(path)
 
     def _link_at(self, path: str) -> str | None:
         # Looked up once: most paths begin with the folders of others.

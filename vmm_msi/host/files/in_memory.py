@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.host.files import MAX_FILE, UnreadableError
-from vmm_msi.host.files.paths import walk
+from vmm_msi.host.files.paths import PathWalker
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -32,6 +32,8 @@ class MemoryTree:
         self._source = source
         self._files = files
         self._links = links or {}
+        self._walker = PathWalker(source, self._links.get)
+        self._last: tuple[str, bytes | None] = ("", None)
         self._unreadable = unreadable or {}
         self._children: dict[str, dict[str, None]] = {"": {}}
         for path in (*files, *self._links, *self._unreadable):
@@ -66,7 +68,10 @@ class MemoryTree:
 
     def read_part(self, path: str, offset: int, size: int) -> bytes | None:
         """Return a part of a file; None if it does not exist."""
-        data = self.read(path)
+        # A configuration space is read in many parts.
+        if self._last[0] != path:
+            self._last = (path, self.read(path))
+        data = self._last[1]
         return None if data is None else data[offset : offset + size]
 
     def names(self, path: str) -> tuple[str, ...]:
@@ -88,4 +93,4 @@ class MemoryTree:
 
     def _place(self, path: str) -> str:
         """Return the path that ``path`` stands for, links followed."""
-        return walk(self.source, path, self._links.get)
+        return self._walker.place(path)

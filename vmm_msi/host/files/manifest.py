@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from vmm_msi.errors import TopologyError
-from vmm_msi.host.files.paths import MAX_PATH
+from vmm_msi.host.files.paths import MAX_PARTS, MAX_PATH
 
 #: Version of the format; it increases when something changes its meaning or is removed.
 SCHEMA = 1
@@ -47,6 +47,8 @@ def read_manifest(data: bytes, source: str) -> Manifest:
             raise TopologyError(
                 f"{source}: {path[:40]!r} is not an absolute path without //, . and .."
             )
+        if len(parts) > MAX_PARTS:
+            raise TopologyError(f"{source}: a path of {len(parts)} names; the limit is {MAX_PARTS}")
         if len(path) > MAX_PATH:
             raise TopologyError(
                 f"{source}: a path of {len(path)} characters; the limit is {MAX_PATH}"

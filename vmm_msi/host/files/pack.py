@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.files import MAX_FILE
 from vmm_msi.host.files.archive import MAX_COMPRESSED, MAX_MEMBERS, MAX_TOTAL
-from vmm_msi.host.files.paths import MAX_PATH
+from vmm_msi.host.files.paths import MAX_PARTS, MAX_PATH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -49,6 +49,8 @@ def _member(path: str, value: bytes | str | None) -> bytes:
             raise TopologyError(
                 f"packing {path}: a path in it is not printable or is longer than {MAX_PATH} bytes"
             )
+        if text.count("/") >= MAX_PARTS:
+            raise TopologyError(f"packing {path}: a path in it has more than {MAX_PARTS} names")
     if len(data) > MAX_FILE:
         raise TopologyError(f"packing {path}: larger than {MAX_FILE} bytes")
     member = tarfile.TarInfo(path[1:])

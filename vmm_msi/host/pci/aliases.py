@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_msi.host.files.paths import MAX_PARTS
 from vmm_msi.host.pci.config_space import ExpressType
 
 if TYPE_CHECKING:
@@ -57,8 +58,9 @@ _KEEP_RIDS = frozenset({0x1A03_1150})
 #: Bridges to conventional PCI without the capability: quirk_use_pcie_bridge_dma_alias.
 _HIDDEN_PCI_BRIDGES = frozenset({0x1B21_1080, 0x10E3_8113, 0x1283_8892, 0x1283_8893, 0x8086_244E})
 
-#: Limit of bridges above each other: the number of buses.
-_MAX_DEPTH = 256
+#: Limit of bridges above each other: sysfs has a folder in a folder for each, and a path in a
+#: capture has no more names.
+_MAX_DEPTH = MAX_PARTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from functools import cached_property
 from posixpath import normpath
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.errors import InputError
+from vmm_msi.errors import InputError, TopologyError
 from vmm_msi.host.files import UnreadableError, name_of, number, text
 from vmm_msi.host.pci.reserved_regions import parse_reserved_regions
 from vmm_msi.host.pci.vfio_drivers import is_listed, vfio_modules
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DEVICES = "/sys/bus/pci/devices"
 IOMMUS = "/sys/class/iommu"
 GROUPS = "/sys/kernel/iommu_groups"
+#: Limit of PCI functions of one host; with SR-IOV large ones have 2,000.
+MAX_FUNCTIONS = 10_000
 
 # The names that arm_smmu_device_probe of drivers/iommu/arm/arm-smmu-v3 and arm-smmu gives.
 _SMMU = re.compile(r"smmu(3?)\.0x([0-9a-f]{1,16})", re.IGNORECASE)
@@ -92,8 +94,14 @@ class PciDevices:
         """Return the addresses of all devices, sorted.
 
         :raise UnreadableError: when the folder of all devices cannot be listed.
+        :raise TopologyError: when there are more than :data:`MAX_FUNCTIONS`.
         """
-        return tuple(sorted(filter(None, map(_address, self._tree.names(DEVICES)))))
+        addresses = tuple(sorted(filter(None, map(_address, self._tree.names(DEVICES)))))
+        if len(addresses) > MAX_FUNCTIONS:
+            raise TopologyError(
+                f"{self._tree.source}: {len(addresses)} PCI functions; the limit is {MAX_FUNCTIONS}"
+            )
+        return addresses
 
     def exists(self, address: PciAddress) -> bool:
         """Return whether the host has a device at ``address``."""
