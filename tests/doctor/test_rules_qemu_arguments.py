@@ -54,6 +54,17 @@ def test_words_that_are_not_examined(words):
     assert finding.evidence[0].what.startswith(f"{words[0]}: ")
 
 
+def test_a_vsmmu_may_have_devices_that_are_not_examined():
+    case = with_words(*of_devices(PXB, VSMMU, PORT, "vfio-pci,fd=7,bus=pcie.port1"))
+    assert not [name for name in ids(case) if name.startswith("error")]
+
+
+def test_properties_that_qemu_refuses():
+    vsmmu = VSMMU.replace("accel=on", "accel=on,ats=auto,ssidsize=33")
+    finding = only(with_words(*of_devices(PXB, vsmmu, PORT, DEVICE)), "qemu-refuses")
+    assert "Parameter 'ssidsize' does not accept value '33'" in finding.consequence
+
+
 def test_other_words():
     assert HOST.device_by_address[A]
     case = with_words("-device", "virtio-rng-pci", "-global", "virtio-net-pci.mq=on")

@@ -2,7 +2,7 @@
 
 import pytest
 from doctor.cases import HOST, A
-from doctor.guest_cases import PLUGINS, ids, rendered
+from doctor.guest_cases import PLUGINS, ids, only, rendered
 
 from vmm_msi.config import Config
 from vmm_msi.doctor.case_reader import Selection, read_case
@@ -99,6 +99,27 @@ def test_a_value_that_libvirt_replaces(case_with):
         ("xml-dropped", "Use managed='yes'.")
     ]
     assert "note rmr-needed" in ids(case)
+
+
+@pytest.mark.parametrize(
+    ("properties", "message"),
+    [
+        ("ssidsize='33'", "Parameter 'ssidsize' does not accept value '33'"),
+        ("ssidsize='021'", "Parameter 'ssidsize' does not accept value '21'"),
+        ("oas='32'", "QEMU SMMUv3 model only implements auto, 44 bit, or 48 bit OAS"),
+        ("oas='52'", "QEMU SMMUv3 model only implements auto, 44 bit, or 48 bit OAS"),
+    ],
+)
+def test_properties_that_qemu_refuses(case_with, properties, message):
+    finding = only(case_with(("accel='on'", f"accel='on' {properties}")), "qemu-refuses")
+    assert finding.severity is Severity.ERROR
+    assert message in finding.consequence
+
+
+def test_properties_that_qemu_accepts(case_with):
+    every = "ats='off' ril='on' ssidsize='020' oas='48' cmdqv='off'"
+    names = ids(case_with(("accel='on'", f"accel='on' {every}")))
+    assert not [name for name in names if "error" in name]
 
 
 def test_no_value_is_refused(case_with):

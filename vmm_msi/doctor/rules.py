@@ -97,6 +97,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_values.libvirt_refuses,
         rules_qemu_arguments.command_line,
         rules_guest.xml_dropped,
+        rules_values.qemu_refuses,
         rules_vsmmu.misplaced_vsmmu,
         rules_vsmmu.accel_dropped,
         rules_vsmmu.no_accel,

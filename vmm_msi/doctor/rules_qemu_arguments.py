@@ -31,9 +31,10 @@ def command_line(case: Case) -> Iterator[Finding]:
             Severity.WARNING,
             str(hostdev.host),
             tuple(_evidence(placement, hostdev)),
-            "libvirt does not know that the guest has the device: it neither binds it to vfio-pci "
-            "nor keeps other guests from it, and a QEMU that libvirt runs for the system may open "
-            "neither its VFIO device nor /dev/iommu unless cgroup_device_acl lists them.",
+            "libvirt does not know that the guest has the device: it neither binds it to vfio-pci, "
+            "nor keeps other guests from it, nor raises QEMU's limit on locked memory; a QEMU that "
+            "libvirt runs for the system may open neither its VFIO device nor /dev/iommu unless "
+            "cgroup_device_acl lists them.",
             f"Remove the <qemu:arg>s, and assign it with vmm-msi attach {xml.name} {hostdev.host}.",
         )
     if placement.arguments.unexamined:

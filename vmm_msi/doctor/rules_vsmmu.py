@@ -46,12 +46,20 @@ def no_accel(case: Case) -> Iterator[Finding]:
                 (_driver(xml, iommu, "accel"), _hostdev(xml, hostdev)),
                 "QEMU exits at startup: an emulated SMMUv3 cannot notify VFIO of the guest's "
                 "mappings (requires iommu MAP notifier which is not currently supported).",
-                "Add accel=on to its -device arm-smmuv3."
-                if iommu.element.tag != "iommu" and on_expander
-                else "Set accel='on' in the <driver> of its <iommu>."
-                if on_expander
-                else _OWN_BUS.format(device=hostdev.host),
+                _accel_remedy(iommu, hostdev, on_expander=on_expander),
             )
+
+
+def _accel_remedy(iommu: IommuDevice, hostdev: PciHostdev, *, on_expander: bool) -> str:
+    if iommu.element.tag != "iommu":
+        return (
+            "Add accel=on to its -device arm-smmuv3."
+            if on_expander
+            else "Remove it from <qemu:commandline>; vmm-msi attach gives the device a vSMMU."
+        )
+    if on_expander:
+        return "Set accel='on' in the <driver> of its <iommu>."
+    return _OWN_BUS.format(device=hostdev.host)
 
 
 def accel_dropped(case: Case) -> Iterator[Finding]:

@@ -201,7 +201,12 @@ class Placement:
         return self._emulated.get(self._position(iommu), ())
 
     def empty_vsmmus(self) -> Iterator[EmptyVsmmu]:
-        """Yield the accelerated vSMMUs with which QEMU would exit."""
+        """Yield the accelerated vSMMUs with which QEMU would exit.
+
+        None if words of QEMU's command line were not examined, which may add devices.
+        """
+        if self.arguments.unexamined:
+            return
         for iommu in self.vsmmus:
             auto = tuple(name for name in _AUTO if iommu.driver.get(name, "auto") == "auto")
             if is_accelerated(iommu) and auto and not self.behind(iommu):
