@@ -8,6 +8,7 @@ from vmm_msi.domxml.attribute_values import Kind, bad_values, readable
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.libvirt_values import ATTRIBUTES
 from vmm_msi.domxml.parse import parse
+from vmm_msi.errors import HypervisorError
 from vmm_msi.libvirt_driver import connect
 
 #: Values that people write, of all kinds.
@@ -117,6 +118,22 @@ def test_refused_values(path, name, value, intended):
 def test_replaced_values(path, name, value, intended):
     bad = only(changed(path, name, value))
     assert bad.problem == (None, intended)
+
+
+@pytest.mark.parametrize("parent", ["source", "interface"])
+def test_addresses_of_assigned_network_devices(parent, lab_daemon):
+    bad = "<address type='pci' bus='0x100'/>"
+    good = "<address type='pci' bus='0x01'/>"
+    source, guest = (bad, good) if parent == "source" else (good, bad)
+    interface = f"<interface type='hostdev'><source>{source}</source>{guest}</interface>"
+    text = GUEST.replace("<devices>", f"<devices>{interface}")
+    refused = only(DomainXml.parse(text, "probe.xml"))
+    assert refused.element.getparent().tag == parent
+    with (
+        connect(lab_daemon.test_uri) as connection,
+        pytest.raises(HypervisorError, match="Invalid PCI address bus='0x100', must be <= 0xFF"),
+    ):
+        connection.define_text("probe", text, validate=False)
 
 
 def test_missing_attributes():

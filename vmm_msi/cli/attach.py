@@ -133,18 +133,16 @@ def run(args: argparse.Namespace) -> int:
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
     check_uris(args, [args.connect])
-    host = load_host(args)
     from vmm_msi import provision
     from vmm_msi.libvirt_driver import connect
 
-    with (
-        in_libvirt(args.domain),
-        connect(args.connect, readonly=is_preview(args)) as connection,
-    ):
-        if is_preview(args):
-            preview(args, provision.plan_attach(connection, plugins, settings, host, request))
-            return 0
-        change = provision.attach(connection, plugins, settings, host, request)
+    with in_libvirt(args.domain):
+        host = load_host(args)
+        with connect(args.connect, readonly=is_preview(args)) as connection:
+            if is_preview(args):
+                preview(args, provision.plan_attach(connection, plugins, settings, host, request))
+                return 0
+            change = provision.attach(connection, plugins, settings, host, request)
     print_change(args, change, f"attached {', '.join(map(str, request.devices))}")
     return 0
 

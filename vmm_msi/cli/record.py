@@ -14,7 +14,7 @@ from vmm_msi.cli.common import (
     load_host,
     output_path,
 )
-from vmm_msi.cli.domain_options import add_connection, add_target
+from vmm_msi.cli.domain_options import add_connection, add_target, in_libvirt
 from vmm_msi.errors import InputError, UnreadableError, UsageError
 from vmm_msi.quantity import quantity
 from vmm_msi.terminal import print_error
@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> int:
             "MSI-X tables and the firmware tables; use sudo vmm-msi record"
         )
     log = None if args.guest_log is None else _guest_log(args.guest_log)
-    xml, releases = _query_libvirt(args)
+    with in_libvirt(args.domain):
+        xml, releases = _query_libvirt(args)
     host = load_host(args)
     unread = []
     lines: list[str] = []

@@ -10,6 +10,7 @@ import difflib
 import re
 from dataclasses import dataclass
 from enum import StrEnum
+from itertools import chain
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -200,7 +201,11 @@ def _elements(root: Element, path: str) -> Iterator[Element]:
     # The attributes of other kinds of addresses are not in the table.
     kinds = ATTRIBUTES[path].get("type") if below.endswith("address") else None
     elsewhere = {*kinds.words} - {intended} if kinds is not None else set()
-    for device in root.iterfind(f"devices/{tag}"):
+    devices = root.iterfind(f"devices/{tag}")
+    if below.endswith("address") and tag == "hostdev":
+        # libvirt reads the addresses of an assigned network device in the same function.
+        devices = chain(devices, root.iterfind("devices/interface[@type='hostdev']"))
+    for device in devices:
         if device.get(name, "") in others or device.get("mode") == "capabilities":
             continue
         for element in device.iterfind(below) if below else (device,):
