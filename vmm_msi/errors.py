@@ -14,7 +14,9 @@
     │   └── DomainXmlError      libvirt domain XML
     ├── PluginError             a plugin does not load, has a taken name or breaks the contract
     ├── RefusedError            a strategy, a policy or a capability refuses; nothing was changed
-    │   └── BackendError        the kernel (real or simulated) refuses, with an errno
+    │   ├── BackendError        the kernel (real or simulated) refuses, with an errno
+    │   ├── FindingsError       the doctor reports errors, with the ids of its findings
+    │   └── VetoError           an observer vetoes
     ├── HypervisorError         libvirt refuses
     │   ├── NoHostDeviceError   libvirt has no such device of the host
     │   └── UndoError           a change failed, and part of it could not be undone
@@ -156,6 +158,25 @@ class BackendError(RefusedError):
         super().__init__(f"{errno_name(errno)}: {reason}")
         self.errno = errno
         self.reason = reason
+
+
+class FindingsError(RefusedError):
+    """The doctor reports errors for the host, the guest or a device.
+
+    :param findings: ids of the findings, each once.
+    """
+
+    code = "findings"
+
+    def __init__(self, message: str, findings: tuple[str, ...]) -> None:
+        super().__init__(message)
+        self.findings = findings
+
+
+class VetoError(RefusedError):
+    """An observer vetoes an action."""
+
+    code = "veto"
 
 
 class HypervisorError(VmmMsiError):

@@ -11,6 +11,7 @@ from host.firmware.acpi_builder import iort, its_group, root_complex, smmu_v3
 from scenarios import A, B, pair
 
 from vmm_msi import samples
+from vmm_msi.domxml.template import nested_guest
 from vmm_msi.types import Outcome
 
 TWO_ITS = samples.path("two-its.toml")
@@ -178,15 +179,20 @@ def test_a_device_without_a_route_is_skipped_unless_it_was_selected(vmm_msi, tmp
     )
     host.file("/sys/firmware/acpi/tables/IORT", iort(*tables))
     words = ("compare", "--format", "json", "--strategy", "identity", "--host", tmp_path)
-    code, out, _err = vmm_msi(*words)
+    code, out, err = vmm_msi(*words)
+    assert (code, out) == (5, "")
+    assert "smmu-not-driven" in json.loads(err)["findings"]
+    code, out, err = vmm_msi(*words, "--allow-faults")
     assert code == 0
+    assert "note: smmu-not-driven (SMMU 0 (0x2b600000)): " in err
     devices = {verdict["device"] for verdict in json.loads(out)["results"][0]["verdicts"]}
     assert len(devices) == 32
     assert "0000:02:00.0" not in devices
     (warning,) = caplog.messages
     assert warning.startswith(f"finding 0000:02:00.0 in {tmp_path}: no route covers it; valid: ")
     assert warning.endswith("; it is skipped")
-    code, out, err = vmm_msi("compare", "--host", tmp_path, "--device", "0000:02:00.0")
+    selected = ("--device", "0000:02:00.0", "--allow-faults")
+    code, out, err = vmm_msi("compare", "--host", tmp_path, *selected)
     assert (code, out) == (3, "")
     assert "no route covers it" in err
 
@@ -196,12 +202,9 @@ def test_a_host_in_toml_with_a_guest_xml(compare, tmp_path):
     text = pair("own").toml()
     host.write_text(text[: text.index("[guest]")], encoding="utf-8")
     guest = tmp_path / "guest.xml"
-    guest.write_text(
-        "<domain type='kvm'><name>one</name><memory>1048576</memory><devices>"
-        "<hostdev mode='subsystem' type='pci'><source><address bus='2'/></source></hostdev>"
-        "</devices></domain>",
-        encoding="utf-8",
-    )
+    hostdev = "<hostdev mode='subsystem' type='pci'><source><address bus='2'/></source></hostdev>"
+    text = str(nested_guest("one", memory=1 << 30))
+    guest.write_text(text.replace("</devices>", f"{hostdev}</devices>"), encoding="utf-8")
     check(compare("--host", host, "--guest", guest), {B: 2})
 
 

@@ -47,7 +47,7 @@ def test_lost_msis():
         f"path of the MSI, s1: stage1 s1-{A} iova 0x8000040 fault F_TRANSLATION",
     ]
     assert finding.consequence == (
-        "With strategy host-cookie, none of the device's MSIs are delivered (s1-fault)."
+        f"With strategy host-cookie, none of the device's MSIs are delivered: s1-fault: {FAULT}."
     )
     assert finding.remedy.startswith(
         "Use a strategy that delivers here: identity, multi-its:mode=vsmmu, "

@@ -51,10 +51,10 @@ def test_physical_and_virtual_function(tmp_path):
         before = texts(connection)
         attach(connection, vf)
         assert holders(connection, vf) == ["guest0"]
-        with pytest.raises(RefusedError, match="domain guest0 has its virtual function 0000:01:0"):
+        with pytest.raises(RefusedError, match="Domain guest0 has its virtual function 0000:01:0"):
             attach(connection, A)
         detach(connection)
         assert texts(connection) == before
         attach(connection, A)
-        with pytest.raises(RefusedError, match="domain guest0 has its physical function 0000:01:"):
+        with pytest.raises(RefusedError, match="Domain guest0 has its physical function 0000:01:"):
             attach(connection, vf)

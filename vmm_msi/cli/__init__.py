@@ -15,7 +15,13 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.cli.parser import Parser
-from vmm_msi.errors import OutputError, UnreadableError, UsageError, VmmMsiError
+from vmm_msi.errors import (
+    FindingsError,
+    OutputError,
+    UnreadableError,
+    UsageError,
+    VmmMsiError,
+)
 from vmm_msi.terminal import discard_output, print_error, print_line
 
 if TYPE_CHECKING:
@@ -95,7 +101,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = _run(words)
         sys.stdout.flush()
     except VmmMsiError as error:
-        return _fail(words, error.code, error.exit_code, str(error))
+        findings = error.findings if isinstance(error, FindingsError) else ()
+        return _fail(words, error.code, error.exit_code, str(error), findings)
     except KeyboardInterrupt:
         return interrupted(words)
     except BrokenPipeError:
@@ -149,14 +156,20 @@ def _command(words: Sequence[str]) -> str:
     return named if named in COMMANDS else ""
 
 
-def _fail(words: Sequence[str], code: str, exit_code: int, message: str) -> int:
+def _fail(
+    words: Sequence[str], code: str, exit_code: int, message: str, findings: Sequence[str] = ()
+) -> int:
     """Print an error as one line, or as a JSON document where the words ask for JSON.
 
+    :param findings: ids of the findings because of which the command refuses.
     :return: the exit code.
     """
     command = _command(words)
     if "--format=json" in words or ("--format", "json") in pairwise(words):
-        document = {"command": command, "code": code, "exit_code": exit_code, "message": message}
+        document: dict[str, object] = {"command": command, "code": code, "exit_code": exit_code}
+        document["message"] = message
+        if findings:
+            document["findings"] = findings
         # ASCII, so that every locale has it; json leaves DEL as it is.
         text = json.dumps({"schema": 1, **document})
         print_error(text.replace("\x7f", r"\u007f"))

@@ -11,8 +11,8 @@ from vmm_msi.cli.common import (
     add_host,
     check_uris,
     load_config,
-    load_host,
     load_plugins,
+    load_sources,
 )
 from vmm_msi.cli.domain_options import (
     add_connection,
@@ -63,7 +63,8 @@ def add_attach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--allow-faults",
         action="store_true",
-        help="attach even if MSIs do not arrive in the simulator",
+        help="attach even if vmm-msi doctor reports errors for the result, such as MSIs that do "
+        "not arrive in the simulator; they become notes",
     )
     parser.add_argument(
         "--unmanaged",
@@ -137,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.libvirt_driver import connect
 
     with in_libvirt(args.domain):
-        host = load_host(args)
+        host = load_sources(args)
         with connect(args.connect, readonly=is_preview(args)) as connection:
             if is_preview(args):
                 preview(args, provision.plan_attach(connection, plugins, settings, host, request))

@@ -181,17 +181,25 @@ def _ask_libvirt(uri: str) -> HostTopology:
         return host_of(connection)
 
 
-def load_host(args: argparse.Namespace) -> HostTopology:
-    """Read the host that the arguments name; this machine if they name none.
+def load_sources(args: argparse.Namespace) -> HostSources:
+    """Read the sources of the host that the arguments name; of this machine if they name none.
 
     :raise UsageError: when they name none and this machine is not an Arm host with an SMMU.
     """
     from vmm_msi.host.sources import check_this_machine
 
-    host = read_host(args).joined()
+    sources = read_host(args)
     if not args.host:
-        check_this_machine(host)
-    return host
+        check_this_machine(sources.joined())
+    return sources
+
+
+def load_host(args: argparse.Namespace) -> HostTopology:
+    """Read the host that the arguments name; this machine if they name none.
+
+    :raise UsageError: when they name none and this machine is not an Arm host with an SMMU.
+    """
+    return load_sources(args).joined()
 
 
 def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:

@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,8 +17,8 @@ from vmm_msi.cli.common import (
     add_host,
     add_output,
     load_config,
-    load_host,
     load_plugins,
+    load_sources,
     output_path,
 )
 from vmm_msi.cli.domain_options import add_connection, add_domain, read_guest
@@ -31,7 +32,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from typing import TextIO
 
+    from vmm_msi.config import Config
+    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.engine.compare import OpenBackend, Result
+    from vmm_msi.host.sources import HostSources
+    from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology
 
 log = logging.getLogger(__name__)
@@ -71,6 +76,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "emulated Arm host (lab, see vmm-msi lab) or on this machine's /dev/iommu (iommufd)",
     )
     parser.add_argument(
+        "--allow-faults",
+        action="store_true",
+        help="with --host: compare even if vmm-msi doctor reports errors for the host, the guest "
+        "or a device; they become notes",
+    )
+    parser.add_argument(
         "--doorbells",
         choices=("its", "witness"),
         help="where MSIs arrive on a real kernel: at the host's ITS (its), or in a page of memory "
@@ -92,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         check_target(target, force=args.force)
     settings = load_config(args)
     plugins = load_plugins(args, settings, named)
-    scenario = _scenario(args)
+    scenario = _scenario(args, plugins, settings)
     from vmm_msi.engine import compare
     from vmm_msi.engine.setup import profile_for
     from vmm_msi.plugins.hookspecs import PluginKind
@@ -164,7 +175,7 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
         )
 
 
-def _scenario(args: argparse.Namespace) -> Scenario:
+def _scenario(args: argparse.Namespace, plugins: PluginManager, settings: Config) -> Scenario:
     from vmm_msi.host.resolve import with_devices
     from vmm_msi.host.scenario import load_scenario
 
@@ -176,18 +187,62 @@ def _scenario(args: argparse.Namespace) -> Scenario:
         if args.granule is not None:
             raise UsageError("--granule needs --host: a scenario has its own granule")
         return load_scenario(args.scenario)
-    host = load_host(args)
+    sources = load_sources(args)
+    host = sources.joined()
     selected = [PciAddress.parse(text) for text in args.device]
-    if args.domain is None:
-        return _scenario_of_host(host, selected)
-    from vmm_msi.domxml.guest_domain import guest_from_xml
-
-    guest = guest_from_xml(read_guest(args.domain, args.connect), selected)
-    if not guest.devices:
+    xml = None if args.domain is None else read_guest(args.domain, args.connect)
+    if xml is not None and not selected and not xml.hostdevs():
         raise UsageError(
             f"{args.domain}: has no PCI device to compare strategies on; name devices with --device"
         )
+    if args.backend == "sim":
+        _examine(args, sources, selected, xml, plugins, settings)
+    if xml is None:
+        return _scenario_of_host(host, selected)
+    from vmm_msi.domxml.guest_domain import guest_from_xml
+
+    guest = guest_from_xml(xml, selected)
     return Scenario(with_devices(host, [device.host for device in guest.devices]), guest)
+
+
+def _examine(
+    args: argparse.Namespace,
+    sources: HostSources,
+    selected: Sequence[PciAddress],
+    xml: DomainXml | None,
+    plugins: PluginManager,
+    settings: Config,
+) -> None:
+    """Refuse a host, a guest or devices for which the doctor reports errors with any strategy.
+
+    With ``--allow-faults`` the errors are notes on standard error.
+
+    :raise FindingsError: for errors that are not allowed.
+    """
+    from vmm_msi.doctor.case import Guest
+    from vmm_msi.doctor.case_reader import host_case
+    from vmm_msi.doctor.devices import assignable, with_routed
+    from vmm_msi.doctor.refusal import errors, notes, refusal
+    from vmm_msi.doctor.rules import examine_without_strategy
+
+    base = host_case(sources)
+    assigned = () if xml is None else [hostdev.host for hostdev in xml.assigned()]
+    devices = tuple(dict.fromkeys((*assigned, *selected)))
+    is_selection = bool(devices)
+    devices = devices or assignable(base.host)
+    case = replace(
+        base,
+        host=with_routed(base.host, devices),
+        guest=None if xml is None else Guest(xml, xml),
+        devices=devices,
+        devices_selected=is_selection,
+        plugins=plugins,
+        config=settings,
+    )
+    causes = errors(examine_without_strategy(case))
+    if causes and not args.allow_faults:
+        raise refusal("comparing strategies", causes, can_override=True)
+    print_lines((f"note: {note}" for note in notes(causes)), sys.stderr)
 
 
 def _scenario_of_host(host: HostTopology, selected: Sequence[PciAddress]) -> Scenario:

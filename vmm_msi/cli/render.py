@@ -13,8 +13,8 @@ from vmm_msi.cli.common import (
     add_host,
     add_releases,
     load_config,
-    load_host,
     load_plugins,
+    load_sources,
     releases,
 )
 from vmm_msi.cli.detach import ALL
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Support
+    from vmm_msi.host.files import HostTree
     from vmm_msi.provision import Change
 
 
@@ -51,7 +52,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     add_releases(
         parser,
         "that the XML is for",
-        "one that supports everything that vmm-msi writes",
+        "that of a capture, else one that supports everything that vmm-msi writes",
     )
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
@@ -68,9 +69,8 @@ def run(args: argparse.Namespace) -> int:
     """Read domain XML, edit it and print it, without libvirt."""
     from vmm_msi.domxml.document import read_editable, standard_input
 
-    support = _support(args)
     definition = read_editable(standard_input(), "standard input")
-    change = _removing(args, definition) if args.remove else _attaching(args, definition, support)
+    change = _removing(args, definition) if args.remove else _attaching(args, definition)
     if args.dry_run:
         from vmm_msi.cli.domain_options import print_record
 
@@ -87,7 +87,7 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support) -> Change:
+def _attaching(args: argparse.Namespace, definition: DomainXml) -> Change:
     from vmm_msi.config import Choice
     from vmm_msi.provision import definition_file
 
@@ -95,9 +95,10 @@ def _attaching(args: argparse.Namespace, definition: DomainXml, support: Support
     request = request_of(args, definition.name, named, "config")
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
-    host = load_host(args)
+    sources = load_sources(args)
+    support = _support(args, sources.tree)
     return definition_file.plan_attach(
-        definition, support, plugins, settings, host, request, take_over=args.take_over
+        definition, support, plugins, settings, sources, request, take_over=args.take_over
     )
 
 
@@ -110,9 +111,14 @@ def _removing(args: argparse.Namespace, definition: DomainXml) -> Change:
     return planner.plan_detach(GuestState(definition), DetachRequest(definition.name, devices))
 
 
-def _support(args: argparse.Namespace) -> Support:
+def _support(args: argparse.Namespace, tree: HostTree | None) -> Support:
+    """Return the selected releases; by default those of a capture, else the newest."""
+    from vmm_msi.doctor.case import Software
+    from vmm_msi.doctor.facts import read_software
     from vmm_msi.domxml.support import Support, newest
 
-    known = newest()
+    known, recorded = newest(), Software() if tree is None else read_software(tree)
     libvirt, qemu = releases(args)
-    return Support(libvirt or known.libvirt, qemu or known.qemu)
+    return Support(
+        libvirt or recorded.libvirt or known.libvirt, qemu or recorded.qemu or known.qemu
+    )

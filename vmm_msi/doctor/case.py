@@ -17,6 +17,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vmm_msi.host.pci.sysfs import DEVICES
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -25,8 +26,10 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.finding import Evidence
     from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.domxml.placement import Placement
     from vmm_msi.domxml.support import Version
+    from vmm_msi.engine.setup import Simulation
     from vmm_msi.host.crosscheck import Disagreement
     from vmm_msi.host.files import HostTree
     from vmm_msi.plugins.manager import PluginManager
@@ -122,6 +125,13 @@ class Guest:
         return Placement(self.xml)
 
     @cached_property
+    def record(self) -> DomainRecord:
+        """What vmm-msi attached."""
+        from vmm_msi.domxml.metadata import record_in
+
+        return record_in(self.xml)
+
+    @cached_property
     def is_nested(self) -> bool:
         """Whether the definition has an accelerated vSMMU."""
         from vmm_msi.domxml.placement import is_accelerated
@@ -140,10 +150,14 @@ class Case:
         device is only a reason to choose another.
     :param choice: the strategy to use; None for the one that a device was attached with, else the
         one of the configuration.
+    :param binder: the binder of the doorbells; None for the recorded one, else QEMU.
+    :param rehearsal: the guest in the simulator with these strategies, if the caller ran it; None
+        for the rules to run it.
     :param plugins: the loaded strategies; None to run no rule about strategies.
     :param config: the configuration; None for an empty one, see :attr:`settings`.
     :param disagreements: what the sources of ``host`` describe differently.
     :param unreadable: files that could not be read, and why.
+    :param unlisted: devices that the libvirt which is to start the guest does not list.
     """
 
     host: HostTopology
@@ -154,10 +168,13 @@ class Case:
     devices: tuple[PciAddress, ...] = ()
     devices_selected: bool = True
     choice: Choice | None = None
+    binder: BinderKind | None = None
+    rehearsal: Simulation | None = None
     plugins: PluginManager | None = None
     config: Config | None = None
     disagreements: tuple[Disagreement, ...] = ()
     unreadable: tuple[Evidence, ...] = ()
+    unlisted: tuple[PciAddress, ...] = ()
 
     @property
     def settings(self) -> Config:
@@ -172,6 +189,8 @@ class Case:
         :return: None if the device exists, or may exist.
         """
         host = self.host
+        if self.devices_selected and address in self.unlisted:
+            return self.software.source
         if not self.devices_selected or address in host.function_by_address:
             return None
         if self.tree is not None and self.tree.exists(DEVICES):
@@ -208,14 +227,20 @@ class Case:
             if is_accelerated(iommu)
             for hostdev in placement.behind(iommu)
         }
-        return {hostdev.host for hostdev in placement.hostdevs} - behind
+        simulated = {
+            device.host
+            for device in self.guest.record.devices
+            if device.backend == BinderKind.SIM.value
+        }
+        return {hostdev.host for hostdev in placement.hostdevs} - behind - simulated
 
     @cached_property
     def nested(self) -> Mapping[PciAddress, None]:
         """The present devices that are, or will be, behind an accelerated vSMMU.
 
-        Those without a guest, those that the guest does not have yet, and those that its definition
-        has there. Only for these do strategies, an RMR and nesting matter.
+        Those without a guest, those that the guest does not have yet, those that its definition
+        has there, and those that the simulator binds. Only for these do strategies, an RMR and
+        nesting matter.
         """
         return {device: None for device in self.present if device not in self._elsewhere}
 

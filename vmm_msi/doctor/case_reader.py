@@ -15,9 +15,10 @@ from vmm_msi.doctor.devices import assignable, representatives, with_routed
 from vmm_msi.errors import UsageError
 from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.join import host_of_functions, join
+from vmm_msi.types import BinderKind, HostTopology
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Mapping, Sequence
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Evidence
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from vmm_msi.host.sources import HostSources
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.types import HostTopology, PciAddress, PciFunction
+    from vmm_msi.types import PciAddress, PciFunction
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
     selected = selection or Selection()
     host = sources.joined()
     software = Software()
+    unlisted: tuple[PciAddress, ...] = ()
     with ExitStack() as stack:
         connection: Connection | None = None
         if selected.domain is not None:
@@ -80,9 +82,12 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
         host = with_routed(host, devices)
         if connection is not None:
             from vmm_msi.doctor.software import query_libvirt
+            from vmm_msi.libvirt_driver.node_devices import related_nodes
 
-            host = _with_nodes(host, connection, devices)
+            nodes = related_nodes(connection, devices)
+            host = with_nodes(host, connection.uri, nodes)
             software = query_libvirt(connection)
+            unlisted = tuple(device for device in devices if device not in nodes)
     case = Case(
         host=host,
         software=software,
@@ -94,6 +99,8 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
         config=selected.config,
         disagreements=tuple(disagreements(sources.sources)),
     )
+    if unlisted and software.driver == "QEMU":
+        case = with_unlisted(case, unlisted)
     case = _with_host_files(case, sources)
     software = case.software
     return replace(
@@ -107,6 +114,35 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
             ),
         ),
     )
+
+
+def host_case(host: HostTopology | HostSources) -> Case:
+    """Return the case of a host alone, with what its files report, if ``host`` has them.
+
+    :raise InputError: if a file of the host is malformed.
+    """
+    if isinstance(host, HostTopology):
+        return Case(host)
+    case = Case(host.joined(), disagreements=tuple(disagreements(host.sources)))
+    return _with_host_files(case, host)
+
+
+def with_nodes(
+    host: HostTopology, source: str, nodes: Mapping[PciAddress, PciFunction]
+) -> HostTopology:
+    """Return ``host`` with what libvirt reports of its devices; its own sources take precedence.
+
+    :param source: what messages call libvirt.
+    """
+    return join((host, host_of_functions(source, nodes.values())), host.source)
+
+
+def with_unlisted(case: Case, unlisted: tuple[PciAddress, ...]) -> Case:
+    """Return ``case`` with the devices that libvirt does not list, if QEMU is to use them."""
+    from vmm_msi.doctor import simulated
+
+    is_used = simulated.binder_of(case) is BinderKind.QEMU
+    return replace(case, unlisted=unlisted) if is_used else case
 
 
 def _with_host_files(case: Case, sources: HostSources) -> Case:
@@ -148,29 +184,3 @@ def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:
     if guest is not None:
         return tuple(dict.fromkeys(hostdev.host for hostdev in guest.xml.assigned()))
     return assignable(host) or representatives(host)
-
-
-def _with_nodes(
-    host: HostTopology, connection: Connection, devices: Iterable[PciAddress]
-) -> HostTopology:
-    """Add what libvirt reports of the devices, their groups and their other functions.
-
-    The host's own sources take precedence.
-    """
-    from vmm_msi.libvirt_driver.node_devices import known_nodes
-
-    functions: dict[PciAddress, PciFunction] = {}
-    seen: set[PciAddress] = set()
-    pending = set(devices)
-    while pending:
-        nodes = known_nodes(connection, sorted(pending))
-        seen |= pending
-        functions |= nodes
-        pending = {related for node in nodes.values() for related in _related(node)} - seen
-    reported = host_of_functions(connection.uri, functions.values())
-    return join((host, reported), host.source)
-
-
-def _related(function: PciFunction) -> Iterable[PciAddress]:
-    physical = function.physical_function
-    return (*function.members, *((physical,) if physical else ()), *function.virtual_functions)

@@ -17,7 +17,7 @@ from vmm_msi.doctor import (
 from vmm_msi.doctor.finding import Severity
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Collection, Iterator
 
     from vmm_msi.doctor.case import Case
     from vmm_msi.doctor.finding import Finding
@@ -124,6 +124,28 @@ def guest_rules() -> tuple[Rule, ...]:
     )
 
 
+def examine_without_strategy(case: Case) -> list[Finding]:
+    """Return the findings that apply with any strategy.
+
+    ``compare`` shows a verdict on each strategy instead of the others.
+    """
+    from vmm_msi.doctor import rules_strategy
+
+    about_strategies = (
+        rules_window.window_moved,
+        rules_window.capacity,
+        rules_strategy.not_carried,
+        rules_strategy.msi_lost,
+        rules_strategy.rmr_fixed,
+        rules_strategy.rmr_needed,
+        rules_strategy.window_full,
+        rules_strategy.slot_order,
+    )
+    findings = examine(case, about_strategies)
+    # Only strategies that need an RMR need ACPI.
+    return [finding for finding in findings if finding.id != "no-acpi"]
+
+
 def rules_for(case: Case) -> tuple[Rule, ...]:
     """Return the rules that apply to a case, in order."""
     if case.guest is None and case.plugins is None:
@@ -138,8 +160,12 @@ def rules_for(case: Case) -> tuple[Rule, ...]:
     return (*HOST_RULES, *guest_rules())
 
 
-def examine(case: Case) -> list[Finding]:
-    """Return the findings of all rules, worst first, otherwise in the order of the rules."""
+def examine(case: Case, without: Collection[Rule] = ()) -> list[Finding]:
+    """Return the findings of all rules, worst first, otherwise in the order of the rules.
+
+    :param without: rules that do not run.
+    """
     order = list(Severity)
-    findings = [finding for rule in rules_for(case) for finding in rule(case)]
+    rules = [rule for rule in rules_for(case) if rule not in without]
+    findings = [finding for rule in rules for finding in rule(case)]
     return sorted(findings, key=lambda finding: order.index(finding.severity))

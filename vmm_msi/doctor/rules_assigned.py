@@ -22,19 +22,21 @@ def held_by_domain(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     name = case.guest.xml.name
+    assigned = {hostdev.host for hostdev in case.guest.xml.hostdevs()}
     for held in holdings(name, case.devices, case.guest.holders, case.host.function_by_address):
         problem, _, remedy = str(held).partition("; ")
         consequence = f"{problem[:1].upper()}{problem[1:]}"
         yield Finding(
             "held-by-domain",
-            Severity.WARNING,
+            Severity.WARNING if held.device in assigned else Severity.ERROR,
             str(held.device),
             (Evidence(f"libvirt domain {held.holder}", f"{held.function} is assigned to it"),),
             f"{consequence}: the second of the two to be started fails, since the device is in use "
             f"by domain {held.holder}."
             if not held.kind
             else f"{consequence}.",
-            f"{remedy[:1].upper()}{remedy[1:]}, or never run the two guests at once.",
+            f"{remedy[:1].upper()}{remedy[1:]}"
+            f"{', or never run the two guests at once' if held.device in assigned else ''}.",
         )
 
 

@@ -17,6 +17,7 @@ from vmm_msi.domxml.support import (
     Support,
     newest,
 )
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -95,6 +96,8 @@ def _required(case: Case) -> dict[Feature, str]:
     if case.guest is not None:
         features = _features_in(case.guest.written or case.guest.xml)
     if case.plugins is None:
+        return features
+    if simulated.binder_of(case) is BinderKind.SIM:
         return features
     for choice, needs in simulated.needs(case, case.plugins).items():
         for feature in _PLANNED if needs.qemu else ():

@@ -8,12 +8,15 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.rule_helpers import named, selected_devices, sysfs
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import resolve
+from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.types import PciAddress
+
+#: Ranges of routes that a remedy lists.
+_MAX_RANGES = 4
 
 
 #: Classes of bridges to other PCI buses, whose header is not that of an endpoint: PCI, CardBus and
@@ -82,7 +85,11 @@ def disagree(case: Case) -> Iterator[Finding]:
 def device_missing(case: Case) -> Iterator[Finding]:
     """Yield the requested devices that the host does not have."""
     functions = [function.address for function in case.host.functions if not function.is_bridge]
-    known = functions or list(case.host.device_by_address)
+    known = [
+        address
+        for address in functions or case.host.device_by_address
+        if address not in case.devices
+    ]
     for device in case.devices:
         where = case.missing_from(device)
         if where is None:
@@ -93,12 +100,25 @@ def device_missing(case: Case) -> Iterator[Finding]:
             Severity.ERROR,
             str(device),
             (Evidence(where, "no such PCI device"),),
-            f"libvirt refuses to start a guest with it: the host has no PCI device {device}.",
-            f"Use a device from lspci -D, such as {', '.join(map(str, sorted(near)))}."
-            if near
-            else "Use a device from lspci -D; virtual functions exist only after their driver has "
-            "created them (sriov_numvfs).",
+            "libvirt refuses to start a guest with it: the host has no such PCI device.",
+            f"Use a device from {_list_of_devices(case, near)}.",
         )
+
+
+def _list_of_devices(case: Case, near: list[PciAddress]) -> str:
+    """Return where devices are listed, with a few of them or the ranges that have routes."""
+    program = "virsh nodedev-list --cap pci" if case.unlisted else "lspci -D"
+    ranges = [
+        f"{PciAddress.from_rid(route.segment, route.first)}-"
+        f"{PciAddress.from_rid(route.segment, route.last)}"
+        for route in case.host.routes[:_MAX_RANGES]
+    ]
+    if near:
+        return f"{program}, such as {', '.join(map(str, sorted(near)))}"
+    where = f"{program}, in {', '.join(ranges)}" if ranges else program
+    return (
+        f"{where}; virtual functions exist only after their driver has created them (sriov_numvfs)"
+    )
 
 
 def _position(address: PciAddress) -> int:

@@ -99,7 +99,7 @@ def _lost(case: Case, plugins: PluginManager, alike: list[tuple[Simulation, Verd
         Severity.ERROR,
         f"{first.device}{f' and {more} more' if more else ''}",
         tuple(evidence),
-        f"With strategy {chosen}, none of the {owner} MSIs are delivered ({first.outcome}).",
+        f"With strategy {chosen}, none of the {owner} MSIs are delivered: {_reason(first)}.",
         f"{_first(case)}Use a strategy that delivers here: {', '.join(working)}."
         if working
         else "No strategy delivers the MSIs here: use another device, or fix the cause that the "

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.config import Choice
 from vmm_msi.domxml.guest_domain import virt_guest
-from vmm_msi.domxml.metadata import record_in
+from vmm_msi.domxml.metadata import DomainRecord
 from vmm_msi.engine import setup
 from vmm_msi.engine.setup import guest_with, needs_of, recorded_choices, with_reported_devices
 from vmm_msi.errors import TopologyError
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.engine.setup import Simulation
     from vmm_msi.plugins.hookspecs import Needs
     from vmm_msi.plugins.manager import PluginManager
@@ -37,7 +36,9 @@ def selector(case: Case) -> str:
 
 
 def binder_of(case: Case) -> BinderKind:
-    """Return the binder of the guest's doorbells: the simulator only if it is recorded."""
+    """Return the binder of the guest's doorbells; the simulator only if selected or recorded."""
+    if case.binder is not None:
+        return case.binder
     devices = _record(case).devices
     if case.guest is not None and case.guest.xml.type == "test":
         return BinderKind.SIM
@@ -87,7 +88,7 @@ def _default(case: Case) -> Choice:
 
 
 def _record(case: Case) -> DomainRecord:
-    return record_in(None if case.guest is None else case.guest.xml)
+    return DomainRecord() if case.guest is None else case.guest.record
 
 
 def resolved_host(case: Case) -> HostTopology:
@@ -128,6 +129,9 @@ def simulate(
     :raise RefusedError: if no simulated kernel, or not this host, can run the strategies.
     :raise UsageError: for an unknown strategy, option or selector.
     """
+    if case.rehearsal is not None and not ignores_rmr:
+        yield case.rehearsal
+        return
     host = resolved_host(case)
     choice_of = choices(case)
     for scenario in _scenarios(case, host):

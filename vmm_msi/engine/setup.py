@@ -54,6 +54,8 @@ def simulate(
     scenario: Scenario,
     choices: Mapping[PciAddress, Choice],
     selector: str,
+    *,
+    plan: bool = True,
 ) -> Simulation:
     """Bring up as much of a guest as the simulator lets, record the verdicts and take it down.
 
@@ -61,13 +63,17 @@ def simulate(
 
     :param choices: the strategy of each device.
     :param selector: name of the ITS selector.
-    :raise RefusedError: if no simulated kernel has what the strategies need.
+    :param plan: let the strategies plan the domain XML first, as for a guest that does not run yet.
+    :raise RefusedError: if no simulated kernel has what the strategies need, or if a strategy
+        cannot arrange its devices.
     :raise UsageError: for an unknown strategy, option, profile or selector.
     """
     session = simulated_session(
         plugins, scenario.host, scenario.guest, choices, selector, dry_run=True
     )
     with closing(session.backend), session:
+        if plan:
+            session.plan()
         verdicts = tuple(session.attach_and_deliver())
     return Simulation(scenario, session.backend.info.profile, verdicts)
 

@@ -33,6 +33,29 @@ def host_of(connection: Connection) -> HostTopology:
     )
 
 
+def related_nodes(
+    connection: Connection, devices: Iterable[PciAddress]
+) -> dict[PciAddress, PciFunction]:
+    """Return the host devices, the others of their groups, and their other functions.
+
+    Devices unknown to libvirt are left out.
+    """
+    functions: dict[PciAddress, PciFunction] = {}
+    seen: set[PciAddress] = set()
+    pending = set(devices)
+    while pending:
+        nodes = known_nodes(connection, sorted(pending))
+        seen |= pending
+        functions |= nodes
+        pending = {related for node in nodes.values() for related in _related(node)} - seen
+    return functions
+
+
+def _related(function: PciFunction) -> Iterable[PciAddress]:
+    physical = function.physical_function
+    return (*function.members, *((physical,) if physical else ()), *function.virtual_functions)
+
+
 def known_nodes(
     connection: Connection, devices: Iterable[PciAddress]
 ) -> dict[PciAddress, PciFunction]:

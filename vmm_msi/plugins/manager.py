@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import pluggy
 
 from vmm_msi.config import Choice
-from vmm_msi.errors import PluginError, RefusedError, UsageError, VmmMsiError, did_you_mean
+from vmm_msi.errors import (
+    PluginError,
+    RefusedError,
+    UsageError,
+    VetoError,
+    VmmMsiError,
+    did_you_mean,
+)
 from vmm_msi.plugins import contract, hookspecs, option_values
 from vmm_msi.plugins.hookspecs import PROJECT, PluginKind
 from vmm_msi.types import Iova
@@ -281,7 +288,7 @@ class PluginManager:
     def veto(self, event: Event) -> None:
         """Let the observers object to an action.
 
-        :raise RefusedError: for a veto.
+        :raise VetoError: for a veto.
         :raise PluginError: if a veto hook itself fails: a broken observer blocks the action.
         """
         action = f"{event.action} of {event.device or event.guest}"
@@ -299,7 +306,7 @@ class PluginManager:
                         f"observer {name}: vmm_msi_veto returned {reason!r} for {action}; valid: "
                         "the reason as a str, or None to allow the action"
                     )
-                raise RefusedError(f"{action}: vetoed by {name}: {reason}")
+                raise VetoError(f"{action}: vetoed by {name}: {reason}")
 
     def notify(self, event: Event) -> None:
         """Notify the observers of an action; their failures are logged and change nothing."""

@@ -30,6 +30,7 @@ from vmm_msi.provision.request import (
 if TYPE_CHECKING:
     from vmm_msi.config import Config
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.host.sources import HostSources
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology
@@ -59,11 +60,13 @@ def plan_attach(
     connection: Connection,
     plugins: PluginManager,
     settings: Config,
-    host: HostTopology,
+    host: HostTopology | HostSources,
     request: AttachRequest,
 ) -> Change:
     """Query libvirt and plan to attach devices, without changing anything.
 
+    :param host: a description, or the sources of one, whose files also show the kernel.
+    :raise FindingsError: if the doctor reports errors for the planned guest.
     :raise RefusedError: if the strategy, the simulator, libvirt or the guest cannot do it.
     :raise UsageError: if the request names something that does not exist.
     :raise TopologyError: if the host description lacks a device.
@@ -88,7 +91,7 @@ def attach(
     connection: Connection,
     plugins: PluginManager,
     settings: Config,
-    host: HostTopology,
+    host: HostTopology | HostSources,
     request: AttachRequest,
 ) -> Change:
     """Attach devices, all or none, under the host lock.

@@ -6,32 +6,25 @@ import math
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import prerequisites
-from vmm_msi.domxml.holdings import holdings
-from vmm_msi.domxml.metadata import DomainRecord, record_in
+from vmm_msi.domxml.metadata import record_in
 from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
-from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, fatal_checks
-from vmm_msi.engine.survey import on_qemu
 from vmm_msi.errors import RefusedError, UsageError, did_you_mean
 from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.provision.request import Scope
 from vmm_msi.quantity import quantity
-from vmm_msi.types import BinderKind, Outcome
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable
 
-    from vmm_msi.config import Choice
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Support
-    from vmm_msi.plugins.hookspecs import Needs
-    from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest
-    from vmm_msi.types import GuestPlan, HostTopology, PciAddress, Verdict
+    from vmm_msi.types import GuestPlan, HostTopology, PciAddress
 
 
 #: Limit in MiB of a window: the size of the guest's high PCI memory (QEMU hw/arm/virt.c
@@ -110,11 +103,7 @@ def check_state(guest: GuestState, scope: Scope) -> None:
 
 
 def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
-    """Refuse devices that this guest or another guest of this libvirt already has.
-
-    A virtual function disappears with the host's driver of its physical function, so that two
-    guests cannot have one each.
-    """
+    """Refuse devices that this guest already has."""
     name = facts.guest.definition.name
     scopes = [
         (request.scope.config, facts.guest.definition),
@@ -140,35 +129,18 @@ def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
                     f"attaching {device} to {name}: the guest already has a <hostdev> for it; "
                     "remove that first"
                 )
-    for holding in holdings(name, request.devices, facts.holders, facts.nodes):
-        raise RefusedError(f"attaching {holding.device} to {name}: {holding}")
 
 
-def check_binder(
-    plugins: PluginManager, binder: BinderKind, driver: str | None, needs: Mapping[Choice, Needs]
-) -> None:
-    """Refuse a binder that this connection lacks, and strategies that the binder cannot apply."""
-    if binder is BinderKind.SIM:
-        return
-    if driver not in {None, "QEMU"}:
+def check_binder(binder: BinderKind, driver: str | None) -> None:
+    """Refuse a binder that this connection lacks."""
+    if binder is BinderKind.QEMU and driver not in {None, "QEMU"}:
         raise RefusedError(
             f"--backend qemu: the driver of this libvirt connection is {driver}; use --backend sim"
         )
-    for choice, need in needs.items():
-        if not need.qemu:
-            raise RefusedError(
-                f"strategy {choice}: {QEMU_CANNOT_APPLY}; use "
-                f"{' or '.join(map(str, on_qemu(plugins)))}, or --backend sim, which writes the "
-                "XML and only simulates the binding"
-            )
 
 
-def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> None:
-    """Refuse a guest that cannot have nested vSMMUs, or not with these strategies."""
-    fatal = fatal_checks(binder, needs)
-    problems = [problem for problem in prerequisites.problems(old) if problem.check in fatal]
-    if problems:
-        raise RefusedError(f"guest {old.name}: {'; '.join(map(str, problems))}")
+def check_machine(old: DomainXml) -> None:
+    """Refuse a guest with a vSMMU for the whole machine on QEMU's command line."""
     iommu = qemu_arguments(old.root).machine_iommu
     if iommu is not None:
         raise RefusedError(
@@ -177,27 +149,22 @@ def check_guest(old: DomainXml, binder: BinderKind, needs: Iterable[Needs]) -> N
         )
 
 
-def check_devices(
+def check_drivers(
     facts: LibvirtFacts, host: HostTopology, binder: BinderKind, request: AttachRequest
 ) -> None:
-    """Refuse devices that libvirt does not know, and unmanaged ones that are not bound to VFIO.
+    """Refuse unmanaged devices that are not bound to VFIO.
 
     :param host: what it shows of a device's driver is used if libvirt names the same driver.
     """
-    if binder is not BinderKind.QEMU or facts.driver is None:
+    if binder is not BinderKind.QEMU or request.managed:
         return
-    name = facts.guest.definition.name
-    unknown = [str(device) for device in request.devices if device not in facts.nodes]
-    if unknown:
-        raise RefusedError(
-            f"attaching {', '.join(unknown)} to {name}: libvirt knows no such device of the host; "
-            "valid is what virsh nodedev-list --cap pci shows"
-        )
     for device in request.devices:
-        node, shown = facts.nodes[device], host.function_by_address.get(device)
+        node, shown = facts.nodes.get(device), host.function_by_address.get(device)
+        if node is None:
+            continue
         if shown is not None and shown.driver != node.driver:
             shown = None
-        if request.managed or vfio_evidence(shown or node) is not None:
+        if vfio_evidence(shown or node) is not None:
             continue
         if node.driver is None:
             reason = "it has no driver"
@@ -206,8 +173,8 @@ def check_devices(
         else:
             reason = f"its driver {node.driver} is not a VFIO driver"
         raise RefusedError(
-            f"attaching {device} to {name} unmanaged: {reason}; bind it to vfio-pci with "
-            f"virsh nodedev-detach {node_name(device)}, or attach it managed"
+            f"attaching {device} to {facts.guest.definition.name} unmanaged: {reason}; bind it to "
+            f"vfio-pci with virsh nodedev-detach {node_name(device)}, or attach it managed"
         )
 
 
@@ -267,18 +234,3 @@ def _alternative(
     if len({vsmmu.smmu for vsmmu in plan.vsmmus}) == 1:
         return "Use multi-its:mode=s2, which needs one vSMMU for these devices"
     return "Use devices behind one physical SMMU, with any strategy but multi-its:mode=vsmmu"
-
-
-def check_verdicts(verdicts: Iterable[Verdict], record: DomainRecord) -> None:
-    """Refuse MSIs that are not delivered, but for devices that are recorded so."""
-    recorded = {
-        device.host
-        for device in record.devices
-        if device.binding is not None and device.binding.outcome not in {None, Outcome.DELIVERED}
-    }
-    for verdict in verdicts:
-        if verdict.outcome is not Outcome.DELIVERED and verdict.device not in recorded:
-            raise RefusedError(
-                f"{verdict.device}: its MSIs are not delivered: {verdict.outcome}: "
-                f"{verdict.reason}; use another strategy, or --allow-faults to attach it anyway"
-            )

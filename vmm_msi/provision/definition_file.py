@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import elements
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Config
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.support import Support
+    from vmm_msi.host.sources import HostSources
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.request import AttachRequest, Change
     from vmm_msi.types import HostTopology, PciAddress
@@ -33,7 +35,7 @@ def plan_attach(
     support: Support,
     plugins: PluginManager,
     settings: Config,
-    host: HostTopology,
+    host: HostTopology | HostSources,
     request: AttachRequest,
     *,
     take_over: bool = False,
@@ -54,10 +56,11 @@ def plan_attach(
         support=replace(support, guest=start.kind),
         guest=GuestState(start),
         holders=[(hostdev.host, start.name) for hostdev in start.assigned()],
+        source="the selected releases",
     )
-    change = planner.plan_attach(facts, plugins, settings, host, request)
-    new = _with(change.new, written)
-    return replace(change, old=definition, new=new, notes=(*notes, *change.notes))
+    finish = partial(_with, written=written)
+    change = planner.plan_attach(facts, plugins, settings, host, request, finish)
+    return replace(change, old=definition, notes=(*notes, *change.notes))
 
 
 def _with_gic(definition: DomainXml) -> tuple[DomainXml, list[str]]:

@@ -31,7 +31,9 @@ class LibvirtFacts:
     :param support: what libvirt and QEMU support for this guest.
     :param holders: assigned devices, each with the guest that has it, in its definition or as it
         runs.
-    :param nodes: the devices that the node device driver knows.
+    :param nodes: the devices that the node device driver knows, the others of their groups and
+        their other functions.
+    :param source: what messages call libvirt.
     """
 
     driver: str | None
@@ -39,6 +41,7 @@ class LibvirtFacts:
     guest: GuestState
     holders: Sequence[tuple[PciAddress, str]] = ()
     nodes: Mapping[PciAddress, PciFunction] = field(default_factory=dict)
+    source: str = ""
 
 
 def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
@@ -47,7 +50,7 @@ def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
     :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
     # Late, so that planning an edit of a file needs no libvirt.
-    from vmm_msi.libvirt_driver.node_devices import known_nodes
+    from vmm_msi.libvirt_driver.node_devices import related_nodes
 
     versions = connection.versions()
     guest = connection.state(request.domain)
@@ -61,5 +64,6 @@ def read_facts(connection: Connection, request: AttachRequest) -> LibvirtFacts:
         support=versions.support(guest.definition.kind, caps),
         guest=guest,
         holders=connection.assigned(),
-        nodes=known_nodes(connection, devices),
+        nodes=related_nodes(connection, devices),
+        source=f"libvirt at {connection.uri}",
     )

@@ -1,15 +1,16 @@
 """Plan attaching and detaching: the new XML, the simulator's verdicts on it, refusals.
 
 A plan is made from :class:`~vmm_msi.provision.libvirt_facts.LibvirtFacts`: planning neither calls
-libvirt nor changes anything.
+libvirt nor changes anything. The doctor's rules examine the planned guest: their errors refuse the
+plan, their warnings are notes.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import TYPE_CHECKING
 
+from vmm_msi.doctor.case_reader import host_case
 from vmm_msi.domxml import editor, numa
 from vmm_msi.domxml.index_gaps import close_gaps
 from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, record_in
@@ -17,27 +18,29 @@ from vmm_msi.domxml.parse import fragment
 from vmm_msi.domxml.prerequisites import keeps_bars
 from vmm_msi.domxml.support import Feature
 from vmm_msi.engine.setup import (
+    Simulation,
     guest_with,
-    needs_of,
     recorded_choices,
     simulated_session,
     with_reported_devices,
 )
-from vmm_msi.errors import UsageError
+from vmm_msi.errors import RefusedError, TopologyError, UsageError, VetoError
 from vmm_msi.plugins.hookspecs import Action, Event
 from vmm_msi.provision import checks
+from vmm_msi.provision.examiner import GuestExaminer
 from vmm_msi.provision.request import Change, LiveChange
 from vmm_msi.quantity import quantity
-from vmm_msi.types import BinderKind
+from vmm_msi.types import BinderKind, Scenario
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DeviceRecord
     from vmm_msi.domxml.support import XmlLayout
+    from vmm_msi.host.sources import HostSources
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest, DetachRequest, Scope
@@ -56,19 +59,28 @@ def plan_attach(
     facts: LibvirtFacts,
     plugins: PluginManager,
     settings: Config,
-    host: HostTopology,
+    host: HostTopology | HostSources,
     request: AttachRequest,
+    finish: Callable[[DomainXml], DomainXml] | None = None,
 ) -> Change:
     """Plan to attach devices.
 
+    :param host: a description, or the sources of one, whose files also show the kernel.
+    :param finish: edits the new definition before it is examined; None for no further edit.
+    :raise FindingsError: if the doctor reports errors for the planned guest.
     :raise RefusedError: if the strategy, the simulator, libvirt or the guest cannot do it.
     :raise UsageError: if the request names something that does not exist.
-    :raise TopologyError: if the host description lacks a device.
+    :raise TopologyError: if the host description lacks a fact about a device.
     """
     checks.check_request(request)
     checks.check_state(facts.guest, request.scope)
     checks.check_free(facts, request)
-    return _AttachPlanner(facts, plugins, settings, host, request).change()
+    checks.check_machine(facts.guest.definition)
+    examiner = GuestExaminer(host_case(host), facts, plugins, settings, request)
+    checks.check_binder(examiner.binder, facts.driver)
+    examiner.check_holders()
+    checks.check_drivers(facts, examiner.base.host, examiner.binder, request)
+    return _AttachPlanner(facts, plugins, settings, examiner, request, finish).change()
 
 
 @dataclass(frozen=True)
@@ -76,7 +88,7 @@ class _Edited:
     """One XML with the devices in it, and the verdicts of the simulator on their MSIs."""
 
     xml: DomainXml
-    verdicts: tuple[Verdict, ...]
+    simulation: Simulation
     notes: tuple[str, ...]
     choices: Mapping[PciAddress, Choice]
 
@@ -88,13 +100,19 @@ class _AttachPlanner:
     facts: LibvirtFacts
     plugins: PluginManager
     settings: Config
-    host: HostTopology
+    examiner: GuestExaminer
     request: AttachRequest
+    finish: Callable[[DomainXml], DomainXml] | None
 
-    @cached_property
+    @property
     def binder(self) -> BinderKind:
         """Which software binds the doorbells."""
-        return self.request.binder_on(self.facts.driver)
+        return self.examiner.binder
+
+    @property
+    def host(self) -> HostTopology:
+        """The host without what libvirt reports."""
+        return self.examiner.base.host
 
     def change(self) -> Change:
         """Return the planned change."""
@@ -106,13 +124,15 @@ class _AttachPlanner:
             live = self._edited(editor.plug, running)
         edits = [edited for edited in (config, live) if edited is not None]
         notes = dict.fromkeys(note for edited in edits for note in edited.notes)
+        if not any(note.startswith("hotplug-bar-loss") for note in notes):
+            notes |= dict.fromkeys(self._memory_notes())
         return Change(
             old=old,
             new=old if config is None else config.xml,
             binder=self.binder,
             live=None if live is None else _plugging(guest, live.xml, request.devices),
-            verdicts=edits[-1].verdicts,
-            notes=(*notes, *self._memory_notes(config), *_notes(guest, request.scope)),
+            verdicts=edits[-1].simulation.verdicts,
+            notes=(*notes, *_notes(guest, request.scope)),
             events=tuple(
                 Event(
                     Action.ATTACH_DEVICE,
@@ -126,13 +146,24 @@ class _AttachPlanner:
         )
 
     def _edited(self, edit: Callable[..., DomainXml], old: DomainXml) -> _Edited:
+        """Put the devices into the XML of a guest with ``edit``, and examine the result."""
+        try:
+            edited = self._planned(edit, old)
+        except VetoError:
+            raise
+        except (RefusedError, TopologyError) as failure:
+            self.examiner.explain(old, failure)
+            raise
+        findings = self.examiner.notes(edited.xml, edited.simulation, record_in(old))
+        return replace(edited, notes=(*edited.notes, *findings))
+
+    def _planned(self, edit: Callable[..., DomainXml], old: DomainXml) -> _Edited:
         """Bring a guest up in the simulator, and put the devices into its XML with ``edit``."""
         facts, request = self.facts, self.request
         record = record_in(old)
         choices = recorded_choices(record)
         for device in request.devices:
             choices[device] = self.settings.choice(old.name, device, request.named)
-        self._check(old, choices.values())
         host = with_reported_devices(self.host, choices, facts.nodes)
         guest = guest_with(old, choices)
         selector = self.settings.its_selector(old.name)
@@ -142,13 +173,12 @@ class _AttachPlanner:
         checks.check_caps(facts.support, old.name)
         session.attach_all()
         verdicts = tuple(session.deliver(device.host) for device in guest.devices)
-        if not request.allow_faults:
-            checks.check_verdicts(verdicts, record)
-        notes = [] if facts.driver is None else list(_group_notes(choices, facts.nodes))
+        kernel = session.backend.info.profile
+        notes = [] if facts.driver is None else list(_unknown_devices(choices, facts.nodes))
         if self.binder is BinderKind.SIM:
             notes.append(
-                f"the XML is real, the doorbell binding is simulated "
-                f"({session.backend.info.profile}): nothing applies it when the guest runs"
+                f"the XML is real, the doorbell binding is simulated ({kernel}): nothing applies "
+                "it when the guest runs"
             )
         cells, cell_notes = self._cells(old, plan)
         assignments = {
@@ -162,13 +192,10 @@ class _AttachPlanner:
         bindings = {device: _binding(guest, device, verdicts) for device in before}
         if bindings != before:
             new = editor.record_bindings(new, bindings)
-        return _Edited(new, verdicts, (*notes, *cell_notes), choices)
-
-    def _check(self, old: DomainXml, choices: Iterable[Choice]) -> None:
-        needs = {choice: needs_of(self.plugins, choice) for choice in dict.fromkeys(choices)}
-        checks.check_binder(self.plugins, self.binder, self.facts.driver, needs)
-        checks.check_guest(old, self.binder, needs.values())
-        checks.check_devices(self.facts, self.host, self.binder, self.request)
+        if self.finish is not None:
+            new = self.finish(new)
+        simulation = Simulation(Scenario(host, guest), kernel, verdicts)
+        return _Edited(new, simulation, (*notes, *cell_notes), choices)
 
     def _layout(self, old: DomainXml) -> XmlLayout:
         return replace(
@@ -186,12 +213,10 @@ class _AttachPlanner:
         needed = self.request.spare_ports and not keeps_bars(old, for_each_port=False)
         return self.request.spare_memory << 20 if can_reserve and needed else 0
 
-    def _memory_notes(self, config: _Edited | None) -> list[str]:
+    def _memory_notes(self) -> list[str]:
         """Return a note if plugging in a device takes memory that nothing reserves."""
-        plugged = [self.facts.guest.running] if self.request.scope.live else []
-        if self.request.spare_ports and config is not None:
-            plugged.append(config.xml)
-        if self.binder is not BinderKind.QEMU or all(map(keeps_bars, filter(None, plugged))):
+        running = self.facts.guest.running if self.request.scope.live else None
+        if self.binder is not BinderKind.QEMU or running is None or keeps_bars(running):
             return []
         note = (
             "when a device is plugged in, a Linux guest takes the BARs of the devices behind the "
@@ -224,21 +249,13 @@ class _AttachPlanner:
         return cells, notes
 
 
-def _group_notes(
-    devices: Collection[PciAddress], nodes: Mapping[PciAddress, PciFunction]
+def _unknown_devices(
+    devices: Iterable[PciAddress], nodes: Mapping[PciAddress, PciFunction]
 ) -> Iterator[str]:
-    """Yield devices that libvirt does not know, and other devices in the groups of the rest."""
+    """Yield a note for each device that libvirt does not know."""
     for device in devices:
-        node = nodes.get(device)
-        if node is None:
+        if device not in nodes:
             yield f"libvirt knows no host device {device}; the host description is used"
-            continue
-        others = [str(member) for member in node.members if member not in devices]
-        if others:
-            yield (
-                f"IOMMU group {node.iommu_group} of {device} also has {', '.join(others)}: no host "
-                "driver may use a device that shares a group with an assigned one"
-            )
 
 
 def _plugging(guest: GuestState, new: DomainXml, devices: Iterable[PciAddress]) -> LiveChange:

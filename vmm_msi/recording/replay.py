@@ -90,7 +90,7 @@ def replay(
     guest = _in_order(recording)
     host = recording.host
     try:
-        simulation = simulate(plugins, Scenario(host, guest), choices, selector)
+        simulation = simulate(plugins, Scenario(host, guest), choices, selector, plan=False)
     except VmmMsiError:
         raise
     except (ValueError, LookupError, OverflowError) as error:
