@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from vmm_msi.errors import InputError
 from vmm_msi.explain import log_lines, printf
 from vmm_msi.explain.explainer import MAX_EXPLAINED, explain
-from vmm_msi.explain.known_texts import forms
+from vmm_msi.explain.known_texts import candidates, forms
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.types import Granule, HostTopology, Iova, Its, Pa, PciRoute, Smmu, StreamId
@@ -138,6 +138,12 @@ PARTS = st.sampled_from(
     + ["client: 0000:01:00.0 ", "sid: 0x1 ", "ssid: 0x0 ", "iova: 0x0 ipa: 0x0", "\n", "x", "s1"]
     + [form.key for form in forms()]
 )
+
+
+@given(st.lists(PARTS, max_size=40))
+def test_candidates_are_the_forms_whose_key_is_in_the_text(parts):
+    text = "".join(parts)
+    assert candidates(text) == [form for form in forms() if form.key in text]
 
 
 @given(st.lists(PARTS, max_size=40))

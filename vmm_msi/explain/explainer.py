@@ -66,7 +66,7 @@ def explain(
     :param notes: notes of the caller, which come first.
     """
     events = EventText()
-    explained = _ExplainedLines(text, context, strategies)
+    explained = _ExplainedLines(context, strategies)
     reader = log_lines.LineReader(log_lines.lines(text))
     for line in reader:
         joined = reader.joined(line)
@@ -98,9 +98,7 @@ class _ExplainedLines:
     :ivar left_out: number of lines and events beyond the limit.
     """
 
-    def __init__(self, text: str, context: LogContext, strategies: StrategyRemedies | None) -> None:
-        # A line of the text may be wrapped, or escaped in JSON.
-        self._forms = [form for form in known_texts.forms() if form.word in text]
+    def __init__(self, context: LogContext, strategies: StrategyRemedies | None) -> None:
         self._context = context
         self._strategies = strategies
         self._seen: dict[Logged | str, Explanation] = {}
@@ -158,8 +156,8 @@ class _ExplainedLines:
         """Return the innermost text of a line: in ``a: b: c``, c is the reason for b and a."""
         innermost = None
         last = -1
-        for form in self._forms:
-            match = form.pattern.search(line) if form.key in line else None
+        for form in known_texts.candidates(line):
+            match = form.pattern.search(line)
             if match is not None:
                 end = line.find(form.key, match.start()) + len(form.key)
                 if end > last:
@@ -171,8 +169,8 @@ class _ExplainedLines:
         innermost = None
         last = len(line)
         unwrapped = "" if len(joined) == len(line) else joined.replace("\n", " ")
-        for form in self._forms:
-            match = form.pattern.search(joined) if form.key in unwrapped else None
+        for form in known_texts.candidates(unwrapped):
+            match = form.pattern.search(joined)
             if match is not None and match.start() < len(line) and match.end() > last:
                 innermost, last = (form.text, match), match.end()
         return innermost

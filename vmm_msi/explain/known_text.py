@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from vmm_msi.explain.log_context import LogContext
     from vmm_msi.types import Ipa
 
-_WORD = re.compile(r"[\w./:=-]+")
-
 
 @dataclass(frozen=True)
 class Case:
@@ -143,12 +141,6 @@ class Form:
     text: Text
     format: str
     key: str
-
-    @cached_property
-    def word(self) -> str:
-        """The longest word of the key."""
-        words: list[str] = _WORD.findall(self.key)
-        return max(words, key=len)
 
     @cached_property
     def pattern(self) -> re.Pattern[str]:
