@@ -7,6 +7,7 @@ explained as the kernel's.
 from __future__ import annotations
 
 import json
+import subprocess
 import textwrap
 
 import pytest
@@ -390,3 +391,34 @@ def test_no_text_of_a_program_is_an_event(text, prefix):
 @given(st.text(alphabet="0123456789:[]<>. TZ,;-+\n|abkernel", max_size=300))
 def test_prefixes_are_removed_in_linear_time(line):
     log_prefixes.parse(line)
+
+
+# --- a real dmesg -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["-x"],
+        ["-r"],
+        ["-t"],
+        ["-t", "-x"],
+        ["-T"],
+        ["-d"],
+        ["-e"],
+        ["-H", "--nopager"],
+        ["--color=always"],
+        ["--color=always", "-x"],
+        ["--time-format=iso"],
+        ["--time-format=delta"],
+        ["--time-format=ctime"],
+    ],
+    ids=" ".join,
+)
+def test_every_format_of_dmesg(options, tmp_path):
+    log = tmp_path / "log"
+    log.write_text(prefixed("<3>[  812.113402] ") + "\n", encoding="utf-8")
+    dmesg = subprocess.run(
+        ["dmesg", "-F", str(log), *options], capture_output=True, check=True, timeout=60
+    )
+    check(dmesg.stdout)

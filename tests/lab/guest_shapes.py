@@ -31,6 +31,18 @@ def test_every_interrupt_arrives(name, lab_images, capsys):
     check_guest(report, SHAPES[name])
 
 
+def test_vfio_inside_the_guest_is_refused(lab_images, capsys):
+    """QEMU's RMR makes the MSI window a direct region there, as the doctor predicts."""
+    status, report = run_guest(capsys, "--then", "vfio")
+    assert status == 0
+    (group,) = (group for group in report["groups"] if "0000:11:00.0" in group["devices"])
+    assert "0x0000000008000000 0x00000000080fffff direct" in group["reserved"]
+    assert [phase["after"] for phase in report["phases"]] == ["start", "vfio 0000:11:00.0: EINVAL"]
+    assert "rmr-direct" in {finding["id"] for finding in report["predicted"]}
+    explained = " ".join(" ".join(report["explained"]).split())
+    assert "Linux in the guest refuses VFIO for this device (EINVAL)" in explained
+
+
 def test_guest_without_rmr_gets_no_interrupt(lab_images, capsys, tmp_path):
     """The guest logs a fault, which the doctor predicted and the report explains."""
     recording = str(tmp_path / "run.json")

@@ -130,7 +130,7 @@ def test_host_shape_follows_the_devices():
         (["--devices", ""], "lab guest: device ''; valid: nvme, e1000e, igb, igb-vf"),
         (["--devices", "nvme,"], "lab guest: device ''; valid"),
         (["--count", "0"], "lab guest: --count 0; valid is 1 to 1000000"),
-        (["--then", "reboot,sleep"], "lab guest: --then 'sleep'; valid: reboot, unplug"),
+        (["--then", "reboot,sleep"], "lab guest: --then 'sleep'; valid: reboot, unplug, vfio"),
         (["--then", "unplug,unplug"], "lab guest: --then has more unplug than there are devices"),
         (["--vsmmus", "9"], "lab host: 9 smmus; valid is 1 to 8"),
     ],

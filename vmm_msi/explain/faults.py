@@ -197,6 +197,10 @@ _ACCESS_FLAG = Cause(
 )
 
 
+#: Events of a StreamID that the guest's kernel has not set up.
+_UNKNOWN_STREAM = {EventKind.C_BAD_STREAMID, EventKind.C_BAD_STE}
+
+
 def explain_event(
     logged: Logged, context: LogContext, strategies: StrategyRemedies | None
 ) -> Explanation:
@@ -345,7 +349,7 @@ def _case_of(
     """Return how an event without an address comes about for a user."""
     meaning = MEANINGS[kind]
     if context.in_guest:
-        if kind is EventKind.C_BAD_STREAMID and len(subjects) == 1:
+        if kind in _UNKNOWN_STREAM and len(subjects) == 1:
             return _bus_without_vsmmu(subjects[0], context) or meaning.in_guest or meaning.nested
         return meaning.in_guest or meaning.nested
     return meaning.nested if user is User.NESTED else meaning.host or meaning.nested

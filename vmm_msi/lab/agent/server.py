@@ -73,6 +73,7 @@ class Agent:
             "look": self._look,
             "exercise": self._exercise,
             "await-fault": self._await_fault,
+            "take": self._take,
             "restart-self": self._restart_self,
             "power-off": self._power_off,
         }
@@ -340,6 +341,12 @@ class Agent:
         from vmm_msi.lab.guest.exercise import await_fault
 
         return await_fault(address, lambda: "arm-smmu-v3" in self._kernel_log(_tell))
+
+    def _take(self, _tell: Tell, address: str) -> str:
+        """Take a device of this machine, a guest, with VFIO; return the errno of a refusal."""
+        from vmm_msi.lab.guest.vfio import take
+
+        return take(address)
 
     def _restart_self(self, _tell: Tell) -> None:
         """Restart this machine."""

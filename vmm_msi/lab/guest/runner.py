@@ -41,13 +41,16 @@ NO_RMR = "initrd-no-rmr"
 _IMPATIENT = "nvme_core.admin_timeout=1 nvme_core.io_timeout=1"
 
 _LONG_S = 600.0
+#: Linux's message when VFIO in the guest is refused (``drivers/iommu/iommu.c``
+#: __iommu_device_set_domain).
+_REFUSAL = "without a 1:1 mapping"
 #: PCI vendor and device ids of QEMU's devices (QEMU ``include/hw/pci/pci.h``, ``pci_ids.h``).
 _IDS = {(0x1B36, 0x0010): NVME, (0x8086, 0x10D3): E1000E, (0x8086, 0x10C9): IGB}
 
 
 #: Actions on a running guest.
-REBOOT, UNPLUG = "reboot", "unplug"
-ACTS = (REBOOT, UNPLUG)
+REBOOT, UNPLUG, VFIO = "reboot", "unplug", "vfio"
+ACTS = (REBOOT, UNPLUG, VFIO)
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,8 @@ class DeviceRun:
 class Phase:
     """The results between two actions.
 
-    :param after: the action before: ``start``, ``reboot``, ``unplug 0000:11:00.0``.
+    :param after: the action before: ``start``, ``reboot``, ``unplug 0000:11:00.0``,
+        ``vfio 0000:11:00.0: EINVAL``.
     """
 
     after: str
@@ -321,6 +325,8 @@ class Runner:
                 with _Timed(self, "reboot", "restarting the guest"):
                     self._link.call("restart", timeout_s=_LONG_S)
                 after = "reboot"
+            elif act == VFIO:
+                after = self._take(devices[-1])
             else:
                 gone = devices.pop()
                 after = f"unplug {gone}"
@@ -333,6 +339,7 @@ class Runner:
         host_faults = _faults(self._link.call("kernel-log"))
         guest_log = self._guest("kernel-log")
         guest_faults = _faults(guest_log)
+        guest_refusals = [line for line in guest_log.splitlines() if _REFUSAL in line]
         recording = None
         if spec.record:
             recording = self.record(self._facts["guest"], guest_log, rmr=spec.rmr)
@@ -348,11 +355,20 @@ class Runner:
             guest_faults=guest_faults,
             explained=[
                 *self._explained(host_faults),
-                *self._explained(guest_faults, "--in-guest"),
+                *self._explained([*guest_faults, *guest_refusals], "--in-guest"),
             ],
             seconds=self.seconds,
             recording=recording,
         )
+
+    def _take(self, device: PciAddress) -> str:
+        """Take a device with VFIO inside the guest; return what happened."""
+        view = self.locate(self.look()).get(device)
+        if view is None:
+            raise LabError(f"lab guest: {device} is not in the guest")
+        with _Timed(self, "vfio", f"taking {device} with VFIO inside the guest"):
+            refused = self._guest("take", address=view["address"])
+        return f"vfio {device}: {refused or 'permitted'}"
 
     def record(self, name: str, guest_log: str, *, rmr: bool) -> bytes:
         """Return the recording that ``vmm-msi record`` makes in the emulated host.
