@@ -106,11 +106,10 @@ def test_iasl_shows_only_the_flag_as_changed(name, tmp_path):
     assert len(differing) >= 2 + roots
 
 
-@pytest.mark.parametrize("damage", ["cut", "checksum", "signature"])
+@pytest.mark.parametrize("damage", ["cut", "signature"])
 def test_malformed_table_is_refused(damage):
     table = {
         "cut": IORT[:-1],
-        "checksum": bytes([*IORT[:9], IORT[9] ^ 1, *IORT[10:]]),
         "signature": b"APIC" + IORT[4:],
     }[damage]
     with pytest.raises(TopologyError, match=r"^IORT: offset"):

@@ -138,7 +138,7 @@ def test_lost_option_is_named():
 
 
 def test_all_missing_tools_are_named_at_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(host_tools.shutil, "which", lambda _name, **_: None)
+    monkeypatch.setattr(host_tools.ownership, "find_program", lambda *_: None)
     with pytest.raises(LabError) as caught:
         images.ensure_images(cache=tmp_path)
     line = str(caught.value).partition("; ")[2]

@@ -157,7 +157,7 @@ def test_only_a_build_needs_root(tmp_path, fake_build, monkeypatch):
 
 
 def test_missing_tools_are_listed_with_an_apt_command(monkeypatch):
-    monkeypatch.setattr(host_tools.shutil, "which", lambda _name, **_: None)
+    monkeypatch.setattr(host_tools.ownership, "find_program", lambda *_: None)
     with pytest.raises(LabError, match=r"debootstrap, unshare .*apt-get install .*debootstrap"):
         host_tools.require_tools(["unshare", "debootstrap"])
 
