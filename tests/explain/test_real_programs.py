@@ -30,7 +30,7 @@ ELSEWHERE = {
 #: Not built into the kernel of the emulated host, which has an SMMUv3 without CMDQV.
 NOT_BUILT = ("smmuv2-", "cmdqv-")
 #: Put together from several strings of the kernel.
-COMPOSED = ("selinux-denied", "apparmor-denied", "io-pgtable")
+COMPOSED = ("selinux-denied", "apparmor-denied", "io-pgtable", "qemu-intx")
 #: A name in a text that the program puts in, and the text as the program has it.
 NAMES = {
     r"probe with driver \S+ failed with error \S+": "probe with driver %s failed with error %d",
@@ -98,6 +98,10 @@ EARLIER = {
     "VFIO_MAP_DMA: %d",
     "VFIO_UNMAP_DMA: %d",
     "failed to open /dev/vfio/%d",
+    "error opening /dev/vfio/%d",
+    "vfio: failed to get group %d",
+    "Unrecoverable error detected.",
+    '/vfio-dev: failed to load "%s"',
     "failed to open /dev/vfio/noiommu-%d",
     "failed to set group container",
     "failed to set iommu for container",

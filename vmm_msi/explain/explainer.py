@@ -159,7 +159,10 @@ class _ExplainedLines:
         for form in known_texts.candidates(line):
             match = form.pattern.search(line)
             if match is not None:
-                end = line.find(form.key, match.start()) + len(form.key)
+                # The value that a text ends with may have another text in it.
+                end, value = match.end(), match.lastindex
+                if value is not None and match.end(value) == end:
+                    end = match.start(value)
                 if end > last:
                     innermost, last = (form.text, match), end
         return innermost

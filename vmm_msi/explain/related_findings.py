@@ -74,6 +74,7 @@ OF_TEXT: dict[str, tuple[str, ...]] = {
     "openvmm-smmu-acpi": ("no-acpi",),
     "kata-iommu-off": ("no-iommu-group", "no-smmu"),
     "dpdk-group": ("group-host-driver",),
+    "dpdk-bind": ("no-iommu-group", "smmu-not-driven"),
     "dpdk-not-vfio": ("host-driver", "no-iommu-group"),
 }
 

@@ -78,6 +78,15 @@ TEXTS: tuple[Text, ...] = (
         older=("BAR %d: no space for %pR", "BAR %d: failed to assign %pR"),
     ),
     Text(
+        "pci-vf-bus",
+        Program.KERNEL,
+        ("can't enable %d VFs (bus %02x out of range of %pR)",),
+        "the device does not get {0} virtual functions: their bus numbers are not reserved",
+        "pci/iov.c sriov_enable",
+        why="the firmware gave the port above the device too few buses",
+        remedies=("boot with pci=realloc,assign-busses, or use fewer virtual functions",),
+    ),
+    Text(
         "pci-bar-in-use",
         Program.KERNEL,
         ("BAR %d: can't reserve %pR",),
@@ -99,6 +108,7 @@ TEXTS: tuple[Text, ...] = (
             "Unable to change power state from %s to %s, device inaccessible",
             "Unable to change power state from %s to D0, device inaccessible",
             "not ready %dms after %s; giving up",
+            "Refused to change power state from %s to %s",
         ),
         "the device does not respond",
         "pci/pci.c pci_set_low_power_state, pci_power_up, pci_dev_wait",

@@ -23,6 +23,7 @@ TEXTS: tuple[Text, ...] = (
         remedies=(
             "bind it to vfio-pci (virsh nodedev-detach), on a kernel with CONFIG_VFIO_DEVICE_CDEV",
         ),
+        older=('/vfio-dev: failed to load "%s"',),
     ),
     Text(
         "qemu-no-device",
@@ -80,6 +81,42 @@ TEXTS: tuple[Text, ...] = (
             "Cannot allocate memory": Case("the kernel found no address for its doorbell (ENOMEM)"),
         },
         remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
+    ),
+    Text(
+        "qemu-intx",
+        Program.QEMU,
+        ("eventfd signaling for interrupt INTX-%d: VFIO_DEVICE_SET_IRQS failure",),
+        "the host's kernel refuses to enable the device's INTx",
+        "hw/vfio/device.c vfio_device_irq_set_signaling",
+        cases={
+            "Device or resource busy": Case(
+                "another device of the host uses the same interrupt line, and this one cannot mask "
+                "its own (EBUSY; Linux vfio_intx_enable)"
+            ),
+        },
+        remedies=(
+            "unbind the other device of the line from its driver; /proc/interrupts shows the lines",
+            "or move the device to another slot, whose line is not shared",
+        ),
+    ),
+    Text(
+        "qemu-capability",
+        Program.QEMU,
+        ("failed to add PCI capability 0x%x[0x%x]@0x%x: ",),
+        "QEMU cannot show a capability of the device to the guest",
+        "hw/vfio/pci.c vfio_add_std_cap",
+        why="the device's description of it is wrong, such as an MSI-X table outside its BAR; or "
+        "the device does not respond",
+        remedies=("update the device's firmware; check it with lspci -vvv -s {device}",),
+    ),
+    Text(
+        "qemu-device-error",
+        Program.QEMU,
+        ("Unrecoverable error detected. Please collect any data possible and then kill the guest",),
+        "the device reported a PCIe error that cannot be recovered, and QEMU stopped the guest",
+        "hw/vfio/pci.c vfio_err_notifier_handler",
+        remedies=("look for AER lines of the device in the host's log",),
+        older=("Unrecoverable error detected.",),
     ),
     Text(
         "qemu-fewer-msis",

@@ -168,7 +168,11 @@ TEXTS: tuple[Text, ...] = (
             ),
         },
         remedies=(_GROUP,),
-        older=("failed to open /dev/vfio/%d",),
+        older=(
+            "failed to open /dev/vfio/%d",
+            "error opening /dev/vfio/%d",
+            "vfio: failed to get group %d",
+        ),
     ),
     Text(
         "qemu-vfio-node",

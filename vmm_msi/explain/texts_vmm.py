@@ -391,6 +391,20 @@ TEXTS: tuple[Text, ...] = (
         remedies=("bind it: dpdk-devbind.py -b vfio-pci {device}",),
     ),
     Text(
+        "dpdk-bind",
+        Program.DPDK,
+        (
+            "IOMMU support is disabled, use --noiommu-mode for binding in noiommu mode",
+            "bind failed for %s - Cannot bind to driver vfio-pci",
+        ),
+        "vfio-pci does not take the device: no SMMU is in use, or the device has no IOMMU group",
+        "usertools/dpdk-devbind.py",
+        remedies=(
+            "look for the kernel's reason: dmesg | vmm-msi explain",
+            "look up the SMMU of each device with vmm-msi topology show",
+        ),
+    ),
+    Text(
         "dpdk-open",
         Program.DPDK,
         ("Cannot open /dev/vfio/%s: %s",),
