@@ -50,8 +50,8 @@ def imports(environment):
 
 def weak(environment, imports):
     script = environment.parent / "hooks/qemu.d/50-vmm-msi"
-    found = imported_code.weakness(script, str(environment / "bin/python"), imports)
-    return None if found is None else str(found)
+    weakness = imported_code.weakness(script, str(environment / "bin/python"), imports)
+    return weakness and str(weakness)
 
 
 def test_what_is_imported(environment):
@@ -125,14 +125,18 @@ def test_the_script_and_its_folder(environment, imports, kind):
 
 
 def test_a_folder_that_another_user_may_create(environment, imports):
-    """sys.path names a zip file that does not exist."""
+    """A link leads there, or sys.path names a zip file that does not exist."""
     (environment.parent / "shared").mkdir()
     (environment.parent / "shared").chmod(0o1777)
+    reason = f"{environment.parent}/shared is writable by every user"
+    (environment / SITE / "missing.py").symlink_to(environment.parent / "shared/missing.py")
+    assert weak(environment, imports) == reason
+    (environment / SITE / "missing.py").unlink()
     missing = str(environment.parent / "shared/python.zip")
     more = imported_code.Imports(
         imports.version, imports.entry, imports.prefix, (*imports.folders, missing), imports.files
     )
-    assert weak(environment, more) == f"{environment.parent}/shared is writable by every user"
+    assert weak(environment, more) == reason
 
 
 def test_links_in_a_circle(environment, imports):

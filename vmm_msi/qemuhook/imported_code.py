@@ -104,7 +104,7 @@ def _of_path(path: Path) -> Weakness | None:
         try:
             return ownership.weakness(path, OWNERS)
         except (FileNotFoundError, NotADirectoryError):
-            path = path.parent
+            path = path.resolve().parent  # of what a link leads to
         except OSError as error:
             return Weakness(path, f"cannot be checked: {error.strerror}")
 
