@@ -21,7 +21,17 @@ from vmm_msi.provision import AttachRequest, DetachRequest
 BOARD = samples.path("eight-its-server.dtb")
 A, B = "0000:01:00.0", "0001:01:00.0"
 DOCUMENT = {"schema", "domain", "done", "vsmmus", "devices", "notes"}
-VSMMU = {"pxb", "bus_nr", "smmu", "its", "accelerated"}
+STATUS = {
+    "schema",
+    "domain",
+    "state",
+    "free_ports",
+    "vsmmus",
+    "devices",
+    "other_devices",
+    "notes",
+}
+VSMMU = {"pxb", "bus_nr", "smmu", "its", "accelerated", "spare_ports"}
 DEVICE = {
     "device",
     "strategy",
@@ -33,8 +43,7 @@ DEVICE = {
     "root_port",
     "giova",
     "gdb",
-    "programmed_iova",
-    "outcome",
+    "predicted",
 }
 
 
@@ -93,8 +102,7 @@ def test_attach_as_json(run):
         "root_port": document["devices"][0]["root_port"] + 1,
         "giova": "0xfffff000",
         "gdb": "0x8090000",
-        "programmed_iova": "0xfffff040",
-        "outcome": "delivered",
+        "predicted": {"outcome": "delivered", "programmed_iova": "0xfffff040"},
     }
     simulated, forgotten = document["notes"]
     assert "the doorbell binding is simulated" in simulated
@@ -106,14 +114,14 @@ def test_attach_as_a_table(run):
     assert lines[0] == f"guest0: attached {A}"
     assert lines[1].split()[:2] == ["device", "strategy"]
     assert lines[3].split()[:2] == [A, "identity"]
-    assert lines[3].split()[-2:] == ["0x8000040", "delivered"]
+    assert lines[3].endswith("  delivered at 0x8000040")
     assert lines[4].startswith("note: the XML is real, the doorbell binding is simulated")
 
 
 def test_faults_on_request(run):
     words = ["attach", A, "--strategy", "host-cookie", "--allow-faults", "--format", "json"]
     (device,) = json.loads(run(*words))["devices"]
-    assert device["outcome"] == "s1-fault"
+    assert device["predicted"]["outcome"] == "s1-fault"
 
 
 def test_previews_show_the_result_and_change_nothing(vmm_msi, run, node):
@@ -132,7 +140,7 @@ def test_previews_show_the_result_and_change_nothing(vmm_msi, run, node):
     assert [line for line in lines if line.startswith("+    <iommu ")]
     assert not [line for line in lines[2:] if line.startswith("-")]
     assert node.read_bytes() == before
-    assert run("status") == "guest0: no devices attached by vmm-msi\n"
+    assert run("status") == "guest0: off, no devices attached by vmm-msi\n"
 
 
 def test_only_one_preview_at_a_time(vmm_msi):
@@ -145,7 +153,7 @@ def test_the_default_connection_comes_from_libvirts_variable(vmm_msi, node, monk
     monkeypatch.setenv("LIBVIRT_DEFAULT_URI", f"test://{node}")
     assert vmm_msi("status", "guest1") == (
         0,
-        "guest1: no devices attached by vmm-msi\n",
+        "guest1: off, no devices attached by vmm-msi\n",
         "",
     )
 
@@ -163,8 +171,9 @@ def test_the_configuration_names_the_strategy(run, nowhere):
 def test_status_shows_the_record(run, attached):
     attached()
     document = json.loads(run("status", "--format", "json"))
-    assert set(document) == DOCUMENT
-    assert (document["done"], document["notes"]) == (None, [])
+    assert set(document) == STATUS
+    assert (document["domain"], document["state"]) == ("guest0", "off")
+    assert [set(device) for device in document["devices"]] == [{*DEVICE, "measured"}] * 2
     assert [device["device"] for device in document["devices"]] == [A, B]
     assert run("status").count("delivered") == 2
 
@@ -188,7 +197,8 @@ def remove_element(path):
 )
 def test_status_names_elements_that_another_program_removed(run, attached, path, words):
     attached(remove_element(path))
-    notes = json.loads(run("status", "--format", "json"))["notes"]
+    *notes, unmeasured = json.loads(run("status", "--format", "json"))["notes"]
+    assert "the guest is off" in unmeasured
     assert len(notes) == 1 or path.startswith("devices/controller")
     assert any(words in note for note in notes)
     assert "another program removed it; detach the device and attach it again" in run("status")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
-    from vmm_msi.domxml.metadata import DeviceRecord, DomainRecord
+    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.provision import Change
 
 DEFAULT_URI = "qemu:///system"
@@ -183,10 +183,9 @@ def print_record(
         print_line(f"{name}: no devices attached by vmm-msi")
     else:
         from vmm_msi.report.columns import columns
+        from vmm_msi.report.status import device_rows
 
-        rows = [["device", "strategy", "bound by", "vSMMU", "pSMMU", "pITS", "programmed", "MSIs"]]
-        rows += [_row(device) for device in record.devices]
-        print_lines(columns(rows))
+        print_lines(columns(list(device_rows(record.devices, predicted=True))))
     _print_notes(notes, sys.stdout)
 
 
@@ -194,65 +193,16 @@ def _print_notes(notes: Iterable[str], out: TextIO) -> None:
     print_lines((f"note: {note}" for note in notes), out)
 
 
-def _row(device: DeviceRecord) -> list[str]:
-    options = ",".join(f"{key}={value}" for key, value in device.options.items())
-    binding = device.binding
-    programmed = str(binding.programmed) if binding is not None and binding.programmed else "-"
-    outcome = str(binding.outcome) if binding is not None and binding.outcome else "-"
-    return [
-        str(device.host),
-        f"{device.strategy}:{options}" if options else device.strategy,
-        {"qemu": "QEMU and kernel", "sim": "simulator"}.get(device.backend, device.backend),
-        f"pxb {device.pxb}, port {device.root_port}",
-        str(device.smmu),
-        "-" if device.its is None else str(device.its),
-        programmed,
-        outcome,
-    ]
-
-
 def _print_json(name: str, record: DomainRecord, notes: list[str], what: str) -> None:
     from vmm_msi.cli.common import print_json
+    from vmm_msi.report.status import device_json, vsmmus_json
 
-    devices = []
-    for device in record.devices:
-        binding = device.binding
-        devices.append(
-            {
-                "device": str(device.host),
-                "strategy": device.strategy,
-                "options": dict(device.options),
-                "backend": device.backend,
-                "smmu": device.smmu,
-                "its": device.its,
-                "pxb": device.pxb,
-                "root_port": device.root_port,
-                "giova": _hex(binding.giova if binding is not None else None),
-                "gdb": _hex(binding.gdb if binding is not None else None),
-                "programmed_iova": _hex(binding.programmed if binding is not None else None),
-                "outcome": binding.outcome if binding is not None else None,
-            }
-        )
-    vsmmus = [
-        {
-            "pxb": vsmmu.pxb,
-            "bus_nr": vsmmu.bus_nr,
-            "smmu": vsmmu.smmu,
-            "its": vsmmu.its,
-            "accelerated": vsmmu.accelerated,
-        }
-        for vsmmu in record.vsmmus
-    ]
     document = {
         "schema": 1,
         "domain": name,
         "done": what or None,
-        "vsmmus": vsmmus,
-        "devices": devices,
+        "vsmmus": vsmmus_json(record),
+        "devices": [device_json(device) for device in record.devices],
         "notes": notes,
     }
     print_json(document)
-
-
-def _hex(value: object) -> str | None:
-    return None if value is None else str(value)

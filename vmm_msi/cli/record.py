@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.recording import Releases
 
-_INTERRUPTS = Path("/proc/interrupts")
-
 
 def configure(parser: argparse.ArgumentParser) -> None:
     """Add the arguments."""
@@ -54,6 +52,7 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.host.files.kernel_log import kernel_log
     from vmm_msi.output import check_target, write_output
     from vmm_msi.recording import recording_json
+    from vmm_msi.recording.measure import read_interrupts
     from vmm_msi.recording.recorder import Observations, record_guest
 
     target = output_path(args)
@@ -78,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
         unread.append(f"{failure.path}: {failure.reason}")
     interrupts = ""
     try:
-        interrupts = _INTERRUPTS.read_text(encoding="ascii", errors="replace")
-    except OSError as failure:
-        unread.append(f"{_INTERRUPTS}: {failure.strerror}")
+        interrupts = read_interrupts()
+    except UnreadableError as failure:
+        unread.append(f"{failure.path}: {failure.reason}")
     observations = Observations(
         interrupts, lines, recent, log, rmr=not args.no_rmr, unread=tuple(unread)
     )

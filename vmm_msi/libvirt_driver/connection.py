@@ -199,6 +199,14 @@ class Connection:
             qemu = self._raw.getType() == "QEMU"
             domain.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_NVRAM if qemu else 0)
 
+    def names(self) -> list[str]:
+        """Return the names of all guests, sorted.
+
+        :raise HypervisorError: when libvirt does not list them.
+        """
+        with translated(f"listing the guests at {self.uri}"):
+            return sorted(str(domain.name()) for domain in self._raw.listAllDomains(0))
+
     def is_active(self, name: str) -> bool:
         """Return whether a guest runs."""
         domain = self._lookup(name)
@@ -349,8 +357,7 @@ class Connection:
 
     def _valid_names(self, name: str) -> str:
         """Return the names of guests, and the nearest to ``name``, for a message."""
-        with translated(f"listing the guests at {self.uri}"):
-            names = sorted(str(domain.name()) for domain in self._raw.listAllDomains(0))
+        names = self.names()
         more = f" and {len(names) - _NAMES} more" if len(names) > _NAMES else ""
         shown = ", ".join(names[:_NAMES]) or "none, no guest is defined"
         return f"{did_you_mean(name, names)}valid: {shown}{more}"

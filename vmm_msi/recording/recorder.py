@@ -6,6 +6,7 @@ The recorder reads libvirt's XML, sysfs, /proc/interrupts and the kernel's log; 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -30,10 +31,11 @@ from vmm_msi.recording import (
 from vmm_msi.types import SW_MSI_WINDOW, HostTopology, Iova, PciAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.iommu.smmu_events import SmmuEvent
 
 #: Maximum number of distinct events in a recording.
 MAX_EVENTS = 256
@@ -202,17 +204,26 @@ def _vectors(
     return tuple(RecordedVector(n, programmed.get(n), counts.get(n, 0)) for n in numbers)
 
 
+def fault_counts(lines: Iterable[str], context: LogContext) -> dict[PciAddress, int]:
+    """Return the number of events in the host's log, by the device that is their only cause."""
+    return dict(Counter(address for address, _event in _events_of(lines, context)))
+
+
 def _events(lines: Iterable[str], context: LogContext, origin: LogOrigin) -> list[RecordedEvent]:
     """Return the distinct events in a log that have exactly one device as their cause."""
+    events = (RecordedEvent(address, origin, e) for address, e in _events_of(lines, context))
+    return list(dict.fromkeys(events))
+
+
+def _events_of(lines: Iterable[str], context: LogContext) -> Iterator[tuple[PciAddress, SmmuEvent]]:
+    """Yield the events in a log that have exactly one device as their cause, with the device."""
     text = EventText()
     for line in log_lines.lines("\n".join(lines)):
         if not line.writer:
             text.line(line, line.text)
-    events: dict[RecordedEvent, None] = {}
     for pending in text.end():
         logged = pending.logged
         subjects = subjects_of(logged, context)
         address = subjects[0].address if len(subjects) == 1 else None
         if logged.event is not None and address is not None:
-            events[RecordedEvent(address, origin, logged.event)] = None
-    return list(events)
+            yield address, logged.event

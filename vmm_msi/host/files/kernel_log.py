@@ -71,27 +71,37 @@ def kernel_message(record: bytes) -> str:
     return body.partition(b"\n")[0].decode("utf-8", "replace")
 
 
-def select(log: Iterable[bytes | None]) -> list[str]:
+def _time_us(record: bytes) -> int:
+    """Return when the kernel logged a record, in microseconds since boot."""
+    time = record.partition(b";")[0].split(b",", 3)[2:3]
+    return int(time[0]) if time and time[0].isdigit() else 0
+
+
+def select(log: Iterable[bytes | None], since_us: int = 0) -> list[str]:
     """Return the lines to keep: those of the kernel itself with a known prefix.
 
     :param log: the records.
+    :param since_us: leave out earlier records, in microseconds since boot.
     """
     first: list[str] = []
     last: deque[str] = deque(maxlen=MAX_LINES)
     for number, record in enumerate(log):
         if number >= _MAX_RECORDS:
             break
-        line = "" if record is None else kernel_message(record)
+        if record is None or _time_us(record) < since_us:
+            continue
+        line = kernel_message(record)
         if line.startswith(PREFIXES) or _GROUPS.match(line):
             (first if len(first) < MAX_LINES else last).append(line)
     return [*first, *last]
 
 
-def kernel_log(tree: HostTree, *, since_cleared: bool = False) -> list[str]:
+def kernel_log(tree: HostTree, *, since_cleared: bool = False, since_us: int = 0) -> list[str]:
     """Return the lines of the kernel's log about SMMUs, ITSes and VFIO.
 
     :param since_cleared: leave out lines from before the last ``dmesg --clear``; ignored for a
         capture, which does not record that.
+    :param since_us: leave out earlier lines, in microseconds since boot; ignored for a capture.
     :return: empty if the tree is neither a capture nor this machine.
     :raise UnreadableError: when it cannot be read, which requires root (CAP_SYSLOG).
     """
@@ -109,7 +119,7 @@ def kernel_log(tree: HostTree, *, since_cleared: bool = False) -> list[str]:
     try:
         if since_cleared:
             os.lseek(descriptor, 0, os.SEEK_DATA)
-        return select(records(descriptor))
+        return select(records(descriptor), since_us)
     except OSError as failure:
         raise UnreadableError(tree.source, KMSG, failure.strerror or str(failure)) from failure
     finally:
