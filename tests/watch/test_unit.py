@@ -13,6 +13,7 @@ import pytest
 from conftest import unavailable
 
 from vmm_msi.cli import main
+from vmm_msi.qemuhook import imported_code
 from vmm_msi.types import Granule
 from vmm_msi.watch import unit
 
@@ -101,6 +102,22 @@ def test_marks_of_the_template_in_arguments(mark):
     text = unit.render(["/x", mark], [])
     assert line_of(text, "ExecStart") == f"/x {mark}"
     assert text.replace(f"/x {mark}", "/x") == unit.render(["/x"], [])
+
+
+def test_code_that_another_user_may_change_is_noted(capsys, tmp_path, monkeypatch):
+    """The user of the service may change guests, which is almost what root may."""
+    monkeypatch.setattr(imported_code, "OWNERS", frozenset({0, os.geteuid()}))
+    words = ["watch", "--print-unit", "-c", "test:///default"]
+    assert main(words) == 0
+    assert capsys.readouterr().err == ""
+    (tmp_path / "vmm-msi").touch(0o755)
+    monkeypatch.setattr("sysconfig.get_path", lambda _name: str(tmp_path))
+    tmp_path.chmod(0o777)
+    assert main(words) == 0
+    assert capsys.readouterr().err == (
+        f"note: the service may change guests, and {tmp_path} is writable by every user; install "
+        "vmm-msi where only root may write\n"
+    )
 
 
 def test_the_unit_has_the_arguments_of_the_command(capsys, tmp_path, monkeypatch):

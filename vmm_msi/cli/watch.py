@@ -16,7 +16,7 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.cli.domain_options import DEFAULT_URI
 from vmm_msi.errors import UsageError
-from vmm_msi.terminal import print_document
+from vmm_msi.terminal import print_document, print_error
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
@@ -109,6 +109,9 @@ def _uris(args: argparse.Namespace) -> tuple[str, ...]:
 
 
 def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
+    from pathlib import Path
+
+    from vmm_msi.qemuhook import imported_code
     from vmm_msi.watch import unit
 
     command = [*_program(), "watch"]
@@ -129,6 +132,13 @@ def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
     for host in args.host or ():
         command += ["--host", host if isinstance(host, str) else str(host.absolute())]
     print_document(unit.render(command, [] if args.host is not None else _tables()))
+    imports = imported_code.imports_of(sys.executable)
+    weak = imported_code.weakness(Path(command[0]), sys.executable, imports)
+    if weak is not None:
+        print_error(
+            f"note: the service may change guests, and {weak}; install vmm-msi where only root may "
+            "write"
+        )
 
 
 def _program() -> list[str]:
