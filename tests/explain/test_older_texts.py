@@ -85,3 +85,27 @@ def test_cloud_hypervisor_does_not_start_without_a_bar():
 def test_lines_of_other_subsystems_are_not_explained(line):
     report = explain(line, LogContext())
     assert (report.lines, report.unrecognised) == ((), 1)
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("vfio-pci: probe of 0000:09:00.0 failed with error -22", "virtio-iommu"),
+        (
+            "vfio-pci 0000:09:00.0: vfio-noiommu device opened by user (vpp:1)",
+            "trusts that program",
+        ),
+        ("nvme nvme0: I/O 12 QID 3 timeout, completion polled", "--in-guest"),
+        ("pci 0000:09:00.0: BAR 0 [mem size 0x1000]: can't assign; no space", "--spare-memory"),
+        ("ITS: No ITS available, not enabling LPIs", "<gic version='3'/>"),
+    ],
+)
+def test_a_line_of_the_guest_has_remedies_for_the_guest(line, remedy):
+    (explained,) = explain(line, LogContext(in_guest=True)).lines
+    fixes = " ".join(fix.what for fix in explained.explanation.remedies)
+    assert remedy in fixes
+    assert "topology show" not in fixes
+    assert "host's firmware" not in fixes
+    (on_host,) = explain(line, LogContext()).lines
+    (reading,) = on_host.explanation.otherwise
+    assert remedy in " ".join(reading.remedies)

@@ -87,7 +87,9 @@ def test_ids_are_unique_and_texts_complete():
         assert re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)+", text.id)
         assert text.source
         cases = [
-            sentence for case in text.cases.values() for sentence in (case.why, *case.remedies)
+            sentence
+            for case in (*text.cases.values(), *text.in_guest.values())
+            for sentence in (case.why, *case.remedies)
         ]
         for sentence in (text.what, text.why, text.missing, *text.remedies, *cases):
             assert not sentence.endswith(".")
@@ -96,7 +98,7 @@ def test_ids_are_unique_and_texts_complete():
 def test_related_findings_have_a_text_and_a_page():
     assert related_findings.OF_TEXT.keys() <= {text.id for text in texts()}
     named = {id_ for ids in related_findings.OF_TEXT.values() for id_ in ids}
-    cases = [case for text in texts() for case in text.cases.values()]
+    cases = [case for text in texts() for case in (*text.cases.values(), *text.in_guest.values())]
     named |= {id_ for case in cases for id_ in case.findings or ()}
     named |= {*related_findings.WINDOW, *related_findings.BEYOND, *related_findings.NO_WINDOW}
     pages = {page.stem for page in (DOCS.parent / "vmm_msi/doctor/findings").glob("*.md")}

@@ -130,6 +130,21 @@ TEXTS: tuple[Text, ...] = (
                 findings=("no-iommu-group", "no-smmu", "smmu-not-driven", "smmu-not-coherent"),
             ),
         },
+        in_guest={
+            "": Case(
+                "the guest has no vSMMU or virtio-iommu for the device's bus, so it has no IOMMU "
+                "group there",
+                what="vfio-pci in the guest refuses the device: no vIOMMU translates its DMA",
+                remedies=(
+                    (
+                        "for VFIO in the guest, such as DPDK or a nested guest: give the guest a "
+                        "virtio-iommu, or use VFIO's no-IOMMU mode in it, where the host's SMMU "
+                        "still confines the device to the guest's memory"
+                    ),
+                ),
+                findings=(),
+            ),
+        },
         why="no SMMU driver took it, or it does not respond (ENODEV)",
         remedies=(
             (
@@ -168,6 +183,16 @@ TEXTS: tuple[Text, ...] = (
         ),
         "the device is used without an SMMU (VFIO's no-IOMMU mode): it can access all memory",
         "vfio/group.c vfio_group_find_or_alloc, vfio_device_open_file",
+        in_guest={
+            "": Case(
+                "no vIOMMU of the guest translates it, and vfio.enable_unsafe_noiommu_mode=1 is "
+                "set; the host's SMMU confines it to the guest's memory",
+                what="a program of the guest can have the device access all of the guest's memory "
+                "(VFIO's no-IOMMU mode)",
+                remedies=("nothing has to be fixed if the guest's user trusts that program",),
+                findings=(),
+            ),
+        },
         why="it is in no IOMMU group, and vfio.enable_unsafe_noiommu_mode=1 is set; its node is "
         "/dev/vfio/noiommu-N, which QEMU and libvirt do not use",
         remedies=("use a device behind an SMMU, and set the parameter to 0",),
@@ -323,6 +348,14 @@ TEXTS: tuple[Text, ...] = (
         ),
         "an ITS that the firmware describes cannot be used: its devices have no MSIs",
         "irqchip/irq-gic-v3-its.c its_probe_one, its_init",
+        in_guest={
+            "": Case(
+                "QEMU's machine has no ITS: a GICv2, its=off, or a machine type before virt-2.8",
+                what="the guest's virtual ITS cannot be used: its devices have no MSIs",
+                remedies=("use <gic version='3'/> in the guest's definition, without its=off",),
+                findings=("guest-gic",),
+            ),
+        },
         remedies=("use devices on another ITS", FIRMWARE),
         older=(
             "Unable to locate ITS domain handle",

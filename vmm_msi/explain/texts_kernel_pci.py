@@ -63,6 +63,21 @@ TEXTS: tuple[Text, ...] = (
                 "have less memory than they ask for, or none to spare for hot-plug"
             ),
         },
+        in_guest={
+            "[io": Case(
+                "it has no I/O ports, which guests on Arm do not need",
+                remedies=("nothing has to be fixed if the device works",),
+                findings=(),
+            ),
+            "": Case(
+                "the window of its root port or expander bus is too small for its BARs. Linux may "
+                "try again, so look for 'assigned' below",
+                remedies=(
+                    "reserve more for hot-plug: vmm-msi attach … --spare-memory MIB",
+                    "or start the guest with the device, so that the firmware sizes the windows",
+                ),
+            ),
+        },
         why="the memory above it is too small for its BARs: the window of the host bridge, of the "
         "root port or of the expander bus. Linux may try again, so look for 'assigned' below",
         remedies=(
@@ -122,8 +137,19 @@ TEXTS: tuple[Text, ...] = (
         ("I/O tag %d (%04x) QID %d timeout, completion polled",),
         "an NVMe device completed a request, but its interrupt did not arrive: its MSIs are lost",
         "nvme/host/pci.c nvme_timeout",
+        in_guest={
+            "": Case(
+                "DMA works and the doorbell does not: the guest's stage 1, or the host's stage 2, "
+                "does not map it, or the MSI goes to another ITS",
+                remedies=(
+                    "look for SMMU events in the guest: dmesg | vmm-msi explain --in-guest",
+                    "and on the host, with the guest: dmesg | vmm-msi explain --domain",
+                ),
+            ),
+        },
         why="DMA works and the doorbell does not: nothing maps it in stage 1 or stage 2, it maps "
-        "to another ITS, or the ITS does not know the DeviceID",
+        "to another ITS, or the ITS does not know the DeviceID. For a drive of the host itself, "
+        "its firmware or its power management may lose MSIs, too",
         remedies=(
             (
                 "look for SMMU events at the time: dmesg | vmm-msi explain, on the host and in the "
