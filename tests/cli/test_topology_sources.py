@@ -167,3 +167,17 @@ def test_attach_requires_a_second_host_beside_libvirt(run):
     assert (code, out) == (3, "")
     assert "name a second HOST that does" in err
     assert run(*words, "--host", BOARD)[0] == 0
+
+
+def test_a_listing_says_how_a_capture_is_better(run, show, tmp_path):
+    path = tmp_path / "posted.txt"
+    path.write_text("0000:01:00.0 Ethernet controller: X\n\tIOMMU group: 14\n")
+    text = show(path)
+    assert "vmm-msi topology capture on that host, as root, writes all of it to one file" in text
+    assert ["14", "?", "0000:01:00.0", "?"] in rows(text)
+    code, out, _err = run("doctor", path, "--format", "json")
+    assert code == 9
+    assert "no-tables" in {finding["id"] for finding in json.loads(out)["findings"]}
+    code, out, err = run("compare", "--host", path, "--device", "0000:01:00.0")
+    assert (code, out) == (3, "")
+    assert "vmm-msi topology capture on that host" in err

@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib.util
 import struct
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from vmm_msi.explain.log_context import LogContext
 from vmm_msi.host.firmware.acpi import load_acpi_file, parse_acpi
 from vmm_msi.host.firmware.device_tree import parse_devicetree
 from vmm_msi.host.firmware.madt import parse_madt
+from vmm_msi.host.listing import host_of_listing, read_listing
 from vmm_msi.host.resolve import resolve
 from vmm_msi.host.scenario import _decode
 from vmm_msi.recording import recording_json
@@ -98,6 +100,13 @@ def acpi_text(data: bytes) -> None:
     host = load_acpi_file(Path("posted"), data)
     if host is not None:
         resolve_devices(host)
+
+
+def listing(data: bytes) -> None:
+    """Read lspci, IOMMU groups and reserved regions."""
+    functions = read_listing(BytesIO(data), "posted")
+    if functions.functions or functions.reserved:
+        host_of_listing(functions, "posted")
 
 
 def devicetree(data: bytes) -> None:
@@ -224,6 +233,34 @@ def _listings() -> list[bytes]:
     return [listing(table).encode(), listing(table, raw=False).encode()]
 
 
+def _lspci() -> list[bytes]:
+    return [
+        (
+            b"0000:01:00.0 Ethernet controller [0200]: A B [8086:1521] (rev 01) (prog-if 00 [X])\n"
+            b"\tNUMA node: 1\n\tIOMMU group: 14\n"
+            b"\tCapabilities: [50] MSI: Enable+ Count=1/8 Maskable+ 64bit+\n"
+            b"\tCapabilities: [b0] MSI-X: Enable+ Count=65 Masked-\n"
+            b"\tCapabilities: [2a0 v1] Address Translation Service (ATS)\n"
+            b"\tKernel driver in use: vfio-pci\n01:00.1 0200: 8086:1521\n"
+        )
+    ]
+
+
+def _groups() -> list[bytes]:
+    return [
+        b"/sys/kernel/iommu_groups/20/devices/000f:01:00.0\n./7/devices/0004:00:00.0\n",
+        b"IOMMU Group 1:\n\t[8086:1521] [R] 00:01.0 PCI bridge [0604]: A [1b36:000c]\n",
+        (
+            b"/sys/kernel/iommu_groups/1/devices:\n0 0000:00:01.0 -> ../x\n0000:01:00.0\n"
+            b"/sys/bus/pci/devices/0000:02:00.0/iommu_group -> ../../../kernel/iommu_groups/2\n"
+        ),
+        (
+            b"/sys/kernel/iommu_groups/1/reserved_regions:0x8000000 0x80fffff msi\n"
+            b"==> /sys/kernel/iommu_groups/2/reserved_regions <==\n0x8000000 0x80fffff direct\n"
+        ),
+    ]
+
+
 def _trees() -> list[bytes]:
     return [samples.path("eight-its-server.dtb").read_bytes()]
 
@@ -266,6 +303,8 @@ def targets() -> dict[str, Target]:
         Target("acpi", acpi, _both),
         Target("acpidump", acpi_text, _acpidumps),
         Target("iasl-listing", acpi_text, _listings),
+        Target("lspci", listing, _lspci),
+        Target("group-listing", listing, _groups),
         Target("devicetree", devicetree, _trees),
         Target("domain-xml", domain_xml, _domains),
         Target("node-device", node_device, lambda: [NODE_DEVICE]),

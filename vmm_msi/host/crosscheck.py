@@ -212,7 +212,8 @@ def _regions(regions: Iterable[ReservedRegion] | None) -> str | None:
 def _presence(first: HostTopology, second: HostTopology) -> Iterator[Disagreement]:
     """Compare which functions two sources list."""
     known = [set(host.function_by_address) for host in (first, second)]
-    if all(known) and known[0] != known[1]:
+    complete = first.lists_all_functions and second.lists_all_functions
+    if complete and all(known) and known[0] != known[1]:
         texts = [_names(known[0] - known[1]), _names(known[1] - known[0])]
         yield _two("PCI functions in one source only", first, texts[0], second, texts[1])
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError, UsageError
@@ -34,7 +35,7 @@ CAPTURE = ".tar.zst"
 FORMS = (
     "a TOML file with [host], a device tree blob (magic d00dfeed), a folder with the ACPI tables "
     "IORT and APIC, one such table, the output of acpidump or iasl -d, a folder laid out like the "
-    f"host's /, or a capture ({CAPTURE})"
+    f"host's /, a capture ({CAPTURE}), or a listing of lspci or of IOMMU groups"
 )
 _VALID = f"a host is {FORMS}"
 _DEVICE_TREE_MAGIC = b"\xd0\x0d\xfe\xed"
@@ -42,6 +43,8 @@ _ZSTD_MAGIC = b"\x28\xb5\x2f\xfd"  # RFC 8878, 3.1.1
 _OTHER_MAGIC = frozenset({_DEVICE_TREE_MAGIC, _ZSTD_MAGIC})
 #: Limit in bytes of a text, such as all tables of a large server as acpidump prints them.
 MAX_TEXT = 32 << 20
+#: Limit of its lines: lspci -vvv prints 60 for a function.
+MAX_LINES = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,13 +214,23 @@ def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
 
 
 def _from_text(path: Path, data: bytes, granule: Granule | None) -> HostTopology | None:
-    """Return the host that an ACPI table or a text describes; None if it does not."""
+    """Return the host that an ACPI table or a text describes; None if it describes none."""
     from vmm_msi.host.firmware.acpi import load_acpi_file
 
     if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
         # A shell of Windows writes texts like this.
         data = data.decode("utf-16", "replace").encode()
-    return load_acpi_file(path, data, granule or Granule.K4)
+    if data.count(b"\n") > MAX_LINES:
+        raise TopologyError(f"{path}: more than {MAX_LINES} lines, the limit of a text; {_VALID}")
+    host = load_acpi_file(path, data, granule or Granule.K4)
+    if host is not None:
+        return host
+    from vmm_msi.host.listing import host_of_listing, read_listing
+
+    listing = read_listing(BytesIO(data), str(path))
+    if listing.functions or listing.reserved:
+        return host_of_listing(listing, str(path))
+    return None
 
 
 def _with_granule(host: HostTopology, granule: Granule | None) -> HostTopology:

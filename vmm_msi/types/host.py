@@ -256,6 +256,7 @@ class HostTopology:
     :param firmware: the kind of tables that the SMMUs, ITSes and routes are from; None if they are
         from elsewhere, or unknown.
     :param table_errors: errors in its tables that Linux tolerates.
+    :param lists_all_functions: ``functions`` are all of the host's, not a selection.
     """
 
     source: str
@@ -270,6 +271,7 @@ class HostTopology:
     granule_known: bool = True
     missing: tuple[str, ...] = ()
     table_errors: tuple[TableError, ...] = ()
+    lists_all_functions: bool = True
     firmware: Firmware | None = None
 
     @property
