@@ -21,6 +21,7 @@ from vmm_msi.explain.explanation import (
     Subject,
 )
 from vmm_msi.explain.faults import explain_event
+from vmm_msi.explain.listing_lines import ListingLines
 from vmm_msi.explain.related_findings import OF_TEXT
 from vmm_msi.types import PciAddress
 
@@ -101,6 +102,7 @@ class _ExplainedLines:
     def __init__(self, context: LogContext, strategies: StrategyRemedies | None) -> None:
         self._context = context
         self._strategies = strategies
+        self._listing = ListingLines(context)
         self._seen: dict[Logged | str, Explanation] = {}
         self._lines: dict[Explanation, ExplainedLine] = {}
         self.unrecognised = 0
@@ -121,12 +123,13 @@ class _ExplainedLines:
         """
         known = self._match(line.text) or self._match_wrapped(line.text, joined)
         if known is None:
-            self._not_of_kernel(line, not_of_kernel.explain_event(joined, line.writer))
+            listing = None if line.writer else self._listing.line(line.text)
+            self._of_others(line, listing or not_of_kernel.explain_event(joined, line.writer))
             return 0
         text, match = known
         if line.writer and text.program is Program.KERNEL:
             message = f"the kernel's message {text.id}"
-            self._not_of_kernel(line, not_of_kernel.explain(message, line.writer))
+            self._of_others(line, not_of_kernel.explain(message, line.writer))
             return 0
         # A wrapped message: all of the lines that it is in.
         end = match.string.find("\n", match.end())
@@ -136,8 +139,8 @@ class _ExplainedLines:
         self._add(line, self._seen.get(whole))
         return match.end()
 
-    def _not_of_kernel(self, line: Line, explanation: Explanation | None) -> None:
-        """Add the explanation of a line that a program wrote, or count it as not recognised."""
+    def _of_others(self, line: Line, explanation: Explanation | None) -> None:
+        """Add the explanation of a line that matches no text, or count it as not recognised."""
         if explanation is None:
             self.unrecognised += 1
         elif explanation in self._lines or not self._is_full():
