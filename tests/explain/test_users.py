@@ -285,6 +285,35 @@ def test_another_errno_has_another_cause_in_the_guest_too():
     assert known.explanation.why.startswith("its MSIs are not isolated")
 
 
+@pytest.mark.parametrize(
+    ("line", "finding"),
+    [
+        (
+            (
+                'No interrupt remapping support.  Use the module param "allow_unsafe_interrupts" '
+                "to enable VFIO IOMMU support on this platform"
+            ),
+            "guest-gic",
+        ),
+        ("arm-smmu-v3 arm-smmu-v3.0.auto: device has entered Service Failure Mode!", None),
+        (
+            "pci 0000:09:00.0: BAR 0 [mem size 0x10000000 64bit pref]: can't assign; no space",
+            "hotplug-bar-loss",
+        ),
+    ],
+)
+def test_messages_in_a_guest_have_no_remedies_of_the_host(line, finding):
+    (known,) = explain(line, context(ACCELERATED, in_guest=True)).lines
+    remedies = [remedy.what for remedy in known.explanation.remedies]
+    assert remedies
+    assert not [text for text in remedies if any(word in text for word in OUTSIDE)]
+    assert finding is None or finding in known.explanation.findings
+    (host,) = explain(line, LogContext()).lines
+    for reading in host.explanation.otherwise:
+        assert reading.when == "if this is the log of a guest"
+        assert not [text for text in (reading.why, *reading.remedies) if "{" in text]
+
+
 def test_firmware_tables_of_a_guest_are_qemus():
     line = "IORT: ITS: No ITS available, not enabling LPIs"
     (known,) = explain(line, context(in_guest=True)).lines

@@ -216,7 +216,7 @@ def _explain_text(
     case = text.case(line, rest, context)
     fixes = [remedy.format(*values, **names) for remedy in case.remedies or text.remedies]
     if context.in_guest:
-        fixes = [in_guest.REMEDIES.get(fix, fix) for fix in fixes]
+        fixes = [in_guest.REMEDIES.get(fix, fix) for fix in fixes if "on a host: " not in fix]
     remedies = [Remedy(fix) for fix in fixes]
     if text.strategies and strategies is not None:
         remedies += strategies.remedies(device, ignores_rmr=False)
@@ -238,17 +238,20 @@ def _explain_text(
         why=case.why,
         remedies=tuple(remedies),
         findings=OF_TEXT.get(text.id, ()) if case.findings is None else case.findings,
-        otherwise=() if context.in_guest else _in_guest(text, rest),
+        otherwise=() if context.in_guest else _in_guest(text, rest, values, names),
         source=text.source,
     )
 
 
-def _in_guest(text: Text, rest: str) -> tuple[Reading, ...]:
+def _in_guest(
+    text: Text, rest: str, values: list[str], names: dict[str, str]
+) -> tuple[Reading, ...]:
     """Return what a line means if it is one of a guest's log, where that differs."""
     case = text.case_in_guest(rest)
     if case is None:
         return ()
-    return (Reading("if this is the log of a guest", case.what or case.why, case.remedies),)
+    remedies = tuple(remedy.format(*values, **names) for remedy in case.remedies)
+    return (Reading("if this is the log of a guest", case.what or case.why, remedies),)
 
 
 def _named_devices(line: str, context: LogContext) -> tuple[Subject, ...]:

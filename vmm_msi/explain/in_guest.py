@@ -27,3 +27,22 @@ DIRECT_WINDOW = Case(
     ),
     findings=("rmr-direct",),
 )
+
+NO_ISOLATION = Case(
+    "the device's MSIs do not pass a virtual ITS",
+    what="VFIO in the guest refuses the device: its MSIs are not isolated, so it could raise any "
+    "interrupt of the guest (EPERM)",
+    remedies=(
+        "give the guest an ITS: <gic version='3'/>, without its='off'",
+        (
+            "or set vfio_iommu_type1.allow_unsafe_interrupts=1 (iommufd.allow_unsafe_interrupts=1) "
+            "in the guest"
+        ),
+    ),
+    findings=("guest-gic",),
+)
+VSMMU_ERROR = Case(
+    "QEMU emulates the registers of the vSMMU: the guest's driver gave it an invalid command or "
+    "queue, or forwarding one to the host failed",
+    remedies=("see QEMU's log: vmm-msi explain < /var/log/libvirt/qemu/{guest}.log",),
+)

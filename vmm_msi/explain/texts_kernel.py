@@ -6,7 +6,7 @@ Source files are those of Linux 7.2, below ``drivers/``.
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.in_guest import DIRECT_WINDOW, FIRMWARE
+from vmm_msi.explain.in_guest import DIRECT_WINDOW, FIRMWARE, NO_ISOLATION
 from vmm_msi.explain.known_text import Case, Text
 
 _VFIO_DRIVERS = (
@@ -62,6 +62,7 @@ TEXTS: tuple[Text, ...] = (
         "interrupt of the host (EPERM)",
         "vfio/vfio_iommu_type1.c vfio_iommu_type1_attach_group",
         why="the device's MSIs do not pass an ITS, or the ITS cannot distinguish devices",
+        in_guest={"": NO_ISOLATION},
         remedies=(
             "use a device whose MSIs pass an ITS: vmm-msi topology show lists each device's ITS",
             (

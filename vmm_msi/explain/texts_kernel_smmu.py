@@ -7,7 +7,7 @@ Source files are those of Linux 7.2, below ``drivers/``; earlier words are those
 from __future__ import annotations
 
 from vmm_msi.explain.explanation import Program
-from vmm_msi.explain.in_guest import FIRMWARE
+from vmm_msi.explain.in_guest import FIRMWARE, VSMMU_ERROR
 from vmm_msi.explain.known_text import Case, Text
 
 _SMMU = "iommu/arm/arm-smmu-v3/arm-smmu-v3.c"
@@ -68,6 +68,7 @@ TEXTS: tuple[Text, ...] = (
         f"{_SMMU} arm_smmu_gerror_handler",
         why="the lines below describe the error; in Service Failure Mode the SMMU aborts all "
         "accesses",
+        in_guest={"": VSMMU_ERROR},
         remedies=("check the host's SMMU and its driver: no guest and no strategy can fix it",),
     ),
     Text(
