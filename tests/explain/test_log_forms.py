@@ -97,6 +97,19 @@ def test_lines_that_a_mailer_wrapped(width, quote):
         check(wrapped(prefix, width, DECODED, quote))
 
 
+@pytest.mark.parametrize("width", [80, 100, 120, 132])
+def test_lines_that_a_terminal_broke(width):
+    """Within words, without a trace."""
+    for prefix in (
+        DMESG,
+        SYSLOG,
+        "Nov 25 00:29:56 a-host-with-a-long-name kernel: [  812.113402] ",
+    ):
+        lines = [f"{prefix}{line}".replace("\t", " ") for line in EVENT]
+        pieces = [line[i : i + width] for line in lines for i in range(0, len(line), width)]
+        check("\n".join(pieces))
+
+
 def test_a_quoted_line_whose_rest_lost_its_mark():
     check(
         "\n".join(f"> {part}" for part in wrapped(DMESG, 72).split("\n")).replace(

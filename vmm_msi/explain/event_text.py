@@ -22,19 +22,21 @@ if TYPE_CHECKING:
 
     from vmm_msi.explain.log_lines import Line
 
-_SMMU = r"arm-smmu-v3\s{1,8}(?P<smmu>\S{1,64}):\s{1,16}"
-#: White space may be a line feed: a mailer wrapped the line.
+_SMMU = r"arm-smmu-v3\s{1,8}(?P<smmu>\S{1,64}):\s{0,16}"
+_SID = r"(?:0[xX])?(?P<sid>[0-9a-fA-F]{1,8})"
+#: White space may be a line feed, where a mailer wrapped the line, or lost, where a terminal did.
 _DECODED = re.compile(
-    rf"{_SMMU}event:\s{{1,8}}(?P<name>[A-Z_]{{1,32}})\s{{1,8}}client:\s{{1,8}}"
-    r"(?P<client>\(unassigned\s{1,8}sid\)|\S{1,64})\s{1,8}"
-    r"sid:\s{1,8}(?:0[xX])?(?P<sid>[0-9a-fA-F]{1,8})\s{1,8}ssid:\s{1,8}(?:0[xX])?[0-9a-fA-F]{1,8}\b"
-    r"(?:\s{1,8}iova:\s{1,8}(?:0[xX])?(?P<iova>[0-9a-fA-F]{1,16})\s{1,8}"
-    r"ipa:\s{1,8}(?:0[xX])?(?P<ipa>[0-9a-fA-F]{1,16})\b|\s{1,8}fetch_addr:\s{1,8}\w{1,18})?"
+    rf"{_SMMU}event:\s{{0,8}}(?P<name>[A-Z_]{{1,32}})\s{{0,8}}client:\s{{0,8}}"
+    rf"(?P<client>\(unassigned\s{{0,8}}sid\)|\S{{1,64}}?)\s{{0,8}}sid:\s{{0,8}}{_SID}\s{{0,8}}"
+    r"ssid:\s{0,8}(?:0[xX])?[0-9a-fA-F]{1,8}"
+    r"(?:\s{0,8}iova:\s{0,8}(?:0[xX])?(?P<iova>[0-9a-fA-F]{1,16})\s{0,8}"
+    r"ipa:\s{0,8}(?:0[xX])?(?P<ipa>[0-9a-fA-F]{1,16})|\s{0,8}fetch_addr:\s{0,8}\w{1,18})?"
+    r"(?!\w)"
 )
 _ACCESS = re.compile(
-    rf"{_SMMU}(?P<access>(?:un)?priv\s{{1,8}}(?:inst|data)\s{{1,8}}(?:read|write))\s{{1,8}}"
-    r"s(?P<stage>[12])\s{1,8}[\"“](?P<kind>[^\"”]{1,64})[\"”]"
-    r"(?:\s{1,8}ttd_(?:read|write))?(?:\s{1,8}stall)?(?:\s{1,8}stag:(?:\s{1,8}\w{1,18})?)?"
+    rf"{_SMMU}(?P<access>(?:un)?priv\s{{0,8}}(?:inst|data)\s{{0,8}}(?:read|write))\s{{0,8}}"
+    r"s(?P<stage>[12])\s{0,8}[\"“](?P<kind>[^\"”]{1,64})[\"”]"
+    r"(?:\s{0,8}ttd_(?:read|write))?(?:\s{0,8}stall)?(?:\s{0,8}stag:(?:\s{0,8}\w{1,18})?)?"
 )
 #: The beginnings of the driver's lines about an event.
 _EVENT = re.compile(

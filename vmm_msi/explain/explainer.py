@@ -74,7 +74,7 @@ def explain(
         used = 0 if line.writer else events.line(line, joined)
         if not used:
             used = explained.line(line, joined)
-        reader.skip(joined.count("\n", 0, used))
+        reader.skip(used)
         for pending in events.take():
             explained.event(pending)
     for pending in events.end():

@@ -25,6 +25,8 @@ MAX_LINE = 4096
 #: Lines that a mailer may wrap a line into, after the first; and the longest of such lines.
 _WRAPPED = 3
 _WRAPPED_LENGTH = 200
+#: Columns of terminals, which break a line anywhere.
+_COLUMNS = (80, 100, 120, 132, 160)
 
 _END = re.compile(r"\r+\n?|\n")
 #: Colours of a terminal, as in ``dmesg --color=always``; copied text may lack the escape character.
@@ -51,12 +53,14 @@ class Line:
     :param text: the message.
     :param writer: the program that wrote it, if it is not the kernel; empty if that is unknown.
     :param starts: it starts a message, so it does not continue the line before it.
+    :param glued: if it does, a terminal broke the line within a word or before one.
     """
 
     number: int
     text: str
     writer: str = ""
     starts: bool = False
+    glued: bool = False
 
 
 def decode(data: bytes, source: str) -> str:
@@ -90,6 +94,7 @@ def lines(text: str) -> Iterator[Line]:
     fields = FieldReader()
     writer = ""
     hanging = False  # a mailer wrapped the line after its prefix
+    full = False  # the line before has as many characters as a terminal has columns
     for number, raw in enumerate(_physical_lines(text), 1):
         record = read_line(number, raw.strip())
         used = record is not None
@@ -107,8 +112,9 @@ def lines(text: str) -> Iterator[Line]:
         if message.prefixed or not (message.indented or hanging):
             writer = message.writer
         hanging = message.prefixed and not message.text
+        glued, full = full and not clean[0].isspace(), len(clean) in _COLUMNS
         if not message.text.startswith(_DRIVER):
-            yield Line(number, message.text, writer, message.prefixed)
+            yield Line(number, message.text, writer, message.prefixed, glued)
             continue
         for text in _BETWEEN.split(message.text):
             yield Line(number, text, writer, starts=True)
@@ -153,6 +159,7 @@ class LineReader:
     def __init__(self, lines: Iterator[Line]) -> None:
         self._lines = lines
         self._ahead: deque[Line] = deque()
+        self._ends: list[int] = []
 
     def __iter__(self) -> Iterator[Line]:
         """Yield the lines that :meth:`skip` does not skip."""
@@ -163,23 +170,33 @@ class LineReader:
             yield line
 
     def joined(self, line: Line) -> str:
-        """Return the text of the current line and of the lines that may continue it."""
-        parts = [line.text]
+        """Return the text of the current line and of the lines that may continue it.
+
+        A line feed is where a line ends, except where a terminal broke it.
+        """
+        text = line.text
+        self._ends = [len(text)]
+        last = line
         for number in range(_WRAPPED):
-            if len(parts[-1]) > _WRAPPED_LENGTH:
+            if len(last.text) > _WRAPPED_LENGTH:
                 break
             if number == len(self._ahead):
                 following = next(self._lines, None)
                 if following is None:
                     break
                 self._ahead.append(following)
-            following = self._ahead[number]
-            if following.starts or len(following.text) > _WRAPPED_LENGTH:
+            last = self._ahead[number]
+            if last.starts or len(last.text) > _WRAPPED_LENGTH:
                 break
-            parts.append(following.text)
-        return "\n".join(parts)
+            text += last.text if last.glued else f"\n{last.text}"
+            self._ends.append(len(text))
+        return text
 
-    def skip(self, count: int) -> None:
-        """Skip lines after the current one, which :meth:`joined` returned."""
-        for _ in range(count):
-            self._ahead.popleft()
+    def skip(self, used: int) -> None:
+        """Skip the lines after the current one that belong to it.
+
+        :param used: how many characters of the text that :meth:`joined` returned belong to it.
+        """
+        for end in self._ends[:-1]:
+            if used > end:
+                self._ahead.popleft()

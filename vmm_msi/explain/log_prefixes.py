@@ -66,7 +66,7 @@ _LATER = re.compile(
 _CLUE = re.compile(r"\d:\d\d:\d\d|\d{3}\]")
 _SEARCHED = 300
 #: Marks of quoted mail, lists, tables and code; and indentation.
-_QUOTE = re.compile(r"(?:[\s>`]|[|*+#:-](?=\s)|[A-Za-z]{1,3}>(?=[\s>]))*")
+_QUOTE = re.compile(r"(?:[\s>`]|[|*+#-](?=\s)|[A-Za-z]{1,3}>(?=[\s>]))*")
 #: Columns of white space with which journalctl begins the further lines of a message.
 _INDENTATION = 4
 

@@ -21,7 +21,7 @@ _WORD = r"(?:0[xX])?[0-9a-fA-F]{16}\b"
 #: What may follow in the same line: ``cat -A`` ends it with a dollar sign.
 _END = r"[ \t$`|\\]{0,16}(?=\n|$)"
 _EVENT = re.compile(
-    rf"{_NAME}\s{{0,8}}event\s{{1,8}}0[xX](?P<number>[0-9a-fA-F]{{2}})\s{{1,8}}received:?"
+    rf"{_NAME}\s{{0,8}}event\s{{0,8}}0[xX](?P<number>[0-9a-fA-F]{{2}})\s{{0,8}}received:?"
     rf"(?P<words>(?:[\s,]{{1,16}}{_WORD}){{0,4}}){_END}"
 )
 _WORDS = re.compile(rf"{_NAME}{_TAB}(?P<words>{_WORD}(?:[\s,]{{1,16}}{_WORD}){{0,3}}){_END}")
