@@ -296,10 +296,6 @@ def test_another_errno_has_another_cause_in_the_guest_too():
             "guest-gic",
         ),
         ("arm-smmu-v3 arm-smmu-v3.0.auto: device has entered Service Failure Mode!", None),
-        (
-            "pci 0000:09:00.0: BAR 0 [mem size 0x10000000 64bit pref]: can't assign; no space",
-            "hotplug-bar-loss",
-        ),
     ],
 )
 def test_messages_in_a_guest_have_no_remedies_of_the_host(line, finding):
