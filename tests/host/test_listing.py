@@ -8,6 +8,8 @@ import pytest
 from host.host_files import ACPI, HostFiles
 from host.hosts import server, tables
 
+from vmm_msi.doctor.case_reader import Selection, read_case
+from vmm_msi.doctor.rules import examine
 from vmm_msi.errors import TopologyError
 from vmm_msi.host import sources
 from vmm_msi.host.crosscheck import disagreements
@@ -268,3 +270,17 @@ def test_a_listing_has_no_page_size(write):
     host = load_host(write(LSPCI))
     assert (host.granule_known, host.lists_all_functions) == (False, False)
     assert replace(host, missing=()).smmus == ()
+
+
+def test_what_a_listing_lacks_may_exist(write, tmp_path):
+    """The doctor reports neither a device that it lacks as missing nor one without a group."""
+    path = write("0000:01:00.0 Ethernet controller: X\n")
+    folder = HostFiles().tables(**tables()).write(tmp_path / "tables") / ACPI[1:]
+    other = PciAddress.parse("0000:02:00.0")
+    for names in ([path], [path, folder]):
+        read = read_host(names)
+        assert not read.joined().lists_all_functions
+        ids = {finding.id for finding in examine(read_case(read, Selection([NVME, other])))}
+        assert not ids & {"no-iommu-group", "device-missing"}
+    root = server().write(tmp_path / "root")
+    assert read_host([path, root]).joined().lists_all_functions

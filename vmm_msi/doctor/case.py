@@ -196,7 +196,8 @@ class Case:
         if self.tree is not None and self.tree.exists(DEVICES):
             folder = f"{DEVICES}/{address}"
             return None if self.tree.exists(folder) else folder
-        if address in host.device_by_address or not (host.functions or host.is_described):
+        lists_all = bool(host.functions) and host.lists_all_functions
+        if address in host.device_by_address or not (lists_all or host.is_described):
             return None
         return host.source
 

@@ -282,8 +282,10 @@ def _paths(
     ):
         return
     for address in _route_bounds(first, second):
+        if address.segment in segments:
+            continue
         paths = _path(first, PciFunction(address)), _path(second, PciFunction(address))
-        if address.segment not in segments and _differ(*paths):
+        if _differ(*paths):
             segments.add(address.segment)
             texts = [str(path) for path in paths]
             yield _two(f"route of {address}", first, texts[0], second, texts[1])

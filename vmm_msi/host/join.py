@@ -41,6 +41,10 @@ def join(sources: Sequence[HostTopology], name: str | None = None) -> HostTopolo
         table_errors=tuple(
             dict.fromkeys(error for source in sources for error in source.table_errors)
         ),
+        lists_all_functions=any(
+            source.lists_all_functions for source in sources if source.functions
+        )
+        or not any(source.functions for source in sources),
     )
 
 
