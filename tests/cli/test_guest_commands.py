@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from lxml import etree
 
 from vmm_msi import samples
 from vmm_msi.cli import build_parser
+from vmm_msi.cli.domain_options import preview
+from vmm_msi.config import Config
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.provision import AttachRequest, DetachRequest
+from vmm_msi.host.sources import load_host
+from vmm_msi.libvirt_driver import connect
+from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.provision import AttachRequest, DetachRequest, plan_attach
+from vmm_msi.types import PciAddress
 
 BOARD = samples.path("eight-its-server.dtb")
 A, B = "0000:01:00.0", "0001:01:00.0"
@@ -235,3 +242,25 @@ def test_defaults_are_those_of_the_library():
         DetachRequest("g").release_s,
         DetachRequest("g").scope,
     )
+
+
+GRAPHICS = "<graphics type='vnc' port='5900' passwd='hunter2'/>"
+
+
+def test_printed_xml_has_the_passwords(run, node):
+    node.write_text(node.read_text().replace("</devices>", f"{GRAPHICS}</devices>", 1))
+    assert "passwd='hunter2'" in run("attach", A, "--print-xml")
+    assert "hunter2" not in run("attach", A, "--dry-run")
+
+
+def test_passwords_that_a_read_only_connection_does_not_show(run, node, capsys):
+    node.write_text(node.read_text().replace("</devices>", f"{GRAPHICS}</devices>", 1))
+    args = build_parser(["attach"]).parse_args(["attach", "guest0", A, "--print-xml"])
+    plugins, host = PluginManager.load(), load_host(Path(BOARD))
+    with connect(f"test://{node}", readonly=True) as connection:
+        request = AttachRequest("guest0", (PciAddress.parse(A),))
+        change = plan_attach(connection, plugins, Config(), host, request)
+        preview(args, change, connection)
+    out, err = capsys.readouterr()
+    assert "hunter2" not in out
+    assert "/domain/devices/graphics: its password, if it has one, is missing" in err

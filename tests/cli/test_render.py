@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -174,6 +175,14 @@ def test_take_over():
     assert ports == {2: 1, 3: 1}
     assert render(out, "--remove", "--device", "all") == (GUEST, "")
     assert "ua-nic" in render(ASSIGNED, "--device", A, "--take-over", "--print-diff")[0]
+
+
+def test_taking_over_a_device_behind_an_accelerated_vsmmu():
+    """Moving it would leave that vSMMU empty, with which QEMU exits."""
+    nested, _ = render(ASSIGNED, "--device", A, "--take-over")
+    own = re.sub(r"<metadata>.*</metadata>", "", nested, flags=re.DOTALL)
+    words = refused(own, "--device", A, "--take-over", code=5)
+    assert re.search(r"taking .* of g over: it is behind the vSMMU of controller \d already", words)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from vmm_msi.errors import (
     HypervisorError,
     InputError,
     NoHostDeviceError,
+    RefusedError,
     TopologyError,
     UndoError,
 )
@@ -150,6 +151,30 @@ def test_another_guest_is_refused(connection):
     old = connection.domain_xml("guest0")
     with pytest.raises(HypervisorError, match="name and UUID would change"):
         redefine(connection, "guest0", old, connection.domain_xml("guest1"))
+
+
+def test_a_guest_named_like_the_uuid_of_another(connection):
+    """Any user who may define guests chooses such a name."""
+    victim = connection.domain_xml("guest0")
+    uuid = "0c0ffee0-0000-4000-8000-000000000001"
+    text = str(victim).replace("<name>guest0</name>", f"<name>{victim.uuid}</name>")
+    connection.define(
+        DomainXml.parse(text.replace(f"<uuid>{victim.uuid}", f"<uuid>{uuid}"), "the test")
+    )
+    with pytest.raises(RefusedError, match=f"the UUID of guest guest0 .* whose UUID is {uuid}"):
+        connection.domain_xml(victim.uuid)
+    with pytest.raises(RefusedError, match="and rename the second"):
+        connection.is_active(victim.uuid.upper())
+    assert connection.domain_xml("guest0").uuid == victim.uuid
+    assert connection.domain_xml(uuid).name == victim.uuid
+
+
+def test_a_guest_named_like_its_own_uuid(connection):
+    uuid = "0c0ffee0-0000-4000-8000-000000000002"
+    old = connection.domain_xml("guest0")
+    text = str(old).replace("<name>guest0</name>", f"<name>{uuid}</name>")
+    connection.define(DomainXml.parse(text.replace(old.uuid, uuid), "the test"))
+    assert connection.domain_xml(uuid).name == uuid
 
 
 def test_lookup(connection):

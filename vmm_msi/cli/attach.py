@@ -19,6 +19,7 @@ from vmm_msi.cli.domain_options import (
     add_preview,
     add_scope,
     add_target,
+    connected,
     in_libvirt,
     is_preview,
     preview,
@@ -135,13 +136,13 @@ def run(args: argparse.Namespace) -> int:
     plugins = load_plugins(args, settings, [named] if named is not None else [])
     check_uris(args, [args.connect])
     from vmm_msi import provision
-    from vmm_msi.libvirt_driver import connect
 
     with in_libvirt(args.domain):
         host = load_sources(args)
-        with connect(args.connect, readonly=is_preview(args)) as connection:
+        with connected(args) as connection:
             if is_preview(args):
-                preview(args, provision.plan_attach(connection, plugins, settings, host, request))
+                change = provision.plan_attach(connection, plugins, settings, host, request)
+                preview(args, change, connection)
                 return 0
             change = provision.attach(connection, plugins, settings, host, request)
     print_change(args, change, f"attached {', '.join(map(str, request.devices))}")

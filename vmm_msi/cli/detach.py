@@ -10,6 +10,7 @@ from vmm_msi.cli.domain_options import (
     add_preview,
     add_scope,
     add_target,
+    connected,
     in_libvirt,
     is_preview,
     preview,
@@ -51,17 +52,13 @@ def run(args: argparse.Namespace) -> int:
     devices = () if args.device == [ALL] else tuple(map(PciAddress.parse, args.device))
     plugins = load_plugins(args, load_config(args))
     from vmm_msi import provision
-    from vmm_msi.libvirt_driver import connect
 
     request = provision.DetachRequest(
         args.domain, devices, provision.Scope(args.scope), args.release_timeout
     )
-    with (
-        in_libvirt(args.domain),
-        connect(args.connect, readonly=is_preview(args)) as connection,
-    ):
+    with in_libvirt(args.domain), connected(args) as connection:
         if is_preview(args):
-            preview(args, provision.plan_detach(connection, request))
+            preview(args, provision.plan_detach(connection, request), connection)
             return 0
         change = provision.detach(connection, request, plugins)
     what = ", ".join(map(str, devices)) or "everything"

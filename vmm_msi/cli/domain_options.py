@@ -5,10 +5,10 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import UsageError
+from vmm_msi.errors import HypervisorError, UsageError
 from vmm_msi.terminal import print_document, print_line, print_lines
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DomainRecord
+    from vmm_msi.libvirt_driver import Connection
     from vmm_msi.provision import Change
 
 DEFAULT_URI = "qemu:///system"
@@ -138,17 +139,38 @@ def add_preview(parser: argparse.ArgumentParser) -> None:
 
 
 def is_preview(args: argparse.Namespace) -> bool:
-    """Return whether the arguments ask for a preview.
-
-    A read-only connection suffices for it, and does not see the passwords in the definition.
-    """
+    """Return whether the arguments ask for a preview, for which a read-only connection suffices."""
     return bool(args.dry_run or args.print_diff or args.print_xml)
 
 
-def preview(args: argparse.Namespace, change: Change) -> None:
+@contextmanager
+def connected(args: argparse.Namespace) -> Iterator[Connection]:
+    """Connect to libvirt for a change, or for a preview of one.
+
+    Only a writable connection sees the passwords of a definition, so XML is printed from one where
+    libvirt allows it.
+
+    :raise HypervisorError: if libvirt cannot be reached, or not for a change.
+    """
+    from vmm_msi.libvirt_driver import connect
+
+    with ExitStack() as stack:
+        readonly = is_preview(args) and not args.print_xml
+        try:
+            connection = stack.enter_context(connect(args.connect, readonly=readonly))
+        except HypervisorError:
+            if not args.print_xml:
+                raise
+            connection = stack.enter_context(connect(args.connect, readonly=True))
+        yield connection
+
+
+def preview(args: argparse.Namespace, change: Change, connection: Connection) -> None:
     """Print a change in the form that the user selected, without making it."""
     if args.print_xml:
         print_document(str(change.after))
+        if connection.readonly:
+            _print_notes(_missing_passwords(change.after), sys.stderr)
     elif args.print_diff:
         from vmm_msi.domxml.diff import unified
 
@@ -156,6 +178,16 @@ def preview(args: argparse.Namespace, change: Change) -> None:
         _print_notes(change.notes, sys.stderr)
     else:
         print_change(args, change, "nothing was changed; the result would be")
+
+
+def _missing_passwords(xml: DomainXml) -> Iterator[str]:
+    """Yield the elements whose passwords libvirt leaves out on a read-only connection."""
+    for graphics in xml.root.iterfind("devices/graphics"):
+        if graphics.get("type") in {"vnc", "spice"} and graphics.get("passwd") is None:
+            yield (
+                f"{xml.path(graphics)}: its password, if it has one, is missing, since libvirt "
+                "shows it on writable connections only"
+            )
 
 
 def print_change(args: argparse.Namespace, change: Change, what: str) -> None:

@@ -21,7 +21,7 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.nodedev import node_name, read_node_device, read_pci_function
 from vmm_msi.domxml.parse import parse
 from vmm_msi.domxml.support import Version, Versions
-from vmm_msi.errors import HypervisorError, NoHostDeviceError, did_you_mean
+from vmm_msi.errors import HypervisorError, NoHostDeviceError, RefusedError, did_you_mean
 from vmm_msi.libvirt_driver.libvirt_errors import ignore, translate, translated
 
 if TYPE_CHECKING:
@@ -83,8 +83,9 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
 class Connection:
     """A connection to libvirt, opened by :func:`connect` or by the caller.
 
-    Guests are named by name or UUID. Every method raises :class:`HypervisorError` when libvirt
-    refuses or the guest does not exist. Several threads may use it, as libvirt's own connections
+    Guests are named by UUID or name; a text that is the UUID of one and the name of another is
+    refused. Every method raises :class:`HypervisorError` when libvirt refuses or the guest does not
+    exist. Several threads may use it, as libvirt's own connections
     (https://libvirt.org/threads.html).
 
     :param raw: a ``libvirt.virConnect``; the caller closes it.
@@ -339,21 +340,40 @@ class Connection:
         return default
 
     def _lookup(self, name: str) -> Any:  # noqa: ANN401
+        """Return the guest with a UUID or a name.
+
+        :raise RefusedError: if a guest has the UUID and another one has it as its name, which any
+            user who may define guests can choose.
+        """
         name = _as_utf8(name)
-        try:
-            return self._raw.lookupByName(name)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                raise translate(f"looking for guest {name} at {self.uri}", error) from error
+        action = f"looking for guest {name} at {self.uri}"
+        by_name = self._found(action, self._raw.lookupByName, name)
+        by_uuid = None
         if _UUID.fullmatch(name):
-            try:
-                return self._raw.lookupByUUIDString(name)
-            except libvirt.libvirtError as error:
-                if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
-                    raise translate(f"looking for guest {name} at {self.uri}", error) from error
-        raise HypervisorError(
-            f"looking for guest {name} at {self.uri}: no such guest; {self._valid_names(name)}"
-        )
+            by_uuid = self._found(action, self._raw.lookupByUUIDString, name)
+        if by_name is not None and by_uuid is not None:
+            with translated(action):
+                other, uuid = str(by_uuid.name()), str(by_name.UUIDString())
+            if other != name:
+                raise RefusedError(
+                    f"{action}: this is the UUID of guest {other} and the name of another guest, "
+                    f"whose UUID is {uuid}; use the name of the first or the UUID of the second, "
+                    "and rename the second"
+                )
+        guest = by_uuid if by_uuid is not None else by_name
+        if guest is None:
+            raise HypervisorError(f"{action}: no such guest; {self._valid_names(name)}")
+        return guest
+
+    @staticmethod
+    def _found(action: str, lookup: Callable[[str], Any], name: str) -> Any:  # noqa: ANN401
+        """Return the guest that a call of libvirt finds; None if it finds none."""
+        try:
+            return lookup(name)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                return None
+            raise translate(action, error) from error
 
     def _valid_names(self, name: str) -> str:
         """Return the names of guests, and the nearest to ``name``, for a message."""

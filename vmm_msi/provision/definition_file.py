@@ -13,11 +13,13 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import elements
 from vmm_msi.domxml.guest_state import GuestState
+from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.errors import RefusedError
 from vmm_msi.provision import planner
 from vmm_msi.provision.libvirt_facts import LibvirtFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from lxml.etree import _Element as Element
 
@@ -87,6 +89,7 @@ def _without(
 ) -> tuple[DomainXml, dict[PciAddress, Element]]:
     """Return the definition without the elements that assign ``devices``, and these elements."""
     removed = set(devices)
+    _check_placement(definition, removed)
     written: dict[PciAddress, Element] = {}
     edited = definition.copy()
     for hostdev in edited.hostdevs():
@@ -94,6 +97,24 @@ def _without(
             written[hostdev.host] = copy.deepcopy(hostdev.element)
             elements.remove(hostdev.element)
     return edited, written
+
+
+def _check_placement(definition: DomainXml, devices: Collection[PciAddress]) -> None:
+    """Refuse to move devices from one accelerated vSMMU to another.
+
+    QEMU exits if a vSMMU is left empty, and each physical SMMU needs one vSMMU only.
+
+    :raise RefusedError: if one of the devices is behind an accelerated vSMMU.
+    """
+    placement = Placement(definition)
+    for iommu in filter(is_accelerated, placement.vsmmus):
+        for hostdev in placement.behind(iommu):
+            if hostdev.host in devices:
+                raise RefusedError(
+                    f"taking {hostdev.host} of {definition.name} over: it is behind the vSMMU of "
+                    f"controller {iommu.pci_bus} already; keep it there, or remove its <hostdev> "
+                    "and that vSMMU, and attach it again"
+                )
 
 
 def _with(new: DomainXml, written: Mapping[PciAddress, Element]) -> DomainXml:
