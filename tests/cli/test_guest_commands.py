@@ -253,7 +253,7 @@ def test_printed_xml_has_the_passwords(run, node):
     assert "hunter2" not in run("attach", A, "--dry-run")
 
 
-def test_passwords_that_a_read_only_connection_does_not_show(run, node, capsys):
+def test_passwords_that_a_read_only_connection_does_not_show(run, node, capfd):
     node.write_text(node.read_text().replace("</devices>", f"{GRAPHICS}</devices>", 1))
     args = build_parser(["attach"]).parse_args(["attach", "guest0", A, "--print-xml"])
     plugins, host = PluginManager.load(), load_host(Path(BOARD))
@@ -261,6 +261,6 @@ def test_passwords_that_a_read_only_connection_does_not_show(run, node, capsys):
         request = AttachRequest("guest0", (PciAddress.parse(A),))
         change = plan_attach(connection, plugins, Config(), host, request)
         preview(args, change, connection)
-    out, err = capsys.readouterr()
+    out, err = capfd.readouterr()
     assert "hunter2" not in out
     assert "/domain/devices/graphics: its password, if it has one, is missing" in err

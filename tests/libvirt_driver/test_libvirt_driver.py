@@ -164,7 +164,8 @@ def test_a_guest_named_like_the_uuid_of_another(connection):
     with pytest.raises(RefusedError, match=f"the UUID of guest guest0 .* whose UUID is {uuid}"):
         connection.domain_xml(victim.uuid)
     with pytest.raises(RefusedError, match="and rename the second"):
-        connection.is_active(victim.uuid.upper())
+        connection.is_active(victim.uuid)
+    assert connection.domain_xml(victim.uuid.upper()).name == "guest0"
     assert connection.domain_xml("guest0").uuid == victim.uuid
     assert connection.domain_xml(uuid).name == victim.uuid
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.domxml import elements
 from vmm_msi.domxml.guest_state import GuestState
+from vmm_msi.domxml.metadata import record_in
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.errors import RefusedError
 from vmm_msi.provision import planner
@@ -106,10 +107,10 @@ def _check_placement(definition: DomainXml, devices: Collection[PciAddress]) -> 
 
     :raise RefusedError: if one of the devices is behind an accelerated vSMMU.
     """
-    placement = Placement(definition)
+    placement, record = Placement(definition), record_in(definition)
     for iommu in filter(is_accelerated, placement.vsmmus):
         for hostdev in placement.behind(iommu):
-            if hostdev.host in devices:
+            if hostdev.host in devices and record.device(hostdev.host) is None:
                 raise RefusedError(
                     f"taking {hostdev.host} of {definition.name} over: it is behind the vSMMU of "
                     f"controller {iommu.pci_bus} already; keep it there, or remove its <hostdev> "
