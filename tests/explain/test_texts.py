@@ -155,6 +155,20 @@ def test_the_innermost_text_of_a_chain_decides(line, id_):
 
 
 @pytest.mark.parametrize(
+    ("option", "device"),
+    [
+        ("host=01:00.0", "0000:01:00.0"),
+        ("host=0001:01:00.0", "0001:01:00.0"),
+        ('"host":"0001:01:00.0"', "0001:01:00.0"),
+        ("hostname=01:00.0", None),
+    ],
+)
+def test_the_device_of_an_option_may_have_no_segment(option, device):
+    explanation = only(f"qemu-system-aarch64: -device vfio-pci,{option}: VFIO_MAP_DMA: -22")
+    assert [str(subject.address) for subject in explanation.devices] == ([device] if device else [])
+
+
+@pytest.mark.parametrize(
     "errno",
     ["Cannot allocate memory", "cannot allocate memory (os error 12)", "-12", "(-12)", "errno=12"],
 )

@@ -42,14 +42,16 @@ _MAX_SEEN = 5 * MAX_EXPLAINED
 #: Characters of a line that are shown.
 _SHOWN = 300
 
-_ADDRESS = r"[0-9a-f]{4}:[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
+_SHORT = r"[0-9a-f]{2}:[01][0-9a-f]\.[0-7]"
+_ADDRESS = rf"[0-9a-f]{{4}}:{_SHORT}"
 #: Where programs name the device, the most specific pattern first.
 _DEVICE = tuple(
     re.compile(pattern)
     for pattern in (
         rf"vfio(?:-pci)? ({_ADDRESS}): ",
         rf"[Dd]evice ({_ADDRESS})\b",
-        rf'"?host"?[:=]"?({_ADDRESS})\b',
+        # QEMU's option may omit the segment.
+        rf'"?host"?[:=]"?((?:{_ADDRESS})|(?<==){_SHORT})\b',
         rf"\b({_ADDRESS})\b",
     )
 )
