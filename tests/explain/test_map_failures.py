@@ -105,6 +105,18 @@ def test_the_address_and_the_size_are_shown():
     assert "on an Arm host" not in explanation.why
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "qemu-kvm: Container 0x55d can't map guest IOVA region 0x380000000000..0x380000003fff",
+        "failed to map 0x380000000000-0x380000004000 into iommufd IOAS: EFAULT: Bad address",
+    ],
+)
+def test_the_size_of_a_range_with_and_without_its_end(line):
+    (explained_line,) = explain(line, LogContext()).lines
+    assert explained_line.explanation.ipa_is == "a BAR, 0x4000 bytes"
+
+
 def test_ram_over_the_msi_window_of_an_arm_host():
     explanation = explained(REALIZE.format("ram-node0", "0x0", "0x40000000", EINVAL))
     assert "0x8000000-0x80fffff is one on an Arm host" in explanation.why

@@ -113,7 +113,8 @@ def _address(line: str) -> tuple[int, int] | None:
     ranged = _RANGE.search(line)
     if ranged is not None:
         first, last = (int(value, 16) for value in ranged.groups())
-        return (first, last - first + 1) if last >= first else None
+        # QEMU prints the last address, OpenVMM the one after it.
+        return (first, last - first + last % 2) if last >= first else None
     return None
 
 
