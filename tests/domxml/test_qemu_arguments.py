@@ -221,3 +221,17 @@ def test_another_guest_has_the_device(lab_daemon):
             assert (A, "g") in connection.assigned()
         finally:
             connection.undefine("g")
+
+
+def test_paths_to_arguments():
+    domain = guest(*of_devices(PXB, VSMMU))
+    tree = domain.root.getroottree()
+    for device in qemu_arguments(domain.root).devices:
+        assert domain.path(device.element) == f"g.xml: {tree.getpath(device.element)}"
+
+
+def test_thousands_of_buses_in_a_row():
+    ports = [f"pcie-root-port,id=p{number},bus=p{number + 1}" for number in range(4000)]
+    words = of_devices(*ports, *(f"vfio-pci,host=01:00.0,bus=p{n}" for n in range(4000)))
+    placement = Placement(guest(*words, PXB))
+    assert {placement.root_bus(f"p{number}") for number in range(4000)} == {None}

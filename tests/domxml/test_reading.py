@@ -99,6 +99,14 @@ def test_a_guest_without_devices():
         _ = domain.devices
 
 
+@pytest.mark.parametrize("name", ["busy", "plain"])
+def test_paths_are_those_of_libxml2(read, name):
+    domain = read(name)
+    tree = domain.root.getroottree()
+    for element in domain.root.iter("*"):
+        assert domain.path(element) == f"{domain.source}: {tree.getpath(element)}"
+
+
 def test_unreadable_files(tmp_path):
     path = tmp_path / "guest.xml"
     with pytest.raises(DomainXmlError, match=r"guest\.xml': No such file"):

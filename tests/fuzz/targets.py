@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi import samples
+from vmm_msi.domxml.attribute_values import readable
 from vmm_msi.domxml.document import read_domain
 from vmm_msi.domxml.nodedev import read_node_device
 from vmm_msi.domxml.parse import parse
@@ -125,6 +126,7 @@ def domain_xml(data: bytes) -> None:
         domain.hostdevs,
         domain.assigned,
         lambda: [*Placement(domain).empty_vsmmus()],
+        lambda: [*Placement(readable(domain)).empty_vsmmus()],
         domain.__str__,
     ):
         try:

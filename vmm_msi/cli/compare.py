@@ -233,7 +233,7 @@ def _examine(
     case = replace(
         base,
         host=with_routed(base.host, devices),
-        guest=None if xml is None else Guest(xml, xml),
+        guest=None if xml is None else Guest.of_author(xml),
         devices=devices,
         devices_selected=is_selection,
         plugins=plugins,

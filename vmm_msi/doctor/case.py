@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Evidence
+    from vmm_msi.domxml.attribute_values import BadValue
     from vmm_msi.domxml.domcaps import DomainCaps
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DomainRecord
@@ -116,6 +117,23 @@ class Guest:
     xml: DomainXml
     written: DomainXml | None = None
     holders: Sequence[tuple[PciAddress, str]] = ()
+
+    @classmethod
+    def of_author(cls, written: DomainXml, holders: Sequence[tuple[PciAddress, str]] = ()) -> Guest:
+        """Return the guest of a definition that did not come from libvirt."""
+        from vmm_msi.domxml.attribute_values import readable
+
+        guest = cls(written, written, holders)
+        return cls(readable(written), written, holders) if guest.bad_values else guest
+
+    @cached_property
+    def bad_values(self) -> Sequence[BadValue]:
+        """The values in the definition of its author that libvirt refuses or replaces."""
+        if self.written is None:
+            return ()
+        from vmm_msi.domxml.attribute_values import bad_values
+
+        return tuple(bad_values(self.written))
 
     @cached_property
     def placement(self) -> Placement:

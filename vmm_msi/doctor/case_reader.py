@@ -167,11 +167,7 @@ def _guest(name: str, connection: Connection | None) -> Guest:
 
     holders = () if connection is None else connection.assigned()
     if is_document(name):
-        from vmm_msi.domxml.attribute_values import bad_values, readable
-
-        written = read_document(name)
-        xml = readable(written) if any(bad_values(written)) else written
-        return Guest(xml, written, holders)
+        return Guest.of_author(read_document(name), holders)
     if connection is None:
         raise UsageError(
             f"reading guest {name}: no libvirt to query; name one with --connect, or a file by a "

@@ -150,13 +150,10 @@ def rules_for(case: Case) -> tuple[Rule, ...]:
     """Return the rules that apply to a case, in order."""
     if case.guest is None and case.plugins is None:
         return (*HOST_RULES, *ALONE_RULES)
-    written = None if case.guest is None else case.guest.written
-    if written is not None:
+    if case.guest is not None and not all(bad.is_clear for bad in case.guest.bad_values):
         from vmm_msi.doctor import rules_values
-        from vmm_msi.domxml.attribute_values import is_readable
 
-        if not is_readable(written):
-            return (*HOST_RULES, rules_values.libvirt_refuses)
+        return (*HOST_RULES, rules_values.libvirt_refuses)
     return (*HOST_RULES, *guest_rules())
 
 

@@ -85,10 +85,9 @@ def disagree(case: Case) -> Iterator[Finding]:
 def device_missing(case: Case) -> Iterator[Finding]:
     """Yield the requested devices that the host does not have."""
     functions = [function.address for function in case.host.functions if not function.is_bridge]
+    selected = set(case.devices)
     known = [
-        address
-        for address in functions or case.host.device_by_address
-        if address not in case.devices
+        address for address in functions or case.host.device_by_address if address not in selected
     ]
     for device in case.devices:
         where = case.missing_from(device)

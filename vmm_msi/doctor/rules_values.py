@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, subject
-from vmm_msi.domxml.attribute_values import Kind, bad_values
+from vmm_msi.domxml.attribute_values import Kind
 from vmm_msi.domxml.libvirt_values import LIBVIRT
 from vmm_msi.domxml.support import DRIVER_VALUES
 
@@ -25,7 +25,7 @@ def libvirt_refuses(case: Case) -> Iterator[Finding]:
     if case.guest is None or case.guest.written is None:
         return
     xml = case.guest.written
-    for bad in bad_values(xml):
+    for bad in case.guest.bad_values:
         evidence = (at(xml, bad.element, str(bad)),)
         if bad.problem.message is None:
             yield Finding(

@@ -139,6 +139,11 @@ class BadValue(NamedTuple):
     problem: Problem
     known: Attribute
 
+    @property
+    def is_clear(self) -> bool:
+        """Whether libvirt accepts the definition, and it is clear which value was intended."""
+        return self.problem.message is None and self.problem.intended is not None
+
     def __str__(self) -> str:
         if self.value is None:
             return f"{self.attribute} is missing"
@@ -152,14 +157,6 @@ def bad_values(domain: DomainXml) -> Iterator[BadValue]:
     for path, attributes in ATTRIBUTES.items():
         for element in _elements(domain.root, path):
             yield from _of_element(element, attributes)
-
-
-def is_readable(domain: DomainXml) -> bool:
-    """Return whether libvirt reads the definition, with the values that were intended."""
-    return all(
-        bad.problem.message is None and bad.problem.intended is not None
-        for bad in bad_values(domain)
-    )
 
 
 def readable(domain: DomainXml) -> DomainXml:

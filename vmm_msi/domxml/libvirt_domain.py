@@ -128,6 +128,7 @@ class DomainXml:
                 f"reading domain XML from {source}: it has no <name>, which libvirt requires"
             )
         self._original = original
+        self._steps: dict[Element, dict[Element, str]] = {}
 
     @classmethod
     def parse(cls, text: str | bytes, source: str) -> DomainXml:
@@ -247,7 +248,16 @@ class DomainXml:
 
     def path(self, element: Element) -> str:
         """Return the location of an element: the file or the guest, and its XPath."""
-        return f"{self.source}: {element.getroottree().getpath(element)}"
+        names = []
+        node = element
+        while (parent := node.getparent()) is not None:
+            steps = self._steps.get(parent)
+            if steps is None or node not in steps:
+                steps = self._steps[parent] = _steps_to_children(parent)
+            names.append(steps[node])
+            node = parent
+        names.append(str(node.tag))
+        return f"{self.source}: /{'/'.join(reversed(names))}"
 
     @property
     def devices(self) -> Element:
@@ -420,6 +430,23 @@ def _known_address(domain: str, bus: str, slot: str, function: str) -> PciAddres
     """
     match = _WRITTEN_ADDRESS.fullmatch(f"{domain}:{bus}:{slot}:{function}")
     return None if match is None else PciAddress(*(int(part, 16) for part in match.groups()))
+
+
+def _steps_to_children(parent: Element) -> dict[Element, str]:
+    """Return the step of an XPath to each child, all at once: a device may be one of thousands."""
+    numbers: dict[object, int] = {}
+    children = [*parent.iterchildren("*")]
+    for child in children:
+        numbers[child.tag] = numbers.get(child.tag, 0) + 1
+    several = {tag for tag, number in numbers.items() if number > 1}
+    numbers = {}
+    steps = {}
+    for child in children:
+        numbers[child.tag] = numbers.get(child.tag, 0) + 1
+        local = str(child.tag).rpartition("}")[2]
+        name = f"{child.prefix}:{local}" if child.prefix else local
+        steps[child] = f"{name}[{numbers[child.tag]}]" if child.tag in several else name
+    return steps
 
 
 def _is_assigned_pci(element: Element, source: Element) -> bool:

@@ -82,6 +82,7 @@ class Placement:
             iommu for iommu in self.iommus[1:] if iommu.model == "smmuv3" and iommu.pci_bus is None
         )
         self.vsmmus = (*listed, *self._vsmmus_on_command_line())
+        self._root_above: dict[str, str | None] = {}
         self._roots = {
             str(controller.index)
             for controller in self.controllers
@@ -120,12 +121,17 @@ class Placement:
 
         :return: None if the buses in the XML do not lead to a root bus.
         """
-        seen: set[str] = set()
+        seen: dict[str, None] = {}
         name: str | None = bus
         while name is not None and name not in self._roots and name not in seen:
-            seen.add(name)
+            if name in self._root_above:
+                name = self._root_above[name]
+                break
+            seen[name] = None
             name = self._above.get(name)
-        return name if name in self._roots else None
+        root = name if name in self._roots else None
+        self._root_above.update(dict.fromkeys(seen, root))
+        return root
 
     def bus_of(self, iommu: IommuDevice) -> str | None:
         """Return the bus of a vSMMU; None for the whole machine."""
