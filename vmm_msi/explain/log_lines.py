@@ -25,6 +25,10 @@ MAX_LINE = 4096
 #: Lines that a mailer may wrap a line into, after the first; and the longest of such lines.
 _WRAPPED = 3
 _WRAPPED_LENGTH = 200
+#: Shortest line that a mailer leaves before a wrap: no word of a message is longer than the rest.
+_LEFT = 40
+#: Words of an event may have a line each.
+_WORD = re.compile(r"(?:0[xX])?[0-9a-fA-F]{8}")
 #: Columns of terminals, which break a line anywhere.
 _COLUMNS = (80, 100, 120, 132, 160)
 
@@ -53,6 +57,7 @@ class Line:
     :param text: the message.
     :param writer: the program that wrote it, if it is not the kernel; empty if that is unknown.
     :param starts: it starts a message, so it does not continue the line before it.
+    :param wrapped: it is long enough for a line that a mailer wrapped, or a word of an event.
     :param glued: if it does, a terminal broke the line within a word or before one.
     """
 
@@ -60,6 +65,7 @@ class Line:
     text: str
     writer: str = ""
     starts: bool = False
+    wrapped: bool = False
     glued: bool = False
 
 
@@ -114,10 +120,11 @@ def lines(text: str) -> Iterator[Line]:
         hanging = message.prefixed and not message.text
         glued, full = full and not clean[0].isspace(), len(clean) in _COLUMNS
         if not message.text.startswith(_DRIVER):
-            yield Line(number, message.text, writer, message.prefixed, glued)
+            wrapped = len(clean) >= _LEFT or _WORD.match(message.text) is not None
+            yield Line(number, message.text, writer, message.prefixed, wrapped, glued)
             continue
         for text in _BETWEEN.split(message.text):
-            yield Line(number, text, writer, starts=True)
+            yield Line(number, text, writer, starts=True, wrapped=True)
     record = fields.end()
     if record is not None:
         yield from _of_record(record)
@@ -178,7 +185,7 @@ class LineReader:
         self._ends = [len(text)]
         last = line
         for number in range(_WRAPPED):
-            if len(last.text) > _WRAPPED_LENGTH:
+            if not last.wrapped or len(last.text) > _WRAPPED_LENGTH:
                 break
             if number == len(self._ahead):
                 following = next(self._lines, None)

@@ -65,6 +65,8 @@ _LATER = re.compile(
 )
 _CLUE = re.compile(r"\d:\d\d:\d\d|\d{3}\]")
 _SEARCHED = 300
+#: Characters of a time before its clock.
+_BEFORE_CLUE = 32
 #: Marks of quoted mail, lists, tables and code; and indentation.
 _QUOTE = re.compile(r"(?:[\s>`]|[|*+#-](?=\s)|[A-Za-z]{1,3}>(?=[\s>]))*")
 #: Columns of white space with which journalctl begins the further lines of a message.
@@ -97,9 +99,10 @@ def parse(line: str) -> Message:
     indented = line[:start].endswith(" " * _INDENTATION)
     text = line[start:]
     message = _without_prefixes(text, indented=indented)
-    if message.prefixed or _CLUE.search(text, 0, _SEARCHED) is None:
+    clue = None if message.prefixed else _CLUE.search(text, 0, _SEARCHED)
+    if clue is None:
         return message
-    later = _LATER.search(text, 0, _SEARCHED)
+    later = _LATER.search(text, max(0, clue.start() - _BEFORE_CLUE), clue.start() + _SEARCHED)
     return message if later is None else _without_prefixes(text[later.start() :], indented=indented)
 
 
