@@ -80,6 +80,16 @@ def test_a_host_with_and_without_its_option(vmm_msi, command):
     assert vmm_msi(*command.split(), "--host", BOARD, "--format", "json") == first
 
 
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_this_machine_is_refused_alike_if_it_is_not_an_arm_host(vmm_msi, form):
+    code, out, err = vmm_msi("topology", "show", "--format", form)
+    other, _out, message = vmm_msi("doctor", "--format", form)
+    assert (code == 2) == (other == 2)
+    if code == 2:
+        assert out == ""
+        assert err.replace("topology", "doctor", 1) == message
+
+
 def test_the_vocabulary_is_documented():
     text = (ROOT / "docs" / "cli.md").read_text()
     section = text.partition("## Options that mean the same")[2].partition("\n## ")[0]

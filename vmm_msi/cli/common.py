@@ -172,6 +172,21 @@ def read_host(args: argparse.Namespace) -> HostSources:
     return sources.read_host(args.host or (), granule, root=root, ask_libvirt=_ask_libvirt)
 
 
+def read_described_host(args: argparse.Namespace) -> HostSources:
+    """Read the sources like :func:`read_host`, for a command about the host itself.
+
+    :raise UsageError: when the arguments name none and this machine is not an Arm host.
+    :raise TopologyError: when they name none and this machine's tables cannot be read.
+    """
+    read = read_host(args)
+    known = any(host.smmus or host.itses or host.routes for host in read.sources)
+    if args.root is None and not args.host and not known:
+        from vmm_msi.host.sources import check_this_machine
+
+        check_this_machine(read.joined())
+    return read
+
+
 def _ask_libvirt(uri: str) -> HostTopology:
     """Return the PCI functions that the libvirt at ``uri`` lists."""
     from vmm_msi.libvirt_driver import connect

@@ -10,7 +10,7 @@ from vmm_msi.cli.common import (
     add_granule,
     add_hosts,
     print_json,
-    read_host,
+    read_described_host,
 )
 from vmm_msi.host.sources import FORMS
 from vmm_msi.report import system
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
         return topology_capture.run(args)
     from vmm_msi.host.crosscheck import disagreements
 
-    read = read_host(args)
+    read = read_described_host(args)
     host = read.joined()
     differences = disagreements(read.sources)
     if args.format == "json":
