@@ -105,9 +105,9 @@ def acpi_text(data: bytes) -> None:
 
 def listing(data: bytes) -> None:
     """Read lspci, IOMMU groups and reserved regions."""
-    functions = read_listing(BytesIO(data), "posted")
-    if functions.functions or functions.reserved:
-        host_of_listing(functions, "posted")
+    posted = read_listing(BytesIO(data), "posted")
+    if not posted.is_empty:
+        host_of_listing(posted, "posted")
 
 
 def devicetree(data: bytes) -> None:

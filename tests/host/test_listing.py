@@ -109,6 +109,46 @@ def test_lspci_without_root(write):
 
 #: How ``ls -l`` begins the line of a link.
 LINK = "lrwxrwxrwx 1 root root 0 Jan  1 00:00"
+
+
+def test_lspci_in_records(write):
+    """lspci -vmmnnk, and without -nn."""
+    text = """Slot:\t0000:00:01.0
+Class:\tPCI bridge [0604]
+Vendor:\tVendor [1b36]
+Device:\tPort [000c]
+Driver:\tpcieport
+NUMANode:\t0
+IOMMUGroup:\t3
+
+Slot:\t01:00.0
+Class:\tEthernet controller
+Device:\tOther device
+IOMMUGroup:\t14
+"""
+    port, card = load_host(write(text)).functions
+    assert (port.address, port.class_code, port.driver) == (PORT, 0x060400, "pcieport")
+    assert (port.numa_node, port.iommu_group) == (0, 3)
+    assert (card.address, card.class_code, card.iommu_group) == (NVME, 0x020000, 14)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "-[0000:00]-+-00.0  Vendor Host bridge\n           \\-01.0-[01]----00.0  Vendor Card\n",
+        "-+-[0001:80]-+-00.0\n | \\-01.0\n \\-[0000:00]-+-00.0\n",
+    ],
+)
+def test_a_tree_of_lspci(write, text):
+    path = write(text)
+    with pytest.raises(TopologyError) as caught:
+        load_host(path)
+    assert str(caught.value) == (
+        f"{path}: the tree of lspci -t, which has no IOMMU groups; use lspci -Dvvvnnk as root; "
+        "vmm-msi topology capture on that host, as root, writes all of it to one file"
+    )
+
+
 GROUPS = {1: [PORT, NVME], 12: [NIC]}
 
 

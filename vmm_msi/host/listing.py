@@ -7,6 +7,7 @@ They are read as far as they go: functions, their IOMMU groups, drivers and capa
 - the loop that prints ``IOMMU Group 12:`` with the lines of ``lspci -nns``;
 - ``lspci``, with ``-v`` to ``-vvv``, ``-k``, ``-n``, ``-nn`` or ``-D``: pciutils ``lspci.c``
   show_terse and show_verbose, ``ls-caps.c`` and ``ls-ecaps.c``;
+- ``lspci -vmm``, with ``-k``: show_machine of the same file;
 - ``reserved_regions`` with the paths of the files, as ``grep`` and ``head`` print them.
 """
 
@@ -60,6 +61,11 @@ _ATS, _PASID = "Address Translation Service", "Process Address Space ID"
 _REGION = _pattern(r"(?:.*?iommu_groups/(\d{1,9})/reserved_regions:)?\s*(0x\S+ 0x\S+ [a-z-]+)\s*$")
 _REGIONS_FILE = _pattern(r".*iommu_groups/(\d{1,9})/reserved_regions(?: <==)?:?\s*$")
 
+#: A line of lspci -vmm, and the first line of lspci -t.
+_RECORD = _pattern(r"(slot|device|class|driver|numanode|iommugroup):\t(.*)$")
+_CODE = _pattern(r"[0-9a-f]{4}\]")
+_TREE = _pattern(r"\s*[-+|`\\]*-\[(?:[0-9a-f]{4}:)?[0-9a-f]{2}\]-")
+
 #: Class codes by the names of pci.ids: those of bridges and of devices that are often assigned.
 _CLASSES = {
     "non-volatile memory controller": 0x010800,
@@ -90,10 +96,17 @@ class Listing:
 
     :param functions: by address.
     :param reserved: reserved regions by IOMMU group; those of None are of an unnamed one.
+    :param has_tree: the text has the tree of ``lspci -t``, which is not read.
     """
 
     functions: dict[PciAddress, PciFunction] = field(default_factory=dict)
     reserved: dict[int | None, list[ReservedRegion]] = field(default_factory=dict)
+    has_tree: bool = False
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the text is not a listing."""
+        return not (self.functions or self.reserved or self.has_tree)
 
 
 def read_listing(lines: Iterable[bytes], source: str) -> Listing:
@@ -117,6 +130,11 @@ def host_of_listing(listing: Listing, source: str) -> HostTopology:
     :raise TopologyError: when it has no functions.
     """
     better = "vmm-msi topology capture on that host, as root, writes all of it to one file"
+    if not listing.functions and not listing.reserved:
+        raise TopologyError(
+            f"{source}: the tree of lspci -t, which has no IOMMU groups; use lspci -Dvvvnnk as "
+            f"root; {better}"
+        )
     if not listing.functions:
         regions = ", ".join(map(str, listing.reserved.get(None, ())))
         raise TopologyError(
@@ -167,8 +185,31 @@ class _Reader:
 
     def line(self, text: str) -> None:
         """Read one line."""
-        if not (self._region(text) or self._member(text)):
+        if _TREE.match(text):
+            self.listing.has_tree = True
+        elif not (self._record(text) or self._region(text) or self._member(text)):
             self._lspci(text)
+
+    def _record(self, text: str) -> bool:
+        """Read a line of lspci -vmm."""
+        match = _RECORD.match(text)
+        if match is None:
+            return False
+        key, value = match[1].lower(), match[2].strip()
+        if key in {"slot", "device"} and _NAMES.match(value):
+            self._group, self._function = None, self._add(value)
+        elif self._function is None:
+            return False
+        elif key == "class":
+            name, _, number = value.partition(" [")
+            code = int(number[:4], 16) << 8 if _CODE.match(number) else _CLASSES.get(name.lower())
+            self._add(self._function, class_code=code)
+        elif key == "driver":
+            self._add(self._function, driver=value)
+        elif value.isascii() and value.isdigit() and len(value) < 10:
+            what = "numa_node" if key == "numanode" else "iommu_group"
+            self._add(self._function, **{what: int(value)})
+        return True
 
     def _region(self, text: str) -> bool:
         file = _REGIONS_FILE.match(text)

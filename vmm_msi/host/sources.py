@@ -228,9 +228,7 @@ def _from_text(path: Path, data: bytes, granule: Granule | None) -> HostTopology
     from vmm_msi.host.listing import host_of_listing, read_listing
 
     listing = read_listing(BytesIO(data), str(path))
-    if listing.functions or listing.reserved:
-        return host_of_listing(listing, str(path))
-    return None
+    return None if listing.is_empty else host_of_listing(listing, str(path))
 
 
 def _with_granule(host: HostTopology, granule: Granule | None) -> HostTopology:

@@ -52,7 +52,7 @@ def _topology(files: AcpiFiles, source: str, granule: Granule) -> HostTopology:
     if iort is None:
         raise TopologyError(
             f"{source}: IORT is missing; copy /sys/firmware/acpi/tables/IORT and APIC into one "
-            "folder"
+            "folder, or name a file with the output of acpidump"
         )
     names = iort.source, "" if apic is None else apic.source
     return parse_acpi(iort.data, None if apic is None else apic.data, source, granule, names)
