@@ -13,7 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import elements
+from vmm_msi.domxml import elements, gic
 from vmm_msi.domxml.buses import GuestBuses
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import (
@@ -229,6 +229,7 @@ def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = 
             elements.remove(element)
     if record.devices_added and len(edited.devices) == 0:
         elements.remove(edited.devices)
+    gic.remove(edited, record)
     write_record(edited, None)
     return edited
 

@@ -34,8 +34,8 @@ AddressT = TypeVar("AddressT", bound=Address)
 _BEFORE_METADATA = ("name", "uuid", "genid", "title", "description")
 
 # Elements that the record can mark as added.
-_ADDED = ("iommufd", "iommu", "metadata", "devices")
-_ADDED_FIELDS = {name: f"{name}_added" for name in _ADDED}
+_ADDED = ("iommufd", "iommu", "metadata", "devices", "gic", "gic-version")
+_ADDED_FIELDS = {name: f"{name.replace('-', '_')}_added" for name in _ADDED}
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +109,8 @@ class DomainRecord:
     :param iommu_added: vmm-msi added the machine-wide ``<iommu>``.
     :param metadata_added: vmm-msi added ``<metadata>``.
     :param devices_added: vmm-msi added ``<devices>``.
+    :param gic_added: vmm-msi added ``<gic version='3'/>``.
+    :param gic_version_added: vmm-msi added the version to the ``<gic>`` of the user.
     """
 
     vsmmus: tuple[VsmmuRecord, ...] = ()
@@ -117,6 +119,8 @@ class DomainRecord:
     iommu_added: bool = False
     metadata_added: bool = False
     devices_added: bool = False
+    gic_added: bool = False
+    gic_version_added: bool = False
 
     def device(self, host: PciAddress) -> DeviceRecord | None:
         """Return the record of the device at ``host``."""
@@ -266,7 +270,7 @@ class _RecordReader:
         stray = next((device for device in devices if device.pxb not in pxbs), None)
         if stray is not None:
             raise self._error(f"the vSMMU {stray.pxb} of device {stray.host} is missing")
-        added = {f"{name}_added": element.get(name) == "added" for name in element.attrib}
+        added = {_ADDED_FIELDS[str(name)]: element.get(name) == "added" for name in element.attrib}
         return DomainRecord(tuple(vsmmus), tuple(devices), **added)
 
     def _vsmmu(self, element: Element) -> VsmmuRecord:

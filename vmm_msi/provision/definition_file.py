@@ -11,9 +11,9 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import elements
+from vmm_msi.domxml import elements, gic
 from vmm_msi.domxml.guest_state import GuestState
-from vmm_msi.domxml.metadata import record_in
+from vmm_msi.domxml.metadata import read_record, record_in, write_record
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.errors import RefusedError
 from vmm_msi.provision import planner
@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from vmm_msi.types import HostTopology, PciAddress
 
 
+_GIC_NOTE = (
+    "the definition had no GIC version; <gic version='3'/> was added, and is removed with the last "
+    "device"
+)
+
+
 def plan_attach(
     definition: DomainXml,
     support: Support,
@@ -50,7 +56,7 @@ def plan_attach(
     :raise RefusedError: if the strategy, the simulator, those releases or the guest cannot do it.
     :raise TopologyError: if the host description lacks a device.
     """
-    start, notes = _with_gic(definition)
+    start, added = gic.with_version(definition)
     written: dict[PciAddress, Element] = {}
     if take_over:
         start, written = _without(start, request.devices)
@@ -61,28 +67,29 @@ def plan_attach(
         holders=[(hostdev.host, start.name) for hostdev in start.assigned()],
         source="the selected releases",
     )
-    finish = partial(_with, written=written)
+    finish = partial(_finished, written=written, added=added)
     change = planner.plan_attach(facts, plugins, settings, host, request, finish)
+    notes = [_GIC_NOTE] if added else []
     return replace(change, old=definition, notes=(*notes, *change.notes))
 
 
-def _with_gic(definition: DomainXml) -> tuple[DomainXml, list[str]]:
-    """Return the definition with the GIC that an ITS needs, if it does not name a version.
+def _finished(new: DomainXml, written: Mapping[PciAddress, Element], added: str) -> DomainXml:
+    """Return ``new`` with the user's elements in it, and with what was added in its record.
 
-    libvirt adds a version when a guest is defined: with KVM the newest of the host, emulated
-    version 2 (``src/qemu/qemu_domain.c`` qemuDomainDefEnableDefaultFeatures).
+    :param added: see :func:`vmm_msi.domxml.gic.with_version`.
     """
-    edited = definition.copy()
-    features = edited.root.find("features")
-    if features is None or edited.gic_version is not None or edited.arch != "aarch64":
-        return definition, []
-    gic = features.find("gic")
-    if gic is None:
-        last = features[-1] if len(features) else None
-        elements.insert_after(features, last, elements.build("gic", {"version": "3"}))
-    else:
-        gic.set("version", "3")
-    return edited, ["the definition had no GIC version; <gic version='3'/> was added and stays"]
+    edited = _with(new, written)
+    record = read_record(edited)
+    if not added or record is None:
+        return edited
+    edited = edited.copy()
+    record = replace(
+        record,
+        gic_added=record.gic_added or added == "gic",
+        gic_version_added=record.gic_version_added or added == "gic-version",
+    )
+    write_record(edited, record)
+    return edited
 
 
 def _without(
