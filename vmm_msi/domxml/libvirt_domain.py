@@ -405,6 +405,7 @@ class DomainXml:
         :param base: 0 parses 0x10 as 16 and 010 as 8, as libvirt does in most places.
         """
         digits = text.strip().lower()
+        valid = "a number, decimal or with 0x" if not base else "a decimal number"
         if not base:
             base = 16 if digits.startswith("0x") else 8 if digits.startswith("0") else 10
         try:
@@ -412,7 +413,7 @@ class DomainXml:
         except ValueError:
             value = -1
         if value < 0 or "_" in digits:
-            raise self._bad(element, name, text, "a number, decimal or with 0x")
+            raise self._bad(element, name, text, valid)
         return value
 
     def _bad(self, element: Element, name: str, text: str, valid: str) -> DomainXmlError:
