@@ -85,6 +85,7 @@ bench: setup-test ## time the commands, the simulator, the editing of domain XML
 	@$(BIN)/python tests/bench/bench.py
 	@$(BIN)/python tests/bench/cycles.py
 	@$(BIN)/python tests/bench/domxml.py
+	@$(BIN)/python tests/bench/doctor.py
 	@PYTHONPATH=tests $(BIN)/python -m bench.topology
 
 boards: setup-test ## what the boards have that Debian's arm64 kernel runs on, from its device trees

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.host.pci.sysfs import DEVICES
 from vmm_msi.types import BinderKind
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vmm_msi.host.crosscheck import Disagreement
     from vmm_msi.host.files import HostTree
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.types import HostTopology, PciAddress
+    from vmm_msi.types import HostDevice, HostTopology, PciAddress, PciFunction
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +157,23 @@ class Guest:
         return any(map(is_accelerated, self.placement.vsmmus))
 
 
+class SelectedDevice(NamedTuple):
+    """A device to check.
+
+    :param device: its path to an SMMU and an ITS; None if no source describes it.
+    :param function: its PCI function as the system reports it; None if the system does not.
+    """
+
+    address: PciAddress
+    device: HostDevice | None
+    function: PciFunction | None
+
+    @property
+    def group(self) -> int | None:
+        """The device's IOMMU group; None if the system does not report one."""
+        return None if self.function is None else self.function.iommu_group
+
+
 @dataclass(frozen=True)
 class Case:
     """All that the rules read.
@@ -233,6 +250,15 @@ class Case:
         )
 
     @cached_property
+    def selected(self) -> Sequence[SelectedDevice]:
+        """The devices to check, except missing ones and bridges."""
+        devices, functions = self.host.device_by_address, self.host.function_by_address
+        return [
+            SelectedDevice(address, devices.get(address), functions.get(address))
+            for address in self.present
+        ]
+
+    @cached_property
     def _elsewhere(self) -> Collection[PciAddress]:
         """The devices that the guest has, but not behind an accelerated vSMMU."""
         if self.guest is None:
@@ -263,7 +289,24 @@ class Case:
         """
         return {device: None for device in self.present if device not in self._elsewhere}
 
-    @property
+    @cached_property
+    def choices(self) -> Mapping[PciAddress, Choice]:
+        """The strategy for each nested device.
+
+        :raise DomainXmlError: if the record in the guest cannot be read.
+        """
+        from vmm_msi.doctor.simulated import choices_of
+
+        return choices_of(self)
+
+    @cached_property
+    def resolved_host(self) -> HostTopology:
+        """The host with those of the devices that have a route to an SMMU and an ITS."""
+        from vmm_msi.doctor.simulated import resolve_host
+
+        return resolve_host(self)
+
+    @cached_property
     def needs_nesting(self) -> bool:
         """Whether the host has to nest stages: for a device, a vSMMU, or any guest."""
         return (

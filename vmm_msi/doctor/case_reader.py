@@ -178,5 +178,5 @@ def _guest(name: str, connection: Connection | None) -> Guest:
 
 def _devices(host: HostTopology, guest: Guest | None) -> tuple[PciAddress, ...]:
     if guest is not None:
-        return tuple(dict.fromkeys(hostdev.host for hostdev in guest.xml.assigned()))
+        return tuple(dict.fromkeys(hostdev.host for hostdev in guest.placement.hostdevs))
     return assignable(host) or representatives(host)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence
 from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
@@ -10,8 +10,8 @@ from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from vmm_msi.doctor.case import Case
-    from vmm_msi.types import HostDevice, Pa, PciAddress, PciFunction, ReservedRegion, Smmu
+    from vmm_msi.doctor.case import Case, SelectedDevice
+    from vmm_msi.types import HostDevice, Pa, PciAddress, ReservedRegion, Smmu
 
 
 #: Devices that a sentence names; the rest are counted.
@@ -22,34 +22,10 @@ UNSAFE_IOMMUFD = "iommufd.allow_unsafe_interrupts"
 UNSAFE_CONTAINER = "vfio_iommu_type1.allow_unsafe_interrupts"
 
 
-class SelectedDevice(NamedTuple):
-    """A device to check.
-
-    :param device: its path to an SMMU and an ITS; None if no source describes it.
-    :param function: its PCI function as the system reports it; None if the system does not.
-    """
-
-    address: PciAddress
-    device: HostDevice | None
-    function: PciFunction | None
-
-    @property
-    def group(self) -> int | None:
-        """The device's IOMMU group; None if the system does not report one."""
-        return None if self.function is None else self.function.iommu_group
-
-
-def selected_devices(case: Case) -> Iterator[SelectedDevice]:
-    """Yield the devices to check, except missing ones and bridges."""
-    devices, functions = case.host.device_by_address, case.host.function_by_address
-    for address in case.present:
-        yield SelectedDevice(address, devices.get(address), functions.get(address))
-
-
 def nested_devices(case: Case) -> Iterator[SelectedDevice]:
     """Yield the devices to check that are, or will be, behind an accelerated vSMMU."""
     nested = case.nested
-    return (selected for selected in selected_devices(case) if selected.address in nested)
+    return (selected for selected in case.selected if selected.address in nested)
 
 
 def has_no_devices(case: Case) -> bool:

@@ -6,7 +6,7 @@ from itertools import islice
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import MAX_NAMED, named, nested_devices, selected_devices, sysfs
+from vmm_msi.doctor.rule_helpers import MAX_NAMED, named, nested_devices, sysfs
 from vmm_msi.host.pci.vfio_drivers import host_driver_of
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def _kind(function: PciFunction) -> str:
 
 def host_driver(case: Case) -> Iterator[Finding]:
     """Yield the devices that have a host driver."""
-    for address, _device, function in selected_devices(case):
+    for address, _device, function in case.selected:
         driver = None if function is None else host_driver_of(function)
         if function is None or driver is None:
             continue
@@ -81,7 +81,7 @@ def group_host_driver(case: Case) -> Iterator[Finding]:
     assigned = set() if case.guest is None else set(case.devices)
     #: The members with a host driver, by group: a group may have thousands.
     driven: dict[int | None, dict[PciAddress, PciFunction]] = {}
-    for address, _device, function in selected_devices(case):
+    for address, _device, function in case.selected:
         if function is None:
             continue
         if function.iommu_group not in driven:

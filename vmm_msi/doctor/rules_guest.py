@@ -174,7 +174,7 @@ def ram_in_reserved(case: Case) -> Iterator[Finding]:
     if not xml.kind.is_virt:
         return
     ram = list(guest_ram(xml))
-    host = simulated.resolved_host(case)
+    host = case.resolved_host
     seen: set[ReservedRegion] = set()
     for device in host.devices:
         for region in device.reserved:
@@ -218,7 +218,8 @@ def memlock(case: Case) -> Iterator[Finding]:
     if case.guest is None or not case.guest.placement.hostdevs:
         return
     xml = case.guest.xml
-    lock = locking(xml)
+    known = [hostdev for hostdev in case.guest.placement.hostdevs if hostdev.argument is None]
+    lock = locking(xml, len(known))
     ram = xml.root.find("memory")
     where = xml.source if ram is None else xml.path(ram)
     pinned = Evidence(where, f"{lock.needed} bytes, all pinned")

@@ -10,7 +10,6 @@ from vmm_msi.doctor.rule_helpers import (
     UNSAFE_IOMMUFD,
     is_on,
     named,
-    selected_devices,
     unsafe_parameter,
 )
 
@@ -29,7 +28,7 @@ def _parameter(name: str, value: str) -> Evidence:
 
 def unsafe_needed(case: Case) -> Iterator[Finding]:
     """Yield the devices that the kernel refuses because their MSIs are not isolated."""
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in case.selected:
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
         parameter = unsafe_parameter(case, address)
         if its is None or its.isolates_msis or is_on(case, parameter):

@@ -10,7 +10,6 @@ from vmm_msi.doctor.rule_helpers import (
     is_on,
     named,
     nested_devices,
-    selected_devices,
     unsafe_parameter,
 )
 from vmm_msi.types import Firmware
@@ -39,7 +38,7 @@ def no_its(case: Case) -> Iterator[Finding]:
             "the kernel treats MSIs without an ITS as not isolated (EPERM).",
             remedy,
         )
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in case.selected:
         if device is None or device.its_group:
             continue
         parameter = unsafe_parameter(case, address)

@@ -11,7 +11,6 @@ from vmm_msi.doctor.rule_helpers import (
     kernel_release,
     named,
     nested_devices,
-    selected_devices,
     smmu_name,
     sysfs,
 )
@@ -48,7 +47,7 @@ def no_smmu(case: Case) -> Iterator[Finding]:
             "translated.",
             remedy,
         )
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in case.selected:
         if device is not None and device.smmu is None:
             yield Finding(
                 "no-smmu",
@@ -65,7 +64,7 @@ def no_iommu_group(case: Case) -> Iterator[Finding]:
     if not case.host.lists_all_functions:
         return  # a listing that people posted, which may lack groups
     undriven = _undriven(case)
-    for address, device, function in selected_devices(case):
+    for address, device, function in case.selected:
         if function is None or function.iommu_group is not None:
             continue
         if device is not None and (device.smmu is None or device.smmu in undriven):
@@ -107,7 +106,7 @@ def _undriven(case: Case) -> set[int]:
 def not_driven(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs that firmware describes and that have no driver."""
     undriven = _undriven(case)
-    for smmu, devices in by_smmu(case, selected_devices(case)):
+    for smmu, devices in by_smmu(case, case.selected):
         if smmu.id in undriven:
             yield Finding(
                 "smmu-not-driven",
@@ -243,7 +242,7 @@ def no_s2fwb(case: Case) -> Iterator[Finding]:
 
 def not_coherent(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs that firmware describes as not coherent."""
-    for smmu, devices in by_smmu(case, selected_devices(case)):
+    for smmu, devices in by_smmu(case, case.selected):
         hardware = case.kernel.smmus.get(smmu.id)
         if hardware is not None and hardware.coherent is False:
             yield Finding(

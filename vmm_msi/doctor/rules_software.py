@@ -22,8 +22,7 @@ from vmm_msi.types import BinderKind
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
 
-    from vmm_msi.doctor.case import Case, Software
-    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.doctor.case import Case, Guest, Software
     from vmm_msi.domxml.support import Gap
 
 #: Features in the XML of a plan for QEMU.
@@ -94,7 +93,7 @@ def _required(case: Case) -> dict[Feature, str]:
     """Return the required features, each with its place in the XML or the plan that needs it."""
     features: dict[Feature, str] = {}
     if case.guest is not None:
-        features = _features_in(case.guest.written or case.guest.xml)
+        features = _features_in(case.guest)
     if case.plugins is None:
         return features
     if simulated.binder_of(case) is BinderKind.SIM:
@@ -107,8 +106,9 @@ def _required(case: Case) -> dict[Feature, str]:
     return features
 
 
-def _features_in(xml: DomainXml) -> dict[Feature, str]:
+def _features_in(guest: Guest) -> dict[Feature, str]:
     """Return the features that a definition uses, each with its first place."""
+    xml = guest.written or guest.xml
     features: dict[Feature, str] = {}
     attributes = {"pciBus": Feature.PCI_BUS, "accel": Feature.ACCEL}
     attributes |= {name: feature for name, (feature, _values) in DRIVER_VALUES.items()}
@@ -119,9 +119,10 @@ def _features_in(xml: DomainXml) -> dict[Feature, str]:
             for name in iommu.driver:
                 if name in attributes:
                     features.setdefault(attributes[name], place)
-    for hostdev in xml.hostdevs():
-        if hostdev.iommufd:
-            features.setdefault(Feature.HOSTDEV_IOMMUFD, xml.path(hostdev.element))
+    hostdevs = (hostdev for hostdev in guest.placement.hostdevs if hostdev.argument is None)
+    first = next((hostdev for hostdev in hostdevs if hostdev.iommufd), None)
+    if first is not None:
+        features[Feature.HOSTDEV_IOMMUFD] = guest.xml.path(first.element)
     whole = xml.root.find("iommufd")
     if whole is not None:
         features.setdefault(Feature.DOMAIN_IOMMUFD, xml.path(whole))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.rule_helpers import named, selected_devices, sysfs
+from vmm_msi.doctor.rule_helpers import named, sysfs
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import resolve
 from vmm_msi.types import PciAddress
@@ -157,7 +157,7 @@ def device_unknown(case: Case) -> Iterator[Finding]:
     """
     if case.host.missing and not case.host.is_described:
         return  # no-tables
-    for address, device, _function in selected_devices(case):
+    for address, device, _function in case.selected:
         if device is not None and (device.smmu is None or not device.its_group):
             continue  # no-smmu, no-its
         if device is not None and device.its not in case.host.its_by_id:

@@ -9,10 +9,11 @@ from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, subject
 from vmm_msi.doctor.rule_helpers import doorbell_pages, named
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
-from vmm_msi.domxml.placement import Placement, is_accelerated
+from vmm_msi.domxml.placement import is_accelerated
 from vmm_msi.engine.binders import QEMU_CANNOT_APPLY
 from vmm_msi.engine.survey import delivering, on_qemu
 from vmm_msi.errors import RefusedError, errno_name
+from vmm_msi.quantity import quantity
 from vmm_msi.types import SW_MSI_WINDOW, BinderKind, Outcome
 
 if TYPE_CHECKING:
@@ -73,11 +74,21 @@ def msi_lost(case: Case) -> Iterator[Finding]:
         )
     for alike in lost.values():
         yield _lost(case, plugins, alike)
+    more = len(case.nested) - simulated.MAX_SIMULATED
+    if more > 0:
+        yield Finding(
+            "msi-lost",
+            Severity.UNKNOWN,
+            _subject(case),
+            (Evidence("simulator", f"{len(case.nested)} devices, of which {more} are left out"),),
+            f"Whether the MSIs of the last {quantity(more, 'device')} are delivered is unknown.",
+            "Check these devices with --device.",
+        )
 
 
 def _lost(case: Case, plugins: PluginManager, alike: list[tuple[Simulation, Verdict]]) -> Finding:
     result, first = alike[0]
-    chosen = simulated.choices(case)[first.device]
+    chosen = case.choices[first.device]
     evidence = [
         Evidence(f"simulated {simulated_guest.kernel}", f"{verdict.device}: {_reason(verdict)}")
         for simulated_guest, verdict in alike[:_SHOWN]
@@ -127,7 +138,7 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
     needs = simulated.needs(case, case.plugins)
     if not any(need.rmr for need in needs.values()):
         return
-    for device in simulated.resolved_host(case).devices:
+    for device in case.resolved_host.devices:
         if device.address not in case.nested:
             continue
         window = device.sw_msi_window
@@ -186,8 +197,7 @@ def rmr_direct(case: Case) -> Iterator[Finding]:
     """Yield a finding if QEMU's RMR keeps VFIO in the guest from the guest's devices."""
     if case.guest is None or not case.guest.xml.acpi:
         return
-    xml = case.guest.xml
-    placement = Placement(xml)
+    xml, placement = case.guest.xml, case.guest.placement
     vsmmus = [vsmmu for vsmmu in placement.vsmmus if is_accelerated(vsmmu)]
     devices = [hostdev.host for vsmmu in vsmmus for hostdev in placement.behind(vsmmu)]
     if devices:
@@ -266,4 +276,4 @@ def _subject(case: Case) -> str:
 
 
 def _choices(case: Case) -> list[Choice]:
-    return sorted(set(simulated.choices(case).values()), key=str)
+    return sorted(set(case.choices.values()), key=str)

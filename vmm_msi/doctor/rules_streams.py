@@ -6,17 +6,15 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.rule_helpers import (
-    SelectedDevice,
     named,
     nested_devices,
-    selected_devices,
     sysfs,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.doctor.case import Case
+    from vmm_msi.doctor.case import Case, SelectedDevice
     from vmm_msi.types import PciAddress
 
 
@@ -78,7 +76,7 @@ def shared(case: Case) -> Iterator[Finding]:
 def ats_not_promised(case: Case) -> Iterator[Finding]:
     """Yield the devices with ATS below a PCI host that does not support it."""
     promised = {segment.number: segment.ats for segment in case.host.segments}
-    for address, _device, function in selected_devices(case):
+    for address, _device, function in case.selected:
         if function is None or not function.ats or promised.get(address.segment) is not False:
             continue
         yield Finding(

@@ -289,7 +289,7 @@ def vsmmu_spans_smmus(case: Case) -> Iterator[Finding]:
     xml, placement = case.guest.xml, case.guest.placement
     if xml.type == "test":
         return  # no QEMU runs it
-    devices = simulated.resolved_host(case).device_by_address
+    devices = case.resolved_host.device_by_address
     for iommu in placement.vsmmus:
         behind: dict[int, list[PciHostdev]] = {}
         for hostdev in placement.behind(iommu):
@@ -299,7 +299,7 @@ def vsmmu_spans_smmus(case: Case) -> Iterator[Finding]:
         if len(behind) < 2:
             continue
         names = [
-            Evidence(xml.path(hostdev.element), f"{hostdev.host}, behind host SMMU {smmu}")
+            at(xml, hostdev.element, f"{hostdev.host}, behind host SMMU {smmu}")
             for smmu, hostdevs in behind.items()
             for hostdev in hostdevs
         ]
@@ -363,7 +363,7 @@ def iommufd_opener(case: Case) -> Iterator[Finding]:
             "Start it with such a program (virDomainFDAssociate, vmm_msi.pass_iommufd), or remove "
             "fdgroup.",
         )
-    uses = xml.iommufd or any(map(xml.uses_iommufd, xml.hostdevs()))
+    uses = xml.iommufd or any(map(xml.uses_iommufd, case.guest.placement.hostdevs))
     if uses and group is None and is_session(case):
         where = xml.source if element is None else xml.path(element)
         yield Finding(

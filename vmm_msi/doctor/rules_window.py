@@ -9,7 +9,6 @@ from vmm_msi.doctor.rule_helpers import (
     doorbell_pages,
     nested_devices,
     reserved_regions,
-    selected_devices,
 )
 from vmm_msi.types import SW_MSI_WINDOW, ReservedKind
 
@@ -50,7 +49,7 @@ def direct(case: Case) -> Iterator[Finding]:
     device only if it preserves the firmware's PCI configuration (``drivers/acpi/arm64/iort.c``
     iort_rmr_has_dev).
     """
-    for selected in selected_devices(case):
+    for selected in case.selected:
         regions, place = reserved_regions(case, selected) or ((), "")
         evidence = [
             Evidence(place, str(region)) for region in regions if region.kind is ReservedKind.DIRECT

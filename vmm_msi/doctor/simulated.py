@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.config import Choice
-from vmm_msi.domxml.guest_domain import virt_guest
+from vmm_msi.domxml.guest_domain import guest_of, virt_guest
 from vmm_msi.domxml.metadata import DomainRecord
 from vmm_msi.engine import setup
-from vmm_msi.engine.setup import guest_with, needs_of, recorded_choices, with_reported_devices
+from vmm_msi.engine.setup import needs_of, recorded_choices, with_reported_devices
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import resolve
 from vmm_msi.types import BinderKind, Scenario
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.hookspecs import Needs
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostDevice, HostTopology, PciAddress
+
+
+#: Devices that are simulated; a guest with more of them takes more time than a check may take.
+MAX_SIMULATED = 1024
 
 
 def guest_name(case: Case) -> str:
@@ -47,7 +51,7 @@ def binder_of(case: Case) -> BinderKind:
     return BinderKind.QEMU
 
 
-def choices(case: Case) -> dict[PciAddress, Choice]:
+def choices_of(case: Case) -> dict[PciAddress, Choice]:
     """Return the strategy for each nested device.
 
     :raise DomainXmlError: if the record in the guest cannot be read.
@@ -64,7 +68,7 @@ def needs(case: Case, plugins: PluginManager) -> dict[Choice, Needs]:
 
     A guest without a nested device or vSMMU uses no strategy, unless the caller selects one.
     """
-    named = set(choices(case).values())
+    named = set(case.choices.values())
     if not named and (case.needs_nesting or case.choice is not None):
         named = {_default(case)}
     return {choice: needs_of(plugins, choice) for choice in sorted(named, key=str)}
@@ -91,7 +95,7 @@ def _record(case: Case) -> DomainRecord:
     return DomainRecord() if case.guest is None else case.guest.record
 
 
-def resolved_host(case: Case) -> HostTopology:
+def resolve_host(case: Case) -> HostTopology:
     """Return the host with those of the devices that have a route to an SMMU and an ITS.
 
     They have the groups and the reserved regions that the host's kernel or libvirt reports. Other
@@ -123,7 +127,8 @@ def simulate(
 ) -> Iterator[Simulation]:
     """Bring the guest up in the simulator with the strategies of its nested devices.
 
-    Without a guest, each device is tried in a guest of its own.
+    Without a guest, each device is tried in a guest of its own. Devices beyond
+    :data:`MAX_SIMULATED` are left out.
 
     :param ignores_rmr: the guest's kernel does not map RMRs.
     :raise RefusedError: if no simulated kernel, or not this host, can run the strategies.
@@ -132,8 +137,8 @@ def simulate(
     if case.rehearsal is not None and not ignores_rmr:
         yield case.rehearsal
         return
-    host = resolved_host(case)
-    choice_of = choices(case)
+    host = case.resolved_host
+    choice_of = case.choices
     for scenario in _scenarios(case, host):
         if ignores_rmr:
             scenario = replace(scenario, guest=replace(scenario.guest, honours_rmr=False))
@@ -142,10 +147,21 @@ def simulate(
 
 
 def _scenarios(case: Case, host: HostTopology) -> Iterator[Scenario]:
-    devices = [device for device in case.nested if device in host.device_by_address]
+    devices = [device for device in _in_order(case) if device in host.device_by_address]
+    if len(devices) > MAX_SIMULATED:
+        devices = devices[:MAX_SIMULATED]
+        host = replace(host, devices=tuple(host.device_by_address[device] for device in devices))
     if case.guest is None:
         for address in devices:
             alone = replace(host, devices=(host.device_by_address[address],))
             yield Scenario(alone, virt_guest("a guest", [address]))
     elif devices:
-        yield Scenario(host, guest_with(case.guest.xml, devices))
+        yield Scenario(host, guest_of(devices, case.guest.xml))
+
+
+def _in_order(case: Case) -> Iterator[PciAddress]:
+    """Yield the nested devices: those of the definition in its order, then those to be added."""
+    present = () if case.guest is None else case.guest.placement.hostdevs
+    own = dict.fromkeys(hostdev.host for hostdev in present)
+    yield from (device for device in own if device in case.nested)
+    yield from (device for device in case.nested if device not in own)

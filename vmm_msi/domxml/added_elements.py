@@ -50,6 +50,8 @@ def gone(domain: DomainXml) -> list[str]:
     :raise DomainXmlError: when it cannot be read.
     """
     record = record_in(domain)
+    if record == DomainRecord():
+        return []
     lost = dropped(domain, domain)
     drivers = {iommu.pci_bus: iommu.driver for iommu in domain.iommus() if iommu.model == "smmuv3"}
     for vsmmu in record.vsmmus:

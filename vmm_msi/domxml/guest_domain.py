@@ -46,7 +46,16 @@ def guest_from_xml(
     :param also: host addresses of further devices.
     :raise DomainXmlError: when the memory size or an address cannot be read.
     """
-    hosts = [*(hostdev.host for hostdev in domain.assigned()), *also]
+    return guest_of([*(hostdev.host for hostdev in domain.assigned()), *also], domain, order)
+
+
+def guest_of(
+    hosts: Iterable[PciAddress], domain: DomainXml, order: BindOrder = BindOrder.INTERLEAVED
+) -> GuestDomain:
+    """Return the guest that ``domain`` describes, with the devices at ``hosts`` alone.
+
+    :raise DomainXmlError: when the memory size cannot be read.
+    """
     guest = virt_guest(domain.name, hosts, domain.memory)
     return replace(guest, order=order, honours_rmr=domain.acpi)
 

@@ -80,12 +80,13 @@ class Locking:
 HEADROOM = _GIB
 
 
-def locking(domain: DomainXml) -> Locking:
+def locking(domain: DomainXml, hostdevs: int) -> Locking:
     """Return the limit of libvirt 12.8: ``src/qemu/qemu_domain.c`` qemuDomainGetMemLockLimitBytes.
 
     ``<hard_limit>`` sets the limit and ``<locked/>`` removes it; otherwise it is all RAM, once for
     each assigned device if the guest has an ``<iommu>``, plus a GiB.
 
+    :param hostdevs: number of its assigned PCI devices.
     :raise DomainXmlError: when a size cannot be read.
     """
     ram = _up(domain.memory, _MIB)
@@ -95,7 +96,7 @@ def locking(domain: DomainXml) -> Locking:
     if domain.root.find("memoryBacking/locked") is not None:
         return Locking(ram, None, None)
     mediated = len(domain.root.findall("devices/hostdev[@type='mdev']"))
-    devices = len(domain.hostdevs()) + mediated
+    devices = hostdevs + mediated
     times = devices if domain.iommus() else min(devices, 1)
     return Locking(ram, times * ram + HEADROOM if devices else 0, None)
 

@@ -187,6 +187,7 @@ def guest_with(xml: DomainXml, devices: Collection[PciAddress]) -> GuestDomain:
     :raise DomainXmlError: if the memory size or an address cannot be read.
     """
     guest = guest_from_xml(xml, also=devices)
+    selected = set(devices)
     return replace(
-        guest, devices=tuple(device for device in guest.devices if device.host in devices)
+        guest, devices=tuple(device for device in guest.devices if device.host in selected)
     )
