@@ -14,7 +14,15 @@ from vmm_msi.samples import path as sample
 from vmm_msi.types import Iova, PciAddress, StreamId
 
 DTB = sample("eight-its-server.dtb")
-GUEST = sample("three-devices.xml")
+#: What puts the first device of the sample behind a vSMMU.
+BUSES = """\
+    <controller type='pci' index='0' model='pcie-root'/>
+    <controller type='pci' index='1' model='pcie-expander-bus'><target busNr='16'/></controller>
+    <controller type='pci' index='2' model='pcie-root-port'>
+      <address type='pci' domain='0x0000' bus='0x01' slot='0x00' function='0x0'/>
+    </controller>
+    <iommu model='smmuv3'><driver pciBus='1' accel='on'/></iommu>
+"""
 FAULT = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x100), Iova(0x800_0040))
 LOG = "\n".join(["something", *raw(FAULT), *decoded(FAULT, PciAddress.parse("0000:01:00.0"))])
 BUSY = "vfio 0000:01:00.0: error getting device from group 12: Device or resource busy"
@@ -37,9 +45,23 @@ def given(monkeypatch):
     return lambda text, **more: monkeypatch.setattr(sys, "stdin", Input(text.encode(), **more))
 
 
-def test_a_log_on_standard_input(vmm_msi, given):
+@pytest.fixture
+def guest(tmp_path):
+    """Return the sample with a vSMMU for its first device."""
+    text = sample("three-devices.xml").read_text(encoding="utf-8")
+    root = "    <controller type='pci' index='0' model='pcie-root'/>\n"
+    source = "bus='0x01' slot='0x00' function='0x0'/>\n      </source>\n"
+    address = "      <address type='pci' bus='0x02' slot='0x00' function='0x0'/>\n"
+    assert root in text
+    path = tmp_path / "guest.xml"
+    text = text.replace(root, BUSES).replace(source, source + address, 1)
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_log_on_standard_input(vmm_msi, given, guest):
     given(LOG)
-    code, out, err = vmm_msi("explain", "--host", DTB, "--granule", "4K", "--guest", GUEST)
+    code, out, err = vmm_msi("explain", "--host", DTB, "--granule", "4K", "--guest", guest)
     assert (code, err) == (0, "")
     assert (
         out
@@ -56,10 +78,12 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
   why      the host's kernel programmed the device with an address of its SW MSI window, and the
            guest's stage 1 does not map the window 1:1: the guest has no RMR for it, or ignores the
            RMR
-  remedy   remove its <hostdev> from the definition, then vmm-msi attach three-devices 0000:01:00.0
-           --strategy identity
-  remedy   remove its <hostdev> from the definition, then vmm-msi attach three-devices 0000:01:00.0
-           --strategy multi-its:mode=vsmmu
+  remedy   identity: the definition has an accelerated vSMMU for the device already; the definition
+           has ACPI and UEFI, so the guest's kernel has to honour RMR nodes: Linux 6.0 or newer,
+           without acpi=off
+  remedy   multi-its:mode=vsmmu: the definition has an accelerated vSMMU for the device already; the
+           definition has ACPI and UEFI, so the guest's kernel has to honour RMR nodes: Linux 6.0 or
+           newer, without acpi=off
   remedy   multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
            vSMMU for each; requires a VMM that owns the iommufd itself, instead of QEMU, and a
            kernel such as series-v15 (docs/kernels.md)
@@ -71,9 +95,9 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
     )
 
 
-def test_the_document(vmm_msi, given):
+def test_the_document(vmm_msi, given, guest):
     given(LOG)
-    code, out, _err = vmm_msi("explain", "--host", DTB, "--guest", GUEST, "--format", "json")
+    code, out, _err = vmm_msi("explain", "--host", DTB, "--guest", guest, "--format", "json")
     document = json.loads(out)
     (explanation,) = document.pop("explanations")
     assert code == 0

@@ -72,8 +72,8 @@ def only(event, known, client=A):
     return line.explanation
 
 
-def fault(address, known, stage=1, kind=EventKind.F_TRANSLATION, client=A):
-    ipa = Ipa(address) if stage == 2 else None
+def fault(address, known, stage=1, kind=EventKind.F_TRANSLATION, client=A, ipa=None):
+    ipa = ipa or (Ipa(address) if stage == 2 else None)
     return only(SmmuEvent(kind, stage, StreamId(0x100), Iova(address), ipa), known, client)
 
 
@@ -147,6 +147,14 @@ def test_a_device_of_an_unknown_guest(driver):
     explanation = fault(0xFFFF_E040, context(driver=driver))
     assert explanation.why.startswith("it looks like an MSI to a gIOVA")
     assert others(explanation) == [User.PLAIN]
+
+
+def test_an_address_that_stage_1_changed_shows_that_it_is_the_guests():
+    """Whatever the definition says: another VMM may have a vSMMU that libvirt does not know."""
+    for known in (context(""), context(driver="nvme"), LogContext()):
+        explanation = fault(0xFFFF_F040, known, stage=2, ipa=Ipa(0x809_0040))
+        assert explanation.why.startswith("the guest's stage 1 maps to its doorbell, and stage 2")
+        assert not others(explanation)
 
 
 def test_a_device_of_a_guest_with_a_vsmmu():

@@ -6,6 +6,7 @@ import itertools
 
 import pytest
 
+from vmm_msi.host.files.kernel_log import kernel_message
 from vmm_msi.iommu.event_log import EventReader
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent, decode
 from vmm_msi.types import Iova, Ipa, StreamId
@@ -116,9 +117,15 @@ OTHERS = [
 ]
 
 
+def feed(reader, record):
+    """Read a record of /dev/kmsg; return the words of the event that it completes, if any."""
+    line = reader.line(kernel_message(record))
+    return None if line is None or not line.words else [*line.words]
+
+
 def read(records):
     reader = EventReader()
-    return [words for record in records if (words := reader.feed(record)) is not None]
+    return [words for record in records if (words := feed(reader, record)) is not None]
 
 
 FAULT = record(0x10, s2=1, kind=2, ipa=IPA)
@@ -152,11 +159,17 @@ def test_an_event_with_overwritten_records_is_ignored():
     reader = EventReader()
     first, second = dumped(FAULT), dumped(OTHER_FAULT)
     for line in first[:4]:
-        reader.feed(line)
+        feed(reader, line)
     reader.clear()
-    assert [reader.feed(line) for line in first[4:] + second].count(OTHER_FAULT) == 1
+    assert [feed(reader, line) for line in first[4:] + second].count(OTHER_FAULT) == 1
 
 
 def test_words_without_an_announcement_are_ignored():
     assert read([logged("\t0x0000000000000010")] * 8) == []
     assert read([logged("unexpected PRI request received:"), *dumped(FAULT)[1:]]) == []
+
+
+def test_records_of_programs_are_ignored():
+    """A program that may write to /dev/kmsg writes as another facility."""
+    records = [record.replace(b"3,", b"11,", 1) for record in dumped(FAULT)]
+    assert read([*records, *dumped(OTHER_FAULT)]) == [OTHER_FAULT]

@@ -218,7 +218,7 @@ def explain_event(
         )
     subjects = subjects_of(logged, context)
     device = context.host_device(subjects[0].address) if len(subjects) == 1 else None
-    users = users_of(subjects, context)
+    users = (User.NESTED,) if _shows_both_stages(event) else users_of(subjects, context)
     if not event.stage:
         return _configuration_error(event, subjects, users, context)
     iova = describe_iova(event.iova, device, context)
@@ -266,6 +266,12 @@ def explain_event(
         ),
         source=_SOURCE,
     )
+
+
+def _shows_both_stages(event: SmmuEvent) -> bool:
+    """Return whether stage 1 translated the address, or was read to do it, before stage 2."""
+    moved = event.ipa is not None and event.ipa >> 12 != event.iova >> 12
+    return event.stage == 2 and (moved or event.table_walk)
 
 
 def subjects_of(logged: Logged, context: LogContext) -> tuple[Subject, ...]:
