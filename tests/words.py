@@ -35,8 +35,8 @@ def _word(pattern: str, instead: str) -> Word:
 
 
 WORDS = (
-    # A key of the JSON of explain is "mends".
-    _word(r"(?<![\"`])(?:mend|mends|mended|mending)(?![\"`])", "fix, remedy"),
+    # A key of the JSON of explain is "mends"; a type names it without quotes.
+    _word(r"(?<![\"`])(?:mend|mends|mended|mending)(?![\"`]|: list)", "fix, remedy"),
     _word("told|foretold|tells? of|says? of|said of", "report, show, describe"),
     _word("tells? (?:whether|which|what|how|where|why|who)", "return whether, show which"),
     _word("meant", "selected, intended"),

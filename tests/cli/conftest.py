@@ -1,5 +1,6 @@
 import os
 
+import json_schemas
 import pytest
 
 from vmm_msi.cli import main
@@ -23,7 +24,7 @@ def nowhere(tmp_path, monkeypatch):
 def vmm_msi(capfd):
     """Run a command line in this process; return exit code, standard output and error.
 
-    What C libraries print is seen too.
+    What C libraries print is seen too. A JSON document has to match its schema.
     """
 
     def run(*words):
@@ -31,6 +32,8 @@ def vmm_msi(capfd):
             code = main([str(word) for word in words])
         except SystemExit as stop:
             code = stop.code
-        return code, *capfd.readouterr()
+        out, err = capfd.readouterr()
+        json_schemas.check_output(words, code, out, err)
+        return code, out, err
 
     return run

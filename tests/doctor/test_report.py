@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 from doctor.cases import HEALTHY, A, B, with_function, with_hardware, with_parameter
 
@@ -90,11 +91,12 @@ def test_no_problems():
 
 
 def test_json_has_every_field():
-    case = with_function(HEALTHY, A, driver="mlx5_core")
-    document = report.to_json({"host": "h", "domain": None, "devices": [str(A)]}, examine(case))
+    case = replace(with_function(HEALTHY, A, driver="mlx5_core"), devices=(A,))
+    document = report.to_json(case, None, examine(case))
     assert json.loads(json.dumps(document)) == {
         "schema": 1,
-        "host": "h",
+        "host": case.host.source,
+        "host_files": False,
         "domain": None,
         "devices": ["0000:01:00.0"],
         "counts": {"error": 0, "warning": 0, "note": 1, "unknown": 0},

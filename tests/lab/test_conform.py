@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import json_schemas
 import pytest
 from kernel_cases import CASES, HOST, CheckedCalls
 
@@ -124,7 +125,9 @@ def test_a_wrong_machine_has_a_mismatch_that_is_shrunk(wrong, op, longest, simul
     first = report.mismatches[0]
     assert first.step.op == op
     assert len(first.sequence.steps) <= longest
-    document = json.loads(json.dumps(conform.to_json(report, 1)))["mismatches"][0]
+    whole = json.loads(json.dumps(conform.to_json(report, 1)))
+    json_schemas.check("lab-conform", whole)
+    document = whole["mismatches"][0]
     assert document["model"] != document["kernel"]
     again = call_sequence_json.sequence_from_json(document["shrunk"])
     assert conform.find_mismatch(simulator, side, again) is not None

@@ -17,6 +17,7 @@ import threading
 import time
 from pathlib import Path
 
+import json_schemas
 import pytest
 from signals import DEFAULT_SIGNALS
 from waiting import wait_until
@@ -57,7 +58,9 @@ def lab(*arguments):
 def status():
     done = lab("status", "--format", "json")
     assert done.returncode == 0
-    return json.loads(done.stdout)
+    document = json.loads(done.stdout)
+    json_schemas.check("lab-status", document)
+    return document
 
 
 def pid_namespace(pid):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from typing import NamedTuple
 
+import json_schemas
 import pytest
 
 from vmm_msi.cli import main
@@ -30,7 +31,9 @@ def run_guest(capsys, *options):
     status = main(["lab", "guest", "--format", "json", *options])
     captured = capsys.readouterr()
     assert captured.out, captured.err
-    return status, json.loads(captured.out)
+    document = json.loads(captured.out)
+    json_schemas.check("lab-guest", document)
+    return status, document
 
 
 def check_guest(report, shape):

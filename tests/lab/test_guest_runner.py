@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
+import json_schemas
 import pytest
 
 from vmm_msi.cli import main
@@ -108,7 +110,8 @@ def test_device_is_complete_if_its_interrupts_arrived(device, complete):
 
 
 def test_report_as_json():
-    document = report.to_json(RUN)
+    document = json.loads(json.dumps(report.to_json(RUN)))
+    json_schemas.check("lab-guest", document)
     (phase,) = document["phases"]
     (device,) = phase["devices"]
     assert (phase["after"], device["host"], device["guest"]) == ("start", str(HOST), str(GUEST))

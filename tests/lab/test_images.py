@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import json_schemas
 import pytest
 from conftest import unavailable
 from signals import DEFAULT_SIGNALS
@@ -466,6 +467,7 @@ def test_cached_images_are_used_within_two_seconds(lab_images, lab_root, capsys)
     assert main(["lab", "build", "--format", "json"]) == 0
     assert time.monotonic() - start < 2
     facts = json.loads(capsys.readouterr().out)
+    json_schemas.check("lab-build", facts)
     assert facts["cached"]
     assert facts["kernel"] == str(lab_images.kernel)
     assert facts["kernel_bytes"] == lab_images.kernel.stat().st_size

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+import json_schemas
 import libvirt  # noqa: TID251 - the machine's own client for the root's daemon
 import libvirt_qemu  # noqa: TID251
 import pytest
@@ -173,6 +174,7 @@ def test_command_prints_the_releases_in_the_root(tmp_path, fake_build, capsys):
     arguments = ["lab", "root", "--cache", str(tmp_path)]
     assert main([*arguments, "--format", "json"]) == 0
     facts = json.loads(capsys.readouterr().out)
+    json_schemas.check("lab-root", facts)
     assert (facts["libvirt"], facts["qemu"], facts["cached"]) == ("12.8.0", "11.1.2", False)
     assert main(arguments) == 0
     table = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Config
     from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.report.system_documents import ConfigDocument, ConfiguredDomainJson
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
     except UsageError as error:
         raise ConfigError(f"{settings.path or 'the defaults'}: {error}") from error
     table = settings.table
-    domains = {
+    domains: dict[str, ConfiguredDomainJson] = {
         domain.name: {
             "strategy": domain.strategy or table.strategy,
             "its_selector": domain.its_selector or table.its_selector,
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
         for domain in table.domain
     }
     if args.format == "json":
-        document = {
+        document: ConfigDocument = {
             "schema": 1,
             "path": None if settings.path is None else str(settings.path),
             "strategy": table.strategy,

@@ -82,13 +82,7 @@ def run(args: argparse.Namespace) -> int:
     case = _case(args)
     findings = examine(case)
     if args.format == "json":
-        about = {
-            "host": case.host.source,
-            "host_files": case.tree is not None,
-            "domain": args.domain,
-            "devices": [str(address) for address in case.devices],
-        }
-        print_json(report.to_json(about, findings))
+        print_json(report.to_json(case, args.domain, findings))
     else:
         print_lines(report.to_lines(_about(case, args.domain), findings))
     severities = {finding.severity for finding in findings}

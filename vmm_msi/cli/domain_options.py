@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.provision import Change
+    from vmm_msi.report.documents import ChangeDocument
 
 DEFAULT_URI = "qemu:///system"
 
@@ -229,7 +230,7 @@ def _print_json(name: str, record: DomainRecord, notes: list[str], what: str) ->
     from vmm_msi.cli.common import print_json
     from vmm_msi.report.status import device_json, vsmmus_json
 
-    document = {
+    document: ChangeDocument = {
         "schema": 1,
         "domain": name,
         "done": what or None,

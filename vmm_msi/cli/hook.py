@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.qemuhook.run_records import RunRecord
     from vmm_msi.qemuhook.script import InstalledScript
+    from vmm_msi.report.system_documents import HookDocument
 
 #: Exit code of ``hook run`` if the guest would be refused.
 EXIT_REFUSED = 1
@@ -129,7 +130,7 @@ def _report(
     mode: str | None,
 ) -> None:
     if args.format == "json":
-        document = {
+        document: HookDocument = {
             "schema": 1,
             "path": str(path),
             "mode": mode,

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vmm_msi.plugins.manager import PluginManager, PluginRecord
+    from vmm_msi.report.system_documents import PluginJson, PluginsDocument
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -70,10 +71,10 @@ def _details(record: PluginRecord) -> list[str]:
 def _print_json(plugins: PluginManager) -> None:
     from vmm_msi.plugins.hookspecs import PluginKind
 
-    entries = []
+    entries: list[PluginJson] = []
     for record in plugins.records():
         info = record.info
-        entry: dict[str, object] = {
+        entry: PluginJson = {
             "name": record.name,
             "kind": info.kind.value if info is not None else None,
             "state": record.state.value,
@@ -83,15 +84,13 @@ def _print_json(plugins: PluginManager) -> None:
         }
         if info is not None and info.kind is PluginKind.STRATEGY:
             defaults = info.options()
-            entry |= {
-                "options": {
-                    field: getattr(defaults, field) for field in defaults.__struct_fields__
-                },
-                "needs": sorted(plugins.needs(info.name, defaults).capabilities),
-                "guest": info.guest,
-                "host": info.host,
-                "xml": info.xml,
-                "costs": info.costs,
-            }
+            fields = defaults.__struct_fields__
+            entry["options"] = {field: getattr(defaults, field) for field in fields}
+            entry["needs"] = sorted(plugins.needs(info.name, defaults).capabilities)
+            entry["guest"] = info.guest
+            entry["host"] = info.host
+            entry["xml"] = info.xml
+            entry["costs"] = info.costs
         entries.append(entry)
-    print_json({"schema": 1, "plugins": entries})
+    document: PluginsDocument = {"schema": 1, "plugins": entries}
+    print_json(document)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm_msi.doctor.finding import Severity
 from vmm_msi.quantity import quantity
@@ -13,10 +13,12 @@ from vmm_msi.terminal import printable
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    from vmm_msi.doctor.case import Case
     from vmm_msi.doctor.finding import Finding
+    from vmm_msi.report.documents import DoctorDocument, FindingJson
 
 #: Version of the JSON form, incremented when a key changes its meaning or is removed.
-SCHEMA = 1
+SCHEMA: Final = 1
 
 _WIDTH = 100
 #: Subjects in the head of a block, and lines of evidence in it; the rest are counted.
@@ -31,30 +33,33 @@ _COUNTED = {
 }
 
 
-def to_json(about: dict[str, object], findings: Sequence[Finding]) -> dict[str, object]:
+def to_json(case: Case, domain: str | None, findings: Sequence[Finding]) -> DoctorDocument:
     """Return the findings as JSON.
 
-    :param about: the examined ``host``, ``domain`` and ``devices``.
+    :param domain: the guest as the caller named it.
     """
     counts = Counter(finding.severity for finding in findings)
     return {
         "schema": SCHEMA,
-        **about,
+        "host": case.host.source,
+        "host_files": case.tree is not None,
+        "domain": domain,
+        "devices": [str(address) for address in case.devices],
         "counts": {str(severity): counts[severity] for severity in Severity},
-        "findings": [
-            {
-                "id": finding.id,
-                "severity": str(finding.severity),
-                "subject": finding.subject,
-                "evidence": [
-                    {"where": evidence.where, "what": evidence.what}
-                    for evidence in finding.evidence
-                ],
-                "consequence": finding.consequence,
-                "remedy": finding.remedy,
-            }
-            for finding in findings
+        "findings": [_finding_json(finding) for finding in findings],
+    }
+
+
+def _finding_json(finding: Finding) -> FindingJson:
+    return {
+        "id": finding.id,
+        "severity": finding.severity.value,
+        "subject": finding.subject,
+        "evidence": [
+            {"where": evidence.where, "what": evidence.what} for evidence in finding.evidence
         ],
+        "consequence": finding.consequence,
+        "remedy": finding.remedy,
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm_msi.quantity import quantity
 from vmm_msi.terminal import printable
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
         Remedy,
         Subject,
     )
+    from vmm_msi.report.documents import ExplainDocument, ExplanationJson
 
 #: Version of the JSON document; it grows when a key changes its meaning or is removed.
-SCHEMA = 1
+SCHEMA: Final = 1
 #: Columns of the names, and of the whole line.
 _NAMES = 9
 _WIDTH = 100
@@ -34,7 +35,7 @@ def to_lines(report: ExplainedText) -> Iterator[str]:
     yield from _rest(report)
 
 
-def to_json(report: ExplainedText) -> dict[str, object]:
+def to_json(report: ExplainedText) -> ExplainDocument:
     """Return the document: addresses and StreamIDs are hex strings."""
     return {
         "schema": SCHEMA,
@@ -122,7 +123,7 @@ def _rest(report: ExplainedText) -> Iterator[str]:
         yield f"note: {note}"
 
 
-def _document(explained: ExplainedLine) -> dict[str, object]:
+def _document(explained: ExplainedLine) -> ExplanationJson:
     explanation = explained.explanation
     return {
         "id": explanation.id,

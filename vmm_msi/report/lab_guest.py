@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Final
 
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
@@ -13,24 +12,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult
+    from vmm_msi.report.system_documents import GuestDeviceJson, LabGuestDocument
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
-SCHEMA = 1
+SCHEMA: Final = 1
 
 
-def to_json(run: GuestTestResult) -> dict[str, Any]:
+def to_json(run: GuestTestResult) -> LabGuestDocument:
     """Return the run as JSON of schema 1."""
     return {
         "schema": SCHEMA,
         "releases": dict(run.releases),
         "rmrs": [{"base": f"{base:#x}", "size": f"{size:#x}"} for base, size in run.rmrs],
-        "groups": list(run.groups),
+        "groups": [dict(group) for group in run.groups],
         "phases": [
             {"after": phase.after, "devices": [_json(device) for device in phase.devices]}
             for phase in run.phases
         ],
         "complete": run.complete,
-        "predicted": list(run.predicted),
+        "predicted": [dict(finding) for finding in run.predicted],
         "host_faults": list(run.host_faults),
         "guest_faults": list(run.guest_faults),
         "explained": list(run.explained),
@@ -38,11 +38,20 @@ def to_json(run: GuestTestResult) -> dict[str, Any]:
     }
 
 
-def _json(device: DeviceRun) -> dict[str, Any]:
+def _json(device: DeviceRun) -> GuestDeviceJson:
     return {
-        **asdict(device),
         "host": str(device.host),
         "guest": None if device.guest is None else str(device.guest),
+        "driver": device.driver,
+        "work": device.work,
+        "done": device.done,
+        "seconds": device.seconds,
+        "each": device.each,
+        "vectors": [
+            {"name": vector.name, "before": vector.before, "after": vector.after}
+            for vector in device.vectors
+        ],
+        "landed": {str(event): count for event, count in device.landed.items()},
         "arrived": device.arrived,
         "complete": device.complete,
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
@@ -11,9 +11,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.recording.replay import DeviceComparison, Replay
+    from vmm_msi.report.documents import ReplayDocument
 
 #: Version of the JSON document; it increases when a key changes its meaning or is removed.
-SCHEMA = 1
+SCHEMA: Final = 1
 
 
 def to_lines(replay: Replay) -> Iterator[str]:
@@ -60,7 +61,7 @@ def to_lines(replay: Replay) -> Iterator[str]:
     yield "the simulator agrees" if replay.agrees else "the simulator does not agree"
 
 
-def to_json(replay: Replay) -> dict[str, object]:
+def to_json(replay: Replay) -> ReplayDocument:
     """Return the document: addresses are hex strings."""
     releases = replay.recording.releases
     return {
@@ -90,7 +91,7 @@ def to_json(replay: Replay) -> dict[str, object]:
                     "programmed": _text(device.verdict.programmed),
                     "slot": device.simulated_slot,
                     "its": device.verdict.its,
-                    "outcome": str(device.verdict.outcome),
+                    "outcome": device.verdict.outcome.value,
                     "reason": device.verdict.reason,
                 },
                 "disagreements": list(device.disagreements),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
@@ -13,6 +13,13 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.metadata import BindingRecord, DeviceRecord, DomainRecord
     from vmm_msi.recording.measure import Measured
+    from vmm_msi.report.documents import (
+        DeviceJson,
+        GuestJson,
+        MeasuredJson,
+        PredictedJson,
+        VsmmuJson,
+    )
     from vmm_msi.types import PciAddress
 
 _BINDERS = {"qemu": "QEMU and kernel", "sim": "simulator"}
@@ -36,7 +43,7 @@ class GuestStatus:
     notes: Sequence[str] = ()
 
     @property
-    def state(self) -> str | None:
+    def state(self) -> Literal["running", "off"] | None:
         """``running`` or ``off``; None for XML from a file."""
         return None if self.running is None else "running" if self.running else "off"
 
@@ -82,7 +89,7 @@ def prediction_of(binding: BindingRecord | None) -> str:
 def lines_of(guest: GuestStatus) -> Iterator[str]:
     """Yield the status of one guest as lines for people."""
     devices = guest.record.devices
-    facts = [] if guest.state is None else [guest.state]
+    facts: list[str] = [] if guest.state is None else [guest.state]
     if devices:
         facts += [quantity(len(devices), "device"), quantity(guest.free_ports, "free port")]
     else:
@@ -138,10 +145,10 @@ def list_lines(guests: Sequence[GuestStatus], notes: Iterable[str]) -> Iterator[
     yield from (f"note: {note}" for note in notes)
 
 
-def device_json(device: DeviceRecord) -> dict[str, object]:
+def device_json(device: DeviceRecord) -> DeviceJson:
     """Return a device of a record as JSON."""
     binding = device.binding
-    predicted = None
+    predicted: PredictedJson | None = None
     if binding is not None and binding.outcome is not None:
         predicted = {
             "outcome": binding.outcome,
@@ -162,7 +169,7 @@ def device_json(device: DeviceRecord) -> dict[str, object]:
     }
 
 
-def vsmmus_json(record: DomainRecord) -> list[dict[str, object]]:
+def vsmmus_json(record: DomainRecord) -> list[VsmmuJson]:
     """Return the vSMMUs of a record as JSON."""
     return [
         {
@@ -177,7 +184,7 @@ def vsmmus_json(record: DomainRecord) -> list[dict[str, object]]:
     ]
 
 
-def to_json(guest: GuestStatus) -> dict[str, object]:
+def to_json(guest: GuestStatus) -> GuestJson:
     """Return the status of one guest as JSON."""
     return {
         "domain": guest.name,
@@ -195,7 +202,7 @@ def to_json(guest: GuestStatus) -> dict[str, object]:
 
 def _measured_json(
     measured: Mapping[PciAddress, Measured] | None, address: PciAddress
-) -> dict[str, object] | None:
+) -> MeasuredJson | None:
     of_device = None if measured is None else measured.get(address)
     if of_device is None:
         return None

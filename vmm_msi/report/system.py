@@ -12,10 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from vmm_msi.host.crosscheck import Disagreement
+    from vmm_msi.report.documents import FunctionJson, GroupJson, SystemJson
     from vmm_msi.types import HostTopology, PciFunction, ReservedRegion
 
 
-def json_of(host: HostTopology, differences: Sequence[Disagreement]) -> dict[str, object]:
+def json_of(host: HostTopology, differences: Sequence[Disagreement]) -> SystemJson:
     """Return their part of the JSON of ``topology show``, with the disagreements of sources."""
     return {
         "granule_known": host.granule_known,
@@ -113,7 +114,7 @@ def disagreement_lines(differences: Sequence[Disagreement]) -> Iterator[str]:
         yield from list(section("", ("about", "source", "description"), rows))[2:]
 
 
-def _function_json(host: HostTopology, function: PciFunction) -> dict[str, object]:
+def _function_json(host: HostTopology, function: PciFunction) -> FunctionJson:
     segment = function.address.segment
     return {
         "address": str(function.address),
@@ -138,7 +139,7 @@ def _function_json(host: HostTopology, function: PciFunction) -> dict[str, objec
     }
 
 
-def _group_json(host: HostTopology, group: Sequence[PciFunction]) -> dict[str, object]:
+def _group_json(host: HostTopology, group: Sequence[PciFunction]) -> GroupJson:
     reserved = group[0].reserved
     return {
         "group": group[0].iommu_group,

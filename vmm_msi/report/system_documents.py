@@ -1,0 +1,242 @@
+"""The types of the JSON documents of ``config``, ``plugins``, ``hook`` and ``lab``.
+
+:mod:`vmm_msi.report.documents` has those about hosts and guests.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from vmm_msi.report.documents import Hex, Options, Pci  # noqa: TC001
+
+
+class ConfiguredDomainJson(TypedDict):
+    """What the configuration selects for a libvirt domain."""
+
+    strategy: str
+    its_selector: str
+    devices: dict[str, str]
+
+
+class ConfigDocument(TypedDict):
+    """Output of ``vmm-msi config check``."""
+
+    schema: Literal[1]
+    path: str | None
+    strategy: str
+    its_selector: str
+    domains: dict[str, ConfiguredDomainJson]
+    strategies: dict[str, Options]
+    disabled_plugins: list[str]
+
+
+class PluginJson(TypedDict):
+    """A plugin; the keys that may be absent are those of strategies."""
+
+    name: str
+    kind: str | None
+    state: str
+    origin: str
+    problem: str | None
+    summary: str | None
+    options: NotRequired[Options]
+    needs: NotRequired[list[str]]
+    guest: NotRequired[str]
+    host: NotRequired[str]
+    xml: NotRequired[str]
+    costs: NotRequired[str]
+
+
+class PluginsDocument(TypedDict):
+    """Output of ``vmm-msi plugins list``."""
+
+    schema: Literal[1]
+    plugins: list[PluginJson]
+
+
+class HookDocument(TypedDict):
+    """Output of ``vmm-msi hook install`` and ``vmm-msi hook uninstall``."""
+
+    schema: Literal[1]
+    path: str
+    mode: str | None
+    done: str
+    changed: bool
+    notes: list[str]
+
+
+class InstalledJson(TypedDict):
+    """The installed hook."""
+
+    path: str
+    version: str
+    mode: str
+    interpreter: str
+    in_step: bool
+    works: bool | None
+    weakness: str | None
+
+
+class HookCallJson(TypedDict):
+    """A call of the hook by libvirt."""
+
+    time: str
+    operation: str
+    extra: str
+    refused: bool
+    problems: list[str]
+
+
+class HookGuestJson(TypedDict):
+    """The calls for the last run of a guest."""
+
+    uuid: str
+    guest: str
+    steps: list[HookCallJson]
+
+
+class HookStatusDocument(TypedDict):
+    """Output of ``vmm-msi hook status``."""
+
+    schema: Literal[1]
+    installed: InstalledJson | None
+    guests: list[HookGuestJson]
+    notes: list[str]
+
+
+class LabRootDocument(TypedDict):
+    """Output of ``vmm-msi lab root``."""
+
+    schema: Literal[1]
+    path: str
+    suite: str
+    architecture: str
+    libvirt: str
+    qemu: str
+    built: str
+    cached: bool
+
+
+class LabBuildDocument(TypedDict):
+    """Output of ``vmm-msi lab build``."""
+
+    schema: Literal[1]
+    release: str
+    granule: str
+    suite: str
+    kernel: str
+    initrd: str
+    root: str
+    built: str
+    cached: bool
+    kernel_bytes: int
+    initrd_bytes: int
+
+
+class ShapeJson(TypedDict):
+    """The size of an emulated host."""
+
+    smmus: int
+    devices: int
+    pairs: int
+    nvmes: int
+    granule: str
+
+
+class LabStatusDocument(TypedDict):
+    """Output of ``vmm-msi lab status``; most keys are those of a running host."""
+
+    schema: Literal[1]
+    state: str
+    agent: NotRequired[str]
+    shape: NotRequired[ShapeJson]
+    suite: NotRequired[str]
+    patches: NotRequired[str | None]
+    agent_socket: NotRequired[str]
+    console_socket: NotRequired[str]
+    serial_log: NotRequired[str]
+    uri: NotRequired[str]
+    board: NotRequired[str]
+    layer: NotRequired[str]
+    release: NotRequired[str]
+    since: NotRequired[str]
+    boot_s: NotRequired[float]
+    pid: NotRequired[int]
+    when: NotRequired[str | None]
+    error: NotRequired[str | None]
+    logs: NotRequired[str | None]
+
+
+class MismatchJson(TypedDict):
+    """A step on which simulator (``model``) and kernel differ."""
+
+    scenario: int
+    step: str
+    model: str
+    kernel: str
+    shrunk: dict[str, Any]
+
+
+class ConformDocument(TypedDict):
+    """Output of ``vmm-msi lab conform``."""
+
+    schema: Literal[1]
+    seed: int | None
+    scenarios: int
+    steps: int
+    mismatches: list[MismatchJson]
+    seconds: dict[str, float]
+
+
+class RmrJson(TypedDict):
+    """A range that the guest's IORT has mapped 1:1."""
+
+    base: Hex
+    size: Hex
+
+
+class GuestVectorJson(TypedDict):
+    """An interrupt as the guest counts it."""
+
+    name: str
+    before: int
+    after: int
+
+
+class GuestDeviceJson(TypedDict):
+    """The work of a device in the guest, and the interrupts that arrived."""
+
+    host: Pci
+    guest: Pci | None
+    driver: str | None
+    work: str
+    done: int
+    seconds: float
+    each: bool
+    vectors: list[GuestVectorJson]
+    landed: dict[str, int]
+    arrived: int
+    complete: bool
+
+
+class PhaseJson(TypedDict):
+    """The devices after one change of the guest."""
+
+    after: str
+    devices: list[GuestDeviceJson]
+
+
+class LabGuestDocument(TypedDict):
+    """Output of ``vmm-msi lab guest``."""
+
+    schema: Literal[1]
+    releases: dict[str, str]
+    rmrs: list[RmrJson]
+    groups: list[dict[str, Any]]
+    phases: list[PhaseJson]
+    complete: bool
+    predicted: list[dict[str, Any]]
+    host_faults: list[str]
+    guest_faults: list[str]
+    explained: list[str]
+    seconds: dict[str, float]
