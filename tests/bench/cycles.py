@@ -36,7 +36,7 @@ CYCLES = 10_000
 TRACED = 300
 GUEST = "guest0"
 DEVICES = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
-REQUEST = AttachRequest(GUEST, DEVICES, named=Choice.parse("multi-its"), binder=BinderKind.SIM)
+REQUEST = AttachRequest(GUEST, DEVICES, strategy=Choice.parse("multi-its"), binder=BinderKind.SIM)
 
 
 def commands(connection: Connection) -> Callable[[], None]:

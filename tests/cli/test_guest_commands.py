@@ -234,7 +234,7 @@ def test_defaults_are_those_of_the_library():
     """The defaults are in both modules, so that --help imports no libvirt."""
     parser = build_parser(["attach", "detach"])
     given = parser.parse_args(["attach", "g", "0000:01:00.0"])
-    request = AttachRequest("g", ())
+    request = AttachRequest("g", "01:00.0")
     assert (given.spare_ports, given.spare_memory) == (request.spare_ports, request.spare_memory)
     assert (given.fdgroup, given.scope) == (request.fdgroup, request.scope)
     given = parser.parse_args(["detach", "g", "all"])

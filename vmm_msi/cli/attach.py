@@ -26,8 +26,6 @@ from vmm_msi.cli.domain_options import (
     print_change,
 )
 from vmm_msi.config import Choice
-from vmm_msi.errors import UsageError
-from vmm_msi.types import BinderKind, PciAddress
 
 if TYPE_CHECKING:
     import argparse
@@ -109,19 +107,19 @@ def request_of(
     """Return the attach request of the arguments, for the devices in ``args.device``.
 
     :raise InputError: for a device that is not a PCI address.
-    :raise UsageError: for a property of a vSMMU that is not KEY=VALUE.
+    :raise UsageError: for properties of a vSMMU that are not KEY=VALUE.
     """
-    from vmm_msi.provision import AttachRequest, Scope
+    from vmm_msi.provision import AttachRequest
 
     return AttachRequest(
         domain=domain,
-        devices=tuple(PciAddress.parse(text) for text in args.device),
-        named=named,
-        binder=None if args.backend is None else BinderKind(args.backend),
+        devices=args.device,
+        strategy=named,
+        binder=args.backend,
         allow_faults=args.allow_faults,
-        scope=Scope(scope),
+        scope=scope,
         managed=not args.unmanaged,
-        driver=_properties(args.vsmmu),
+        driver=args.vsmmu,
         spare_ports=args.spare_ports,
         spare_memory=args.spare_memory,
         fdgroup=args.fdgroup,
@@ -147,11 +145,3 @@ def run(args: argparse.Namespace) -> int:
             change = provision.attach(connection, plugins, settings, host, request)
     print_change(args, change, f"attached {', '.join(map(str, request.devices))}")
     return 0
-
-
-def _properties(text: str) -> dict[str, str]:
-    pairs = [pair.partition("=") for pair in text.split(",")] if text else []
-    properties = {key: value for key, equals, value in pairs if key and equals}
-    if len(properties) != len(pairs):
-        raise UsageError(f"--vsmmu {text}: not of the form KEY=VALUE[,…] with each key once")
-    return properties

@@ -16,7 +16,6 @@ from vmm_msi.cli.domain_options import (
     preview,
     print_change,
 )
-from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     import argparse
@@ -49,18 +48,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detach."""
-    devices = () if args.device == [ALL] else tuple(map(PciAddress.parse, args.device))
-    plugins = load_plugins(args, load_config(args))
     from vmm_msi import provision
 
-    request = provision.DetachRequest(
-        args.domain, devices, provision.Scope(args.scope), args.release_timeout
-    )
+    devices = () if args.device == [ALL] else args.device
+    request = provision.DetachRequest(args.domain, devices, args.scope, args.release_timeout)
+    plugins = load_plugins(args, load_config(args))
     with in_libvirt(args.domain), connected(args) as connection:
         if is_preview(args):
             preview(args, provision.plan_detach(connection, request), connection)
             return 0
         change = provision.detach(connection, request, plugins)
-    what = ", ".join(map(str, devices)) or "everything"
+    what = ", ".join(map(str, request.devices)) or "everything"
     print_change(args, change, f"detached {what}")
     return 0

@@ -69,7 +69,7 @@ class GuestExaminer:
         from vmm_msi.doctor.refusal import errors
 
         devices = dict.fromkeys((*_assigned(old), *self.request.devices))
-        causes = errors(self._examine(self._case(old, devices, choice=self.request.named)))
+        causes = errors(self._examine(self._case(old, devices, choice=self.request.strategy)))
         if causes:
             self._refuse(causes, cause=failure)
 

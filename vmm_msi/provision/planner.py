@@ -163,7 +163,7 @@ class _AttachPlanner:
         record = record_in(old)
         choices = recorded_choices(record)
         for device in request.devices:
-            choices[device] = self.settings.choice(old.name, device, request.named)
+            choices[device] = self.settings.choice(old.name, device, request.strategy)
         host = with_reported_devices(self.host, choices, facts.nodes)
         guest = guest_with(old, choices)
         selector = self.settings.its_selector(old.name)

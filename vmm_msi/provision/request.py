@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import DomainRecord, record_in
+from vmm_msi.errors import UsageError
+from vmm_msi.provision import request_values as values
 from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.plugins.hookspecs import Event
+    from vmm_msi.provision.request_values import Devices
     from vmm_msi.types import PciAddress, Verdict
 
 #: Seconds that a running guest has to release a device. libvirt itself waits 5 s
@@ -44,33 +47,69 @@ class Scope(StrEnum):
         return self is not Scope.CONFIG
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class AttachRequest:
     """A request to attach devices to a guest.
 
-    :param named: strategy for the new devices; None for the configuration's.
+    Text is read as on the command line: ``AttachRequest("guest0", ["0000:01:00.0"], "identity")``.
+
+    :param devices: one or several, as addresses or text.
+    :param strategy: strategy for the new devices; None for the configuration's.
     :param binder: None for QEMU on a QEMU connection, else the simulator.
     :param allow_faults: attach even if MSIs are not delivered in the simulator.
     :param managed: libvirt binds the devices to vfio-pci and back by itself.
-    :param driver: properties of new vSMMUs, such as ``{"oas": "48"}``
+    :param driver: properties of new vSMMUs, such as ``{"oas": "48"}`` or ``"oas=48"``
         (:data:`vmm_msi.domxml.support.DRIVER_VALUES`); QEMU chooses the others.
     :param spare_ports: minimum of free root ports for each vSMMU with a new device.
     :param spare_memory: MiB of prefetchable memory to reserve for each root port of a vSMMU with
         free ports, if QEMU binds.
     :param fdgroup: name of the group of file descriptors in which /dev/iommu will be passed.
+    :raise UsageError: for no device, or a value of another type or form.
+    :raise InputError: for a text that is not a PCI address.
     """
 
     domain: str
     devices: tuple[PciAddress, ...]
-    named: Choice | None = None
-    binder: BinderKind | None = None
-    allow_faults: bool = False
-    scope: Scope = Scope.CONFIG
-    managed: bool = True
-    driver: Mapping[str, str] = field(default_factory=dict)
-    spare_ports: int = 0
-    spare_memory: int = SPARE_MEMORY_MIB
-    fdgroup: str | None = None
+    strategy: Choice | None
+    binder: BinderKind | None
+    allow_faults: bool
+    scope: Scope
+    managed: bool
+    driver: Mapping[str, str]
+    spare_ports: int
+    spare_memory: int
+    fdgroup: str | None
+
+    def __init__(
+        self,
+        domain: str,
+        devices: Devices,
+        strategy: Choice | str | None = None,
+        binder: BinderKind | str | None = None,
+        allow_faults: bool = False,
+        scope: Scope | str = Scope.CONFIG,
+        managed: bool = True,
+        driver: Mapping[str, str] | str = "",
+        spare_ports: int = 0,
+        spare_memory: int = SPARE_MEMORY_MIB,
+        fdgroup: str | None = None,
+    ) -> None:
+        _set(
+            self,
+            domain=values.text_value("guest", domain),
+            devices=values.device_addresses(devices),
+            strategy=None if strategy is None else values.strategy_choice(strategy),
+            binder=None if binder is None else values.member(BinderKind, "backend", binder),
+            allow_faults=values.switch("allow_faults", allow_faults),
+            scope=values.member(Scope, "scope", scope),
+            managed=values.switch("managed", managed),
+            driver=values.vsmmu_properties(driver),
+            spare_ports=values.whole_number("spare ports", spare_ports),
+            spare_memory=values.whole_number("spare memory", spare_memory),
+            fdgroup=None if fdgroup is None else values.fdgroup_name(fdgroup),
+        )
+        if not self.devices:
+            raise UsageError(f"attaching to {domain}: no device; name one or several")
 
     def binder_on(self, driver: str | None) -> BinderKind:
         """Return the binder on a connection of libvirt's ``driver``; None means no libvirt."""
@@ -79,18 +118,41 @@ class AttachRequest:
         return BinderKind.QEMU if driver in {None, "QEMU"} else BinderKind.SIM
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class DetachRequest:
     """A request to detach devices from a guest.
 
-    :param devices: empty for all that vmm-msi attached.
+    :param devices: one or several, as addresses or text; empty for all that vmm-msi attached.
     :param release_s: seconds that a running guest has to release each device.
+    :raise UsageError: for a value of another type or form.
+    :raise InputError: for a text that is not a PCI address.
     """
 
     domain: str
-    devices: tuple[PciAddress, ...] = ()
-    scope: Scope = Scope.CONFIG
-    release_s: float = RELEASE_S
+    devices: tuple[PciAddress, ...]
+    scope: Scope
+    release_s: float
+
+    def __init__(
+        self,
+        domain: str,
+        devices: Devices = (),
+        scope: Scope | str = Scope.CONFIG,
+        release_s: float = RELEASE_S,
+    ) -> None:
+        _set(
+            self,
+            domain=values.text_value("guest", domain),
+            devices=values.device_addresses(devices),
+            scope=values.member(Scope, "scope", scope),
+            release_s=values.seconds("release timeout", release_s),
+        )
+
+
+def _set(request: AttachRequest | DetachRequest, **fields: object) -> None:
+    """Set the fields of a frozen request while it is constructed."""
+    for name, value in fields.items():
+        object.__setattr__(request, name, value)
 
 
 @dataclass(frozen=True)
