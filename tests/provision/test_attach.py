@@ -422,13 +422,31 @@ def test_a_vsmmu_per_its_requires_pci_bus(connection):
     assert texts(connection) == before
 
 
-def test_an_attached_device_is_not_attached_again(connection):
+def test_a_device_that_is_attached_in_this_way_already(connection):
+    attach(connection, A)
+    before = texts(connection)
+    change = attach(connection, A)
+    assert change.is_empty
+    assert f"{A}: attached in this way already; nothing was changed" in change.notes
+    assert texts(connection) == before
+    change = attach(connection, B, A)
+    assert not change.is_empty
+    assert [event.device for event in change.events] == [B]
+    assert {hostdev.host for hostdev in connection.domain_xml("guest0").hostdevs()} == {A, B}
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [{"strategy": "multi-its"}, {"managed": False}, {"spare_ports": 1}],
+    ids=lambda request_: next(iter(request_)),
+)
+def test_a_device_that_is_attached_in_another_way(connection, request_):
     attach(connection, A)
     before = texts(connection)
     with pytest.raises(
-        RefusedError, match=r"attaching 0000:01:00\.0 to guest0: it is already attached"
+        RefusedError, match=r"attaching 0000:01:00\.0 to guest0: it is already attached in another"
     ):
-        attach(connection, B, A)
+        attach(connection, A, **request_)
     with pytest.raises(RefusedError, match=r"held-by-domain .*: Domain guest0 already has"):
         attach(connection, A, guest="guest1", strategy="direct")
     assert texts(connection) == before

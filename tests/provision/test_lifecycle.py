@@ -425,7 +425,7 @@ def test_a_device_of_the_definition_can_be_plugged_in():
     state = {"guest": later.new, "running": first.new, "holders": [(A, "guest0"), (B, "guest0")]}
     change = plan(facts(**state), B, scope=Scope.LIVE)
     assert [device for device, _xml in change.live.devices] == [B]
-    with pytest.raises(RefusedError, match="it is already attached; detach it first"):
+    with pytest.raises(RefusedError, match="it is already attached in another way; detach"):
         plan(facts(**state), B, scope=Scope.BOTH)
 
 

@@ -143,5 +143,6 @@ def run(args: argparse.Namespace) -> int:
                 preview(args, change, connection)
                 return 0
             change = provision.attach(connection, plugins, settings, host, request)
-    print_change(args, change, f"attached {', '.join(map(str, request.devices))}")
+    verb = "already attached:" if change.is_empty else "attached"
+    print_change(args, change, f"{verb} {', '.join(map(str, request.devices))}")
     return 0

@@ -117,7 +117,8 @@ def check_free(facts: LibvirtFacts, request: AttachRequest) -> None:
         for device in request.devices:
             if record.device(device) is not None:
                 raise RefusedError(
-                    f"attaching {device} to {name}: it is already attached; detach it first"
+                    f"attaching {device} to {name}: it is already attached in another way; detach "
+                    "it first"
                 )
             if device in present and present[device].argument is not None:
                 raise RefusedError(

@@ -96,7 +96,8 @@ def _without(
     definition: DomainXml, devices: Iterable[PciAddress]
 ) -> tuple[DomainXml, dict[PciAddress, Element]]:
     """Return the definition without the elements that assign ``devices``, and these elements."""
-    removed = set(devices)
+    record = record_in(definition)
+    removed = {device for device in devices if record.device(device) is None}
     _check_placement(definition, removed)
     written: dict[PciAddress, Element] = {}
     edited = definition.copy()
@@ -114,10 +115,10 @@ def _check_placement(definition: DomainXml, devices: Collection[PciAddress]) -> 
 
     :raise RefusedError: if one of the devices is behind an accelerated vSMMU.
     """
-    placement, record = Placement(definition), record_in(definition)
+    placement = Placement(definition)
     for iommu in filter(is_accelerated, placement.vsmmus):
         for hostdev in placement.behind(iommu):
-            if hostdev.host in devices and record.device(hostdev.host) is None:
+            if hostdev.host in devices:
                 raise RefusedError(
                     f"taking {hostdev.host} of {definition.name} over: it is behind the vSMMU of "
                     f"controller {iommu.pci_bus} already; keep it there, or remove its <hostdev> "

@@ -97,6 +97,22 @@ class GuestExaminer:
             self._refuse(causes, can_override=True)
         return notes(findings)
 
+    def notes_on_attached(self) -> list[str]:
+        """Return notes about a guest that has all devices of the request already.
+
+        :raise FindingsError: if the doctor reports errors and the request does not allow them.
+        """
+        from vmm_msi.doctor.refusal import errors, notes
+
+        guest = self.facts.guest
+        live = guest.running if self.request.scope.live else None
+        xml = guest.definition if live is None or self.request.scope.config else live
+        findings = self._examine(self._case(xml, _assigned(xml)))
+        causes = errors(findings)
+        if causes and not self.request.allow_faults:
+            self._refuse(causes, can_override=True)
+        return notes(findings)
+
     def _refuse(
         self,
         findings: Iterable[Finding],

@@ -27,6 +27,7 @@ from vmm_msi.engine.setup import (
 from vmm_msi.errors import RefusedError, TopologyError, UsageError, VetoError
 from vmm_msi.plugins.hookspecs import Action, Event
 from vmm_msi.provision import checks
+from vmm_msi.provision.attached import attached_alike
 from vmm_msi.provision.examiner import GuestExaminer
 from vmm_msi.provision.request import Change, LiveChange
 from vmm_msi.quantity import quantity
@@ -63,7 +64,7 @@ def plan_attach(
     request: AttachRequest,
     finish: Callable[[DomainXml], DomainXml] | None = None,
 ) -> Change:
-    """Plan to attach devices.
+    """Plan to attach devices; those that are attached in the requested way already stay as is.
 
     :param host: a description, or the sources of one, whose files also show the kernel.
     :param finish: edits the new definition before it is examined; None for no further edit.
@@ -74,13 +75,23 @@ def plan_attach(
     """
     checks.check_request(request)
     checks.check_state(facts.guest, request.scope)
+    alike = attached_alike(facts, plugins, settings, request)
+    pending = tuple(device for device in request.devices if device not in alike)
+    request = replace(request, devices=pending)
     checks.check_free(facts, request)
     checks.check_machine(facts.guest.definition)
     examiner = GuestExaminer(host_case(host), facts, plugins, settings, request)
     checks.check_binder(examiner.binder, facts.driver)
     examiner.check_holders()
     checks.check_drivers(facts, examiner.base.host, examiner.binder, request)
-    return _AttachPlanner(facts, plugins, settings, examiner, request, finish).change()
+    names = ", ".join(map(str, alike))
+    notes = [f"{names}: attached in this way already; nothing was changed"] if alike else []
+    if alike and not pending:
+        notes += examiner.notes_on_attached()
+        old = facts.guest.definition
+        return Change(old=old, new=old, binder=examiner.binder, notes=tuple(notes))
+    change = _AttachPlanner(facts, plugins, settings, examiner, request, finish).change()
+    return replace(change, notes=(*notes, *change.notes))
 
 
 @dataclass(frozen=True)

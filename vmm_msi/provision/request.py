@@ -194,6 +194,11 @@ class Change:
     events: tuple[Event, ...] = ()
 
     @property
+    def is_empty(self) -> bool:
+        """Whether nothing changes: the guest already is as requested."""
+        return self.new is self.old and self.live is None
+
+    @property
     def before(self) -> DomainXml:
         """The XML to change: the definition, else that of the running guest."""
         return self.old if self.live is None or self.new is not self.old else self.live.old
