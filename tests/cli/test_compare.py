@@ -151,6 +151,30 @@ def test_devices_by_address(compare):
     check(document, {"0003:01:00.0": 1, "0000:01:00.0": 1})
 
 
+ON_COMMAND_LINE = """\
+<domain type='kvm' xmlns:qemu='http://libvirt.org/schemas/domain/qemu/1.0'><name>args</name>
+<memory unit='GiB'>4</memory><os firmware='efi'><type arch='aarch64' machine='virt'>hvm</type></os>
+<features><acpi/></features><devices><controller type='pci' index='0' model='pcie-root'/></devices>
+<qemu:commandline>
+  <qemu:arg value='-object'/><qemu:arg value='iommufd,id=fd'/>
+  <qemu:arg value='-device'/><qemu:arg value='pxb-pcie,id=pxb,bus_nr=8,bus=pcie.0'/>
+  <qemu:arg value='-device'/><qemu:arg value='arm-smmuv3,primary-bus=pxb,accel=on'/>
+  <qemu:arg value='-device'/><qemu:arg value='pcie-root-port,id=port,chassis=2,bus=pxb'/>
+  <qemu:arg value='-device'/><qemu:arg value='vfio-pci,host=01:00.0,bus=port,iommufd=fd'/>
+</qemu:commandline></domain>
+"""
+
+
+def test_a_guest_with_its_device_on_the_command_line(compare, vmm_msi, tmp_path):
+    """compare and status know the same devices as the doctor."""
+    path = tmp_path / "args.xml"
+    path.write_text(ON_COMMAND_LINE)
+    (result,) = compare("--host", BOARD, "--domain", path, "--strategy", "identity")["results"]
+    verdicts = [(verdict["device"], verdict["outcome"]) for verdict in result["verdicts"]]
+    assert verdicts == [("0000:01:00.0", "delivered")]
+    assert "not attached by vmm-msi: 0000:01:00.0\n" in vmm_msi("status", path)[1]
+
+
 def test_devices_beside_those_of_a_guest_xml(compare):
     words = ("--guest", GUEST, "--device", "0003:01:00.0", "--strategy", "multi-its")
     document = compare("--host", BOARD, *words)

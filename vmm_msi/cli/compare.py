@@ -191,7 +191,7 @@ def _scenario(args: argparse.Namespace, plugins: PluginManager, settings: Config
     host = sources.joined()
     selected = [PciAddress.parse(text) for text in args.device]
     xml = None if args.domain is None else read_guest(args.domain, args.connect)
-    if xml is not None and not selected and not xml.hostdevs():
+    if xml is not None and not selected and not xml.assigned():
         raise UsageError(
             f"{args.domain}: has no PCI device to compare strategies on; name devices with --device"
         )

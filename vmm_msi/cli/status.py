@@ -121,7 +121,7 @@ def _one(args: argparse.Namespace) -> GuestStatus:
 
 def _others(xml: DomainXml, record: DomainRecord) -> list[PciAddress]:
     """Return the PCI devices of a guest that vmm-msi did not attach."""
-    return [hostdev.host for hostdev in xml.hostdevs() if record.device(hostdev.host) is None]
+    return [hostdev.host for hostdev in xml.assigned() if record.device(hostdev.host) is None]
 
 
 def _gone(args: argparse.Namespace, status: Status) -> list[str]:
