@@ -32,7 +32,7 @@ def attached_alike(
         documents.append(facts.guest.running)
     alike = []
     for device in request.devices:
-        choice = settings.choice(facts.guest.definition.name, device, request.named)
+        choice = settings.choice(facts.guest.definition.name, device, request.strategy)
         if all(_is_alike(xml, device, choice, binder, plugins, request) for xml in documents):
             alike.append(device)
     return tuple(alike)
