@@ -77,13 +77,15 @@ def plan_attach(
     checks.check_state(facts.guest, request.scope)
     alike = attached_alike(facts, plugins, settings, request)
     pending = tuple(device for device in request.devices if device not in alike)
-    request = replace(request, devices=pending)
-    checks.check_free(facts, request)
+    if pending:
+        request = replace(request, devices=pending)
+        checks.check_free(facts, request)
     checks.check_machine(facts.guest.definition)
     examiner = GuestExaminer(host_case(host), facts, plugins, settings, request)
     checks.check_binder(examiner.binder, facts.driver)
-    examiner.check_holders()
-    checks.check_drivers(facts, examiner.base.host, examiner.binder, request)
+    if pending:
+        examiner.check_holders()
+        checks.check_drivers(facts, examiner.base.host, examiner.binder, request)
     names = ", ".join(map(str, alike))
     notes = [f"{names}: attached in this way already; nothing was changed"] if alike else []
     if alike and not pending:
