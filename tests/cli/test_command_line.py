@@ -106,6 +106,8 @@ def test_the_vocabulary_is_documented():
         (["atach"], "unknown command 'atach'; did you mean attach? valid: compare, attach, "),
         (["ATTACH"], "did you mean attach?"),
         (["toplogy"], "did you mean topology?"),
+        (["atach", "guest0", "--format", "json"], "unknown command 'atach'; did you mean attach?"),
+        (["topology", "shw", "--format=json"], "unknown subcommand 'shw'; did you mean show?"),
         (["help"], "use vmm-msi --help; "),
         (["list"], "use vmm-msi status"),
         (["topology", "shwo"], "unknown subcommand 'shwo'; did you mean show? valid: show"),

@@ -99,7 +99,10 @@ class Parser(argparse.ArgumentParser):
             if word == "--":
                 break
             if not word.startswith("-"):
-                parser = _commands(parser).get(word, parser)
+                below = _commands(parser)
+                if below and word not in below:
+                    break  # argparse reports the unknown command.
+                parser = below.get(word, parser)
             elif option.startswith("--") and option not in _options(parser):
                 hint = _instead(option, _options(parser)) or f"see {parser.prog} --help"
                 raise CommandLineError(f"unknown option {option!r}; {hint}")
