@@ -65,7 +65,7 @@ def direct(case: Case) -> Iterator[Finding]:
                 tuple(evidence),
                 f"{selected.address} cannot be assigned: firmware requires a permanent 1:1 "
                 "mapping for it, which the kernel refuses to remove (EINVAL).",
-                "Use another device, or ask the vendor for a firmware that omits this RMR or "
+                "Use another device, or ask the vendor for a firmware that omits this region or "
                 "permits remapping.",
             )
 

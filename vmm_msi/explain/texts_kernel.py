@@ -27,8 +27,8 @@ TEXTS: tuple[Text, ...] = (
                 "configuring the device without a 1:1 mapping. Contact your platform vendor."
             ),
         ),
-        "the firmware requires a 1:1 mapping for this device (an RMR of the host's IORT), so Linux "
-        "refuses to assign it",
+        "the firmware requires a 1:1 mapping for this device (an RMR of the host's IORT, or "
+        "iommu-addresses in its device tree), so Linux refuses to assign it",
         "iommu/iommu.c __iommu_device_set_domain",
         why="/sys/kernel/iommu_groups/*/reserved_regions has a region of type direct for it",
         remedies=("assign another device", FIRMWARE),
