@@ -17,7 +17,7 @@ LAYERS = (
     {"output", "types", "tomlfile", "samples", "templates", "host.files"},
     {"host.firmware", "host.pci"},
     {"iommu", "domxml", "config"},
-    {"host"},
+    {"arguments", "host"},
     {"libvirt_driver", "qemuhook"},
     {"plugins", "lab"},
     {"engine"},
@@ -25,6 +25,7 @@ LAYERS = (
     {"provision"},
     {"recording"},
     {"report", "watch"},
+    {"library"},
     {"cli"},
     {"__main__"},
 )

@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config, load_config
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.errors import VmmMsiError
-    from vmm_msi.host.sources import load_host, load_live
-    from vmm_msi.libvirt_driver import Connection
+    from vmm_msi.library.changes import attach, plan_attach
+    from vmm_msi.library.comparison import Comparison, compare
+    from vmm_msi.library.examination import Examination, examine
+    from vmm_msi.library.explanation import LogExplanation, explain_log
+    from vmm_msi.library.hosts import Host, load_host, load_live, topology
+    from vmm_msi.libvirt_driver import Connection, connect
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision import (
         AttachRequest,
@@ -25,11 +29,9 @@ if TYPE_CHECKING:
         Scope,
         Status,
         apply_change,
-        attach,
         detach,
         open_iommufd,
         pass_iommufd,
-        plan_attach,
         plan_detach,
         status,
     )
@@ -42,11 +44,15 @@ __all__ = [
     "BinderKind",
     "Change",
     "Choice",
+    "Comparison",
     "Config",
     "Connection",
     "DetachRequest",
     "DomainRecord",
+    "Examination",
+    "Host",
     "HostTopology",
+    "LogExplanation",
     "PciAddress",
     "PluginManager",
     "Scope",
@@ -56,7 +62,11 @@ __all__ = [
     "__version__",
     "apply_change",
     "attach",
+    "compare",
+    "connect",
     "detach",
+    "examine",
+    "explain_log",
     "load_config",
     "load_host",
     "load_live",
@@ -65,6 +75,7 @@ __all__ = [
     "plan_attach",
     "plan_detach",
     "status",
+    "topology",
 ]
 
 # Where each name is, for the first use of it.
@@ -72,8 +83,12 @@ _MODULES = {
     "config": ("Choice", "Config", "load_config"),
     "domxml.metadata": ("DomainRecord",),
     "errors": ("VmmMsiError",),
-    "host.sources": ("load_host", "load_live"),
-    "libvirt_driver": ("Connection",),
+    "library.changes": ("attach", "plan_attach"),
+    "library.comparison": ("Comparison", "compare"),
+    "library.examination": ("Examination", "examine"),
+    "library.explanation": ("LogExplanation", "explain_log"),
+    "library.hosts": ("Host", "load_host", "load_live", "topology"),
+    "libvirt_driver": ("Connection", "connect"),
     "plugins.manager": ("PluginManager",),
     "provision": (
         "AttachRequest",
@@ -81,12 +96,10 @@ _MODULES = {
         "DetachRequest",
         "Scope",
         "Status",
-        "attach",
         "apply_change",
         "detach",
         "pass_iommufd",
         "open_iommufd",
-        "plan_attach",
         "plan_detach",
         "status",
     ),

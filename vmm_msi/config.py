@@ -158,7 +158,7 @@ def search_path() -> list[Path]:
     return [Path(FILE_NAME), home / "vmm-msi" / FILE_NAME, Path("/etc/vmm-msi") / FILE_NAME]
 
 
-def load_config(path: Path | None = None) -> Config:
+def load_config(path: str | os.PathLike[str] | None = None) -> Config:
     """Read the configuration, and log which file it is.
 
     A file of the search path is ignored, with a warning, if another user may change it or the
@@ -167,7 +167,9 @@ def load_config(path: Path | None = None) -> Config:
     :param path: the file; None for ``$VMM_MSI_CONFIG``, else the search path.
     :raise ConfigError: when a named file is missing, or the file is invalid.
     """
-    named = path or (Path(env) if (env := os.environ.get("VMM_MSI_CONFIG")) else None)
+    named = (Path(path) if path else None) or (
+        Path(env) if (env := os.environ.get("VMM_MSI_CONFIG")) else None
+    )
     file = named or next(filter(_is_usable, search_path()), None)
     if file is None:
         return Config()

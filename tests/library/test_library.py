@@ -49,6 +49,14 @@ def test_the_first_example(tmp_path, capsys, monkeypatch):
     names["raw"].close()
 
 
+def test_the_example_of_results(capsys):
+    exec(EXAMPLES[1], {"HOST": str(HOST_FILE)})  # noqa: S102
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "4 SMMUs"
+    assert out[1].endswith(" False")
+    assert out[2:] == ["direct delivered", "identity delivered", "irq-nobody-cared", "input 3"]
+
+
 @contextlib.contextmanager
 def own(uri):
     raw = libvirt.open(uri)

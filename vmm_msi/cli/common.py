@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,11 +16,9 @@ if TYPE_CHECKING:
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.domxml.support import Version
-    from vmm_msi.host.sources import HostSources
+    from vmm_msi.library.hosts import Host
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology
-
-_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?", re.ASCII)
 
 
 def add_format(parser: argparse.ArgumentParser) -> None:
@@ -146,33 +143,23 @@ def releases(args: argparse.Namespace) -> tuple[Version | None, Version | None]:
 
     :raise UsageError: when one is not a release.
     """
-    return _release("--libvirt", args.libvirt), _release("--qemu", args.qemu)
+    from vmm_msi.arguments import release
+
+    return release("--libvirt", args.libvirt), release("--qemu", args.qemu)
 
 
-def _release(option: str, text: str | None) -> Version | None:
-    if text is None:
-        return None
-    from vmm_msi.domxml.support import Version
-
-    match = _RELEASE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"{option} {text!r}: not a release; valid are, for instance, 12.8, 11.0.1")
-    return Version(*(int(part or 0) for part in match.groups()))
-
-
-def read_host(args: argparse.Namespace) -> HostSources:
+def read_host(args: argparse.Namespace) -> Host:
     """Read the sources that the arguments name with HOST, ``--host`` and ``--root``.
 
     :return: the sources of this machine if they name none.
     """
-    from vmm_msi.host import sources
+    from vmm_msi.library import hosts
 
     granule = None if args.granule is None else Granule.parse(args.granule)
-    root = getattr(args, "root", None)
-    return sources.read_host(args.host or (), granule, root=root, ask_libvirt=_ask_libvirt)
+    return hosts.read_host(args.host or (), granule, getattr(args, "root", None))
 
 
-def read_described_host(args: argparse.Namespace) -> HostSources:
+def read_described_host(args: argparse.Namespace) -> Host:
     """Read the sources like :func:`read_host`, for a command about the host itself.
 
     :raise UsageError: when the arguments name none and this machine is not an Arm host.
@@ -183,20 +170,11 @@ def read_described_host(args: argparse.Namespace) -> HostSources:
     if args.root is None and not args.host and not known:
         from vmm_msi.host.sources import check_this_machine
 
-        check_this_machine(read.joined())
+        check_this_machine(read.topology)
     return read
 
 
-def _ask_libvirt(uri: str) -> HostTopology:
-    """Return the PCI functions that the libvirt at ``uri`` lists."""
-    from vmm_msi.libvirt_driver import connect
-    from vmm_msi.libvirt_driver.node_devices import host_of
-
-    with connect(uri, readonly=True) as connection:
-        return host_of(connection)
-
-
-def load_sources(args: argparse.Namespace) -> HostSources:
+def load_sources(args: argparse.Namespace) -> Host:
     """Read the sources of the host that the arguments name; of this machine if they name none.
 
     :raise UsageError: when they name none and this machine is not an Arm host with an SMMU.
@@ -205,7 +183,7 @@ def load_sources(args: argparse.Namespace) -> HostSources:
 
     sources = read_host(args)
     if not args.host:
-        check_this_machine(sources.joined())
+        check_this_machine(sources.topology)
     return sources
 
 
@@ -214,7 +192,7 @@ def load_host(args: argparse.Namespace) -> HostTopology:
 
     :raise UsageError: when they name none and this machine is not an Arm host with an SMMU.
     """
-    return load_sources(args).joined()
+    return load_sources(args).topology
 
 
 def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:

@@ -6,7 +6,6 @@ import io
 import logging
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,9 +20,9 @@ from vmm_msi.cli.common import (
     load_sources,
     output_path,
 )
-from vmm_msi.cli.domain_options import add_connection, add_domain, read_guest
+from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.config import Choice
-from vmm_msi.errors import TopologyError, UsageError
+from vmm_msi.errors import UsageError
 from vmm_msi.terminal import StatusLine, print_lines
 from vmm_msi.types import PciAddress, Scenario
 
@@ -33,11 +32,8 @@ if TYPE_CHECKING:
     from typing import TextIO
 
     from vmm_msi.config import Config
-    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.engine.compare import OpenBackend, Result
-    from vmm_msi.host.sources import HostSources
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.types import HostTopology
 
 log = logging.getLogger(__name__)
 
@@ -104,29 +100,11 @@ def run(args: argparse.Namespace) -> int:
     settings = load_config(args)
     plugins = load_plugins(args, settings, named)
     scenario = _scenario(args, plugins, settings)
-    from vmm_msi.engine import compare
-    from vmm_msi.engine.setup import profile_for
-    from vmm_msi.plugins.hookspecs import PluginKind
+    from vmm_msi.library.comparison import Runs
 
-    name = scenario.guest.name
-    if named:
-        device = scenario.guest.devices[0].host
-        choices = [settings.choice(name, device, choice) for choice in named]
-    else:
-        choices = plugins.choices()
-    for choice in choices if named else ():
-        profile_for(plugins, [choice])
-    selector = settings.its_selector(name)
-    plugins.info(selector, PluginKind.ITS_SELECTOR)
+    runs = Runs.of(scenario, named, plugins, settings)
     with _backends(args, scenario) as open_backend:
-
-        def run_one(choice: Choice) -> Iterator[Result]:
-            # Strategies that were not named do not stop the others.
-            return compare.compare(
-                plugins, scenario, [choice], selector, open_backend, skip_broken=not named
-            )
-
-        results = _with_progress(choices, run_one)
+        results = _with_progress(runs.choices, lambda choice: runs.results(choice, open_backend))
         with _opened(target, force=args.force) as out:
             if args.format == "json":
                 from vmm_msi.report import compare_json
@@ -176,8 +154,9 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
 
 
 def _scenario(args: argparse.Namespace, plugins: PluginManager, settings: Config) -> Scenario:
-    from vmm_msi.host.resolve import with_devices
     from vmm_msi.host.scenario import load_scenario
+    from vmm_msi.library import comparison
+    from vmm_msi.library.guests import read_guest
 
     if args.scenario is not None:
         if args.domain is not None:
@@ -188,99 +167,19 @@ def _scenario(args: argparse.Namespace, plugins: PluginManager, settings: Config
             raise UsageError("--granule needs --host: a scenario has its own granule")
         return load_scenario(args.scenario)
     sources = load_sources(args)
-    host = sources.joined()
     selected = [PciAddress.parse(text) for text in args.device]
     xml = None if args.domain is None else read_guest(args.domain, args.connect)
-    if xml is not None and not selected and not xml.assigned():
-        raise UsageError(
-            f"{args.domain}: has no PCI device to compare strategies on; name devices with --device"
-        )
+    comparison.check_devices(args.domain, xml, selected)
     if args.backend == "sim":
-        _examine(args, sources, selected, xml, plugins, settings)
-    if xml is None:
-        return _scenario_of_host(host, selected)
-    from vmm_msi.domxml.guest_domain import guest_from_xml
-
-    guest = guest_from_xml(xml, selected)
-    return Scenario(with_devices(host, [device.host for device in guest.devices]), guest)
-
-
-def _examine(
-    args: argparse.Namespace,
-    sources: HostSources,
-    selected: Sequence[PciAddress],
-    xml: DomainXml | None,
-    plugins: PluginManager,
-    settings: Config,
-) -> None:
-    """Refuse a host, a guest or devices for which the doctor reports errors with any strategy.
-
-    With ``--allow-faults`` the errors are notes on standard error.
-
-    :raise FindingsError: for errors that are not allowed.
-    """
-    from vmm_msi.doctor.case import Guest
-    from vmm_msi.doctor.case_reader import host_case
-    from vmm_msi.doctor.devices import assignable, with_routed
-    from vmm_msi.doctor.refusal import errors, notes, refusal
-    from vmm_msi.doctor.rules import examine_without_strategy
-
-    base = host_case(sources)
-    assigned = () if xml is None else [hostdev.host for hostdev in xml.assigned()]
-    devices = tuple(dict.fromkeys((*assigned, *selected)))
-    is_selection = bool(devices)
-    devices = devices or assignable(base.host)
-    case = replace(
-        base,
-        host=with_routed(base.host, devices),
-        guest=None if xml is None else Guest.of_author(xml),
-        devices=devices,
-        devices_selected=is_selection,
-        plugins=plugins,
-        config=settings,
-    )
-    causes = errors(examine_without_strategy(case))
-    if causes and not args.allow_faults:
-        raise refusal("comparing strategies", causes, can_override=True)
-    print_lines((f"note: {note}" for note in notes(causes)), sys.stderr)
-
-
-def _scenario_of_host(host: HostTopology, selected: Sequence[PciAddress]) -> Scenario:
-    """Return a guest with the selected devices, or with every assignable device of the host.
-
-    Without a selection, a device that cannot be resolved is skipped with a warning.
-
-    :raise UsageError: when none is selected and the host lists none.
-    :raise TopologyError: when a selected device, or every device of the host, cannot be resolved.
-    """
-    from vmm_msi.doctor.devices import assignable
-    from vmm_msi.domxml.guest_domain import virt_guest
-    from vmm_msi.host.resolve import resolve, with_devices
-
-    addresses = list(selected)
-    if not selected:
-        listed = assignable(host)
-        if not listed:
-            raise UsageError(
-                f"{host.source}: lists ranges of addresses, not devices; name the guest's devices "
-                "with --device ADDRESS or --domain DOMAIN"
-            )
-        failure: TopologyError | None = None
-        for address in listed:
-            try:
-                resolve(host, address)
-            except TopologyError as error:
-                failure = error
-                log.warning("%s; it is skipped", error)
-            else:
-                addresses.append(address)
-        if failure is not None and not addresses:
-            raise failure
-    return Scenario(with_devices(host, addresses), virt_guest("guest", addresses))
+        notes = comparison.examine_all(
+            sources, selected, xml, plugins, settings, allow_faults=args.allow_faults
+        )
+        print_lines((f"note: {note}" for note in notes), sys.stderr)
+    return comparison.scenario_of(sources.topology, selected, xml)
 
 
 def _with_progress(
-    choices: list[Choice], run_one: Callable[[Choice], Iterator[Result]]
+    choices: Sequence[Choice], run_one: Callable[[Choice], Iterator[Result]]
 ) -> Iterator[Result]:
     """Run strategies one by one, and show on standard error which one is running."""
     status = StatusLine(sys.stderr)

@@ -18,15 +18,13 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.cli.domain_options import add_domain
 from vmm_msi.errors import UsageError
-from vmm_msi.quantity import quantity
 from vmm_msi.terminal import print_lines
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     import argparse
 
-    from vmm_msi.doctor.case import Case
-    from vmm_msi.host.sources import HostSources
+    from vmm_msi.library.examination import Examination
 
 #: Exit codes for findings; errors of the command itself have those of errors.py.
 EXIT_ERRORS = 8
@@ -75,20 +73,14 @@ def run(args: argparse.Namespace) -> int:
     if args.explain is not None:
         print_lines(_page(args.explain).splitlines())
         return 0
-    from vmm_msi.doctor.finding import Severity
-    from vmm_msi.doctor.rules import examine
-    from vmm_msi.report import doctor as report
-
-    case = _case(args)
-    findings = examine(case)
+    examination = _examine(args)
     if args.format == "json":
-        print_json(report.to_json(case, args.domain, findings))
+        print_json(examination.to_json())
     else:
-        print_lines(report.to_lines(_about(case, args.domain), findings))
-    severities = {finding.severity for finding in findings}
-    if Severity.ERROR in severities:
+        print_lines(examination.to_lines())
+    if examination.has_errors:
         return EXIT_ERRORS
-    return EXIT_WARNINGS if severities & {Severity.WARNING, Severity.UNKNOWN} else 0
+    return EXIT_WARNINGS if examination.has_doubts else 0
 
 
 def _page(name: str) -> str:
@@ -112,38 +104,24 @@ def _page(name: str) -> str:
         raise
 
 
-def _about(case: Case, domain: str | None) -> str:
-    from vmm_msi.doctor.devices import representatives
-
-    count = len(case.devices)
-    devices = quantity(count, "device")
-    if count and not case.host.functions and case.devices == representatives(case.host):
-        devices = f"no devices listed, {quantity(count, 'address range')}"
-    guest = "" if domain is None else f", guest {domain}"
-    files = "" if case.tree is not None else ", kernel not checked"
-    return f"{case.host.source}{guest}, {devices}{files}"
-
-
-def _case(args: argparse.Namespace) -> Case:
-    from vmm_msi.doctor.case_reader import Selection, read_case
+def _examine(args: argparse.Namespace) -> Examination:
+    from vmm_msi.doctor.case_reader import Selection
+    from vmm_msi.library.examination import examine_selection
 
     devices = [PciAddress.parse(text) for text in args.device]
     named = (args.domain, args.connect, args.strategy, args.config, args.libvirt, args.qemu)
     if not devices and named.count(None) == len(named):
-        return read_case(_sources(args))
+        return examine_selection(read_described_host(args), None)
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice
-    from vmm_msi.plugins.hookspecs import PluginKind
 
     choice = None if args.strategy is None else Choice.parse(args.strategy)
     settings = load_config(args)
     plugins = load_plugins(args, settings, [] if choice is None else [choice])
-    if choice is not None:
-        plugins.info(choice.strategy, PluginKind.STRATEGY)
     selection = Selection(
         devices, args.domain, _uri(args), choice, plugins, settings, *releases(args)
     )
-    return read_case(_sources(args), selection)
+    return examine_selection(read_described_host(args), selection)
 
 
 def _uri(args: argparse.Namespace) -> str | None:
@@ -163,17 +141,3 @@ def _uri(args: argparse.Namespace) -> str | None:
             f"checking {uri}: it is on another machine; add a HOST that describes that machine"
         )
     return uri
-
-
-def _sources(args: argparse.Namespace) -> HostSources:
-    """Read the host's sources.
-
-    :raise UsageError: for files of two hosts, or if this machine is not an Arm host.
-    """
-    read = read_described_host(args)
-    if len(read.trees) > 1:
-        first, second, *_more = read.trees
-        raise UsageError(
-            f"reading {second.source}: {first.source} already has the host's files; use one of them"
-        )
-    return read

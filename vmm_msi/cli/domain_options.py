@@ -67,25 +67,6 @@ def add_domain(parser: argparse.ArgumentParser, what: str) -> None:
     )
 
 
-def read_guest(domain: str, uri: str, *, running: bool = False) -> DomainXml:
-    """Read the XML of the guest that DOMAIN names.
-
-    :param uri: the libvirt to query if it is a name.
-    :param running: of a guest that runs, the XML of its run, not its definition.
-    :raise DomainXmlError: if the document cannot be read.
-    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
-    """
-    from vmm_msi.domxml.document import is_document, named_in_libvirt, read_document
-
-    if is_document(domain):
-        return read_document(domain)
-    from vmm_msi.libvirt_driver import connect
-
-    with named_in_libvirt(domain), connect(uri, readonly=True) as connection:
-        live = running and connection.is_active(domain)
-        return connection.domain_xml(domain, inactive=not live)
-
-
 @contextmanager
 def in_libvirt(domain: str) -> Iterator[None]:
     """Look a guest up in libvirt during the ``with`` block, where a document cannot be used.

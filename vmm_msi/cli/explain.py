@@ -16,7 +16,7 @@ from vmm_msi.cli.common import (
     load_plugins,
     print_json,
 )
-from vmm_msi.cli.domain_options import add_connection, add_domain, read_guest
+from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.errors import TopologyError, UsageError
 from vmm_msi.terminal import print_error, print_lines
 
@@ -53,27 +53,29 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Explain the text and print the explanations."""
+    from vmm_msi.library.explanation import explain_lines
+    from vmm_msi.library.guests import read_guest
+
     text = _text(args)
     settings = load_config(args)
     plugins = load_plugins(args, settings)
     notes: list[str] = []
     host = _host(args, notes)
     xml = None if args.domain is None else read_guest(args.domain, args.connect, running=True)
-    from vmm_msi.domxml.guest_domain import guest_from_xml
-    from vmm_msi.explain.explainer import explain
-    from vmm_msi.explain.log_context import LogContext
-    from vmm_msi.explain.remedies import StrategyRemedies
-    from vmm_msi.report.explain import to_json, to_lines
-
-    guest = None if xml is None else guest_from_xml(xml)
-    context = LogContext(host, guest, xml, args.in_guest)
-    selector = settings.its_selector(context.guest_name)
-    report = explain(text, context, StrategyRemedies(plugins, context, selector), notes)
+    explanation = explain_lines(
+        text,
+        host,
+        xml,
+        in_guest=args.in_guest,
+        plugins=plugins,
+        settings=settings,
+        notes=notes,
+    )
     if args.format == "json":
-        print_json(to_json(report))
+        print_json(explanation.to_json())
     else:
-        print_lines(to_lines(report))
-    return 0 if report.lines or report.suppressed else EXIT_UNKNOWN
+        print_lines(explanation.to_lines())
+    return 0 if explanation.is_recognised else EXIT_UNKNOWN
 
 
 def _text(args: argparse.Namespace) -> str:

@@ -43,16 +43,13 @@ def run(args: argparse.Namespace) -> int:
     """Run the command and return the exit code."""
     if args.action == "capture":
         return topology_capture.run(args)
-    from vmm_msi.host.crosscheck import disagreements
+    host = read_described_host(args)
+    if args.format == "json":
+        print_json(host.to_json())
+        return 0
     from vmm_msi.report import system, topology
 
-    read = read_described_host(args)
-    host = read.joined()
-    differences = disagreements(read.sources)
-    if args.format == "json":
-        print_json(topology.to_json(host, differences))
-        return 0
-    print_lines(topology.to_lines(host))
-    if len(read.sources) > 1:
-        print_lines(system.disagreement_lines(differences))
+    print_lines(topology.to_lines(host.topology))
+    if len(host.sources) > 1:
+        print_lines(system.disagreement_lines(host.disagreements))
     return 0

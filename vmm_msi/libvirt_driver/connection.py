@@ -14,6 +14,7 @@ from urllib.parse import unquote, urlsplit
 
 import libvirt
 
+from vmm_msi.arguments import text_value
 from vmm_msi.domxml.domcaps import DomainCaps, read_domain_caps
 from vmm_msi.domxml.guest_state import GuestState
 from vmm_msi.domxml.hostcaps import read_page_size
@@ -21,7 +22,13 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.nodedev import node_name, read_node_device, read_pci_function
 from vmm_msi.domxml.parse import parse
 from vmm_msi.domxml.support import Version, Versions
-from vmm_msi.errors import HypervisorError, NoHostDeviceError, RefusedError, did_you_mean
+from vmm_msi.errors import (
+    HypervisorError,
+    NoHostDeviceError,
+    RefusedError,
+    UsageError,
+    did_you_mean,
+)
 from vmm_msi.libvirt_driver.libvirt_errors import ignore, translate, translated
 
 if TYPE_CHECKING:
@@ -57,12 +64,18 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[Connection]:
 
     :param uri: a libvirt URI, https://libvirt.org/uri.html.
     :raise HypervisorError: when the connection fails.
+    :raise UsageError: when ``uri`` is not a text, or has a NUL character.
     """
-    uri = _as_utf8(uri)
+    uri = _as_utf8(text_value("libvirt URI", uri))
     # Without a handler libvirt prints every error on standard error.
     libvirt.registerErrorHandler(ignore, None)
     action = f"connecting to {uri}"
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError as error:
+        raise HypervisorError(
+            f"{action}: {error}; valid is a libvirt URI such as qemu:///system"
+        ) from error
     path = unquote(parts.path)
     # For a missing file libxml2 would print a warning on standard error.
     local = parts.scheme == "test" and not parts.netloc and path != "/default"
@@ -91,9 +104,14 @@ class Connection:
     :param raw: a ``libvirt.virConnect``; the caller closes it.
     :param uri: its name in messages; None for the URI that libvirt reports.
     :param readonly: it was opened by ``openReadOnly``.
+    :raise UsageError: for a URI, which :func:`connect` opens.
     """
 
     def __init__(self, raw: Any, uri: str | None = None, *, readonly: bool = False) -> None:  # noqa: ANN401
+        if isinstance(raw, str):
+            raise UsageError(
+                f"connection {raw!r}: not an open connection; use vmm_msi.connect for a URI"
+            )
         self._raw = raw
         self.readonly = readonly
         if uri is None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi import arguments
 from vmm_msi.domxml import added_elements
 from vmm_msi.domxml.metadata import record_in
 from vmm_msi.errors import RefusedError
@@ -119,16 +120,18 @@ def detach(
     return change
 
 
-def status(connection: Connection, domain: str, scope: Scope = Scope.CONFIG) -> Status:
+def status(connection: Connection, domain: str, scope: Scope | str = Scope.CONFIG) -> Status:
     """Return what vmm-msi added to a guest, and which parts were removed since.
 
     :param scope: the definition or the running guest.
     :raise RefusedError: for the running guest, if it is not running.
+    :raise UsageError: if ``domain`` is not a text, or ``scope`` not one of the two.
     :raise DomainXmlError: if the record cannot be read.
     :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
-    state = connection.state(domain)
-    xml = state.running if scope.live else state.definition
+    part = arguments.member(Scope, "scope", scope)
+    state = connection.state(arguments.text_value("guest", domain))
+    xml = state.running if part.live else state.definition
     if xml is None:
         raise RefusedError(
             f"reading the running guest {state.definition.name}: it is not running; use --scope "

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi.arguments import text_value
 from vmm_msi.errors import HypervisorError, RefusedError
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def pass_iommufd(connection: Connection, domain: str, fd: int) -> None:
     :raise HypervisorError: if libvirt refuses.
     """
     doing = f"passing /dev/iommu to {domain}"
-    state = connection.state(domain)
+    state = connection.state(text_value("guest", domain))
     group = state.definition.iommufd_fdgroup
     if group is None:
         raise RefusedError(

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from vmm_msi import arguments
 from vmm_msi.domxml.metadata import DomainRecord, record_in
 from vmm_msi.errors import UsageError
-from vmm_msi.provision import request_values as values
 from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from vmm_msi.arguments import Devices
     from vmm_msi.config import Choice
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.plugins.hookspecs import Event
-    from vmm_msi.provision.request_values import Devices
     from vmm_msi.types import PciAddress, Verdict
 
 #: Seconds that a running guest has to release a device. libvirt itself waits 5 s
@@ -96,17 +96,17 @@ class AttachRequest:
     ) -> None:
         _set(
             self,
-            domain=values.text_value("guest", domain),
-            devices=values.device_addresses(devices),
-            strategy=None if strategy is None else values.strategy_choice(strategy),
-            binder=None if binder is None else values.member(BinderKind, "backend", binder),
-            allow_faults=values.switch("allow_faults", allow_faults),
-            scope=values.member(Scope, "scope", scope),
-            managed=values.switch("managed", managed),
-            driver=values.vsmmu_properties(driver),
-            spare_ports=values.whole_number("spare ports", spare_ports),
-            spare_memory=values.whole_number("spare memory", spare_memory),
-            fdgroup=None if fdgroup is None else values.fdgroup_name(fdgroup),
+            domain=arguments.text_value("guest", domain),
+            devices=arguments.device_addresses(devices),
+            strategy=None if strategy is None else arguments.strategy_choice(strategy),
+            binder=None if binder is None else arguments.member(BinderKind, "backend", binder),
+            allow_faults=arguments.switch("allow_faults", allow_faults),
+            scope=arguments.member(Scope, "scope", scope),
+            managed=arguments.switch("managed", managed),
+            driver=arguments.vsmmu_properties(driver),
+            spare_ports=arguments.whole_number("spare ports", spare_ports),
+            spare_memory=arguments.whole_number("spare memory", spare_memory),
+            fdgroup=None if fdgroup is None else arguments.fdgroup_name(fdgroup),
         )
         if not self.devices:
             raise UsageError(f"attaching to {domain}: no device; name one or several")
@@ -142,10 +142,10 @@ class DetachRequest:
     ) -> None:
         _set(
             self,
-            domain=values.text_value("guest", domain),
-            devices=values.device_addresses(devices),
-            scope=values.member(Scope, "scope", scope),
-            release_s=values.seconds("release timeout", release_s),
+            domain=arguments.text_value("guest", domain),
+            devices=arguments.device_addresses(devices),
+            scope=arguments.member(Scope, "scope", scope),
+            release_s=arguments.seconds("release timeout", release_s),
         )
 
 

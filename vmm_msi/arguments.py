@@ -1,25 +1,32 @@
-"""The values of a request: what a program passes, as text or as a value of the package.
+"""Arguments of the library: text as on the command line, or values of the package.
 
-Each function returns its value, or raises :class:`UsageError` or :class:`InputError` for one that
-the request cannot have, of whatever type it is.
+Each function returns its argument's value, or raises :class:`UsageError` or :class:`InputError` for
+one of another form or type.
 """
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.config import Choice
-from vmm_msi.errors import UsageError, did_you_mean
-from vmm_msi.types import PciAddress
+from vmm_msi.errors import InputError, UsageError, did_you_mean
+from vmm_msi.types import Granule, PciAddress
 
 if TYPE_CHECKING:
     from enum import StrEnum
+
+    from vmm_msi.domxml.support import Version
 
     #: A device, or its PCI address as text such as ``0000:01:00.0``.
     Device = PciAddress | str
     #: One device or several.
     Devices = Device | Iterable[Device]
+
+_RELEASE = re.compile(r"(\d{1,3})\.(\d{1,3})(?:\.(\d{1,3}))?", re.ASCII)
 
 _Member = TypeVar("_Member", bound="StrEnum")
 
@@ -135,3 +142,47 @@ def vsmmu_properties(value: object) -> dict[str, str]:
             f"vSMMU properties {value!r}: not of the form KEY=VALUE[,…] with each key once"
         )
     return properties
+
+
+def file_path(what: str, value: object) -> Path:
+    """Return the path of a file.
+
+    :param what: what the file is, for the message.
+    :raise UsageError: for a value that is not a path.
+    """
+    if isinstance(value, str | os.PathLike):
+        path = os.fspath(value)
+        if isinstance(path, str) and "\0" not in path:
+            return Path(path)
+    raise UsageError(f"{what} {value!r}: not a path; use a str or a pathlib.Path")
+
+
+def page_size(value: object) -> Granule | None:
+    """Return the page size of a host's kernel; None for the one that its sources report.
+
+    :raise InputError: for another value than a granule, in bytes or as text such as ``64K``.
+    """
+    if value is None or isinstance(value, Granule):
+        return value
+    if isinstance(value, str):
+        return Granule.parse(value)
+    for granule in Granule:
+        if granule == value:
+            return granule
+    raise InputError(f"granule {value!r}: not one of 4K, 16K, 64K")
+
+
+def release(what: str, value: object) -> Version | None:
+    """Return the release of a program; None for the one that the sources report.
+
+    :param what: the program, for the message.
+    :raise UsageError: for a value that is not a release.
+    """
+    from vmm_msi.domxml.support import Version
+
+    if value is None or isinstance(value, Version):
+        return value
+    match = _RELEASE.fullmatch(value) if isinstance(value, str) else None
+    if match is None:
+        raise UsageError(f"{what} {value!r}: not a release; valid are, for instance, 12.8, 11.0.1")
+    return Version(*(int(part or 0) for part in match.groups()))
