@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config, load_config
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.errors import VmmMsiError
-    from vmm_msi.library.changes import attach, plan_attach
+    from vmm_msi.library.changes import Change, attach, detach, plan_attach, plan_detach
     from vmm_msi.library.comparison import Comparison, compare
     from vmm_msi.library.examination import Examination, examine
     from vmm_msi.library.explanation import LogExplanation, explain_log
@@ -24,15 +24,12 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision import (
         AttachRequest,
-        Change,
         DetachRequest,
         Scope,
         Status,
         apply_change,
-        detach,
         open_iommufd,
         pass_iommufd,
-        plan_detach,
         status,
     )
     from vmm_msi.types import BinderKind, HostTopology, PciAddress, Verdict
@@ -83,7 +80,7 @@ _MODULES = {
     "config": ("Choice", "Config", "load_config"),
     "domxml.metadata": ("DomainRecord",),
     "errors": ("VmmMsiError",),
-    "library.changes": ("attach", "plan_attach"),
+    "library.changes": ("Change", "attach", "detach", "plan_attach", "plan_detach"),
     "library.comparison": ("Comparison", "compare"),
     "library.examination": ("Examination", "examine"),
     "library.explanation": ("LogExplanation", "explain_log"),
@@ -92,15 +89,12 @@ _MODULES = {
     "plugins.manager": ("PluginManager",),
     "provision": (
         "AttachRequest",
-        "Change",
         "DetachRequest",
         "Scope",
         "Status",
         "apply_change",
-        "detach",
         "pass_iommufd",
         "open_iommufd",
-        "plan_detach",
         "status",
     ),
     "types": ("BinderKind", "HostTopology", "PciAddress", "Verdict"),

@@ -148,6 +148,26 @@ def test_a_host_by_name_or_value_is_attached_alike(tmp_path):
             vmm_msi.status(connection, "guest0", "always")
 
 
+def test_a_change_is_what_attach_and_detach_print(printed, tmp_path):
+    uri = f"test://{node_file(tmp_path)}"
+    target = ("guest0", str(A), "-c", uri)
+    attach = vmm_msi.AttachRequest("guest0", A)
+    detach = vmm_msi.DetachRequest("guest0", "0000:01:00.0")
+    with vmm_msi.connect(uri) as connection:
+        arguments = (connection, PLUGINS, vmm_msi.Config(), HOST, attach)
+        planned = vmm_msi.plan_attach(*arguments)
+        assert planned.to_json() == printed("attach", *target, "--host", HOST, "--dry-run")
+        attached = vmm_msi.attach(*arguments)
+        document = printed("attach", *target, "--host", HOST)
+        # The command's own connection ends with it, and libvirt's test driver with that.
+        assert "the change is lost" in document["notes"].pop()
+        assert attached.to_json() == document
+        assert vmm_msi.attach(*arguments).to_json()["done"] == f"already attached: {A}"
+        assert vmm_msi.plan_detach(connection, detach).to_json()["devices"] == []
+        document = vmm_msi.detach(connection, detach).to_json()
+        assert (document["domain"], document["done"]) == ("guest0", f"detached {A}")
+
+
 def test_a_file_of_a_guest_by_its_path(tmp_path, monkeypatch):
     (tmp_path / "guest").write_text(Path(GUEST).read_text())
     monkeypatch.chdir(tmp_path)

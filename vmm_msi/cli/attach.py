@@ -133,16 +133,15 @@ def run(args: argparse.Namespace) -> int:
     settings = load_config(args)
     plugins = load_plugins(args, settings, [named] if named is not None else [])
     check_uris(args, [args.connect])
-    from vmm_msi import provision
+    from vmm_msi.library import changes
 
     with in_libvirt(args.domain):
         host = load_sources(args)
         with connected(args) as connection:
             if is_preview(args):
-                change = provision.plan_attach(connection, plugins, settings, host, request)
+                change = changes.plan_attach(connection, plugins, settings, host, request)
                 preview(args, change, connection)
                 return 0
-            change = provision.attach(connection, plugins, settings, host, request)
-    verb = "already attached:" if change.is_empty else "attached"
-    print_change(args, change, f"{verb} {', '.join(map(str, request.devices))}")
+            change = changes.attach(connection, plugins, settings, host, request)
+    print_change(args, change)
     return 0

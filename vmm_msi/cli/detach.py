@@ -48,16 +48,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Detach."""
-    from vmm_msi import provision
+    from vmm_msi.library import changes
+    from vmm_msi.provision import DetachRequest
 
     devices = () if args.device == [ALL] else args.device
-    request = provision.DetachRequest(args.domain, devices, args.scope, args.release_timeout)
+    request = DetachRequest(args.domain, devices, args.scope, args.release_timeout)
     plugins = load_plugins(args, load_config(args))
     with in_libvirt(args.domain), connected(args) as connection:
         if is_preview(args):
-            preview(args, provision.plan_detach(connection, request), connection)
+            preview(args, changes.plan_detach(connection, request), connection)
             return 0
-        change = provision.detach(connection, request, plugins)
-    what = ", ".join(map(str, request.devices)) or "everything"
-    print_change(args, change, f"detached {what}")
+        change = changes.detach(connection, request, plugins)
+    print_change(args, change)
     return 0

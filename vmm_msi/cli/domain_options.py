@@ -17,9 +17,8 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DomainRecord
+    from vmm_msi.library.changes import Change
     from vmm_msi.libvirt_driver import Connection
-    from vmm_msi.provision import Change
-    from vmm_msi.report.documents import ChangeDocument
 
 DEFAULT_URI = "qemu:///system"
 
@@ -159,7 +158,7 @@ def preview(args: argparse.Namespace, change: Change, connection: Connection) ->
         print_document(unified(str(change.before), str(change.after), change.old.name))
         _print_notes(change.notes, sys.stderr)
     else:
-        print_change(args, change, "nothing was changed; the result would be")
+        print_change(args, change)
 
 
 def _missing_passwords(xml: DomainXml) -> Iterator[str]:
@@ -172,12 +171,12 @@ def _missing_passwords(xml: DomainXml) -> Iterator[str]:
             )
 
 
-def print_change(args: argparse.Namespace, change: Change, what: str) -> None:
+def print_change(args: argparse.Namespace, change: Change) -> None:
     """Print the change of a libvirt domain and its devices afterwards."""
     notes = list(change.notes)
     if args.connect.startswith("test:///") and not is_preview(args):
         notes.append("libvirt's test driver runs in this process: the change is lost when it exits")
-    print_record(args, change.old.name, change.record, notes, what)
+    print_record(args, change.old.name, change.record, notes, change.done)
 
 
 def print_record(
@@ -189,7 +188,10 @@ def print_record(
 ) -> None:
     """Print the devices and bindings in the record of a libvirt domain."""
     if args.format == "json":
-        _print_json(name, record, list(notes), what)
+        from vmm_msi.cli.common import print_json
+        from vmm_msi.report.status import change_to_json
+
+        print_json(change_to_json(name, record, notes, what))
         return
     if what:
         print_line(f"{name}: {what}")
@@ -205,18 +207,3 @@ def print_record(
 
 def _print_notes(notes: Iterable[str], out: TextIO) -> None:
     print_lines((f"note: {note}" for note in notes), out)
-
-
-def _print_json(name: str, record: DomainRecord, notes: list[str], what: str) -> None:
-    from vmm_msi.cli.common import print_json
-    from vmm_msi.report.status import device_json, vsmmus_json
-
-    document: ChangeDocument = {
-        "schema": 1,
-        "domain": name,
-        "done": what or None,
-        "vsmmus": vsmmus_json(record),
-        "devices": [device_json(device) for device in record.devices],
-        "notes": notes,
-    }
-    print_json(document)

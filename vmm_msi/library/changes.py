@@ -1,18 +1,37 @@
-"""Attach devices to guests of a host that is named, or was read before."""
+"""Attach devices to guests and detach them, as ``vmm-msi attach`` and ``vmm-msi detach`` do."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi import provision
 from vmm_msi.library.hosts import any_host
+from vmm_msi.report import status as report
 
 if TYPE_CHECKING:
     from vmm_msi.config import Config
     from vmm_msi.library.hosts import AnyHost
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.provision import AttachRequest, Change
+    from vmm_msi.provision import AttachRequest, DetachRequest
+    from vmm_msi.report.documents import ChangeDocument
+
+PLANNED = "nothing was changed; the result would be"
+
+
+@dataclass(frozen=True)
+class Change(provision.Change):
+    """A change of one guest, planned or applied.
+
+    :param done: what was done, in words.
+    """
+
+    done: str = PLANNED
+
+    def to_json(self) -> ChangeDocument:
+        """Return the document that the command prints with ``--format json``."""
+        return report.change_to_json(self.old.name, self.record, self.notes, self.done)
 
 
 def plan_attach(
@@ -28,7 +47,8 @@ def plan_attach(
     :raise VmmMsiError: as :func:`vmm_msi.provision.plan_attach` and
         :func:`vmm_msi.library.hosts.load_host`.
     """
-    return provision.plan_attach(connection, plugins, settings, any_host(host), request)
+    change = provision.plan_attach(connection, plugins, settings, any_host(host), request)
+    return Change(**vars(change))
 
 
 def attach(
@@ -44,4 +64,27 @@ def attach(
     :raise VmmMsiError: as :func:`plan_attach` and :func:`vmm_msi.provision.apply_change`;
         everything is as it was, except after an :class:`~vmm_msi.errors.UndoError`.
     """
-    return provision.attach(connection, plugins, settings, any_host(host), request)
+    change = provision.attach(connection, plugins, settings, any_host(host), request)
+    verb = "already attached:" if change.is_empty else "attached"
+    return Change(**vars(change), done=f"{verb} {', '.join(map(str, request.devices))}")
+
+
+def plan_detach(connection: Connection, request: DetachRequest) -> Change:
+    """Query libvirt and plan to detach devices, without changing anything.
+
+    :raise VmmMsiError: as :func:`vmm_msi.provision.plan_detach`.
+    """
+    return Change(**vars(provision.plan_detach(connection, request)))
+
+
+def detach(
+    connection: Connection, request: DetachRequest, plugins: PluginManager | None = None
+) -> Change:
+    """Detach devices, all or none, under the host lock.
+
+    :param plugins: the plugins to notify; None for none.
+    :raise VmmMsiError: as :func:`vmm_msi.provision.detach`.
+    """
+    change = provision.detach(connection, request, plugins)
+    devices = ", ".join(map(str, request.devices)) or "everything"
+    return Change(**vars(change), done=f"detached {devices}")

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.metadata import BindingRecord, DeviceRecord, DomainRecord
     from vmm_msi.recording.measure import Measured
     from vmm_msi.report.documents import (
+        ChangeDocument,
         DeviceJson,
         GuestJson,
         MeasuredJson,
@@ -182,6 +183,23 @@ def vsmmus_json(record: DomainRecord) -> list[VsmmuJson]:
         }
         for vsmmu in record.vsmmus
     ]
+
+
+def change_to_json(
+    name: str, record: DomainRecord, notes: Iterable[str], done: str
+) -> ChangeDocument:
+    """Return the devices of a guest after a change as JSON.
+
+    :param done: what was done, in words; empty for nothing.
+    """
+    return {
+        "schema": 1,
+        "domain": name,
+        "done": done or None,
+        "vsmmus": vsmmus_json(record),
+        "devices": [device_json(device) for device in record.devices],
+        "notes": list(notes),
+    }
 
 
 def to_json(guest: GuestStatus) -> GuestJson:
