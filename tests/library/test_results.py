@@ -142,7 +142,9 @@ def test_a_host_by_name_or_value_is_attached_alike(tmp_path):
             for host in (HOST, vmm_msi.load_host(HOST), vmm_msi.load_host(HOST).topology)
         ]
         assert len({str(plan.after) for plan in plans}) == 1
-        vmm_msi.attach(connection, PLUGINS, vmm_msi.Config(), HOST, request)
+        with pytest.raises(UsageError, match="plugins 'direct': not plugins"):
+            vmm_msi.attach(connection, "direct", None, HOST, request)
+        vmm_msi.attach(connection, None, None, HOST, request)
         assert vmm_msi.status(connection, "guest0", "config").record.devices[0].host == A
         with pytest.raises(UsageError, match="scope 'always': unknown; valid: config, live, both"):
             vmm_msi.status(connection, "guest0", "always")
@@ -242,6 +244,10 @@ CALLS = {
         EVENT, HOST, f"missing/{text}", plugins=PLUGINS
     ),
     "config": lambda text: vmm_msi.load_config(f"missing-{text}"),
+    "doctor: URI": lambda text: vmm_msi.examine(HOST, A, uri=f"test:///missing-{text}"),
+    "guest in libvirt": lambda text: vmm_msi.explain_log(
+        EVENT, HOST, text.replace("/", ""), uri=f"test://{samples.path('test-driver.xml')}"
+    ),
     "URI": lambda text: open_connection(f"test:///missing-{text}"),
 }
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi import provision
 from vmm_msi.library.hosts import any_host
+from vmm_msi.library.settings import configuration, plugin_manager
 from vmm_msi.report import status as report
 
 if TYPE_CHECKING:
@@ -36,35 +37,41 @@ class Change(provision.Change):
 
 def plan_attach(
     connection: Connection,
-    plugins: PluginManager,
-    settings: Config,
+    plugins: PluginManager | None,
+    settings: Config | None,
     host: AnyHost,
     request: AttachRequest,
 ) -> Change:
     """Query libvirt and plan to attach devices, without changing anything.
 
+    :param plugins: None for the installed ones.
+    :param settings: None for the defaults.
     :param host: a host, or its names; its kernel is checked too if it has files.
     :raise VmmMsiError: as :func:`vmm_msi.provision.plan_attach` and
         :func:`vmm_msi.library.hosts.load_host`.
     """
-    change = provision.plan_attach(connection, plugins, settings, any_host(host), request)
+    config, loaded = _prepared(plugins, settings, request)
+    change = provision.plan_attach(connection, loaded, config, any_host(host), request)
     return Change(**vars(change))
 
 
 def attach(
     connection: Connection,
-    plugins: PluginManager,
-    settings: Config,
+    plugins: PluginManager | None,
+    settings: Config | None,
     host: AnyHost,
     request: AttachRequest,
 ) -> Change:
     """Attach devices, all or none, under the host lock.
 
+    :param plugins: None for the installed ones.
+    :param settings: None for the defaults.
     :param host: a host, or its names; its kernel is checked too if it has files.
     :raise VmmMsiError: as :func:`plan_attach` and :func:`vmm_msi.provision.apply_change`;
         everything is as it was, except after an :class:`~vmm_msi.errors.UndoError`.
     """
-    change = provision.attach(connection, plugins, settings, any_host(host), request)
+    config, loaded = _prepared(plugins, settings, request)
+    change = provision.attach(connection, loaded, config, any_host(host), request)
     verb = "already attached:" if change.is_empty else "attached"
     return Change(**vars(change), done=f"{verb} {', '.join(map(str, request.devices))}")
 
@@ -88,3 +95,15 @@ def detach(
     change = provision.detach(connection, request, plugins)
     devices = ", ".join(map(str, request.devices)) or "everything"
     return Change(**vars(change), done=f"detached {devices}")
+
+
+def _prepared(
+    plugins: PluginManager | None, settings: Config | None, request: AttachRequest
+) -> tuple[Config, PluginManager]:
+    """Return the configuration and the plugins of a request.
+
+    :raise UsageError: for values of another type.
+    """
+    config = configuration(settings)
+    named = () if request.strategy is None else (request.strategy,)
+    return config, plugin_manager(plugins, config, named)
