@@ -204,7 +204,7 @@ def edited(domain, old, new):
         (
             "<controller type='pci' index='zz' model='pcie-root-port'/>",
             FULL,
-            "index is 'zz'; valid is a number",
+            "index is 'zz'; valid is a decimal number",
         ),
         (
             "<disk><address type='pci' bus='0x1' slot='0x20'/></disk>",

@@ -154,8 +154,9 @@ def make_hard_link(path):
 
 
 def make_socket(path):
-    with socket.socket(socket.AF_UNIX) as server:
-        server.bind(str(path))
+    # The path of a socket has a limit of its own, below that of the folders of pytest.
+    with contextlib.chdir(path.parent), socket.socket(socket.AF_UNIX) as server:
+        server.bind(path.name)
 
 
 UNUSABLE = {

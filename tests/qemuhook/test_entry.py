@@ -93,7 +93,7 @@ def test_mode_record(call, capfd, tmp_path):
     [
         (NAMESPACE, f"{NAMESPACE_BASE}2", "it has version '2'; this vmm-msi reads version '1'"),
         ("vmm-msi:vsmmu pxb", "vmm-msi:vsmmu pbx", "<vsmmu> lacks pxb"),
-        ("index='2' ", "index='two' ", "index is 'two'; valid is a number"),
+        ("index='2' ", "index='two' ", "index is 'two'; valid is a decimal number"),
     ],
     ids=["version", "edited", "definition"],
 )

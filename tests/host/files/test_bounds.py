@@ -31,8 +31,10 @@ try:
     text = f"{len(read_host([Path(sys.argv[1])]).joined().functions)} functions"
 except InputError as error:
     text = str(error)
-usage = resource.getrusage(resource.RUSAGE_SELF)
-print(usage.ru_maxrss >> 10, usage.ru_utime, text)
+# ru_maxrss would include the memory of the process that started this one.
+status = Path("/proc/self/status").read_text()
+peak = int(status.partition("VmHWM:")[2].split()[0])
+print(peak >> 10, resource.getrusage(resource.RUSAGE_SELF).ru_utime, text)
 """
 #: MiB of the process and seconds of a processor; a reader without limits needs 750 and 200.
 MEMORY, SECONDS = 256, 30
