@@ -29,7 +29,11 @@ def dropped(written: DomainXml, read_back: DomainXml) -> list[str]:
     lost = []
     if record != read_record(read_back):
         lost.append("the vmm-msi record in <metadata>")
-    record = record or DomainRecord()
+    return lost + _lost(written, read_back, record or DomainRecord())
+
+
+def _lost(written: DomainXml, read_back: DomainXml, record: DomainRecord) -> list[str]:
+    lost = []
     if written.iommufd and not read_back.iommufd:
         lost.append("<iommufd enabled='yes'/>")
     lost.extend(_iommus(written, read_back, record))
@@ -52,7 +56,7 @@ def gone(domain: DomainXml) -> list[str]:
     record = record_in(domain)
     if record == DomainRecord():
         return []
-    lost = dropped(domain, domain)
+    lost = _lost(domain, domain, record)
     drivers = {iommu.pci_bus: iommu.driver for iommu in domain.iommus() if iommu.model == "smmuv3"}
     for vsmmu in record.vsmmus:
         driver = drivers.get(str(vsmmu.pxb) if vsmmu.pci_bus else None)
