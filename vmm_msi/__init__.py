@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from vmm_msi.library.comparison import Comparison, compare
     from vmm_msi.library.examination import Examination, examine
     from vmm_msi.library.explanation import LogExplanation, explain_log
+    from vmm_msi.library.guest_status import Status, StatusList, status, statuses
     from vmm_msi.library.hosts import Host, load_host, load_live, topology
     from vmm_msi.libvirt_driver import Connection, connect
     from vmm_msi.plugins.manager import PluginManager
@@ -26,11 +27,9 @@ if TYPE_CHECKING:
         AttachRequest,
         DetachRequest,
         Scope,
-        Status,
         apply_change,
         open_iommufd,
         pass_iommufd,
-        status,
     )
     from vmm_msi.types import BinderKind, HostTopology, PciAddress, Verdict
 
@@ -54,6 +53,7 @@ __all__ = [
     "PluginManager",
     "Scope",
     "Status",
+    "StatusList",
     "Verdict",
     "VmmMsiError",
     "__version__",
@@ -72,6 +72,7 @@ __all__ = [
     "plan_attach",
     "plan_detach",
     "status",
+    "statuses",
     "topology",
 ]
 
@@ -84,6 +85,7 @@ _MODULES = {
     "library.comparison": ("Comparison", "compare"),
     "library.examination": ("Examination", "examine"),
     "library.explanation": ("LogExplanation", "explain_log"),
+    "library.guest_status": ("Status", "StatusList", "status", "statuses"),
     "library.hosts": ("Host", "load_host", "load_live", "topology"),
     "libvirt_driver": ("Connection", "connect"),
     "plugins.manager": ("PluginManager",),
@@ -91,11 +93,9 @@ _MODULES = {
         "AttachRequest",
         "DetachRequest",
         "Scope",
-        "Status",
         "apply_change",
         "pass_iommufd",
         "open_iommufd",
-        "status",
     ),
     "types": ("BinderKind", "HostTopology", "PciAddress", "Verdict"),
 }

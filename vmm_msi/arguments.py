@@ -43,6 +43,11 @@ def text_value(what: str, value: object) -> str:
     return value
 
 
+def is_other_machine(uri: str) -> bool:
+    """Return whether a libvirt URI is one of another machine: it names a server."""
+    return "://" in uri and not uri.split("://", 1)[1].startswith("/")
+
+
 def fdgroup_name(value: object) -> str:
     """Return the name of a group of file descriptors, which XML can hold."""
     name = text_value("file descriptor group", value)

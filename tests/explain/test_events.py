@@ -152,6 +152,18 @@ def test_an_announced_event_is_the_decoded_one_after_it():
     assert (line.count, line.explanation.devices) == (1, (Subject(A),))
 
 
+@pytest.mark.parametrize("before", range(1, 5))
+def test_a_decoded_line_among_the_words_of_its_event(before):
+    """A log that two programs wrote at once."""
+    head, *rest = raw(FAULT)
+    line, access = decoded(FAULT, "0000:01:00.0")
+    text = [head, *rest[: before - 1], line, *rest[before - 1 :], access]
+    report = explain("\n".join(text), LogContext())
+    assert report.unrecognised == 0
+    (explained,) = report.lines
+    assert (explained.count, explained.explanation.devices) == (1, (Subject(A),))
+
+
 def test_a_cut_off_event_is_not_merged_with_the_next():
     report = explain("\n".join([*raw(FAULT)[:3], *raw(FAULT)]), LogContext())
     assert [(line.line, line.explanation.stage) for line in report.lines] == [(1, None), (4, 1)]

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from provision.helpers import HOST_FILE, A, B, node_file
 
@@ -257,6 +257,8 @@ CALLS = {
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(text=st.text())
+@example(text="x" * 5000)
+@example(text="a/" * 2500)
 def test_any_text_is_read_or_refused_with_a_code(argument, text):
     try:
         CALLS[argument](text)

@@ -200,8 +200,10 @@ def check_uris(args: argparse.Namespace, uris: Iterable[str]) -> None:
 
     :raise UsageError: for the first such connection.
     """
+    from vmm_msi.arguments import is_other_machine
+
     for uri in uris if args.host is None else ():
-        if "://" in uri and not uri.split("://", 1)[1].startswith("/"):
+        if is_other_machine(uri):
             raise UsageError(f"{uri} is another machine: describe it with --host")
 
 

@@ -100,8 +100,7 @@ class EventText:
             self._drop_words(piece.smmu)
             self._announced[piece.smmu] = (line, piece.announces)
         if piece.words:
-            first, _number = self._announced.pop(piece.smmu)
-            self._begin(first, of_words(piece.words, piece.smmu), from_words=True)
+            self._words(line, of_words(piece.words, piece.smmu))
         return piece.end
 
     def take(self) -> list[Pending]:
@@ -116,6 +115,15 @@ class EventText:
         self._complete += self._pending.values()
         self._pending.clear()
         return self.take()
+
+    def _words(self, line: Line, logged: Logged) -> None:
+        """Begin an event with its words, unless a line between them decoded it already."""
+        announced = self._announced.pop(logged.smmu, None)
+        pending = self._pending.get(logged.smmu)
+        if announced is not None:
+            self._begin(announced[0], logged, from_words=True)
+        elif pending is None or not _same(pending.logged, logged):
+            self._begin(line, logged, from_words=True)
 
     def _drop_words(self, smmu: str) -> None:
         """Complete an event whose words are missing or cut off."""

@@ -11,10 +11,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi import arguments
-from vmm_msi.domxml import added_elements
-from vmm_msi.domxml.metadata import record_in
-from vmm_msi.errors import RefusedError
 from vmm_msi.provision import host_lock, planner
 from vmm_msi.provision.apply import apply_change, apply_change_locked
 from vmm_msi.provision.fd_passing import open_iommufd, pass_iommufd
@@ -25,12 +21,10 @@ from vmm_msi.provision.request import (
     DetachRequest,
     LiveChange,
     Scope,
-    Status,
 )
 
 if TYPE_CHECKING:
     from vmm_msi.config import Config
-    from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.host.sources import HostSources
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
@@ -43,7 +37,6 @@ __all__ = [
     "LibvirtFacts",
     "LiveChange",
     "Scope",
-    "Status",
     "apply_change",
     "attach",
     "detach",
@@ -52,8 +45,6 @@ __all__ = [
     "plan_attach",
     "plan_detach",
     "read_facts",
-    "status",
-    "status_of",
 ]
 
 
@@ -118,28 +109,3 @@ def detach(
         change = plan_detach(connection, request)
         apply_change_locked(connection, change, plugins)
     return change
-
-
-def status(connection: Connection, domain: str, scope: Scope | str = Scope.CONFIG) -> Status:
-    """Return what vmm-msi added to a guest, and which parts were removed since.
-
-    :param scope: the definition or the running guest.
-    :raise RefusedError: for the running guest, if it is not running.
-    :raise UsageError: if ``domain`` is not a text, or ``scope`` not one of the two.
-    :raise DomainXmlError: if the record cannot be read.
-    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
-    """
-    part = arguments.member(Scope, "scope", scope)
-    state = connection.state(arguments.text_value("guest", domain))
-    xml = state.running if part.live else state.definition
-    if xml is None:
-        raise RefusedError(
-            f"reading the running guest {state.definition.name}: it is not running; use --scope "
-            "config to read its definition"
-        )
-    return status_of(xml)
-
-
-def status_of(xml: DomainXml) -> Status:
-    """Return what vmm-msi added to the guest that ``xml`` describes; see :func:`status`."""
-    return Status(xml.name, record_in(xml), tuple(added_elements.gone(xml)))

@@ -212,15 +212,3 @@ class Change:
     def record(self) -> DomainRecord:
         """The record of vmm-msi in the domain after the change."""
         return record_in(self.after)
-
-
-@dataclass(frozen=True)
-class Status:
-    """What vmm-msi added to a guest.
-
-    :param gone: parts of it that were removed since, a few words each.
-    """
-
-    name: str
-    record: DomainRecord
-    gone: tuple[str, ...] = ()

@@ -1,0 +1,190 @@
+"""Report what guests have, as ``vmm-msi status`` does: predicted, and measured on this machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from vmm_msi import arguments
+from vmm_msi.domxml import added_elements
+from vmm_msi.domxml.metadata import record_in
+from vmm_msi.errors import RefusedError, TopologyError, UnreadableError, UsageError, VmmMsiError
+from vmm_msi.library.hosts import topology
+from vmm_msi.provision import Scope
+from vmm_msi.report import status as report
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from vmm_msi.domxml.guest_state import GuestState
+    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.library.hosts import AnyHost
+    from vmm_msi.libvirt_driver import Connection
+    from vmm_msi.recording.measure import Measured
+    from vmm_msi.report.documents import StatusDocument, StatusListDocument
+    from vmm_msi.types import Granule, HostTopology, PciAddress
+
+
+@dataclass(frozen=True)
+class Status(report.GuestStatus):
+    """The status of a guest: what vmm-msi added, its other devices, predictions, measurements.
+
+    :param gone: what vmm-msi added and another program removed since, a noun phrase each.
+    """
+
+    gone: tuple[str, ...] = ()
+
+    def to_json(self) -> StatusDocument:
+        """Return the document that ``vmm-msi status DOMAIN --format json`` prints."""
+        return {"schema": 1, **report.to_json(self)}
+
+
+@dataclass(frozen=True)
+class StatusList:
+    """The status of all guests, without measurements.
+
+    :param notes: a reason for each guest that cannot be read.
+    """
+
+    guests: Sequence[Status]
+    notes: Sequence[str]
+
+    def to_json(self) -> StatusListDocument:
+        """Return the document that ``vmm-msi status --format json`` prints."""
+        guests = [report.to_json(guest) for guest in self.guests]
+        return {"schema": 1, "domains": guests, "notes": list(self.notes)}
+
+
+def status(
+    connection: Connection,
+    domain: str,
+    scope: Scope | str = Scope.CONFIG,
+    *,
+    measure: bool = False,
+    host: AnyHost | None = None,
+    granule: Granule | str | int | None = None,
+) -> Status:
+    """Return the status of a guest.
+
+    :param scope: the definition or the running guest.
+    :param measure: read what the devices of a running guest did: their MSI addresses, interrupts
+        and faults on this machine. What cannot be read is a note.
+    :param host: with ``measure``: the host, or its names; None for this machine's own tables.
+    :param granule: see :func:`~vmm_msi.library.hosts.load_host`.
+    :raise RefusedError: for the running guest, if it is not running.
+    :raise UsageError: if ``domain`` is not a text, or ``scope`` not one of the two.
+    :raise DomainXmlError: if the record cannot be read.
+    :raise HypervisorError: if libvirt cannot be queried or has no such domain.
+    """
+    part = arguments.member(Scope, "scope", scope)
+    state = connection.state(arguments.text_value("guest", domain))
+    xml = state.running if part.live else state.definition
+    if xml is None:
+        raise RefusedError(
+            f"reading the running guest {state.definition.name}: it is not running; use --scope "
+            "config to read its definition"
+        )
+    record, gone = record_in(xml), tuple(added_elements.gone(xml))
+    notes = _notes(gone, "the running guest" if part.live else "the definition")
+    measured = None
+    if record.devices and state.running is None:
+        notes.append("the guest is off: its MSIs are as the simulator predicted at attach")
+    elif record.devices and state.running is not None and measure:
+        measured, unread = _measure(connection.uri, state.running, host, granule)
+        notes += unread
+    return Status(xml.name, state.running is not None, record, _others(xml), measured, notes, gone)
+
+
+def status_of(xml: DomainXml) -> Status:
+    """Return the status of the guest that a definition describes.
+
+    :raise DomainXmlError: if the record cannot be read.
+    """
+    gone = tuple(added_elements.gone(xml))
+    notes = _notes(gone, "the definition")
+    return Status(xml.name, None, record_in(xml), _others(xml), None, notes, gone)
+
+
+def statuses(connection: Connection) -> StatusList:
+    """Return the status of every guest of a libvirt; of a running guest, as it runs.
+
+    :raise HypervisorError: if libvirt cannot be queried.
+    """
+    guests, notes = [], []
+    for name in connection.names():
+        try:
+            guests.append(_listed(connection.state(name)))
+        except VmmMsiError as error:
+            # The others are shown: its record was edited by hand, or it is gone meanwhile.
+            notes.append(str(error))
+    return StatusList(guests, notes)
+
+
+def _listed(state: GuestState) -> Status:
+    xml = state.running or state.definition
+    gone = tuple(added_elements.gone(xml))
+    running = state.running is not None
+    return Status(xml.name, running, record_in(xml), _others(xml), gone=gone)
+
+
+def _others(xml: DomainXml) -> list[PciAddress]:
+    """Return the PCI devices of a guest that vmm-msi did not attach."""
+    record = record_in(xml)
+    return [hostdev.host for hostdev in xml.assigned() if record.device(hostdev.host) is None]
+
+
+def _notes(gone: Sequence[str], where: str) -> list[str]:
+    return [
+        f"{part} is missing from {where}: another program removed it; detach the device and attach "
+        "it again"
+        for part in gone
+    ]
+
+
+def _measure(
+    uri: str,
+    xml: DomainXml,
+    host: AnyHost | None,
+    granule: Granule | str | int | None,
+) -> tuple[Mapping[PciAddress, Measured] | None, list[str]]:
+    """Measure the devices of a running guest; return None if it runs elsewhere.
+
+    :return: and notes about what was not measured, and why.
+    """
+    from vmm_msi.explain.log_context import LogContext
+    from vmm_msi.recording.measure import measure, read_interrupts
+
+    if uri.partition(":")[0].partition("+")[0] != "qemu":
+        return None, ["not measured: the guests of this connection do not run in QEMU"]
+    if arguments.is_other_machine(uri):
+        return None, [f"not measured: {uri} is another machine; run vmm-msi there"]
+    notes: list[str] = []
+    described: HostTopology | None = None
+    interrupts: str | None = None
+    log: list[str] | None = None
+    try:
+        interrupts = read_interrupts()
+    except UnreadableError as error:
+        notes.append(f"interrupts not measured: {error}")
+    try:
+        described = topology(host, granule).topology
+        log = _log_since(xml.name)
+    except (UsageError, TopologyError, UnreadableError) as error:
+        notes.append(f"faults not measured: {error}")
+    addresses = [hostdev.host for hostdev in xml.assigned()]
+    context = LogContext(described, None, xml)
+    measured, unread = measure(addresses, interrupts, log, context)
+    notes += [f"MSI address not measured: {reason}" for reason in unread]
+    return measured, notes
+
+
+def _log_since(guest: str) -> list[str]:
+    """Return the kernel's log since the guest started.
+
+    :raise UnreadableError: when it or the guest's process cannot be read.
+    """
+    from vmm_msi.host.files.folder import this_machine
+    from vmm_msi.host.files.kernel_log import kernel_log
+    from vmm_msi.recording.measure import start_time_us
+
+    return kernel_log(this_machine(), since_us=start_time_us(guest))
