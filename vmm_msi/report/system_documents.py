@@ -134,13 +134,18 @@ class LabBuildDocument(TypedDict):
 
 
 class ShapeJson(TypedDict):
-    """The size of an emulated host."""
+    """What an emulated host has; ``memory`` in MiB."""
 
     smmus: int
     devices: int
     pairs: int
-    nvmes: int
     granule: str
+    memory: int
+    vcpus: int
+    nvmes: int
+    e1000es: int
+    igbs: int
+    guests: bool
 
 
 class LabStatusDocument(TypedDict):
