@@ -129,14 +129,14 @@ def _uri(args: argparse.Namespace) -> str | None:
 
     :raise UsageError: if it is on another machine but the host is this one.
     """
+    from vmm_msi.arguments import is_other_machine
     from vmm_msi.cli.domain_options import DEFAULT_URI
     from vmm_msi.domxml.document import is_document
 
     uri: str | None = args.connect
     if uri is None and args.domain is not None and not is_document(args.domain):
         uri = os.environ.get("LIBVIRT_DEFAULT_URI") or DEFAULT_URI
-    _, remote, path = (uri or "").partition("://")
-    if remote and not path.startswith("/") and not args.host and args.root is None:
+    if uri is not None and is_other_machine(uri) and not args.host and args.root is None:
         raise UsageError(
             f"checking {uri}: it is on another machine; add a HOST that describes that machine"
         )

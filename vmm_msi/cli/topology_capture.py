@@ -91,8 +91,9 @@ def _check(args: argparse.Namespace) -> None:
         raise UsageError(
             "--connect is for this machine, --root for the files of another; use one of them"
         )
-    _, remote, place = (args.connect or "").partition("://")
-    if remote and not place.startswith("/"):
+    from vmm_msi.arguments import is_other_machine
+
+    if args.connect is not None and is_other_machine(args.connect):
         raise UsageError(
             f"{args.connect} is another machine, but the files are those of this one; run vmm-msi "
             "topology capture on that machine"
