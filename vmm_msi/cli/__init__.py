@@ -8,7 +8,6 @@ the exit code of its class; any other exception is a bug and keeps its traceback
 from __future__ import annotations
 
 import errno
-import json
 import os
 import sys
 from itertools import pairwise
@@ -166,6 +165,8 @@ def _fail(
     """
     command = _command(words)
     if "--format=json" in words or ("--format", "json") in pairwise(words):
+        import json
+
         document: dict[str, object] = {"command": command, "code": code, "exit_code": exit_code}
         document["message"] = message
         if findings:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.library.hosts import AnyHost
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.recording.measure import Measured
@@ -92,7 +93,8 @@ def status(
     elif record.devices and state.running is not None and measure:
         measured, unread = _measure(connection.uri, state.running, host, granule)
         notes += unread
-    return Status(xml.name, state.running is not None, record, _others(xml), measured, notes, gone)
+    others = _others(xml, record)
+    return Status(xml.name, state.running is not None, record, others, measured, notes, gone)
 
 
 def status_of(xml: DomainXml) -> Status:
@@ -100,9 +102,9 @@ def status_of(xml: DomainXml) -> Status:
 
     :raise DomainXmlError: if the record cannot be read.
     """
-    gone = tuple(added_elements.gone(xml))
+    record, gone = record_in(xml), tuple(added_elements.gone(xml))
     notes = _notes(gone, "the definition")
-    return Status(xml.name, None, record_in(xml), _others(xml), None, notes, gone)
+    return Status(xml.name, None, record, _others(xml, record), None, notes, gone)
 
 
 def statuses(connection: Connection) -> StatusList:
@@ -122,14 +124,12 @@ def statuses(connection: Connection) -> StatusList:
 
 def _listed(state: GuestState) -> Status:
     xml = state.running or state.definition
-    gone = tuple(added_elements.gone(xml))
-    running = state.running is not None
-    return Status(xml.name, running, record_in(xml), _others(xml), gone=gone)
+    record, gone = record_in(xml), tuple(added_elements.gone(xml))
+    return Status(xml.name, state.running is not None, record, _others(xml, record), gone=gone)
 
 
-def _others(xml: DomainXml) -> list[PciAddress]:
+def _others(xml: DomainXml, record: DomainRecord) -> list[PciAddress]:
     """Return the PCI devices of a guest that vmm-msi did not attach."""
-    record = record_in(xml)
     return [hostdev.host for hostdev in xml.assigned() if record.device(hostdev.host) is None]
 
 
