@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from described_host import load_host
 from host.firmware.dt_builder import dtb
 
 from vmm_msi import samples
 from vmm_msi.errors import UsageError
 from vmm_msi.host.resolve import resolve
 from vmm_msi.host.scenario import load_scenario
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import PciAddress
 
 

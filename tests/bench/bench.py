@@ -185,7 +185,7 @@ DEVICES = (PciAddress.parse("0000:01:00.0"), PciAddress.parse("0001:01:00.0"))
 
 def bench_attach(plugins: PluginManager, uri: str, where: str, rounds: int) -> None:
     """Time attach and detach, alternately with the same libvirt calls alone."""
-    host = sources.load_host(samples.path("eight-its-server.dtb"))
+    host = sources.read_host([samples.path("eight-its-server.dtb")]).topology
     request = AttachRequest(GUEST, DEVICES, strategy="multi-its", binder=BinderKind.SIM)
     settings = Config()
     took: dict[str, list[tuple[float, float]]] = {"attach": [], "detach": []}

@@ -43,7 +43,7 @@ def commands(connection: Connection) -> Callable[[], None]:
     """Return one cycle of vmm-msi."""
     plugins = PluginManager.load()
     settings = Config()
-    host = sources.load_host(samples.path("eight-its-server.dtb"))
+    host = sources.read_host([samples.path("eight-its-server.dtb")]).topology
 
     def cycle() -> None:
         provision.attach(connection, plugins, settings, host, REQUEST)
@@ -54,7 +54,7 @@ def commands(connection: Connection) -> Callable[[], None]:
 
 def bare(connection: Connection) -> Callable[[], None]:
     """Return the libvirt calls of one cycle."""
-    host = sources.load_host(samples.path("eight-its-server.dtb"))
+    host = sources.read_host([samples.path("eight-its-server.dtb")]).topology
     change = provision.plan_attach(connection, PluginManager.load(), Config(), host, REQUEST)
     old, new = str(change.old), str(change.new)
     raw = libvirt.open(connection.uri)

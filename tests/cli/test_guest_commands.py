@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from described_host import load_host
 from lxml import etree
 
 from vmm_msi import samples
@@ -19,7 +20,6 @@ from vmm_msi.cli.domain_options import preview
 from vmm_msi.config import Config
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.host.sources import load_host
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import AttachRequest, DetachRequest, plan_attach

@@ -9,6 +9,7 @@ import struct
 from pathlib import Path
 
 import pytest
+from described_host import load_host
 from lxml import etree
 
 from vmm_msi import samples
@@ -18,7 +19,6 @@ from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import UnreadableError
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.host.files.kernel_log import select
-from vmm_msi.host.sources import load_host
 from vmm_msi.recording.measure import Measured, measure, read_interrupts, start_time_us
 from vmm_msi.report.status import GuestStatus, lines_of, list_lines, to_json
 from vmm_msi.types import Iova, PciAddress

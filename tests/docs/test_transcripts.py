@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import doc_blocks
 import pytest
+from described_host import load_host
 from doc_blocks import PAGES, ROOT
 from doctor.cases import HEALTHY, with_kernel, with_option
 from provision.helpers import HOST, PLUGINS, attach
@@ -33,7 +34,6 @@ from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
-from vmm_msi.host.sources import load_host
 from vmm_msi.lab.build import images, root
 from vmm_msi.lab.conformance import conform
 from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult, Phase, Vector

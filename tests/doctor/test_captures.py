@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+from described_host import load_host
 
 from vmm_msi.cli import main
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import PciAddress
 
 CAPTURES = Path(__file__).resolve().parent.parent / "captures"

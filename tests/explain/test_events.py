@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from described_host import load_host
 from event_lines import decoded, raw, words
 
 from vmm_msi.domxml.guest_domain import guest_from_xml
@@ -15,7 +16,6 @@ from vmm_msi.explain.explainer import MAX_EXPLAINED, explain
 from vmm_msi.explain.explanation import Subject
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.explain.log_lines import lines
-from vmm_msi.host.sources import load_host
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.samples import path as sample
 from vmm_msi.types import Granule, Iova, Ipa, PciAddress, StreamId

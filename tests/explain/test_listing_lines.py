@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from described_host import load_host
 
 from vmm_msi import samples
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
-from vmm_msi.host.sources import load_host
 
 BOARD = load_host(samples.path("eight-its-server.dtb"))
 

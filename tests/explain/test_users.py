@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from described_host import load_host
 from event_lines import decoded, raw
 
 from vmm_msi.domxml.guest_domain import guest_from_xml
@@ -16,7 +17,6 @@ from vmm_msi.explain.configuration import MEANINGS, PER_BUS
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.explain.users import User
-from vmm_msi.host.sources import load_host
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.report.explain import to_json, to_lines
 from vmm_msi.samples import path as sample

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from described_host import load_host
 from host.host_files import WINDOW, HostFiles
 from host.hosts import NAMES, SMMUS, server, tables
 
@@ -12,7 +13,6 @@ from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.join import host_of_functions
 from vmm_msi.host.live import read_sources
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import (
     DeviceId,
     Granule,

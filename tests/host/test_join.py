@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from described_host import load_host
 
 from vmm_msi import samples
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.join import host_of_functions, join
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import Granule, Pa, PciAddress, PciFunction, ReservedKind, ReservedRegion, Smmu
 from vmm_msi.types.pci_function import VfioEvidence
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from described_host import load_host
 from host.host_files import ACPI, HostFiles
 from host.hosts import server, tables
 
@@ -15,7 +16,7 @@ from vmm_msi.host import sources
 from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.listing import read_listing
 from vmm_msi.host.pci.sysfs import MAX_FUNCTIONS
-from vmm_msi.host.sources import load_host, read_host
+from vmm_msi.host.sources import read_host
 from vmm_msi.types import SW_MSI_WINDOW, PciAddress, ReservedKind
 
 #: As ``lspci -vvv -nn -k -D`` of pciutils 3.13 prints them, shortened.
@@ -273,7 +274,7 @@ def test_a_listing_is_a_source_beside_the_tables(write, tmp_path):
     folder = HostFiles().tables(**tables()).write(tmp_path / "tables") / ACPI[1:]
     path = write("/sys/kernel/iommu_groups/7/devices/0000:01:00.0\n")
     read = read_host([path, folder])
-    host = read.joined()
+    host = read.topology
     assert host.smmus
     assert not host.missing
     assert host.function_by_address[NVME].iommu_group == 7
@@ -319,8 +320,8 @@ def test_what_a_listing_lacks_may_exist(write, tmp_path):
     other = PciAddress.parse("0000:02:00.0")
     for names in ([path], [path, folder]):
         read = read_host(names)
-        assert not read.joined().lists_all_functions
+        assert not read.topology.lists_all_functions
         ids = {finding.id for finding in examine(read_case(read, Selection([NVME, other])))}
         assert not ids & {"no-iommu-group", "device-missing"}
     root = server().write(tmp_path / "root")
-    assert read_host([path, root]).joined().lists_all_functions
+    assert read_host([path, root]).topology.lists_all_functions

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+from described_host import load_host
 from host.firmware.dt_builder import dtb
 from host.host_files import ACPI, HostFiles, config
 from host.hosts import ITSES, NAMES, SMMUS, read_tree, server, tables
@@ -18,7 +19,6 @@ from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.firmware.dt_nodes import DeviceTree
 from vmm_msi.host.live import read_sources
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import Granule, Pa, PciAddress
 
 BOARD = samples.path("eight-its-server.dtb")

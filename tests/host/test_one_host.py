@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from described_host import load_host
 from host.host_files import HostFiles
 from host.hosts import server, tables
 
@@ -14,7 +15,7 @@ from vmm_msi.errors import TopologyError
 from vmm_msi.host.join import host_of_functions
 from vmm_msi.host.live import read_sources
 from vmm_msi.host.one_host import check_one_host
-from vmm_msi.host.sources import load_host, read_host
+from vmm_msi.host.sources import read_host
 from vmm_msi.types import Granule, Its, Pa, PciAddress, PciFunction, PciSegment, Smmu
 
 BOARD = load_host(samples.path("eight-its-server.dtb"))

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from described_host import load_host
 
 from vmm_msi import samples
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import isolates_msis, resolve, with_devices
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     Firmware,

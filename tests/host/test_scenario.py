@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 
 import pytest
+from described_host import load_host
 
 from vmm_msi.errors import ScenarioError
 from vmm_msi.host.scenario import load_host_toml, load_scenario, parse_scenario
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     BindOrder,

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from described_host import load_host
 from host.files.arm_host import arm_host
 from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 from host.host_files import ACPI, HostFiles
@@ -24,7 +25,8 @@ from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.files.pack import pack
 from vmm_msi.host.join import host_of_functions
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host, load_live, read_host
+from vmm_msi.host.sources import read_host
+from vmm_msi.library.hosts import load_live
 from vmm_msi.types import Granule, PciAddress, PciFunction
 
 BOARD = samples.path("eight-its-server.dtb")
@@ -109,7 +111,7 @@ def test_this_machine(monkeypatch, tmp_path):
         tree = FolderTree(files.write(tmp_path / message[:3] if message else tmp_path / "server"))
         monkeypatch.setattr(host_folder, "this_machine", lambda tree=tree: tree)
         if error is None:
-            assert resolve(load_live(), address("0000:01:00.0")).vectors == 129
+            assert resolve(load_live().topology, address("0000:01:00.0")).vectors == 129
         elif not (live.ACPI_TABLES / "IORT").exists():
             with pytest.raises(error, match=message):
                 load_live()
@@ -138,7 +140,7 @@ def test_several_hosts_are_sources_about_one(tmp_path):
         str(folder),
     ]
     assert (read.name, read.tree.source) == (f"{root} + {folder}", str(root))
-    assert read.joined().source == read.name
+    assert read.topology.source == read.name
     assert read_host([folder, root]).name == f"{folder} + {root}"
     assert read_host([BOARD]).tree is None
     assert len(read_host([root, root]).trees) == 2
@@ -156,7 +158,7 @@ def test_a_libvirt_uri():
         Granule.K64,
         ask_libvirt=lambda uri: host_of_functions(uri, [function]),
     )
-    assert read.joined().functions == (function,)
+    assert read.topology.functions == (function,)
     assert read.name == f"qemu:///system + {BOARD}"
     with pytest.raises(UsageError, match="qemu:///system: a libvirt URI; a host is"):
         read_host(["qemu:///system"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from described_host import load_host
 
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host
 from vmm_msi.host.streams import devices_of_stream, smmus_named
 from vmm_msi.samples import path as sample
 from vmm_msi.types import (

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from described_host import load_host
+
 from vmm_msi.host.scenario import load_scenario
-from vmm_msi.host.sources import load_host
 from vmm_msi.lab.rpc.codec import from_wire, to_wire
 from vmm_msi.samples import path as sample
 from vmm_msi.types import (

@@ -5,9 +5,10 @@ from __future__ import annotations
 import shutil
 from contextlib import contextmanager
 
+from described_host import load_host
+
 from vmm_msi import provision, samples
 from vmm_msi.config import Choice, Config
-from vmm_msi.host.sources import load_host
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.provision import AttachRequest, DetachRequest

@@ -6,10 +6,10 @@ import struct
 from pathlib import Path
 
 import pytest
+from described_host import load_host
 
 from vmm_msi.domxml.document import read_document
 from vmm_msi.errors import UsageError
-from vmm_msi.host.sources import load_host
 from vmm_msi.recording import LogOrigin, RecordedVector, Releases, Slot
 from vmm_msi.recording.recorder import MAX_EVENTS, Observations, interrupt_counts, record_guest
 from vmm_msi.samples import path as sample

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor.case import Case, Guest, KernelFacts, Software
 from vmm_msi.doctor.devices import assignable, representatives, with_routed
 from vmm_msi.errors import UsageError
-from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.join import host_of_functions, join
 from vmm_msi.types import BinderKind, HostTopology
 
@@ -64,7 +63,7 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
     :raise HypervisorError: if libvirt cannot be queried or has no such domain.
     """
     selected = selection or Selection()
-    host = sources.joined()
+    host = sources.topology
     software = Software()
     unlisted: tuple[PciAddress, ...] = ()
     with ExitStack() as stack:
@@ -97,7 +96,7 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
         choice=selected.choice,
         plugins=selected.plugins,
         config=selected.config,
-        disagreements=tuple(disagreements(sources.sources)),
+        disagreements=sources.disagreements,
     )
     if unlisted and software.driver == "QEMU":
         case = with_unlisted(case, unlisted)
@@ -123,7 +122,7 @@ def host_case(host: HostTopology | HostSources) -> Case:
     """
     if isinstance(host, HostTopology):
         return Case(host)
-    case = Case(host.joined(), disagreements=tuple(disagreements(host.sources)))
+    case = Case(host.topology, disagreements=host.disagreements)
     return _with_host_files(case, host)
 
 

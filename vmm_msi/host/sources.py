@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from dataclasses import dataclass, replace
+from functools import cached_property
 from io import BytesIO
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
 
+    from vmm_msi.host.crosscheck import Disagreement
     from vmm_msi.host.files import HostTree
 
     #: Asks the libvirt at a URI for the host's PCI functions.
@@ -47,7 +49,7 @@ MAX_TEXT = 32 << 20
 MAX_LINES = 1_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class HostSources:
     """The sources about one host.
 
@@ -65,9 +67,17 @@ class HostSources:
         """The host's files; None if there are only descriptions."""
         return self.trees[0] if self.trees else None
 
-    def joined(self) -> HostTopology:
-        """Return the sources merged into one topology."""
+    @cached_property
+    def topology(self) -> HostTopology:
+        """The sources merged: SMMUs, ITSes, routes, PCI functions."""
         return join(self.sources, self.name)
+
+    @cached_property
+    def disagreements(self) -> tuple[Disagreement, ...]:
+        """What the sources describe differently."""
+        from vmm_msi.host.crosscheck import disagreements
+
+        return tuple(disagreements(self.sources))
 
 
 def read_host(
@@ -121,32 +131,6 @@ def read_host(
     shown = [str(name) for name in (root, *names) if name is not None]
     sources = tuple(source for _name, described in hosts for source in described)
     return HostSources(" + ".join(shown) or THIS_MACHINE, sources, tuple(trees))
-
-
-def load_host(path: Path, granule: Granule | None = None) -> HostTopology:
-    """Read the description of a host.
-
-    :param path: a ``.toml`` file, a device tree blob, a folder with ACPI tables or laid out like
-        the host's ``/``, or a capture (``.tar.zst``).
-    :param granule: page size of the host's kernel in bytes, used if the description does not have
-        it: a TOML file and a capture do. The default is 4K.
-    :raise TopologyError: when it has none of these forms, cannot be read or is malformed.
-    :raise ScenarioError: when it is a TOML file with an error.
-    """
-    return read_host([path], granule).joined()
-
-
-def load_live() -> HostTopology:
-    """Read this machine, with its kernel's page size.
-
-    Only root can read the firmware's tables.
-
-    :raise UsageError: when it has neither an IORT nor a device tree with an SMMU or an ITS.
-    :raise TopologyError: when its tables cannot be read or are malformed.
-    """
-    host = read_host().joined()
-    check_this_machine(host)
-    return host
 
 
 def check_this_machine(host: HostTopology) -> None:

@@ -123,7 +123,7 @@ def compare(
         xml = None if name is None else read_guest(name, connect_to)
         check_devices(name, xml, selected)
         notes = examine_all(sources, selected, xml, loaded, config, allow_faults=allowed)
-        subject = scenario_of(sources.joined(), selected, xml)
+        subject = scenario_of(sources.topology, selected, xml)
     runs = Runs.of(subject, named, loaded, config)
     results = tuple(result for choice in runs.choices for result in runs.results(choice))
     return Comparison(subject, results, notes)

@@ -5,20 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 from vmm_msi.arguments import file_path, page_size
 from vmm_msi.errors import UsageError
 from vmm_msi.host import sources
-from vmm_msi.host.crosscheck import disagreements
 from vmm_msi.host.sources import HostSources
 from vmm_msi.types import Granule, HostTopology
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from vmm_msi.host.crosscheck import Disagreement
     from vmm_msi.report.documents import TopologyDocument
 
     #: A file, a folder, a capture or a libvirt URI.
@@ -34,16 +31,6 @@ class Host(HostSources):
     Every function that takes a host takes this, a :class:`~vmm_msi.types.HostTopology`, or the
     names that :func:`load_host` takes.
     """
-
-    @cached_property
-    def topology(self) -> HostTopology:
-        """The sources merged: SMMUs, ITSes, routes, PCI functions."""
-        return self.joined()
-
-    @cached_property
-    def disagreements(self) -> tuple[Disagreement, ...]:
-        """What the sources describe differently."""
-        return tuple(disagreements(self.sources))
 
     def to_json(self) -> TopologyDocument:
         """Return the document that ``vmm-msi topology show --format json`` prints."""

@@ -28,7 +28,7 @@ from pathlib import Path
 from vmm_msi.errors import InputError
 from vmm_msi.host.sources import read_host
 try:
-    text = f"{len(read_host([Path(sys.argv[1])]).joined().functions)} functions"
+    text = f"{len(read_host([Path(sys.argv[1])]).topology.functions)} functions"
 except InputError as error:
     text = str(error)
 # ru_maxrss would include the memory of the process that started this one.

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from described_host import load_host
 from host.firmware.acpi_builder import iort, its_group, madt, root_complex
 from host.shared import shared_data
 
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import Granule, Its, Pa, PciAddress, PciRoute
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from described_host import load_host
 from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3, table
 from host.firmware.acpi_texts import acpidump, hexdump, listing, od, xxd
 
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.firmware.acpi_table import MAX_SIZE
 from vmm_msi.host.firmware.hex_dump import dumped_tables
-from vmm_msi.host.sources import MAX_TEXT, load_host
+from vmm_msi.host.sources import MAX_TEXT
 
 #: The last line of its dump has 12 bytes.
 IORT = iort(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_right
 
 import pytest
+from described_host import load_host
 from host.firmware.dt_builder import its, node, parse, pci, refused, smmu
 from host.shared import shared_data
 from hypothesis import given, settings
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import Its, Pa, PciAddress, PciRoute, PciSegment, Smmu
 
 FULL = "bus-range = <0 0xff>;"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+from described_host import load_host
 from host.firmware.acpi_builder import (
     GICV5,
     OTHERS,
@@ -35,7 +36,6 @@ from vmm_msi.host.firmware.hex_dump import dumped_tables
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.host.firmware.iort_routes import routes
 from vmm_msi.host.firmware.madt import parse_madt
-from vmm_msi.host.sources import load_host
 
 pytestmark = pytest.mark.lab_root
 

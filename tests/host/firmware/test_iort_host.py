@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 
 import pytest
+from described_host import load_host
 from host.firmware.acpi_builder import iort, its_group, madt, rmr, root_complex, smmu_v2, smmu_v3
 from host.shared import shared_data
 
@@ -13,7 +14,6 @@ from vmm_msi.host.firmware.acpi import parse_acpi
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.host.firmware.iort_host import reserved_memory, segments, smmus
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.sources import load_host
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     Granule,
