@@ -73,16 +73,16 @@ class GuestExaminer:
         if causes:
             self._refuse(causes, cause=failure)
 
-    def notes(self, new: DomainXml, simulation: Simulation, record: DomainRecord) -> list[str]:
-        """Return notes about the planned guest.
+    def findings(
+        self, new: DomainXml, simulation: Simulation, record: DomainRecord
+    ) -> list[Finding]:
+        """Return the doctor's findings about the planned guest.
 
         :param simulation: the guest in the simulator.
         :param record: what was attached before the change: a device that was attached although its
             MSIs are not delivered does not keep others from being attached.
         :raise FindingsError: if the doctor reports errors and the request does not allow them.
         """
-        from vmm_msi.doctor.refusal import errors, notes
-
         allowed = {
             device.host
             for device in record.devices
@@ -91,27 +91,27 @@ class GuestExaminer:
         }
         verdicts = tuple(v for v in simulation.verdicts if v.device not in allowed)
         rehearsal = replace(simulation, verdicts=verdicts)
-        findings = self._examine(self._case(new, _assigned(new), rehearsal=rehearsal))
-        causes = errors(findings)
-        if causes and not self.request.allow_faults:
-            self._refuse(causes, can_override=True)
-        return notes(findings)
+        return self._allowed(self._case(new, _assigned(new), rehearsal=rehearsal))
 
-    def notes_on_attached(self) -> list[str]:
-        """Return notes about a guest that has all devices of the request already.
+    def findings_on_attached(self) -> list[Finding]:
+        """Return the doctor's findings about a guest that has all devices of the request already.
 
         :raise FindingsError: if the doctor reports errors and the request does not allow them.
         """
-        from vmm_msi.doctor.refusal import errors, notes
-
         guest = self.facts.guest
         live = guest.running if self.request.scope.live else None
         xml = guest.definition if live is None or self.request.scope.config else live
-        findings = self._examine(self._case(xml, _assigned(xml)))
+        return self._allowed(self._case(xml, _assigned(xml)))
+
+    def _allowed(self, case: Case) -> list[Finding]:
+        """Return the findings about a case; refuse errors unless the request allows them."""
+        from vmm_msi.doctor.refusal import errors
+
+        findings = self._examine(case)
         causes = errors(findings)
         if causes and not self.request.allow_faults:
             self._refuse(causes, can_override=True)
-        return notes(findings)
+        return findings
 
     def _refuse(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from vmm_msi.doctor import refusal
 from vmm_msi.doctor.case_reader import host_case
 from vmm_msi.domxml import editor, numa
 from vmm_msi.domxml.index_gaps import close_gaps
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vmm_msi.config import Choice, Config
+    from vmm_msi.doctor.finding import Finding
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.metadata import DeviceRecord
@@ -54,6 +56,10 @@ if TYPE_CHECKING:
         Verdict,
         VsmmuPlan,
     )
+
+
+#: The finding that says what a note about memory for hotplug says.
+_BAR_LOSS = "hotplug-bar-loss"
 
 
 def plan_attach(
@@ -89,7 +95,7 @@ def plan_attach(
     names = ", ".join(map(str, alike))
     notes = [f"{names}: attached in this way already; nothing was changed"] if alike else []
     if alike and not pending:
-        notes += examiner.notes_on_attached()
+        notes += refusal.notes(examiner.findings_on_attached())
         old = facts.guest.definition
         return Change(old=old, new=old, binder=examiner.binder, notes=tuple(notes))
     change = _AttachPlanner(facts, plugins, settings, examiner, request, finish).change()
@@ -104,6 +110,7 @@ class _Edited:
     simulation: Simulation
     notes: tuple[str, ...]
     choices: Mapping[PciAddress, Choice]
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -137,7 +144,7 @@ class _AttachPlanner:
             live = self._edited(editor.plug, running)
         edits = [edited for edited in (config, live) if edited is not None]
         notes = dict.fromkeys(note for edited in edits for note in edited.notes)
-        if not any(note.startswith("hotplug-bar-loss") for note in notes):
+        if not any(finding.id == _BAR_LOSS for edited in edits for finding in edited.findings):
             notes |= dict.fromkeys(self._memory_notes())
         return Change(
             old=old,
@@ -167,8 +174,9 @@ class _AttachPlanner:
         except (RefusedError, TopologyError) as failure:
             self.examiner.explain(old, failure)
             raise
-        findings = self.examiner.notes(edited.xml, edited.simulation, record_in(old))
-        return replace(edited, notes=(*edited.notes, *findings))
+        findings = self.examiner.findings(edited.xml, edited.simulation, record_in(old))
+        notes = (*edited.notes, *refusal.notes(findings))
+        return replace(edited, notes=notes, findings=tuple(findings))
 
     def _planned(self, edit: Callable[..., DomainXml], old: DomainXml) -> _Edited:
         """Bring a guest up in the simulator, and put the devices into its XML with ``edit``."""
