@@ -23,7 +23,7 @@ COMMANDS = [
     (0, ["--help"]),
     (0, ["--version"]),
     (0, ["compare", "--scenario", TWO_ITS, "--strategy", "direct", "--format", "json"]),
-    (0, ["doctor", TWO_ITS]),
+    (9, ["doctor", TWO_ITS]),
     (0, ["plugins", "list"]),
     (0, ["completion", "bash"]),
     (1, ["explain", "nothing known"]),
@@ -122,7 +122,7 @@ def test_text_that_the_locale_lacks(locale, words):
 def test_a_name_in_another_encoding(tmp_path, locale, name):
     host = os.fsencode(tmp_path) + b"/" + name + b".toml"
     Path(os.fsdecode(host)).write_bytes(Path(TWO_ITS).read_bytes())
-    assert in_locale(locale, ["doctor", host]).returncode == 0
+    assert in_locale(locale, ["doctor", host]).returncode == 9
     one_line(in_locale(locale, ["status", "-c", NODE, name]), 6)
     one_line(in_locale(locale, ["status", "g", "-c", b"test:///" + name]), 6)
     one_line(in_locale(locale, [name]), 2)

@@ -28,8 +28,15 @@ def test_a_host_that_can_nest(capsys):
 
 
 def test_a_host_without_canwbs(capsys):
-    status, findings = findings_of(capsys, "no-canwbs", "--device", "0000:21:00.0")
+    releases = ("--libvirt", "12.8", "--qemu", "11.1")
+    status, findings = findings_of(capsys, "no-canwbs", "--device", "0000:21:00.0", *releases)
     assert (status, findings) == (8, [("error", "smmu-no-s2fwb", "SMMU 1 (0xc020000)")])
+
+
+def test_a_device_without_the_libvirt_that_is_to_start_its_guest(capsys):
+    """The capture has no releases: the device is not known to work, and no rule says so."""
+    status, findings = findings_of(capsys, "two-smmus", "--device", "0000:21:00.0")
+    assert (status, findings) == (9, [("unknown", "libvirt-unknown", "host")])
 
 
 def test_a_problem_of_a_device_is_an_error_only_if_selected(capsys):

@@ -48,6 +48,7 @@ def test_a_guest_in_a_file(written):
         "note rmr-direct",
         "note slot-order",
         "note no-migration",
+        "unknown kernel-not-checked",
         "unknown libvirt-unknown",
     ]
 

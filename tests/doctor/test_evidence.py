@@ -12,7 +12,9 @@ from host.firmware.acpi_builder import OTHERS, iort, its_group, madt, root_compl
 from host.firmware.dt_builder import node, pci
 
 from vmm_msi.config import Config
+from vmm_msi.doctor import rules_kernel, rules_software
 from vmm_msi.doctor.case_reader import Selection, read_case
+from vmm_msi.doctor.finding import Severity
 from vmm_msi.doctor.rules import examine
 from vmm_msi.host.files.in_memory import MemoryTree
 from vmm_msi.host.firmware.acpi import parse_acpi
@@ -33,9 +35,13 @@ SEGMENT = "linux,pci-domain = <{}>;"
 
 
 def findings(host, *devices, tree=(), more=()):
+    """Return the findings about the hardware; no source here has the kernel or libvirt."""
     selection = Selection(devices, None, None, None, PLUGINS, Config())
     case = read_case(HostSources(host.source, (host, *more), tree), selection)
-    return [f"{finding.severity} {finding.id}: {finding.subject}" for finding in examine(case)]
+    unknown = (rules_kernel.not_checked, rules_software.too_old)
+    return [
+        f"{finding.severity} {finding.id}: {finding.subject}" for finding in examine(case, unknown)
+    ]
 
 
 def tree(*parts):
@@ -138,6 +144,7 @@ def test_the_advice_fits_the_firmware():
     texts = [
         finding.remedy
         for finding in examine(read_case(HostSources("board.dtb", (bare,)), selection))
+        if finding.severity is Severity.ERROR
     ]
     assert len(texts) == 2
     for text in texts:

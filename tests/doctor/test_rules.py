@@ -30,7 +30,7 @@ from doctor.cases import (
 )
 
 from vmm_msi.doctor import rules
-from vmm_msi.doctor.case import Guest
+from vmm_msi.doctor.case import Guest, KernelFacts
 from vmm_msi.doctor.finding import Evidence, Severity
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.host.crosscheck import Disagreement
@@ -170,6 +170,10 @@ BROKEN = {
     "no configuration": (
         with_kernel(replace(HEALTHY, tree=TREE), options=None),
         [("kernel-config-unknown", U, "host")],
+    ),
+    "a description": (
+        replace(HEALTHY, kernel=KernelFacts()),
+        [("kernel-not-checked", U, "host")],
     ),
     "not root": (
         replace(HEALTHY, unreadable=(Evidence("/sys/firmware/fdt", "Permission denied"),)),

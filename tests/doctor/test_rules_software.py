@@ -77,12 +77,18 @@ def test_without_a_guest_the_features_of_a_plan_are_required():
 
 
 @pytest.mark.parametrize(
-    ("guest", "strategy", "raised"),
-    [(True, None, True), (False, None, False), (False, "identity", True)],
+    ("guest", "selected", "strategy", "raised"),
+    [
+        (True, True, None, True),
+        (False, True, None, True),
+        (False, False, "identity", True),
+        (False, False, None, False),
+    ],
 )
-def test_unknown_libvirt(guest, strategy, raised):
-    """The releases matter only with a guest or a strategy."""
+def test_unknown_libvirt(guest, selected, strategy, raised):
+    """The releases matter with a guest, a selected device or a strategy, not for a host alone."""
     case = case_of(ONE, software=Software(), choice=strategy and Choice(strategy))
+    case = replace(case, devices_selected=selected)
     if not guest:
         case = replace(case, guest=None)
     assert ("unknown libvirt-unknown" in ids(case)) is raised

@@ -65,6 +65,7 @@ HOST_RULES: tuple[Rule, ...] = (
     rules_smmu.passthrough,
     rules_sources.not_root,
     rules_sources.no_tables,
+    rules_kernel.not_checked,
     rules_kernel.config_unknown,
     rules_smmu.unknown,
     rules_its.its_unknown,

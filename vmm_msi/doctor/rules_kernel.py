@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi.doctor.case import KernelFacts
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.rule_helpers import kernel_release, named
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.doctor.case import Case, KernelFacts
+    from vmm_msi.doctor.case import Case
 
 #: First release with nested SMMUv3s for iommufd, and first release whose iommufd maps doorbells
 #: for devices behind them.
@@ -182,4 +183,23 @@ def config_unknown(case: Case) -> Iterator[Finding]:
             "Whether the kernel has iommufd and can nest SMMUs is unknown.",
             f"Copy the configuration of the running kernel to {file}, or check it for {_BUILT} "
             "yourself.",
+        )
+
+
+def not_checked(case: Case) -> Iterator[Finding]:
+    """Yield a finding if no source has files of the host's kernel.
+
+    A description of the hardware fires none of the rules about the kernel; their silence is not an
+    all-clear.
+    """
+    if case.needs_vfio and case.tree is None and case.kernel == KernelFacts():
+        yield Finding(
+            "kernel-not-checked",
+            Severity.UNKNOWN,
+            "host",
+            (Evidence(case.host.source, "describes the hardware, without files of the kernel"),),
+            "Whether the host's kernel can assign devices and nest its SMMUs is unknown: neither "
+            "its release and options nor the drivers of its SMMUs and devices were checked.",
+            "Run vmm-msi doctor on the host itself, or capture it with vmm-msi topology capture "
+            "and use the capture as HOST.",
         )

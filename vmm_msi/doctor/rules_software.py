@@ -34,7 +34,7 @@ def too_old(case: Case) -> Iterator[Finding]:
     software, required = case.software, _required(case)
     subject_name = "host" if case.guest is None else subject(case.guest.xml)
     unknown = _unknown(software, required)
-    if unknown and (case.guest is not None or case.choice is not None):
+    if unknown and (case.devices_selected or case.choice is not None):
         yield Finding(
             "libvirt-unknown",
             Severity.UNKNOWN,
