@@ -6,7 +6,11 @@ import json
 import os
 import shutil
 import struct
+import subprocess
+import sys
+import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from described_host import load_host
@@ -195,12 +199,25 @@ def test_what_cannot_be_read_is_unknown(guest, devices):
         read_interrupts(devices / "missing")
 
 
+UUID = "5e9f2f5c-6f0e-4e0a-9a7a-3c1c5b0f3a11"
+
+
+def process(proc, pid, uuid, ticks):
+    """Write the files of a QEMU of libvirt as the kernel shows them."""
+    folder = proc / str(pid)
+    folder.mkdir(exist_ok=True)
+    (folder / "cmdline").write_bytes(b"/usr/bin/qemu-system-aarch64\0-uuid\0%b\0" % uuid.encode())
+    fields = " ".join(["S", *["0"] * 18, str(ticks)])
+    (folder / "stat").write_text(f"{pid} (qemu) system) {fields} 0 0")
+
+
 def test_faults_count_from_the_start_of_the_guest(tmp_path):
-    (tmp_path / "g.pid").write_text("17")
-    (tmp_path / "17").mkdir()
-    fields = " ".join(["S", *["0"] * 18, str(2 * os.sysconf("SC_CLK_TCK"))])
-    (tmp_path / "17" / "stat").write_text(f"17 (qemu-system aar) {fields} 0 0")
-    assert start_time_us("g", tmp_path, tmp_path) == 2_000_000
+    tick = os.sysconf("SC_CLK_TCK")
+    process(tmp_path, 17, UUID, 2 * tick)
+    process(tmp_path, 18, UUID.replace("5", "6"), 3 * tick)
+    (tmp_path / "19").mkdir()  # it exited meanwhile
+    (tmp_path / "self").mkdir()
+    assert start_time_us(UUID, tmp_path) == 2_000_000
     records = [
         b"4,1,1999999,-;arm-smmu-v3 before\n",
         b"4,2,2000000,-;arm-smmu-v3 after\n",
@@ -208,18 +225,49 @@ def test_faults_count_from_the_start_of_the_guest(tmp_path):
     ]
     assert select(records, 2_000_000) == ["arm-smmu-v3 after"]
     assert len(select(records)) == 2
-    (tmp_path / "g.pid").write_text("not a number")
+
+
+def test_an_unknown_start_time_is_an_error(tmp_path):
+    """Another user's process may have the same words."""
+    process(tmp_path, 17, UUID, 200)
+    with pytest.raises(UnreadableError, match="no QEMU that can be read has -uuid other"):
+        start_time_us("other", tmp_path)
+    process(tmp_path, 18, UUID, 300)
+    with pytest.raises(UnreadableError, match="more than one QEMU has -uuid 5e9f"):
+        start_time_us(UUID, tmp_path)
+    process(tmp_path, 18, UUID, "x")
     with pytest.raises(UnreadableError, match="has an unknown form"):
-        start_time_us("g", tmp_path, tmp_path)
+        start_time_us(UUID, tmp_path)
     with pytest.raises(UnreadableError, match="No such file"):
-        start_time_us("other", tmp_path, tmp_path)
+        start_time_us(UUID, tmp_path / "missing")
 
 
-def test_this_process_has_a_start_time(tmp_path):
-    """The form of /proc/PID/stat is the kernel's."""
-    (tmp_path / "g.pid").write_text(str(os.getpid()))
-    uptime_us = float(Path("/proc/uptime").read_text().split()[0]) * 1e6
-    assert 0 < start_time_us("g", tmp_path) <= uptime_us
+def test_a_process_has_a_start_time():
+    """The forms of /proc/PID are the kernel's."""
+    uuid = str(uuid4())
+    code = "input()"
+    with subprocess.Popen(
+        [sys.executable, "-c", code, "-uuid", uuid], stdin=subprocess.PIPE
+    ) as running:
+        try:
+            uptime_us = float(Path("/proc/uptime").read_text().split()[0]) * 1e6
+            deadline = time.monotonic() + 10
+            while uuid not in Path(f"/proc/{running.pid}/cmdline").read_text():
+                assert time.monotonic() < deadline
+            assert uptime_us - 10e6 < start_time_us(uuid) <= uptime_us + 10e6
+        finally:
+            running.kill()
+
+
+READCONFIG = """<qemu:commandline xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">
+<qemu:arg value="-readconfig"/><qemu:arg value="/etc/more.cfg"/></qemu:commandline></domain>"""
+
+
+def test_words_that_were_not_examined_are_named(vmm_msi, guest, tmp_path):
+    path = tmp_path / "guest.xml"
+    path.write_text(str(guest).replace("</domain>", READCONFIG))
+    note = "note: not examined: <qemu:commandline> -readconfig: the devices in that file"
+    assert note in vmm_msi("status", path)[1].splitlines()
 
 
 def test_a_document(vmm_msi, guest, tmp_path):

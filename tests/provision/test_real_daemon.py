@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 from provision.helpers import DEVICES, GUEST, HOST_FILE, A, B, C, texts
@@ -16,6 +17,7 @@ from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import IommufdForm, Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect
+from vmm_msi.recording.measure import start_time_us
 from vmm_msi.types import GuestPlan, VsmmuPlan
 
 pytestmark = pytest.mark.lab_root
@@ -209,7 +211,10 @@ def test_two_vsmmus_that_were_written_run_in_qemu(qemu):
     defined = qemu.define(without_hostdevs(new))
     record = read_record(defined)
     assert len(record.vsmmus) == 2
+    begun_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) / 1000
     qemu.start(GUEST)
+    # libvirt's QEMU has the words and its own PID namespace.
+    assert start_time_us(qemu.domain_xml(GUEST, inactive=False).uuid) > begun_us - 1e6
     peripherals = qemu.monitor(GUEST, "qom-list", {"path": "/machine/peripheral"})
     smmus = [item["name"] for item in peripherals if item["type"] == "child<arm-smmuv3>"]
     assert len(smmus) == 2

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from vmm_msi import arguments
 from vmm_msi.domxml import added_elements
 from vmm_msi.domxml.metadata import record_in
+from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.errors import RefusedError, TopologyError, UnreadableError, UsageError, VmmMsiError
 from vmm_msi.library.hosts import topology
 from vmm_msi.provision import Scope
@@ -24,6 +25,13 @@ if TYPE_CHECKING:
     from vmm_msi.recording.measure import Measured
     from vmm_msi.report.documents import StatusDocument, StatusListDocument
     from vmm_msi.types import Granule, HostTopology, PciAddress
+
+#: Where stage 1 faults of a device with a vDEVICE go: Linux
+#: ``drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c`` arm_smmu_handle_event.
+STAGE1_FAULTS = (
+    "faults of the guest's stage 1 are not counted: the host's kernel passes them to the guest's "
+    "vSMMU, so they are in the guest's own dmesg"
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +95,7 @@ def status(
         )
     record, gone = record_in(xml), tuple(added_elements.gone(xml))
     notes = _notes(gone, "the running guest" if part.live else "the definition")
+    notes += _unexamined(xml)
     measured = None
     if record.devices and state.running is None:
         notes.append("the guest is off: its MSIs are as the simulator predicted at attach")
@@ -103,7 +112,7 @@ def status_of(xml: DomainXml) -> Status:
     :raise DomainXmlError: if the record cannot be read.
     """
     record, gone = record_in(xml), tuple(added_elements.gone(xml))
-    notes = _notes(gone, "the definition")
+    notes = [*_notes(gone, "the definition"), *_unexamined(xml)]
     return Status(xml.name, None, record, _others(xml, record), None, notes, gone)
 
 
@@ -115,7 +124,9 @@ def statuses(connection: Connection) -> StatusList:
     guests, notes = [], []
     for name in connection.names():
         try:
-            guests.append(_listed(connection.state(name)))
+            guest = _listed(connection.state(name))
+            guests.append(guest)
+            notes += [f"{name}: {note}" for note in guest.notes]
         except VmmMsiError as error:
             # The others are shown: its record was edited by hand, or it is gone meanwhile.
             notes.append(str(error))
@@ -125,12 +136,19 @@ def statuses(connection: Connection) -> StatusList:
 def _listed(state: GuestState) -> Status:
     xml = state.running or state.definition
     record, gone = record_in(xml), tuple(added_elements.gone(xml))
-    return Status(xml.name, state.running is not None, record, _others(xml, record), gone=gone)
+    others, notes = _others(xml, record), _unexamined(xml)
+    return Status(xml.name, state.running is not None, record, others, notes=notes, gone=gone)
 
 
 def _others(xml: DomainXml, record: DomainRecord) -> list[PciAddress]:
     """Return the PCI devices of a guest that vmm-msi did not attach."""
     return [hostdev.host for hostdev in xml.assigned() if record.device(hostdev.host) is None]
+
+
+def _unexamined(xml: DomainXml) -> list[str]:
+    """Return a note for each part of QEMU's command line that may have further devices."""
+    parts = qemu_arguments(xml.root).unexamined
+    return [f"not examined: <qemu:commandline> {part}" for part in parts]
 
 
 def _notes(gone: Sequence[str], where: str) -> list[str]:
@@ -168,17 +186,19 @@ def _measure(
         notes.append(f"interrupts not measured: {error}")
     try:
         described = topology(host, granule).topology
-        log = _log_since(xml.name)
+        log = _log_since(xml)
     except (UsageError, TopologyError, UnreadableError) as error:
         notes.append(f"faults not measured: {error}")
     addresses = [hostdev.host for hostdev in xml.assigned()]
     context = LogContext(described, None, xml)
     measured, unread = measure(addresses, interrupts, log, context)
     notes += [f"MSI address not measured: {reason}" for reason in unread]
+    if log is not None and any(map(context.is_accelerated, addresses)):
+        notes.append(STAGE1_FAULTS)
     return measured, notes
 
 
-def _log_since(guest: str) -> list[str]:
+def _log_since(xml: DomainXml) -> list[str]:
     """Return the kernel's log since the guest started.
 
     :raise UnreadableError: when it or the guest's process cannot be read.
@@ -187,4 +207,4 @@ def _log_since(guest: str) -> list[str]:
     from vmm_msi.host.files.kernel_log import kernel_log
     from vmm_msi.recording.measure import start_time_us
 
-    return kernel_log(this_machine(), since_us=start_time_us(guest))
+    return kernel_log(this_machine(), since_us=start_time_us(xml.uuid or ""))

@@ -6,7 +6,9 @@ The readers are those of the recorder; each quantity that cannot be read is None
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,10 +24,9 @@ if TYPE_CHECKING:
     from vmm_msi.types import Iova, PciAddress
 
 INTERRUPTS = Path("/proc/interrupts")
-#: Where libvirt's QEMU driver keeps pid files: libvirt ``src/qemu/qemu_process.c``
-#: qemuProcessPrepareHost, ``src/qemu/qemu_conf.c`` virQEMUDriverConfigNew.
-_PID_FILES = Path("/run/libvirt/qemu")
 _PROC = Path("/proc")
+#: Longest command line that is searched.
+_COMMAND_LINE = 1 << 20
 #: Field 22 of /proc/PID/stat, counted after the name in parentheses: proc_pid_stat(5).
 _START_TIME = 19
 
@@ -59,24 +60,48 @@ def read_interrupts(path: Path = INTERRUPTS) -> str:
         raise UnreadableError("this machine", str(path), reason) from failure
 
 
-def start_time_us(guest: str, pid_files: Path = _PID_FILES, proc: Path = _PROC) -> int:
+def start_time_us(uuid: str, proc: Path = _PROC) -> int:
     """Return when the QEMU of a guest started, in microseconds since boot.
 
-    :raise UnreadableError: when its pid file or its process cannot be read.
+    libvirt starts every QEMU with ``-uuid`` (libvirt ``src/qemu/qemu_command.c``
+    qemuBuildCommandLine). The pid file, which ``src/qemu/qemu_process.c`` qemuProcessLaunch has
+    written, is not used: its folder is the daemon's own (``src/qemu/qemu_conf.c``
+    virQEMUDriverConfigNew: ``/run/libvirt/qemu``, of a session
+    ``$XDG_RUNTIME_DIR/libvirt/qemu/run``, of an embedded driver ``run/qemu`` below its root), its
+    name is the guest's as escaped for XML (``src/util/virpidfile.c`` virPidFileBuildPath), and the
+    PID is that of the daemon's PID namespace.
+
+    :raise UnreadableError: when not exactly one such process can be read.
     """
-    pid_file = pid_files / f"{guest}.pid"
-    path = pid_file
+    times = set()
+    for folder in _processes(proc):
+        # A process that exits meanwhile is not the guest's.
+        with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+            with (folder / "cmdline").open("rb") as file:
+                words = file.read(_COMMAND_LINE).split(b"\0")
+            if (b"-uuid", uuid.encode()) in pairwise(words):
+                times.add(_start_time(folder / "stat"))
+    if len(times) != 1:
+        why = "more than one QEMU has" if times else "no QEMU that can be read has"
+        raise UnreadableError("this machine", str(proc), f"{why} -uuid {uuid}")
+    return times.pop() * 1_000_000 // os.sysconf("SC_CLK_TCK")
+
+
+def _processes(proc: Path) -> list[Path]:
     try:
-        pid = int(pid_file.read_text(encoding="ascii"))
-        path = proc / str(pid) / "stat"
-        fields = path.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
-        ticks = int(fields[_START_TIME])
+        return [folder for folder in proc.iterdir() if folder.name.isdecimal()]
     except OSError as failure:
         reason = failure.strerror or str(failure)
-        raise UnreadableError("this machine", str(path), reason) from failure
+        raise UnreadableError("this machine", str(proc), reason) from failure
+
+
+def _start_time(stat: Path) -> int:
+    """Return the start time in /proc/PID/stat, in clock ticks since boot."""
+    try:
+        fields = stat.read_text(encoding="ascii", errors="replace").rpartition(")")[2].split()
+        return int(fields[_START_TIME])
     except (ValueError, IndexError) as failure:
-        raise UnreadableError("this machine", str(path), "has an unknown form") from failure
-    return ticks * 1_000_000 // os.sysconf("SC_CLK_TCK")
+        raise UnreadableError("this machine", str(stat), "has an unknown form") from failure
 
 
 def measure(
