@@ -109,6 +109,32 @@ def test_events_of_both_logs(devices):
     ]
 
 
+ON_COMMAND_LINE = """\
+<domain type="kvm" xmlns:qemu="http://libvirt.org/schemas/domain/qemu/1.0">
+<name>guest0</name><memory unit="GiB">4</memory>
+<os firmware="efi"><type arch="aarch64" machine="virt">hvm</type></os>
+<features><acpi/><gic version="3"/></features>
+<devices><controller type="pci" index="0" model="pcie-root"/></devices>
+<qemu:commandline>
+<qemu:arg value="-device"/><qemu:arg value="pxb-pcie,id=pcie.1,bus_nr=8,bus=pcie.0"/>
+<qemu:arg value="-device"/><qemu:arg value="arm-smmuv3,primary-bus=pcie.1,id=smmu1,accel=on"/>
+<qemu:arg value="-device"/><qemu:arg value="pcie-root-port,id=port1,chassis=2,bus=pcie.1"/>
+<qemu:arg value="-device"/><qemu:arg value="vfio-pci,host=0000:01:00.0,bus=port1"/>
+<qemu:arg value="-readconfig"/><qemu:arg value="/etc/more.cfg"/>
+</qemu:commandline></domain>"""
+
+
+def test_devices_on_the_command_line_are_recorded(devices, tmp_path):
+    path = tmp_path / "guest.xml"
+    path.write_text(ON_COMMAND_LINE)
+    recording = recorded(devices, path, kernel_log=[FAULT.format(FIRST, 0x1000)])
+    (device,) = recording.devices
+    assert (device.address, device.strategy, device.interrupts) == (FIRST, "identity", 1008)
+    assert recording.slots == (Slot(Iova(0x8000000), 0),)
+    assert [event.device for event in recording.events] == [FIRST]
+    assert recording.unread == ("<qemu:commandline> -readconfig: the devices in that file",)
+
+
 def test_events_before_the_log_was_cleared_are_skipped(devices):
     old, new = (FAULT.format(FIRST, iova) for iova in (0x1000, 0x2000))
     events = recorded(devices, kernel_log=[old, new], recent_log=[new]).events

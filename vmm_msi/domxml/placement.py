@@ -97,20 +97,21 @@ class Placement:
             if device.id is not None and device.is_expander_bus:
                 self._roots.add(device.id)
             elif device.id is not None and not device.is_endpoint:
-                self._above.setdefault(device.id, self._bus_named(device.bus))
+                self._above.setdefault(device.id, self.bus_named(device.bus))
         self._vsmmu_on = {
             self.bus_of(iommu): iommu
             for iommu in reversed(self.vsmmus)
             if iommu.pci_bus is None or self.bus_of(iommu) is not None
         }
 
-    def _bus_named(self, qemu_name: str) -> str:
+    def bus_named(self, qemu_name: str) -> str:
+        """Return the bus that QEMU calls so."""
         return self._name_of.get(qemu_name, qemu_name)
 
     def _vsmmus_on_command_line(self) -> Iterator[IommuDevice]:
         for device in filter(lambda device: device.is_vsmmu, self.arguments.devices):
             properties = {name: _SWITCH.get(text, text) for name, text in device.properties.items()}
-            bus = self._bus_named(properties.get("primary-bus", ""))
+            bus = self.bus_named(properties.get("primary-bus", ""))
             yield IommuDevice("smmuv3", {**properties, "pciBus": bus}, device.element)
         element = self.arguments.machine_element
         if element is not None and self.arguments.machine_iommu == "smmuv3":
@@ -153,7 +154,7 @@ class Placement:
         """Return the root bus above a device; None also if it has no address."""
         device = self._devices.get(element)
         if device is not None:
-            return self.root_bus(self._bus_named(device.bus))
+            return self.root_bus(self.bus_named(device.bus))
         address = self.domain.guest_address(element)
         return None if address is None else self.root_bus(str(address.bus))
 
@@ -229,7 +230,7 @@ class Placement:
     @cached_property
     def _taken(self) -> set[str]:
         """The buses that have a device."""
-        on_command_line = {self._bus_named(device.bus) for device in self.arguments.devices}
+        on_command_line = {self.bus_named(device.bus) for device in self.arguments.devices}
         return on_command_line | {
             str(address.bus)
             for element in self.domain.devices.iterchildren("*")

@@ -31,9 +31,10 @@ MAX_VALUE = 1 << 16
 _VFIO = {"vfio-pci", "vfio-pci-nohotplug"}
 _VSMMU = "arm-smmuv3"
 _EXPANDER = "pxb-pcie"
+_ROOT_PORT = "pcie-root-port"
 # Buses, bridges and the vSMMU; other devices are endpoints.
 _BRIDGES = {
-    _EXPANDER, "pxb", "pcie-root-port", "ioh3420", "x3130-upstream", "xio3130-downstream",
+    _EXPANDER, "pxb", _ROOT_PORT, "ioh3420", "x3130-upstream", "xio3130-downstream",
     "pcie-pci-bridge", "pci-bridge", "i82801b11-bridge", _VSMMU,
 }  # fmt: skip
 # Options that may change any device, also one of libvirt's own.
@@ -42,6 +43,8 @@ _CHANGING = {"readconfig", "set", "global"}
 _CONCERNED = re.compile(r"vfio|smmu|iommu|pxb", re.IGNORECASE)
 # One property: its name, unless it is a flag, and its value up to a single comma.
 _PROPERTY = re.compile(r"(?:(?P<name>[^=,]*)=)?(?P<value>(?:[^,]|,,)*)(?:,|$)", re.DOTALL)
+_DEVFN = re.compile(r"(?:0x)?([01]?[0-9a-f])(?:\.(?:0x)?([0-7]))?", re.IGNORECASE)
+_NUMBER = re.compile(r"(0x)[0-9a-f]{1,2}|[0-9]{1,3}", re.IGNORECASE)
 # QEMU hw/core/qdev-properties-system.c set_pci_host_devaddr: numbers as strtoul(3) reads them.
 _HOST = re.compile(
     r"(?:(?:0x)?([0-9a-f]{1,8}):)?(?:0x)?([0-9a-f]{1,8}):(?:0x)?([0-9a-f]{1,8})\.([0-9]{1,8})",
@@ -85,6 +88,26 @@ class QemuDevice:
     def is_expander_bus(self) -> bool:
         """Whether its bus is a root bus."""
         return self.driver == _EXPANDER
+
+    @property
+    def is_root_port(self) -> bool:
+        """Whether it is a root port."""
+        return self.driver == _ROOT_PORT
+
+    @property
+    def devfn(self) -> int | None:
+        """Device and function on its bus, device * 8 + function; None if QEMU chooses them.
+
+        QEMU ``hw/core/qdev-properties-system.c`` set_pci_devfn.
+        """
+        match = _DEVFN.fullmatch(self.properties.get("addr", ""))
+        return None if match is None else int(match[1], 16) * 8 + int(match[2] or "0", 16)
+
+    @property
+    def bus_nr(self) -> int | None:
+        """The number of an expander bus; None without one that can be read."""
+        match = _NUMBER.fullmatch(self.properties.get("bus_nr", ""))
+        return None if match is None else int(match[0], 16 if match[1] else 10)
 
     @property
     def is_endpoint(self) -> bool:

@@ -81,13 +81,15 @@ def explain(
             explained.event(pending)
     for pending in events.end():
         explained.event(pending)
+    unexamined = () if context.placement is None else context.placement.arguments.unexamined
+    notes = [*notes, *(f"not examined: <qemu:commandline> {part}" for part in unexamined)]
     note = strategies.note if strategies is not None else ""
     return ExplainedText(
         lines=explained.in_order(),
         unrecognised=explained.unrecognised,
         left_out=explained.left_out,
         suppressed=events.suppressed,
-        notes=(*notes, note) if note else tuple(notes),
+        notes=(*notes, note) if note else (*notes,),
     )
 
 

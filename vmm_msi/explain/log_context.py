@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
+from vmm_msi.domxml.guest_buses import guest_addresses
+from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS
 from vmm_msi.domxml.metadata import record_in
 from vmm_msi.domxml.placement import Placement, is_accelerated
 from vmm_msi.explain.explanation import Subject
@@ -62,38 +63,8 @@ class LogContext:
 
     @cached_property
     def guest_addresses(self) -> Mapping[PciAddress, PciAddress]:
-        """Guest address -> host address of the devices behind expander buses.
-
-        Each such device is alone behind its root port, and firmware numbers the ports of a bus from
-        that bus's own number on, in the order of their addresses on it.
-        """
-        if self.xml is None:
-            return {}
-        controllers = self.xml.controllers()
-        hostdevs = {
-            hostdev.guest.bus: hostdev
-            for hostdev in self.xml.hostdevs()
-            if hostdev.guest is not None
-        }
-        addresses = {}
-        for bus in controllers:
-            if bus.model != EXPANDER_BUS or bus.bus_nr is None:
-                continue
-            ports = [
-                (port.address, port.index)
-                for port in controllers
-                if port.model == ROOT_PORT
-                and port.address is not None
-                and port.address.bus == bus.index
-                and port.index is not None
-            ]
-            for number, (_address, index) in enumerate(sorted(ports), 1):
-                hostdev = hostdevs.get(index)
-                if hostdev is not None and hostdev.guest is not None:
-                    device, function = hostdev.guest.device, hostdev.guest.function
-                    guest_address = PciAddress(0, bus.bus_nr + number, device, function)
-                    addresses[guest_address] = hostdev.host
-        return addresses
+        """Guest address -> host address of the devices behind expander buses."""
+        return {} if self.placement is None else guest_addresses(self.placement)
 
     def is_accelerated(self, address: PciAddress) -> bool:
         """Return whether the definition has a device behind an accelerated vSMMU."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import read_record
+from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.engine.setup import guest_with, with_reported_devices
 from vmm_msi.errors import BackendError, UsageError
 from vmm_msi.explain import log_lines
@@ -100,6 +101,7 @@ def record_guest(
     used = {device.stage1 for device in guest.devices}
     guest = replace(guest, stage1=tuple(stage1 for stage1 in guest.stage1 if stage1.id in used))
     unread = list(observations.unread)
+    unread += [f"<qemu:commandline> {part}" for part in qemu_arguments(xml.root).unexamined]
     counts = interrupt_counts(observations.interrupts)
     devices = []
     for address, (strategy, options) in strategies.items():
@@ -161,7 +163,7 @@ def _strategies(xml: DomainXml) -> dict[PciAddress, tuple[str, Mapping[str, str]
     record = read_record(xml)
     context = LogContext(xml=xml)
     strategies: dict[PciAddress, tuple[str, Mapping[str, str]]] = {}
-    for hostdev in xml.hostdevs():
+    for hostdev in xml.assigned():
         device = None if record is None else record.device(hostdev.host)
         if device is not None:
             strategies[hostdev.host] = (device.strategy, dict(device.options))
