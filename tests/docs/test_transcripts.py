@@ -30,13 +30,22 @@ from vmm_msi.cli import lab_conform, main
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.guest_domain import guest_from_xml
+from vmm_msi.domxml.metadata import DeviceRecord, DomainRecord
 from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.lab.build import images, root
 from vmm_msi.lab.conformance import conform
-from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult, Phase, Vector
+from vmm_msi.lab.guest.result import (
+    Counts,
+    DeviceRun,
+    GuestTestResult,
+    Phase,
+    Rmr,
+    StatusCheck,
+    Vector,
+)
 from vmm_msi.lab.machine import keeper
 from vmm_msi.lab.machine.shape import Shape
 from vmm_msi.libvirt_driver import connect
@@ -46,7 +55,8 @@ from vmm_msi.qemuhook.entry import run as run_hook
 from vmm_msi.report import doctor as doctor_report
 from vmm_msi.report import explain as explain_report
 from vmm_msi.report import lab_guest
-from vmm_msi.types import Granule, GuestPlan, PciAddress, VsmmuPlan
+from vmm_msi.report.status import GuestStatus, lines_of
+from vmm_msi.types import Granule, GuestPlan, Iova, PciAddress, VsmmuPlan
 from vmm_msi.watch import service_log
 
 TRANSCRIPTS = {
@@ -273,14 +283,20 @@ def test_lab_conform(monkeypatch, capsys):
 
 FIRST, SECOND = PciAddress(0, 0x11, 0, 0), PciAddress(0, 0x12, 0, 0)
 RELEASES = {"linux": "7.2.12-vmm-msi", "libvirt": "12.8.0", "qemu": "11.1.2"}
-WINDOW = (0x800_0000, 0x10_0000)
+WINDOW = Rmr(0x800_0000, 0x10_0000)
 
 
 def drive(address, name, rate):
     """Return the run of an NVMe drive with 500 reads and as many interrupts."""
     vectors = (Vector(f"{name}q0", 10, 10), Vector(f"{name}q1", 1, 501))
     work = f"reads of {name}n1"
-    return DeviceRun(address, address, "nvme", work, 500, 500 / rate, True, vectors, {1: 500})
+    checks = tuple(
+        StatusCheck(counts, (counts, counts))
+        for counts in (Counts((Iova(0x8000040),), number, 0) for number in (9, 509))
+    )
+    return DeviceRun(
+        address, address, "nvme", work, 500, 500 / rate, True, vectors, {1: 500}, checks
+    )
 
 
 def group(number, address):
@@ -311,8 +327,15 @@ def test_lab_guest_with_two_drives():
         Phase(f"unplug {SECOND}", [first]),
     ]
     groups = [group(2, FIRST), group(3, SECOND)]
-    result = GuestTestResult(RELEASES, phases, [WINDOW] * 2, groups, predicted)
+    devices = tuple(
+        DeviceRecord(address, "identity", "qemu", 3, port, 0, 0)
+        for address, port in ((FIRST, 4), (SECOND, 5))
+    )
+    status = GuestStatus("lab-guest", True, DomainRecord(devices=devices))
+    lines = list(lines_of(status))
+    result = GuestTestResult(RELEASES, phases, [WINDOW] * 2, groups, predicted, status=lines)
     assert result.complete
+    assert result.status_agrees
     severities = doc_blocks.finding_ids()
     assert all("note" in severities[finding["id"]] for finding in predicted)
     assert is_shown_as(text_of(result), output_of(LAB_GUEST))

@@ -7,7 +7,7 @@ Each test starts an emulated host and a guest in it. ``make test`` runs only one
 from __future__ import annotations
 
 import pytest
-from lab.test_guest import Shape, check_guest, run_guest
+from lab.test_guest import DOORBELL, Shape, check_guest, check_status, run_guest, status_row
 
 from vmm_msi.cli import main
 
@@ -43,6 +43,27 @@ def test_vfio_inside_the_guest_is_refused(lab_images, capsys):
     assert "Linux in the guest refuses VFIO for this device (EINVAL)" in explained
 
 
+def test_misdirected_msis_fault_in_stage_2(lab_images, capsys):
+    """The host's kernel logs them, status counts them and shows the address in the device."""
+    status, report = run_guest(capsys, "--then", "misdirect")
+    assert (status, report["complete"], report["status_agrees"]) == (1, False, True)
+    start, misdirected = report["phases"]
+    check_status(start["devices"][0])
+    assert misdirected["after"] == "misdirect 0000:11:00.0: 0x8001040"
+    (device,) = misdirected["devices"]
+    assert (device["arrived"], device["landed"]) == (0, {})
+    before, after = (check["reported"] for check in device["checks"])
+    assert before["programmed_iovas"] == after["programmed_iovas"] == ["0x8001040"]
+    assert before["interrupts"] == after["interrupts"]
+    assert (before["faults"], after["faults"] > 0) == (0, True)
+    assert status_row(report) == ["0x8001040", str(after["interrupts"]), str(after["faults"])]
+    fault = "F_TRANSLATION client: 0000:11:00.0 sid: 0x1100 ssid: 0x0 iova: 0x8001040"
+    assert sum(fault in line for line in report["host_faults"]) == after["faults"]
+    assert report["guest_faults"] == []
+    explained = " ".join(" ".join(report["explained"]).split())
+    assert "event F_TRANSLATION at stage 2" in explained
+
+
 def test_guest_without_rmr_gets_no_interrupt(lab_images, capsys, tmp_path):
     """The guest logs a fault, which the doctor predicted and the report explains."""
     recording = str(tmp_path / "run.json")
@@ -58,5 +79,12 @@ def test_guest_without_rmr_gets_no_interrupt(lab_images, capsys, tmp_path):
     explained = " ".join(" ".join(report["explained"]).split())
     assert "the guest has no RMR for it, or ignores the RMR" in explained
     assert "S1: 0x8000000 -> 0x8000000" in explained
+    # The host's kernel passed the faults on: status says where they are.
+    for check in device["checks"]:
+        counts = check["reported"]
+        assert check["agrees"]
+        assert counts == {"programmed_iovas": [DOORBELL], "interrupts": 0, "faults": 0}
+    assert status_row(report) == [DOORBELL, "0", "0"]
+    assert any("guest's own dmesg" in line for line in report["status"])
     assert main(["replay", recording]) == 0
     assert "s1-fault" in capsys.readouterr().out

@@ -15,7 +15,12 @@ from vmm_msi.cli import main
 
 pytestmark = [pytest.mark.lab_root, pytest.mark.timeout(900)]
 
-WINDOW = {"base": "0x8000000", "size": "0x100000"}
+#: QEMU's RMR: flags 0 (``hw/arm/virt-acpi-build.c`` build_iort_rmr_nodes).
+WINDOW = {"base": "0x8000000", "size": "0x100000", "remap_permitted": False}
+
+
+#: The ITS's doorbell in page 0 of the window.
+DOORBELL = "0x8000040"
 
 
 class Shape(NamedTuple):
@@ -36,9 +41,28 @@ def run_guest(capsys, *options):
     return status, document
 
 
+def check_status(device):
+    """Check that ``vmm-msi status`` measured the interrupts that reached the ITS, and no fault."""
+    assert [check["agrees"] for check in device["checks"]] == [True, True]
+    before, after = (check["reported"] for check in device["checks"])
+    assert before["programmed_iovas"] == after["programmed_iovas"] == [DOORBELL]
+    assert (before["faults"], after["faults"]) == (0, 0)
+    if device["each"]:
+        landed = sum(device["landed"].values())
+        assert after["interrupts"] - before["interrupts"] == landed
+
+
+def status_row(report):
+    """Return address, interrupts and faults of the last device in the text of the status."""
+    lines = report["status"]
+    head = next(at for at, line in enumerate(lines) if "MSI address" in line)
+    notes = next(at for at, line in enumerate(lines) if line.startswith("note: "))
+    return lines[notes - 1].split()[-3:] if notes > head else []
+
+
 def check_guest(report, shape):
     """Check that every interrupt arrived, as the doctor predicted, and that no fault was logged."""
-    assert report["complete"] is True
+    assert (report["complete"], report["status_agrees"]) == (True, True)
     assert report["rmrs"]
     assert all(rmr == WINDOW for rmr in report["rmrs"])
     assert [phase["after"].split()[0] for phase in report["phases"]] == shape.phases
@@ -49,7 +73,10 @@ def check_guest(report, shape):
             assert 0 < device["arrived"] <= landed
             if device["each"]:
                 assert device["done"] == device["arrived"] == landed
+            check_status(device)
     assert (report["host_faults"], report["guest_faults"], report["explained"]) == ([], [], [])
+    last = report["phases"][-1]["devices"][-1]["checks"][-1]["reported"]
+    assert status_row(report) == [DOORBELL, str(last["interrupts"]), "0"]
     assert {finding["severity"] for finding in report["predicted"]} == {"note"}
     for group in report["groups"]:
         assert "0x0000000008000000 0x00000000080fffff direct" in group["reserved"]

@@ -10,10 +10,20 @@ import pytest
 
 from vmm_msi.cli import main
 from vmm_msi.errors import UsageError
-from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult, Phase, Vector, shape_for
+from vmm_msi.lab.guest.host_counter import HostCounter, reported_counts
+from vmm_msi.lab.guest.result import (
+    Counts,
+    DeviceRun,
+    GuestTestResult,
+    Phase,
+    Rmr,
+    StatusCheck,
+    Vector,
+)
+from vmm_msi.lab.guest.runner import shape_for
 from vmm_msi.lab.machine.shape import GUESTS_MEMORY, Shape
 from vmm_msi.report import lab_guest as report
-from vmm_msi.types import PciAddress
+from vmm_msi.types import Iova, PciAddress
 
 HOST = PciAddress(0, 0x11, 0, 0)
 GUEST = PciAddress(0, 0x21, 0, 0)
@@ -41,7 +51,7 @@ CARD = DeviceRun(
 RUN = GuestTestResult(
     {"linux": "7.2.12", "libvirt": "12.8.0", "qemu": "11.1.2"},
     [Phase("start", [DRIVE])],
-    [(0x800_0000, 0x10_0000)] * 2,
+    [Rmr(0x800_0000, 0x10_0000)] * 2,
     [{"id": 1, "devices": ["0000:21:00.0"], "reserved": ["0x1 0x2 direct"], "type": "DMA"}],
     predicted=[{"severity": "note", "id": "no-migration", "subject": "guest lab-guest"}],
 )
@@ -116,7 +126,99 @@ def test_report_as_json():
     (device,) = phase["devices"]
     assert (phase["after"], device["host"], device["guest"]) == ("start", str(HOST), str(GUEST))
     assert (device["arrived"], device["complete"], document["complete"]) == (100, True, True)
-    assert document["rmrs"] == [{"base": "0x8000000", "size": "0x100000"}] * 2
+    assert (
+        document["rmrs"]
+        == [{"base": "0x8000000", "size": "0x100000", "remap_permitted": False}] * 2
+    )
+
+
+def counts(interrupts=9, faults=0, address=0x8000040):
+    return Counts((Iova(address),), interrupts, faults)
+
+
+@pytest.mark.parametrize(
+    ("reported", "agrees"),
+    [
+        (counts(), True),
+        (counts(10, 1), True),
+        (counts(8), False),
+        (counts(11), False),
+        (counts(faults=2), False),
+        (counts(address=0x8001040), False),
+        (Counts(None, 9, 0), False),
+        (Counts((Iova(0x8000040),), None, 0), False),
+        (Counts((Iova(0x8000040),), 9, None), False),
+        (None, False),
+    ],
+)
+def test_status_agrees_if_it_lies_between_two_counts(reported, agrees):
+    """A device may signal, and a fault may be logged, while the command runs."""
+    check = StatusCheck(reported, (counts(), counts(10, 1)))
+    assert check.agrees is agrees
+    run = replace(RUN, phases=[Phase("start", [replace(DRIVE, checks=(check, check))])])
+    assert (run.complete, run.status_agrees) == (True, agrees)
+    json_schemas.check("lab-guest", json.loads(json.dumps(report.to_json(run))))
+    lines = list(report.to_lines(run))
+    row = lines[lines.index("", lines.index(ROW)) + 3]
+    assert row.endswith("yes" if agrees else "no")
+
+
+def test_report_of_the_status():
+    before, after = counts(), counts(109, 2, 0x8001040)
+    checks = (StatusCheck(before, (before, before)), StatusCheck(after, (after, after)))
+    phase = Phase("start", [replace(DRIVE, checks=checks)])
+    lines = list(report.to_lines(replace(RUN, phases=[phase], status=["lab-guest: running"])))
+    at = lines.index(ROW)
+    assert lines[at + 1 : at + 6] == [
+        "",
+        "vmm-msi status  MSI address           interrupts  faults  as the lab counts",
+        "--------------  --------------------  ----------  ------  -----------------",
+        "0000:11:00.0    0x8000040->0x8001040  9->109      0->2    yes",
+        "",
+    ]
+    assert lines[-2:] == ["", "lab-guest: running"]
+
+
+class Agent:
+    """The answers of the emulated host's agent."""
+
+    def call(self, verb, **_arguments):
+        fault = "arm-smmu-v3 arm-smmu-v3.0.auto: event: F_TRANSLATION client: {} sid: {} ssid: 0x0"
+        return {
+            "look": {
+                "interrupts": {
+                    "55": [f"vfio-msix[0]({HOST})", 10],
+                    "56": [f"vfio-msix[1]({HOST})", 7],
+                    "57": ["vfio-msix[0](0000:12:00.0)", 5],
+                }
+            },
+            "kernel-log": "\n".join(
+                [fault.format(HOST, "0x1100"), fault.format("0000:12:00.0", "0x1200"), "event"]
+            ),
+            "msi-table": {"address": 0x1000_2000, "entries": 3},
+        }[verb]
+
+
+def test_the_lab_counts_by_itself():
+    words = {
+        (0x1000_2000, 12): [0x8000040, 1, 7, 0, 0x8000040, 1, 8, 0, 0, 0, 0, 1],
+    }
+    counter = HostCounter(Agent(), lambda address, number: words[address, number])
+    assert counter.counts([HOST]) == {HOST: Counts((Iova(0x1_0800_0040),), 17, 1)}
+
+
+def test_counts_in_the_output_of_status():
+    measured = {"programmed_iovas": ["0x8000040"], "interrupts": 9, "vectors": 2, "faults": 0}
+    unknown = {"programmed_iovas": None, "interrupts": None, "vectors": 0, "faults": None}
+    devices = [
+        {"device": str(HOST), "measured": measured},
+        {"device": "0000:12:00.0", "measured": unknown},
+        {"device": "0000:13:00.0", "measured": None},
+    ]
+    assert reported_counts(json.dumps({"devices": devices})) == {
+        HOST: counts(),
+        PciAddress(0, 0x12, 0, 0): Counts(None, None, None),
+    }
 
 
 def test_host_shape_follows_the_devices():
@@ -133,7 +235,10 @@ def test_host_shape_follows_the_devices():
         (["--devices", ""], "lab guest: device ''; valid: nvme, e1000e, igb, igb-vf"),
         (["--devices", "nvme,"], "lab guest: device ''; valid"),
         (["--count", "0"], "lab guest: --count 0; valid is 1 to 1000000"),
-        (["--then", "reboot,sleep"], "lab guest: --then 'sleep'; valid: reboot, unplug, vfio"),
+        (
+            ["--then", "reboot,sleep"],
+            "lab guest: --then 'sleep'; valid: reboot, unplug, vfio",
+        ),
         (["--then", "unplug,unplug"], "lab guest: --then has more unplug than there are devices"),
         (["--vsmmus", "9"], "lab host: 9 smmus; valid is 1 to 8"),
     ],

@@ -14,7 +14,7 @@ from vmm_msi.terminal import print_lines
 if TYPE_CHECKING:
     import argparse
 
-#: Exit code when an interrupt was lost.
+#: Exit code when an interrupt was lost, or vmm-msi status measured something wrong.
 LOST = 1
 
 _MOST = 1_000_000
@@ -57,7 +57,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         default="",
         metavar="ACT[,…]",
         help=f"actions on the running guest: {', '.join(ACTS)} (the last device); after each, the "
-        "remaining devices are exercised again",
+        "remaining devices are exercised again, once each after misdirect",
     )
     parser.add_argument(
         "--no-rmr",
@@ -75,7 +75,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Run a guest; return 1 if an interrupt was lost."""
+    """Run a guest; return 1 if an interrupt was lost or ``vmm-msi status`` was wrong."""
     from vmm_msi.errors import UsageError, did_you_mean
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.guest.its_log import ItsLog
@@ -106,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         crash_logs=logs_folder(args.cache),
     )
     with host as lab, AgentLink(lab.agent_socket) as link:
-        runner = Runner(link, ItsLog(lab.its_log), lab.boot_folder, progress)
+        runner = Runner(link, ItsLog(lab.its_log), lab.boot_folder, progress, lab.words)
         # Before libvirtd starts: without udev it does not notice devices that appear later.
         devices = runner.devices(kinds)
         runner.prepare()
@@ -121,7 +121,7 @@ def run(args: argparse.Namespace) -> int:
         print_json(report.to_json(result))
     else:
         print_lines(report.to_lines(result))
-    return 0 if result.complete else LOST
+    return 0 if result.complete and result.status_agrees else LOST
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {"guest": Subcommand(configure, run)}

@@ -11,8 +11,13 @@ from vmm_msi.report.columns import columns
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.lab.guest.runner import DeviceRun, GuestTestResult
-    from vmm_msi.report.system_documents import GuestDeviceJson, LabGuestDocument
+    from vmm_msi.lab.guest.result import Counts, DeviceRun, GuestTestResult, Phase, StatusCheck
+    from vmm_msi.report.system_documents import (
+        CountsJson,
+        GuestDeviceJson,
+        LabGuestDocument,
+        StatusCheckJson,
+    )
 
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA: Final = 1
@@ -23,7 +28,14 @@ def to_json(run: GuestTestResult) -> LabGuestDocument:
     return {
         "schema": SCHEMA,
         "releases": dict(run.releases),
-        "rmrs": [{"base": f"{base:#x}", "size": f"{size:#x}"} for base, size in run.rmrs],
+        "rmrs": [
+            {
+                "base": f"{rmr.base:#x}",
+                "size": f"{rmr.size:#x}",
+                "remap_permitted": rmr.remap_permitted,
+            }
+            for rmr in run.rmrs
+        ],
         "groups": [dict(group) for group in run.groups],
         "phases": [
             {"after": phase.after, "devices": [_json(device) for device in phase.devices]}
@@ -34,6 +46,8 @@ def to_json(run: GuestTestResult) -> LabGuestDocument:
         "host_faults": list(run.host_faults),
         "guest_faults": list(run.guest_faults),
         "explained": list(run.explained),
+        "status": list(run.status),
+        "status_agrees": run.status_agrees,
         "seconds": dict(run.seconds),
     }
 
@@ -54,13 +68,31 @@ def _json(device: DeviceRun) -> GuestDeviceJson:
         "landed": {str(event): count for event, count in device.landed.items()},
         "arrived": device.arrived,
         "complete": device.complete,
+        "checks": [_check_json(check) for check in device.checks],
+    }
+
+
+def _check_json(check: StatusCheck) -> StatusCheckJson:
+    return {
+        "reported": None if check.reported is None else _counts_json(check.reported),
+        "counted": [_counts_json(counts) for counts in check.counted],
+        "agrees": check.agrees,
+    }
+
+
+def _counts_json(counts: Counts) -> CountsJson:
+    addresses = counts.addresses
+    return {
+        "programmed_iovas": None if addresses is None else [str(iova) for iova in addresses],
+        "interrupts": counts.interrupts,
+        "faults": counts.faults,
     }
 
 
 def to_lines(run: GuestTestResult) -> Iterator[str]:
     """Yield the lines of the report."""
     yield ", ".join(f"{name} {release}" for name, release in run.releases.items())
-    ranges = [f"{base:#x}-{base + size - 1:#x}" for base, size in run.rmrs]
+    ranges = [f"{rmr.base:#x}-{rmr.base + rmr.size - 1:#x}" for rmr in run.rmrs]
     yield f"the guest's RMR: {', '.join(dict.fromkeys(ranges)) or 'none'}"
     for group in run.groups:
         yield (
@@ -78,6 +110,7 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
         yield ""
         yield f"after {phase.after}:"
         yield from columns([head, *map(_row, phase.devices)])
+        yield from _check_lines(phase)
     yield ""
     for whose, faults in (("host", run.host_faults), ("guest", run.guest_faults)):
         yield f"faults that the {whose}'s kernel logged: {len(faults) or 'none'}"
@@ -86,6 +119,40 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
     if run.explained:
         yield ""
         yield from run.explained
+    if run.status:
+        yield ""
+        yield from run.status
+
+
+def _check_lines(phase: Phase) -> Iterator[str]:
+    """Yield what ``vmm-msi status`` measured before the work and after it."""
+    rows = [
+        [str(device.host), *map(_change, *map(_cells, device.checks)), _verdict(device)]
+        for device in phase.devices
+        if device.checks
+    ]
+    if rows:
+        yield ""
+        head = ["vmm-msi status", "MSI address", "interrupts", "faults", "as the lab counts"]
+        yield from columns([head, *rows])
+
+
+def _cells(check: StatusCheck) -> list[str]:
+    if check.reported is None:
+        return ["?"] * 3
+    counts = _counts_json(check.reported)
+    addresses = counts["programmed_iovas"]
+    shown = "?" if addresses is None else ", ".join(addresses) or "none"
+    numbers = (counts["interrupts"], counts["faults"])
+    return [shown, *("?" if number is None else str(number) for number in numbers)]
+
+
+def _change(before: str, after: str) -> str:
+    return before if before == after else f"{before}->{after}"
+
+
+def _verdict(device: DeviceRun) -> str:
+    return "yes" if all(check.agrees for check in device.checks) else "no"
 
 
 def _row(device: DeviceRun) -> list[str]:

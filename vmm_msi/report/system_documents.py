@@ -198,6 +198,7 @@ class RmrJson(TypedDict):
 
     base: Hex
     size: Hex
+    remap_permitted: bool
 
 
 class GuestVectorJson(TypedDict):
@@ -206,6 +207,22 @@ class GuestVectorJson(TypedDict):
     name: str
     before: int
     after: int
+
+
+class CountsJson(TypedDict):
+    """What a device's MSIs did until one moment; null if unknown."""
+
+    programmed_iovas: list[str] | None
+    interrupts: int | None
+    faults: int | None
+
+
+class StatusCheckJson(TypedDict):
+    """What ``vmm-msi status`` measured, and what the lab counted before and after it."""
+
+    reported: CountsJson | None
+    counted: list[CountsJson]
+    agrees: bool
 
 
 class GuestDeviceJson(TypedDict):
@@ -222,6 +239,7 @@ class GuestDeviceJson(TypedDict):
     landed: dict[str, int]
     arrived: int
     complete: bool
+    checks: list[StatusCheckJson]
 
 
 class PhaseJson(TypedDict):
@@ -244,4 +262,6 @@ class LabGuestDocument(TypedDict):
     host_faults: list[str]
     guest_faults: list[str]
     explained: list[str]
+    status: list[str]
+    status_agrees: bool
     seconds: dict[str, float]

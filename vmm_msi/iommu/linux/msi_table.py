@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.linux import msi
@@ -51,10 +51,35 @@ def read_addresses(folder: Path) -> dict[int, Iova]:
     if at is None or _number(config, at + _MSI_CONTROL, 2) & mask != value:
         return {}
     _check_awake(folder, config)
-    count = (_number(config, at + _MSI_CONTROL, 2) & _MSIX_SIZE) + 1
-    table = _number(config, at + msi.MSIX_TABLE, 4)
-    bar, offset = table & msi.MSIX_BAR, table & ~msi.MSIX_BAR
-    return of_table(_words(folder / f"resource{bar}", offset, count * _ENTRY_WORDS))
+    table = table_of(config)
+    words = table.entries * _ENTRY_WORDS
+    return of_table(_words(folder / f"resource{table.bar}", table.offset, words))
+
+
+class MsixTable(NamedTuple):
+    """The place of an MSI-X table.
+
+    :param bar: the number of the BAR that it is in.
+    :param offset: its offset in the BAR, in bytes.
+    :param entries: the number of its entries.
+    """
+
+    bar: int
+    offset: int
+    entries: int
+
+
+def table_of(config: bytes) -> MsixTable:
+    """Return the MSI-X table that a configuration space names.
+
+    :raise BackendError: for a device without MSI-X.
+    """
+    at = msi.capabilities(config).get(msi.PCI_CAP_ID_MSIX)
+    if at is None:
+        raise BackendError(errno.EOPNOTSUPP, "the device has no MSI-X capability")
+    place = _number(config, at + msi.MSIX_TABLE, 4)
+    entries = (_number(config, at + _MSI_CONTROL, 2) & _MSIX_SIZE) + 1
+    return MsixTable(place & msi.MSIX_BAR, place & ~msi.MSIX_BAR, entries)
 
 
 def of_capability(config: bytes, at: int) -> dict[int, Iova]:

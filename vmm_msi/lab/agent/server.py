@@ -62,6 +62,8 @@ class Agent:
             "command": self._command,
             "kernel-log": self._kernel_log,
             "virtual-function": self._virtual_function,
+            "msi-table": self._msi_table,
+            "misdirect": self._misdirect,
             "libvirt": self._libvirt,
             "define": self._define,
             "definition": self._definition,
@@ -282,6 +284,18 @@ class Agent:
             switch_on(interface.name)
         (folder / "sriov_numvfs").write_text("1", encoding="ascii")
         return (folder / "virtfn0").readlink().name
+
+    def _msi_table(self, _tell: Tell, address: str) -> dict[str, int]:
+        """Return where a device's MSI-X table is."""
+        from vmm_msi.lab.guest.msi_table import locate_table
+
+        return locate_table(address)
+
+    def _misdirect(self, _tell: Tell, address: str) -> list[str]:
+        """Write another page of the SW MSI window into a device's MSIs; return the addresses."""
+        from vmm_msi.lab.guest.msi_table import misdirect
+
+        return misdirect(address)
 
     def _libvirt(self, _tell: Tell) -> dict[str, str]:
         """Start a libvirtd for guests unless one is running."""

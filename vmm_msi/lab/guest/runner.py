@@ -10,19 +10,21 @@ import base64
 import json
 import time
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import LabError, UsageError, did_you_mean
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.lab.build.cpio import Archive, concatenate
+from vmm_msi.lab.guest.host_counter import HostCounter, reported_counts
+from vmm_msi.lab.guest.result import DeviceRun, GuestTestResult, Phase, Rmr, StatusCheck, Vector
 from vmm_msi.lab.machine.iort_edit import OVERRIDE_PATH, without_rmrs
 from vmm_msi.lab.machine.shape import E1000E, GUESTS_MEMORY, IGB, NVME, Shape
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from vmm_msi.lab.build.progress import Progress
@@ -39,6 +41,8 @@ NO_RMR = "initrd-no-rmr"
 # Linux waits for an NVMe drive before it starts user space, a minute for each command whose
 # interrupt is lost (``drivers/nvme/host/core.c``).
 _IMPATIENT = "nvme_core.admin_timeout=1 nvme_core.io_timeout=1"
+# A read whose interrupt is lost takes as long as this, not 30 s.
+_IMPATIENT_READS = "nvme_core.io_timeout=2"
 
 _LONG_S = 600.0
 #: Linux's message when VFIO in the guest is refused (``drivers/iommu/iommu.c``
@@ -49,8 +53,8 @@ _IDS = {(0x1B36, 0x0010): NVME, (0x8086, 0x10D3): E1000E, (0x8086, 0x10C9): IGB}
 
 
 #: Actions on a running guest.
-REBOOT, UNPLUG, VFIO = "reboot", "unplug", "vfio"
-ACTS = (REBOOT, UNPLUG, VFIO)
+REBOOT, UNPLUG, VFIO, MISDIRECT = "reboot", "unplug", "vfio", "misdirect"
+ACTS = (REBOOT, UNPLUG, VFIO, MISDIRECT)
 
 
 @dataclass(frozen=True)
@@ -74,112 +78,25 @@ class RunSpec:
     record: bool = False
 
 
-@dataclass(frozen=True)
-class Vector:
-    """An MSI of a device as the guest counts it.
-
-    :param name: Linux's name of the interrupt.
-    """
-
-    name: str
-    before: int
-    after: int
-
-
-@dataclass(frozen=True)
-class DeviceRun:
-    """The result of one device.
-
-    :param host: its address in the emulated host.
-    :param guest: its address in the guest; None if the guest does not have it.
-    :param driver: the guest's driver.
-    :param work: the kind of operation.
-    :param done: number of operations.
-    :param each: it signals one interrupt per operation.
-    :param landed: its MSIs that reached the physical ITS meanwhile, by EventID.
-    """
-
-    host: PciAddress
-    guest: PciAddress | None
-    driver: str | None = None
-    work: str = ""
-    done: int = 0
-    seconds: float = 0.0
-    each: bool = False
-    vectors: tuple[Vector, ...] = ()
-    landed: Mapping[int, int] = field(default_factory=dict)
-
-    @property
-    def arrived(self) -> int:
-        """Number of interrupts that arrived meanwhile."""
-        return sum(vector.after - vector.before for vector in self.vectors)
-
-    @property
-    def complete(self) -> bool:
-        """Whether no interrupt was lost.
-
-        With one interrupt per operation, all counts must be equal. Otherwise the guest may count
-        fewer than the ITS received: an LPI that is still pending is not pending twice.
-        """
-        if self.each:
-            return 0 < self.done == self.arrived == sum(self.landed.values())
-        return self.done > 0 and self.arrived > 0
-
-
-@dataclass(frozen=True)
-class Phase:
-    """The results between two actions.
-
-    :param after: the action before: ``start``, ``reboot``, ``unplug 0000:11:00.0``,
-        ``vfio 0000:11:00.0: EINVAL``.
-    """
-
-    after: str
-    devices: Sequence[DeviceRun]
-
-
-@dataclass(frozen=True)
-class GuestTestResult:
-    """The result of a guest test.
-
-    :param releases: the releases of kernel, libvirt and QEMU.
-    :param rmrs: the ranges of the RMRs in the guest's IORT, as base and size in bytes.
-    :param groups: the guest's IOMMU groups, as seen from inside.
-    :param predicted: findings of ``vmm-msi doctor`` before the start.
-    :param host_faults: SMMU faults in the emulated host's kernel log.
-    :param guest_faults: vSMMU faults in the guest's kernel log.
-    :param explained: the output of ``vmm-msi explain`` for both.
-    :param seconds: the duration of each part.
-    :param recording: the file that ``vmm-msi record`` wrote; None if not requested.
-    """
-
-    releases: Mapping[str, str]
-    phases: Sequence[Phase]
-    rmrs: Sequence[tuple[int, int]]
-    groups: Sequence[Mapping[str, Any]]
-    predicted: Sequence[Mapping[str, Any]] = ()
-    host_faults: Sequence[str] = ()
-    guest_faults: Sequence[str] = ()
-    explained: Sequence[str] = ()
-    seconds: Mapping[str, float] = field(default_factory=dict)
-    recording: bytes | None = None
-
-    @property
-    def complete(self) -> bool:
-        """Whether no device lost an interrupt in any phase."""
-        return all(device.complete for phase in self.phases for device in phase.devices)
-
-
 class Runner:
     """Run a guest test.
 
     :param link: the link to the emulated host's agent.
     :param its_log: the log of MSIs at its ITS.
     :param boot: the folder with its guests' boot files.
+    :param words: reads words of its physical memory: address and number.
     """
 
-    def __init__(self, link: AgentLink, its_log: ItsLog, boot: Path, progress: Progress) -> None:
+    def __init__(
+        self,
+        link: AgentLink,
+        its_log: ItsLog,
+        boot: Path,
+        progress: Progress,
+        words: Callable[[int, int], Sequence[int]],
+    ) -> None:
         self._link = link
+        self._counter = HostCounter(link, words)
         self._boot = boot
         self._its_log = its_log
         self._progress = progress
@@ -314,6 +231,8 @@ class Runner:
 
         :raise VmmMsiError: when a part fails.
         """
+        if MISDIRECT in spec.then:
+            self._link.call("define", words=_IMPATIENT_READS, timeout_s=_LONG_S)
         self.attach(spec.devices, spec.strategy)
         predicted = self.predict()
         self.start()
@@ -327,6 +246,10 @@ class Runner:
                 after = "reboot"
             elif act == VFIO:
                 after = self._take(devices[-1])
+            elif act == MISDIRECT:
+                moved = self._link.call("misdirect", address=str(devices[-1]))
+                after = f"misdirect {devices[-1]}: {', '.join(moved)}"
+                spec = replace(spec, count=1)
             else:
                 gone = devices.pop()
                 after = f"unplug {gone}"
@@ -348,7 +271,11 @@ class Runner:
         return GuestTestResult(
             releases={name: self._facts[name] for name in ("linux", "libvirt", "qemu")},
             phases=phases,
-            rmrs=() if table is None else [r for rmr in table.rmrs for r in rmr.ranges],
+            rmrs=[
+                Rmr(base, size, node.remap_permitted)
+                for node in (() if table is None else table.rmrs)
+                for base, size in node.ranges
+            ],
             groups=seen["groups"],
             predicted=predicted,
             host_faults=host_faults,
@@ -357,6 +284,7 @@ class Runner:
                 *self._explained(host_faults),
                 *self._explained([*guest_faults, *guest_refusals], "--in-guest"),
             ],
+            status=self.command("status", *self._guest_words).splitlines(),
             seconds=self.seconds,
             recording=recording,
         )
@@ -402,7 +330,32 @@ class Runner:
     def work(
         self, devices: Sequence[PciAddress], seen: Mapping[str, Any], spec: RunSpec
     ) -> list[DeviceRun]:
-        """Exercise every device and return the results."""
+        """Exercise every device and return the results, with checks of ``vmm-msi status``."""
+        before = self._check_status(devices)
+        runs = self._exercise(devices, seen, spec)
+        after = self._check_status(devices)
+        return [replace(run, checks=(before[run.host], after[run.host])) for run in runs]
+
+    @property
+    def _guest_words(self) -> tuple[str, ...]:
+        """The arguments that name the guest."""
+        return self._facts["guest"], "-c", self._facts["uri"]
+
+    def _check_status(self, devices: Sequence[PciAddress]) -> dict[PciAddress, StatusCheck]:
+        """Run ``vmm-msi status`` in the emulated host, and count there without it."""
+        with _Timed(self, "status", "measuring the guest's MSIs with vmm-msi status"):
+            low = self._counter.counts(devices)
+            text = self.command("status", *self._guest_words, "--format", "json")
+            high = self._counter.counts(devices)
+        reported = reported_counts(text)
+        return {
+            device: StatusCheck(reported.get(device), (low[device], high[device]))
+            for device in devices
+        }
+
+    def _exercise(
+        self, devices: Sequence[PciAddress], seen: Mapping[str, Any], spec: RunSpec
+    ) -> list[DeviceRun]:
         places = self.locate(seen)
         runs = []
         for host in devices:

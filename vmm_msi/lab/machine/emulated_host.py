@@ -205,6 +205,18 @@ class LabHost:
         """The libvirtd that runs it."""
         return _running(self._daemon)
 
+    def words(self, address: int, count: int) -> list[int]:
+        """Return words of 32 bits of its physical memory, which includes devices.
+
+        QEMU reads them (``hmp-commands.hx`` xp).
+
+        :raise HypervisorError: when QEMU refuses.
+        """
+        command = {"command-line": f"xp /{count}wx {address:#x}"}
+        text = _running(self._connection).monitor(NAME, "human-monitor-command", command)
+        lines = str(text).splitlines()
+        return [int(word, 16) for line in lines for word in line.partition(":")[2].split()]
+
     @property
     def boot_s(self) -> float:
         """Seconds from its start until its agent answered."""
