@@ -11,7 +11,8 @@ from lxml import etree
 from vmm_msi.domxml import added_elements, editor
 from vmm_msi.domxml.index_gaps import close_gaps
 from vmm_msi.domxml.libvirt_domain import ROOT_PORT
-from vmm_msi.domxml.metadata import read_record
+from vmm_msi.domxml.metadata import read_record, record_in
+from vmm_msi.domxml.placement import Placement
 from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.errors import DomainXmlError, RefusedError
 from vmm_msi.types import GuestPlan, VsmmuPlan
@@ -43,7 +44,7 @@ def test_spare_ports_are_added_and_recorded(plain, with_spare):
     assert len(vsmmu.spare_ports) == 2
     assert {ports(with_spare)[port] for port in vsmmu.spare_ports} == {vsmmu.pxb}
     assert len(ports(with_spare)) == len(ports(plain)) + 3
-    assert added_elements.gone(with_spare) == []
+    assert added_elements.gone(Placement(with_spare), record_in(with_spare)) == []
 
 
 def test_a_spare_port_is_used_before_a_new_one(with_spare, assignments):
@@ -62,7 +63,7 @@ def test_a_spare_port_is_used_before_a_new_one(with_spare, assignments):
 def test_removing_the_last_device_removes_the_spare_ports(plain, with_spare, assignments, first):
     both = editor.apply(with_spare, behind(0, A, B), LAYOUT, assignments)
     left = close_gaps(editor.remove(both, first))
-    assert added_elements.gone(left) == []
+    assert added_elements.gone(Placement(left), record_in(left)) == []
     assert str(editor.remove(left, B if first == A else A)) == str(plain)
 
 
@@ -80,7 +81,7 @@ def test_a_missing_spare_port_is_reported(with_spare):
     (vsmmu,) = read_record(with_spare).vsmmus
     (port,) = (c for c in with_spare.controllers() if c.index == vsmmu.spare_ports[0])
     port.element.getparent().remove(port.element)
-    assert added_elements.gone(with_spare) == [
+    assert added_elements.gone(Placement(with_spare), record_in(with_spare)) == [
         f"the pcie-root-port with index {vsmmu.spare_ports[0]}"
     ]
 

@@ -13,7 +13,8 @@ from lab_commands import ENVIRONMENT, inside_of
 
 from vmm_msi.domxml import added_elements
 from vmm_msi.domxml.libvirt_domain import DomainXml
-from vmm_msi.domxml.metadata import read_record
+from vmm_msi.domxml.metadata import read_record, record_in
+from vmm_msi.domxml.placement import Placement
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect
 
@@ -82,7 +83,7 @@ def block(mark):
 
 def check(defined, devices):
     """Check that libvirt kept all of it, and gave what had none an index of its own."""
-    assert added_elements.gone(defined) == []
+    assert added_elements.gone(Placement(defined), record_in(defined)) == []
     assert [str(device.host) for device in read_record(defined).devices] == devices
     indexes = [controller.index for controller in defined.controllers()]
     assert None not in indexes

@@ -16,7 +16,8 @@ from provision.helpers import HOST_FILE
 from provision.together import DEVICES, GUESTS, by_call, work
 
 from vmm_msi.domxml import added_elements
-from vmm_msi.domxml.metadata import DomainRecord, read_record
+from vmm_msi.domxml.metadata import DomainRecord, read_record, record_in
+from vmm_msi.domxml.placement import Placement
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.provision import host_lock
@@ -48,7 +49,7 @@ def check(connection):
         xmls = [connection.domain_xml(name) for name in GUESTS]
     holders = {}
     for xml in xmls:
-        assert added_elements.gone(xml) == []
+        assert added_elements.gone(Placement(xml), record_in(xml)) == []
         indexes = [controller.index for controller in xml.controllers()]
         assert indexes == [*range(len(indexes))]
         record = read_record(xml) or DomainRecord()

@@ -22,7 +22,7 @@ def held_by_domain(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     name = case.guest.xml.name
-    assigned = {hostdev.host for hostdev in case.guest.xml.assigned()}
+    assigned = {hostdev.host for hostdev in case.guest.placement.hostdevs}
     for held in holdings(name, case.devices, case.guest.holders, case.host.function_by_address):
         problem, _, remedy = str(held).partition("; ")
         consequence = f"{problem[:1].upper()}{problem[1:]}"

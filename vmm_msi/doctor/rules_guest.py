@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from vmm_msi.doctor.case import Case
+    from vmm_msi.domxml.guest_memory import Locking
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.domxml.prerequisites import Problem
     from vmm_msi.types import ReservedRegion
@@ -135,7 +136,7 @@ def part_gone(case: Case) -> Iterator[Finding]:
     if case.guest is None:
         return
     xml = case.guest.xml
-    for part in added_elements.gone(xml):
+    for part in added_elements.gone(case.guest.placement, case.guest.record):
         yield Finding(
             "part-gone",
             Severity.ERROR,
@@ -220,9 +221,6 @@ def memlock(case: Case) -> Iterator[Finding]:
     xml = case.guest.xml
     known = [hostdev for hostdev in case.guest.placement.hostdevs if hostdev.argument is None]
     lock = locking(xml, len(known))
-    ram = xml.root.find("memory")
-    where = xml.source if ram is None else xml.path(ram)
-    pinned = Evidence(where, f"{lock.needed} bytes, all pinned")
     enough = lock.needed + HEADROOM
     if lock.hard_limit is not None and lock.allowed is not None and lock.allowed < enough:
         is_fatal = lock.allowed < lock.needed
@@ -230,7 +228,7 @@ def memlock(case: Case) -> Iterator[Finding]:
             "memlock",
             Severity.ERROR if is_fatal else Severity.WARNING,
             subject(xml),
-            (at(xml, lock.hard_limit, f"{lock.allowed} bytes"), pinned),
+            (at(xml, lock.hard_limit, f"{lock.allowed} bytes"), _pinned(xml, lock)),
             "Mapping the guest's RAM fails with ENOMEM when QEMU starts; the limit also applies to "
             "its memory cgroup."
             if is_fatal
@@ -247,12 +245,22 @@ def memlock(case: Case) -> Iterator[Finding]:
             "memlock",
             Severity.ERROR,
             subject(xml),
-            (Evidence(case.software.source, f"its daemon may lock {limit} bytes"), pinned),
+            (
+                Evidence(case.software.source, f"its daemon may lock {limit} bytes"),
+                _pinned(xml, lock),
+            ),
             f"libvirt fails to raise QEMU's limit to {required} bytes: cannot limit locked memory "
             "of process.",
             f"Use qemu:///system, or raise the user's limit to {required} bytes (LimitMEMLOCK= of "
             "systemd, memlock in limits.conf).",
         )
+
+
+def _pinned(xml: DomainXml, lock: Locking) -> Evidence:
+    """Return evidence of the memory that assigned devices pin."""
+    ram = xml.root.find("memory")
+    where = xml.source if ram is None else xml.path(ram)
+    return Evidence(where, f"{lock.needed} bytes, all pinned")
 
 
 def no_migration(case: Case) -> Iterator[Finding]:

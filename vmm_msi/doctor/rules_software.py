@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor import simulated
@@ -20,10 +21,13 @@ from vmm_msi.domxml.support import (
 from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from vmm_msi.doctor.case import Case, Guest, Software
     from vmm_msi.domxml.support import Gap
+
+    #: Returns where a feature is in XML, or what plans it.
+    Place = Callable[[], str]
 
 #: Features in the XML of a plan for QEMU.
 _PLANNED = (Feature.SMMUV3, Feature.PCI_BUS, Feature.ACCEL, Feature.HOSTDEV_IOMMUFD)
@@ -84,14 +88,14 @@ def _unknown(software: Software, required: Iterable[Feature]) -> str:
     return "release of libvirt" if libvirt else "release of QEMU" if qemu else ""
 
 
-def _used(required: Mapping[Feature, str], gaps: Iterable[Gap]) -> Iterator[Evidence]:
+def _used(required: Mapping[Feature, Place], gaps: Iterable[Gap]) -> Iterator[Evidence]:
     for gap in gaps:
-        yield Evidence(required[gap.feature], REQUIREMENTS[gap.feature].xml)
+        yield Evidence(required[gap.feature](), REQUIREMENTS[gap.feature].xml)
 
 
-def _required(case: Case) -> dict[Feature, str]:
+def _required(case: Case) -> dict[Feature, Place]:
     """Return the required features, each with its place in the XML or the plan that needs it."""
-    features: dict[Feature, str] = {}
+    features: dict[Feature, Place] = {}
     if case.guest is not None:
         features = _features_in(case.guest)
     if case.plugins is None:
@@ -102,19 +106,19 @@ def _required(case: Case) -> dict[Feature, str]:
         for feature in _PLANNED if needs.qemu else ():
             if feature is Feature.HOSTDEV_IOMMUFD and Feature.DOMAIN_IOMMUFD in features:
                 continue
-            features.setdefault(feature, f"XML that strategy {choice} writes")
+            features.setdefault(feature, partial("XML that strategy {} writes".format, choice))
     return features
 
 
-def _features_in(guest: Guest) -> dict[Feature, str]:
+def _features_in(guest: Guest) -> dict[Feature, Place]:
     """Return the features that a definition uses, each with its first place."""
     xml = guest.written or guest.xml
-    features: dict[Feature, str] = {}
+    features: dict[Feature, Place] = {}
     attributes = {"pciBus": Feature.PCI_BUS, "accel": Feature.ACCEL}
     attributes |= {name: feature for name, (feature, _values) in DRIVER_VALUES.items()}
     for iommu in xml.iommus():
         if iommu.model == "smmuv3":
-            place = xml.path(iommu.element)
+            place = partial(xml.path, iommu.element)
             features.setdefault(Feature.SMMUV3, place)
             for name in iommu.driver:
                 if name in attributes:
@@ -122,13 +126,13 @@ def _features_in(guest: Guest) -> dict[Feature, str]:
     hostdevs = (hostdev for hostdev in guest.placement.hostdevs if hostdev.argument is None)
     first = next((hostdev for hostdev in hostdevs if hostdev.iommufd), None)
     if first is not None:
-        features[Feature.HOSTDEV_IOMMUFD] = guest.xml.path(first.element)
+        features[Feature.HOSTDEV_IOMMUFD] = partial(guest.xml.path, first.element)
     whole = xml.root.find("iommufd")
     if whole is not None:
-        features.setdefault(Feature.DOMAIN_IOMMUFD, xml.path(whole))
+        features.setdefault(Feature.DOMAIN_IOMMUFD, partial(xml.path, whole))
         if xml.iommufd_fdgroup is not None:
-            features.setdefault(Feature.FDGROUP, xml.path(whole))
+            features.setdefault(Feature.FDGROUP, partial(xml.path, whole))
     override = xml.root.find(f"{QEMU}override")
     if override is not None:
-        features.setdefault(Feature.OVERRIDE, xml.path(override))
+        features.setdefault(Feature.OVERRIDE, partial(xml.path, override))
     return features

@@ -107,7 +107,7 @@ def resolve_host(case: Case) -> HostTopology:
             resolve(case.host, device)
             routed[device] = None
     host = replace(case.host, devices=_with_own_groups(case, routed))
-    return with_reported_devices(host, routed, case.host.function_by_address)
+    return with_reported_devices(host, routed)
 
 
 def _with_own_groups(case: Case, routed: Collection[PciAddress]) -> tuple[HostDevice, ...]:

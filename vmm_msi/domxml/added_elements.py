@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
-from vmm_msi.domxml.metadata import DomainRecord, read_record, record_in
+from vmm_msi.domxml.metadata import DomainRecord, read_record
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vmm_msi.domxml.libvirt_domain import DomainXml, PciController, PciHostdev
     from vmm_msi.domxml.metadata import DeviceRecord, VsmmuRecord
+    from vmm_msi.domxml.placement import Placement
     from vmm_msi.types import PciAddress
 
 
@@ -29,35 +30,28 @@ def dropped(written: DomainXml, read_back: DomainXml) -> list[str]:
     lost = []
     if record != read_record(read_back):
         lost.append("the vmm-msi record in <metadata>")
-    return lost + _lost(written, read_back, record or DomainRecord())
-
-
-def _lost(written: DomainXml, read_back: DomainXml, record: DomainRecord) -> list[str]:
-    lost = []
+    record = record or DomainRecord()
     if written.iommufd and not read_back.iommufd:
         lost.append("<iommufd enabled='yes'/>")
     lost.extend(_iommus(written, read_back, record))
-    controllers = {controller.index: controller for controller in read_back.controllers()}
-    for vsmmu in record.vsmmus:
-        lost.extend(_vsmmu(vsmmu, controllers))
-    before = {hostdev.host: hostdev for hostdev in written.hostdevs()}
-    after = {hostdev.host: hostdev for hostdev in read_back.hostdevs()}
-    for device in record.devices:
-        lost.extend(_device(device, before, after, controllers))
+    before, after = written.hostdevs(), read_back.hostdevs()
+    lost.extend(_recorded(record, read_back.controllers(), before, after))
     return lost
 
 
-def gone(domain: DomainXml) -> list[str]:
-    """Return what vmm-msi added to ``domain`` and another program removed since.
+def gone(placement: Placement, record: DomainRecord) -> list[str]:
+    """Return what vmm-msi added to a domain and another program removed since.
 
+    :param placement: the buses and devices of the domain.
+    :param record: the record in the domain.
     :return: a noun phrase for each; empty if nothing is missing.
-    :raise DomainXmlError: when it cannot be read.
+    :raise DomainXmlError: when an assigned device cannot be read.
     """
-    record = record_in(domain)
     if record == DomainRecord():
         return []
-    lost = _lost(domain, domain, record)
-    drivers = {iommu.pci_bus: iommu.driver for iommu in domain.iommus() if iommu.model == "smmuv3"}
+    hostdevs = tuple(hostdev for hostdev in placement.hostdevs if hostdev.argument is None)
+    lost = [*_recorded(record, placement.controllers, hostdevs, hostdevs)]
+    drivers = {iommu.pci_bus: iommu.driver for iommu in placement.iommus if iommu.model == "smmuv3"}
     for vsmmu in record.vsmmus:
         driver = drivers.get(str(vsmmu.pxb) if vsmmu.pci_bus else None)
         whose = f"the <iommu model='smmuv3'> of the {EXPANDER_BUS} with index {vsmmu.pxb}"
@@ -65,9 +59,29 @@ def gone(domain: DomainXml) -> list[str]:
             lost.append(whose)
         elif vsmmu.accelerated and driver.get("accel") != "on":
             lost.append(f"accel='on' of {whose}")
-    if record.iommufd_added and not domain.iommufd:
+    if record.iommufd_added and not placement.domain.iommufd:
         lost.append("<iommufd enabled='yes'/>")
     return lost
+
+
+def _recorded(
+    record: DomainRecord,
+    controllers: Iterable[PciController],
+    before: Iterable[PciHostdev],
+    after: Iterable[PciHostdev],
+) -> Iterator[str]:
+    """Yield the recorded buses and devices that a domain lacks, or has elsewhere.
+
+    :param before: the assigned devices as vmm-msi wrote them.
+    :param after: those of the domain, as are ``controllers``.
+    """
+    by_index = {controller.index: controller for controller in controllers}
+    for vsmmu in record.vsmmus:
+        yield from _vsmmu(vsmmu, by_index)
+    written = {hostdev.host: hostdev for hostdev in before}
+    present = {hostdev.host: hostdev for hostdev in after}
+    for device in record.devices:
+        yield from _device(device, written, present, by_index)
 
 
 def _iommus(written: DomainXml, read_back: DomainXml, record: DomainRecord) -> Iterator[str]:

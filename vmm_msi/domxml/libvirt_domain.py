@@ -21,9 +21,11 @@ from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from types import EllipsisType
 
     from lxml.etree import _Element as Element
 
+    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.domxml.qemu_arguments import QemuDevice
 
 PCI_ROOT = "pcie-root"
@@ -111,6 +113,8 @@ class DomainXml:
     :param root: its ``<domain>`` element, edited in place, never regenerated.
     :param source: origin of the XML, for messages.
     :param original: the text of ``root``; unedited parts are printed as they are there.
+    :ivar record: what vmm-msi added, for :mod:`vmm_msi.domxml.metadata` alone, which reads it once
+        and writes it; ``...`` until then.
     :raise DomainXmlError: when the root is another element or the domain has no name.
     """
 
@@ -127,6 +131,7 @@ class DomainXml:
             raise DomainXmlError(
                 f"reading domain XML from {source}: it has no <name>, which libvirt requires"
             )
+        self.record: DomainRecord | EllipsisType | None = ...
         self._original = original
         self._steps: dict[Element, dict[Element, str]] = {}
 
@@ -146,7 +151,9 @@ class DomainXml:
         original = self._original
         if original is not None:
             original = None if original.is_canonical(root) else original.for_copy(self.root, root)
-        return DomainXml(root, self.source, original)
+        copied = DomainXml(root, self.source, original)
+        copied.record = self.record
+        return copied
 
     def __str__(self) -> str:
         if self._original is None:
@@ -176,7 +183,9 @@ class DomainXml:
     @property
     def kind(self) -> GuestKind:
         """Type, architecture and machine together."""
-        return GuestKind(self.type or None, self.arch, self.machine)
+        element = self.root.find("os/type")
+        arch, machine = (None, None) if element is None else map(element.get, ("arch", "machine"))
+        return GuestKind(self.type or None, arch, machine)
 
     @property
     def emulator(self) -> str | None:
@@ -265,7 +274,7 @@ class DomainXml:
 
         :raise DomainXmlError: when the XML has none.
         """
-        devices = self.root.find("devices")
+        devices = next(self.root.iterchildren("devices"), None)
         if devices is None:
             raise DomainXmlError(
                 f"reading {self.name}: it has no <devices>; libvirt writes one in every domain XML"
@@ -312,11 +321,11 @@ class DomainXml:
     def hostdevs(self) -> tuple[PciHostdev, ...]:
         """Return the assigned PCI devices in document order."""
         hostdevs = []
-        devices = self.root.find("devices")
+        devices = next(self.root.iterchildren("devices"), None)
         overridden = overridden_hostdevs(self.root, "iommufd")
         for element in () if devices is None else devices.iterchildren("hostdev", "interface"):
             # In its own state libvirt keeps the device that a network gave to an interface here.
-            actual = element.find("actual")
+            actual = next(element.iterchildren("actual"), None)
             device = element if actual is None else actual
             source = device.find("source/address")
             if source is None or not _is_assigned_pci(device, source):
@@ -357,7 +366,7 @@ class DomainXml:
 
     def guest_address(self, element: Element) -> PciAddress | None:
         """Return the guest PCI address of a device; None if it has none yet."""
-        address = element.find("address")
+        address = next(element.iterchildren("address"), None)
         if address is None or address.get("type") != "pci" or address.get("bus") is None:
             return None
         return self.pci_address(address)
@@ -382,7 +391,7 @@ class DomainXml:
         return PciAddress(part["domain"], part["bus"], part["slot"], part["function"])
 
     def _controller(self, element: Element) -> PciController:
-        target = element.find("target")
+        target = next(element.iterchildren("target"), None)
         node = None if target is None else target.find("node")
         bus_nr = None if target is None else target.get("busNr")
         index = element.get("index")

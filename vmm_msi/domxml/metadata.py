@@ -140,8 +140,10 @@ def read_record(domain: DomainXml) -> DomainRecord | None:
 
     :raise DomainXmlError: when it has another version or an unknown form.
     """
-    element = _find(domain)
-    return None if element is None else _RecordReader(domain.name).domain(element)
+    if domain.record is ...:
+        element = _find(domain)
+        domain.record = None if element is None else _RecordReader(domain.name).domain(element)
+    return domain.record
 
 
 def record_in(domain: DomainXml | None) -> DomainRecord:
@@ -161,6 +163,7 @@ def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
     old = _find(domain)
     metadata = domain.root.find("metadata")
     if record is None:
+        domain.record = None
         if old is None or metadata is None:
             return
         added = old.get("metadata") == "added"
@@ -169,6 +172,7 @@ def write_record(domain: DomainXml, record: DomainRecord | None) -> None:
             elements.remove(metadata)
         return
     new = _element(record)
+    domain.record = record
     if metadata is None:
         before = list(domain.root.iterchildren(*_BEFORE_METADATA))
         elements.insert_after(domain.root, before[-1], elements.build("metadata", {}, new))

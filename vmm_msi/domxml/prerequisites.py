@@ -47,10 +47,11 @@ def problems(domain: DomainXml) -> tuple[Problem, ...]:
     accelerates a vSMMU only under KVM.
     """
     unmet = []
-    if domain.arch != ARCH:
-        unmet.append(Problem(Check.ARCH, f"arch is {domain.arch!r}; SMMUv3 needs {ARCH!r}"))
-    if not domain.kind.is_virt:
-        machine = domain.machine or ""
+    kind = domain.kind
+    if kind.arch != ARCH:
+        unmet.append(Problem(Check.ARCH, f"arch is {kind.arch!r}; SMMUv3 needs {ARCH!r}"))
+    if not kind.is_virt:
+        machine = kind.machine or ""
         unmet.append(Problem(Check.MACHINE, f"machine is {machine!r}; SMMUv3 needs {MACHINE!r}"))
     if domain.gic_version not in _WITH_ITS[domain.type == "kvm"]:
         given = "not given" if domain.gic_version is None else repr(domain.gic_version)

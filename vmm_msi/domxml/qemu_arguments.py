@@ -204,7 +204,8 @@ def overridden_hostdevs(root: Element, name: str) -> set[Element]:
     """
     aliases = {
         device.get("alias")
-        for device in root.iterfind(f"{QEMU}override/{QEMU}device")
+        for override in root.iterchildren(f"{QEMU}override")
+        for device in override.iterchildren(f"{QEMU}device")
         for element in device.iterfind(f"{QEMU}frontend/{QEMU}property")
         if element.get("name") == name
     }
@@ -222,7 +223,11 @@ def _alias(hostdev: Element, default: str) -> str:
 def _options(root: Element) -> Iterator[tuple[str, str, Element]]:
     """Yield the options that matter, each with its value and the element of the value."""
     names = {"device", "machine", "M", *_CHANGING}
-    words: Sequence[Element] = root.findall(f"{QEMU}commandline/{QEMU}arg")
+    words: Sequence[Element] = [
+        word
+        for command_line in root.iterchildren(f"{QEMU}commandline")
+        for word in command_line.iterchildren(f"{QEMU}arg")
+    ]
     index = 0
     while index + 1 < len(words):
         word = words[index].get("value", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.domxml.domcaps import DomainCaps
@@ -254,6 +255,7 @@ class Support:
         return None
 
 
+@cache
 def newest() -> Support:
     """Return the first releases of libvirt and QEMU that have every feature of the table."""
     libvirt = max(needs.libvirt for needs in REQUIREMENTS.values())

@@ -110,13 +110,14 @@ def _children(element: Element, read: Collection[str]) -> Iterator[Unread]:
 
 def _misspelled(element: Element, read: Collection[str]) -> Iterator[Unread]:
     name = str(element.tag)
-    similar = _similar(name, read)
-    if name not in read and similar is not None:
+    similar = None if name in read else _similar(name, read)
+    if similar is not None:
         yield Unread(element, None, f"<{similar}>")
 
 
 def _similar(name: str, read: Collection[str]) -> str | None:
-    return next((known for known in sorted(read) if _normalised(known) == _normalised(name)), None)
+    wanted = _normalised(name)
+    return min((known for known in read if _normalised(known) == wanted), default=None)
 
 
 def _normalised(name: str) -> str:

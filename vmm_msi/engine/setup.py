@@ -153,18 +153,25 @@ def recorded_choices(record: DomainRecord) -> dict[PciAddress, Choice]:
 
 
 def with_reported_devices(
-    host: HostTopology, devices: Iterable[PciAddress], functions: Mapping[PciAddress, PciFunction]
+    host: HostTopology,
+    devices: Iterable[PciAddress],
+    functions: Mapping[PciAddress, PciFunction] | None = None,
 ) -> HostTopology:
     """Return ``host`` with ``devices`` listed, completed with what ``functions`` report.
 
     The IOMMU group of a function is used if ``host`` has none; a device without a group in either
     gets a group of its own. Reserved regions of a function replace those of the device.
 
-    :param functions: the devices as the kernel or libvirt reports them, where it does.
+    :param functions: the devices as libvirt reports them, where it does; None for those that
+        ``host`` has.
     :raise TopologyError: if the host has no route for a device.
     """
-    reported = host_of_functions("libvirt", functions.values())
-    host = with_devices(join((host, reported), host.source), devices)
+    if functions is None:
+        functions = host.function_by_address
+    else:
+        reported = host_of_functions("libvirt", functions.values())
+        host = join((host, reported), host.source)
+    host = with_devices(host, devices)
     reserved = {
         function.address: function.reserved
         for function in functions.values()

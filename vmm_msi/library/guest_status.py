@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from vmm_msi import arguments
 from vmm_msi.domxml import added_elements
-from vmm_msi.domxml.metadata import record_in
+from vmm_msi.domxml.metadata import DomainRecord, record_in
+from vmm_msi.domxml.placement import Placement
 from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.errors import RefusedError, TopologyError, UnreadableError, UsageError, VmmMsiError
 from vmm_msi.library.hosts import topology
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
-    from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.library.hosts import AnyHost
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.recording.measure import Measured
@@ -93,7 +93,7 @@ def status(
             f"reading the running guest {state.definition.name}: it is not running; use --scope "
             "config to read its definition"
         )
-    record, gone = record_in(xml), tuple(added_elements.gone(xml))
+    record, gone = _record_of(xml)
     notes = _notes(gone, "the running guest" if part.live else "the definition")
     notes += _unexamined(xml)
     measured = None
@@ -111,7 +111,7 @@ def status_of(xml: DomainXml) -> Status:
 
     :raise DomainXmlError: if the record cannot be read.
     """
-    record, gone = record_in(xml), tuple(added_elements.gone(xml))
+    record, gone = _record_of(xml)
     notes = [*_notes(gone, "the definition"), *_unexamined(xml)]
     return Status(xml.name, None, record, _others(xml, record), None, notes, gone)
 
@@ -135,9 +135,16 @@ def statuses(connection: Connection) -> StatusList:
 
 def _listed(state: GuestState) -> Status:
     xml = state.running or state.definition
-    record, gone = record_in(xml), tuple(added_elements.gone(xml))
+    record, gone = _record_of(xml)
     others, notes = _others(xml, record), _unexamined(xml)
     return Status(xml.name, state.running is not None, record, others, notes=notes, gone=gone)
+
+
+def _record_of(xml: DomainXml) -> tuple[DomainRecord, tuple[str, ...]]:
+    """Return the record in a definition, and which recorded parts the definition lacks."""
+    record = record_in(xml)
+    gone = () if record == DomainRecord() else added_elements.gone(Placement(xml), record)
+    return record, tuple(gone)
 
 
 def _others(xml: DomainXml, record: DomainRecord) -> list[PciAddress]:

@@ -59,7 +59,7 @@ def redefine(
     try:
         text = str(new)
         echo = connection.define_text(name, text)
-        if not only_added(text, echo):
+        if echo != text and not only_added(text, echo):
             verify_defined(new, DomainXml.parse(echo, f"guest {name} at {connection.uri}"))
         if then is not None:
             then()

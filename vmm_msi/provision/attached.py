@@ -48,8 +48,10 @@ def _is_alike(
 ) -> bool:
     record = record_in(xml)
     recorded = record.device(device)
+    if recorded is None or recorded.backend != binder.value:
+        return False
     hostdev = next((hostdev for hostdev in xml.hostdevs() if hostdev.host == device), None)
-    if recorded is None or hostdev is None or recorded.backend != binder.value:
+    if hostdev is None:
         return False
     before = recorded_choices(record)[device]
     if (before.strategy, before.profile) != (choice.strategy, choice.profile):

@@ -13,7 +13,7 @@ from vmm_msi.domxml.holdings import holdings
 from vmm_msi.types import BinderKind, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.finding import Finding
@@ -68,7 +68,7 @@ class GuestExaminer:
         """
         from vmm_msi.doctor.refusal import errors
 
-        devices = dict.fromkeys((*_assigned(old), *self.request.devices))
+        devices = (*(hostdev.host for hostdev in old.assigned()), *self.request.devices)
         causes = errors(self._examine(self._case(old, devices, choice=self.request.strategy)))
         if causes:
             self._refuse(causes, cause=failure)
@@ -91,7 +91,7 @@ class GuestExaminer:
         }
         verdicts = tuple(v for v in simulation.verdicts if v.device not in allowed)
         rehearsal = replace(simulation, verdicts=verdicts)
-        return self._allowed(self._case(new, _assigned(new), rehearsal=rehearsal))
+        return self._allowed(self._case(new, rehearsal=rehearsal))
 
     def findings_on_attached(self) -> list[Finding]:
         """Return the doctor's findings about a guest that has all devices of the request already.
@@ -101,7 +101,7 @@ class GuestExaminer:
         guest = self.facts.guest
         live = guest.running if self.request.scope.live else None
         xml = guest.definition if live is None or self.request.scope.config else live
-        return self._allowed(self._case(xml, _assigned(xml)))
+        return self._allowed(self._case(xml))
 
     def _allowed(self, case: Case) -> list[Finding]:
         """Return the findings about a case; refuse errors unless the request allows them."""
@@ -135,12 +135,20 @@ class GuestExaminer:
     def _case(
         self,
         xml: DomainXml,
-        devices: Iterable[PciAddress],
+        devices: Iterable[PciAddress] | None = None,
         *,
         choice: Choice | None = None,
         rehearsal: Simulation | None = None,
     ) -> Case:
-        facts, selected = self.facts, tuple(devices)
+        """Return the case of a guest.
+
+        :param devices: the devices to examine; None for those that the guest has.
+        """
+        facts = self.facts
+        guest = Guest(xml, xml if facts.driver is None else None, facts.holders)
+        if devices is None:
+            devices = (hostdev.host for hostdev in guest.placement.hostdevs)
+        selected = tuple(dict.fromkeys(devices))
         software = Software(
             facts.support.libvirt,
             facts.support.qemu,
@@ -148,12 +156,11 @@ class GuestExaminer:
             source=facts.source,
             daemon_locked_memory=self.base.software.daemon_locked_memory,
         )
-        written = xml if facts.driver is None else None
         case = replace(
             self.base,
             host=with_nodes(with_routed(self.base.host, selected), facts.source, facts.nodes),
             software=software,
-            guest=Guest(xml, written, facts.holders),
+            guest=guest,
             devices=selected,
             choice=choice,
             binder=self.binder,
@@ -163,7 +170,3 @@ class GuestExaminer:
         )
         unlisted = tuple(device for device in selected if device not in facts.nodes)
         return with_unlisted(case, unlisted) if facts.driver == "QEMU" else case
-
-
-def _assigned(xml: DomainXml) -> Iterator[PciAddress]:
-    return iter(dict.fromkeys(hostdev.host for hostdev in xml.assigned()))

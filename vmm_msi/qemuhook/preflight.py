@@ -26,11 +26,13 @@ def problems(domain: DomainXml, record: DomainRecord, tree: HostTree | None = No
     :param tree: the host's files; the default is this machine's.
     :raise DomainXmlError: when the definition cannot be read.
     """
-    phrases = [f"{part} is gone from the definition" for part in added_elements.gone(domain)]
+    placement = Placement(domain)
+    gone = added_elements.gone(placement, record)
+    phrases = [f"{part} is gone from the definition" for part in gone]
     if any(device.backend == "qemu" for device in record.devices):
         phrases += map(str, prerequisites.problems(domain))
-    phrases += map(str, Placement(domain).empty_vsmmus())
-    assigned = {hostdev.host for hostdev in domain.hostdevs()}
+    phrases += map(str, placement.empty_vsmmus())
+    assigned = {hostdev.host for hostdev in placement.hostdevs if hostdev.argument is None}
     pci = PciDevices(tree or this_machine())
     for device in record.devices:
         phrases += _host_problems(device.host, assigned, pci)

@@ -174,7 +174,7 @@ def _strategies(xml: DomainXml) -> dict[PciAddress, tuple[str, Mapping[str, str]
 
 def _reduced_host(host: HostTopology, addresses: Collection[PciAddress]) -> HostTopology:
     """Return the host with these devices only, and with the SMMUs and ITSes that they use."""
-    host = with_reported_devices(host, addresses, host.function_by_address)
+    host = with_reported_devices(host, addresses)
     devices = [host.device_by_address[address] for address in addresses]
     smmus = {device.smmu for device in devices}
     itses = {its for device in devices for its in device.its_group}
