@@ -5,6 +5,7 @@ Each case is the healthy host with one change, listed with all its findings.
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import replace
 
 import doc_blocks
@@ -426,6 +427,22 @@ def test_a_finding_has_evidence_and_two_sentences(name):
             assert sentence.endswith(".")
             assert "  " not in sentence
             assert "None" not in sentence
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_errors_and_warnings(name):
+    case = BROKEN[name][0]
+    findings = [finding for finding in rules.examine(case) if finding.severity in {E, W}]
+    assert rules.errors_and_warnings(case) == findings
+
+
+def test_a_minor_rule_reports_neither_errors_nor_warnings():
+    for rule in rules.minor_rules():
+        severities = {
+            word for word in Severity if f"Severity.{word.name}" in inspect.getsource(rule)
+        }
+        assert severities
+        assert severities <= {N, U}
 
 
 def test_worst_findings_first():

@@ -147,6 +147,40 @@ def examine_without_strategy(case: Case) -> list[Finding]:
     return [finding for finding in findings if finding.id != "no-acpi"]
 
 
+def minor_rules() -> frozenset[Rule]:
+    """Return the rules that report neither errors nor warnings."""
+    from vmm_msi.doctor import rules_guest, rules_strategy, rules_vsmmu
+
+    return frozenset(
+        {
+            rules_its.gicv5,
+            rules_its.its_unknown,
+            rules_its.several_in_group,
+            rules_groups.host_driver,
+            rules_kernel.config_unknown,
+            rules_kernel.not_checked,
+            rules_smmu.passthrough,
+            rules_smmu.unknown,
+            rules_sources.device_unknown,
+            rules_sources.no_tables,
+            rules_sources.not_root,
+            rules_streams.ats_not_promised,
+            rules_window.capacity,
+            rules_guest.no_migration,
+            rules_strategy.rmr_direct,
+            rules_strategy.rmr_needed,
+            rules_strategy.slot_order,
+            rules_vsmmu.not_behind_vsmmu,
+        }
+    )
+
+
+def errors_and_warnings(case: Case) -> list[Finding]:
+    """Return the errors and warnings among the findings, in the order of :func:`examine`."""
+    serious = (Severity.ERROR, Severity.WARNING)
+    return [finding for finding in examine(case, minor_rules()) if finding.severity in serious]
+
+
 def rules_for(case: Case) -> tuple[Rule, ...]:
     """Return the rules that apply to a case, in order."""
     if case.guest is None and case.plugins is None:

@@ -127,10 +127,9 @@ class GuestExaminer:
         raise refusal(action, findings, can_override=can_override) from cause
 
     def _examine(self, case: Case) -> list[Finding]:
-        from vmm_msi.doctor.rules import examine
-        from vmm_msi.doctor.rules_strategy import rmr_needed
+        from vmm_msi.doctor.rules import errors_and_warnings
 
-        return examine(case, without=[rmr_needed])  # a note that takes a simulation of its own
+        return errors_and_warnings(case)
 
     def _case(
         self,
