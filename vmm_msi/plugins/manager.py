@@ -8,8 +8,8 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
-from importlib.metadata import EntryPoint, entry_points
+from functools import lru_cache, partial
+from importlib.metadata import Distribution, EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import pluggy
@@ -60,6 +60,17 @@ class PluginRecord:
     problem: str = ""
 
 
+class _Manager(pluggy.PluginManager):
+    """pluggy's manager, which looks at every attribute of a plugin, without the special ones."""
+
+    def parse_hookimpl_opts(self, plugin: object, name: str) -> pluggy.HookimplOpts | None:
+        """Return the options of a hook implementation; None for an attribute that is not one.
+
+        An object has 30 special attributes, which take most of the time and are never hooks.
+        """
+        return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
+
+
 class PluginManager:
     """The plugins of one application.
 
@@ -69,7 +80,7 @@ class PluginManager:
     """
 
     def __init__(self) -> None:
-        self._manager = pluggy.PluginManager(PROJECT)
+        self._manager = _Manager(PROJECT)
         self._manager.add_hookspecs(hookspecs)
         self._records: dict[str, PluginRecord] = {}
         self._hooks: dict[str, StrategyHooks] = {}
@@ -409,7 +420,13 @@ class StrategyHooks:
 def _origin(point: EntryPoint) -> str:
     if point.dist is None:
         return point.value
-    metadata = point.dist.metadata
+    return _release(point.dist)
+
+
+@lru_cache(maxsize=16)
+def _release(distribution: Distribution) -> str:
+    """Return name and version of a distribution, read once for all of its plugins."""
+    metadata = distribution.metadata
     return f"{metadata['Name']} {metadata['Version']}"
 
 
