@@ -13,10 +13,14 @@ import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from fuzz.targets import targets
 
 from vmm_msi.report.columns import columns
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 TESTS = Path(__file__).resolve().parents[1]
 _DONE = re.compile(r"Done (\d+) (?:runs )?in (\d+) second")
@@ -41,22 +45,34 @@ class Result:
     failure: str | None
 
 
-def fuzz(name: str, seconds: float, folder: Path, *words: str) -> Result:
-    """Run the process of one target."""
-    folder.mkdir(parents=True, exist_ok=True)
+def fuzz(names: Sequence[str], seconds: float, folder: Path, mode: str = "guided") -> list[Result]:
+    """Run the process that fuzzes targets, each for ``seconds``, and return their results.
+
+    :param folder: gets a folder for each target.
+    :param mode: as :mod:`fuzz.worker` has it.
+    """
     done = subprocess.run(
-        [sys.executable, "-m", "fuzz.worker", name, str(seconds), str(folder), *words],
+        [sys.executable, "-m", "fuzz.worker", mode, str(seconds), str(folder), *names],
         capture_output=True,
         text=True,
         errors="replace",
-        cwd=folder,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
-        timeout=seconds + 120,
+        timeout=len(names) * seconds + 300,
         check=False,
     )
-    output = done.stdout + done.stderr
+    passed = done.stdout.split()
+    return [_result(name, folder / name, name in passed, done.stderr) for name in names]
+
+
+def _result(name: str, folder: Path, has_passed: bool, errors: str) -> Result:
+    """Return the result of one target.
+
+    :param errors: what the process printed that all targets share.
+    """
+    path = folder / "output"
+    output = errors + (path.read_text(errors="replace") if path.exists() else "")
     inputs = [path for kind in ("crash", "timeout", "oom") for path in folder.glob(f"{kind}-*")]
-    failed = bool(done.returncode or inputs)
+    failed = bool(inputs) or not has_passed
     return Result(
         name,
         _number(_EXECUTED, output) or _number(_DONE, output) or 0,
@@ -75,7 +91,7 @@ def main() -> int:
     seconds = float(os.environ.get("FUZZ_SECONDS", "60"))
     names = [*targets()]
     folder = Path(tempfile.mkdtemp(prefix="vmm-msi-fuzz-"))
-    results = [fuzz(name, seconds / len(names), folder / name) for name in names]
+    results = fuzz(names, seconds / len(names), folder)
     rows = [
         [result.name, f"{result.runs:,}", str(result.new_inputs or "-"),
          str(result.peak_mb or "-"), "FAILED" if result.failure else "passed"]

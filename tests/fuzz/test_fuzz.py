@@ -34,18 +34,36 @@ def test_seeds_are_read(name):
     assert refused <= len(seeds) // 2
 
 
+# One process imports the readers for all targets, on one worker.
+ALL = pytest.mark.xdist_group("fuzz")
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    results = fuzz([*TARGETS], SECONDS / len(TARGETS), tmp_path_factory.mktemp("guided"))
+    return {result.name: result for result in results}
+
+
+@pytest.fixture(scope="module")
+def random_changes(tmp_path_factory):
+    results = fuzz([*TARGETS], 0.2, tmp_path_factory.mktemp("random"), "random")
+    return {result.name: result for result in results}
+
+
+@ALL
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.timeout(SECONDS + 300)
-def test_any_bytes_are_read_or_refused(name, tmp_path, counts):
-    result = fuzz(name, SECONDS / len(TARGETS), tmp_path)
+def test_any_bytes_are_read_or_refused(name, guided, counts):
+    result = guided[name]
     assert result.failure is None, result.failure
     assert result.runs > len(TARGETS[name].seeds())
     counts[f"inputs to the reader of {name}"] += result.runs
 
 
+@ALL
 @pytest.mark.parametrize("name", TARGETS)
-def test_random_changes_without_atheris(name, tmp_path):
-    result = fuzz(name, 0.2, tmp_path, "random")
+def test_random_changes_without_atheris(name, random_changes):
+    result = random_changes[name]
     assert result.failure is None, result.failure
     assert result.runs > len(TARGETS[name].seeds())
 
@@ -57,11 +75,11 @@ def broken(data):
     {}
 targets.targets = lambda: {{"broken": targets.Target("broken", broken, lambda: [b"seed"])}}
 worker.PATIENCE = 1
-worker.main(["broken", "5", sys.argv[1], *sys.argv[2:]])
+sys.exit(worker.main([sys.argv[2], "5", sys.argv[1], "broken"]))
 """
 
 
-@pytest.mark.parametrize("words", [(), ("random",)])
+@pytest.mark.parametrize("mode", ["guided", "random"])
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
@@ -70,17 +88,17 @@ worker.main(["broken", "5", sys.argv[1], *sys.argv[2:]])
         ("while True: pass", "timeout"),
     ],
 )
-def test_a_failing_input_is_kept(statement, kind, words, tmp_path):
+def test_a_failing_input_is_kept(statement, kind, mode, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", BROKEN.format(statement), str(tmp_path), *words],
+        [sys.executable, "-c", BROKEN.format(statement), str(tmp_path), mode],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(TESTS)},
         timeout=60,
         check=False,
     )
-    assert done.returncode != 0
-    assert [*tmp_path.glob(f"{kind}-*")], done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+    assert [*tmp_path.glob(f"broken/{kind}-*")], done.stderr
 
 
 def test_mutations_repeat():
