@@ -1,4 +1,4 @@
-"""Fixtures for several folders of tests: the lab's root and a libvirtd that runs from it."""
+"""Fixtures for several folders of tests: shared folders, the lab's root and its libvirtd."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from importlib.metadata import distribution
 
 import hypothesis
 import pytest
+from other_user import shared_folder
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab import DEFAULT_SUITE
@@ -61,6 +62,8 @@ def pytest_runtest_setup(item):
 
 
 def pytest_configure(config):
+    # argparse's messages are the original ones, and it searches no folder for translations.
+    os.environ["LANGUAGE"] = "C"
     config.stash[_COUNTS] = Counter()
     check_entry_points(config.rootpath / "pyproject.toml")
 
@@ -97,6 +100,13 @@ def pytest_terminal_summary(terminalreporter, config):
 def counts(pytestconfig):
     """Counts that are printed at the end of the run."""
     return pytestconfig.stash[_COUNTS]
+
+
+@pytest.fixture
+def shared():
+    """A folder that every user may write to, as /tmp is."""
+    with shared_folder() as folder:
+        yield folder
 
 
 def root_of(suite):

@@ -16,12 +16,6 @@ from vmm_msi.output import check_target, output_file, write_output
 
 
 @pytest.fixture
-def shared():
-    with shared_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
 def victim(tmp_path):
     """A file that only its owner may change."""
     path = tmp_path / "victim"

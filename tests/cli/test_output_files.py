@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
-from other_user import give_away, shared_folder
+from other_user import give_away
 
 from vmm_msi import cli, output, samples
 
@@ -53,12 +53,6 @@ def test_no_command_writes_files_itself():
                 assert not opens, f"{path.name}:{node.lineno}"
     for _option, module in WRITERS.values():
         assert "from vmm_msi.output import" in (CLI / f"{module}.py").read_text(encoding="utf-8")
-
-
-@pytest.fixture
-def shared():
-    with shared_folder() as folder:
-        yield folder
 
 
 @pytest.fixture
