@@ -23,7 +23,15 @@ from vmm_msi.domxml.metadata import DomainRecord, read_record
 from vmm_msi.errors import UnreadableError
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.host.files.kernel_log import select
-from vmm_msi.recording.measure import Measured, measure, read_interrupts, start_time_us
+from vmm_msi.recording.measure import (
+    Clocks,
+    Measured,
+    log_time_us,
+    measure,
+    read_clocks,
+    read_interrupts,
+    start_time_us,
+)
 from vmm_msi.report.status import GuestStatus, lines_of, list_lines, to_json
 from vmm_msi.types import Iova, PciAddress
 
@@ -217,7 +225,8 @@ def test_faults_count_from_the_start_of_the_guest(tmp_path):
     process(tmp_path, 18, UUID.replace("5", "6"), 3 * tick)
     (tmp_path / "19").mkdir()  # it exited meanwhile
     (tmp_path / "self").mkdir()
-    assert start_time_us(UUID, tmp_path) == 2_000_000
+    expected = log_time_us(2_000_000, read_clocks())
+    assert start_time_us(UUID, tmp_path) == pytest.approx(expected, abs=10_000)
     records = [
         b"4,1,1999999,-;arm-smmu-v3 before\n",
         b"4,2,2000000,-;arm-smmu-v3 after\n",
@@ -225,6 +234,23 @@ def test_faults_count_from_the_start_of_the_guest(tmp_path):
     ]
     assert select(records, 2_000_000) == ["arm-smmu-v3 after"]
     assert len(select(records)) == 2
+
+
+@pytest.mark.parametrize(
+    ("suspended", "drift", "expected"),
+    [
+        (0, 0, 2_000_000_000_000),
+        # After 30 days at 50 ppm the clock of the log is 2 minutes ahead of the other.
+        (0, 50, 2_000_100_000_000),
+        (0, -50, 1_999_900_000_000),
+        (500_000, 0, 1_500_000_000_000),
+        (3_000_000, 0, 0),
+    ],
+)
+def test_times_on_the_clock_of_the_log(suspended, drift, expected):
+    awake = 2_592_000 * 10**9
+    raw = awake * (1_000_000 + drift) // 1_000_000
+    assert log_time_us(2_000_000_000_000, Clocks(awake + suspended * 10**9, awake, raw)) == expected
 
 
 def test_an_unknown_start_time_is_an_error(tmp_path):
@@ -254,7 +280,8 @@ def test_a_process_has_a_start_time():
             deadline = time.monotonic() + 10
             while uuid not in Path(f"/proc/{running.pid}/cmdline").read_text():
                 assert time.monotonic() < deadline
-            assert uptime_us - 10e6 < start_time_us(uuid) <= uptime_us + 10e6
+            begun_us = log_time_us(int(uptime_us), read_clocks())
+            assert start_time_us(uuid) == pytest.approx(begun_us, abs=10e6)
         finally:
             running.kill()
 

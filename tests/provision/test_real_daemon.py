@@ -6,7 +6,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 
 import pytest
 from provision.helpers import DEVICES, GUEST, HOST_FILE, A, B, C, texts
@@ -17,7 +16,7 @@ from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import IommufdForm, Version
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.libvirt_driver import connect
-from vmm_msi.recording.measure import start_time_us
+from vmm_msi.recording.measure import log_time_us, read_clocks, start_time_us
 from vmm_msi.types import GuestPlan, VsmmuPlan
 
 pytestmark = pytest.mark.lab_root
@@ -211,7 +210,8 @@ def test_two_vsmmus_that_were_written_run_in_qemu(qemu):
     defined = qemu.define(without_hostdevs(new))
     record = read_record(defined)
     assert len(record.vsmmus) == 2
-    begun_us = time.clock_gettime_ns(time.CLOCK_BOOTTIME) / 1000
+    now = read_clocks()
+    begun_us = log_time_us(now.boottime // 1000, now)
     qemu.start(GUEST)
     # libvirt's QEMU has the words and its own PID namespace.
     assert start_time_us(qemu.domain_xml(GUEST, inactive=False).uuid) > begun_us - 1e6
