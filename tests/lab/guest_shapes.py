@@ -6,6 +6,8 @@ Each test starts an emulated host and a guest in it. ``make test`` runs only one
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from lab.test_guest import DOORBELL, Shape, check_guest, check_status, run_guest, status_row
 
@@ -43,9 +45,11 @@ def test_vfio_inside_the_guest_is_refused(lab_images, capsys):
     assert "Linux in the guest refuses VFIO for this device (EINVAL)" in explained
 
 
-def test_misdirected_msis_fault_in_stage_2(lab_images, capsys):
+def test_misdirected_msis_fault_in_stage_2(lab_images, capsys, tmp_path):
     """The host's kernel logs them, status counts them and shows the address in the device."""
-    status, report = run_guest(capsys, "--then", "misdirect")
+    recording = tmp_path / "run.json"
+    options = ("--then", "misdirect", "--record", str(recording))
+    status, report = run_guest(capsys, *options)
     assert (status, report["complete"], report["status_agrees"]) == (1, False, True)
     start, misdirected = report["phases"]
     check_status(start["devices"][0])
@@ -62,6 +66,8 @@ def test_misdirected_msis_fault_in_stage_2(lab_images, capsys):
     assert report["guest_faults"] == []
     explained = " ".join(" ".join(report["explained"]).split())
     assert "event F_TRANSLATION at stage 2" in explained
+    (event,) = json.loads(recording.read_text())["events"]
+    assert (event["log"], event["event"]["iova"]) == ("host", "0x8001040")
 
 
 def test_guest_without_rmr_gets_no_interrupt(lab_images, capsys, tmp_path):

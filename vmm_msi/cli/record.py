@@ -67,12 +67,12 @@ def run(args: argparse.Namespace) -> int:
     with in_libvirt(args.domain):
         xml, releases = _query_libvirt(args)
     host = load_host(args)
-    unread = []
+    unread: list[str] = []
     lines: list[str] = []
     recent: list[str] = []
     try:
         lines = kernel_log(this_machine())
-        recent = kernel_log(this_machine(), since_cleared=True)
+        recent = kernel_log(this_machine(), since_cleared=True, since_us=_start_us(xml, unread))
     except UnreadableError as failure:
         unread.append(f"{failure.path}: {failure.reason}")
     interrupts = ""
@@ -97,6 +97,20 @@ def run(args: argparse.Namespace) -> int:
     for text in recording.unread:
         print_error(f"not read: {text}")
     return 0
+
+
+def _start_us(xml: DomainXml, unread: list[str]) -> int:
+    """Return when the guest started, on the clock of the kernel's log; 0 if that is unknown.
+
+    :param unread: receives the reason, which does not identify the guest.
+    """
+    from vmm_msi.recording.measure import start_time_us
+
+    try:
+        return start_time_us(xml.uuid or "")
+    except UnreadableError as failure:
+        unread.append(f"{failure.path}: the guest's start; events of earlier runs count too")
+        return 0
 
 
 def _guest_log(path: Path) -> str:
