@@ -36,6 +36,7 @@ STATUS = {
     "vsmmus",
     "devices",
     "other_devices",
+    "other_measured",
     "notes",
 }
 VSMMU = {"pxb", "bus_nr", "smmu", "its", "accelerated", "spare_ports"}

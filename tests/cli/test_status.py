@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 from uuid import uuid4
 
+import json_schemas
 import pytest
 from described_host import load_host
 from lxml import etree
@@ -196,6 +197,24 @@ def test_measurements(guest, devices):
         "faults": 2,
     }
     assert second["measured"]["programmed_iovas"] is None
+
+
+def test_devices_that_vmm_msi_did_not_attach_are_measured(guest, devices):
+    measured, _unread = measure([FIRST], INTERRUPTS, [], LogContext(None, None, guest), devices)
+    status = GuestStatus("guest0", True, DomainRecord(), (FIRST, SECOND), measured)
+    assert list(lines_of(status)) == [
+        "guest0: running, no devices attached by vmm-msi",
+        f"not attached by vmm-msi: {A}, {B}",
+        "",
+        "device        MSIs, as predicted  MSI address  interrupts  faults",
+        "------------  ------------------  -----------  ----------  ------",
+        f"{A}  -                   0x8000040    1008        0",
+    ]
+    document = to_json(status)
+    json_schemas.check("status", {"schema": 1, **document})
+    assert document["other_measured"] == {
+        A: {"programmed_iovas": ["0x8000040"], "interrupts": 1008, "vectors": 2, "faults": 0}
+    }
 
 
 def test_what_cannot_be_read_is_unknown(guest, devices):

@@ -99,7 +99,7 @@ def status(
     measured = None
     if record.devices and state.running is None:
         notes.append("the guest is off: its MSIs are as the simulator predicted at attach")
-    elif record.devices and state.running is not None and measure:
+    elif state.running is not None and measure and (record.devices or state.running.assigned()):
         measured, unread = _measure(connection.uri, state.running, host, granule)
         notes += unread
     others = _others(xml, record)

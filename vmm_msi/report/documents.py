@@ -234,6 +234,7 @@ class GuestJson(TypedDict):
     vsmmus: list[VsmmuJson]
     devices: list[StatusDeviceJson]
     other_devices: list[Pci]
+    other_measured: dict[str, MeasuredJson]
     notes: list[str]
 
 

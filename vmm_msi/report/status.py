@@ -100,8 +100,10 @@ def lines_of(guest: GuestStatus) -> Iterator[str]:
         yield f"not attached by vmm-msi: {', '.join(map(str, guest.others))}"
     if devices:
         yield from columns(list(device_rows(devices, predicted=False)))
+    rows = list(_msi_rows(guest))
+    if len(rows) > 1:
         yield ""
-        yield from columns(list(_msi_rows(guest)))
+        yield from columns(rows)
     yield from (f"note: {note}" for note in guest.notes)
 
 
@@ -115,6 +117,9 @@ def _msi_rows(guest: GuestStatus) -> Iterator[list[str]]:
         if measured is not None:
             row += _measured_cells(measured.get(device.host))
         yield row
+    for address in guest.others:
+        if measured is not None and address in measured:
+            yield [str(address), "-", *_measured_cells(measured[address])]
 
 
 def _measured_cells(measured: Measured | None) -> list[str]:
@@ -214,6 +219,11 @@ def to_json(guest: GuestStatus) -> GuestJson:
             for device in guest.record.devices
         ],
         "other_devices": [str(address) for address in guest.others],
+        "other_measured": {
+            str(address): measured
+            for address in guest.others
+            if (measured := _measured_json(guest.measured, address)) is not None
+        },
         "notes": list(guest.notes),
     }
 
