@@ -27,6 +27,9 @@ endef
 # Which part of how many runs, and how long it takes on 2 processors.
 part = @echo "make $@: $(1)"
 
+# The tests start hundreds of processes, which import the same modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
 .PHONY: help setup setup-test lock lint check test lab lab-guest bench boards fuzz demo clean
