@@ -12,6 +12,7 @@ from importlib.metadata import distribution
 
 import hypothesis
 import pytest
+from depth import depth
 from other_user import shared_folder
 
 from vmm_msi.errors import LabError
@@ -22,7 +23,7 @@ from vmm_msi.lab.build.root import ensure_root
 from vmm_msi.lab.machine.daemon import LabDaemon
 
 # Test machines are shared: examples have no deadline, tests have pytest's timeout.
-hypothesis.settings.register_profile("vmm-msi", deadline=None)
+hypothesis.settings.register_profile("vmm-msi", deadline=None, max_examples=depth(100))
 hypothesis.settings.load_profile("vmm-msi")
 
 

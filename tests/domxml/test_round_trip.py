@@ -13,6 +13,7 @@ import zlib
 import libvirt  # noqa: TID251 - XML that only libvirt itself can judge
 import pytest
 from conftest import SUITES
+from depth import depth
 from domxml.guests import PIECES, QEMU_MACHINES, TEST_MACHINES
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -191,7 +192,7 @@ def test_each_piece_is_accepted_by_some_libvirt(open_libvirt):
     assert left == set()
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=depth(150), deadline=None, suppress_health_check=[*HealthCheck])
 @given(names=st.lists(st.sampled_from(PIECES), max_size=12, unique=True), data=st.data())
 def test_round_trip_of_random_pieces(open_libvirt, counts, names, data):
     machine = data.draw(st.sampled_from(TEST_MACHINES))
@@ -199,7 +200,7 @@ def test_round_trip_of_random_pieces(open_libvirt, counts, names, data):
 
 
 @pytest.mark.lab_root
-@settings(max_examples=60, deadline=None, suppress_health_check=[*HealthCheck])
+@settings(max_examples=depth(60), deadline=None, suppress_health_check=[*HealthCheck])
 @given(
     place=st.sampled_from(PLACES), names=st.lists(st.sampled_from(PIECES), max_size=30, unique=True)
 )

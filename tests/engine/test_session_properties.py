@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
+from depth import depth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_scenarios import CHOICES, scenarios
@@ -48,7 +49,7 @@ def open_session(scenario, choice, fail_at=0):
 
 
 @every_choice
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=depth(60), deadline=None)
 @given(scenario=scenarios())
 def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, scenario):
     backend, session = open_session(scenario, choice)
@@ -73,7 +74,7 @@ def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, 
     assert backend.stale() == []
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=depth(200), deadline=None)
 @given(scenario=scenarios())
 @pytest.mark.parametrize(
     ("mode", "profile"),
@@ -105,7 +106,7 @@ def test_mode_vsmmu_refuses_a_device_without_a_slot_in_the_window():
 
 
 @every_choice
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=depth(60), deadline=None)
 @given(scenario=scenarios(), data=st.data())
 def test_detach_in_any_order_leaves_nothing(choice, scenario, data):
     backend, session = open_session(scenario, choice)
@@ -123,7 +124,7 @@ def test_detach_in_any_order_leaves_nothing(choice, scenario, data):
 
 
 @every_choice
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=depth(40), deadline=None)
 @given(scenario=scenarios(max_devices=4))
 def test_attach_is_all_or_nothing_at_every_failing_step(choice, scenario):
     backend, session = open_session(scenario, choice)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from depth import IS_FULL
 from fuzz.mutate import mutated
 from fuzz.run import TESTS, fuzz
 from fuzz.targets import targets, with_valid_header
@@ -18,7 +19,7 @@ from fuzz.targets import targets, with_valid_header
 from vmm_msi.errors import InputError
 
 TARGETS = targets()
-SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if os.environ.get("CI") == "true" else "5"))
+SECONDS = float(os.environ.get("FUZZ_SECONDS", "60" if IS_FULL else "5"))
 
 
 @pytest.mark.parametrize("name", TARGETS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 
 import pytest
+from depth import depth
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -113,7 +114,7 @@ class Bindings(RuleBasedStateMachine):
 def test_allocator_equals_the_list_of_the_patches(revision, granule):
     kind = type("Parametrized", (Bindings,), {"revision": revision, "granule": granule})
     case = kind.TestCase()
-    case.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+    case.settings = settings(max_examples=depth(60), stateful_step_count=30, deadline=None)
     case.runTest()
 
 

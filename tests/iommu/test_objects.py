@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from depth import depth
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -277,7 +278,7 @@ class Objects(RuleBasedStateMachine):
 
 def test_calls_in_any_order():
     case = Objects.TestCase()
-    case.settings = settings(max_examples=150, stateful_step_count=40)
+    case.settings = settings(max_examples=depth(150), stateful_step_count=40)
     case.runTest()
 
 

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from depth import depth
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from provision.helpers import HOST_FILE, A, B, node_file
@@ -254,7 +255,9 @@ CALLS = {
 
 @pytest.mark.parametrize("argument", CALLS)
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=depth(60),
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(text=st.text())
 @example(text="x" * 5000)

@@ -6,13 +6,14 @@ import gc
 import tracemalloc
 from itertools import pairwise
 
+from depth import depth
 from provision.helpers import HOST, PLUGINS, A, B, texts
 
 from vmm_msi import provision
 from vmm_msi.config import Config
 from vmm_msi.provision import AttachRequest, DetachRequest
 
-WARM_UP, CYCLES = 40, 80
+WARM_UP, CYCLES = depth(40), depth(80)
 
 
 def allocated():

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from depth import depth
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from provision.helpers import DEVICES, HOST, attach, detach, node, node_file, texts
@@ -42,7 +43,7 @@ steps = st.lists(
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=depth(60), deadline=None)
 @given(steps=steps)
 def test_any_sequence_ends_with_the_original_text(file, strategy, steps):
     with node(file) as connection:
