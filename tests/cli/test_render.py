@@ -1,21 +1,29 @@
-"""``vmm-msi render`` in a process of its own: only XML on standard output, no libvirt."""
+"""``vmm-msi render``: only XML on standard output, no libvirt.
+
+What depends on the process runs in one of its own: its streams, locale and modules, and KubeVirt's
+hook. The rest runs in this process.
+"""
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 
 import pytest
 
 from vmm_msi import samples
+from vmm_msi.cli import main
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.parse import MAX_BYTES
 from vmm_msi.domxml.template import nested_guest
 
+VMM_MSI = [sys.executable, "-m", "vmm_msi"]
 HOST = samples.path("eight-its-server.dtb")
 A, B = "0000:01:00.0", "0001:01:00.0"
 HOOK = samples.path("two-its.toml").parent / "kubevirt" / "onDefineDomain"
@@ -53,12 +61,30 @@ def execute(command, text, code=0, **environment):
     return done.stdout.decode(), done.stderr.decode()
 
 
-def render(text, *words, code=0, host=HOST, **environment):
-    """Run ``vmm-msi render``; return standard output and error."""
-    command = [sys.executable, "-m", "vmm_msi", "render", *words]
-    if "--remove" not in words and host is not None:
-        command += ["--host", str(host)]
-    return execute(command, text, code, **environment)
+def arguments(words, host):
+    """Return the command line of ``render``."""
+    needs_host = "--remove" not in words and host is not None
+    return ["render", *words, *(["--host", str(host)] if needs_host else [])]
+
+
+def render(text, *words, code=0, host=HOST):
+    """Run ``vmm-msi render`` in this process; return standard output and error."""
+    data = text if isinstance(text, bytes) else text.encode()
+    given, out, err = (
+        io.TextIOWrapper(io.BytesIO(content), encoding="utf-8", newline="", write_through=True)
+        for content in (data, b"", b"")
+    )
+    with pytest.MonkeyPatch.context() as streams, redirect_stdout(out), redirect_stderr(err):
+        streams.setattr(sys, "stdin", given)
+        status = main(arguments(words, host))
+    out, err = (stream.buffer.getvalue().decode() for stream in (out, err))
+    assert status == code, err
+    return out, err
+
+
+def render_process(text, *words, code=0, **environment):
+    """Run ``vmm-msi render`` in a process of its own."""
+    return execute([*VMM_MSI, *arguments(words, HOST)], text, code, **environment)
 
 
 def refused(text, *words, code, **options):
@@ -109,6 +135,21 @@ def test_a_guest_without_a_gic_version(gic):
     changed = out.replace("<gic version='3'/>", "<gic version='host'/>")
     back, _ = render(changed, "--remove", "--device", A)
     assert "<gic version='host'/>" in back
+
+
+def test_a_process_prints_the_same():
+    for words in (
+        ("--device", A),
+        ("--device", B, "--backend", "sim"),
+        ("--device", A, "--dry-run"),
+    ):
+        assert render_process(GUEST, *words) == render(GUEST, *words)
+    out, _ = render(GUEST, "--device", A)
+    assert render_process(out, "--remove", "--device", "all") == (GUEST, "")
+    for text, device, code in (("<network/>", A, 3), (GUEST, "0099:01:00.0", 5), (b"\xff", A, 3)):
+        assert render_process(text, "--device", device, code=code) == render(
+            text, "--device", device, code=code
+        )
 
 
 def test_notes_are_on_standard_error():
@@ -219,12 +260,13 @@ def test_bad_devices():
 
 def test_xml_is_utf8_in_any_locale():
     text = GUEST.replace("<name>g", "<name>gäst").replace("template", "žluť")
-    out, _ = render(text, "--device", A, LC_ALL="C", PYTHONUTF8="0", PYTHONCOERCECLOCALE="0")
+    locale = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    out, _ = render_process(text, "--device", A, **locale)
     assert "<name>gäst</name>" in out
 
 
 def test_a_closed_standard_input():
-    command = [sys.executable, "-m", "vmm_msi", "render", "--remove", "--device", "all"]
+    command = [*VMM_MSI, "render", "--remove", "--device", "all"]
     shell = ["/bin/sh", "-c", 'exec "$0" "$@" <&-', *command]
     done = subprocess.run(shell, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (2, "")
