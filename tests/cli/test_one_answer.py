@@ -13,6 +13,8 @@ import zstandard
 from cli.test_render import GUEST, render
 from host.firmware.acpi_builder import iort, root_complex, smmu_v3
 
+from vmm_msi import samples
+
 CAPTURES = Path(__file__).parents[1] / "captures"
 
 
@@ -96,3 +98,34 @@ def test_the_three_commands_agree(vmm_msi, tmp_path, case):
 def test_a_host_without_s2fwb_and_canwbs(vmm_msi):
     host = CAPTURES / "no-canwbs.tar.zst"
     check_commands(vmm_msi, host, "0000:11:00.0", {"smmu-no-s2fwb"})
+
+
+#: A value of an address or an index that libvirt refuses, in a guest with a device.
+REFUSED = {
+    "slot": ("slot='0x00'", "slot='0x40'"),
+    "bus": ("bus='0x01'", "bus='0x1ff'"),
+    "no number": ("bus='0x01'", "bus='nvme'"),
+    "function": ("function='0x0'", "function='9'"),
+    "index": ("index='1'", "index='-4'"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_a_value_that_libvirt_refuses(vmm_msi, tmp_path, case):
+    old, new = REFUSED[case]
+    text, _err = render(GUEST, "--device", "0000:01:00.0")
+    assert old in text
+    text = text.replace(old, new)
+    path = tmp_path / "guest.xml"
+    path.write_text(text)
+    host = samples.path("eight-its-server.dtb")
+    assert doctor_errors(vmm_msi, host, "--domain", path) == {"libvirt-refuses"}
+    words = ["compare", "--host", host, "--domain", path, "--strategy", "identity"]
+    code, _out, err = vmm_msi(*words, "--format", "json")
+    assert (code, json.loads(err)["findings"]) == (5, ["libvirt-refuses"])
+    code, out, err = vmm_msi(*words, "--allow-faults")
+    assert code == 0
+    assert err.startswith("note: libvirt-refuses (guest g): libvirt ")
+    out, err = render(text, "--device", "0001:01:00.0", code=5)
+    assert out == ""
+    assert "attaching 0001:01:00.0 to g: libvirt-refuses (guest g): " in err

@@ -156,7 +156,6 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
 def _scenario(args: argparse.Namespace, plugins: PluginManager, settings: Config) -> Scenario:
     from vmm_msi.host.scenario import load_scenario
     from vmm_msi.library import comparison
-    from vmm_msi.library.guests import read_guest
 
     if args.scenario is not None:
         if args.domain is not None:
@@ -168,14 +167,15 @@ def _scenario(args: argparse.Namespace, plugins: PluginManager, settings: Config
         return load_scenario(args.scenario)
     sources = load_sources(args)
     selected = [PciAddress.parse(text) for text in args.device]
-    xml = None if args.domain is None else read_guest(args.domain, args.connect)
-    comparison.check_devices(args.domain, xml, selected)
+    guest = None
+    if args.domain is not None:
+        guest = comparison.guest_to_compare(args.domain, args.connect, selected)
     if args.backend == "sim":
         notes = comparison.examine_all(
-            sources, selected, xml, plugins, settings, allow_faults=args.allow_faults
+            sources, selected, guest, plugins, settings, allow_faults=args.allow_faults
         )
         print_lines((f"note: {note}" for note in notes), sys.stderr)
-    return comparison.scenario_of(sources.topology, selected, xml)
+    return comparison.scenario_of(sources.topology, selected, guest)
 
 
 def _with_progress(

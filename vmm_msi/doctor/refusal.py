@@ -40,8 +40,8 @@ def notes(findings: Iterable[Finding]) -> list[str]:
 
 def _texts(findings: Iterable[Finding]) -> list[str]:
     """Return a text for each effect, with all subjects that it has."""
-    subjects: dict[tuple[str, str], list[str]] = {}
+    subjects: dict[tuple[str, str], dict[str, None]] = {}
     for finding in findings:
         text = f"{finding.consequence} {finding.remedy}"
-        subjects.setdefault((finding.id, text), []).append(finding.subject)
+        subjects.setdefault((finding.id, text), {})[finding.subject] = None
     return [f"{name} ({named(who)}): {text}" for (name, text), who in subjects.items()]

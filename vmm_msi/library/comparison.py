@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.arguments import Devices
     from vmm_msi.config import Choice, Config
-    from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.doctor.case import Guest
     from vmm_msi.engine.compare import OpenBackend, Result
     from vmm_msi.host.sources import HostSources
     from vmm_msi.library.guests import GuestName
@@ -120,10 +120,9 @@ def compare(
         raise UsageError("comparing strategies: no host; use a host or a scenario")
     else:
         sources = any_host(host, granule)
-        xml = None if name is None else read_guest(name, connect_to)
-        check_devices(name, xml, selected)
-        notes = examine_all(sources, selected, xml, loaded, config, allow_faults=allowed)
-        subject = scenario_of(sources.topology, selected, xml)
+        guest = None if name is None else guest_to_compare(name, connect_to, selected)
+        notes = examine_all(sources, selected, guest, loaded, config, allow_faults=allowed)
+        subject = scenario_of(sources.topology, selected, guest)
     runs = Runs.of(subject, named, loaded, config)
     results = tuple(result for choice in runs.choices for result in runs.results(choice))
     return Comparison(subject, results, notes)
@@ -173,23 +172,27 @@ class Runs:
         )
 
 
-def check_devices(
-    domain: str | None, xml: DomainXml | None, selected: Sequence[PciAddress]
-) -> None:
-    """Refuse a guest without a device if none is selected either.
+def guest_to_compare(domain: str, uri: str | None, selected: Sequence[PciAddress]) -> Guest:
+    """Read the guest that DOMAIN names.
 
-    :raise UsageError: for such a guest.
+    :param uri: the libvirt to query if it is a name.
+    :raise VmmMsiError: as :func:`vmm_msi.library.guests.read_guest`; UsageError also for a guest
+        without a device if none is selected either.
     """
-    if xml is not None and not selected and not xml.assigned():
+    from vmm_msi.doctor.case import Guest
+
+    guest = Guest.of_author(read_guest(domain, uri))
+    if not selected and not guest.xml.assigned():
         raise UsageError(
             f"{domain}: has no PCI device to compare strategies on; name devices with --device"
         )
+    return guest
 
 
 def examine_all(
     sources: HostSources,
     selected: Sequence[PciAddress],
-    xml: DomainXml | None,
+    guest: Guest | None,
     plugins: PluginManager,
     settings: Config,
     *,
@@ -201,21 +204,20 @@ def examine_all(
     :return: the errors that were allowed, a sentence each.
     :raise FindingsError: for errors that are not allowed.
     """
-    from vmm_msi.doctor.case import Guest
     from vmm_msi.doctor.case_reader import host_case
     from vmm_msi.doctor.devices import assignable, with_routed
     from vmm_msi.doctor.refusal import errors, notes, refusal
     from vmm_msi.doctor.rules import examine_without_strategy
 
     base = host_case(sources)
-    assigned = () if xml is None else [hostdev.host for hostdev in xml.assigned()]
+    assigned = () if guest is None else [hostdev.host for hostdev in guest.xml.assigned()]
     devices = tuple(dict.fromkeys((*assigned, *selected)))
     is_selection = bool(devices)
     devices = devices or assignable(base.host)
     case = replace(
         base,
         host=with_routed(base.host, devices),
-        guest=None if xml is None else Guest.of_author(xml),
+        guest=guest,
         devices=devices,
         devices_selected=is_selection,
         plugins=plugins,
@@ -228,7 +230,7 @@ def examine_all(
 
 
 def scenario_of(
-    host: HostTopology, selected: Sequence[PciAddress], xml: DomainXml | None
+    host: HostTopology, selected: Sequence[PciAddress], guest: Guest | None
 ) -> Scenario:
     """Return the scenario of a host and the devices of a guest.
 
@@ -237,12 +239,12 @@ def scenario_of(
     """
     from vmm_msi.host.resolve import with_devices
 
-    if xml is None:
+    if guest is None:
         return _scenario_of_host(host, selected)
     from vmm_msi.domxml.guest_domain import guest_from_xml
 
-    guest = guest_from_xml(xml, selected)
-    return Scenario(with_devices(host, [device.host for device in guest.devices]), guest)
+    domain = guest_from_xml(guest.xml, selected)
+    return Scenario(with_devices(host, [device.host for device in domain.devices]), domain)
 
 
 def _scenario_of_host(host: HostTopology, selected: Sequence[PciAddress]) -> Scenario:

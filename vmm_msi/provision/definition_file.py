@@ -11,11 +11,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
+from vmm_msi.doctor.case import Case, Guest
+from vmm_msi.doctor.case_reader import host_case
+from vmm_msi.doctor.refusal import errors, refusal
+from vmm_msi.doctor.rules_values import libvirt_refuses
 from vmm_msi.domxml import elements, gic
 from vmm_msi.domxml.guest_state import GuestState
 from vmm_msi.domxml.metadata import read_record, record_in, write_record
 from vmm_msi.domxml.placement import Placement, is_accelerated
-from vmm_msi.errors import RefusedError
+from vmm_msi.errors import DomainXmlError, RefusedError
 from vmm_msi.provision import planner
 from vmm_msi.provision.libvirt_facts import LibvirtFacts
 
@@ -53,9 +57,32 @@ def plan_attach(
 
     :param support: the libvirt and the QEMU that will use the new XML.
     :param take_over: move devices that the definition already assigns behind their vSMMU.
+    :raise FindingsError: if the doctor reports errors, such as values that libvirt rejects.
     :raise RefusedError: if the strategy, the simulator, those releases or the guest cannot do it.
     :raise TopologyError: if the host description lacks a device.
     """
+    try:
+        return _plan(definition, support, plugins, settings, host, request, take_over=take_over)
+    except DomainXmlError as failure:
+        case = Case(host_case(host).host, guest=Guest.of_author(definition))
+        causes = errors(libvirt_refuses(case))
+        if not causes:
+            raise
+        devices = ", ".join(map(str, request.devices))
+        action = f"attaching {devices} to {definition.name}"
+        raise refusal(action, causes, can_override=False) from failure
+
+
+def _plan(
+    definition: DomainXml,
+    support: Support,
+    plugins: PluginManager,
+    settings: Config,
+    host: HostTopology | HostSources,
+    request: AttachRequest,
+    *,
+    take_over: bool,
+) -> Change:
     start, added = gic.with_version(definition)
     written: dict[PciAddress, Element] = {}
     if take_over:
