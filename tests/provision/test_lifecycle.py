@@ -14,7 +14,7 @@ from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import Support, Version
 from vmm_msi.domxml.template import nested_guest
-from vmm_msi.errors import DomainXmlError, RefusedError, UsageError
+from vmm_msi.errors import DomainXmlError, FindingsError, RefusedError, UsageError
 from vmm_msi.provision import AttachRequest, DetachRequest, LibvirtFacts, Scope, planner
 from vmm_msi.types import BinderKind, PciAddress, PciFunction
 from vmm_msi.types.pci_function import VfioEvidence
@@ -149,18 +149,20 @@ def test_an_unmanaged_device_bound_to_vfio(driver):
 @pytest.mark.parametrize("driver", [None, "nvme"])
 def test_an_unmanaged_device_with_another_driver(driver):
     nodes = {A: replace(NODES[A], driver=driver)}
-    reason = (
-        "it has no driver"
-        if driver is None
-        else "the name of its driver nvme is not that of a VFIO driver"
-    )
-    with pytest.raises(RefusedError) as caught:
+    with pytest.raises(FindingsError) as caught:
         plan(facts(nodes=nodes), A, managed=False)
+    assert caught.value.findings == ("not-bound-to-vfio",)
     assert str(caught.value) == (
-        f"attaching 0000:01:00.0 to guest0 unmanaged: {reason}; bind it to vfio-pci "
-        "with virsh nodedev-detach pci_0000_01_00_0, or attach it managed"
+        "attaching 0000:01:00.0 to guest0: not-bound-to-vfio (0000:01:00.0): libvirt refuses to "
+        "start the guest: Unmanaged PCI device must be manually detached from the host. Bind it to "
+        "vfio-pci with virsh nodedev-detach pci_0000_01_00_0, or attach it managed, so that "
+        "libvirt does. Run vmm-msi doctor --explain not-bound-to-vfio for details, or use "
+        "--allow-faults to do it all the same"
     )
     assert plan(facts(nodes=nodes), A).new.hostdevs()[0].managed
+    allowed = plan(facts(nodes=nodes), A, managed=False, allow_faults=True)
+    assert any(note.startswith("not-bound-to-vfio (") for note in allowed.notes)
+    assert plan(facts(nodes=nodes), A, managed=False, binder=BinderKind.SIM).new.hostdevs()
 
 
 def test_an_unmanaged_device_of_a_driver_that_the_host_shows_as_vfio():
@@ -169,10 +171,10 @@ def test_an_unmanaged_device_of_a_driver_that_the_host_shows_as_vfio():
     host = replace(HOST, functions=(shown,))
     assert plan(facts(nodes=nodes), A, managed=False, host=host).new.hostdevs()
     outdated = replace(HOST, functions=(replace(shown, driver="vfio-pci"),))
-    with pytest.raises(RefusedError, match="the name of its driver migratable_net is not that of"):
+    with pytest.raises(FindingsError, match=r"not-bound-to-vfio \(0000:01:00.0\)"):
         plan(facts(nodes=nodes), A, managed=False, host=outdated)
     unbound = replace(HOST, functions=(nodes[A],))
-    with pytest.raises(RefusedError, match="its driver migratable_net is not a VFIO driver; bind"):
+    with pytest.raises(FindingsError, match=r"not-bound-to-vfio \(0000:01:00.0\)"):
         plan(facts(nodes=nodes), A, managed=False, host=unbound)
 
 
@@ -215,14 +217,15 @@ def test_a_note_counts_snapshots():
 @pytest.mark.parametrize(
     ("caps", "words"),
     [
-        (DomainCaps(iommufd=False), "needs iommufd in its domain capabilities"),
+        (DomainCaps(iommufd=False), "cannot assign them through iommufd"),
         (DomainCaps(pci_hostdev=False), "cannot assign PCI devices"),
         (DomainCaps(gic3=False, efi=False), "a GICv3 nor give the guest a UEFI firmware"),
     ],
 )
 def test_features_that_domain_capabilities_exclude(caps, words):
-    with pytest.raises(RefusedError, match=words):
+    with pytest.raises(FindingsError, match=words) as caught:
         plan(facts(caps=caps), A)
+    assert caught.value.findings == ("domain-capabilities",)
 
 
 def test_empty_capabilities_exclude_nothing():
@@ -260,8 +263,13 @@ def test_unknown_properties_of_vsmmus(driver, words):
 def test_properties_that_this_libvirt_lacks():
     older = Support(Version(11, 10), Version(11, 1))
     words = r"libvirt 11\.10\.0 cannot write <driver oas>.* Omit --vsmmu"
-    with pytest.raises(RefusedError, match=words):
+    with pytest.raises(FindingsError, match=words) as caught:
         plan(facts(support=older), A, binder=BinderKind.SIM, driver={"oas": "48"})
+    assert caught.value.findings == ("libvirt-too-old",)
+    older = Support(Version(12, 8), Version(11, 0))
+    with pytest.raises(FindingsError, match=r"QEMU 11\.0\.0 cannot write <driver cmdqv>") as caught:
+        plan(facts(support=older), A, driver={"cmdqv": "on"})
+    assert caught.value.findings == ("qemu-too-old",)
 
 
 def test_spare_ports():

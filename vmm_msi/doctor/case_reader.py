@@ -131,9 +131,19 @@ def with_nodes(
 ) -> HostTopology:
     """Return ``host`` with what libvirt reports of its devices; its own sources take precedence.
 
+    A driver is that of now: if libvirt names another one, the host's source is outdated.
+
     :param source: what messages call libvirt.
     """
-    return join((host, host_of_functions(source, nodes.values())), host.source)
+    functions = tuple(_with_driver(f, nodes.get(f.address)) for f in host.functions)
+    current = replace(host, functions=functions)
+    return join((current, host_of_functions(source, nodes.values())), host.source)
+
+
+def _with_driver(function: PciFunction, node: PciFunction | None) -> PciFunction:
+    if node is None or node.driver in {None, function.driver}:
+        return function
+    return replace(function, driver=node.driver, vfio=None)
 
 
 def with_unlisted(case: Case, unlisted: tuple[PciAddress, ...]) -> Case:

@@ -93,6 +93,7 @@ def guest_rules() -> tuple[Rule, ...]:
 
     return (
         rules_software.too_old,
+        rules_software.capabilities,
         rules_guest.guest_kind,
         rules_guest.part_gone,
         rules_values.libvirt_refuses,
@@ -109,6 +110,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_vsmmu.not_behind_vsmmu,
         rules_vsmmu.iommufd_opener,
         rules_assigned.held_by_domain,
+        rules_assigned.not_bound_to_vfio,
         rules_assigned.partial_group,
         rules_assigned.sriov,
         rules_guest.ram_in_reserved,

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
+from vmm_msi.doctor.rule_helpers import sysfs
 from vmm_msi.domxml.holdings import holdings
+from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 from vmm_msi.host.pci.vfio_drivers import EVIDENCE_TEXT, vfio_evidence
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +41,36 @@ def held_by_domain(case: Case) -> Iterator[Finding]:
             else f"{consequence}.",
             f"{remedy[:1].upper()}{remedy[1:]}"
             f"{', or never run the two guests at once' if held.device in assigned else ''}.",
+        )
+
+
+def not_bound_to_vfio(case: Case) -> Iterator[Finding]:
+    """Yield the devices that libvirt does not bind to VFIO, and that are not bound to it."""
+    if case.guest is None or simulated.binder_of(case) is BinderKind.SIM:
+        return
+    is_complete = case.tree is not None or case.software.driver is not None
+    for hostdev in case.guest.xml.assigned():
+        function = case.host.function_by_address.get(hostdev.host)
+        if hostdev.managed or hostdev.argument is not None or hostdev.host not in case.present:
+            continue
+        if function is None or vfio_evidence(function) is not None:
+            continue
+        if function.driver is None and not is_complete:
+            continue
+        problem = (
+            "no driver"
+            if function.driver is None
+            else f"{function.driver}, not shown to be a VFIO driver"
+        )
+        yield Finding(
+            "not-bound-to-vfio",
+            Severity.ERROR,
+            str(hostdev.host),
+            (sysfs(hostdev.host, "driver", problem),),
+            "libvirt refuses to start the guest: Unmanaged PCI device must be manually detached "
+            "from the host.",
+            f"Bind it to vfio-pci with virsh nodedev-detach {node_name(hostdev.host)}, or attach "
+            "it managed, so that libvirt does.",
         )
 
 

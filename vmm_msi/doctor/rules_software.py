@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
-from vmm_msi.doctor.guest_rule_helpers import subject
+from vmm_msi.doctor.guest_rule_helpers import finding_id, subject
 from vmm_msi.domxml.reserve import QEMU
 from vmm_msi.domxml.support import (
     DRIVER_VALUES,
@@ -52,7 +52,7 @@ def too_old(case: Case) -> Iterator[Finding]:
     newest_libvirt = newest().libvirt
     support = Support(software.libvirt or newest_libvirt, software.qemu, kind or GuestKind())
     # Other rules report what the guest's kind excludes.
-    too_old = [gap for gap in support.missing(required) if gap.needs.startswith("libvirt ")]
+    too_old = [gap for gap in support.missing(required) if finding_id(gap) == "libvirt-too-old"]
     if too_old:
         yield Finding(
             "libvirt-too-old",
@@ -65,7 +65,7 @@ def too_old(case: Case) -> Iterator[Finding]:
         )
     # Also reported if libvirt is too old for the same feature.
     by_qemu = replace(support, libvirt=newest_libvirt)
-    too_old = [gap for gap in by_qemu.missing(required) if gap.needs.startswith("QEMU ")]
+    too_old = [gap for gap in by_qemu.missing(required) if finding_id(gap) == "qemu-too-old"]
     if too_old:
         needed = max(r for gap in too_old if (r := REQUIREMENTS[gap.feature].qemu) is not None)
         yield Finding(
@@ -75,6 +75,37 @@ def too_old(case: Case) -> Iterator[Finding]:
             (Evidence(software.source_of("qemu"), too_old[0].has), *_used(required, too_old)),
             f"{'; '.join(map(str, too_old))}.",
             f"Use QEMU {needed} or newer.",
+        )
+
+
+def capabilities(case: Case) -> Iterator[Finding]:
+    """Yield what the host cannot do by libvirt's domain capabilities, if they were queried."""
+    caps = case.software.caps
+    if caps is None or case.guest is None or simulated.binder_of(case) is BinderKind.SIM:
+        return
+    lacks = {
+        "assign PCI devices": caps.pci_hostdev,
+        # Those for an emulated guest do not show it; it cannot have an accelerated vSMMU either.
+        "assign them through iommufd": None if case.guest.xml.type == "qemu" else caps.iommufd,
+        "give the guest a GICv3": caps.gic3,
+        "give the guest a UEFI firmware": caps.efi,
+    }
+    missing = [action for action, able in lacks.items() if able is False]
+    if missing:
+        actions = " nor ".join(missing)
+        yield Finding(
+            "domain-capabilities",
+            Severity.ERROR,
+            subject(case.guest.xml),
+            (
+                Evidence(
+                    f"{case.software.source}: domain capabilities",
+                    f"cannot {actions}",
+                ),
+            ),
+            f"By libvirt's domain capabilities this host cannot {actions}.",
+            "Use a libvirt, a QEMU and a kernel that can, or --backend sim, which writes the XML "
+            "and simulates the binding.",
         )
 
 

@@ -7,24 +7,23 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import record_in
-from vmm_msi.domxml.nodedev import node_name
 from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.domxml.support import DRIVER_VALUES, Feature
 from vmm_msi.errors import RefusedError, UsageError, did_you_mean
-from vmm_msi.host.pci.vfio_drivers import vfio_evidence
 from vmm_msi.provision.request import Scope
 from vmm_msi.quantity import quantity
 from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
+    from vmm_msi.doctor.finding import Finding
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
-    from vmm_msi.domxml.support import Support
+    from vmm_msi.domxml.support import Gap, Support
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest
-    from vmm_msi.types import GuestPlan, HostTopology, PciAddress
+    from vmm_msi.types import GuestPlan, PciAddress
 
 
 #: Limit in MiB of a window: the size of the guest's high PCI memory (QEMU hw/arm/virt.c
@@ -150,61 +149,40 @@ def check_machine(old: DomainXml) -> None:
         )
 
 
-def check_drivers(
-    facts: LibvirtFacts, host: HostTopology, binder: BinderKind, request: AttachRequest
-) -> None:
-    """Refuse unmanaged devices that are not bound to VFIO.
-
-    :param host: what it shows of a device's driver is used if libvirt names the same driver.
-    """
-    if binder is not BinderKind.QEMU or request.managed:
-        return
-    for device in request.devices:
-        node, shown = facts.nodes.get(device), host.function_by_address.get(device)
-        if node is None:
-            continue
-        if shown is not None and shown.driver != node.driver:
-            shown = None
-        if vfio_evidence(shown or node) is not None:
-            continue
-        if node.driver is None:
-            reason = "it has no driver"
-        elif shown is None:
-            reason = f"the name of its driver {node.driver} is not that of a VFIO driver"
-        else:
-            reason = f"its driver {node.driver} is not a VFIO driver"
-        raise RefusedError(
-            f"attaching {device} to {facts.guest.definition.name} unmanaged: {reason}; bind it to "
-            f"vfio-pci with virsh nodedev-detach {node_name(device)}, or attach it managed"
-        )
-
-
-def check_caps(support: Support, name: str) -> None:
-    """Refuse a host that lacks something by libvirt's domain capabilities."""
-    caps = support.caps
-    lacks = {
-        "assign PCI devices": caps.pci_hostdev,
-        "give the guest a GICv3": caps.gic3,
-        "give the guest a UEFI firmware": caps.efi,
-    }
-    missing = [what for what, able in lacks.items() if able is False]
-    if missing:
-        raise RefusedError(
-            f"guest {name}: by libvirt's domain capabilities this host cannot "
-            f"{' nor '.join(missing)}; use --backend sim, which writes the XML and simulates the "
-            "binding"
-        )
-
-
 def check_support(
     support: Support, plan: GuestPlan, binder: BinderKind, request: AttachRequest
 ) -> None:
-    """Check that libvirt and QEMU can express the plan; the message says what they can."""
+    """Check that libvirt and QEMU can express the plan; the message says what they can.
+
+    :raise FindingsError: if they cannot.
+    """
     gaps = support.missing(_features(plan, binder, request))
     if gaps:
-        raise RefusedError(
-            f"guest {request.domain} needs {quantity(len(plan.vsmmus), 'vSMMU')}: "
-            f"{'; '.join(map(str, gaps))}. {_alternative(support, plan, binder, request)}"
+        from vmm_msi.doctor.refusal import refusal
+
+        devices = ", ".join(map(str, request.devices))
+        vsmmus = quantity(len(plan.vsmmus), "vSMMU")
+        action = f"attaching {devices} to {request.domain}, with {vsmmus}"
+        remedy = f"{_alternative(support, plan, binder, request)}."
+        raise refusal(action, _gap_findings(gaps, request.domain, remedy), can_override=False)
+
+
+def _gap_findings(gaps: Iterable[Gap], domain: str, remedy: str) -> Iterator[Finding]:
+    """Yield a finding for each id that reports some of the gaps."""
+    from vmm_msi.doctor.finding import Evidence, Finding, Severity
+    from vmm_msi.doctor.guest_rule_helpers import finding_id
+
+    by_id: dict[str, list[Gap]] = {}
+    for gap in gaps:
+        by_id.setdefault(finding_id(gap), []).append(gap)
+    for name, alike in by_id.items():
+        yield Finding(
+            name,
+            Severity.ERROR,
+            f"guest {domain}",
+            tuple(Evidence(gap.has, gap.needs) for gap in alike),
+            f"{'; '.join(map(str, alike))}.",
+            remedy,
         )
 
 

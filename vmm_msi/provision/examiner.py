@@ -152,6 +152,7 @@ class GuestExaminer:
             facts.support.libvirt,
             facts.support.qemu,
             facts.driver,
+            facts.support.caps,
             source=facts.source,
             daemon_locked_memory=self.base.software.daemon_locked_memory,
         )

@@ -91,7 +91,6 @@ def plan_attach(
     checks.check_binder(examiner.binder, facts.driver)
     if pending:
         examiner.check_holders()
-        checks.check_drivers(facts, examiner.base.host, examiner.binder, request)
     names = ", ".join(map(str, alike))
     notes = [f"{names}: attached in this way already; nothing was changed"] if alike else []
     if alike and not pending:
@@ -191,7 +190,6 @@ class _AttachPlanner:
         session = simulated_session(self.plugins, host, guest, choices, selector, dry_run=True)
         plan = _merged(session.plan())
         checks.check_support(facts.support, plan, self.binder, request)
-        checks.check_caps(facts.support, old.name)
         session.attach_all()
         verdicts = tuple(session.deliver(device.host) for device in guest.devices)
         kernel = session.backend.info.profile
