@@ -1,4 +1,4 @@
-"""Run real guests of every shape in the emulated host: ``make lab-guest``, ten minutes.
+"""Run real guests of every shape in the emulated host: ``make lab-guest``, a quarter of an hour.
 
 Each test starts an emulated host and a guest in it. ``make test`` runs only one of them
 (``test_guest.py``).
