@@ -45,19 +45,22 @@ def check_status(device):
     """Check that ``vmm-msi status`` measured the interrupts that reached the ITS, and no fault."""
     assert [check["agrees"] for check in device["checks"]] == [True, True]
     before, after = (check["reported"] for check in device["checks"])
-    assert before["programmed_iovas"] == after["programmed_iovas"] == [DOORBELL]
+    assert after["programmed_iovas"] == [DOORBELL]
     assert (before["faults"], after["faults"]) == (0, 0)
     if device["each"]:
         landed = sum(device["landed"].values())
+        assert before["programmed_iovas"] == [DOORBELL]
         assert after["interrupts"] - before["interrupts"] == landed
+    else:
+        # The driver of a network card enables MSIs when the interface is switched on.
+        assert before["programmed_iovas"] in ([], [DOORBELL])
 
 
-def status_row(report):
-    """Return address, interrupts and faults of the last device in the text of the status."""
+def status_row(report, device):
+    """Return address, interrupts and faults of a device in the text of the status."""
     lines = report["status"]
     head = next(at for at, line in enumerate(lines) if "MSI address" in line)
-    notes = next(at for at, line in enumerate(lines) if line.startswith("note: "))
-    return lines[notes - 1].split()[-3:] if notes > head else []
+    return next(line.split()[-3:] for line in lines[head:] if line.startswith(device["host"]))
 
 
 def check_guest(report, shape):
@@ -75,8 +78,10 @@ def check_guest(report, shape):
                 assert device["done"] == device["arrived"] == landed
             check_status(device)
     assert (report["host_faults"], report["guest_faults"], report["explained"]) == ([], [], [])
-    last = report["phases"][-1]["devices"][-1]["checks"][-1]["reported"]
-    assert status_row(report) == [DOORBELL, str(last["interrupts"]), "0"]
+    for device in report["phases"][-1]["devices"]:
+        if device["each"]:
+            last = device["checks"][-1]["reported"]
+            assert status_row(report, device) == [DOORBELL, str(last["interrupts"]), "0"]
     assert {finding["severity"] for finding in report["predicted"]} == {"note"}
     for group in report["groups"]:
         assert "0x0000000008000000 0x00000000080fffff direct" in group["reserved"]
