@@ -20,10 +20,22 @@ from vmm_msi.explain.users import User
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.report.explain import to_json, to_lines
 from vmm_msi.samples import path as sample
-from vmm_msi.types import Granule, Iova, Ipa, PciAddress, PciFunction, StreamId
+from vmm_msi.types import (
+    Firmware,
+    Granule,
+    Iova,
+    Ipa,
+    PciAddress,
+    PciFunction,
+    PciSegment,
+    StreamId,
+)
 
 A = PciAddress.parse("0000:01:00.0")
 HOST = load_host(sample("eight-its-server.dtb"), Granule.K4)
+#: The same, with a root complex that promises ATS, and without a word about it.
+PROMISING = replace(HOST, segments=(PciSegment(0, ats=True),))
+SILENT = replace(HOST, segments=())
 FIRST = "30000000.iommu"
 ATS = (EventKind.F_BAD_ATS_TREQ, EventKind.F_TRANSL_FORBIDDEN)
 
@@ -107,7 +119,7 @@ def test_the_readings_are_printed_and_in_json():
     text = " ".join(" ".join(to_lines(report)).split())
     assert (
         "or if a driver of the host uses the device, or if a guest has the device without a vSMMU: "
-        "its root complex promises ATS in the IORT"
+        "its root complex promises ATS in the firmware's tables"
     ) in text
     assert "; boot the host with pci=noats; update the host's firmware source" in text
     (document,) = to_json(report)["explanations"]
@@ -165,7 +177,7 @@ def test_a_device_of_a_guest_with_a_vsmmu():
 
 @pytest.mark.parametrize("vsmmu", ["", ON_PCIE0, "<iommu model='virtio'/>"])
 def test_a_device_of_a_guest_without_a_vsmmu(vsmmu):
-    known = context(vsmmu)
+    known = context(vsmmu, host=PROMISING)
     explanation = fault(0x800_0040, known)
     assert explanation.what.startswith("event F_TRANSLATION at stage 1: the host's own tables")
     assert explanation.why.startswith("stage 1 is the host's, which maps the page when the MSI is")
@@ -192,7 +204,7 @@ def test_a_device_that_the_guest_does_not_have():
 @pytest.mark.parametrize("kind", list(MEANINGS), ids=lambda kind: kind.name)
 def test_events_without_an_address(kind):
     nested = configuration(kind, context(ACCELERATED))
-    host = configuration(kind, context(driver="nvme"))
+    host = configuration(kind, context(driver="nvme", host=SILENT))
     unknown = configuration(kind, LogContext())
     assert not others(nested)
     assert not others(host)
@@ -324,3 +336,32 @@ def test_firmware_tables_of_a_guest_are_qemus():
     assert known.explanation.remedies[-1].what == (
         "the table is QEMU's: change the guest's definition, or use another QEMU"
     )
+
+
+@pytest.mark.parametrize(
+    ("firmware", "ats", "why", "remedy"),
+    [
+        (Firmware.ACPI, True, "promises ATS (ATS attribute in the IORT: 1), and the SMMU", "boot"),
+        (Firmware.ACPI, False, "does not promise ATS (ATS attribute in the IORT: 0), so", "reset"),
+        (
+            Firmware.DEVICE_TREE,
+            True,
+            "promises ATS (ats-supported in the device tree: yes), and the SMMU",
+            "boot",
+        ),
+        (
+            Firmware.DEVICE_TREE,
+            False,
+            "does not promise ATS (ats-supported in the device tree: no), so",
+            "reset",
+        ),
+        (Firmware.ACPI, None, "promises ATS in the firmware's tables, or", "boot"),
+    ],
+)
+@pytest.mark.parametrize("kind", [EventKind.F_TRANSL_FORBIDDEN, EventKind.F_BAD_ATS_TREQ])
+def test_ats_of_the_root_complex(kind, firmware, ats, why, remedy):
+    """The tables of the host decide between the two causes; the SMMU alone does not show it."""
+    host = replace(HOST, firmware=firmware, segments=(PciSegment(A.segment, ats=ats),))
+    explanation = configuration(kind, context(host=host, driver="nvme"))
+    assert f"its root complex {why}" in explanation.why
+    assert explanation.remedies[0].what.startswith(remedy)

@@ -30,10 +30,20 @@ PER_BUS = (
     "pci_setup_iommu_per_bus"
 )
 #: Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_ats_supported.
-_HOST_ATS = Case(
-    "its root complex promises ATS in the IORT, or firmware left ATS on in the device, and the "
-    "SMMU has it off",
+HOST_ATS = Case(
+    "its root complex promises ATS in the firmware's tables, or firmware left ATS on in the "
+    "device, and the SMMU has it off",
     ("boot the host with pci=noats", "update the host's firmware"),
+)
+#: The same, with a host whose tables show whether the root complex promises ATS.
+HOST_ATS_PROMISED = Case(
+    "its root complex promises ATS ({promise}), and the SMMU has it off",
+    ("boot the host with pci=noats", "update the host's firmware"),
+)
+HOST_ATS_LEFT_ON = Case(
+    "its root complex does not promise ATS ({promise}), so the host's kernel does not enable it: "
+    "firmware or an earlier user of the device left it on",
+    ("reset the device", "update the host's firmware"),
 )
 _GUEST_ATS = Case(
     "the guest's kernel enabled ATS in the device, and the vSMMU or the pSMMU has it off",
@@ -117,7 +127,7 @@ MEANINGS: dict[EventKind, Meaning] = {
     EventKind.F_BAD_ATS_TREQ: Meaning(
         "the device requested a translation (ATS) without permission",
         Case("ATS is enabled in the device but not in the SMMU", (_NO_ATS,)),
-        _HOST_ATS,
+        HOST_ATS,
         _GUEST_ATS,
     ),
     EventKind.F_STREAM_DISABLED: Meaning(
@@ -135,7 +145,7 @@ MEANINGS: dict[EventKind, Meaning] = {
     EventKind.F_TRANSL_FORBIDDEN: Meaning(
         "the device used a translated address (ATS) without permission",
         Case("ATS is enabled in the device but not in the SMMU", (_NO_ATS,)),
-        _HOST_ATS,
+        HOST_ATS,
         _GUEST_ATS,
     ),
     EventKind.C_BAD_SUBSTREAMID: Meaning(

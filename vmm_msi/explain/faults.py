@@ -14,12 +14,19 @@ from vmm_msi.explain.address_kinds import (
     vitses,
 )
 from vmm_msi.explain.cause import Cause
-from vmm_msi.explain.configuration import MEANINGS, PER_BUS, Case
+from vmm_msi.explain.configuration import (
+    HOST_ATS,
+    HOST_ATS_LEFT_ON,
+    HOST_ATS_PROMISED,
+    MEANINGS,
+    PER_BUS,
+    Case,
+)
 from vmm_msi.explain.explanation import Explanation, Program, Reading, Remedy, Subject
 from vmm_msi.explain.readings import cause_for
 from vmm_msi.explain.users import User, users_of
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
-from vmm_msi.types import SW_MSI_WINDOW
+from vmm_msi.types import SW_MSI_WINDOW, Firmware
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -358,7 +365,25 @@ def _case_of(
         if kind in _UNKNOWN_STREAM and len(subjects) == 1:
             return _bus_without_vsmmu(subjects[0], context) or meaning.in_guest or meaning.nested
         return meaning.in_guest or meaning.nested
-    return meaning.nested if user is User.NESTED else meaning.host or meaning.nested
+    case = meaning.nested if user is User.NESTED else meaning.host or meaning.nested
+    return _host_ats(subjects, context) if case is HOST_ATS else case
+
+
+def _host_ats(subjects: tuple[Subject, ...], context: LogContext) -> Case:
+    """Return how a device of the host uses ATS in vain, by what the root complex promises."""
+    address = subjects[0].address if len(subjects) == 1 else None
+    if context.host is None or address is None:
+        return HOST_ATS
+    promised = {segment.number: segment.ats for segment in context.host.segments}
+    ats = promised.get(address.segment)
+    if ats is None:
+        return HOST_ATS
+    case = HOST_ATS_PROMISED if ats else HOST_ATS_LEFT_ON
+    if context.host.firmware is Firmware.DEVICE_TREE:
+        promise = f"ats-supported in the device tree: {'yes' if ats else 'no'}"
+    else:
+        promise = f"ATS attribute in the IORT: {int(ats)}"
+    return replace(case, why=case.why.format(promise=promise))
 
 
 def _bus_without_vsmmu(subject: Subject, context: LogContext) -> Case | None:
