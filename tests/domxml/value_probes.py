@@ -275,15 +275,53 @@ def module(release, attributes):
         "#: The release of that libvirt.",
         f'LIBVIRT = "{release}"',
         "",
+    ]
+    shared = _shared(attributes)
+    for tag, common in shared.items():
+        lines += [
+            f"#: The attributes that every <{tag}> has.",
+            f"_{tag.upper()}: dict[str, Attribute] = {{",
+            *_entries(common),
+            "}",
+            "",
+        ]
+    lines += [
         "#: The attributes by the path of their element; a device is a PCI device or an SMMUv3.",
         "ATTRIBUTES: dict[str, dict[str, Attribute]] = {",
     ]
     for path, known in attributes.items():
-        lines.append(f'    "{path}": {{')
-        lines += [f'        "{name}": {_call(attribute)},' for name, attribute in known.items()]
-        lines.append("    },")
+        tag = path.rpartition("/")[2]
+        common = shared.get(tag, {})
+        own = {name: known[name] for name in known if name not in common}
+        lines += [
+            f'    "{path}": {{',
+            *([f"        **_{tag.upper()},"] if common else []),
+            *_entries(own),
+            "    },",
+        ]
     lines.append("}")
     return ruff("\n".join(lines) + "\n")
+
+
+def _shared(attributes):
+    """Return the attributes that all elements of a tag have alike, by the tag."""
+    by_tag = {}
+    for path, known in attributes.items():
+        by_tag.setdefault(path.rpartition("/")[2], []).append(known)
+    shared = {}
+    for tag, (first, *others) in by_tag.items():
+        common = {
+            name: attribute
+            for name, attribute in first.items()
+            if others and all(other.get(name) == attribute for other in others)
+        }
+        if common:
+            shared[tag] = common
+    return shared
+
+
+def _entries(known):
+    return [f'        "{name}": {_call(attribute)},' for name, attribute in known.items()]
 
 
 def ruff(text):

@@ -29,6 +29,10 @@ _OWN_BUS = (
 )
 
 
+#: QEMU's message, from ``hw/arm/smmuv3.c`` smmuv3_notify_flag_changed.
+_MAP_NOTIFIER = "requires iommu MAP notifier which is not currently supported"
+
+
 def no_accel(case: Case) -> Iterator[Finding]:
     """Yield assigned devices behind a vSMMU that QEMU emulates."""
     if case.guest is None:
@@ -49,7 +53,7 @@ def no_accel(case: Case) -> Iterator[Finding]:
                 str(hostdev.host),
                 (_driver(xml, iommu, "accel"), _hostdev(xml, hostdev)),
                 "QEMU exits at startup: an emulated SMMUv3 cannot notify VFIO of the guest's "
-                "mappings (requires iommu MAP notifier which is not currently supported).",
+                f"mappings ({_MAP_NOTIFIER}).",
                 _accel_remedy(iommu, hostdev, on_expander=on_expander),
             )
 
@@ -83,7 +87,7 @@ def accel_dropped(case: Case) -> Iterator[Finding]:
         if behind:
             consequence += (
                 f" With {named(hostdev.host for hostdev in behind)} behind it, QEMU exits at "
-                "startup: requires iommu MAP notifier which is not currently supported."
+                f"startup: {_MAP_NOTIFIER}."
             )
         yield Finding(
             "xml-dropped",

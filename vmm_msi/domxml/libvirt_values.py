@@ -8,6 +8,42 @@ from vmm_msi.domxml.attribute_values import Attribute, Kind
 #: The release of that libvirt.
 LIBVIRT = "12.8.0"
 
+#: The attributes that every <address> has.
+_ADDRESS: dict[str, Attribute] = {
+    "bus": Attribute(
+        kind=Kind.NUMBER,
+        base=0,
+        high=255,
+        refusal="XML error: Invalid value for attribute 'bus' in element 'address': '{value}'. Expected non-negative integer value",
+        below="XML error: Invalid value for attribute 'bus' in element 'address': '{number}'. Expected non-negative integer value",
+        above="XML error: Invalid PCI address bus='{hex}', must be <= 0xFF",
+    ),
+    "domain": Attribute(
+        kind=Kind.NUMBER,
+        base=0,
+        high=4294967295,
+        refusal="XML error: Invalid value for attribute 'domain' in element 'address': '{value}'. Expected non-negative integer value",
+        below="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
+        above="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
+    ),
+    "function": Attribute(
+        kind=Kind.NUMBER,
+        base=0,
+        high=7,
+        refusal="XML error: Invalid value for attribute 'function' in element 'address': '{value}'. Expected non-negative integer value",
+        below="XML error: Invalid value for attribute 'function' in element 'address': '{number}'. Expected non-negative integer value",
+        above="XML error: Invalid PCI address function={hex}, must be <= 7",
+    ),
+    "slot": Attribute(
+        kind=Kind.NUMBER,
+        base=0,
+        high=31,
+        refusal="XML error: Invalid value for attribute 'slot' in element 'address': '{value}'. Expected non-negative integer value",
+        below="XML error: Invalid value for attribute 'slot' in element 'address': '{number}'. Expected non-negative integer value",
+        above="XML error: Invalid PCI address slot='{hex}', must be <= 0x1F",
+    ),
+}
+
 #: The attributes by the path of their element; a device is a PCI device or an SMMUv3.
 ATTRIBUTES: dict[str, dict[str, Attribute]] = {
     "iommufd": {
@@ -163,76 +199,14 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
         ),
     },
     "devices/hostdev/source/address": {
-        "bus": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=255,
-            refusal="XML error: Invalid value for attribute 'bus' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'bus' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address bus='{hex}', must be <= 0xFF",
-        ),
-        "domain": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=4294967295,
-            refusal="XML error: Invalid value for attribute 'domain' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
-        ),
-        "function": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=7,
-            refusal="XML error: Invalid value for attribute 'function' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'function' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address function={hex}, must be <= 7",
-        ),
-        "slot": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=31,
-            refusal="XML error: Invalid value for attribute 'slot' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'slot' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address slot='{hex}', must be <= 0x1F",
-        ),
+        **_ADDRESS,
     },
     "devices/hostdev/address": {
-        "bus": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=255,
-            refusal="XML error: Invalid value for attribute 'bus' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'bus' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address bus='{hex}', must be <= 0xFF",
-        ),
-        "domain": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=4294967295,
-            refusal="XML error: Invalid value for attribute 'domain' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
-        ),
-        "function": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=7,
-            refusal="XML error: Invalid value for attribute 'function' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'function' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address function={hex}, must be <= 7",
-        ),
+        **_ADDRESS,
         "multifunction": Attribute(
             kind=Kind.WORD,
             words=("off", "on"),
             refusal="XML error: Invalid value for attribute 'multifunction' in element 'address': '{value}'.",
-        ),
-        "slot": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=31,
-            refusal="XML error: Invalid value for attribute 'slot' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'slot' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address slot='{hex}', must be <= 0x1F",
         ),
         "type": Attribute(
             kind=Kind.WORD,
@@ -355,42 +329,11 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
         ),
     },
     "devices/controller/address": {
-        "bus": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=255,
-            refusal="XML error: Invalid value for attribute 'bus' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'bus' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address bus='{hex}', must be <= 0xFF",
-        ),
-        "domain": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=4294967295,
-            refusal="XML error: Invalid value for attribute 'domain' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid value for attribute 'domain' in element 'address': '{number}'. Expected non-negative integer value",
-        ),
-        "function": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=7,
-            refusal="XML error: Invalid value for attribute 'function' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'function' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address function={hex}, must be <= 7",
-        ),
+        **_ADDRESS,
         "multifunction": Attribute(
             kind=Kind.WORD,
             words=("off", "on"),
             refusal="XML error: Invalid value for attribute 'multifunction' in element 'address': '{value}'.",
-        ),
-        "slot": Attribute(
-            kind=Kind.NUMBER,
-            base=0,
-            high=31,
-            refusal="XML error: Invalid value for attribute 'slot' in element 'address': '{value}'. Expected non-negative integer value",
-            below="XML error: Invalid value for attribute 'slot' in element 'address': '{number}'. Expected non-negative integer value",
-            above="XML error: Invalid PCI address slot='{hex}', must be <= 0x1F",
         ),
         "type": Attribute(
             kind=Kind.WORD,
