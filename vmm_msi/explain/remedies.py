@@ -148,7 +148,7 @@ class StrategyRemedies:
         """Yield the strategies that QEMU and the kernel apply."""
         self.note = (
             "no strategy was tried in the simulator; name a host and a guest with --host and "
-            "--domain or --guest"
+            "--domain"
         )
         for choice in on_qemu(self._plugins):
             info = self._plugins.info(choice.strategy, PluginKind.STRATEGY)
