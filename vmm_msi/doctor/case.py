@@ -290,6 +290,11 @@ class Case:
         return {device: None for device in self.present if device not in self._elsewhere}
 
     @cached_property
+    def selected_nested(self) -> Sequence[SelectedDevice]:
+        """The devices to check that are nested."""
+        return [selected for selected in self.selected if selected.address in self.nested]
+
+    @cached_property
     def choices(self) -> Mapping[PciAddress, Choice]:
         """The strategy for each nested device.
 

@@ -8,7 +8,7 @@ from vmm_msi.doctor.finding import Evidence
 from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
     from vmm_msi.doctor.case import Case, SelectedDevice
     from vmm_msi.types import HostDevice, Pa, PciAddress, ReservedRegion, Smmu
@@ -22,10 +22,9 @@ UNSAFE_IOMMUFD = "iommufd.allow_unsafe_interrupts"
 UNSAFE_CONTAINER = "vfio_iommu_type1.allow_unsafe_interrupts"
 
 
-def nested_devices(case: Case) -> Iterator[SelectedDevice]:
-    """Yield the devices to check that are, or will be, behind an accelerated vSMMU."""
-    nested = case.nested
-    return (selected for selected in case.selected if selected.address in nested)
+def nested_devices(case: Case) -> Sequence[SelectedDevice]:
+    """Return the devices to check that are, or will be, behind an accelerated vSMMU."""
+    return case.selected_nested
 
 
 def has_no_devices(case: Case) -> bool:

@@ -89,9 +89,10 @@ class GuestExaminer:
             if device.binding is not None
             and device.binding.outcome not in {None, Outcome.DELIVERED}
         }
-        verdicts = tuple(v for v in simulation.verdicts if v.device not in allowed)
-        rehearsal = replace(simulation, verdicts=verdicts)
-        return self._allowed(self._case(new, rehearsal=rehearsal))
+        if allowed:
+            verdicts = tuple(v for v in simulation.verdicts if v.device not in allowed)
+            simulation = replace(simulation, verdicts=verdicts)
+        return self._allowed(self._case(new, rehearsal=simulation))
 
     def findings_on_attached(self) -> list[Finding]:
         """Return the doctor's findings about a guest that has all devices of the request already.

@@ -83,8 +83,9 @@ def plan_attach(
     checks.check_state(facts.guest, request.scope)
     alike = attached_alike(facts, plugins, settings, request)
     pending = tuple(device for device in request.devices if device not in alike)
-    if pending:
+    if alike and pending:
         request = replace(request, devices=pending)
+    if pending:
         checks.check_free(facts, request)
     checks.check_machine(facts.guest.definition)
     examiner = GuestExaminer(host_case(host), facts, plugins, settings, request)
@@ -98,7 +99,7 @@ def plan_attach(
         old = facts.guest.definition
         return Change(old=old, new=old, binder=examiner.binder, notes=tuple(notes))
     change = _AttachPlanner(facts, plugins, settings, examiner, request, finish).change()
-    return replace(change, notes=(*notes, *change.notes))
+    return replace(change, notes=(*notes, *change.notes)) if notes else change
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,10 @@ class PciAddress:
         """The RequesterID: bus in bits 15:8, device in 7:3, function in 2:0."""
         return self.bus << 8 | self.device << 3 | self.function
 
+    def __hash__(self) -> int:
+        """Return a number of its own for each address: they are the keys of most tables."""
+        return self.segment << 16 | self.bus << 8 | self.device << 3 | self.function
+
     def __str__(self) -> str:
         return f"{self.segment:04x}:{self.bus:02x}:{self.device:02x}.{self.function}"
 
