@@ -57,7 +57,7 @@ check: ## lint, types and every test that needs no lab
 	@$(SETUP) run check
 	$(call part,2/3 lint and types (1 minute the first time))
 	@$(MAKE) --no-print-directory lint
-	$(call part,3/3 tests without the lab (2 minutes))
+	$(call part,3/3 tests without the lab (3 minutes))
 	@$(PYTEST_QUICK)
 
 test: ## everything; as root it builds the lab first, if there is none
@@ -65,7 +65,7 @@ test: ## everything; as root it builds the lab first, if there is none
 	@$(SETUP) run test lab
 	$(call part,2/6 lint and types (1 minute the first time))
 	@$(MAKE) --no-print-directory lint
-	$(call part,3/6 tests without the lab (2 minutes))
+	$(call part,3/6 tests without the lab (3 minutes))
 	@$(PYTEST_QUICK)
 	$(call part,4/6 the lab: a kernel and Debian roots (10 minutes the first time))
 	$(lab_images)
