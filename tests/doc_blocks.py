@@ -114,7 +114,7 @@ def run_example(block: Block, **variables: str) -> str:
 STRATEGIES = {
     "host-cookie": "host-cookie",
     "coerced v2": "coerced:revision=v2",
-    "coerced v3": "coerced:revision=v3",
+    "coerced v4": "coerced:revision=v4",
     "coerced v8": "coerced:revision=v8",
     "coerced v15": "coerced:revision=v15",
     "direct": "direct",
@@ -135,6 +135,7 @@ ROWS = (
     (2, "shared", 1, "interleaved"),
     (2, "own", 1, "interleaved"),
     (2, "own-same", 1, "interleaved"),
+    (2, "own", 1, "batched"),
     (2, "own", 2, "interleaved"),
     (2, "own", 2, "batched"),
 )
@@ -153,12 +154,50 @@ def truth_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _cell(pits: int, mode: str, vits: int, order: str, strategy: str) -> str:
+#: Revisions of the series, and what they are in the table.
+SERIES = {
+    "v1, v2": "coerced:revision=v2,profile=series-v2",
+    "v3 to v6": "coerced:revision=v4,profile=series-v4",
+    "v7": "coerced:revision=v8,profile=series-v7",
+    "v8 to v14": "coerced:revision=v8,profile=series-v8",
+    "v15": "coerced:revision=v15,profile=series-v15",
+    "v16: identity": "identity:profile=series-v16",
+}
+#: pITSes, S1 mode, vITSes.
+SERIES_ROWS = (
+    (1, "shared", 1),
+    (1, "own", 1),
+    (1, "own-same", 1),
+    (2, "shared", 1),
+    (2, "own", 1),
+    (2, "own-same", 1),
+    (2, "own", 2),
+)
+
+
+def series_truth_table() -> str:
+    """Return the truth table of the series in VFIO containers as Markdown."""
+    lines = [
+        f"| pITS | stage 1 | vITS | {' | '.join(SERIES)} |",
+        f"|---|---|---|{'---|' * len(SERIES)}",
+    ]
+    for pits, mode, vits in SERIES_ROWS:
+        cells = [
+            _cell(pits, mode, vits, "interleaved", strategy, containers="stage1")
+            for strategy in SERIES.values()
+        ]
+        lines.append(f"| {pits} | {mode} | {vits} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(
+    pits: int, mode: str, vits: int, order: str, strategy: str, *, containers: str = ""
+) -> str:
     from scenarios import pair
 
     from vmm_msi.cli import main
 
-    sample = pair(mode, pits=pits, vits=vits, order=order)
+    sample = pair(mode, pits=pits, vits=vits, order=order, containers=containers)
     if strategy == "placed":
         sample = replace(sample, vits_bases=PLACED_BASES)
     with tempfile.TemporaryDirectory() as folder:
@@ -220,7 +259,7 @@ def support_by_strategy() -> str:
     """Return the hosts, guests and kernels on which each strategy works, as Markdown."""
     from vmm_msi.doctor.rules_kernel import NESTED_MSI
     from vmm_msi.domxml.support import REQUIREMENTS, Feature
-    from vmm_msi.iommu.profiles import PROFILES, newest_profile
+    from vmm_msi.iommu.profiles import PROFILES, default_profile
     from vmm_msi.plugins.manager import PluginManager
 
     accel = REQUIREMENTS[Feature.ACCEL]
@@ -237,7 +276,7 @@ def support_by_strategy() -> str:
             kernel = ".".join(map(str, NESTED_MSI))
             host = f"Linux {kernel}, QEMU {accel.qemu}, libvirt {accel.libvirt}"
         guest = "honours the RMR" if needs.rmr else "any"
-        default = newest_profile({needs.interface})
+        default = default_profile({needs.interface})
         cells = [
             "default"
             if profile is default
@@ -388,6 +427,7 @@ REGIONS = {
     (DOCS / "doctor.md", "findings"): findings_table,
     (DOCS / "lab-internals.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "truth table"): truth_table,
+    (DOCS / "strategies.md", "series truth table"): series_truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,
     (DOCS / "support.md", "releases"): support_by_release,
     (DOCS / "support.md", "strategies"): support_by_strategy,

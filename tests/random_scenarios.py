@@ -8,6 +8,7 @@ from vmm_msi.config import Choice
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     BindOrder,
+    ContainerPer,
     DeviceId,
     Granule,
     GuestDevice,
@@ -34,7 +35,7 @@ CHOICES = [
     for text in (
         "host-cookie",
         "coerced:revision=v2",
-        "coerced:revision=v3",
+        "coerced:revision=v4",
         "coerced:revision=v8",
         "coerced:revision=v15",
         "direct",
@@ -45,6 +46,14 @@ CHOICES = [
         "multi-its:mode=s2,profile=linux-7.2",
         "identity",
         "placed",
+        "host-cookie:profile=pre-series",
+        "coerced:revision=v2,profile=series-v2",
+        "coerced:revision=v4,profile=series-v4",
+        "coerced:revision=v8,profile=series-v7",
+        "coerced:revision=v15,profile=series-v15",
+        "direct:profile=series-v15",
+        "multi-its:mode=s2,profile=series-v8",
+        "identity:profile=series-v16",
     )
 ]
 
@@ -121,5 +130,6 @@ def scenarios(draw: st.DrawFn, max_devices: int = 6) -> Scenario:
         order=draw(st.sampled_from(list(BindOrder))),
         honours_rmr=draw(st.booleans()),
         memory=draw(st.sampled_from(MEMORY)),
+        containers=draw(st.sampled_from(list(ContainerPer))),
     )
     return Scenario(host, guest)

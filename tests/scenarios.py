@@ -29,6 +29,7 @@ class Sample:
     honours_rmr: bool = True
     granule: str = "4K"
     s1_granule: str = "4K"
+    containers: str = ""
     vits_bases: dict[int, int] = field(default_factory=lambda: {0: 0x0808_0000, 1: 0x080A_0000})
 
     def toml(self) -> str:
@@ -69,6 +70,8 @@ class Sample:
                 f"vits = {d.vits}",
                 f"giova = {d.giova:#x}",
             ]
+        if self.containers:
+            lines += ["[vmm]", f'containers = "{self.containers}"']
         return "\n".join(lines) + "\n"
 
 
@@ -82,6 +85,7 @@ def pair(
     pits: int = 1,
     vits: int | dict[int, int] = 1,
     order: str = "interleaved",
+    giova_b: int | None = None,
     **more: object,
 ) -> Sample:
     """Return two devices on one SMMU, as in the truth table.
@@ -94,7 +98,7 @@ def pair(
         its=pits - 1,
         stage1="s1a" if mode == "shared" else "s1b",
         vits=vits - 1,
-        giova=GIOVA_B if mode == "own" else GIOVA_A,
+        giova=giova_b or (GIOVA_B if mode == "own" else GIOVA_A),
     )
     return Sample((a, b), order=order, **more)  # type: ignore[arg-type]
 

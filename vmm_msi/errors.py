@@ -148,16 +148,28 @@ class RefusedError(VmmMsiError):
 class BackendError(RefusedError):
     """The kernel, real or simulated, refuses an operation.
 
-    :param errno: the positive error number that Linux returns for the same cause.
+    :param errno: the positive error number that the caller of the ioctl sees for the same cause.
     :param reason: what is wrong, in a sentence without the errno.
+    :param inside: the error number of the function in the kernel that refused, where a function
+        on the way to the caller replaced it; only a simulator knows it.
     """
 
     code = "backend-refused"
 
-    def __init__(self, errno: int, reason: str) -> None:
-        super().__init__(f"{errno_name(errno)}: {reason}")
+    def __init__(self, errno: int, reason: str, *, inside: int | None = None) -> None:
         self.errno = errno
         self.reason = reason
+        self.inside = None if inside == errno else inside
+        within = "" if self.inside is None else f" ({errno_name(self.inside)} in the kernel)"
+        super().__init__(f"{errno_name(errno)}{within}: {reason}")
+
+    def seen_as(self, errno: int, reason: str | None = None) -> BackendError:
+        """Return the error as a function sees it that replaces the error number.
+
+        :param reason: in the place of the error's own.
+        """
+        inside = self.errno if self.inside is None else self.inside
+        return BackendError(errno, self.reason if reason is None else reason, inside=inside)
 
 
 class FindingsError(RefusedError):

@@ -1,8 +1,8 @@
 """coerced: the guest's bindings are registered and the host's allocator is made to pick one.
 
-"SMMUv3 Nested Stage Setup" (2018-2021). Revisions differ in the kernel, not here: ``v2`` and
-``v3`` cannot withdraw a binding, ``v3`` keeps devices apart, ``v8`` and ``v15`` refuse devices
-with another ITS, ``v15`` refuses a stage 1 granule larger than that of stage 2.
+"SMMUv3 Nested Stage Setup" (2018-2021). Its revisions differ in the kernel, not here, and each can
+be tried in two worlds: on a nest parent of iommufd, where a stage 2 may serve several stage 1s
+(``linux-7.2-bind``, the default), and in the VFIO containers of the series (``profile=series-vN``).
 """
 
 from __future__ import annotations
@@ -14,37 +14,32 @@ from typing import Literal
 from vmm_msi.plugins import (
     Capability,
     Iova,
+    MsiAllocator,
     Needs,
     Options,
     PciAddress,
-    S2Handle,
     S2Pool,
     Session,
     Strategy,
+    smmu_of,
 )
-
-_INTERFACE = {
-    "v2": Capability.GUEST_BINDING_V2,
-    "v3": Capability.GUEST_BINDING_V3,
-    "v8": Capability.GUEST_BINDING_V8,
-    "v15": Capability.GUEST_BINDING_V15,
-}
 
 
 class CoercedOptions(Options, frozen=True):
     """Options of the strategy.
 
-    :param revision: revision of the series whose allocator is used.
+    :param revision: revision of the series whose allocator is used: v2 has a list of bindings, v4
+        a device handle with each, v8 one MSI domain, v15 compares granules.
     """
 
-    revision: Literal["v2", "v3", "v8", "v15"] = "v15"
+    revision: Literal["v2", "v4", "v8", "v15"] = "v15"
 
 
 @dataclass
 class _BindingUsers:
     """Devices per binding: devices that share a stage 1 share its binding."""
 
-    count: Counter[tuple[S2Handle, Iova]] = field(default_factory=Counter)
+    count: Counter[tuple[int, Iova]] = field(default_factory=Counter)
 
 
 class Coerced(Strategy):
@@ -54,14 +49,19 @@ class Coerced(Strategy):
     summary = "register the guest's bindings and make the host's allocator use them"
     options = CoercedOptions
     guest = "one stage 1 for all devices of a host ITS, or the same gIOVA in each"
-    host = "a kernel with the series of 2018-2021, or the simulator"
+    host = "a kernel with the series of 2018-2021 or with guest bindings in iommufd"
     xml = "vSMMUs and hostdevs; QEMU cannot bind it"
     costs = "one S2 per physical SMMU, a binding per gIOVA, one S2 mapping per physical ITS"
 
     def needs(self, options: CoercedOptions) -> Needs:
         """Require the interface of the revision."""
-        interface = _INTERFACE[options.revision]
+        interface = Capability(f"guest-binding-{options.revision}")
         return Needs(interface=interface, capabilities=frozenset({interface}))
+
+    def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
+        """Attach to the one stage 2 of the device's SMMU, with the allocator of the revision."""
+        allocator = MsiAllocator(session.options_as(CoercedOptions).revision)
+        session.state(S2Pool).attach(session, device, smmu_of(session, device), allocator=allocator)
 
     def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Register gIOVA -> gDB with the size of the guest's stage 1 granule."""
@@ -69,14 +69,13 @@ class Coerced(Strategy):
         granule = session.guest.stage1_by_id[guest_device.stage1].granule
         gdb = session.guest.gdb(guest_device)
         session.backend.bind_guest_msi(device, guest_device.giova, gdb, granule)
-        s2 = session.state(S2Pool).of(device)
-        session.state(_BindingUsers).count[s2, guest_device.giova] += 1
+        session.state(_BindingUsers).count[smmu_of(session, device), guest_device.giova] += 1
 
     def vmm_msi_unbind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Withdraw the binding when no other device uses it, where the revision can."""
         giova = session.guest_device(device).giova
         count = session.state(_BindingUsers).count
-        key = (session.state(S2Pool).of(device), giova)
+        key = (smmu_of(session, device), giova)
         count[key] -= 1
         if not count[key]:
             del count[key]

@@ -10,6 +10,7 @@ from vmm_msi.plugins import (
     Capability,
     DoorbellMaps,
     Iova,
+    MsiAllocator,
     Needs,
     Options,
     PciAddress,
@@ -44,7 +45,7 @@ class Direct(Strategy):
     def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
         """Attach to the one stage 2 of the device's SMMU."""
         smmu = smmu_of(session, device)
-        session.state(S2Pool).attach(session, device, smmu, msi_cookie=False)
+        session.state(S2Pool).attach(session, device, smmu, allocator=MsiAllocator.CALLER)
 
     def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Map gDB -> hDB, once for all devices with the same pair."""

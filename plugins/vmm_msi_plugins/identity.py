@@ -17,10 +17,10 @@ from vmm_msi.plugins import (
     Strategy,
 )
 
-#: The kernel's slots, and a guest that honours RMR nodes.
+#: The kernel's own addresses, and a guest that honours RMR nodes.
 NEEDS = Needs(
     interface=Capability.SW_MSI_SLOTS,
-    capabilities=frozenset({Capability.SW_MSI_SLOTS}),
+    capabilities=frozenset({Capability.SW_MSI}),
     rmr=True,
     qemu=True,
 )
@@ -40,7 +40,7 @@ class Identity(Strategy):
     costs = "one S2 per physical SMMU, one MSI window page per physical ITS"
 
     def needs(self, _options: Options) -> Needs:
-        """Require the kernel's slots, and a guest that honours RMR nodes."""
+        """Require the kernel's own addresses, and a guest that honours RMR nodes."""
         return NEEDS
 
     def vmm_msi_attach_domain(self, session: Session) -> None:

@@ -21,6 +21,7 @@ from vmm_msi.plugins import (
     DoorbellMaps,
     GuestPlan,
     Iova,
+    MsiAllocator,
     Needs,
     Options,
     PciAddress,
@@ -109,7 +110,8 @@ class MultiIts(Strategy):
         session.state(_Groups).check(session, device)
         smmu, its = smmu_of(session, device), session.its_of(device)
         key: Hashable = smmu if _mode(session) == "vits" else (smmu, its)
-        session.state(S2Pool).attach(session, device, key, msi_cookie=by_identity)
+        allocator = MsiAllocator.KERNEL if by_identity else MsiAllocator.CALLER
+        session.state(S2Pool).attach(session, device, key, allocator=allocator)
         session.state(_Groups).add(session, device)
 
     def vmm_msi_detach_device(self, session: Session, device: PciAddress) -> None:

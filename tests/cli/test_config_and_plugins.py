@@ -143,7 +143,7 @@ WRONG = [
     ("[strategies.x]\n", "strategy 'x': no such plugin; valid: coerced, direct, "),
     ("[[domain]]\nname = 'g'\nstrategy = 'x'\n", "strategy 'x': no such plugin"),
     ("[strategies.direct]\nx = 1\n", "strategy direct: unknown option 'x'; valid: profile"),
-    ("[strategies.coerced]\nrevision = 'v9'\n", "revision: v15 | v2 | v3 | v8"),
+    ("[strategies.coerced]\nrevision = 'v9'\n", "revision: v15 | v2 | v4 | v8"),
     ("[strategies.coerced]\nprofile = 'v9'\n", "kernel profile 'v9': unknown; valid: pre-series"),
     ("its_selector = 'x'\n", "its-selector 'x': no such plugin; valid: first-in-group"),
     ("its_selector = 'direct'\n", "its-selector 'direct': no such plugin"),

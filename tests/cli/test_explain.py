@@ -86,7 +86,7 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
            newer, without acpi=off
   remedy   multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
            vSMMU for each; requires a VMM that owns the iommufd itself, instead of QEMU, and a
-           kernel such as series-v15 (docs/kernels.md)
+           kernel such as linux-7.2-bind (docs/kernels.md)
   see      vmm-msi doctor --explain no-acpi; also acpi-without-uefi, no-accel
   source   Arm IHI 0070, 7.3; Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_dump_event
 

@@ -34,6 +34,7 @@ from vmm_msi.samples import path as sample
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     BindOrder,
+    ContainerPer,
     DeviceId,
     Granule,
     GuestDevice,
@@ -154,7 +155,7 @@ def test_configuration_keys_are_described():
 #: Tables of a scenario of which only the keys are described.
 SECTIONS = {
     "host", "host.smmu", "host.its", "host.device",
-    "guest", "guest.vits", "guest.stage1", "guest.device",
+    "guest", "guest.vits", "guest.stage1", "guest.device", "vmm",
 }  # fmt: skip
 
 
@@ -252,6 +253,7 @@ def test_scenario_example_has_every_key():
         ),
         order=BindOrder.BATCHED,
         memory=(MemoryRange(Ipa(0x4000_0000), 0x8000_0000),),
+        containers=ContainerPer.STAGE1,
     )
     assert parse_scenario(block.text, "x") == Scenario(host, guest)
     written = set(re.findall(r"^(\w+) =|^\[+([\w.]+)\]", block.text, re.MULTILINE))

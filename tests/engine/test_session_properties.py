@@ -81,8 +81,10 @@ def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, 
     [
         ("s2", "series-v15"),
         ("s2", "linux-7.2"),
+        ("s2", "linux-7.2-bind"),
         ("vits", "series-v15"),
         ("vits", "linux-7.2"),
+        ("vits", "linux-7.2-bind"),
         ("vsmmu", "linux-7.2"),
     ],
 )

@@ -30,10 +30,11 @@ def profile(*choices):
     return profile_for(PLUGINS, map(Choice.parse, choices)).name
 
 
-def test_the_newest_kernel_with_all_that_the_strategies_need():
+def test_the_default_kernel_with_all_that_the_strategies_need():
     assert profile("identity", "multi-its:mode=vsmmu") == "linux-7.2"
-    assert profile("coerced:revision=v2") == "series-v2"
-    assert profile("direct", "coerced:revision=v15") == "series-v15"
+    assert profile("coerced:revision=v2") == "linux-7.2-bind"
+    assert profile("direct", "coerced:revision=v15") == "linux-7.2-bind"
+    assert profile("identity", "coerced:revision=v2") == "linux-7.2-bind"
 
 
 def test_the_kernel_that_a_strategy_names():
@@ -42,11 +43,6 @@ def test_the_kernel_that_a_strategy_names():
         profile("direct:profile=linux-1.0")
     with pytest.raises(RefusedError, match="name two kernels"):
         profile("direct:profile=series-v8", "direct:profile=series-v15")
-
-
-def test_strategies_without_a_common_kernel():
-    with pytest.raises(RefusedError, match="use one strategy for the whole guest"):
-        profile("identity", "coerced:revision=v2")
 
 
 def test_reported_reserved_regions_complete_the_host():
@@ -78,7 +74,7 @@ def test_a_simulation_has_a_verdict_for_refused_devices():
     devices = [device.host for device in scenario.guest.devices]
     choices = dict.fromkeys(devices, Choice.parse("direct"))
     simulation = simulate(PLUGINS, scenario, choices, "first-in-group")
-    assert simulation.kernel == "series-v15"
+    assert simulation.kernel == "linux-7.2-bind"
     assert [verdict.outcome for verdict in simulation.verdicts] == [
         Outcome.DELIVERED,
         Outcome.REFUSED,

@@ -38,7 +38,11 @@ def test_strategies_that_qemu_applies_come_first(plugins):
         "multi-its:mode=s2",
     ]
     assert [delivery.needs.qemu for delivery in deliveries] == [True, True, False]
-    assert [delivery.kernel for delivery in deliveries] == ["linux-7.2", "linux-7.2", "series-v15"]
+    assert [delivery.kernel for delivery in deliveries] == [
+        "linux-7.2",
+        "linux-7.2",
+        "linux-7.2-bind",
+    ]
 
 
 def test_a_guest_that_ignores_the_rmr(plugins):

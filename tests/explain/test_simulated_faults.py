@@ -100,10 +100,10 @@ def test_refusals_of_the_series(row, plugins, counts):
     scenario = parse_scenario(sample.toml(), "x")
     context = LogContext(scenario.host, scenario.guest)
     strategies = StrategyRemedies(plugins, context, SELECTOR)
-    for revision in ("v2", "v3", "v8", "v15"):
+    for revision in ("v2", "v4", "v8", "v15"):
         for verdict in run(plugins, scenario, Choice.parse(f"coerced:revision={revision}")):
             report = explain(f"vfio-pci {verdict.device}: {verdict.reason}", context, strategies)
-            if verdict.outcome is Outcome.REFUSED and verdict.errno != errno.EEXIST:
+            if verdict.outcome is Outcome.REFUSED and verdict.errno_inside != errno.EEXIST:
                 explanation = report.lines[0].explanation
                 assert explanation.id in {"no-guest-binding", "doorbells-of-two-itses"}
                 assert [subject.address for subject in explanation.devices] == [verdict.device]

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 from dataclasses import replace
 
 import pytest
 
 from vmm_msi.errors import BackendError, InputError, UsageError, errno_name
-from vmm_msi.iommu.backend import Capability
-from vmm_msi.iommu.profiles import PROFILES, newest_profile, profile_named
+from vmm_msi.iommu.backend import Capability, MsiAllocator
+from vmm_msi.iommu.profiles import PROFILES, default_profile, profile_named
+from vmm_msi.iommu.revisions import REVISIONS
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.types import (
     SW_MSI_WINDOW,
+    ContainerPer,
     DeviceId,
     Granule,
     GuestDevice,
@@ -55,7 +58,12 @@ def host(*devices, granule=Granule.K4, nested=True):
     )
 
 
-def guest(*addresses, memory=(MemoryRange(Ipa(0x4000_0000), 0x1000_0000),), stage1=None):
+def guest(
+    *addresses,
+    memory=(MemoryRange(Ipa(0x4000_0000), 0x1000_0000),),
+    stage1=None,
+    containers=ContainerPer.DEVICE,
+):
     names = stage1 or {a: f"s1-{a.bus}" for a in addresses}
     return GuestDomain(
         "test",
@@ -63,6 +71,7 @@ def guest(*addresses, memory=(MemoryRange(Ipa(0x4000_0000), 0x1000_0000),), stag
         tuple(Stage1(name) for name in dict.fromkeys(names.values())),
         tuple(GuestDevice(a, names[a], 0, Iova(0xFFFF_0000)) for a in addresses),
         memory=memory,
+        containers=containers,
     )
 
 
@@ -78,30 +87,36 @@ def code(call, *args, **kwargs):
     return errno_name(refusal.value.errno)
 
 
-@pytest.mark.parametrize(
-    ("profile", "expected"), [("linux-7.2", "EOPNOTSUPP"), ("series-v15", "EINVAL")]
-)
-def test_a_stage_2_needs_an_smmu_with_both_stages(profile, expected):
-    assert code(sim(profile, device(A), nested=False).alloc_s2, 0) == expected
+def test_a_stage_2_needs_an_smmu_with_both_stages():
+    assert code(sim("linux-7.2", device(A), nested=False).alloc_s2, 0) == "EOPNOTSUPP"
+    backend = sim("series-v15", device(A), nested=False)
+    assert code(backend.attach, A, backend.alloc_s2(0)) == "EINVAL"
 
 
-@pytest.mark.parametrize(("profile", "expected"), [("linux-7.2", "EINVAL"), ("series-v2", "ENXIO")])
-def test_one_s2_per_physical_smmu(profile, expected):
-    backend = sim(profile, device(A, smmu=1), device(B, smmu=0))
+def test_one_s2_per_physical_smmu():
+    backend = sim("linux-7.2", device(A, smmu=1), device(B, smmu=0))
     s2 = backend.alloc_s2(0)
-    assert code(backend.attach, A, s2) == expected
+    assert code(backend.attach, A, s2) == "EINVAL"
     backend.free_s2(s2)
     backend.attach(A, backend.alloc_s2(1))
 
 
-@pytest.mark.parametrize(("profile", "expected"), [("linux-7.2", "EINVAL"), ("series-v2", "EBUSY")])
+def test_vfio_makes_an_iommu_domain_for_another_smmu():
+    devices = device(A, smmu=1), device(B, smmu=0)
+    backend = sim("series-v2", *devices, containers=ContainerPer.GUEST, stage1={A: "s1", B: "s1"})
+    s2 = backend.alloc_s2(0)
+    assert backend.attach(A, s2) != backend.attach(B, s2)
+    assert (backend.costs().s2_domains, backend.costs().containers) == (2, 1)
+
+
+@pytest.mark.parametrize("profile", ["linux-7.2", "series-v8"])
 @pytest.mark.parametrize("same_s2", [True, False])
-def test_a_group_has_one_translation(profile, expected, same_s2):
+def test_a_group_has_one_translation(profile, same_s2):
     backend = sim(profile, device(A, group=7), device(B, group=7))
     first = backend.alloc_s2(0)
     backend.attach(A, first)
     second = first if same_s2 else backend.alloc_s2(0)
-    assert code(backend.attach, B, second) == expected
+    assert code(backend.attach, B, second) == "EINVAL"
 
 
 @pytest.mark.parametrize("profile", [p.name for p in PROFILES])
@@ -140,8 +155,9 @@ def test_iommufd_refuses_ram_in_the_window():
 @pytest.mark.parametrize("profile", SERIES)
 def test_the_series_does_not_reserve_the_window(profile):
     backend = sim(profile, device(A))
-    s2 = backend.alloc_s2(0, msi_cookie=False)
-    backend.attach(A, s2)
+    asked = backend.alloc_s2(0, allocator=MsiAllocator.CALLER)
+    assert code(backend.map_doorbell, asked, Ipa(0x0809_0000), 0) == "ENOENT"
+    s2 = backend.attach(A, asked)
     backend.map_doorbell(s2, Ipa(0x0809_0000), 0)
     assert code(backend.map_doorbell, s2, Ipa(0x0809_0000), 1) == "EEXIST"
 
@@ -149,19 +165,56 @@ def test_the_series_does_not_reserve_the_window(profile):
 @pytest.mark.parametrize("profile", ["series-v15", "linux-7.2"])
 def test_an_unaligned_doorbell_is_refused(profile):
     backend = sim(profile, device(A), granule=Granule.K64)
-    s2 = backend.alloc_s2(0)
+    s2 = backend.attach(A, backend.alloc_s2(0))
     assert code(backend.map_doorbell, s2, GDB.offset(0x1000), 0) == "EINVAL"
 
 
+@pytest.mark.parametrize("containers", ContainerPer)
 @pytest.mark.parametrize("profile", SERIES)
-def test_devices_of_two_itses_in_one_nested_iommu_domain(profile):
-    backend = sim(profile, device(A), device(B, its=1))
+def test_devices_of_two_itses_get_an_iommu_domain_each_from_revision_7_on(profile, containers):
+    """One IOMMU domain that refuses the device does not make VFIO refuse it: VFIO makes another."""
+    one = {A: "s1", B: "s1"}
+    backend = sim(profile, device(A), device(B, its=1), stage1=one, containers=containers)
     s2 = backend.alloc_s2(0)
     backend.attach(A, s2)
-    if profile in {"series-v8", "series-v15"}:
+    backend.attach(B, s2)
+    checked = profile in {"series-v7", "series-v8", "series-v15"}
+    separate = containers is ContainerPer.DEVICE
+    assert backend.costs().s2_domains == 1 + (separate or checked)
+    assert backend.costs().containers == 1 + separate
+    backend.detach(B)
+    assert backend.costs().s2_domains == 1
+
+
+@pytest.mark.parametrize("profile", ["series-v7", "series-v8", "series-v15"])
+def test_a_group_with_devices_of_two_itses_is_refused(profile):
+    backend = sim(profile, device(A, group=7), device(B, group=7, its=1))
+    assert code(backend.attach, A, backend.alloc_s2(0)) == "EINVAL"
+
+
+def test_one_container_has_one_stage_1():
+    """From revision 8 on the second one is refused, before it replaces the first."""
+    for profile in ("series-v8", "series-v16"):
+        backend = sim(profile, device(A), device(B), containers=ContainerPer.GUEST)
+        s2 = backend.alloc_s2(0)
+        backend.attach(A, s2)
         assert code(backend.attach, B, s2) == "EINVAL"
-    else:
-        backend.attach(B, s2)
+    giovas = {A: Iova(0xFFFF_0000), B: Iova(0xFFFE_0000)}
+    pair = guest(A, B)
+    pair = replace(
+        pair,
+        containers=ContainerPer.GUEST,
+        devices=tuple(replace(d, giova=giovas[d.host]) for d in pair.devices),
+    )
+    backend = SimBackend(host(device(A), device(B)), pair, profile_named("series-v2"))
+    s2 = backend.alloc_s2(0, allocator=MsiAllocator.V2)
+    for address in (A, B):
+        backend.attach(address, s2)
+        backend.bind_guest_msi(address, giovas[address], GDB, 4096)
+        backend.prepare_msi(address)
+        if address is A:
+            assert backend.deliver(A).outcome is Outcome.DELIVERED
+    assert backend.deliver(A).outcome is Outcome.S1_FAULT
 
 
 HW_MSI = ReservedRegion(0x0_FEE0_0000, 0x10000, ReservedKind.HW_MSI)
@@ -171,7 +224,7 @@ HW_MSI = ReservedRegion(0x0_FEE0_0000, 0x10000, ReservedKind.HW_MSI)
 def test_a_hw_msi_region_is_refused_from_revision_8_on(profile):
     backend = sim(profile, device(A, reserved=(HW_MSI,)))
     s2 = backend.alloc_s2(0)
-    if profile in {"series-v8", "series-v15"}:
+    if profile in {"series-v8", "series-v15", "series-v16"}:
         assert code(backend.attach, A, s2) == "EINVAL"
     else:
         backend.attach(A, s2)
@@ -188,7 +241,7 @@ def test_guest_bindings_need_the_interface():
     backend = sim("linux-7.2", device(A))
     backend.attach(A, backend.alloc_s2(0))
     bind = backend.bind_guest_msi
-    assert code(bind, A, Iova(0xFFFF_0000), GDB, 4096) == "EOPNOTSUPP"
+    assert code(bind, A, Iova(0xFFFF_0000), GDB, 4096) == "ENOTTY"
     assert code(backend.bind_guest_msi, B, Iova(0xFFFF_0000), GDB, 4096) == "EINVAL"
 
 
@@ -200,7 +253,7 @@ def test_unbind_came_after_revision_3(profile, can):
     backend.prepare_msi(A)
     assert backend.deliver(A).outcome is Outcome.DELIVERED
     if not can:
-        assert code(backend.unbind_guest_msi, A, Iova(0xFFFF_0000)) == "EOPNOTSUPP"
+        assert code(backend.unbind_guest_msi, A, Iova(0xFFFF_0000)) == "ENOTTY"
         return
     backend.unbind_guest_msi(A, Iova(0xFFFF_0000))
     assert backend.stale() == []
@@ -217,8 +270,10 @@ def test_a_large_stage_1_granule_is_refused_in_revision_15_only():
     assert code(backend.bind_guest_msi, A, Iova(0xFFFF_0000), GDB, 65536) == "EINVAL"
 
 
-def test_pre_series_allocates_pages_per_stage_2():
-    backend = sim("pre-series", device(A), device(B, its=1), device(C))
+def test_pre_series_allocates_pages_per_iommu_domain():
+    shared = {A: "s1", B: "s1", C: "s1"}
+    devices = device(A), device(B, its=1), device(C)
+    backend = sim("pre-series", *devices, containers=ContainerPer.GUEST, stage1=shared)
     one, two = backend.alloc_s2(0), backend.alloc_s2(0)
     backend.attach(A, one)
     backend.attach(B, one)
@@ -226,10 +281,35 @@ def test_pre_series_allocates_pages_per_stage_2():
     assert [backend.prepare_msi(d) for d in (A, B, C)] == [0x8000040, 0x8001040, 0x8000040]
 
 
-def test_a_domain_without_cookie_has_no_address():
-    backend = sim("series-v15", device(A))
-    backend.attach(A, backend.alloc_s2(0, msi_cookie=False))
-    assert code(backend.prepare_msi, A) == "ENOMEM"
+def test_the_cookie_begins_at_the_window_of_the_device_that_the_domain_was_made_for():
+    other = ReservedRegion(0x0A00_0000, 0x10_0000, ReservedKind.SW_MSI)
+    backend = sim("pre-series", device(A, reserved=(other,)))
+    backend.attach(A, backend.alloc_s2(0))
+    assert backend.prepare_msi(A) == 0x0A00_0040
+
+
+@pytest.mark.parametrize("profile", SERIES)
+def test_without_a_cookie_the_device_gets_the_physical_doorbell(profile):
+    backend = sim(profile, device(A))
+    backend.attach(A, backend.alloc_s2(0, allocator=MsiAllocator.CALLER))
+    assert backend.prepare_msi(A) == 0x2_0001_0040
+    expected = "ENOTTY" if profile in {"pre-series", "series-v16"} else "EINVAL"
+    assert code(backend.bind_guest_msi, A, Iova(0xFFFF_0000), GDB, 4096) == expected
+
+
+@pytest.mark.parametrize("revision", [r for r in REVISIONS if r.has_bindings])
+def test_a_device_without_a_free_binding(revision):
+    """Before revision 8 the MSI is enabled with an address of all ones, and faults there."""
+    backend = sim(f"series-v{revision.number}", device(A))
+    backend.attach(A, backend.alloc_s2(0, allocator=revision.allocator))
+    if revision.number < 8:
+        assert backend.prepare_msi(A) == (1 << 64) - 1
+        verdict = backend.deliver(A)
+        assert (verdict.outcome, verdict.programmed) == (Outcome.S1_FAULT, (1 << 64) - 1)
+        return
+    with pytest.raises(BackendError, match=r"^ENOSPC \(ENOMEM in the kernel\): ") as refusal:
+        backend.prepare_msi(A)
+    assert (refusal.value.errno, refusal.value.inside) == (errno.ENOSPC, errno.ENOMEM)
 
 
 def test_the_17th_slot_of_64k_pages_is_outside_of_the_rmr():
@@ -252,8 +332,7 @@ def test_the_17th_slot_of_64k_pages_is_outside_of_the_rmr():
 
 def test_a_doorbell_of_another_its_is_misrouted():
     backend = sim("series-v15", device(A, its=0))
-    s2 = backend.alloc_s2(0, msi_cookie=False)
-    backend.attach(A, s2)
+    s2 = backend.attach(A, backend.alloc_s2(0, allocator=MsiAllocator.CALLER))
     backend.map_doorbell(s2, GDB, 1)
     backend.program_msi(A, Iova(0xFFFF_0000))
     verdict = backend.deliver(A)
@@ -279,13 +358,12 @@ def test_one_stage_1_cannot_map_one_giova_to_two_doorbells():
         SimBackend(host(device(A), device(B)), contradiction, profile_named("linux-7.2"))
 
 
-def test_the_newest_profile_with_some_capabilities():
-    newest = newest_profile({Capability.KERNEL_DOORBELL_MAP})
-    assert newest is not None
-    assert newest.name == "series-v15"
-    assert newest_profile({Capability.SW_MSI}) is profile_named("linux-7.2")
-    assert newest_profile({Capability.SW_MSI_SLOTS, Capability.GUEST_UNBIND}) is None
-    with pytest.raises(UsageError, match=r"unknown; .*valid: pre-series, series-v2"):
+def test_the_default_profile_with_some_capabilities():
+    binds = profile_named("linux-7.2-bind")
+    assert default_profile({Capability.KERNEL_DOORBELL_MAP}) is binds
+    assert default_profile({Capability.SW_MSI_SLOTS, Capability.GUEST_UNBIND}) is binds
+    assert default_profile({Capability.SW_MSI}) is profile_named("linux-7.2")
+    with pytest.raises(UsageError, match=r"unknown; .*valid: pre-series, series-v1"):
         profile_named("linux-1.0")
 
 
@@ -338,10 +416,9 @@ def test_an_msi_at_another_its_with_the_same_device_id_is_misrouted():
     one, two = device(A), device(B, its=1)
     two = replace(two, device_id=one.device_id)
     backend = sim("series-v15", one, two)
-    s2 = backend.alloc_s2(0, msi_cookie=False)
-    backend.map_doorbell(s2, GDB, 1)
+    asked = backend.alloc_s2(0, allocator=MsiAllocator.CALLER)
     for address in (A, B):
-        backend.attach(address, s2)
+        backend.map_doorbell(backend.attach(address, asked), GDB, 1)
         backend.program_msi(address, Iova(0xFFFF_0000))
     misrouted, delivered = backend.deliver(A), backend.deliver(B)
     assert (misrouted.outcome, delivered.outcome) == (Outcome.MISROUTED, Outcome.DELIVERED)

@@ -10,7 +10,7 @@ from scenarios import A, pair
 
 from vmm_msi.errors import BackendError
 from vmm_msi.host.scenario import load_scenario
-from vmm_msi.iommu.backend import Backend
+from vmm_msi.iommu.backend import Backend, MsiAllocator
 from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.iommu.sim import SimBackend
@@ -79,10 +79,11 @@ def test_each_method_reaches_the_backend_with_its_own_types(remote, link, scenar
     before = remote.snapshot()
     window = remote.sw_msi_window(DEVICE)
     assert window == SW_MSI_WINDOW
-    s2 = remote.alloc_s2(0, msi_cookie=True)
+    s2 = remote.alloc_s2(0, allocator=MsiAllocator.V15)
     assert not remote.is_attached(DEVICE)
     remote.advertise_rmr(window)
-    remote.attach(DEVICE, s2)
+    attached_to = remote.attach(DEVICE, s2)
+    assert attached_to != s2
     assert remote.is_attached(DEVICE)
     remote.bind_guest_msi(DEVICE, Iova(0xFFFF_F000), Ipa(0x0809_0000), 4096)
     assert remote.costs().bindings == 1
@@ -93,9 +94,9 @@ def test_each_method_reaches_the_backend_with_its_own_types(remote, link, scenar
     assert verdict == link.backend.deliver(DEVICE)
     assert remote.snapshot() != before
     remote.unbind_guest_msi(DEVICE, Iova(0xFFFF_F000))
-    remote.map_doorbell(s2, Ipa(0x0A09_0000), 0)
+    remote.map_doorbell(attached_to, Ipa(0x0A09_0000), 0)
     assert remote.program_msi(DEVICE, Iova(0xFFFF_F000)) == 0xFFFF_F040
-    remote.unmap_doorbell(s2, Ipa(0x0A09_0000))
+    remote.unmap_doorbell(attached_to, Ipa(0x0A09_0000))
     remote.withdraw_rmr()
     remote.detach(DEVICE)
     remote.free_s2(s2)
@@ -133,8 +134,8 @@ def test_other_names_are_not_called(name, remote, link):
         ("detach", {"device": A, "more": 1}),
         ("detach", {"device": 7}),
         ("alloc_s2", {"smmu": 0}),
-        ("alloc_s2", {"smmu": "0", "msi_cookie": True}),
-        ("alloc_s2", {"smmu": 0, "msi_cookie": 1}),
+        ("alloc_s2", {"smmu": "0", "allocator": "kernel"}),
+        ("alloc_s2", {"smmu": 0, "allocator": "v9"}),
         ("bind_guest_msi", {"device": A, "giova": "0x0", "gdb": 0, "size": 0}),
         ("advertise_rmr", {"window": 3}),
     ],

@@ -12,7 +12,7 @@ from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.domxml.placement import is_accelerated
 from vmm_msi.engine.binders import QEMU_CANNOT_APPLY
 from vmm_msi.engine.survey import delivering, on_qemu
-from vmm_msi.errors import RefusedError, errno_name
+from vmm_msi.errors import RefusedError
 from vmm_msi.quantity import quantity
 from vmm_msi.types import SW_MSI_WINDOW, BinderKind, Outcome
 
@@ -126,9 +126,8 @@ def _first(case: Case) -> str:
 
 
 def _reason(verdict: Verdict) -> str:
-    number = f" {errno_name(verdict.errno)}" if verdict.errno is not None else ""
-    reason = verdict.reason.removeprefix(f"{number.strip()}: ")
-    return f"{verdict.outcome}{number}: {reason}"
+    """Return the outcome and its reason, which begins with the errno of a refusal."""
+    return f"{verdict.outcome}{':' if verdict.errno is None else ''} {verdict.reason}"
 
 
 def rmr_fixed(case: Case) -> Iterator[Finding]:

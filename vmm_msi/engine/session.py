@@ -43,6 +43,7 @@ def check_needs(name: str, needs: Needs, info: BackendInfo) -> None:
 
 def refusal(device: HostDevice, error: RefusedError) -> Verdict:
     """Return the verdict of a device that was refused."""
+    kernel = error if isinstance(error, BackendError) else None
     return Verdict(
         device.address,
         0,
@@ -50,7 +51,8 @@ def refusal(device: HostDevice, error: RefusedError) -> Verdict:
         Outcome.REFUSED,
         None,
         device.its,
-        errno=error.errno if isinstance(error, BackendError) else None,
+        errno=None if kernel is None else kernel.errno,
+        errno_inside=None if kernel is None else kernel.inside,
         reason=str(error),
     )
 

@@ -16,7 +16,7 @@ from vmm_msi.engine.session import GuestSession
 from vmm_msi.errors import RefusedError
 from vmm_msi.host.join import host_of_functions, join
 from vmm_msi.host.resolve import with_devices
-from vmm_msi.iommu.profiles import newest_profile, profile_named
+from vmm_msi.iommu.profiles import default_profile, profile_named
 from vmm_msi.iommu.sim import SimBackend
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def profile_for(plugins: PluginManager, choices: Iterable[Choice]) -> Profile:
         for needs in (needs_of(plugins, choice) for choice in distinct)
         for capability in (needs.interface, *needs.capabilities)
     }
-    profile = newest_profile(capabilities)
+    profile = default_profile(capabilities)
     if profile is not None:
         return profile
     if len(distinct) == 1:

@@ -6,7 +6,7 @@ integers or hex strings (``"0x200000000"``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, NoReturn
 
@@ -85,7 +85,8 @@ def parse_scenario(text: str, source: str) -> Scenario:
     if file.guest is None:
         raise ScenarioError(f"{source}: has no [guest]; a scenario has [host] and [guest]")
     host = check.host(file.host)
-    return Scenario(host, check.guest(file.guest, host))
+    guest = check.guest(file.guest, host)
+    return Scenario(host, replace(guest, containers=file.vmm.containers))
 
 
 def load_host_toml(path: Path) -> HostTopology:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm_msi.tomlfile import Number, TomlTable
-from vmm_msi.types import BindOrder, ReservedKind
+from vmm_msi.types import BindOrder, ContainerPer, ReservedKind
 
 
 class SmmuTable(TomlTable, frozen=True):
@@ -94,8 +94,15 @@ class GuestDomainTable(TomlTable, frozen=True):
     memory: tuple[MemoryTable, ...] | None = None
 
 
+class VmmTable(TomlTable, frozen=True):
+    """``[vmm]``."""
+
+    containers: ContainerPer = ContainerPer.DEVICE
+
+
 class ScenarioFile(TomlTable, frozen=True):
     """A whole file."""
 
     host: HostTable
     guest: GuestDomainTable | None = None
+    vmm: VmmTable = VmmTable()

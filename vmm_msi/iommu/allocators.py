@@ -3,20 +3,23 @@
 :class:`MsiCookie` is the allocator before the series of 2018-2021, which VFIO's type1 container
 still uses, :class:`GuestBindings` is the allocator of that series, :class:`SwMsiSlots` is
 iommufd's. They map pages in a simulated stage 2, or, with pages of memory in place of doorbells,
-in one of a real kernel.
+in one of a real kernel. Their errors are those inside the kernel: what the caller of an ioctl sees
+is decided where the ioctl is.
 """
 
 from __future__ import annotations
 
 import errno
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
-from vmm_msi.types import SW_MSI_WINDOW, Iova, Ipa, Pa
+from vmm_msi.types import Iova, Ipa, Pa
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from vmm_msi.iommu.revisions import Revision
     from vmm_msi.types import HostDevice, PciAddress
 
 
@@ -41,10 +44,13 @@ class DoorbellTable(Protocol):
 
 
 class MsiCookie:
-    """The MSI cookie of an unmanaged IOMMU domain, one per stage 2.
+    """The MSI cookie of an unmanaged IOMMU domain.
 
-    Linux ``drivers/iommu/dma-iommu.c`` iommu_get_msi_cookie, iommu_dma_get_msi_page: pages are
-    allocated from the window's base upwards, and the end of the window is not checked.
+    Linux ``drivers/iommu/dma-iommu.c`` iommu_get_msi_cookie, iommu_dma_get_msi_page,
+    iommu_dma_alloc_iova, iommu_dma_free_iova: pages are allocated from the window's base upwards, a
+    page that could not be mapped is given back, and the end of the window is not checked.
+
+    :param base: of the window of the device that the IOMMU domain was made for.
     """
 
     def __init__(self, table: DoorbellTable, base: int) -> None:
@@ -62,8 +68,8 @@ class MsiCookie:
         if existing is not None:
             return existing
         iova = Iova(self._next)
-        self._next += self._table.granule
         self._table.map(iova, page, self._table.granule)
+        self._next += self._table.granule
         self.pages[page] = iova
         return iova
 
@@ -90,14 +96,13 @@ class GuestBindings:
     """The nested MSI cookie of "SMMUv3 Nested Stage Setup", one per nested IOMMU domain.
 
     Patch "dma-iommu: Implement NESTED_MSI cookie": iommu_dma_bind_guest_msi,
-    iommu_dma_unbind_guest_msi, iommu_dma_get_nested_msi_page. Revision 3 stores a device handle
-    with each binding. Only its changelog was available, not its code, so its lookups are those of
-    revision 2 among the device's own entries.
+    iommu_dma_unbind_guest_msi, iommu_dma_get_nested_msi_page. With a device handle the lookups are
+    those among the device's own entries.
 
-    :param revision: 2, 3, 8 or 15.
+    :param revision: one that has bindings.
     """
 
-    def __init__(self, table: DoorbellTable, revision: int) -> None:
+    def __init__(self, table: DoorbellTable, revision: Revision) -> None:
         self._table = table
         self._revision = revision
         self._serial = 0
@@ -105,16 +110,17 @@ class GuestBindings:
         self._own: dict[PciAddress, _Entries] = {}
 
     def _entries(self, device: PciAddress) -> _Entries:
-        if self._revision == 3:
+        if self._revision.device_handle:
             return self._own.setdefault(device, _Entries())
         return self._all
 
     def bind(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
         """Register ``giova -> gdb``, both aligned down to ``size``; keep an existing binding.
 
-        :raise BackendError: EINVAL when ``size`` exceeds the stage 2 granule (revision 15).
+        :raise BackendError: EINVAL when ``size`` exceeds the stage 2 granule, in a revision that
+            compares them.
         """
-        if self._revision == 15 and size > self._table.granule:
+        if self._revision.compares_granules and size > self._table.granule:
             raise BackendError(
                 errno.EINVAL,
                 f"iommu_dma_bind_guest_msi({giova}): the stage 1 granule of {size:#x} bytes is "
@@ -129,11 +135,19 @@ class GuestBindings:
         entries.by_giova[page] = entries.unused[page] = binding
 
     def unbind(self, device: PciAddress, giova: Iova) -> bool:
-        """Drop the binding of ``giova``; return whether its stage 2 mapping was unmapped."""
+        """Drop the binding of ``giova``; return whether its stage 2 mapping was unmapped.
+
+        It is the newest one that covers ``giova``; in revisions 4 to 7 every one that does.
+        """
         entries = self._entries(device)
-        binding = _find(entries, giova)
-        if binding is None:
-            return False
+        unmapped = False
+        while (binding := _find(entries, giova)) is not None:
+            unmapped |= self._drop(entries, binding)
+            if not self._revision.unbinds_all:
+                break
+        return unmapped
+
+    def _drop(self, entries: _Entries, binding: _Binding) -> bool:
         del entries.by_giova[binding.giova]
         entries.unused.pop(binding.giova, None)
         if binding.hdb is None:
@@ -145,8 +159,7 @@ class GuestBindings:
     def prepare(self, device: PciAddress, hdb: Pa) -> Iova:
         """Return the gIOVA page for ``hdb``: its own entry, else the newest unused one.
 
-        :raise BackendError: iommu_map's error (the caller of iommu_dma_prepare_msi gets ENOMEM
-            instead); ENOMEM when no unused entry is left.
+        :raise BackendError: iommu_map's error; ENOMEM when no unused entry is left.
         """
         entries = self._entries(device)
         page = hdb.align_down(self._table.granule)
@@ -179,14 +192,6 @@ def _find(entries: _Entries, giova: Iova) -> _Binding | None:
     candidates = [entries.by_giova[page] for page in pages if page in entries.by_giova]
     matches = [b for b in candidates if giova.align_down(b.size) == b.giova]
     return max(matches, key=lambda binding: binding.serial, default=None)
-
-
-def cookie_for(table: DoorbellTable, revision: int) -> MsiCookie | GuestBindings:
-    """Return the allocator of a kernel before iommufd, for a new stage 2.
-
-    :param revision: of the series; 0 for the kernel without it.
-    """
-    return GuestBindings(table, revision) if revision else MsiCookie(table, SW_MSI_WINDOW.base)
 
 
 class SwMsiSlots:
@@ -230,37 +235,26 @@ class SwMsiSlots:
         return len(self._slots)
 
 
-class MsiDomains:
-    """The MSI domains of the devices in one nested IOMMU domain; they must be the same.
+def check_msi_domain(
+    revision: Revision, devices: Iterable[HostDevice], attached: Iterable[HostDevice]
+) -> None:
+    """Make the checks of the MSI domain of devices that are attached to a nested IOMMU domain.
 
-    The series from revision 8 on: ``arm_smmu_share_msi_domain`` and
-    ``arm_smmu_has_hw_msi_resv_region``.
+    The series, ``arm_smmu_share_msi_domain`` and ``arm_smmu_has_hw_msi_resv_region``.
+
+    :param attached: the devices that are attached to it already.
+    :raise BackendError: EINVAL for a device with another MSI domain than the ones before it, or
+        with a HW MSI region, in the revisions that refuse them.
     """
-
-    def __init__(self) -> None:
-        self._itses: Counter[int] = Counter()
-
-    def check(self, device: HostDevice) -> None:
-        """Check a device before its attach.
-
-        :raise BackendError: EINVAL for a device with another MSI domain than the attached ones,
-            or with a HW MSI region.
-        """
-        others = self._itses.keys() - {device.its}
-        if others:
+    first = next(iter(attached), None)
+    for device in devices:
+        first = first or device
+        if revision.one_msi_domain and device.its != first.its:
             raise BackendError(
                 errno.EINVAL,
                 f"Nested mode forbids to attach devices using different physical MSI doorbells to "
-                f"the same IOMMU domain: {device.address} uses ITS {device.its}, the attached "
-                f"devices use ITS {', '.join(map(str, sorted(others)))}",
+                f"the same IOMMU domain: {device.address} uses ITS {device.its}, {first.address} "
+                f"uses ITS {first.its}",
             )
-        if device.hw_msi is not None:
+        if device.hw_msi is not None and revision.refuses_hw_msi:
             raise BackendError(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")
-
-    def join(self, device: HostDevice) -> None:
-        """Count an attached device."""
-        self._itses[device.its] += 1
-
-    def leave(self, device: HostDevice) -> None:
-        """Stop counting a detached device."""
-        self._itses -= Counter([device.its])

@@ -28,6 +28,21 @@ from vmm_msi.types import (  # noqa: TC001
 S2Handle = NewType("S2Handle", int)
 
 
+class MsiAllocator(StrEnum):
+    """What picks the doorbell addresses in a stage 2."""
+
+    #: The kernel's own allocator: the MSI cookie, or iommufd's slots.
+    KERNEL = "kernel"
+    #: Nothing but the caller maps doorbells (a kernel with iommufd has its slots all the same).
+    CALLER = "caller"
+    #: The guest bindings of the series of 2018-2021, as in the named revision: a list; a list with
+    #: a device handle; a list for devices of one MSI domain; the same, which compares granules.
+    V2 = "v2"
+    V4 = "v4"
+    V8 = "v8"
+    V15 = "v15"
+
+
 class Capability(StrEnum):
     """An ability of a backend beyond the nested attach, which all have."""
 
@@ -36,14 +51,15 @@ class Capability(StrEnum):
     SW_MSI = "sw-msi"
     #: As above, and the pages of the window are allocated per iommufd file descriptor.
     SW_MSI_SLOTS = "sw-msi-slots"
-    #: The kernel accepts guest bindings, by the named revision of the 2018-2021 series.
+    #: The kernel accepts guest bindings, and its allocator is that of the named revision of the
+    #: series of 2018-2021 (:class:`MsiAllocator`).
     GUEST_BINDING_V2 = "guest-binding-v2"
-    GUEST_BINDING_V3 = "guest-binding-v3"
+    GUEST_BINDING_V4 = "guest-binding-v4"
     GUEST_BINDING_V8 = "guest-binding-v8"
     GUEST_BINDING_V15 = "guest-binding-v15"
     #: A guest binding can be withdrawn.
     GUEST_UNBIND = "guest-unbind"
-    #: iommu_map() of a doorbell on the nested IOMMU domain, from inside the kernel.
+    #: iommu_map() of a doorbell on the IOMMU domain of a stage 2, from inside the kernel.
     KERNEL_DOORBELL_MAP = "kernel-doorbell-map"
     #: A doorbell page can be mapped at an IPA of the caller's choice, through any interface.
     DOORBELL_MAP = "doorbell-map"
@@ -87,12 +103,13 @@ class Backend(Protocol):
         """Return the window from which the kernel takes doorbell addresses for ``device``."""
         ...
 
-    def alloc_s2(self, smmu: int, *, msi_cookie: bool = True) -> S2Handle:
+    def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
         """Allocate a stage 2 on the SMMU with id ``smmu`` and map the guest's RAM in it.
 
-        :param msi_cookie: let the kernel's own allocator pick doorbell addresses in it
-            (``iommu_get_msi_cookie``); without it only the caller maps doorbells. iommufd has one
-            in every stage 2.
+        In a kernel without iommufd, VFIO makes the stage 2 tables when devices are attached, and
+        may make several.
+
+        :param allocator: what picks doorbell addresses in it.
         :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage.
         """
         ...
@@ -104,9 +121,10 @@ class Backend(Protocol):
         """
         ...
 
-    def attach(self, device: PciAddress, s2: S2Handle) -> None:
+    def attach(self, device: PciAddress, s2: S2Handle) -> S2Handle:
         """Attach ``device`` with its guest's stage 1, nested on ``s2``.
 
+        :return: the stage 2 that it is attached to: ``s2``, or the one that VFIO made for it.
         :raise BackendError: when the kernel refuses it.
         """
         ...

@@ -2,8 +2,9 @@
 
 ``series-vN`` is a kernel with "SMMUv3 Nested Stage Setup", revision N: bindings are registered,
 doorbells can be mapped by iommu_map() from inside the kernel, and there is no IOAS, so nothing
-checks a mapping against the software MSI window. ``linux-7.2`` has iommufd. ``pre-series`` is the
-kernel before the discussion of 2018: a nested attach with the allocator of that time.
+checks a mapping against the software MSI window. ``pre-series`` is the kernel before the
+discussion of 2018: a nested attach with the allocator of that time. ``linux-7.2`` has iommufd;
+``linux-7.2-bind`` adds an interface for guest bindings on nest parents to it.
 """
 
 from __future__ import annotations
@@ -13,12 +14,23 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import UsageError, did_you_mean
 from vmm_msi.iommu.backend import Capability
+from vmm_msi.iommu.revisions import REVISIONS
 
 if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
+    from vmm_msi.iommu.revisions import Revision
+
 _IN_KERNEL = frozenset(
     {Capability.KERNEL_DOORBELL_MAP, Capability.DOORBELL_MAP, Capability.MSI_ADDRESS_WRITE}
+)
+_LINUX_72 = frozenset(
+    {
+        Capability.SW_MSI,
+        Capability.SW_MSI_SLOTS,
+        Capability.DOORBELL_MAP,
+        Capability.MSI_ADDRESS_WRITE,
+    }
 )
 
 
@@ -35,34 +47,47 @@ class Profile:
     revision: int = 0
     iommufd: bool = False
 
+    @property
+    def maps_doorbells(self) -> bool:
+        """Whether the kernel itself maps doorbells for the caller."""
+        return Capability.KERNEL_DOORBELL_MAP in self.capabilities
 
-#: Oldest first.
+    @property
+    def has_bindings(self) -> bool:
+        """Whether it takes guest bindings, of any revision."""
+        return not _BINDINGS.isdisjoint(self.capabilities)
+
+
+_BINDING_OF = {
+    rules.allocator: Capability(f"guest-binding-{rules.allocator}")
+    for rules in REVISIONS
+    if rules.has_bindings
+}
+_BINDINGS = frozenset(_BINDING_OF.values())
+
+
+def _before_iommufd(rules: Revision) -> Profile:
+    """Return the kernel with a revision of the series."""
+    capabilities = set(_IN_KERNEL)
+    if rules.has_bindings:
+        capabilities.add(_BINDING_OF[rules.allocator])
+    else:
+        capabilities.add(Capability.SW_MSI)
+    if rules.can_unbind:
+        capabilities.add(Capability.GUEST_UNBIND)
+    name = f"series-v{rules.number}" if rules.number else "pre-series"
+    return Profile(name, frozenset(capabilities), rules.number)
+
+
+#: A strategy runs on the last one that has what it needs.
 PROFILES: tuple[Profile, ...] = (
-    Profile("pre-series", _IN_KERNEL | {Capability.SW_MSI}),
-    Profile("series-v2", _IN_KERNEL | {Capability.GUEST_BINDING_V2}, revision=2),
-    Profile("series-v3", _IN_KERNEL | {Capability.GUEST_BINDING_V3}, revision=3),
+    *map(_before_iommufd, REVISIONS),
     Profile(
-        "series-v8",
-        _IN_KERNEL | {Capability.GUEST_BINDING_V8, Capability.GUEST_UNBIND},
-        revision=8,
-    ),
-    Profile(
-        "series-v15",
-        _IN_KERNEL | {Capability.GUEST_BINDING_V15, Capability.GUEST_UNBIND},
-        revision=15,
-    ),
-    Profile(
-        "linux-7.2",
-        frozenset(
-            {
-                Capability.SW_MSI,
-                Capability.SW_MSI_SLOTS,
-                Capability.DOORBELL_MAP,
-                Capability.MSI_ADDRESS_WRITE,
-            }
-        ),
+        "linux-7.2-bind",
+        _LINUX_72 | _IN_KERNEL | _BINDINGS | {Capability.GUEST_UNBIND},
         iommufd=True,
     ),
+    Profile("linux-7.2", _LINUX_72, iommufd=True),
 )
 
 
@@ -80,6 +105,6 @@ def profile_named(name: str) -> Profile:
     )
 
 
-def newest_profile(capabilities: AbstractSet[Capability]) -> Profile | None:
-    """Return the newest profile with all the capabilities; None if no profile has them."""
+def default_profile(capabilities: AbstractSet[Capability]) -> Profile | None:
+    """Return the last profile with all the capabilities; None if no profile has them."""
     return next((p for p in reversed(PROFILES) if capabilities <= p.capabilities), None)

@@ -5,7 +5,7 @@ example.
 """
 
 from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
-from vmm_msi.iommu.backend import Backend, BackendInfo, Capability, S2Handle
+from vmm_msi.iommu.backend import Backend, BackendInfo, Capability, MsiAllocator, S2Handle
 from vmm_msi.plugins.base import ItsSelector, Observer
 from vmm_msi.plugins.hookspecs import (
     Action,
@@ -63,6 +63,7 @@ __all__ = [
     "Ipa",
     "Its",
     "ItsSelector",
+    "MsiAllocator",
     "Needs",
     "Observer",
     "Options",

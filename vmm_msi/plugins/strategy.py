@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmm_msi.errors import RefusedError
+from vmm_msi.iommu.backend import MsiAllocator
 from vmm_msi.plugins.base import Plugin
 from vmm_msi.plugins.hookspecs import Options, PluginInfo, PluginKind
 
@@ -122,22 +123,28 @@ class S2Pool:
     _tables: dict[Hashable, S2Handle] = field(default_factory=dict)
     _users: dict[Hashable, set[PciAddress]] = field(default_factory=dict)
     _key_of: dict[PciAddress, Hashable] = field(default_factory=dict)
+    _s2_of: dict[PciAddress, S2Handle] = field(default_factory=dict)
 
     def attach(
-        self, session: Session, device: PciAddress, key: Hashable, *, msi_cookie: bool = True
+        self,
+        session: Session,
+        device: PciAddress,
+        key: Hashable,
+        *,
+        allocator: MsiAllocator = MsiAllocator.KERNEL,
     ) -> None:
         """Attach ``device`` to the stage 2 of ``key``, allocated for the first device.
 
-        :param msi_cookie: see :meth:`Backend.alloc_s2`.
+        :param allocator: see :meth:`Backend.alloc_s2`.
         :raise RefusedError: the kernel's refusal; nothing stays allocated for the device.
         """
         smmu = smmu_of(session, device)
         s2 = self._tables.get(key)
         is_new = s2 is None
         if s2 is None:
-            s2 = session.backend.alloc_s2(smmu, msi_cookie=msi_cookie)
+            s2 = session.backend.alloc_s2(smmu, allocator=allocator)
         try:
-            session.backend.attach(device, s2)
+            attached_to = session.backend.attach(device, s2)
         except RefusedError:
             if is_new:
                 session.backend.free_s2(s2)
@@ -145,6 +152,7 @@ class S2Pool:
         self._tables[key] = s2
         self._users.setdefault(key, set()).add(device)
         self._key_of[device] = key
+        self._s2_of[device] = attached_to
 
     def detach(self, session: Session, device: PciAddress) -> None:
         """Detach ``device``, and free its stage 2 if it was the last.
@@ -157,6 +165,7 @@ class S2Pool:
                 "overrides vmm_msi_detach_device, too"
             )
         key = self._key_of.pop(device)
+        del self._s2_of[device]
         session.backend.detach(device)
         users = self._users[key]
         users.discard(device)
@@ -166,7 +175,7 @@ class S2Pool:
 
     def of(self, device: PciAddress) -> S2Handle:
         """Return the stage 2 that ``device`` is attached to."""
-        return self._tables[self._key_of[device]]
+        return self._s2_of[device]
 
 
 @dataclass

@@ -3,10 +3,12 @@
 ::
 
     {"schema": 1, "results": [{"strategy", "options", "verdicts": [{"device", "vector", "outcome",
-    "its", "expected_its", "programmed_iova", "errno", "reason", "trace": [...]}],
-    "costs": {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings"}}]}
+    "its", "expected_its", "programmed_iova", "errno", "errno_inside",
+    "reason", "trace": [...]}],
+    "costs": {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings", "containers"}}]}
 
-Addresses are hex strings, ``errno`` is the positive number or null.
+Addresses are hex strings; ``errno`` is the positive number that the caller sees or null,
+``errno_inside`` the one that it had in the kernel, where that is another.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ def _vectors(verdict: Verdict) -> Iterator[str]:
             "expected_its": verdict.expected_its,
             "programmed_iova": None if verdict.programmed is None else str(verdict.programmed),
             "errno": verdict.errno,
+            "errno_inside": verdict.errno_inside,
             "reason": verdict.reason,
             "trace": trace,
         }

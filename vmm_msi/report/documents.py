@@ -39,6 +39,7 @@ class CostsJson(TypedDict):
     s2_mappings: int
     sw_msi_slots: int
     bindings: int
+    containers: int
 
 
 class VerdictJson(TypedDict):
@@ -51,6 +52,7 @@ class VerdictJson(TypedDict):
     expected_its: int | None
     programmed_iova: Hex | None
     errno: int | None
+    errno_inside: int | None
     reason: str
     trace: list[dict[str, Any]]
 

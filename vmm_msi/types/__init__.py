@@ -21,6 +21,7 @@ from vmm_msi.types.address import (
 from vmm_msi.types.binder import BinderKind
 from vmm_msi.types.guest import (
     BindOrder,
+    ContainerPer,
     GuestDevice,
     GuestDomain,
     MemoryRange,
@@ -51,6 +52,7 @@ __all__ = [
     "Address",
     "BindOrder",
     "BinderKind",
+    "ContainerPer",
     "Costs",
     "DeviceId",
     "Firmware",

@@ -67,12 +67,24 @@ class BindOrder(StrEnum):
     BATCHED = "batched"
 
 
+class ContainerPer(StrEnum):
+    """What a VMM opens a VFIO container for, in a kernel without iommufd."""
+
+    #: Each device, or IOMMU group: QEMU with a virtual IOMMU.
+    DEVICE = "device"
+    #: Each stage 1 of the guest.
+    STAGE1 = "stage1"
+    #: The guest: all its devices.
+    GUEST = "guest"
+
+
 @dataclass(frozen=True)
 class GuestDomain:
     """A guest (libvirt's domain): its virtual ITSes, stage 1 tables, devices and behaviour.
 
     :param memory: its RAM; QEMU's virt board puts it at 1 GiB.
     :param honours_rmr: it maps the ranges of an IORT RMR node 1:1 at stage 1.
+    :param containers: what its VMM opens a VFIO container for.
     """
 
     name: str
@@ -82,6 +94,7 @@ class GuestDomain:
     order: BindOrder = BindOrder.INTERLEAVED
     honours_rmr: bool = True
     memory: tuple[MemoryRange, ...] = (MemoryRange(Ipa(0x4000_0000), 0x4000_0000),)
+    containers: ContainerPer = ContainerPer.DEVICE
 
     @cached_property
     def vits_by_id(self) -> Mapping[int, Vits]:

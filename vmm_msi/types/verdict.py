@@ -42,7 +42,10 @@ class Verdict:
     :param its: id of the ITS that was reached; None if none was.
     :param expected_its: id of the ITS that knows the device.
     :param programmed: doorbell address in the device; None if it was not programmed.
-    :param errno: positive error number of a refusal; None without one.
+    :param errno: positive error number of a refusal, as the caller of the ioctl sees it; None
+        without one.
+    :param errno_inside: error number of the function in the kernel that refused, where it differs
+        from ``errno`` and is known.
     :param lpi: LPI of vector ``first`` if it was delivered.
     """
 
@@ -54,6 +57,7 @@ class Verdict:
     expected_its: int
     programmed: Iova | None = None
     errno: int | None = None
+    errno_inside: int | None = None
     reason: str = ""
     trace: tuple[TraceStep, ...] = ()
     lpi: int | None = None
@@ -67,12 +71,14 @@ class Costs:
     :param s2_mappings: doorbell pages mapped in all of them, without guest RAM.
     :param sw_msi_slots: pages taken from the software MSI window.
     :param bindings: guest bindings the kernel holds.
+    :param containers: VFIO containers; guest RAM is mapped in each stage 2 of each of them.
     """
 
     s2_domains: int = 0
     s2_mappings: int = 0
     sw_msi_slots: int = 0
     bindings: int = 0
+    containers: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-from collections import Counter
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import BackendError, InputError, VmmMsiError
-from vmm_msi.iommu.allocators import SwMsiSlots
-from vmm_msi.iommu.backend import BackendInfo, Capability, S2Handle
+from vmm_msi.errors import BackendError, InputError
+from vmm_msi.iommu.backend import BackendInfo, Capability, MsiAllocator, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.linux import local_pci
 from vmm_msi.iommu.linux.event_queue import QueuedIommufd
@@ -26,8 +24,8 @@ from vmm_msi.iommu.linux.kmsg import KernelLog
 from vmm_msi.iommu.linux.msi_outcome import verdict_of
 from vmm_msi.iommu.linux.msi_trigger import DmaPages, DmaPool, Trigger
 from vmm_msi.iommu.linux.raise_msi import Arrival, Witnesses, trigger_of, watch
-from vmm_msi.iommu.linux.s2_doorbells import S2Doorbells
 from vmm_msi.iommu.linux.stage1 import Stage1Table, TableArena
+from vmm_msi.iommu.linux.stage2 import Stage2Tables
 from vmm_msi.iommu.linux.vfio import VfioDevice, is_free
 from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 from vmm_msi.types import SW_MSI_WINDOW, Costs, Iova, Outcome, Verdict
@@ -62,6 +60,9 @@ RAM_BYTES = 4 << 20
 #: software MSI window for itself, so witness pages are moved out of it.
 WITNESS_OFFSET = 0x0200_0000
 
+#: MSIs are 32-bit writes: the last address that can be in a device.
+_LAST_ADDRESS = Iova((1 << 64) - 4)
+
 _TLBI_NH_ASID = 0x11
 _TLBI_NSNH_ALL = 0x30
 _ASID_SHIFT = 48
@@ -94,8 +95,6 @@ class IommufdBackend:
         self._guest = guest
         self._mode = doorbells
         self._profile = profile
-        self._slots = SwMsiSlots()
-        self._doorbells: dict[S2Handle, S2Doorbells] = {}
         self._programmed: dict[PciAddress, Iova] = {}
         #: Devices whose MSI is enabled.
         self._enabled: set[PciAddress] = set()
@@ -127,6 +126,10 @@ class IommufdBackend:
             self._devices: dict[PciAddress, VfioDevice] = {}
             bound = [self._open_device(opened, *pair) for pair in real.items()]
             self._vmm: Vmm[Sequence[int]] = Vmm(self.fd, bound)
+            witnesses = self._witnesses if doorbells is Doorbells.WITNESS else None
+            self._stage2 = Stage2Tables(
+                self._vmm, host, guest, profile, self._ram_mappings, witnesses, self._relocate
+            )
             self._can_write = all(device.can_write_msi for device in self._devices.values())
             self._opened = opened.pop_all()
 
@@ -202,21 +205,12 @@ class IommufdBackend:
                     "RAM from 0x40000000 on, as on QEMU's virt board"
                 )
 
-    def alloc_s2(self, smmu: int, *, msi_cookie: bool = True) -> S2Handle:
-        """Allocate a stage 2; see :meth:`Vmm.alloc_s2`.
+    def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
+        """Allocate a stage 2; see :meth:`Vmm.alloc_s2` and :meth:`Type1.alloc_s2`.
 
         :raise BackendError: ENOENT when no device is behind that SMMU; the kernel's refusal.
         """
-        handle = self._vmm.alloc_s2(smmu, self._ram_mappings()).handle
-        doorbells = S2Doorbells(self._vmm, handle, self._relocate, self.page_size)
-        if self._mode is Doorbells.WITNESS:
-            pages: dict[int, int] = {
-                its.doorbell.align_down(self.page_size): self._witnesses.address(number)
-                for number, its in enumerate(self._host.itses)
-            }
-            doorbells.use_witnesses(pages, self._profile, with_cookie=msi_cookie)
-        self._doorbells[handle] = doorbells
-        return handle
+        return self._stage2.alloc(smmu, allocator)
 
     def _ram_mappings(self) -> Iterator[RamMapping]:
         """Yield the start of guest RAM, and a page for RAM in the MSI window."""
@@ -230,31 +224,29 @@ class IommufdBackend:
                 yield RamMapping(first, self.page_size, self._scratch.address)
 
     def free_s2(self, s2: S2Handle) -> None:
-        """Free a stage 2; see :meth:`Vmm.free_s2`.
+        """Free a stage 2; see :meth:`Vmm.free_s2` and :meth:`Type1.free_s2`.
 
         :raise BackendError: EBUSY while a device is attached.
         """
-        self._vmm.free_s2(s2)
-        del self._doorbells[s2]
+        self._stage2.free(s2)
 
-    def attach(self, device: PciAddress, s2: S2Handle) -> None:
+    def attach(self, device: PciAddress, s2: S2Handle) -> S2Handle:
         """Attach a device with its stage 1, after the guest mapped its doorbell there.
 
         :raise BackendError: the kernel's refusal; nothing is left allocated for the device.
         """
-        doorbells = self._doorbells_in(s2)
         host_device = self._host.device_by_address[device]
         guest_device = self._guest.device_by_address[device]
-        doorbells.check(host_device)
-        self._stage1.map_doorbell(guest_device)
-        try:
+        with ExitStack() as undo:
+            s2 = self._stage2.join(host_device, s2, guest_device.stage1)
+            undo.callback(self._stage2.leave, host_device)
+            self._stage1.map_doorbell(guest_device)
+            undo.callback(self._unmap_guest_pages, device)
             self._map_dma(guest_device)
             ste = self._stage1.tables[guest_device.stage1].ste
-            self._vmm.attach(device, s2, guest_device.stage1, ste)
-        except VmmMsiError:
-            self._unmap_guest_pages(device)
-            raise
-        doorbells.join(host_device)
+            self._vmm.attach(device, self._stage2.doorbells(s2).handle, guest_device.stage1, ste)
+            undo.pop_all()
+        return s2
 
     def _map_dma(self, device: GuestDevice) -> None:
         """Map memory for a device whose trigger needs some."""
@@ -268,19 +260,19 @@ class IommufdBackend:
 
     def detach(self, device: PciAddress) -> None:
         """Detach a device: its interrupts, then its translation, then the guest's mapping."""
-        doorbells = self._doorbells_of(device)
+        self._vmm.s2_of(device)
         self._programmed.pop(device, None)
         with ExitStack() as last:
-            last.callback(self._take_down, device, doorbells)
+            last.callback(self._take_down, device)
             if device in self._triggers:
                 self._triggers.pop(device).stop()
 
-    def _take_down(self, device: PciAddress, doorbells: S2Doorbells) -> None:
+    def _take_down(self, device: PciAddress) -> None:
         if device in self._enabled:
             self._devices[device].disable_msi()
             self._enabled.remove(device)
         self._vmm.detach(device)
-        doorbells.leave(self._host.device_by_address[device])
+        self._stage2.leave(self._host.device_by_address[device])
         self._unmap_guest_pages(device)
 
     def _unmap_guest_pages(self, device: PciAddress) -> None:
@@ -303,62 +295,42 @@ class IommufdBackend:
         """Return whether a device is attached."""
         return self._vmm.is_attached(device)
 
-    def _doorbells_of(self, device: PciAddress) -> S2Doorbells:
-        """Return the doorbells of the stage 2 that a device is attached to.
-
-        :raise BackendError: EINVAL for a device that is not attached.
-        """
-        return self._doorbells[self._vmm.s2_of(device).handle]
-
-    def _doorbells_in(self, s2: S2Handle) -> S2Doorbells:
-        """Return the doorbells of a stage 2.
-
-        :raise BackendError: ENOENT when there is no such stage 2.
-        """
-        return self._doorbells[self._vmm.s2(s2).handle]
-
     def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
         """Map the page of memory for an ITS's doorbell.
 
         :raise BackendError: the kernel's refusal; EOPNOTSUPP with the host's own ITS.
         """
         page = self._host.its_by_id[its].doorbell.align_down(self.page_size)
-        # With the rules of iommufd the kernel has to accept the address itself. In the series the
-        # caller is in the kernel, where nothing refuses it, so the page may be moved.
-        target = gdb if self._profile.iommufd else self._relocate(gdb)
-        self._doorbells_in(s2).map_at(target, gdb, page, self.page_size)
+        # Where user space maps the page, the kernel has to accept the address itself. Where the
+        # caller is in the kernel, nothing refuses it, so the page may be moved.
+        target = self._relocate(gdb) if self._profile.maps_doorbells else gdb
+        self._stage2.doorbells(s2).map_at(target, gdb, page, self.page_size)
 
     def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
         """Unmap a doorbell; the kernel invalidates."""
-        self._doorbells_in(s2).unmap(gdb)
+        self._stage2.doorbells(s2).unmap(gdb)
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
         """Register a guest binding with the simulated allocator.
 
-        :raise BackendError: EOPNOTSUPP without an allocator that takes bindings.
+        :raise BackendError: ENOTTY without an allocator that takes bindings.
         """
-        self._doorbells_of(device).bindings.bind(device, giova, gdb, size)
+        self._stage2.bind(self._host.device_by_address[device], giova, gdb, size)
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding.
 
-        :raise BackendError: EOPNOTSUPP without an allocator that can do that.
+        :raise BackendError: ENOTTY without an allocator that can do that.
         """
-        bindings = self._doorbells_of(device).bindings
-        if Capability.GUEST_UNBIND not in self._profile.capabilities:
-            raise BackendError(
-                errno.EOPNOTSUPP, f"{self._profile.name} has no call to withdraw a guest binding"
-            )
-        bindings.unbind(device, giova)
+        self._stage2.unbind(self._host.device_by_address[device], giova)
 
     def prepare_msi(self, device: PciAddress) -> Iova:
         """Enable the device's MSI; the kernel or the simulated allocator picks the address."""
-        doorbells = self._doorbells_of(device)
+        doorbells = self._stage2.of(device)
         host_device = self._host.device_by_address[device]
         if self._mode is Doorbells.WITNESS:
             doorbell = self._host.its_by_id[host_device.its].doorbell
-            page = doorbells.pick(host_device, doorbell, self._slots)
-            return self._program(device, page)
+            return self._program(device, self._stage2.pick(host_device, doorbell))
         picked = self._enable(device)
         doorbells.kernel_slots.add(picked & -self.page_size)
         self._programmed[device] = picked
@@ -366,7 +338,7 @@ class IommufdBackend:
 
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
         """Enable the device's MSI and overwrite the address that the kernel picked."""
-        doorbells = self._doorbells_of(device)
+        doorbells = self._stage2.of(device)
         if self._mode is Doorbells.WITNESS:
             return self._program(device, doorbell)
         picked = self._enable(device)
@@ -383,12 +355,12 @@ class IommufdBackend:
         self._enabled.add(device)
         return Iova(self._devices[device].msi_address())
 
-    def _program(self, device: PciAddress, page: Iova) -> Iova:
-        """Enable the MSI at a witness page."""
+    def _program(self, device: PciAddress, page: Iova | None) -> Iova:
+        """Enable the MSI at a witness page, or without one at the last address that MSIs have."""
         self._enable(device)
         its = self._host.device_by_address[device].its
         offset = self._host.its_by_id[its].doorbell & (self.page_size - 1)
-        address = page.offset(offset)
+        address = _LAST_ADDRESS if page is None else page.offset(offset)
         self._devices[device].set_msi_address(address, 0)
         self._programmed[device] = address
         return address
@@ -443,24 +415,12 @@ class IommufdBackend:
 
     def costs(self) -> Costs:
         """Return the resources in use; with the host's ITS, slots seen in device addresses only."""
-        every = self._doorbells.values()
-        kernel_slots = {slot for doorbells in every for slot in doorbells.kernel_slots}
-        cookie_pages = sum(doorbells.cookie_pages for doorbells in every)
-        return Costs(
-            s2_domains=len(every),
-            s2_mappings=sum(len(d.mapped) + len(d.kernel_slots) for d in every),
-            sw_msi_slots=len(self._slots) + len(kernel_slots) + cookie_pages,
-            bindings=sum(doorbells.binding_count for doorbells in every),
-        )
+        return self._stage2.costs()
 
     def snapshot(self) -> Hashable:
         """Return everything that a detach undoes, as far as user space can tell."""
-        stage2 = Counter(
-            (s2.smmu, frozenset(s2.devices.items()), self._doorbells[handle].state())
-            for handle, s2 in self._vmm.stage2.items()
-        )
         return (
-            frozenset(stage2.items()),
+            self._stage2.state(),
             self._stage1.state(),
             frozenset(self._programmed.items()),
         )
@@ -473,7 +433,7 @@ class IommufdBackend:
         :raise BackendError: the kernel's refusal, after everything was tried.
         """
         with self._opened as last:
-            for handle, s2 in self._vmm.stage2.items():
-                last.callback(self.free_s2, handle)
+            for s2 in list(self._vmm.stage2.values()):
+                last.callback(self._stage2.drop, s2.handle)
                 for device in s2.devices:
                     last.callback(self.detach, device)

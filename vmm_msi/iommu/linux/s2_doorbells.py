@@ -6,14 +6,14 @@ import errno
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, MsiDomains, cookie_for
+from vmm_msi.iommu.allocators import GuestBindings, check_msi_domain
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
     from vmm_msi.iommu.allocators import SwMsiSlots
     from vmm_msi.iommu.backend import S2Handle
-    from vmm_msi.iommu.profiles import Profile
+    from vmm_msi.iommu.revisions import Revision
     from vmm_msi.iommu.vmm import Vmm
     from vmm_msi.types import HostDevice, Iova, Pa
 
@@ -34,32 +34,28 @@ class S2Doorbells:
         granule: int,
     ) -> None:
         self.granule = granule
+        self.handle = handle
         #: Doorbells that this process mapped, by IPA in the guest's memory map: the IPA at which
         #: the page is mapped, and the doorbell's page.
         self.mapped: dict[int, tuple[int, int]] = {}
         #: Pages of the MSI window that the kernel has mapped, as far as device addresses show.
         self.kernel_slots: set[int] = set()
         self._vmm = vmm
-        self._handle = handle
         self._relocate = relocate
         self._witnesses: Mapping[int, int] | None = None
-        self._cookie: MsiCookie | GuestBindings | None = None
-        self._msi_domains: MsiDomains | None = None
+        self._bindings: GuestBindings | None = None
+        self._revision: Revision | None = None
 
-    def use_witnesses(
-        self, pages: Mapping[int, int], profile: Profile, *, with_cookie: bool
-    ) -> None:
+    def use_witnesses(self, pages: Mapping[int, int]) -> None:
         """Map pages of memory in place of doorbells.
 
         :param pages: virtual address of the page of memory for each doorbell's page.
-        :param profile: the kernel whose allocator picks addresses.
-        :param with_cookie: use its allocator.
         """
         self._witnesses = pages
-        if not with_cookie or profile.iommufd:
-            return
-        self._cookie = cookie_for(self, profile.revision)
-        self._msi_domains = MsiDomains() if profile.revision >= 8 else None
+
+    def use_bindings(self, revision: Revision) -> None:
+        """Take addresses from guest bindings, as a revision of the series does."""
+        self._bindings, self._revision = GuestBindings(self, revision), revision
 
     def map(self, address: int, output: int, size: int) -> None:
         """Map the page of memory for the doorbell page ``output`` at the IPA ``address``.
@@ -81,7 +77,7 @@ class S2Doorbells:
             )
         virtual = self._witnesses[output]
         try:
-            self._vmm.map(self._handle, target, size, virtual)
+            self._vmm.map(self.handle, target, size, virtual)
         except BackendError as error:
             moved = "" if target == address else f", which stands for {address:#x} in the guest"
             raise BackendError(error.errno, f"{error.reason}{moved}") from error
@@ -92,41 +88,37 @@ class S2Doorbells:
         target, _output = self.mapped.pop(address, (None, 0))
         if target is None:
             return False
-        self._vmm.unmap(self._handle, target, self.granule)
+        self._vmm.unmap(self.handle, target, self.granule)
         return True
 
     @property
     def bindings(self) -> GuestBindings:
         """The allocator that takes guest bindings.
 
-        :raise BackendError: EOPNOTSUPP without one.
+        :raise BackendError: ENOTTY without one.
         """
-        if not isinstance(self._cookie, GuestBindings):
+        if self._bindings is None:
             raise BackendError(
-                errno.EOPNOTSUPP, "registering a guest binding: the kernel has no such call"
+                errno.ENOTTY, "registering a guest binding: the kernel has no such call"
             )
-        return self._cookie
+        return self._bindings
 
     @property
     def binding_count(self) -> int:
         """Number of registered guest bindings."""
-        return len(self._cookie) if isinstance(self._cookie, GuestBindings) else 0
-
-    @property
-    def cookie_pages(self) -> int:
-        """Number of pages that the MSI cookie uses."""
-        return len(self._cookie.pages) if isinstance(self._cookie, MsiCookie) else 0
+        return 0 if self._bindings is None else len(self._bindings)
 
     def pick(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
-        """Return the page address that the profile's allocator picks for a doorbell.
+        """Return the page address that the allocator picks for a doorbell.
 
-        :raise BackendError: the allocator's error, or the kernel's refusal to map the page.
+        :raise BackendError: ENOSPC, inside the allocator's error or the kernel's refusal to map
+            the page.
         """
-        match self._cookie:
-            case MsiCookie() as cookie:
-                return cookie.prepare(doorbell)
-            case GuestBindings() as bindings:
-                return bindings.prepare(device.address, doorbell)
+        if self.binding_count:
+            try:
+                return self.bindings.prepare(device.address, doorbell)
+            except BackendError as error:
+                raise error.seen_as(errno.ENOSPC) from error
         window = device.sw_msi_window
         if window is None:
             raise BackendError(errno.ENOMEM, f"{device.address}: has no software MSI window")
@@ -136,25 +128,15 @@ class S2Doorbells:
             self.map(iova, page, self.granule)
         return iova
 
-    def check(self, device: HostDevice) -> None:
-        """Make the series' checks of a device before its attach, if the revision has them.
+    def check(self, members: Iterable[HostDevice], attached: Iterable[HostDevice]) -> None:
+        """Make the series' checks of an IOMMU group before its attach, if the revision has them.
 
-        :raise BackendError: EINVAL; see :class:`MsiDomains`.
+        :raise BackendError: EINVAL; see :func:`check_msi_domain`.
         """
-        if self._msi_domains is not None:
-            self._msi_domains.check(device)
-
-    def join(self, device: HostDevice) -> None:
-        """Record an attached device."""
-        if self._msi_domains is not None:
-            self._msi_domains.join(device)
-
-    def leave(self, device: HostDevice) -> None:
-        """Remove a detached device."""
-        if self._msi_domains is not None:
-            self._msi_domains.leave(device)
+        if self._revision is not None:
+            check_msi_domain(self._revision, members, attached)
 
     def state(self) -> Hashable:
         """Return the mapped doorbells and the bindings, for comparison."""
-        bindings = self._cookie.state() if isinstance(self._cookie, GuestBindings) else None
+        bindings = None if self._bindings is None else self._bindings.state()
         return frozenset(self.mapped.items()), bindings

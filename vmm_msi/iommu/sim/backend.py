@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings
-from vmm_msi.iommu.backend import BackendInfo, S2Handle
+from vmm_msi.iommu.backend import BackendInfo, MsiAllocator, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.sim.its import LpiSpace, SimIts
 from vmm_msi.iommu.sim.linux72 import IommufdKernel
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.sim.kernel import Kernel
     from vmm_msi.iommu.sim.smmu import Walk
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, PciAddress, ReservedRegion
+
+_ALL_ONES = Iova((1 << 64) - 1)
 
 #: Bytes between the first-level tables of two stage 1s in guest RAM.
 _ROOT_STRIDE = 0x10000
@@ -83,16 +85,16 @@ class SimBackend:
         """Return the device's software MSI window."""
         return self._host.device_by_address[device].sw_msi_window
 
-    def alloc_s2(self, smmu: int, *, msi_cookie: bool = True) -> S2Handle:
+    def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
         """Allocate a stage 2; see :meth:`Kernel.alloc_s2`."""
         self._step("alloc_s2")
-        return self._kernel.alloc_s2(smmu, msi_cookie=msi_cookie)
+        return self._kernel.alloc_s2(smmu, allocator)
 
     def free_s2(self, s2: S2Handle) -> None:
         """Free a stage 2; see :meth:`Kernel.free_s2`."""
         self._kernel.free_s2(s2)
 
-    def attach(self, device: PciAddress, s2: S2Handle) -> None:
+    def attach(self, device: PciAddress, s2: S2Handle) -> S2Handle:
         """Attach a device and let the guest map its doorbell; see :meth:`Kernel.attach`."""
         self._step("attach")
         guest_device = self._guest.device_by_address[device]
@@ -100,7 +102,7 @@ class SimBackend:
         host_device = self._host.device_by_address[device]
         self._stage1.map_doorbell(guest_device)
         try:
-            self._kernel.attach(host_device, s2, guest_device.stage1, config)
+            return self._kernel.attach(host_device, s2, guest_device.stage1, config)
         except BackendError:
             self._stage1.unmap_doorbell(guest_device)
             raise
@@ -150,29 +152,31 @@ class SimBackend:
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
         """Enable the device's MSIs at ``doorbell``.
 
-        With iommufd the kernel enables the interrupts and picks an address, which the caller
-        overwrites. In the series the caller is in the kernel, which picks no address.
+        The kernel enables the interrupts and picks an address, which the caller overwrites. A
+        caller in the kernel needs no address of the kernel's allocator.
         """
         self._step("program_msi")
         host_device = self._host.device_by_address[device]
         self._kernel.domain_of(device)
-        if self._kernel.profile.iommufd:
+        if not self._kernel.profile.maps_doorbells:
             self._pick(host_device)
         return self._enable(host_device, doorbell)
 
-    def _pick(self, device: HostDevice) -> Iova:
+    def _pick(self, device: HostDevice) -> Iova | None:
         return self._kernel.prepare_msi(device, self._host.its_by_id[device.its].doorbell)
 
-    def _enable(self, device: HostDevice, page: Iova) -> Iova:
+    def _enable(self, device: HostDevice, page: Iova | None) -> Iova:
         """Map the device's events in its ITS and program its MSI address and data.
 
         The address is ``page``, which need not be aligned to a host page, plus the offset of the
-        doorbell in its page: ``iommu_dma_compose_msi_msg``.
+        doorbell in its page (``msi_msg_set_addr``, before iommufd ``iommu_dma_compose_msi_msg``);
+        without a page all ones (``iommu_dma_map_msi_msg`` before revision 8 of the series).
         """
         if device.address not in self._programmed:
             self._itses[device.its].map_device(device.device_id, device.vectors)
         doorbell = self._host.its_by_id[device.its].doorbell
-        programmed = page.offset(doorbell & (self.page_size - 1))
+        offset = doorbell & (self.page_size - 1)
+        programmed = _ALL_ONES if page is None else page.offset(offset)
         self._programmed[device.address] = programmed
         return programmed
 
@@ -263,10 +267,11 @@ class SimBackend:
         domains = self._kernel.domains.values()
         pages = sum(len(domain.config.table) for domain in domains)
         return Costs(
-            s2_domains=len(domains),
+            s2_domains=self._kernel.stage2_count,
             s2_mappings=pages,
             sw_msi_slots=self._kernel.slots,
             bindings=sum(len(d.cookie) for d in domains if isinstance(d.cookie, GuestBindings)),
+            containers=self._kernel.containers,
         )
 
     def snapshot(self) -> Hashable:

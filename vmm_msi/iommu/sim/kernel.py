@@ -16,8 +16,9 @@ from vmm_msi.iommu.sim.smmu import SimSmmu
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
-    from vmm_msi.iommu.backend import S2Handle
+    from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
+    from vmm_msi.iommu.revisions import Revision
     from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
@@ -30,6 +31,7 @@ class S2Domain:
     """A stage 2 IOMMU domain: a nest parent in iommufd, a nested IOMMU domain in the series.
 
     :param cookie: the allocator of doorbell addresses, if it belongs to the IOMMU domain.
+    :param revision: of the series, whose rules apply to a nest parent with guest bindings.
     :param devices: attached devices, each with the name of its stage 1.
     """
 
@@ -38,6 +40,7 @@ class S2Domain:
     config: Stage2Config
     cookie: MsiCookie | GuestBindings | None = None
     devices: dict[PciAddress, str] = field(default_factory=dict)
+    revision: Revision | None = None
 
 
 class Kernel(ABC):
@@ -61,8 +64,18 @@ class Kernel(ABC):
     def slots(self) -> int:
         """Pages of the software MSI window in use."""
 
+    @property
+    def stage2_count(self) -> int:
+        """Number of stage 2 tables."""
+        return len(self.domains)
+
+    @property
+    def containers(self) -> int:
+        """Number of VFIO containers."""
+        return 0
+
     @abstractmethod
-    def alloc_s2(self, smmu: int, *, msi_cookie: bool) -> S2Handle:
+    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
         """Allocate a stage 2 with the guest's RAM."""
 
     @abstractmethod
@@ -70,8 +83,8 @@ class Kernel(ABC):
         """Free a stage 2."""
 
     @abstractmethod
-    def attach(self, device: HostDevice, handle: S2Handle, name: str, s1: Stage1Config) -> None:
-        """Attach a device with the stage 1 called ``name``, nested on a stage 2."""
+    def attach(self, device: HostDevice, handle: S2Handle, name: str, s1: Stage1Config) -> S2Handle:
+        """Attach a device with the stage 1 called ``name``; return the stage 2 it is nested on."""
 
     @abstractmethod
     def detach(self, device: HostDevice) -> None:
@@ -94,8 +107,11 @@ class Kernel(ABC):
         """Withdraw a guest binding."""
 
     @abstractmethod
-    def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
-        """Return the page address that the kernel picks for a doorbell."""
+    def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova | None:
+        """Return the page address that the kernel picks for a doorbell.
+
+        None stands for an address of all ones, which an old kernel writes when it has none.
+        """
 
     @abstractmethod
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Linux 7.2: the simulated VMM's kernel, with iommufd."""
+"""Linux 7.2: the simulated VMM's kernel, with iommufd, and with what could be added to it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu.allocators import GuestBindings, check_msi_domain
+from vmm_msi.iommu.revisions import revision_of
 from vmm_msi.iommu.sim.core import IommuCore
 from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
@@ -17,7 +19,7 @@ from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from vmm_msi.iommu.backend import S2Handle
+    from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
@@ -52,14 +54,23 @@ class IommufdKernel(Kernel):
         dev_id = self.fd.bind(device)
         return VmmDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
 
-    def alloc_s2(self, smmu: int, *, msi_cookie: bool) -> S2Handle:  # noqa: ARG002
+    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2`.
 
-        :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage.
+        :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage, and for an allocator that this
+            kernel does not have.
         """
+        revision = revision_of(allocator)
+        if revision is not None and not self.profile.has_bindings:
+            raise BackendError(
+                errno.EOPNOTSUPP, f"{self.profile.name} has no guest bindings as in {allocator}"
+            )
         objects = self._vmm.alloc_s2(smmu, self._ram())
-        config = Stage2Config(vmid=objects.hwpt, table=self.fd.hwpt(objects.hwpt).table)
-        self.domains[objects.handle] = S2Domain(objects.handle, smmu, config)
+        table = self.fd.hwpt(objects.hwpt).table
+        domain = S2Domain(objects.handle, smmu, Stage2Config(vmid=objects.hwpt, table=table))
+        if revision is not None:
+            domain.cookie, domain.revision = GuestBindings(table, revision), revision
+        self.domains[objects.handle] = domain
         return objects.handle
 
     def _ram(self) -> Iterator[RamMapping]:
@@ -76,15 +87,20 @@ class IommufdKernel(Kernel):
         self._vmm.free_s2(handle)
         self.forget(handle)
 
-    def attach(self, device: HostDevice, handle: S2Handle, name: str, s1: Stage1Config) -> None:
+    def attach(self, device: HostDevice, handle: S2Handle, name: str, s1: Stage1Config) -> S2Handle:
         """Attach a device; see :meth:`Vmm.attach`.
 
         :raise BackendError: see :class:`SimIommufd`; nothing is left allocated for the device.
         """
         domain = self.domains[handle]
+        if domain.revision is not None:
+            members = self._core.group(device).masters
+            attached = [self.host.device_by_address[address] for address in domain.devices]
+            check_msi_domain(domain.revision, [master.host for master in members], attached)
         self._vmm.attach(device.address, handle, name, GuestSte(SteConfig.TRANSLATE, s1))
         self.join(device, domain, name)
         self.smmus[domain.smmu].install(device.stream_id, StreamTableEntry(s1, domain.config))
+        return handle
 
     def detach(self, device: HostDevice) -> None:
         """Detach a device; see :meth:`Vmm.detach`."""
@@ -92,37 +108,58 @@ class IommufdKernel(Kernel):
         self.leave(device)
 
     def map_doorbell(self, handle: S2Handle, gdb: Ipa, page: Pa) -> None:
-        """Map a page in place of the doorbell; see :meth:`SimIommufd.ioas_map`."""
-        self._vmm.map(handle, gdb, self.page_size, page)
+        """Map a page in place of the doorbell; see :meth:`SimIommufd.ioas_map`.
+
+        A kernel that maps doorbells itself calls iommu_map, and the IOAS does not see it.
+        """
+        if self.profile.maps_doorbells:
+            self.domains[handle].config.table.map(gdb, page, self.page_size)
+        else:
+            self._vmm.map(handle, gdb, self.page_size, page)
 
     def unmap_doorbell(self, handle: S2Handle, gdb: Ipa) -> None:
         """Unmap it, and invalidate as the kernel does."""
-        self._vmm.unmap(handle, gdb, self.page_size)
+        if self.profile.maps_doorbells:
+            self.domains[handle].config.table.unmap(gdb)
+        else:
+            self._vmm.unmap(handle, gdb, self.page_size)
         self.invalidate(handle)
 
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
-        """``iommu_dma_prepare_msi`` on a domain with IOMMU_COOKIE_IOMMUFD: ``iommufd_sw_msi``."""
-        self.domain_of(device.address)
-        return self._core.prepare_msi(device, doorbell)
+        """``iommu_dma_prepare_msi`` on a domain with IOMMU_COOKIE_IOMMUFD: ``iommufd_sw_msi``.
+
+        In a nest parent with guest bindings the address is that of a binding.
+        """
+        cookie = self.domain_of(device.address).cookie
+        if not isinstance(cookie, GuestBindings) or not len(cookie):
+            return self._core.prepare_msi(device, doorbell)
+        try:
+            return cookie.prepare(device.address, doorbell)
+        except BackendError as error:
+            raise error.seen_as(errno.ENOSPC) from error
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Refuse: this kernel has no such call.
+        """Register a guest binding in the nest parent of a device.
 
-        :raise BackendError: EOPNOTSUPP, always.
+        :raise BackendError: ENOTTY without the call; the allocator's error.
         """
-        raise self._no_bindings(device, f"bind {giova} -> {gdb}, {size:#x} bytes")
+        self._bindings(device).bind(device, giova, gdb, size)
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
-        """Refuse: this kernel has no such call.
+        """Withdraw a guest binding, and invalidate.
 
-        :raise BackendError: EOPNOTSUPP, always.
+        :raise BackendError: ENOTTY without the call.
         """
-        raise self._no_bindings(device, f"unbind {giova}")
+        if self._bindings(device).unbind(device, giova):
+            self.invalidate(self.domain_of(device).handle)
 
-    def _no_bindings(self, device: PciAddress, call: str) -> BackendError:
-        self.domain_of(device)
-        name = self.profile.name
-        return BackendError(errno.EOPNOTSUPP, f"{device}: {call}: {name} has no guest bindings")
+    def _bindings(self, device: PciAddress) -> GuestBindings:
+        cookie = self.domain_of(device).cookie
+        if not isinstance(cookie, GuestBindings):
+            raise BackendError(
+                errno.ENOTTY, f"{device}: {self.profile.name} has no call for guest bindings here"
+            )
+        return cookie
 
     @property
     def slots(self) -> int:

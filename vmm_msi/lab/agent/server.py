@@ -104,7 +104,7 @@ class Agent:
                 request = protocol.decode(line)
             reply = {"ok": self._do(request, too_long=line is None)}
         except BackendError as error:
-            reply = _failure("backend", error.reason, errno=error.errno)
+            reply = _failure("backend", error.reason, errno=error.errno, inside=error.inside)
         except RefusedError as error:
             reply = _failure("refused", str(error))
         except (VmmMsiError, ValueError, TypeError) as error:

@@ -178,8 +178,12 @@ def _error(do: str, answer: Any) -> Exception:  # noqa: ANN401
     text = str(answer.get("text", "no message"))
     match answer.get("kind"):
         case "backend":
-            number = answer.get("errno")
-            return BackendError(number if isinstance(number, int) else errno.EIO, text)
+            number, inside = answer.get("errno"), answer.get("inside")
+            return BackendError(
+                number if isinstance(number, int) else errno.EIO,
+                text,
+                inside=inside if isinstance(inside, int) else None,
+            )
         case "refused":
             return RefusedError(text)
         case _:

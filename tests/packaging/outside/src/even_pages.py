@@ -8,6 +8,7 @@ from __future__ import annotations
 from vmm_msi.plugins import (
     Capability,
     Iova,
+    MsiAllocator,
     Needs,
     Options,
     PciAddress,
@@ -40,7 +41,7 @@ def vmm_msi_describe() -> PluginInfo:
 
 @hookimpl
 def vmm_msi_attach_device(session: Session, device: PciAddress) -> None:
-    session.state(S2Pool).attach(session, device, device, msi_cookie=False)
+    session.state(S2Pool).attach(session, device, device, allocator=MsiAllocator.CALLER)
 
 
 @hookimpl

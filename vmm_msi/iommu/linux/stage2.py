@@ -1,0 +1,194 @@
+"""The stage 2 tables of a guest on a real kernel, and what picks doorbell addresses in them.
+
+The kernel's own allocator picks them with the host's ITS. With a page of memory for each ITS, the
+rules are those of a profile: of a nest parent, or of VFIO's type1 container, of which each IOMMU
+domain is then a nest parent of the running kernel.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, SwMsiSlots
+from vmm_msi.iommu.linux.s2_doorbells import S2Doorbells
+from vmm_msi.iommu.revisions import revision_numbered, revision_of
+from vmm_msi.iommu.type1 import Type1
+from vmm_msi.types import Costs
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable, Iterable, Sequence
+
+    from vmm_msi.iommu.backend import MsiAllocator, S2Handle
+    from vmm_msi.iommu.linux.raise_msi import Witnesses
+    from vmm_msi.iommu.profiles import Profile
+    from vmm_msi.iommu.vmm import RamMapping, Vmm
+    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
+
+
+class Stage2Tables:
+    """The stage 2 tables of one guest.
+
+    :param profile: with witness pages, the kernel whose rules apply.
+    :param ram: returns the mappings of guest RAM.
+    :param witnesses: the page of memory for each ITS; None for the host's own ITS.
+    :param relocate: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
+    """
+
+    def __init__(
+        self,
+        vmm: Vmm[Sequence[int]],
+        host: HostTopology,
+        guest: GuestDomain,
+        profile: Profile,
+        ram: Callable[[], Iterable[RamMapping]],
+        witnesses: Witnesses | None,
+        relocate: Callable[[int], int],
+    ) -> None:
+        self._vmm = vmm
+        self._host = host
+        self._ram = ram
+        self._witnesses = witnesses
+        self._relocate = relocate
+        self._slots = SwMsiSlots()
+        self._doorbells: dict[S2Handle, S2Doorbells] = {}
+        self._type1: Type1 | None = None
+        if witnesses is not None and not profile.iommufd:
+            self._type1 = Type1(host, guest, revision_numbered(profile.revision), self)
+
+    def alloc(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
+        """Allocate a stage 2; see :meth:`Vmm.alloc_s2` and :meth:`Type1.alloc_s2`."""
+        if self._type1 is not None:
+            return self._type1.alloc_s2(allocator)
+        doorbells = self._open(smmu)
+        revision = revision_of(allocator)
+        if revision is not None:
+            doorbells.use_bindings(revision)
+        self._doorbells[doorbells.handle] = doorbells
+        return doorbells.handle
+
+    def _open(self, smmu: int) -> S2Doorbells:
+        handle = self._vmm.alloc_s2(smmu, self._ram()).handle
+        doorbells = S2Doorbells(self._vmm, handle, self._relocate, mmap.PAGESIZE)
+        if self._witnesses is not None:
+            pages: dict[int, int] = {
+                its.doorbell.align_down(mmap.PAGESIZE): self._witnesses.address(number)
+                for number, its in enumerate(self._host.itses)
+            }
+            doorbells.use_witnesses(pages)
+        return doorbells
+
+    def open_domain(self, handle: S2Handle, smmu: int) -> S2Doorbells:
+        """Allocate the stage 2 of an IOMMU domain; see :class:`DomainTables`."""
+        doorbells = self._doorbells[handle] = self._open(smmu)
+        return doorbells
+
+    def close_domain(self, handle: S2Handle) -> None:
+        """Free it."""
+        self._vmm.free_s2(self._doorbells.pop(handle).handle)
+
+    def free(self, s2: S2Handle) -> None:
+        """Free a stage 2; see :meth:`Vmm.free_s2` and :meth:`Type1.free_s2`."""
+        if self._type1 is not None:
+            self._type1.free_s2(s2)
+            return
+        self._vmm.free_s2(s2)
+        del self._doorbells[s2]
+
+    def drop(self, handle: S2Handle) -> None:
+        """Free a stage 2 of the VMM, unless it went with its last device."""
+        if handle in self._vmm.stage2:
+            self._vmm.free_s2(handle)
+
+    def join(self, device: HostDevice, s2: S2Handle, stage1: str) -> S2Handle:
+        """Make the checks of a profile for a device to attach; return the stage 2 to attach it to.
+
+        :raise BackendError: ENOENT when there is no such stage 2; see :meth:`Type1.attach` and
+            :meth:`S2Doorbells.check`.
+        """
+        if self._type1 is not None:
+            return self._type1.attach(device, s2, stage1).handle
+        by_address = self._host.device_by_address
+        members = [d for d in self._host.devices if d.iommu_group == device.iommu_group]
+        attached = [by_address[address] for address in self._vmm.s2(s2).devices]
+        self.doorbells(s2).check(members or [device], attached)
+        return s2
+
+    def leave(self, device: HostDevice) -> None:
+        """Record that a device is detached."""
+        if self._type1 is not None:
+            self._type1.detach(device)
+
+    def of(self, device: PciAddress) -> S2Doorbells:
+        """Return the doorbells of the stage 2 that a device is attached to.
+
+        :raise BackendError: EINVAL for a device that is not attached.
+        """
+        if self._type1 is not None:
+            return self._doorbells[self._type1.domain_of(device).handle]
+        return self._doorbells[self._vmm.s2_of(device).handle]
+
+    def doorbells(self, s2: S2Handle) -> S2Doorbells:
+        """Return the doorbells of a stage 2.
+
+        :raise BackendError: ENOENT when there is no such stage 2.
+        """
+        if s2 not in self._doorbells:
+            raise BackendError(errno.ENOENT, f"S2 {s2}: does not exist")
+        return self._doorbells[s2]
+
+    def bind(self, device: HostDevice, giova: Iova, gdb: Ipa, size: int) -> None:
+        """Register a guest binding; see :meth:`Type1.bind` and :meth:`GuestBindings.bind`."""
+        if self._type1 is not None:
+            self._type1.bind(device, giova, gdb, size)
+        else:
+            self.of(device.address).bindings.bind(device.address, giova, gdb, size)
+
+    def unbind(self, device: HostDevice, giova: Iova) -> None:
+        """Withdraw a guest binding; the kernel invalidates."""
+        if self._type1 is not None:
+            self._type1.unbind(device, giova)
+        else:
+            self.of(device.address).bindings.unbind(device.address, giova)
+
+    def pick(self, device: HostDevice, doorbell: Pa) -> Iova | None:
+        """Return the page address that the profile's allocator picks for a doorbell.
+
+        :return: None for an address of all ones; see :meth:`Type1.prepare`.
+        """
+        if self._type1 is not None:
+            return self._type1.prepare(device, doorbell)
+        return self.of(device.address).pick(device, doorbell, self._slots)
+
+    def costs(self) -> Costs:
+        """Return the resources in use; with the host's ITS, slots seen in device addresses only."""
+        every = self._doorbells.values()
+        kernel_slots = {slot for doorbells in every for slot in doorbells.kernel_slots}
+        slots = len(self._slots) + len(kernel_slots)
+        bindings = sum(doorbells.binding_count for doorbells in every)
+        cookies = () if self._type1 is None else self._type1.cookies
+        for cookie in cookies:
+            match cookie:
+                case MsiCookie():
+                    slots += len(cookie.pages)
+                case GuestBindings():
+                    bindings += len(cookie)
+        return Costs(
+            s2_domains=len(every) if self._type1 is None else self._type1.stage2_count,
+            s2_mappings=sum(len(d.mapped) + len(d.kernel_slots) for d in every),
+            sw_msi_slots=slots,
+            bindings=bindings,
+            containers=0 if self._type1 is None else self._type1.container_count,
+        )
+
+    def state(self) -> Hashable:
+        """Return what a detach undoes, for comparison."""
+        tables = Counter(
+            (s2.smmu, frozenset(s2.devices.items()), doorbells.state())
+            for doorbells in self._doorbells.values()
+            for s2 in [self._vmm.s2(doorbells.handle)]
+        )
+        return frozenset(tables.items())

@@ -1,0 +1,359 @@
+"""VFIO's type1 containers, with the nested IOMMU domains of "SMMUv3 Nested Stage Setup" in them.
+
+Linux ``drivers/vfio/vfio_iommu_type1.c`` before iommufd, and what the series adds to it. One set of
+rules for the simulator and, with pages of memory in place of doorbells, for a real kernel: what
+they do not share is how an IOMMU domain comes to be (:class:`DomainTables`).
+
+A container has IOMMU domains, and an IOMMU domain belongs to the IOMMU groups attached to it. The
+guest's stage 1, the allocator of doorbell addresses and the bindings belong to the IOMMU domain.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, check_msi_domain
+from vmm_msi.iommu.backend import MsiAllocator, S2Handle
+from vmm_msi.types import ContainerPer, Iova
+
+if TYPE_CHECKING:
+    from collections.abc import Hashable, Iterator
+
+    from vmm_msi.iommu.allocators import DoorbellTable
+    from vmm_msi.iommu.revisions import Revision
+    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, Pa, PciAddress
+
+
+class DomainTables(Protocol):
+    """How a backend makes the stage 2 of an IOMMU domain."""
+
+    def open_domain(self, handle: S2Handle, smmu: int) -> DoorbellTable:
+        """Allocate a stage 2 with the guest's RAM on an SMMU.
+
+        :raise BackendError: when the SMMU lacks a stage; the kernel's refusal.
+        """
+        ...
+
+    def close_domain(self, handle: S2Handle) -> None:
+        """Free it with everything mapped in it."""
+        ...
+
+
+@dataclass(eq=False)
+class Type1Domain:
+    """An IOMMU domain of a container.
+
+    :param cookie: the allocator of doorbell addresses; None without one.
+    :param groups: the attached IOMMU groups, each with its devices that the guest uses.
+    """
+
+    handle: S2Handle
+    smmu: int
+    table: DoorbellTable
+    cookie: MsiCookie | GuestBindings | None
+    groups: dict[int, list[HostDevice]] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> Iterator[HostDevice]:
+        """The attached devices that the guest uses."""
+        return (device for group in self.groups.values() for device in group)
+
+
+@dataclass(eq=False)
+class _Container:
+    """A container: one address space.
+
+    :param stage1: the stage 1 that its IOMMU domains have.
+    """
+
+    key: Hashable
+    domains: list[Type1Domain] = field(default_factory=list)
+    stage1: str | None = None
+
+
+@dataclass(eq=False)
+class _Space:
+    """What a strategy asked for as one stage 2: the containers that the VMM opens for it."""
+
+    allocator: MsiAllocator
+    containers: dict[Hashable, _Container] = field(default_factory=dict)
+
+
+class Type1:
+    """The containers of one guest.
+
+    :param revision: of the series.
+    """
+
+    def __init__(
+        self, host: HostTopology, guest: GuestDomain, revision: Revision, tables: DomainTables
+    ) -> None:
+        self._per = guest.containers
+        self._revision = revision
+        self._tables = tables
+        self._members: dict[int, list[HostDevice]] = {}
+        for device in host.devices:
+            self._members.setdefault(device.iommu_group, []).append(device)
+        self._next = 1
+        self._spaces: dict[S2Handle, _Space] = {}
+        self._container_of: dict[int, _Container] = {}
+        self._domain_of: dict[PciAddress, Type1Domain] = {}
+
+    def _handle(self) -> S2Handle:
+        self._next += 1
+        return S2Handle(self._next - 1)
+
+    @property
+    def stage2_count(self) -> int:
+        """Number of stage 2 tables; one that was asked for counts before its first device, too."""
+        counts = (
+            sum(len(container.domains) for container in space.containers.values())
+            for space in self._spaces.values()
+        )
+        return sum(count or 1 for count in counts)
+
+    @property
+    def container_count(self) -> int:
+        """Number of open containers."""
+        return sum(len(space.containers) for space in self._spaces.values())
+
+    @property
+    def cookies(self) -> Iterator[MsiCookie | GuestBindings]:
+        """The allocators of doorbell addresses."""
+        for space in self._spaces.values():
+            for container in space.containers.values():
+                for domain in container.domains:
+                    if domain.cookie is not None:
+                        yield domain.cookie
+
+    def alloc_s2(self, allocator: MsiAllocator) -> S2Handle:
+        """Return a handle for the containers of one stage 2; they are opened for their devices."""
+        handle = self._handle()
+        self._spaces[handle] = _Space(allocator)
+        return handle
+
+    def free_s2(self, handle: S2Handle) -> None:
+        """Forget it.
+
+        :raise BackendError: EBUSY while a device is attached.
+        """
+        space = self._space(handle)
+        attached = sum(1 for c in space.containers.values() for d in c.domains for _ in d.devices)
+        if attached:
+            raise BackendError(errno.EBUSY, f"S2 {handle}: {attached} devices attached")
+        del self._spaces[handle]
+
+    def _space(self, handle: S2Handle) -> _Space:
+        space = self._spaces.get(handle)
+        if space is None:
+            raise BackendError(errno.ENOENT, f"S2 {handle}: does not exist")
+        return space
+
+    def attach(self, device: HostDevice, handle: S2Handle, stage1: str) -> Type1Domain:
+        """Add a device's IOMMU group to its container, and set the container's stage 1.
+
+        ``vfio_iommu_type1_attach_group`` attaches the group to the first IOMMU domain of the
+        container that takes it, else to a new one. VFIO_IOMMU_SET_PASID_TABLE sets the stage 1 in
+        all of them.
+
+        The VMM registers the stage 1 again where a new IOMMU domain of the container lacks it:
+        nothing does so by itself.
+
+        :return: the IOMMU domain. The other devices of its container have the same stage 1 now.
+        :raise BackendError: EBUSY for an attached device; EINVAL for a group that is in another
+            container, for a second stage 1 from revision 8 on (before, it replaces the first), and
+            for a group that no IOMMU domain takes.
+        """
+        space = self._space(handle)
+        if device.address in self._domain_of:
+            raise BackendError(errno.EBUSY, f"{device.address}: attached already")
+        key = self._key(device, stage1)
+        current = self._container_of.get(device.iommu_group)
+        container = space.containers.get(key)
+        if current is not None and current is not container:
+            raise BackendError(
+                errno.EINVAL,
+                f"{device.address}: IOMMU group {device.iommu_group} is in another container "
+                "(VFIO_GROUP_SET_CONTAINER)",
+            )
+        if container is None:
+            container = _Container(key)
+        if container.stage1 not in {None, stage1} and self._revision.one_stage1:
+            raise BackendError(
+                errno.EINVAL,
+                f"{device.address}: its container has the stage 1 {container.stage1}, and an IOMMU "
+                f"domain takes one (arm_smmu_attach_pasid_table); {stage1} needs another container",
+            )
+        domain = self._attach_group(device, container, space.allocator)
+        domain.groups.setdefault(device.iommu_group, []).append(device)
+        container.stage1 = stage1
+        space.containers[key] = self._container_of[device.iommu_group] = container
+        self._domain_of[device.address] = domain
+        return domain
+
+    def _key(self, device: HostDevice, stage1: str) -> Hashable:
+        """Return what tells the VMM's containers apart."""
+        match self._per:
+            case ContainerPer.DEVICE:
+                return device.iommu_group
+            case ContainerPer.STAGE1:
+                return stage1
+            case ContainerPer.GUEST:
+                return None
+
+    def _attach_group(
+        self, device: HostDevice, container: _Container, allocator: MsiAllocator
+    ) -> Type1Domain:
+        group = device.iommu_group
+        for domain in container.domains:
+            if group in domain.groups:
+                return domain
+        members = self._members.get(group, [device])
+        # The patches check every nested IOMMU domain, because their allocator needs it. A caller
+        # that maps doorbells itself needs no such check.
+        checked = allocator is not MsiAllocator.CALLER
+        # The newest one comes first: list_add().
+        for domain in reversed(container.domains):
+            if domain.smmu != device.smmu:
+                continue
+            try:
+                if checked:
+                    check_msi_domain(self._revision, members, domain.devices)
+            except BackendError:
+                continue
+            return domain
+        if checked:
+            check_msi_domain(self._revision, members, ())
+        return self._open_domain(device, container, allocator)
+
+    def _open_domain(
+        self, device: HostDevice, container: _Container, allocator: MsiAllocator
+    ) -> Type1Domain:
+        if device.smmu is None:
+            raise BackendError(errno.ENODEV, f"{device.address}: is not behind an SMMU")
+        handle = self._handle()
+        table = self._tables.open_domain(handle, device.smmu)
+        cookie: MsiCookie | GuestBindings | None = None
+        window = device.sw_msi_window
+        # A cookie is for software MSIs (vfio_iommu_has_sw_msi).
+        if window is not None and allocator is not MsiAllocator.CALLER:
+            if self._revision.has_bindings:
+                cookie = GuestBindings(table, self._revision)
+            else:
+                cookie = MsiCookie(table, window.base)
+        domain = Type1Domain(handle, device.smmu, table, cookie)
+        container.domains.append(domain)
+        return domain
+
+    def detach(self, device: HostDevice) -> None:
+        """Remove a device; the last one of a group takes the group out of its container.
+
+        An IOMMU domain goes with its last group, and its bindings with it
+        (``vfio_iommu_type1_detach_group``).
+
+        :raise BackendError: EINVAL for a device that is not attached.
+        """
+        domain = self.domain_of(device.address)
+        del self._domain_of[device.address]
+        group = device.iommu_group
+        domain.groups[group].remove(device)
+        if domain.groups[group]:
+            return
+        del domain.groups[group]
+        container = self._container_of.pop(group)
+        if domain.groups:
+            return
+        container.domains.remove(domain)
+        self._tables.close_domain(domain.handle)
+        if not container.domains:
+            space = next(s for s in self._spaces.values() if container in s.containers.values())
+            del space.containers[container.key]
+
+    def domain_of(self, device: PciAddress) -> Type1Domain:
+        """Return the IOMMU domain of a device.
+
+        :raise BackendError: EINVAL for a device that is not attached.
+        """
+        domain = self._domain_of.get(device)
+        if domain is None:
+            raise BackendError(errno.EINVAL, f"{device}: not attached")
+        return domain
+
+    def mates(self, device: HostDevice) -> list[HostDevice]:
+        """Return the attached devices of a device's container."""
+        domains = self._container_of[device.iommu_group].domains
+        return [mate for domain in domains for mate in domain.devices]
+
+    def is_attached(self, device: PciAddress) -> bool:
+        """Return whether a device is attached."""
+        return device in self._domain_of
+
+    def bind(self, device: HostDevice, giova: Iova, gdb: Ipa, size: int) -> None:
+        """Register a guest binding in every IOMMU domain of the device's container.
+
+        VFIO_IOMMU_SET_MSI_BINDING; with a device handle, once for each device in it.
+
+        :raise BackendError: ENOTTY without the call, EINVAL without the nested MSI cookie; the
+            allocator's error.
+        """
+        for bindings, owner in self._bindings(device, "register"):
+            bindings.bind(owner, giova, gdb, size)
+
+    def unbind(self, device: HostDevice, giova: Iova) -> list[S2Handle]:
+        """Withdraw a guest binding; return the stage 2 tables in which a page was unmapped.
+
+        :raise BackendError: ENOTTY without the call, EINVAL without the nested MSI cookie.
+        """
+        if self._revision.has_bindings and not self._revision.can_unbind:
+            raise BackendError(errno.ENOTTY, self._no_call("withdraw"))
+        changed = []
+        for bindings, owner in self._bindings(device, "withdraw"):
+            if bindings.unbind(owner, giova):
+                changed.append(self._domain_of[owner].handle)
+        return changed
+
+    def _bindings(
+        self, device: HostDevice, verb: str
+    ) -> Iterator[tuple[GuestBindings, PciAddress]]:
+        """Yield the allocators that a call for a device reaches, and the device it names there."""
+        self.domain_of(device.address)
+        if not self._revision.has_bindings:
+            raise BackendError(errno.ENOTTY, self._no_call(verb))
+        for domain in self._container_of[device.iommu_group].domains:
+            if not isinstance(domain.cookie, GuestBindings):
+                raise BackendError(
+                    errno.EINVAL, f"{device.address}: its IOMMU domain has no nested MSI cookie"
+                )
+            owners = [attached.address for attached in domain.devices]
+            for owner in owners if self._revision.device_handle else owners[:1]:
+                yield domain.cookie, owner
+
+    def _no_call(self, verb: str) -> str:
+        number = self._revision.number
+        kernel = f"revision {number} of the series" if number else "this kernel"
+        return f"{kernel} has no call to {verb} a guest binding"
+
+    def prepare(self, device: HostDevice, doorbell: Pa) -> Iova | None:
+        """Return the page address that ``iommu_dma_prepare_msi`` picks for a doorbell.
+
+        Without a cookie it is the doorbell's own. Before revision 8 a failure is not reported
+        (``iommu_dma_map_msi_msg``): the message gets an address of all ones.
+
+        :return: None for that address.
+        :raise BackendError: ENOSPC, inside the allocator's error.
+        """
+        domain = self.domain_of(device.address)
+        try:
+            match domain.cookie:
+                case MsiCookie() as cookie:
+                    return cookie.prepare(doorbell)
+                case GuestBindings() as bindings:
+                    return bindings.prepare(device.address, doorbell)
+        except BackendError as error:
+            if self._revision.reports_failure:
+                raise error.seen_as(errno.ENOSPC) from error
+            return None
+        return Iova(doorbell.align_down(domain.table.granule))
