@@ -8,7 +8,7 @@ import re
 import pytest
 from host_shell import GUEST, driver_of, shell
 from scenarios import A, B, Device, Sample, guest_run, pair
-from test_truth_table import STRATEGIES, TABLE, by_device
+from test_truth_table import COLUMN_OF, IN_SERIES, SERIES_TABLE, STRATEGIES, TABLE, by_device
 
 from vmm_msi.config import Choice
 from vmm_msi.engine import compare as comparing
@@ -101,6 +101,23 @@ def test_row_of_the_truth_table(row, load, run):
             numbers = (expect.errno, expect.errno_inside)
             assert (actual.errno, actual.errno_inside) == numbers, name
         assert real.costs == other.costs, name
+
+
+@pytest.mark.parametrize("row", SERIES_TABLE, ids=lambda row: "-".join(map(str, row[:3])))
+def test_row_of_the_series(row, load, run):
+    """Each IOMMU domain of a container is a nest parent of the running kernel."""
+    pits, mode, vits, cells = row
+    scenario = load(pair(mode, pits=pits, vits=vits, containers="stage1"))
+    results = run(scenario, *IN_SERIES)
+    simulated = list(
+        comparing.compare(
+            PluginManager.load(), scenario, map(Choice.parse, IN_SERIES), "first-in-group"
+        )
+    )
+    for (number, column), real, other in zip(COLUMN_OF.items(), results, simulated, strict=True):
+        assert outcomes(real) == dict(zip((A, B), cells[column], strict=True)), number
+        assert [v.its for v in real.verdicts] == [v.its for v in other.verdicts], number
+        assert real.costs == other.costs, number
 
 
 @pytest.mark.parametrize("row", TABLE, ids=lambda row: "-".join(map(str, row[:4])))
