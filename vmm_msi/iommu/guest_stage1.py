@@ -1,13 +1,16 @@
 """The guest's kernel: the mappings in its stage 1 tables.
 
 A guest maps its doorbell (gIOVA -> gDB) in the stage 1 of a device when the device's driver
-requests interrupts and, if it honours RMR nodes, their ranges 1:1. After an unmap it issues the
-invalidation that Linux issues (CMD_TLBI_NH_VA, here by ASID).
+requests interrupts and, if it honours RMR nodes, their ranges 1:1. A stage 1 is an IOMMU domain of
+the guest, and a doorbell stays mapped as long as that exists, whatever becomes of the device that it
+was mapped for: Linux ``drivers/iommu/dma-iommu.c`` iommu_dma_get_msi_page never removes a page, and
+iommu_put_dma_cookie frees them with the domain, which the last device of the guest's IOMMU group
+takes with it. After an unmap the guest issues the invalidation that Linux issues (CMD_TLBI_NH_VA,
+here by ASID).
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from vmm_msi.errors import InputError
@@ -15,7 +18,16 @@ from vmm_msi.errors import InputError
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from vmm_msi.types import Granule, GuestDevice, GuestDomain, Iova, Ipa, ReservedRegion, Stage1
+    from vmm_msi.types import (
+        Granule,
+        GuestDevice,
+        GuestDomain,
+        Iova,
+        Ipa,
+        PciAddress,
+        ReservedRegion,
+        Stage1,
+    )
 
 
 class GuestS1Table(Protocol):
@@ -61,8 +73,11 @@ class GuestStage1(Generic[TableT]):
         self.tables = {
             stage1.id: new_table(stage1, index) for index, stage1 in enumerate(guest.stage1, 1)
         }
-        self._windows: set[ReservedRegion] = set()
-        self._users: Counter[tuple[str, Iova]] = Counter()
+        #: The stage 1 tables in which each range of an RMR node is mapped.
+        self._windows: dict[ReservedRegion, list[TableT]] = {}
+        #: The devices of each stage 1, and the pages mapped to doorbells in it.
+        self._devices: dict[str, set[PciAddress]] = {name: set() for name in self.tables}
+        self._pages: dict[str, set[Iova]] = {name: set() for name in self.tables}
         doorbells: dict[tuple[str, Iova], Ipa] = {}
         for device in guest.devices:
             gdb = guest.gdb(device)
@@ -73,42 +88,43 @@ class GuestStage1(Generic[TableT]):
                     f"another gIOVA or another stage 1 for {device.host}"
                 )
 
-    def map_doorbell(self, device: GuestDevice) -> None:
-        """Map the device's gIOVA, unless its page is mapped for another device or an RMR."""
-        key = (device.stage1, device.giova)
+    def add_device(self, device: GuestDevice) -> None:
+        """Add a device to its stage 1; map its gIOVA, unless the page is mapped already."""
         table = self.tables[device.stage1]
         page = device.giova.align_down(table.granule)
-        if key not in self._users and not table.overlaps(page, table.granule):
-            gdb = self._guest.gdb(device).align_down(table.granule)
-            table.map(page, gdb, table.granule)
-        self._users[key] += 1
+        if not table.overlaps(page, table.granule):
+            table.map(page, self._guest.gdb(device).align_down(table.granule), table.granule)
+            self._pages[device.stage1].add(page)
+        self._devices[device.stage1].add(device.host)
 
-    def unmap_doorbell(self, device: GuestDevice) -> bool:
-        """Unmap it after its last device; return whether an invalidation is due."""
-        key = (device.stage1, device.giova)
-        self._users[key] -= 1
-        if self._users[key]:
+    def remove_device(self, device: GuestDevice) -> bool:
+        """Remove a device; the last one takes the doorbells of its stage 1 with it.
+
+        :return: whether an invalidation is due.
+        """
+        devices, pages = self._devices[device.stage1], self._pages[device.stage1]
+        devices.discard(device.host)
+        if devices or not pages:
             return False
-        del self._users[key]
-        table = self.tables[device.stage1]
-        page = device.giova.align_down(table.granule)
-        if any(window.overlaps(page, table.granule) for window in self._windows):
-            return False
-        return table.unmap(page)
+        for page in pages:
+            self.tables[device.stage1].unmap(page)
+        pages.clear()
+        return True
 
     def advertise(self, window: ReservedRegion) -> None:
         """Read an RMR node; a guest that honours it maps ``window`` 1:1 everywhere."""
         if not self._guest.honours_rmr or window in self._windows:
             return
-        self._windows.add(window)
+        tables = self._windows[window] = []
         for table in self.tables.values():
             if not table.overlaps(window.base, window.size):
                 table.map(window.base, window.base, window.size)
+                tables.append(table)
 
     def withdraw(self) -> None:
         """Unmap the RMR ranges, as after a boot without RMR nodes."""
-        for window in self._windows:
-            for table in self.tables.values():
+        for window, tables in self._windows.items():
+            for table in tables:
                 table.unmap(window.base)
         self._windows.clear()
 

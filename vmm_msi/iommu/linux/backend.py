@@ -231,7 +231,7 @@ class IommufdBackend:
         self._stage2.free(s2)
 
     def attach(self, device: PciAddress, s2: S2Handle) -> S2Handle:
-        """Attach a device with its stage 1, after the guest mapped its doorbell there.
+        """Attach a device with its stage 1, where the guest then maps its doorbell.
 
         :raise BackendError: the kernel's refusal; nothing is left allocated for the device.
         """
@@ -240,11 +240,12 @@ class IommufdBackend:
         with ExitStack() as undo:
             s2 = self._stage2.join(host_device, s2, guest_device.stage1)
             undo.callback(self._stage2.leave, host_device)
-            self._stage1.map_doorbell(guest_device)
             undo.callback(self._unmap_guest_pages, device)
             self._map_dma(guest_device)
             ste = self._stage1.tables[guest_device.stage1].ste
             self._vmm.attach(device, self._stage2.doorbells(s2).handle, guest_device.stage1, ste)
+            undo.callback(self._vmm.detach, device)
+            self._stage1.add_device(guest_device)
             undo.pop_all()
         return s2
 
@@ -259,7 +260,7 @@ class IommufdBackend:
             self._dma[device.host] = self._pool.map(device)
 
     def detach(self, device: PciAddress) -> None:
-        """Detach a device: its interrupts, then its translation, then the guest's mapping."""
+        """Detach a device: its interrupts, then its translation, then the guest's device."""
         self._vmm.s2_of(device)
         self._programmed.pop(device, None)
         with ExitStack() as last:
@@ -276,12 +277,12 @@ class IommufdBackend:
         self._unmap_guest_pages(device)
 
     def _unmap_guest_pages(self, device: PciAddress) -> None:
-        """Unmap a device's pages in its stage 1, and invalidate as the guest would."""
+        """Remove a device from its stage 1, and invalidate as the guest would."""
         guest_device = self._guest.device_by_address[device]
         pages = self._dma.pop(device, None)
         if pages is not None:
             self._pool.unmap(guest_device, pages)
-        if self._stage1.unmap_doorbell(guest_device) or pages is not None:
+        if self._stage1.remove_device(guest_device) or pages is not None:
             asid = self._stage1.tables[guest_device.stage1].asid
             self._invalidate(_TLBI_NH_ASID | asid << _ASID_SHIFT)
 

@@ -100,22 +100,23 @@ class SimBackend:
         guest_device = self._guest.device_by_address[device]
         config = self._configs[guest_device.stage1]
         host_device = self._host.device_by_address[device]
-        self._stage1.map_doorbell(guest_device)
+        attached_to = self._kernel.attach(host_device, s2, guest_device.stage1, config)
         try:
-            return self._kernel.attach(host_device, s2, guest_device.stage1, config)
+            self._stage1.add_device(guest_device)
         except BackendError:
-            self._stage1.unmap_doorbell(guest_device)
+            self._kernel.detach(host_device)
             raise
+        return attached_to
 
     def detach(self, device: PciAddress) -> None:
-        """Detach a device: its interrupts, then its translation, then the guest's mapping."""
+        """Detach a device: its interrupts, then its translation, then the guest's device."""
         host_device = self._host.device_by_address[device]
         guest_device = self._guest.device_by_address[device]
         self._kernel.domain_of(device)
         if self._programmed.pop(device, None) is not None:
             self._itses[host_device.its].unmap_device(host_device.device_id)
         self._kernel.detach(host_device)
-        if self._stage1.unmap_doorbell(guest_device):
+        if self._stage1.remove_device(guest_device):
             asid = self._configs[guest_device.stage1].asid
             for domain in self._kernel.domains.values():
                 self._kernel.smmus[domain.smmu].invalidate_asid(domain.config.vmid, asid)
