@@ -117,6 +117,28 @@ def test_row_of_the_series(row, order, capsys, tmp_path):
             assert cells(result) == expected[column], (number, containers)
 
 
+#: With one container for the guest: before v8 the stage 1 of B replaces that of A, from v8 on it is
+#: refused. Rows and columns as above.
+ONE_CONTAINER = [
+    (1, "shared", 1, (S, (D, FAULT), S, S)),
+    (1, "own", 1, (F, F, F, (D, EINVAL))),
+    (1, "own-same", 1, (S, (D, FAULT), S, (D, EINVAL))),
+    (2, "shared", 1, ((D, FAULT), (D, FAULT), S, S)),
+    (2, "own", 1, (F, F, (FAULT, D), (D, EINVAL))),
+    (2, "own-same", 1, ((D, FAULT), (D, FAULT), S, (D, EINVAL))),
+    (2, "own", 2, ((FAULT, D), (FAULT, D), (FAULT, D), (D, EINVAL))),
+]
+
+
+@pytest.mark.parametrize("row", ONE_CONTAINER, ids=lambda row: "-".join(map(str, row[:3])))
+def test_row_of_the_series_with_one_container(row, capsys, tmp_path):
+    pits, mode, vits, expected = row
+    sample = pair(mode, pits=pits, vits=vits, containers="guest")
+    results = run_compare(capsys, tmp_path, sample, *IN_SERIES)
+    for (number, column), result in zip(COLUMN_OF.items(), results, strict=True):
+        assert cells(result) == expected[column], number
+
+
 @pytest.mark.parametrize("order", ["interleaved", "batched"])
 def test_shared_stage_1_with_two_virtual_itses(order, capsys, tmp_path):
     """The device handle takes the newest free binding, whether or not its doorbell is mapped."""
