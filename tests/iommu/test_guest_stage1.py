@@ -7,8 +7,8 @@ iommu_put_dma_cookie, which frees them with the IOMMU domain.
 from __future__ import annotations
 
 import pytest
-
 from scenarios import GIOVA_A, GIOVA_B, B, guest_run, pair
+
 from vmm_msi.host.scenario import parse_scenario
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.profiles import profile_named

@@ -2,11 +2,10 @@
 
 A guest maps its doorbell (gIOVA -> gDB) in the stage 1 of a device when the device's driver
 requests interrupts and, if it honours RMR nodes, their ranges 1:1. A stage 1 is an IOMMU domain of
-the guest, and a doorbell stays mapped as long as that exists, whatever becomes of the device that it
-was mapped for: Linux ``drivers/iommu/dma-iommu.c`` iommu_dma_get_msi_page never removes a page, and
-iommu_put_dma_cookie frees them with the domain, which the last device of the guest's IOMMU group
-takes with it. After an unmap the guest issues the invalidation that Linux issues (CMD_TLBI_NH_VA,
-here by ASID).
+the guest, and a doorbell stays mapped as long as that exists, whatever becomes of its device: Linux
+``drivers/iommu/dma-iommu.c`` iommu_dma_get_msi_page never removes a page, and iommu_put_dma_cookie
+frees them with the domain, which the last device of the guest's IOMMU group takes with it. After an
+unmap the guest issues the invalidation that Linux issues (CMD_TLBI_NH_VA, here by ASID).
 """
 
 from __future__ import annotations
