@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -240,9 +241,91 @@ def test_iommufd_keeps_the_doorbells_address_without_a_window():
 def test_guest_bindings_need_the_interface():
     backend = sim("linux-7.2", device(A))
     backend.attach(A, backend.alloc_s2(0))
-    bind = backend.bind_guest_msi
-    assert code(bind, A, Iova(0xFFFF_0000), GDB, 4096) == "ENOTTY"
-    assert code(backend.bind_guest_msi, B, Iova(0xFFFF_0000), GDB, 4096) == "EINVAL"
+    for address in (A, B):
+        assert code(backend.bind_guest_msi, address, Iova(0xFFFF_0000), GDB, 4096) == "ENOTTY"
+        assert code(backend.unbind_guest_msi, address, Iova(0xFFFF_0000)) == "ENOTTY"
+    backend = sim("linux-7.2-bind", device(A))
+    assert code(backend.bind_guest_msi, A, Iova(0xFFFF_0000), GDB, 4096) == "EINVAL"
+
+
+IOMMUFD = [p.name for p in PROFILES if p.iommufd]
+
+
+def errors(call, *args):
+    """Return the errno that the caller sees, and the one in the kernel, by name."""
+    with pytest.raises(BackendError) as refusal:
+        call(*args)
+    inside = refusal.value.inside
+    return errno_name(refusal.value.errno), inside and errno_name(inside)
+
+
+@pytest.mark.parametrize("profile", IOMMUFD)
+def test_enabling_the_msis_of_a_device_that_is_not_attached(profile):
+    """iommu_dma_prepare_msi: EOPNOTSUPP of a blocked group; msi_handle_pci_fail: ENOSPC."""
+    backend = sim(profile, device(A))
+    for call in (partial(backend.prepare_msi, A), partial(backend.program_msi, A, Iova(0xFFFF_0))):
+        assert errors(call) == ("ENOSPC", "EOPNOTSUPP")
+    s2 = backend.alloc_s2(0)
+    backend.attach(A, s2)
+    backend.prepare_msi(A)
+    backend.detach(A)
+    assert errors(backend.prepare_msi, A) == ("ENOSPC", "EOPNOTSUPP")
+
+
+@pytest.mark.parametrize("profile", IOMMUFD)
+def test_a_device_of_an_attached_group_has_its_translation(profile):
+    """``arm_smmu_attach_dev`` is called for each device of the group."""
+    backend = sim(profile, device(A, group=7), device(B, group=7), stage1={A: "s1", B: "s1"})
+    backend.advertise_rmr(SW_MSI_WINDOW)
+    backend.attach(A, backend.alloc_s2(0))
+    backend.prepare_msi(B)
+    assert backend.deliver(B).outcome is Outcome.DELIVERED
+    backend.detach(A)
+    assert errors(backend.prepare_msi, B) == ("ENOSPC", "EOPNOTSUPP")
+
+
+@pytest.mark.parametrize("profile", IOMMUFD)
+def test_iommufd_refuses_a_device_whose_msis_bypass_the_smmu(profile):
+    """iopt_table_enforce_dev_resv_regions: a HW MSI region beside the window of Arm's SMMU."""
+    backend = sim(profile, device(A, reserved=(SW_MSI_WINDOW, HW_MSI)))
+    s2 = backend.alloc_s2(0)
+    before = backend.snapshot()
+    assert code(backend.attach, A, s2) == "EINVAL"
+    assert backend.snapshot() == before
+    memory = (MemoryRange(Ipa(HW_MSI.base), 0x10000),)
+    backend = sim(profile, device(A, reserved=(SW_MSI_WINDOW, HW_MSI)), memory=memory)
+    assert code(backend.attach, A, backend.alloc_s2(0)) == "EADDRINUSE"
+
+
+def test_the_65th_doorbell_is_no_interrupt_for_the_caller():
+    """iommufd_sw_msi_get_map: EOVERFLOW, which does not leave the kernel."""
+    addresses = [PciAddress(0, bus, 0, 0) for bus in range(1, 66)]
+    devices = [replace(device(a), its_group=(i,)) for i, a in enumerate(addresses)]
+    itses = tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(65))
+    topology = replace(host(*devices), itses=itses)
+    backend = SimBackend(topology, guest(*addresses), profile_named("linux-7.2"))
+    s2 = backend.alloc_s2(0)
+    for address in addresses:
+        backend.attach(address, s2)
+    for address in addresses[:64]:
+        backend.prepare_msi(address)
+    assert errors(backend.prepare_msi, addresses[64]) == ("ENOSPC", "EOVERFLOW")
+    assert errors(backend.program_msi, addresses[64], Iova(0xFFFF_0000)) == ("ENOSPC", "EOVERFLOW")
+
+
+def test_a_slot_over_a_mapping_is_no_interrupt_for_the_caller():
+    """iommu_map: EEXIST; a group that used the slot before gets EEXIST itself, at attach."""
+    backend = sim("linux-7.2-bind", device(A))
+    s2 = backend.alloc_s2(0)
+    backend.map_doorbell(s2, Ipa(SW_MSI_WINDOW.base), 1)
+    backend.attach(A, s2)
+    assert errors(backend.prepare_msi, A) == ("ENOSPC", "EEXIST")
+    backend.unmap_doorbell(s2, Ipa(SW_MSI_WINDOW.base))
+    backend.prepare_msi(A)
+    backend.detach(A)
+    other = backend.alloc_s2(0)
+    backend.map_doorbell(other, Ipa(SW_MSI_WINDOW.base), 1)
+    assert errors(backend.attach, A, other) == ("EEXIST", None)
 
 
 @pytest.mark.parametrize(("profile", "can"), [("series-v3", False), ("series-v8", True)])

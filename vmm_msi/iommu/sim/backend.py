@@ -158,7 +158,7 @@ class SimBackend:
         """
         self._step("program_msi")
         host_device = self._host.device_by_address[device]
-        self._kernel.domain_of(device)
+        self._kernel.translation_of(host_device)
         if not self._kernel.profile.maps_doorbells:
             self._pick(host_device)
         return self._enable(host_device, doorbell)
@@ -197,9 +197,10 @@ class SimBackend:
         if programmed is None:
             raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
         steps = [TraceStep("programmed", {"iova": str(programmed)})]
-        smmu = self._kernel.smmus[self._kernel.domain_of(device).smmu]
+        domain, _stage1 = self._kernel.translation_of(host_device)
+        smmu = self._kernel.smmus[domain.smmu]
         walk = smmu.translate(host_device.stream_id, programmed)
-        steps += self._walk_steps(device, programmed, walk)
+        steps += self._walk_steps(host_device, programmed, walk)
         if walk.pa is None:
             outcome = Outcome.S2_FAULT if walk.stage == 2 else Outcome.S1_FAULT
             return Verdict(
@@ -215,9 +216,9 @@ class SimBackend:
             )
         return self._arrive(host_device, programmed, walk.pa, steps)
 
-    def _walk_steps(self, device: PciAddress, programmed: Iova, walk: Walk) -> list[TraceStep]:
-        stage1 = self._guest.device_by_address[device].stage1
-        s2 = self._kernel.domain_of(device).handle
+    def _walk_steps(self, device: HostDevice, programmed: Iova, walk: Walk) -> list[TraceStep]:
+        domain, stage1 = self._kernel.translation_of(device)
+        s2 = domain.handle
         fault: dict[str, str | int | None] = (
             {} if walk.event is None else {"fault": walk.event.kind.name}
         )

@@ -161,11 +161,15 @@ class IommuCore:
         """
         group = self.group(device)
         if group.handle is None:
-            raise BackendError(
-                errno.EOPNOTSUPP,
-                f"{device.address}: is not attached, so its MSIs get no address",
-            )
+            raise not_attached(device.address)
         return group.handle.context.sw_msi(group.handle, doorbell)
+
+
+def not_attached(address: PciAddress) -> BackendError:
+    """Return the error of ``iommu_dma_prepare_msi`` for a device of a blocked group."""
+    return BackendError(
+        errno.EOPNOTSUPP, f"{address}: is not attached, so its MSIs get no address; attach it first"
+    )
 
 
 def _same_entry(old: IommuDomain, new: IommuDomain) -> bool:

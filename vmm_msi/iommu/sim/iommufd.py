@@ -25,15 +25,16 @@ from vmm_msi.iommu.sim.objects import (
     SteConfig,
     Vdevice,
     Viommu,
+    another_smmu,
 )
 from vmm_msi.iommu.sim.page_table import PageTable
-from vmm_msi.types import Iova, Pa, ReservedKind
+from vmm_msi.types import Iova, Pa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from vmm_msi.iommu.sim.objects import GuestSte, Hwpt
-    from vmm_msi.types import HostDevice, HostTopology, ReservedRegion
+    from vmm_msi.types import HostDevice, HostTopology
 
 ObjectT = TypeVar("ObjectT", bound=Object)
 
@@ -152,7 +153,7 @@ class SimIommufd:
         if not isinstance(parent, Ioas | PagingHwpt | Viommu):
             raise BackendError(errno.EINVAL, f"object {pt_id}: cannot be the parent of a HWPT")
         if isinstance(parent, Viommu) and parent.hwpt.smmu != device.host.smmu:
-            raise self._another_smmu(device, parent.hwpt)
+            raise another_smmu(device, parent.hwpt)
         return parent
 
     def _paging_alloc(self, device: IommufdDevice, ioas: Ioas, *, nest_parent: bool) -> PagingHwpt:
@@ -190,7 +191,7 @@ class SimIommufd:
         if not hwpt.nest_parent:
             raise BackendError(errno.EINVAL, f"HWPT {hwpt_id}: is not a nest parent")
         if hwpt.smmu != smmu:
-            raise self._another_smmu(device, hwpt)
+            raise another_smmu(device, hwpt)
         hwpt.users += 1
         return self._add(Viommu(self._next, hwpt)).id
 
@@ -205,7 +206,7 @@ class SimIommufd:
         device = self._get(dev_id, IommufdDevice)
         address = device.host.address
         if viommu.hwpt.smmu != device.host.smmu:
-            raise self._another_smmu(device, viommu.hwpt)
+            raise another_smmu(device, viommu.hwpt)
         if device.vdevice is not None:
             raise BackendError(errno.EEXIST, f"{address}: has a vDEVICE already")
         if virt_id in viommu.vdevices:
@@ -294,9 +295,9 @@ class SimIommufd:
     def _attach(self, device: IommufdDevice, hwpt: Hwpt) -> None:
         """``iommufd_hw_pagetable_attach``.
 
-        :raise BackendError: EINVAL when the group is attached to another HWPT; EADDRINUSE when a
-            reserved region of the device is mapped; iommu_map's error for a slot; the errors of
-            :meth:`IommuCore.attach`.
+        :raise BackendError: EINVAL when the group is attached to another HWPT, or the device has
+            a HW MSI region beside its window; EADDRINUSE when a reserved region of the device is
+            mapped; iommu_map's error for a slot; the errors of :meth:`IommuCore.attach`.
         """
         group, iopt = device.group, hwpt.paging.ioas.iopt
         if group.hwpt not in {None, hwpt}:
@@ -309,6 +310,14 @@ class SimIommufd:
         if window is not None:
             group.sw_msi_start = window.base
         self._reserve(device, iopt)
+        if window is not None and device.host.hw_msi is not None:
+            # iommufd_device_do_replace does not ask for this check.
+            iopt.release(device)
+            raise BackendError(
+                errno.EINVAL,
+                f"{device.host.address}: its MSIs to {device.host.hw_msi} bypass the SMMU; assign "
+                "a device without such a region",
+            )
         if group.hwpt is None:
             try:
                 self._install_required(group, hwpt.paging)
@@ -322,9 +331,9 @@ class SimIommufd:
 
     @staticmethod
     def _reserve(device: IommufdDevice, iopt: IoPageTable) -> None:
-        """``iopt_table_enforce_dev_resv_regions``."""
+        """``iopt_table_enforce_dev_resv_regions``, without the check of MSI regions."""
         try:
-            for region in _reserved(device.host):
+            for region in device.enforced_regions:
                 iopt.reserve(region.base, region.last, device)
         except BackendError as error:
             iopt.release(device)
@@ -475,21 +484,9 @@ class SimIommufd:
             raise BackendError(errno.ENODEV, f"{device.host.address}: is not behind an SMMU")
         return device.host.smmu
 
-    @staticmethod
-    def _another_smmu(device: IommufdDevice, hwpt: PagingHwpt) -> BackendError:
-        return BackendError(
-            errno.EINVAL,
-            f"{device.host.address}: is behind SMMU {device.host.smmu}, the S2 belongs to SMMU "
-            f"{hwpt.smmu}; use one nest parent per physical SMMU",
-        )
-
     def hwpt(self, hwpt_id: int) -> PagingHwpt:
         """Return a paging HWPT by id.
 
         :raise BackendError: ENOENT for an id of no paging HWPT.
         """
         return self._get(hwpt_id, PagingHwpt)
-
-
-def _reserved(device: HostDevice) -> list[ReservedRegion]:
-    return [r for r in device.reserved if r.kind is not ReservedKind.DIRECT_RELAXABLE]

@@ -15,6 +15,8 @@ from vmm_msi.errors import BackendError
 from vmm_msi.iommu.sim.smmu import SimSmmu
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
@@ -127,6 +129,14 @@ class Kernel(ABC):
             raise BackendError(errno.EINVAL, f"{device}: not attached")
         return self.domains[handle]
 
+    def translation_of(self, device: HostDevice) -> tuple[S2Domain, str]:
+        """Return the stage 2 and the name of the stage 1 that translate a device's MSIs.
+
+        :raise BackendError: for a device whose MSIs cannot be enabled, as it is not attached.
+        """
+        domain = self.domain_of(device.address)
+        return domain, domain.devices[device.address]
+
     def is_attached(self, device: PciAddress) -> bool:
         """Return whether a device is attached."""
         return device in self._of
@@ -136,11 +146,12 @@ class Kernel(ABC):
         self._of[device.address] = domain.handle
         domain.devices[device.address] = name
 
-    def leave(self, device: HostDevice) -> None:
-        """Remove a detached device and make its stream abort."""
+    def leave(self, device: HostDevice, aborted: Iterable[HostDevice]) -> None:
+        """Remove a detached device and make the streams of some devices abort."""
         domain = self.domains[self._of.pop(device.address)]
         del domain.devices[device.address]
-        self.smmus[domain.smmu].clear(device.stream_id)
+        for stream in {each.stream_id for each in aborted}:
+            self.smmus[domain.smmu].clear(stream)
 
     def invalidate(self, handle: S2Handle) -> None:
         """Invalidate all cached translations of a stage 2."""

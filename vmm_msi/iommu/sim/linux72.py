@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings, check_msi_domain
 from vmm_msi.iommu.revisions import revision_of
-from vmm_msi.iommu.sim.core import IommuCore
+from vmm_msi.iommu.sim.core import IommuCore, not_attached
 from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.objects import GuestSte, SteConfig
@@ -94,18 +94,24 @@ class IommufdKernel(Kernel):
         """
         domain = self.domains[handle]
         if domain.revision is not None:
-            members = self._core.group(device).masters
             attached = [self.host.device_by_address[address] for address in domain.devices]
-            check_msi_domain(domain.revision, [master.host for master in members], attached)
+            check_msi_domain(domain.revision, self._mates(device), attached)
         self._vmm.attach(device.address, handle, name, GuestSte(SteConfig.TRANSLATE, s1))
         self.join(device, domain, name)
-        self.smmus[domain.smmu].install(device.stream_id, StreamTableEntry(s1, domain.config))
+        for mate in self._mates(device):
+            self.smmus[domain.smmu].install(mate.stream_id, StreamTableEntry(s1, domain.config))
         return handle
 
+    def _mates(self, device: HostDevice) -> list[HostDevice]:
+        """Return the devices of an IOMMU group, which are attached and detached together."""
+        return [master.host for master in self._core.group(device).masters]
+
     def detach(self, device: HostDevice) -> None:
-        """Detach a device; see :meth:`Vmm.detach`."""
+        """Detach a device; see :meth:`Vmm.detach`. The last one of its group blocks the group."""
         self._vmm.detach(device.address)
-        self.leave(device)
+        mates = self._mates(device)
+        others = any(self.is_attached(mate.address) for mate in mates if mate is not device)
+        self.leave(device, () if others else mates)
 
     def map_doorbell(self, handle: S2Handle, gdb: Ipa, page: Pa) -> None:
         """Map a page in place of the doorbell; see :meth:`SimIommufd.ioas_map`.
@@ -125,23 +131,39 @@ class IommufdKernel(Kernel):
             self._vmm.unmap(handle, gdb, self.page_size)
         self.invalidate(handle)
 
+    def translation_of(self, device: HostDevice) -> tuple[S2Domain, str]:
+        """Return what translates a device's MSIs: the IOMMU group has one HWPT.
+
+        :raise BackendError: ENOSPC, inside EOPNOTSUPP, when no device of the group is attached
+            (``iommu_dma_prepare_msi`` of a blocked group).
+        """
+        for mate in (device, *self._mates(device)):
+            if self.is_attached(mate.address):
+                return super().translation_of(mate)
+        raise _no_interrupt(not_attached(device.address))
+
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
         """``iommu_dma_prepare_msi`` on a domain with IOMMU_COOKIE_IOMMUFD: ``iommufd_sw_msi``.
 
         In a nest parent with guest bindings the address is that of a binding.
+
+        :raise BackendError: ENOSPC, inside the error of the allocator or of iommu_map:
+            ``msi_handle_pci_fail`` replaces each error of ``its_irq_domain_alloc``.
         """
-        cookie = self.domain_of(device.address).cookie
-        if not isinstance(cookie, GuestBindings) or not len(cookie):
-            return self._core.prepare_msi(device, doorbell)
+        domain, _stage1 = self.translation_of(device)
+        cookie = domain.cookie
         try:
+            if not isinstance(cookie, GuestBindings) or not len(cookie):
+                return self._core.prepare_msi(device, doorbell)
             return cookie.prepare(device.address, doorbell)
         except BackendError as error:
-            raise error.seen_as(errno.ENOSPC) from error
+            raise _no_interrupt(error) from error
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
         """Register a guest binding in the nest parent of a device.
 
-        :raise BackendError: ENOTTY without the call; the allocator's error.
+        :raise BackendError: ENOTTY without the call; EINVAL for a device that is not attached;
+            the allocator's error.
         """
         self._bindings(device).bind(device, giova, gdb, size)
 
@@ -154,7 +176,8 @@ class IommufdKernel(Kernel):
             self.invalidate(self.domain_of(device).handle)
 
     def _bindings(self, device: PciAddress) -> GuestBindings:
-        cookie = self.domain_of(device).cookie
+        has_call = self.profile.has_bindings
+        cookie = self.domain_of(device).cookie if has_call else None
         if not isinstance(cookie, GuestBindings):
             raise BackendError(
                 errno.ENOTTY, f"{device}: {self.profile.name} has no call for guest bindings here"
@@ -169,3 +192,8 @@ class IommufdKernel(Kernel):
     def close(self) -> None:
         """Close the file descriptor, which frees the slots."""
         self.fd.slots.clear()
+
+
+def _no_interrupt(error: BackendError) -> BackendError:
+    """Return an error of ``its_irq_domain_alloc`` as VFIO_DEVICE_SET_IRQS returns it."""
+    return error.seen_as(errno.ENOSPC)

@@ -7,15 +7,19 @@ have the rules.
 
 from __future__ import annotations
 
+import errno
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
+
+from vmm_msi.errors import BackendError
+from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.sim.iopt import FilledTable, IoPageTable
     from vmm_msi.iommu.sim.page_table import PageTable
     from vmm_msi.iommu.sim.smmu import Stage1Config
-    from vmm_msi.types import HostDevice, Iova, Pa, PciAddress
+    from vmm_msi.types import HostDevice, Iova, Pa, PciAddress, ReservedRegion
 
 
 class FileContext(Protocol):
@@ -160,6 +164,21 @@ class IommufdDevice(Object):
     host: HostDevice
     group: FdGroup
     vdevice: Vdevice | None = None
+
+    @property
+    def enforced_regions(self) -> list[ReservedRegion]:
+        """The reserved regions that an IOAS keeps free of mappings."""
+        relaxable = ReservedKind.DIRECT_RELAXABLE
+        return [region for region in self.host.reserved if region.kind is not relaxable]
+
+
+def another_smmu(device: IommufdDevice, hwpt: PagingHwpt) -> BackendError:
+    """Return the refusal of a device behind another SMMU than the one of a HWPT."""
+    return BackendError(
+        errno.EINVAL,
+        f"{device.host.address}: is behind SMMU {device.host.smmu}, the S2 belongs to SMMU "
+        f"{hwpt.smmu}; use one nest parent per physical SMMU",
+    )
 
 
 class CoreDomain(Enum):

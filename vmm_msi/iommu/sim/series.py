@@ -82,7 +82,7 @@ class SeriesKernel(Kernel):
     def detach(self, device: HostDevice) -> None:
         """Detach a device; see :meth:`Type1.detach`."""
         self._type1.domain_of(device.address)
-        self.leave(device)
+        self.leave(device, [device])
         self._type1.detach(device)
 
     def map_doorbell(self, handle: S2Handle, gdb: Ipa, page: Pa) -> None:
