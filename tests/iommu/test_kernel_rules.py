@@ -110,6 +110,35 @@ def test_vfio_makes_an_iommu_domain_for_another_smmu():
     assert (backend.costs().s2_domains, backend.costs().containers) == (2, 1)
 
 
+def test_devices_behind_two_smmus_share_a_container():
+    def two(names):
+        devices = device(A), device(B, smmu=1)
+        backend = sim("series-v8", *devices, containers=ContainerPer.GUEST, stage1=names)
+        return backend, backend.alloc_s2(0), backend.alloc_s2(1)
+
+    backend, first, second = two({A: "s1", B: "s1"})
+    assert backend.attach(A, first) != backend.attach(B, second)
+    backend.bind_guest_msi(A, Iova(0xFFFF_0000), GDB, 4096)
+    costs = backend.costs()
+    assert (costs.s2_domains, costs.containers, costs.bindings) == (2, 1, 2)
+    backend, first, second = two({A: "s1-a", B: "s1-b"})
+    backend.attach(A, first)
+    assert code(backend.attach, B, second) == "EINVAL"
+
+
+def test_a_group_behind_two_smmus_is_refused():
+    backend = sim("series-v8", device(A, group=7), device(B, smmu=1, group=7))
+    assert code(backend.attach, A, backend.alloc_s2(0)) == "ENXIO"
+
+
+def test_two_stage_2_tables_on_one_smmu_are_in_two_containers():
+    backend = sim(
+        "series-v2", device(A), device(B), containers=ContainerPer.GUEST, stage1={A: "s1", B: "s1"}
+    )
+    assert backend.attach(A, backend.alloc_s2(0)) != backend.attach(B, backend.alloc_s2(0))
+    assert (backend.costs().s2_domains, backend.costs().containers) == (2, 2)
+
+
 @pytest.mark.parametrize("profile", ["linux-7.2", "series-v8"])
 @pytest.mark.parametrize("same_s2", [True, False])
 def test_a_group_has_one_translation(profile, same_s2):

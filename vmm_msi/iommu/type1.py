@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, field
+from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
@@ -46,11 +47,13 @@ class DomainTables(Protocol):
 class Type1Domain:
     """An IOMMU domain of a container.
 
+    :param made_for: the handle that a device was attached to when it was made.
     :param cookie: the allocator of doorbell addresses; None without one.
     :param groups: the attached IOMMU groups, each with its devices that the guest uses.
     """
 
     handle: S2Handle
+    made_for: S2Handle
     smmu: int
     table: DoorbellTable
     cookie: MsiCookie | GuestBindings | None
@@ -69,17 +72,24 @@ class _Container:
     :param stage1: the stage 1 that its IOMMU domains have.
     """
 
-    key: Hashable
+    key: tuple[MsiAllocator, int, Hashable]
     domains: list[Type1Domain] = field(default_factory=list)
     stage1: str | None = None
 
 
 @dataclass(eq=False)
 class _Space:
-    """What a strategy asked for as one stage 2: the containers that the VMM opens for it."""
+    """What a strategy asked for as one stage 2 on an SMMU.
 
+    A container has IOMMU domains on several SMMUs, so requests on different SMMUs share the VMM's
+    containers; requests on one SMMU get containers of their own.
+
+    :param number: counts the requests on one SMMU.
+    """
+
+    smmu: int
     allocator: MsiAllocator
-    containers: dict[Hashable, _Container] = field(default_factory=dict)
+    number: int
 
 
 class Type1:
@@ -99,6 +109,7 @@ class Type1:
             self._members.setdefault(device.iommu_group, []).append(device)
         self._next = 1
         self._spaces: dict[S2Handle, _Space] = {}
+        self._containers: dict[tuple[MsiAllocator, int, Hashable], _Container] = {}
         self._container_of: dict[int, _Container] = {}
         self._domain_of: dict[PciAddress, Type1Domain] = {}
 
@@ -109,39 +120,41 @@ class Type1:
     @property
     def stage2_count(self) -> int:
         """Number of stage 2 tables; one that was asked for counts before its first device, too."""
-        counts = (
-            sum(len(container.domains) for container in space.containers.values())
-            for space in self._spaces.values()
-        )
-        return sum(count or 1 for count in counts)
+        return sum(len(self._domains(handle)) or 1 for handle in self._spaces)
 
     @property
     def container_count(self) -> int:
         """Number of open containers."""
-        return sum(len(space.containers) for space in self._spaces.values())
+        return len(self._containers)
 
     @property
     def cookies(self) -> Iterator[MsiCookie | GuestBindings]:
         """The allocators of doorbell addresses."""
-        for space in self._spaces.values():
-            for container in space.containers.values():
-                for domain in container.domains:
-                    if domain.cookie is not None:
-                        yield domain.cookie
+        for container in self._containers.values():
+            for domain in container.domains:
+                if domain.cookie is not None:
+                    yield domain.cookie
 
-    def alloc_s2(self, allocator: MsiAllocator) -> S2Handle:
-        """Return a handle for the containers of one stage 2; they are opened for their devices."""
+    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
+        """Return a handle for one stage 2; containers are opened for its devices."""
+        numbers = {s.number for s in self._spaces.values() if s.smmu == smmu}
         handle = self._handle()
-        self._spaces[handle] = _Space(allocator)
+        number = next(n for n in count() if n not in numbers)
+        self._spaces[handle] = _Space(smmu, allocator, number)
         return handle
+
+    def _domains(self, handle: S2Handle) -> list[Type1Domain]:
+        """Return the IOMMU domains that were made for one of those handles."""
+        domains = (domain for c in self._containers.values() for domain in c.domains)
+        return [domain for domain in domains if domain.made_for == handle]
 
     def free_s2(self, handle: S2Handle) -> None:
         """Forget it.
 
         :raise BackendError: EBUSY while a device is attached.
         """
-        space = self._space(handle)
-        attached = sum(1 for c in space.containers.values() for d in c.domains for _ in d.devices)
+        self._space(handle)
+        attached = sum(1 for domain in self._domains(handle) for _ in domain.devices)
         if attached:
             raise BackendError(errno.EBUSY, f"S2 {handle}: {attached} devices attached")
         del self._spaces[handle]
@@ -165,14 +178,14 @@ class Type1:
         :return: the IOMMU domain. The other devices of its container have the same stage 1 now.
         :raise BackendError: EBUSY for an attached device; EINVAL for a group that is in another
             container, for a second stage 1 from revision 8 on (before, it replaces the first), and
-            for a group that no IOMMU domain takes.
+            for a group that no IOMMU domain takes; ENXIO for a group behind several SMMUs.
         """
         space = self._space(handle)
         if device.address in self._domain_of:
             raise BackendError(errno.EBUSY, f"{device.address}: attached already")
-        key = self._key(device, stage1)
+        key = (space.allocator, space.number, self._key(device, stage1))
         current = self._container_of.get(device.iommu_group)
-        container = space.containers.get(key)
+        container = self._containers.get(key)
         if current is not None and current is not container:
             raise BackendError(
                 errno.EINVAL,
@@ -187,10 +200,10 @@ class Type1:
                 f"{device.address}: its container has the stage 1 {container.stage1}, and an IOMMU "
                 f"domain takes one (arm_smmu_attach_pasid_table); {stage1} needs another container",
             )
-        domain = self._attach_group(device, container, space.allocator)
+        domain = self._attach_group(device, container, handle)
         domain.groups.setdefault(device.iommu_group, []).append(device)
         container.stage1 = stage1
-        space.containers[key] = self._container_of[device.iommu_group] = container
+        self._containers[key] = self._container_of[device.iommu_group] = container
         self._domain_of[device.address] = domain
         return domain
 
@@ -205,16 +218,23 @@ class Type1:
                 return None
 
     def _attach_group(
-        self, device: HostDevice, container: _Container, allocator: MsiAllocator
+        self, device: HostDevice, container: _Container, made_for: S2Handle
     ) -> Type1Domain:
         group = device.iommu_group
         for domain in container.domains:
             if group in domain.groups:
                 return domain
         members = self._members.get(group, [device])
+        others = [member.address for member in members if member.smmu != device.smmu]
+        if others:
+            raise BackendError(
+                errno.ENXIO,
+                f"{device.address}: {others[0]} of its IOMMU group is behind another SMMU "
+                "(arm_smmu_attach_dev)",
+            )
         # The patches check every nested IOMMU domain, because their allocator needs it. A caller
         # that maps doorbells itself needs no such check.
-        checked = allocator is not MsiAllocator.CALLER
+        checked = self._spaces[made_for].allocator is not MsiAllocator.CALLER
         # The newest one comes first: list_add().
         for domain in reversed(container.domains):
             if domain.smmu != device.smmu:
@@ -227,10 +247,10 @@ class Type1:
             return domain
         if checked:
             check_msi_domain(self._revision, members, ())
-        return self._open_domain(device, container, allocator)
+        return self._open_domain(device, container, made_for)
 
     def _open_domain(
-        self, device: HostDevice, container: _Container, allocator: MsiAllocator
+        self, device: HostDevice, container: _Container, made_for: S2Handle
     ) -> Type1Domain:
         if device.smmu is None:
             raise BackendError(errno.ENODEV, f"{device.address}: is not behind an SMMU")
@@ -238,13 +258,14 @@ class Type1:
         table = self._tables.open_domain(handle, device.smmu)
         cookie: MsiCookie | GuestBindings | None = None
         window = device.sw_msi_window
+        allocator = self._spaces[made_for].allocator
         # A cookie is for software MSIs (vfio_iommu_has_sw_msi).
         if window is not None and allocator is not MsiAllocator.CALLER:
             if self._revision.has_bindings:
                 cookie = GuestBindings(table, self._revision)
             else:
                 cookie = MsiCookie(table, window.base)
-        domain = Type1Domain(handle, device.smmu, table, cookie)
+        domain = Type1Domain(handle, made_for, device.smmu, table, cookie)
         container.domains.append(domain)
         return domain
 
@@ -269,8 +290,7 @@ class Type1:
         container.domains.remove(domain)
         self._tables.close_domain(domain.handle)
         if not container.domains:
-            space = next(s for s in self._spaces.values() if container in s.containers.values())
-            del space.containers[container.key]
+            del self._containers[container.key]
 
     def domain_of(self, device: PciAddress) -> Type1Domain:
         """Return the IOMMU domain of a device.

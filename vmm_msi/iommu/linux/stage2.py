@@ -62,7 +62,7 @@ class Stage2Tables:
     def alloc(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2` and :meth:`Type1.alloc_s2`."""
         if self._type1 is not None:
-            return self._type1.alloc_s2(allocator)
+            return self._type1.alloc_s2(smmu, allocator)
         doorbells = self._open(smmu)
         revision = revision_of(allocator)
         if revision is not None:

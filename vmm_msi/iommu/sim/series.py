@@ -59,9 +59,9 @@ class SeriesKernel(Kernel):
         """Number of VFIO containers."""
         return self._type1.container_count
 
-    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:  # noqa: ARG002
+    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
         """Ask for a stage 2, which VFIO makes when a device is attached."""
-        return self._type1.alloc_s2(allocator)
+        return self._type1.alloc_s2(smmu, allocator)
 
     def free_s2(self, handle: S2Handle) -> None:
         """Free what was asked for; see :meth:`Type1.free_s2`."""
