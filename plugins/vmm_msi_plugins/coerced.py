@@ -7,13 +7,10 @@ be tried in two worlds: on a nest parent of iommufd, where a stage 2 may serve s
 
 from __future__ import annotations
 
-from collections import Counter
-from dataclasses import dataclass, field
 from typing import Literal
 
 from vmm_msi.plugins import (
     Capability,
-    Iova,
     MsiAllocator,
     Needs,
     Options,
@@ -33,13 +30,6 @@ class CoercedOptions(Options, frozen=True):
     """
 
     revision: Literal["v2", "v4", "v8", "v15"] = "v15"
-
-
-@dataclass
-class _BindingUsers:
-    """Devices per binding: devices that share a stage 1 share its binding."""
-
-    count: Counter[tuple[int, Iova]] = field(default_factory=Counter)
 
 
 class Coerced(Strategy):
@@ -69,15 +59,9 @@ class Coerced(Strategy):
         granule = session.guest.stage1_by_id[guest_device.stage1].granule
         gdb = session.guest.gdb(guest_device)
         session.backend.bind_guest_msi(device, guest_device.giova, gdb, granule)
-        session.state(_BindingUsers).count[smmu_of(session, device), guest_device.giova] += 1
 
     def vmm_msi_unbind_doorbell(self, session: Session, device: PciAddress) -> None:
-        """Withdraw the binding when no other device uses it, where the revision can."""
-        giova = session.guest_device(device).giova
-        count = session.state(_BindingUsers).count
-        key = (smmu_of(session, device), giova)
-        count[key] -= 1
-        if not count[key]:
-            del count[key]
-            if Capability.GUEST_UNBIND in session.backend.info.capabilities:
-                session.backend.unbind_guest_msi(device, giova)
+        """Withdraw the device's binding, where the revision can."""
+        if Capability.GUEST_UNBIND in session.backend.info.capabilities:
+            giova = session.guest_device(device).giova
+            session.backend.unbind_guest_msi(device, giova)

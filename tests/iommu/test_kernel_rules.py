@@ -372,6 +372,37 @@ def test_unbind_came_after_revision_3(profile, can):
     assert backend.deliver(A).outcome is Outcome.S2_FAULT
 
 
+def test_the_last_device_of_a_container_withdraws_a_binding():
+    devices = device(A), device(B, smmu=1)
+    backend = sim("series-v8", *devices, containers=ContainerPer.GUEST, stage1={A: "s1", B: "s1"})
+    for number, address in enumerate((A, B)):
+        backend.attach(address, backend.alloc_s2(number))
+    for address in (A, B):
+        backend.bind_guest_msi(address, Iova(0xFFFF_0000), GDB, 4096)
+        backend.prepare_msi(address)
+    backend.unbind_guest_msi(A, Iova(0xFFFF_0000))
+    assert backend.deliver(B).outcome is Outcome.DELIVERED
+    backend.unbind_guest_msi(B, Iova(0xFFFF_0000))
+    assert backend.costs().bindings == 0
+    assert backend.deliver(B).outcome is Outcome.S2_FAULT
+
+
+@pytest.mark.parametrize("allocator", [MsiAllocator.V2, MsiAllocator.V4, MsiAllocator.V8])
+def test_a_device_of_a_nest_parent_leaves_the_binding_of_another(allocator):
+    backend = sim("linux-7.2-bind", device(A), device(B))
+    s2 = backend.alloc_s2(0, allocator=allocator)
+    for address in (A, B):
+        backend.attach(address, s2)
+        backend.bind_guest_msi(address, Iova(0xFFFF_0000), GDB, 4096)
+    backend.prepare_msi(A)
+    backend.unbind_guest_msi(A, Iova(0xFFFF_0000))
+    assert backend.costs().bindings == 1
+    backend.prepare_msi(B)
+    assert backend.deliver(B).outcome is Outcome.DELIVERED
+    backend.unbind_guest_msi(B, Iova(0xFFFF_0000))
+    assert backend.costs().bindings == 0
+
+
 def test_a_large_stage_1_granule_is_refused_in_revision_15_only():
     for profile in ("series-v2", "series-v8"):
         backend = sim(profile, device(A))

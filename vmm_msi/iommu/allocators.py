@@ -10,6 +10,7 @@ is decided where the ioctl is.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -108,6 +109,7 @@ class GuestBindings:
         self._serial = 0
         self._all = _Entries()
         self._own: dict[PciAddress, _Entries] = {}
+        self._users: Counter[tuple[PciAddress | None, Iova]] = Counter()
 
     def _entries(self, device: PciAddress) -> _Entries:
         if self._revision.device_handle:
@@ -146,6 +148,29 @@ class GuestBindings:
             if not self._revision.unbinds_all:
                 break
         return unmapped
+
+    def register(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
+        """Register a binding for a device of a nest parent; see :meth:`bind`.
+
+        :raise BackendError: see :meth:`bind`.
+        """
+        self.bind(device, giova, gdb, size)
+        self._users[self._user(device, giova)] += 1
+
+    def withdraw(self, device: PciAddress, giova: Iova) -> bool:
+        """Drop a device's binding, unless another device registered the same; see :meth:`unbind`.
+
+        With a device handle each device has its own.
+        """
+        user = self._user(device, giova)
+        if self._users[user] > 1:
+            self._users[user] -= 1
+            return False
+        del self._users[user]
+        return self.unbind(device, giova)
+
+    def _user(self, device: PciAddress, giova: Iova) -> tuple[PciAddress | None, Iova]:
+        return (device if self._revision.device_handle else None), giova
 
     def _drop(self, entries: _Entries, binding: _Binding) -> bool:
         del entries.by_giova[binding.giova]

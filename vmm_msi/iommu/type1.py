@@ -11,6 +11,7 @@ guest's stage 1, the allocator of doorbell addresses and the bindings belong to 
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from dataclasses import dataclass, field
 from itertools import count
 from typing import TYPE_CHECKING, Protocol
@@ -70,11 +71,13 @@ class _Container:
     """A container: one address space.
 
     :param stage1: the stage 1 that its IOMMU domains have.
+    :param users: number of devices that registered each binding, which the last one withdraws.
     """
 
     key: tuple[MsiAllocator, int, Hashable]
     domains: list[Type1Domain] = field(default_factory=list)
     stage1: str | None = None
+    users: Counter[Iova] = field(default_factory=Counter)
 
 
 @dataclass(eq=False)
@@ -321,19 +324,29 @@ class Type1:
         """
         for bindings, owner in self._bindings(device, "register"):
             bindings.bind(owner, giova, gdb, size)
+        self._container_of[device.iommu_group].users[giova] += 1
 
     def unbind(self, device: HostDevice, giova: Iova) -> list[S2Handle]:
         """Withdraw a guest binding; return the stage 2 tables in which a page was unmapped.
+
+        The call reaches every IOMMU domain of the container, so the VMM makes it for the last
+        device of the container that registered the binding.
 
         :raise BackendError: ENOTTY without the call, EINVAL without the nested MSI cookie.
         """
         if self._revision.has_bindings and not self._revision.can_unbind:
             raise BackendError(errno.ENOTTY, self._no_call("withdraw"))
-        changed = []
-        for bindings, owner in self._bindings(device, "withdraw"):
-            if bindings.unbind(owner, giova):
-                changed.append(self._domain_of[owner].handle)
-        return changed
+        reached = list(self._bindings(device, "withdraw"))
+        users = self._container_of[device.iommu_group].users
+        if users[giova] > 1:
+            users[giova] -= 1
+            return []
+        del users[giova]
+        return [
+            self._domain_of[owner].handle
+            for bindings, owner in reached
+            if bindings.unbind(owner, giova)
+        ]
 
     def _bindings(
         self, device: HostDevice, verb: str

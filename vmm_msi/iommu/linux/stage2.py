@@ -141,18 +141,18 @@ class Stage2Tables:
         return self._doorbells[s2]
 
     def bind(self, device: HostDevice, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Register a guest binding; see :meth:`Type1.bind` and :meth:`GuestBindings.bind`."""
+        """Register a guest binding; see :meth:`Type1.bind`, :meth:`GuestBindings.register`."""
         if self._type1 is not None:
             self._type1.bind(device, giova, gdb, size)
         else:
-            self.of(device.address).bindings.bind(device.address, giova, gdb, size)
+            self.of(device.address).bindings.register(device.address, giova, gdb, size)
 
     def unbind(self, device: HostDevice, giova: Iova) -> None:
         """Withdraw a guest binding; the kernel invalidates."""
         if self._type1 is not None:
             self._type1.unbind(device, giova)
         else:
-            self.of(device.address).bindings.unbind(device.address, giova)
+            self.of(device.address).bindings.withdraw(device.address, giova)
 
     def pick(self, device: HostDevice, doorbell: Pa) -> Iova | None:
         """Return the page address that the profile's allocator picks for a doorbell.

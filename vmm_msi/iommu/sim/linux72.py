@@ -165,14 +165,14 @@ class IommufdKernel(Kernel):
         :raise BackendError: ENOTTY without the call; EINVAL for a device that is not attached;
             the allocator's error.
         """
-        self._bindings(device).bind(device, giova, gdb, size)
+        self._bindings(device).register(device, giova, gdb, size)
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding, and invalidate.
 
         :raise BackendError: ENOTTY without the call.
         """
-        if self._bindings(device).unbind(device, giova):
+        if self._bindings(device).withdraw(device, giova):
             self.invalidate(self.domain_of(device).handle)
 
     def _bindings(self, device: PciAddress) -> GuestBindings:
