@@ -372,6 +372,17 @@ def test_unbind_came_after_revision_3(profile, can):
     assert backend.deliver(A).outcome is Outcome.S2_FAULT
 
 
+def test_with_a_device_handle_a_binding_is_for_every_device_of_the_groups():
+    backend = SimBackend(
+        host(device(A, group=7), device(B, group=7)), guest(A), profile_named("series-v4")
+    )
+    backend.attach(A, backend.alloc_s2(0))
+    backend.bind_guest_msi(A, Iova(0xFFFF_0000), GDB, 4096)
+    assert backend.costs().bindings == 2
+    backend.unbind_guest_msi(A, Iova(0xFFFF_0000))
+    assert backend.costs().bindings == 0
+
+
 def test_the_last_device_of_a_container_withdraws_a_binding():
     devices = device(A), device(B, smmu=1)
     backend = sim("series-v8", *devices, containers=ContainerPer.GUEST, stage1={A: "s1", B: "s1"})

@@ -322,7 +322,7 @@ class Type1:
         :raise BackendError: ENOTTY without the call, EINVAL without the nested MSI cookie; the
             allocator's error.
         """
-        for bindings, owner in self._bindings(device, "register"):
+        for _domain, bindings, owner in self._bindings(device, "register"):
             bindings.bind(owner, giova, gdb, size)
         self._container_of[device.iommu_group].users[giova] += 1
 
@@ -343,15 +343,17 @@ class Type1:
             return []
         del users[giova]
         return [
-            self._domain_of[owner].handle
-            for bindings, owner in reached
-            if bindings.unbind(owner, giova)
+            domain.handle for domain, bindings, owner in reached if bindings.unbind(owner, giova)
         ]
 
     def _bindings(
         self, device: HostDevice, verb: str
-    ) -> Iterator[tuple[GuestBindings, PciAddress]]:
-        """Yield the allocators that a call for a device reaches, and the device it names there."""
+    ) -> Iterator[tuple[Type1Domain, GuestBindings, PciAddress]]:
+        """Yield the IOMMU domains that a call for a device reaches, and the device it names there.
+
+        With a device handle it names every device of their IOMMU groups (vfio_iommu_for_each_dev),
+        whether the guest uses it or not.
+        """
         self.domain_of(device.address)
         if not self._revision.has_bindings:
             raise BackendError(errno.ENOTTY, self._no_call(verb))
@@ -360,9 +362,9 @@ class Type1:
                 raise BackendError(
                     errno.EINVAL, f"{device.address}: its IOMMU domain has no nested MSI cookie"
                 )
-            owners = [attached.address for attached in domain.devices]
+            owners = [member.address for group in domain.groups for member in self._members[group]]
             for owner in owners if self._revision.device_handle else owners[:1]:
-                yield domain.cookie, owner
+                yield domain, domain.cookie, owner
 
     def _no_call(self, verb: str) -> str:
         number = self._revision.number
