@@ -183,7 +183,20 @@ def test_iommufd_refuses_ram_in_the_window():
 
 
 @pytest.mark.parametrize("profile", SERIES)
-def test_the_series_does_not_reserve_the_window(profile):
+def test_vfio_refuses_ram_in_a_reserved_region_since_linux_5_4(profile):
+    relaxable = ReservedRegion(0x1000, 0x1000, ReservedKind.DIRECT_RELAXABLE)
+    memory = (MemoryRange(Ipa(0), 0x1000_0000),)
+    backend = sim(profile, device(A, reserved=(relaxable,)), device(B), memory=memory)
+    backend.attach(A, backend.alloc_s2(0))
+    s2 = backend.alloc_s2(0)
+    if profile in {"series-v15", "series-v16"}:
+        assert code(backend.attach, B, s2) == "EINVAL"
+    else:
+        backend.attach(B, s2)
+
+
+@pytest.mark.parametrize("profile", SERIES)
+def test_the_series_does_not_reserve_the_window_for_the_kernel(profile):
     backend = sim(profile, device(A))
     asked = backend.alloc_s2(0, allocator=MsiAllocator.CALLER)
     assert code(backend.map_doorbell, asked, Ipa(0x0809_0000), 0) == "ENOENT"

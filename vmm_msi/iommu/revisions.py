@@ -24,6 +24,7 @@ class Revision:
     :param one_msi_domain: the devices of a nested IOMMU domain have one MSI domain.
     :param refuses_hw_msi: a device with a HW MSI region cannot be attached.
     :param compares_granules: a binding is not larger than a page of stage 2.
+    :param reserves_regions: guest RAM in a reserved region is refused (VFIO in Linux 5.4).
     :param reports_failure: a caller learns that a doorbell could not be mapped; before, the
         message of such an MSI was all ones.
     """
@@ -37,6 +38,7 @@ class Revision:
     one_msi_domain: bool = False
     refuses_hw_msi: bool = False
     compares_granules: bool = False
+    reserves_regions: bool = False
     reports_failure: bool = False
 
     @property
@@ -67,8 +69,21 @@ REVISIONS: tuple[Revision, ...] = (
     Revision(4, MsiAllocator.V4, device_handle=True, can_unbind=True, unbinds_all=True),
     Revision(7, MsiAllocator.V8, can_unbind=True, unbinds_all=True, one_msi_domain=True),
     _V8,
-    replace(_V8, number=15, allocator=MsiAllocator.V15, compares_granules=True),
-    Revision(16, MsiAllocator.KERNEL, one_stage1=True, refuses_hw_msi=True, reports_failure=True),
+    replace(
+        _V8,
+        number=15,
+        allocator=MsiAllocator.V15,
+        compares_granules=True,
+        reserves_regions=True,
+    ),
+    Revision(
+        16,
+        MsiAllocator.KERNEL,
+        one_stage1=True,
+        refuses_hw_msi=True,
+        reserves_regions=True,
+        reports_failure=True,
+    ),
 )
 
 

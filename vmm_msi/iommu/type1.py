@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, check_msi_domain
 from vmm_msi.iommu.backend import MsiAllocator, S2Handle
-from vmm_msi.types import ContainerPer, Iova
+from vmm_msi.types import ContainerPer, Iova, ReservedKind
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -105,6 +105,7 @@ class Type1:
         self, host: HostTopology, guest: GuestDomain, revision: Revision, tables: DomainTables
     ) -> None:
         self._per = guest.containers
+        self._memory = guest.memory
         self._revision = revision
         self._tables = tables
         self._members: dict[int, list[HostDevice]] = {}
@@ -180,8 +181,9 @@ class Type1:
 
         :return: the IOMMU domain. The other devices of its container have the same stage 1 now.
         :raise BackendError: EBUSY for an attached device; EINVAL for a group that is in another
-            container, for a second stage 1 from revision 8 on (before, it replaces the first), and
-            for a group that no IOMMU domain takes; ENXIO for a group behind several SMMUs.
+            container, for a second stage 1 from revision 8 on (before, it replaces the first), for
+            guest RAM in a reserved region from revision 15 on, and for a group that no IOMMU domain
+            takes; ENXIO for a group behind several SMMUs.
         """
         space = self._space(handle)
         if device.address in self._domain_of:
@@ -235,6 +237,8 @@ class Type1:
                 f"{device.address}: {others[0]} of its IOMMU group is behind another SMMU "
                 "(arm_smmu_attach_dev)",
             )
+        if self._revision.reserves_regions:
+            self._check_regions(members)
         # The patches check every nested IOMMU domain, because their allocator needs it. A caller
         # that maps doorbells itself needs no such check.
         checked = self._spaces[made_for].allocator is not MsiAllocator.CALLER
@@ -251,6 +255,17 @@ class Type1:
         if checked:
             check_msi_domain(self._revision, members, ())
         return self._open_domain(device, container, made_for)
+
+    def _check_regions(self, members: list[HostDevice]) -> None:
+        """``vfio_iommu_resv_conflict``; RAM that is mapped later is refused, too."""
+        for member in members:
+            for region in member.reserved:
+                if region.kind is ReservedKind.DIRECT_RELAXABLE:
+                    continue
+                if any(region.overlaps(ram.base, ram.size) for ram in self._memory):
+                    raise BackendError(
+                        errno.EINVAL, f"{member.address}: guest RAM is in its region {region}"
+                    )
 
     def _open_domain(
         self, device: HostDevice, container: _Container, made_for: S2Handle
