@@ -63,8 +63,16 @@ SMALL, GROWTH = 256, 10
 ROUNDS = 5
 
 
+def _its(number: int) -> Its:
+    base = Pa(0x2_0000_0000 + number * 0x100_0000)
+    return Its(number, base, base.offset(0x1_0000))
+
+
 def big_scenario(devices: int) -> Scenario:
-    """Return ``devices`` devices with 2,048 vectors each, spread over 8 ITSes and 4 SMMUs."""
+    """Return ``devices`` devices with 2,048 vectors each, spread over 8 ITSes and 4 SMMUs.
+
+    The ITSes are of a GICv5: with a GICv3 Linux has LPIs for 28 such devices.
+    """
     host_devices = []
     for number in range(devices):
         address = PciAddress.from_rid(number >> 12, (number & 0xFFF) << 3)
@@ -84,7 +92,7 @@ def big_scenario(devices: int) -> Scenario:
         source="bench",
         granule=Granule.K4,
         smmus=tuple(Smmu(i) for i in range(SMMUS)),
-        itses=tuple(Its(i, Pa(0x2_0000_0000 + i * 0x100_0000)) for i in range(ITSES)),
+        itses=tuple(map(_its, range(ITSES))),
         devices=tuple(host_devices),
     )
     return Scenario(host, virt_guest("bench", [device.address for device in host_devices]))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 
 import pytest
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.sim.its import FIRST_LPI, LpiSpace, SimIts
+from vmm_msi.iommu.sim.its import FIRST_LPI, LpiSpace, SimIts, table_sizes
 from vmm_msi.iommu.sim.page_table import Access, PageTable
 from vmm_msi.iommu.sim.smmu import (
     EventKind,
@@ -16,7 +17,18 @@ from vmm_msi.iommu.sim.smmu import (
     Stage2Config,
     StreamTableEntry,
 )
-from vmm_msi.types import DeviceId, Granule, Iova, Ipa, Its, Pa, StreamId
+from vmm_msi.types import (
+    DeviceId,
+    Granule,
+    HostDevice,
+    HostTopology,
+    Iova,
+    Ipa,
+    Its,
+    Pa,
+    PciAddress,
+    StreamId,
+)
 
 ROOT = Ipa(0x4000_0000)
 SID = StreamId(7)
@@ -163,24 +175,89 @@ def test_an_invalidation_affects_its_vmid_and_asid_only():
     assert [sid for sid, _ in smmu.stale()] == [2]
 
 
-def test_its_translates_mapped_devices_only():
+def host_device(bus, vectors=1, *, device_id=None, group=None):
+    number = DeviceId(bus if device_id is None else device_id)
+    address = PciAddress(0, bus, 0, 0)
+    return HostDevice(address, 0, StreamId(bus), (0,), number, group or bus, vectors)
+
+
+def test_its_translates_events_of_mapped_devices_only():
     its = SimIts(Its(0, Pa(0x2_0000_0000)), LpiSpace())
-    assert its.first_lpi(DeviceId(1), 1) is None
-    its.map_device(DeviceId(1), 4)
-    its.map_device(DeviceId(2), 2)
-    assert its.first_lpi(DeviceId(1), 4) == FIRST_LPI
-    assert its.first_lpi(DeviceId(2), 2) == FIRST_LPI + 4
-    assert its.first_lpi(DeviceId(2), 3) is None
-    with pytest.raises(BackendError, match="EBUSY"):
-        its.map_device(DeviceId(1), 4)
-    its.unmap_device(DeviceId(1))
-    its.map_device(DeviceId(3), 4)
-    assert its.first_lpi(DeviceId(3), 4) == FIRST_LPI
-    assert its.mapped() == {2, 3}
+    one, two, three = host_device(1, 4), host_device(2, 2), host_device(3, 4)
+    assert its.first_lpi(one, (0, 1, 2, 3)) is None
+    for device in (one, two):
+        assert its.map_device(device, device.vectors) == device.vectors
+        its.enable(device)
+    assert its.events_of(one) == (0, 1, 2, 3)
+    assert its.first_lpi(one, its.events_of(one)) == FIRST_LPI
+    assert its.first_lpi(two, its.events_of(two)) == FIRST_LPI + 4
+    assert its.first_lpi(two, (0, 1, 2)) is None
+    assert its.enabled() == {one.address, two.address}
+    its.disable(one)
+    assert its.first_lpi(one, (0,)) is None
+    assert its.events_of(one) == its.events_of(three) == ()
+    its.map_device(three, 4)
+    its.enable(three)
+    assert its.first_lpi(three, its.events_of(three)) == FIRST_LPI + 6
+    its.map_device(one, 4)
+    its.enable(one)
+    assert its.first_lpi(one, its.events_of(one)) == FIRST_LPI
+
+
+def test_devices_share_a_device_id_on_a_gicv3_its():
+    """its_msi_prepare: the first one's table is used by the second, which may find it full."""
+    its = SimIts(Its(0, Pa(0x2_0000_0000)), LpiSpace())
+    first, second = host_device(1, 4, device_id=9), host_device(2, 2, device_id=9)
+    its.map_device(first, 8)
+    assert its.map_device(second, 2) == 8
+    its.enable(first)
+    its.enable(second)
+    assert its.events_of(second) == (4, 5)
+    assert its.first_lpi(second, its.events_of(second)) == FIRST_LPI + 4
+    third = host_device(3, 3, device_id=9)
+    its.map_device(third, 4)
+    with pytest.raises(BackendError, match=r"^ENOSPC: .* only 2 events left .* has 3 MSIs"):
+        its.enable(third)
+    its.disable(second)
+    its.enable(third)
+    assert its.events_of(third) == (4, 5, 6)
+
+
+def test_devices_of_a_gicv5_do_not_share_a_device_id():
+    """gicv5_its_msi_prepare: EBUSY, which is ENODEV for the caller."""
+    its = SimIts(Its(0, Pa(0x2_0000_0000), Pa(0x2_0001_0000)), LpiSpace(gicv5=True))
+    its.map_device(host_device(1, device_id=9), 1)
+    its.map_device(host_device(1, device_id=9), 1)
+    with pytest.raises(BackendError, match=r"^ENODEV \(EBUSY in the kernel\): ") as refusal:
+        its.map_device(host_device(2, device_id=9), 1)
+    assert (refusal.value.errno, refusal.value.inside) == (errno.ENODEV, errno.EBUSY)
+
+
+def test_a_table_is_as_large_as_all_devices_with_the_device_id():
+    """its_pci_msi_prepare: a power of two, of all functions behind one bridge, 32 for ID 0."""
+    devices = (
+        host_device(1, 5),
+        host_device(2, 3, device_id=9, group=9),
+        host_device(3, 6, device_id=9, group=9),
+        host_device(4, 3, device_id=9),
+        host_device(5, device_id=0),
+        host_device(6, 33, device_id=0),
+    )
+    host = HostTopology("test", Granule.K4, (), (Its(0, Pa(0x2_0000_0000)),), devices)
+    assert list(table_sizes(host).values()) == [8, 16, 16, 4, 32, 64]
+    v5 = replace(host, itses=(Its(0, Pa(0x2_0000_0000), Pa(0x2_0001_0000)),))
+    assert table_sizes(v5)[devices[4].address] == 1
 
 
 def test_lpis_run_out():
-    lpis = LpiSpace(id_bits=14)
-    lpis.alloc(8192)
-    with pytest.raises(BackendError, match="ENOSPC"):
+    """its_lpi_alloc: half as many until they fit; without one left ENODEV for the caller."""
+    lpis = LpiSpace()
+    assert lpis.alloc(32768) == (8192, 32768)
+    assert lpis.alloc(32768) == (40960, 16384)
+    assert lpis.alloc(16384) == (57344, 8192)
+    with pytest.raises(BackendError, match="ENOMEM"):
         lpis.alloc(1)
+    its = SimIts(Its(0, Pa(0x2_0000_0000)), lpis)
+    with pytest.raises(BackendError, match=r"^ENODEV \(ENOMEM in the kernel\): .* no LPI left"):
+        its.map_device(host_device(1), 1)
+    assert LpiSpace(gicv5=True).alloc(1 << 17) == (0, 1 << 17)

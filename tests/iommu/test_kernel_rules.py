@@ -355,6 +355,44 @@ def test_the_65th_doorbell_is_no_interrupt_for_the_caller():
     assert errors(backend.program_msi, addresses[64], Iova(0xFFFF_0000)) == ("ENOSPC", "EOVERFLOW")
 
 
+def test_lpis_are_used_up_by_tables_and_not_by_messages():
+    """its_msi_prepare: 28 functions with 2048 MSI-X entries have all LPIs of a host."""
+    addresses = [PciAddress(0, bus, 0, 0) for bus in range(1, 30)]
+    devices = [replace(device(a), vectors=2048) for a in addresses]
+    backend = SimBackend(host(*devices), guest(*addresses), profile_named("linux-7.2"))
+    s2 = backend.alloc_s2(0)
+    for address in addresses[:28]:
+        backend.attach(address, s2)
+        backend.prepare_msi(address)
+    backend.detach(addresses[0])
+    backend.attach(addresses[28], s2)
+    assert errors(backend.prepare_msi, addresses[28]) == ("ENODEV", "ENOMEM")
+    backend.attach(addresses[0], s2)
+    backend.prepare_msi(addresses[0])
+
+
+def test_a_refused_address_leaves_the_events_of_the_its():
+    backend = sim("linux-7.2", device(A))
+    for _ in range(3):
+        assert errors(backend.prepare_msi, A) == ("ENOSPC", "EOPNOTSUPP")
+    backend.advertise_rmr(SW_MSI_WINDOW)
+    backend.attach(A, backend.alloc_s2(0))
+    backend.prepare_msi(A)
+    assert backend.deliver(A).outcome is Outcome.DELIVERED
+
+
+def test_devices_with_one_device_id_share_a_table():
+    devices = [replace(device(a, group=7), device_id=DeviceId(9)) for a in (A, B)]
+    backend = sim("linux-7.2", *devices, stage1={A: "s1", B: "s1"})
+    backend.advertise_rmr(SW_MSI_WINDOW)
+    s2 = backend.alloc_s2(0)
+    for address in (A, B):
+        backend.attach(address, s2)
+        backend.prepare_msi(address)
+    assert [backend.deliver(a).outcome for a in (A, B)] == [Outcome.DELIVERED] * 2
+    assert backend.deliver(B).lpi == backend.deliver(A).lpi + 2
+
+
 def test_a_slot_over_a_mapping_is_no_interrupt_for_the_caller():
     """iommu_map: EEXIST; a group that used the slot before gets EEXIST itself, at attach."""
     backend = sim("linux-7.2-bind", device(A))

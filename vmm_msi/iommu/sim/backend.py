@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import errno
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings
 from vmm_msi.iommu.backend import BackendInfo, MsiAllocator, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
-from vmm_msi.iommu.sim.its import LpiSpace, SimIts
+from vmm_msi.iommu.sim.its import LpiSpace, SimIts, table_sizes
 from vmm_msi.iommu.sim.linux72 import IommufdKernel
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.series import SeriesKernel
@@ -17,7 +18,7 @@ from vmm_msi.iommu.sim.smmu import Stage1Config
 from vmm_msi.types import Costs, Iova, Outcome, Pa, TraceStep, Verdict
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable
+    from collections.abc import Hashable, Iterator
 
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.kernel import Kernel
@@ -56,8 +57,9 @@ class SimBackend:
             name: Stage1Config(asid, table, self._root(asid))
             for asid, (name, table) in enumerate(self._stage1.tables.items(), 1)
         }
-        lpis = LpiSpace()
+        lpis = LpiSpace(gicv5=any(its.is_gicv5 for its in host.itses))
         self._itses = {its.id: SimIts(its, lpis) for its in host.itses}
+        self._table_sizes = table_sizes(host)
         self._doorbells = {its.doorbell: its.id for its in host.itses}
         self._programmed: dict[PciAddress, Iova] = {}
         self._fail_at = fail_at
@@ -114,7 +116,7 @@ class SimBackend:
         guest_device = self._guest.device_by_address[device]
         self._kernel.domain_of(device)
         if self._programmed.pop(device, None) is not None:
-            self._itses[host_device.its].unmap_device(host_device.device_id)
+            self._itses[host_device.its].disable(host_device)
         self._kernel.detach(host_device)
         if self._stage1.remove_device(guest_device):
             asid = self._configs[guest_device.stage1].asid
@@ -145,36 +147,61 @@ class SimBackend:
         self._kernel.unbind_guest_msi(device, giova)
 
     def prepare_msi(self, device: PciAddress) -> Iova:
-        """Enable the device's MSIs at the address the kernel picks."""
+        """Enable the device's MSIs at the address the kernel picks.
+
+        :raise BackendError: ENODEV without a table in the ITS (:meth:`SimIts.map_device`); ENOSPC
+            without an event (:meth:`SimIts.enable`) or an address (:meth:`Kernel.prepare_msi`).
+        """
         self._step("prepare_msi")
         host_device = self._host.device_by_address[device]
-        return self._enable(host_device, self._pick(host_device))
+        with self._events(host_device):
+            page = self._pick(host_device)
+        return self._program(host_device, page)
 
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
         """Enable the device's MSIs at ``doorbell``.
 
         The kernel enables the interrupts and picks an address, which the caller overwrites. A
         caller in the kernel needs no address of the kernel's allocator.
+
+        :raise BackendError: see :meth:`prepare_msi`.
         """
         self._step("program_msi")
         host_device = self._host.device_by_address[device]
-        self._kernel.translation_of(host_device)
-        if not self._kernel.profile.maps_doorbells:
-            self._pick(host_device)
-        return self._enable(host_device, doorbell)
+        with self._events(host_device):
+            self._kernel.translation_of(host_device)
+            if not self._kernel.profile.maps_doorbells:
+                self._pick(host_device)
+        return self._program(host_device, doorbell)
+
+    @contextmanager
+    def _events(self, device: HostDevice) -> Iterator[None]:
+        """Allocate the events of a device, before an address: ``its_irq_domain_alloc``.
+
+        The kernel does not give them back when there is no address; the simulator does.
+        """
+        its = self._itses[device.its]
+        allocates = device.address not in self._programmed
+        if allocates:
+            its.map_device(device, self._table_sizes[device.address])
+            its.enable(device)
+        try:
+            yield
+        except BackendError:
+            if allocates:
+                its.disable(device)
+            raise
 
     def _pick(self, device: HostDevice) -> Iova | None:
         return self._kernel.prepare_msi(device, self._host.its_by_id[device.its].doorbell)
 
-    def _enable(self, device: HostDevice, page: Iova | None) -> Iova:
-        """Map the device's events in its ITS and program its MSI address and data.
+    def _program(self, device: HostDevice, page: Iova | None) -> Iova:
+        """Program the device's MSI address and data.
 
         The address is ``page``, which need not be aligned to a host page, plus the offset of the
         doorbell in its page (``msi_msg_set_addr``, before iommufd ``iommu_dma_compose_msi_msg``);
         without a page all ones (``iommu_dma_map_msi_msg`` before revision 8 of the series).
         """
-        if device.address not in self._programmed:
-            self._itses[device.its].map_device(device.device_id, device.vectors)
         doorbell = self._host.its_by_id[device.its].doorbell
         offset = doorbell & (self.page_size - 1)
         programmed = _ALL_ONES if page is None else page.offset(offset)
@@ -242,7 +269,8 @@ class SimBackend:
             reason = f"{pa} is not an ITS doorbell"
         else:
             steps.append(TraceStep("doorbell", {"pa": str(pa), "its": reached}))
-            lpi = self._itses[reached].first_lpi(device.device_id, device.vectors)
+            events = self._itses[device.its].events_of(device)
+            lpi = self._itses[reached].first_lpi(device, events)
             if lpi is None:
                 reason = f"ITS {reached} does not know DeviceID {device.device_id}"
             elif reached != device.its:
@@ -280,7 +308,8 @@ class SimBackend:
         """Return everything that a detach undoes.
 
         Slots of the software MSI window are left out: they stay until the file descriptor is
-        closed, in Linux too.
+        closed, in Linux too. So are the tables of the ITSes with their LPIs, which stay until a
+        device's driver is unbound.
         """
         domains = frozenset(
             (
@@ -291,10 +320,10 @@ class SimBackend:
             )
             for domain in self._kernel.domains.values()
         )
-        mapped = frozenset((number, its.mapped()) for number, its in self._itses.items())
+        enabled = frozenset((number, its.enabled()) for number, its in self._itses.items())
         streams = frozenset((i, frozenset(s.streams)) for i, s in self._kernel.smmus.items())
         programmed = frozenset(self._programmed.items())
-        return domains, self._stage1.state(), mapped, streams, programmed
+        return domains, self._stage1.state(), enabled, streams, programmed
 
     def stale(self) -> list[str]:
         """Return a line for each cached translation that differs from the tables; expect none."""

@@ -25,7 +25,7 @@ from vmm_msi.iommu.call_sequence import (
 from vmm_msi.iommu.fd_calls import FdCalls
 from vmm_msi.iommu.sim.core import IommuCore
 from vmm_msi.iommu.sim.iommufd import SimIommufd
-from vmm_msi.iommu.sim.its import LpiSpace, SimIts
+from vmm_msi.iommu.sim.its import LpiSpace, SimIts, table_sizes
 from vmm_msi.iommu.sim.objects import CoreDomain, GuestSte, NestedHwpt, PagingHwpt, SteConfig
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Walk, walk_stage1, walk_stage2
@@ -99,6 +99,7 @@ class SimMachine(FdCalls):
     def __init__(self, host: HostTopology, *, output_bits: int = 48) -> None:
         self.host = host
         self._output_bits = output_bits
+        self._table_sizes = table_sizes(host)
         self._doorbells = {its.doorbell: its.id for its in host.itses}
         #: ITS events that failed calls have lost, by device; they stay lost until a reboot.
         self.lost_events: Counter[PciAddress] = Counter()
@@ -106,7 +107,7 @@ class SimMachine(FdCalls):
 
     def _begin(self) -> None:
         host = self.host
-        lpis = LpiSpace()
+        lpis = LpiSpace(gicv5=any(its.is_gicv5 for its in host.itses))
         self._core = IommuCore(host, output_bits=self._output_bits)
         self._itses = {its.id: SimIts(its, lpis) for its in host.itses}
         self._devices = [_Device(device) for device in host.devices]
@@ -220,8 +221,8 @@ class SimMachine(FdCalls):
         If the MSI is enabled, the kernel exchanges the eventfd and writes the address that it
         composed before: ``vfio_msi_set_vector_signal``, ``msi_domain_activate``.
 
-        :raise BackendError: ENOSPC for every failure to allocate the interrupt
-            (``msi_handle_pci_fail``).
+        :raise BackendError: ENODEV without a table in the ITS; ENOSPC for every failure to
+            allocate the interrupt (``msi_handle_pci_fail``).
         """
         bound, _binding = self._bound_device(device)
         if bound.enabled is None:
@@ -233,20 +234,21 @@ class SimMachine(FdCalls):
         """``its_irq_domain_alloc``; return the address for the device.
 
         The kernel allocates the ITS event first and does not free it when no address is found, so
-        a device whose table has no other event left gets no MSI again.
+        a device whose table has no other event left gets no MSI again. A GICv5 frees it.
         """
-        doorbell = self.host.its_by_id[device.its].doorbell
-        events = 1 << (device.vectors - 1).bit_length()
+        its, doorbell = self._itses[device.its], self.host.its_by_id[device.its].doorbell
+        events = its.map_device(device, self._table_sizes[device.address])
         if self.lost_events[device.address] >= events:
             reason = f"{device.address}: the ITS has no event left for it until the host reboots"
             raise BackendError(errno.ENOSPC, reason)
+        its.enable(device)
         try:
             page = self._core.prepare_msi(device, doorbell)
         except BackendError as error:
-            self.lost_events[device.address] += 1
+            its.disable(device)
+            self.lost_events[device.address] += not its.its.is_gicv5
             reason = f"{device.address}: no interrupt can be allocated: {error.reason}"
-            raise BackendError(errno.ENOSPC, reason) from error
-        self._itses[device.its].map_device(device.device_id, device.vectors)
+            raise error.seen_as(errno.ENOSPC, reason) from error
         return page.offset(doorbell & (self.host.granule - 1))
 
     def disable(self, device: int) -> None:
@@ -261,7 +263,7 @@ class SimMachine(FdCalls):
 
     def _disable(self, device: _Device) -> None:
         if device.enabled is not None:
-            self._itses[device.host.its].unmap_device(device.host.device_id)
+            self._itses[device.host.its].disable(device.host)
             device.enabled = None
             device.address = _NO_ADDRESS
 
@@ -359,7 +361,8 @@ class SimMachine(FdCalls):
         """Return where a write to a physical address lands."""
         its = self._doorbells.get(pa)
         if its is not None:
-            lpi = self._itses[its].first_lpi(device.device_id, device.vectors)
+            events = self._itses[device.its].events_of(device)
+            lpi = self._itses[its].first_lpi(device, events)
             return Landing(LandingKind.NOWHERE if lpi is None else LandingKind.ITS)
         granule = self.host.granule
         if 0 <= pa - WITNESS_PA < WITNESSES * granule:
