@@ -8,7 +8,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 SETUP  := PYTHON=$(PYTHON) LOCK=$(LOCK) scripts/setup
 # On as many processors as there are.
-PYTEST_QUICK := $(BIN)/pytest -m "not lab_root" --numprocesses auto --maxprocesses 8 --dist loadgroup
+PYTEST_QUICK := $(BIN)/pytest -m "not lab_root" --numprocesses auto --maxprocesses 8
 PYTEST_LAB   := $(BIN)/pytest -m lab_root
 
 # What the lab is made of, where it can be built: about 10 minutes the first time. Without it the

@@ -41,6 +41,9 @@ _DEFAULT_CACHE = caches.default_cache
 _COUNTS = pytest.StashKey[Counter[str]]()
 
 
+#: Folders with fixtures that take seconds and serve all tests there.
+ONE_WORKER = ("tests/fuzz/", "tests/packaging/")
+
 #: Fixtures that need the lab; the tests that use them get the marker here.
 LAB_FIXTURES = {"daemon_of", "lab_daemon", "lab_host", "lab_images", "lab_root"}
 
@@ -86,6 +89,22 @@ def pytest_sessionfinish(session):
 @pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node):
     node.config.stash[_COUNTS].update(getattr(node, "workeroutput", {}).get("counts", {}))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """Distribute tests one by one, but each folder of ``ONE_WORKER`` as a whole, and first.
+
+    xdist's own ``--dist loadgroup`` groups nothing under pytest 9.2: it sets the private name of a
+    test, which pytest does not read any more.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            return next(filter(nodeid.startswith, ONE_WORKER), nodeid)
+
+    return Scheduler(config, log)
 
 
 def pytest_terminal_summary(terminalreporter, config):

@@ -35,10 +35,6 @@ def test_seeds_are_read(name):
     assert refused <= len(seeds) // 2
 
 
-# One process imports the readers for all targets, on one worker.
-ALL = pytest.mark.xdist_group("fuzz")
-
-
 @pytest.fixture(scope="module")
 def guided(tmp_path_factory):
     results = fuzz([*TARGETS], SECONDS / len(TARGETS), tmp_path_factory.mktemp("guided"))
@@ -51,7 +47,6 @@ def random_changes(tmp_path_factory):
     return {result.name: result for result in results}
 
 
-@ALL
 @pytest.mark.parametrize("name", TARGETS)
 @pytest.mark.timeout(SECONDS + 300)
 def test_any_bytes_are_read_or_refused(name, guided, counts):
@@ -61,7 +56,6 @@ def test_any_bytes_are_read_or_refused(name, guided, counts):
     counts[f"inputs to the reader of {name}"] += result.runs
 
 
-@ALL
 @pytest.mark.parametrize("name", TARGETS)
 def test_random_changes_without_atheris(name, random_changes):
     result = random_changes[name]

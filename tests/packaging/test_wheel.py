@@ -17,9 +17,6 @@ from scenarios import A, B, Device, Sample, pair
 ROOT = Path(__file__).parents[2]
 OUTSIDE = Path(__file__).parent / "outside"
 
-# With several workers, one builds and installs for all tests here.
-pytestmark = pytest.mark.xdist_group("wheel")
-
 
 def pip(python, *arguments):
     command = [
