@@ -423,6 +423,44 @@ def test_unbind_came_after_revision_3(profile, can):
     assert backend.deliver(A).outcome is Outcome.S2_FAULT
 
 
+def test_an_iommu_group_with_a_hw_msi_region_gets_no_cookie():
+    devices = device(A, group=7), device(B, group=7, reserved=(HW_MSI,))
+    backend = SimBackend(host(*devices), guest(A), profile_named("series-v2"))
+    backend.attach(A, backend.alloc_s2(0))
+    assert code(backend.bind_guest_msi, A, Iova(0xFFFF_0000), GDB, 4096) == "EINVAL"
+    assert backend.prepare_msi(A) == 0x2_0001_0040
+
+
+def test_the_cookie_has_the_highest_window_of_an_iommu_group():
+    window = ReservedRegion(0x0A00_0000, 0x10_0000, ReservedKind.SW_MSI)
+    devices = device(A, group=7), device(B, group=7, reserved=(window,))
+    backend = SimBackend(host(*devices), guest(A), profile_named("pre-series"))
+    backend.attach(A, backend.alloc_s2(0))
+    assert backend.prepare_msi(A) == 0x0A00_0040
+
+
+@pytest.mark.parametrize(("profile", "left"), [("series-v2", 1), ("series-v8", 0)])
+def test_a_binding_that_one_iommu_domain_refuses_is_withdrawn_in_those_before(profile, left):
+    devices = device(A), device(B, smmu=1, reserved=())
+    one = {A: "s1", B: "s1"}
+    backend = sim(profile, *devices, containers=ContainerPer.GUEST, stage1=one)
+    backend.attach(B, backend.alloc_s2(1))
+    backend.attach(A, backend.alloc_s2(0))
+    assert code(backend.bind_guest_msi, A, Iova(0xFFFF_0000), GDB, 4096) == "EINVAL"
+    assert backend.costs().bindings == left
+
+
+def test_an_iommu_domain_without_a_cookie_has_nothing_to_withdraw():
+    devices = device(A), device(B, smmu=1, reserved=())
+    one = {A: "s1", B: "s1"}
+    backend = sim("series-v8", *devices, containers=ContainerPer.GUEST, stage1=one)
+    backend.attach(A, backend.alloc_s2(0))
+    backend.bind_guest_msi(A, Iova(0xFFFF_0000), GDB, 4096)
+    backend.attach(B, backend.alloc_s2(1))
+    backend.unbind_guest_msi(A, Iova(0xFFFF_0000))
+    assert backend.costs().bindings == 0
+
+
 def test_with_a_device_handle_a_binding_is_for_every_device_of_the_groups():
     backend = SimBackend(
         host(device(A, group=7), device(B, group=7)), guest(A), profile_named("series-v4")

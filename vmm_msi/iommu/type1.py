@@ -275,17 +275,24 @@ class Type1:
         handle = self._handle()
         table = self._tables.open_domain(handle, device.smmu)
         cookie: MsiCookie | GuestBindings | None = None
-        window = device.sw_msi_window
-        allocator = self._spaces[made_for].allocator
-        # A cookie is for software MSIs (vfio_iommu_has_sw_msi).
-        if window is not None and allocator is not MsiAllocator.CALLER:
+        base = self._window_base(device)
+        if base is not None and self._spaces[made_for].allocator is not MsiAllocator.CALLER:
             if self._revision.has_bindings:
                 cookie = GuestBindings(table, self._revision)
             else:
-                cookie = MsiCookie(table, window.base)
+                cookie = MsiCookie(table, base)
         domain = Type1Domain(handle, made_for, device.smmu, table, cookie)
         container.domains.append(domain)
         return domain
+
+    def _window_base(self, device: HostDevice) -> int | None:
+        """``vfio_iommu_has_sw_msi``: of a group's software MSI windows, unless it has a HW MSI one.
+
+        :return: None without a cookie.
+        """
+        members = self._members.get(device.iommu_group, [device])
+        windows = [m.sw_msi_window.base for m in members if m.sw_msi_window is not None]
+        return None if any(m.hw_msi for m in members) else max(windows, default=None)
 
     def detach(self, device: HostDevice) -> None:
         """Remove a device; the last one of a group takes the group out of its container.
@@ -332,13 +339,23 @@ class Type1:
     def bind(self, device: HostDevice, giova: Iova, gdb: Ipa, size: int) -> None:
         """Register a guest binding in every IOMMU domain of the device's container.
 
-        VFIO_IOMMU_SET_MSI_BINDING; with a device handle, once for each device in it.
+        VFIO_IOMMU_SET_MSI_BINDING; with a device handle, once for each device in it. When one
+        refuses it, revisions with a call to withdraw a binding do so in those before, also of one
+        that was registered earlier.
 
         :raise BackendError: ENOTTY without the call, EINVAL without the nested MSI cookie; the
             allocator's error.
         """
-        for _domain, bindings, owner in self._bindings(device, "register"):
-            bindings.bind(owner, giova, gdb, size)
+        self._check_call(device, self._revision.has_bindings, "register")
+        domains = self._container_of[device.iommu_group].domains[::-1]
+        for number, domain in enumerate(domains):
+            try:
+                for owner in self._owners(domain):
+                    self._bindings(domain).bind(owner, giova, gdb, size)
+            except BackendError:
+                if self._revision.can_unbind:
+                    self._unbind_all(domains[:number], giova)
+                raise
         self._container_of[device.iommu_group].users[giova] += 1
 
     def unbind(self, device: HostDevice, giova: Iova) -> list[S2Handle]:
@@ -347,39 +364,45 @@ class Type1:
         The call reaches every IOMMU domain of the container, so the VMM makes it for the last
         device of the container that registered the binding.
 
-        :raise BackendError: ENOTTY without the call, EINVAL without the nested MSI cookie.
+        :raise BackendError: ENOTTY without the call.
         """
-        if self._revision.has_bindings and not self._revision.can_unbind:
-            raise BackendError(errno.ENOTTY, self._no_call("withdraw"))
-        reached = list(self._bindings(device, "withdraw"))
-        users = self._container_of[device.iommu_group].users
-        if users[giova] > 1:
-            users[giova] -= 1
+        self._check_call(device, self._revision.can_unbind, "withdraw")
+        container = self._container_of[device.iommu_group]
+        if container.users[giova] > 1:
+            container.users[giova] -= 1
             return []
-        del users[giova]
-        return [
-            domain.handle for domain, bindings, owner in reached if bindings.unbind(owner, giova)
-        ]
+        del container.users[giova]
+        return self._unbind_all(container.domains, giova)
 
-    def _bindings(
-        self, device: HostDevice, verb: str
-    ) -> Iterator[tuple[Type1Domain, GuestBindings, PciAddress]]:
-        """Yield the IOMMU domains that a call for a device reaches, and the device it names there.
+    def _unbind_all(self, domains: list[Type1Domain], giova: Iova) -> list[S2Handle]:
+        changed = []
+        for domain in domains:
+            if isinstance(domain.cookie, GuestBindings):
+                unmapped = [domain.cookie.unbind(owner, giova) for owner in self._owners(domain)]
+                changed += [domain.handle] * any(unmapped)
+        return changed
 
-        With a device handle it names every device of their IOMMU groups (vfio_iommu_for_each_dev),
-        whether the guest uses it or not.
+    def _owners(self, domain: Type1Domain) -> list[PciAddress]:
+        """Return the devices that a call names in an IOMMU domain.
+
+        With a device handle it names every device of the IOMMU groups (vfio_iommu_for_each_dev),
+        whether the guest uses it or not; else any stands for all.
         """
+        owners = [member.address for group in domain.groups for member in self._members[group]]
+        return owners if self._revision.device_handle else owners[:1]
+
+    @staticmethod
+    def _bindings(domain: Type1Domain) -> GuestBindings:
+        if not isinstance(domain.cookie, GuestBindings):
+            raise BackendError(
+                errno.EINVAL, f"IOMMU domain {domain.handle}: has no nested MSI cookie"
+            )
+        return domain.cookie
+
+    def _check_call(self, device: HostDevice, has_call: bool, verb: str) -> None:
         self.domain_of(device.address)
-        if not self._revision.has_bindings:
+        if not has_call:
             raise BackendError(errno.ENOTTY, self._no_call(verb))
-        for domain in self._container_of[device.iommu_group].domains:
-            if not isinstance(domain.cookie, GuestBindings):
-                raise BackendError(
-                    errno.EINVAL, f"{device.address}: its IOMMU domain has no nested MSI cookie"
-                )
-            owners = [member.address for group in domain.groups for member in self._members[group]]
-            for owner in owners if self._revision.device_handle else owners[:1]:
-                yield domain, domain.cookie, owner
 
     def _no_call(self, verb: str) -> str:
         number = self._revision.number

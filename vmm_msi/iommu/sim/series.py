@@ -105,7 +105,13 @@ class SeriesKernel(Kernel):
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
         """Register a guest binding; see :meth:`Type1.bind`."""
-        self._type1.bind(self.host.device_by_address[device], giova, gdb, size)
+        try:
+            self._type1.bind(self.host.device_by_address[device], giova, gdb, size)
+        except BackendError:
+            # Where one IOMMU domain refuses it, it is withdrawn in others.
+            for handle in self.domains:
+                self.invalidate(handle)
+            raise
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding, and invalidate; see :meth:`Type1.unbind`."""
