@@ -82,16 +82,8 @@ class MultiIts(Strategy):
         )
 
     def vmm_msi_attach_domain(self, session: Session) -> None:
-        """Advertise the MSI window in mode ``vsmmu``.
-
-        :raise RefusedError: when the guest ignores RMR nodes.
-        """
+        """Advertise the MSI window in mode ``vsmmu``."""
         if _mode(session) == "vsmmu":
-            if not session.guest.honours_rmr:
-                raise RefusedError(
-                    f"guest {session.guest.name}: ignores RMR nodes, and mode vsmmu binds "
-                    "doorbells by them; use mode s2 on a kernel with its interface"
-                )
             session.backend.advertise_rmr(SW_MSI_WINDOW)
 
     def vmm_msi_detach_domain(self, session: Session) -> None:
@@ -102,10 +94,12 @@ class MultiIts(Strategy):
     def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
         """Attach to the stage 2 of the device's SMMU and, except in mode ``vits``, ITS.
 
-        :raise RefusedError: when another device of its IOMMU group needs another ITS.
+        :raise RefusedError: when another device of its IOMMU group needs another ITS; in mode
+            ``vsmmu`` when the guest translates and ignores RMR nodes.
         """
         by_identity = _mode(session) == "vsmmu"
         if by_identity:
+            _check_rmr(session, device)
             identity.check_window(session, device)
         session.state(_Groups).check(session, device)
         smmu, its = smmu_of(session, device), session.its_of(device)
@@ -140,6 +134,16 @@ class MultiIts(Strategy):
                 f"{SW_MSI_WINDOW.size // page_size} ITSes"
             )
         return programmed
+
+
+def _check_rmr(session: Session, device: PciAddress) -> None:
+    guest = session.guest
+    stage1 = guest.stage1_by_id[session.guest_device(device).stage1]
+    if stage1.translates and not guest.honours_rmr:
+        raise RefusedError(
+            f"guest {guest.name}: ignores RMR nodes, and mode vsmmu binds doorbells by them; use "
+            "mode s2 on a kernel with its interface"
+        )
 
 
 def _mode(session: Session) -> str:

@@ -57,6 +57,22 @@ def refusal(device: HostDevice, error: RefusedError) -> Verdict:
     )
 
 
+def _check_guest_vfio(guest: GuestDomain, device: PciAddress, strategy: str) -> None:
+    """Check that VFIO in the guest takes a device although the guest has an RMR node.
+
+    :raise BackendError: EINVAL in the guest: a region of type ``direct`` keeps its kernel from
+        blocking the device (Linux ``drivers/iommu/iommu.c`` iommu_device_claim_dma_owner,
+        __iommu_device_set_domain).
+    """
+    if guest.honours_rmr and guest.device_by_address[device].vfio:
+        raise BackendError(
+            errno.EINVAL,
+            f"{device}: VFIO in the guest refuses it (VFIO_DEVICE_BIND_IOMMUFD): the RMR node of "
+            f"strategy {strategy} is a direct region there; use a driver of the guest, or a "
+            "strategy without an RMR",
+        )
+
+
 class _StrategySession:
     """A strategy's session with its hooks; started while the guest is attached to the strategy."""
 
@@ -104,6 +120,8 @@ class GuestSession:
         self._strategies: dict[tuple[str, Options], _StrategySession] = {}
         self._strategy_of: dict[PciAddress, _StrategySession] = {}
         self._undo: dict[PciAddress, list[Callable[[], None]]] = {}
+        #: The first strategy that gives the guest an RMR node.
+        self._rmr_from: str | None = None
         options_of = {c: plugins.options(c.strategy, c.options) for c in set(choice_of.values())}
         for address, choice in choice_of.items():
             # However the options were written: devices with the same strategy share its stage 2.
@@ -117,6 +135,8 @@ class GuestSession:
     def _open_strategy(self, name: str, options: Options) -> _StrategySession:
         needs = self._plugins.needs(name, options)
         check_needs(name, needs, self.backend.info)
+        if needs.rmr and self._rmr_from is None:
+            self._rmr_from = name
         session = Session(
             host=self.host,
             guest=self.guest,
@@ -217,6 +237,8 @@ class GuestSession:
                     f"{device}: has the reserved region {hw_msi}, MSIs to it bypass the SMMU, so "
                     "nested translation cannot be used; assign a device without one",
                 )
+            if self._rmr_from is not None:
+                _check_guest_vfio(self.guest, device, self._rmr_from)
             strategy.hooks.attach_device(strategy.session, device)
         undo = self._undo[device] = []
         undo.append(lambda: self._detach_device(strategy, device))

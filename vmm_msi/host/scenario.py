@@ -229,7 +229,11 @@ class _Check:
         memory = self.memory(table.memory, host.granule)
         vits = tuple(Vits(int(vits.id), Ipa(vits.base)) for vits in table.vits)
         stage1 = tuple(
-            Stage1(entry.id, self.granule(entry.granule, ("guest", "stage1", index, "granule")))
+            Stage1(
+                entry.id,
+                self.granule(entry.granule, ("guest", "stage1", index, "granule")),
+                entry.config,
+            )
             for index, entry in enumerate(table.stage1)
         )
         for index, gdb in enumerate(entry.gdb for entry in vits):
@@ -275,8 +279,8 @@ class _Check:
         vits: Sequence[Vits],
         stage1: Sequence[Stage1],
     ) -> tuple[GuestDevice, ...]:
-        vits_ids = {table.id for table in vits}
-        granules = {table.id: table.granule for table in stage1}
+        gdbs: dict[int | str, Ipa] = {table.id: table.gdb for table in vits}
+        stages: dict[int | str, Stage1] = {table.id: table for table in stage1}
         devices: dict[PciAddress, GuestDevice] = {}
         targets: dict[tuple[str, int], int] = {}
         for index, table in enumerate(tables):
@@ -286,23 +290,32 @@ class _Check:
                 self.fail((*at, "host"), f"{address} is not a [[host.device]] of this file")
             if address in devices:
                 self.fail((*at, "host"), f"{address} is listed twice in the guest")
-            self.known(table.stage1, granules, (*at, "stage1"), "[[guest.stage1]]")
-            self.known(table.vits, vits_ids, (*at, "vits"), "[[guest.vits]]")
-            self.aligned(
-                table.giova, granules[table.stage1], (*at, "giova"), "the granule of its stage1"
-            )
-            self.below(table.giova, STAGE1_END, (*at, "giova"))
-            other = targets.setdefault((table.stage1, table.giova), table.vits)
-            if other != table.vits:
+            self.known(table.stage1, stages, (*at, "stage1"), "[[guest.stage1]]")
+            self.known(table.vits, gdbs, (*at, "vits"), "[[guest.vits]]")
+            giova = self.giova(table, stages[table.stage1], gdbs[table.vits], at)
+            other = targets.setdefault((table.stage1, giova), table.vits)
+            if other != table.vits and stages[table.stage1].translates:
                 self.fail(
                     (*at, "giova"),
-                    f"{table.giova:#x} of stage1 {table.stage1!r} already leads to vits {other}, "
+                    f"{giova:#x} of stage1 {table.stage1!r} already leads to vits {other}, "
                     f"not to {table.vits}; use another giova or stage1",
                 )
             devices[address] = GuestDevice(
-                address, table.stage1, int(table.vits), Iova(table.giova)
+                address, table.stage1, int(table.vits), giova, table.vfio
             )
         return tuple(devices.values())
+
+    def giova(self, table: GuestDeviceTable, stage1: Stage1, gdb: Ipa, at: KeyPath) -> Iova:
+        """Return a device's gIOVA: where nothing translates, Linux takes gDB itself."""
+        if table.vfio and not stage1.translates:
+            self.fail((*at, "vfio"), f"VFIO in the guest translates, stage1 {stage1.id!r} does not")
+        if table.giova is None:
+            if stage1.translates:
+                self.fail(at, f"has no giova, and stage1 {stage1.id!r} translates; add giova")
+            return Iova(gdb)
+        self.aligned(table.giova, stage1.granule, (*at, "giova"), "the granule of its stage1")
+        self.below(table.giova, STAGE1_END, (*at, "giova"))
+        return Iova(table.giova)
 
     def doorbells(
         self, tables: Sequence[ItsTable | VitsTable], at: KeyPath, alignment: int, what: str

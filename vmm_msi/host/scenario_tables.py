@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm_msi.tomlfile import Number, TomlTable
-from vmm_msi.types import BindOrder, ContainerPer, ReservedKind
+from vmm_msi.types import BindOrder, ContainerPer, ReservedKind, Stage1Mode
 
 
 class SmmuTable(TomlTable, frozen=True):
@@ -64,6 +64,7 @@ class GuestStage1Table(TomlTable, frozen=True):
 
     id: str
     granule: str = "4K"
+    config: Stage1Mode = Stage1Mode.TRANSLATE
 
 
 class GuestDeviceTable(TomlTable, frozen=True):
@@ -72,7 +73,8 @@ class GuestDeviceTable(TomlTable, frozen=True):
     host: str
     stage1: str
     vits: Number
-    giova: Number
+    giova: Number | None = None
+    vfio: bool = False
 
 
 class MemoryTable(TomlTable, frozen=True):

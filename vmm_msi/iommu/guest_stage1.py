@@ -80,6 +80,8 @@ class GuestStage1(Generic[TableT]):
         doorbells: dict[tuple[str, Iova], Ipa] = {}
         for device in guest.devices:
             gdb = guest.gdb(device)
+            if not guest.stage1_by_id[device.stage1].translates:
+                continue
             if doorbells.setdefault((device.stage1, device.giova), gdb) != gdb:
                 raise InputError(
                     f"guest {guest.name}, stage 1 {device.stage1}: gIOVA {device.giova} would map "
@@ -88,10 +90,14 @@ class GuestStage1(Generic[TableT]):
                 )
 
     def add_device(self, device: GuestDevice) -> None:
-        """Add a device to its stage 1; map its gIOVA, unless the page is mapped already."""
+        """Add a device to its stage 1; map its gIOVA, unless the page is mapped already.
+
+        In an identity domain Linux maps nothing (``iommu_dma_prepare_msi``).
+        """
         table = self.tables[device.stage1]
         page = device.giova.align_down(table.granule)
-        if not table.overlaps(page, table.granule):
+        translates = self._guest.stage1_by_id[device.stage1].translates
+        if translates and not table.overlaps(page, table.granule):
             table.map(page, self._guest.gdb(device).align_down(table.granule), table.granule)
             self._pages[device.stage1].add(page)
         self._devices[device.stage1].add(device.host)
@@ -111,12 +117,16 @@ class GuestStage1(Generic[TableT]):
         return True
 
     def advertise(self, window: ReservedRegion) -> None:
-        """Read an RMR node; a guest that honours it maps ``window`` 1:1 everywhere."""
+        """Read an RMR node; a guest that honours it maps ``window`` 1:1 where it translates.
+
+        Linux ``drivers/iommu/iommu.c`` iommu_create_device_direct_mappings.
+        """
         if not self._guest.honours_rmr or window in self._windows:
             return
         tables = self._windows[window] = []
-        for table in self.tables.values():
-            if not table.overlaps(window.base, window.size):
+        for name, table in self.tables.items():
+            translates = self._guest.stage1_by_id[name].translates
+            if translates and not table.overlaps(window.base, window.size):
                 table.map(window.base, window.base, window.size)
                 tables.append(table)
 

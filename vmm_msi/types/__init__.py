@@ -27,6 +27,7 @@ from vmm_msi.types.guest import (
     MemoryRange,
     Scenario,
     Stage1,
+    Stage1Mode,
     Vits,
 )
 from vmm_msi.types.host import (
@@ -78,6 +79,7 @@ __all__ = [
     "Scenario",
     "Smmu",
     "Stage1",
+    "Stage1Mode",
     "StreamId",
     "TableError",
     "TraceStep",

@@ -27,12 +27,30 @@ class Vits:
         return self.base.offset(ITS_TRANSLATER_PAGE_OFFSET)
 
 
+class Stage1Mode(StrEnum):
+    """What a guest's stream table entries make of stage 1: ``STE.Config`` and ``STE.S1DSS``."""
+
+    #: The guest's tables translate.
+    TRANSLATE = "translate"
+    #: Nothing translates: an identity domain (``iommu.passthrough=1``), or an SMMU that is off.
+    BYPASS = "bypass"
+    #: The tables translate accesses with a PASID alone, and an MSI has none: an identity domain of
+    #: a device that uses PASIDs (Linux ``arm_smmu_attach_dev_ste``).
+    S1DSS_BYPASS = "s1dss-bypass"
+
+
 @dataclass(frozen=True, slots=True)
 class Stage1:
     """One stage 1 that the guest owns: a translation table with a granule."""
 
     id: str
     granule: Granule = Granule.K4
+    config: Stage1Mode = Stage1Mode.TRANSLATE
+
+    @property
+    def translates(self) -> bool:
+        """Whether it translates the address of an MSI."""
+        return self.config is Stage1Mode.TRANSLATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,13 +67,16 @@ class GuestDevice:
 
     :param stage1: id of the stage 1 the guest attaches it to.
     :param vits: id of the virtual ITS the guest takes its MSIs from.
-    :param giova: the address the guest's stage 1 maps to that vITS's doorbell page.
+    :param giova: the address the guest's stage 1 maps to that vITS's doorbell page; where it does
+        not translate, the address that the guest takes for it.
+    :param vfio: VFIO in the guest uses it, for DPDK or a nested guest.
     """
 
     host: PciAddress
     stage1: str
     vits: int
     giova: Iova
+    vfio: bool = False
 
 
 class BindOrder(StrEnum):

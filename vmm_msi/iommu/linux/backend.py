@@ -79,6 +79,7 @@ class IommufdBackend:
     :param stand_ins: the device of this machine to use for each of ``guest``'s devices; a missing
         device is used itself.
     :raise BackendError: when /dev/iommu or a device cannot be opened; nothing stays open.
+    :raise InputError: for a guest with a stage 1 that does not translate.
 
     A device without driver is bound to vfio-pci until the backend is closed.
     """
@@ -95,6 +96,12 @@ class IommufdBackend:
         self._guest = guest
         self._mode = doorbells
         self._profile = profile
+        for stage1 in guest.stage1:
+            if not stage1.translates:
+                raise InputError(
+                    f"guest {guest.name}, stage 1 {stage1.id}: config {stage1.config} is available "
+                    "in the simulator only; use config translate"
+                )
         self._programmed: dict[PciAddress, Iova] = {}
         #: Devices whose MSI is enabled.
         self._enabled: set[PciAddress] = set()

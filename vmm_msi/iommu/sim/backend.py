@@ -15,7 +15,7 @@ from vmm_msi.iommu.sim.linux72 import IommufdKernel
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.series import SeriesKernel
 from vmm_msi.iommu.sim.smmu import Stage1Config
-from vmm_msi.types import Costs, Iova, Outcome, Pa, TraceStep, Verdict
+from vmm_msi.types import Costs, Iova, Outcome, Pa, Stage1Mode, TraceStep, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -54,7 +54,7 @@ class SimBackend:
         self._kernel: Kernel = kind(host, guest, profile)
         self._stage1 = GuestStage1(guest, lambda stage1, _asid: PageTable(stage1.granule))
         self._configs = {
-            name: Stage1Config(asid, table, self._root(asid))
+            name: Stage1Config(asid, table, self._root(asid), guest.stage1_by_id[name].config)
             for asid, (name, table) in enumerate(self._stage1.tables.items(), 1)
         }
         lpis = LpiSpace(gicv5=any(its.is_gicv5 for its in host.itses))
@@ -253,7 +253,11 @@ class SimBackend:
         if walk.ipa is None:
             # Stage 2 faults without an IPA on a stage 1 table walk.
             return [TraceStep("s2" if walk.stage == 2 else "s1", {**first, **fault})]
-        steps = [TraceStep("s1", {**first, "ipa": str(walk.ipa)})]
+        config = self._configs[stage1].mode
+        bypassed: dict[str, str | int | None] = {}
+        if config is not Stage1Mode.TRANSLATE:
+            bypassed = {"config": config}
+        steps = [TraceStep("s1", {**first, **bypassed, "ipa": str(walk.ipa)})]
         second: dict[str, str | int | None] = {"s2": s2, "ipa": str(walk.ipa)}
         if walk.pa is None:
             return [*steps, TraceStep("s2", {**second, **fault})]

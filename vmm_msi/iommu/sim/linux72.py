@@ -15,6 +15,7 @@ from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.objects import GuestSte, SteConfig
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
+from vmm_msi.types import Stage1Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +97,10 @@ class IommufdKernel(Kernel):
         if domain.revision is not None:
             attached = [self.host.device_by_address[address] for address in domain.devices]
             check_msi_domain(domain.revision, self._mates(device), attached)
-        self._vmm.attach(device.address, handle, name, GuestSte(SteConfig.TRANSLATE, s1))
+        # Of S1DSS nothing but the SMMU knows.
+        bypass = s1.mode is Stage1Mode.BYPASS
+        ste = GuestSte(SteConfig.BYPASS) if bypass else GuestSte(SteConfig.TRANSLATE, s1)
+        self._vmm.attach(device.address, handle, name, ste)
         self.join(device, domain, name)
         for mate in self._mates(device):
             self.smmus[domain.smmu].install(mate.stream_id, StreamTableEntry(s1, domain.config))

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.iommu.sim.page_table import Access, PageTable
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
-from vmm_msi.types import Iova, Ipa, Pa, StreamId
+from vmm_msi.types import Iova, Ipa, Pa, Stage1Mode, StreamId
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,11 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Stage1Config:
-    """A context descriptor: the table, the IPA of its first level and the ASID."""
+    """A context descriptor: the table, the IPA of its first level and the ASID.
+
+    :param mode: whether the stream table entry lets the table translate an MSI.
+    """
 
     asid: int
     table: PageTable
     root: Ipa
+    mode: Stage1Mode = Stage1Mode.TRANSLATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +128,8 @@ class SimSmmu:
     def walk(entry: StreamTableEntry, stream_id: StreamId, iova: Iova) -> Walk:
         """Translate a write to ``iova`` by the tables alone."""
         s1, s2 = entry.s1, entry.s2
+        if s1.mode is not Stage1Mode.TRANSLATE:
+            return walk_stage2(s2.table, stream_id, iova, Ipa(iova))
         if not iova >> s1.table.INPUT_BITS and s2.table.lookup(s1.root) is None:
             kind = EventKind.F_TRANSLATION
             return Walk(None, None, SmmuEvent(kind, 2, stream_id, iova, s1.root, table_walk=True))
