@@ -355,6 +355,40 @@ def test_the_65th_doorbell_is_no_interrupt_for_the_caller():
     assert errors(backend.program_msi, addresses[64], Iova(0xFFFF_0000)) == ("ENOSPC", "EOVERFLOW")
 
 
+DIRECT = ReservedRegion(0x8800_0000, 0x1000, ReservedKind.DIRECT)
+
+
+@pytest.mark.parametrize("profile", IOMMUFD)
+@pytest.mark.parametrize(
+    ("wrong", "its", "refusal"),
+    [
+        ({"reserved": (SW_MSI_WINDOW, DIRECT)}, {}, "EINVAL"),
+        ({"smmu": None}, {}, "EINVAL"),
+        ({}, {"pre_its": Pa(0x5800_0000)}, "EPERM"),
+        ({"its_group": (7,)}, {}, "EPERM"),
+        ({"its_group": ()}, {}, "EPERM"),
+    ],
+)
+def test_a_device_that_cannot_be_bound_is_refused_with_its_group(profile, wrong, its, refusal):
+    """iommufd_device_bind, __iommu_device_set_domain of the blocking domain."""
+    devices = [device(A), device(B, its=1, group=7), device(C, its=1, group=7)]
+    devices[1] = replace(devices[1], **wrong)
+    topology = host(*devices)
+    topology = replace(topology, itses=(topology.itses[0], replace(topology.itses[1], **its)))
+    backend = SimBackend(topology, guest(A, B, C), profile_named(profile))
+    s2 = backend.alloc_s2(0)
+    backend.attach(A, s2)
+    backend.prepare_msi(A)
+    before = backend.snapshot()
+    assert errors(backend.attach, B, s2) == (refusal, None)
+    if "smmu" not in wrong:
+        assert errors(backend.attach, C, s2) == (refusal, None)
+    assert backend.snapshot() == before
+    alone = SimBackend(topology, guest(B), profile_named(profile))
+    if "smmu" not in wrong:
+        assert errors(alone.alloc_s2, 0) == (refusal, None)
+
+
 def test_lpis_are_used_up_by_tables_and_not_by_messages():
     """its_msi_prepare: 28 functions with 2048 MSI-X entries have all LPIs of a host."""
     addresses = [PciAddress(0, bus, 0, 0) for bus in range(1, 30)]

@@ -18,6 +18,7 @@ from vmm_msi.iommu.sim.objects import (
     PagingHwpt,
     SteConfig,
 )
+from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.sim.objects import FdGroup, FileContext, IommuDomain, Viommu
@@ -60,11 +61,17 @@ class IommuCore:
         return self._masters[device.address]
 
     def claim(self, device: HostDevice, owner: FileContext) -> CoreGroup:
-        """``iommu_device_claim_dma_owner``: block the group, unless it has an owner.
+        """``iommufd_device_bind``, ``iommu_device_claim_dma_owner``: block the group.
 
-        :raise BackendError: EPERM when another file descriptor owns the group.
+        :raise BackendError: EINVAL for a device without an IOMMU; EPERM when an ITS of the group
+            does not isolate MSIs, or another file descriptor owns the group; EINVAL when firmware
+            requires a direct mapping for a device of the group.
         """
         group = self.group(device)
+        if device.smmu is None:
+            raise BackendError(errno.EINVAL, f"{device.address}: is not behind an SMMU")
+        for master in group.masters:
+            self._check_isolation(master.host)
         if group.owners and group.owner is not owner:
             raise BackendError(
                 errno.EPERM,
@@ -72,10 +79,22 @@ class IommuCore:
                 "all of its devices to one",
             )
         if not group.owners:
+            for master in group.masters:
+                _check_direct(master.host)
             self._set_domain(group, CoreDomain.BLOCKED)
             group.owner = owner
         group.owners += 1
         return group
+
+    def _check_isolation(self, device: HostDevice) -> None:
+        """``iommu_group_has_isolated_msi``, for one device of the group."""
+        its = self.host.its_by_id.get(device.its) if device.its_group else None
+        if its is None or not its.isolates_msis:
+            raise BackendError(
+                errno.EPERM,
+                f"{device.address}: its MSIs are not isolated from those of other devices; use a "
+                "device on an ITS without a pre-ITS",
+            )
 
     def release(self, group: CoreGroup) -> None:
         """``iommu_device_release_dma_owner``."""
@@ -163,6 +182,17 @@ class IommuCore:
         if group.handle is None:
             raise not_attached(device.address)
         return group.handle.context.sw_msi(group.handle, doorbell)
+
+
+def _check_direct(device: HostDevice) -> None:
+    """``__iommu_device_set_domain`` of the blocking domain: ``require_direct``."""
+    for region in device.reserved:
+        if region.kind is ReservedKind.DIRECT:
+            raise BackendError(
+                errno.EINVAL,
+                f"{device.address}: firmware requires a 1:1 mapping of {region}, so the device and "
+                "its IOMMU group cannot be assigned",
+            )
 
 
 def not_attached(address: PciAddress) -> BackendError:

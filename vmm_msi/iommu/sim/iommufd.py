@@ -77,7 +77,7 @@ class SimIommufd:
     def bind(self, device: HostDevice) -> int:
         """VFIO_DEVICE_BIND_IOMMUFD: ``iommufd_device_bind``; return the device's id.
 
-        :raise BackendError: EPERM when another file descriptor owns the group.
+        :raise BackendError: see :meth:`IommuCore.claim`.
         """
         core = self._core.claim(device, self)
         group = self._groups.get(core.number)

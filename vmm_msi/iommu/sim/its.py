@@ -34,11 +34,12 @@ def table_sizes(host: HostTopology) -> dict[PciAddress, int]:
     and as all functions of its IOMMU group with its DeviceID have, such as those behind one PCIe
     to PCI bridge.
     """
+    devices = [device for device in host.devices if device.its_group]
     vectors: Counter[tuple[int, int, int]] = Counter()
-    for device in host.devices:
+    for device in devices:
         vectors[device.iommu_group, device.its, device.device_id] += device.vectors
     sizes = {}
-    for device in host.devices:
+    for device in devices:
         count = vectors[device.iommu_group, device.its, device.device_id]
         size = 1 << (count - 1).bit_length()
         its = host.its_by_id.get(device.its)

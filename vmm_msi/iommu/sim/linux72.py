@@ -18,7 +18,7 @@ from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 from vmm_msi.types import Stage1Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
@@ -42,30 +42,50 @@ class _VfioDevice:
 
 
 class IommufdKernel(Kernel):
-    """The kernel with iommufd, and a VMM that binds all assigned devices at its start."""
+    """The kernel with iommufd, and a VMM that binds all assigned devices at its start.
+
+    A real VMM exits when a device is not bound; here it is refused at its first call.
+    """
 
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         super().__init__(host, guest, profile)
         self._core = IommuCore(host)
         self.fd = SimIommufd(host, self._core)
-        addresses = [device.host for device in guest.devices]
-        self._vmm = Vmm(self.fd, [self._bind(host.device_by_address[a]) for a in addresses])
+        self._unbound: dict[PciAddress, BackendError] = {}
+        self._vmm = Vmm(self.fd, list(self._bind_all()))
 
-    def _bind(self, device: HostDevice) -> VmmDevice:
-        dev_id = self.fd.bind(device)
-        return VmmDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
+    def _bind_all(self) -> Iterator[VmmDevice]:
+        """Bind the guest's devices, and yield those that are not refused."""
+        for guest_device in self.guest.devices:
+            device = self.host.device_by_address[guest_device.host]
+            try:
+                dev_id = self.fd.bind(device)
+            except BackendError as error:
+                self._unbound[device.address] = error
+            else:
+                yield VmmDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
+
+    def _check_bound(self, devices: Iterable[PciAddress]) -> None:
+        """Check that VFIO_DEVICE_BIND_IOMMUFD did not refuse any of some devices."""
+        for address in devices:
+            if address in self._unbound:
+                raise self._unbound[address]
 
     def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2`.
 
         :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage, and for an allocator that this
-            kernel does not have.
+            kernel does not have; the refusal to bind, if no device behind the SMMU is bound.
         """
         revision = revision_of(allocator)
         if revision is not None and not self.profile.has_bindings:
             raise BackendError(
                 errno.EOPNOTSUPP, f"{self.profile.name} has no guest bindings as in {allocator}"
             )
+        assigned = [self.host.device_by_address[device.host] for device in self.guest.devices]
+        behind = [device.address for device in assigned if device.smmu == smmu]
+        if self._unbound.keys() >= set(behind):
+            self._check_bound(behind)
         objects = self._vmm.alloc_s2(smmu, self._ram())
         table = self.fd.hwpt(objects.hwpt).table
         domain = S2Domain(objects.handle, smmu, Stage2Config(vmid=objects.hwpt, table=table))
@@ -93,6 +113,7 @@ class IommufdKernel(Kernel):
 
         :raise BackendError: see :class:`SimIommufd`; nothing is left allocated for the device.
         """
+        self._check_bound([device.address])
         domain = self.domains[handle]
         if domain.revision is not None:
             attached = [self.host.device_by_address[address] for address in domain.devices]
@@ -139,8 +160,9 @@ class IommufdKernel(Kernel):
         """Return what translates a device's MSIs: the IOMMU group has one HWPT.
 
         :raise BackendError: ENOSPC, inside EOPNOTSUPP, when no device of the group is attached
-            (``iommu_dma_prepare_msi`` of a blocked group).
+            (``iommu_dma_prepare_msi`` of a blocked group); the refusal to bind.
         """
+        self._check_bound([device.address])
         for mate in (device, *self._mates(device)):
             if self.is_attached(mate.address):
                 return super().translation_of(mate)
