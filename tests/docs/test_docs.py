@@ -231,7 +231,7 @@ def test_scenario_example_has_every_key():
     blocks = marked("scenario", page=DOCS / "scenario.md")
     (block,) = (block for block in blocks if block.mark.endswith("every-key.toml"))
     a, b = PciAddress.parse("0000:01:00.0"), PciAddress.parse("0000:02:00.0")
-    direct = ReservedRegion(0xF000_0000, 0x10000, ReservedKind.DIRECT)
+    relaxable = ReservedRegion(0xF000_0000, 0x10000, ReservedKind.DIRECT_RELAXABLE)
     host = HostTopology(
         source="x",
         granule=Granule.K4,
@@ -240,7 +240,7 @@ def test_scenario_example_has_every_key():
         devices=(
             HostDevice(a, 0, StreamId(0x100), (0,), DeviceId(0x100), 1),
             HostDevice(
-                b, 0, StreamId(0x1200), (1, 0), DeviceId(0x200), 2, 32, (SW_MSI_WINDOW, direct)
+                b, 0, StreamId(0x1200), (1, 0), DeviceId(0x200), 2, 32, (SW_MSI_WINDOW, relaxable)
             ),
         ),
     )
