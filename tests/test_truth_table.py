@@ -6,7 +6,7 @@ import errno
 import json
 
 import pytest
-from scenarios import GIOVA_B, A, B, pair
+from scenarios import GIOVA_B, A, B, Device, Sample, pair
 
 from vmm_msi.cli import main
 from vmm_msi.errors import errno_name
@@ -225,6 +225,23 @@ def test_costs_of_multi_its(capsys, tmp_path):
     )
     assert (s2["costs"]["s2_domains"], s2["costs"]["s2_mappings"]) == (2, 2)
     assert (vits["costs"]["s2_domains"], vits["costs"]["s2_mappings"]) == (1, 2)
+
+
+@pytest.mark.parametrize(("smmus", "stage2"), [((0, 0), 1), ((0, 1), 2)])
+def test_vsmmus_on_one_smmu_share_a_stage_2_with_a_slot_for_each_its(
+    capsys, tmp_path, smmus, stage2
+):
+    """QEMU has one nest parent per physical SMMU, and slots belong to the file descriptor."""
+    devices = tuple(
+        Device(address, its=its, smmu=smmu, stage1=stage1)
+        for address, its, smmu, stage1 in zip((A, B), (0, 1), smmus, ("s1a", "s1b"), strict=True)
+    )
+    (result,) = run_compare(capsys, tmp_path, Sample(devices), "multi-its:mode=vsmmu")
+    costs = result["costs"]
+    assert [costs[k] for k in ("s2_domains", "s2_mappings", "sw_msi_slots")] == [stage2, 2, 2]
+    addresses = {(v["device"], v["programmed_iova"]) for v in result["verdicts"]}
+    assert addresses == {(A, "0x8000040"), (B, "0x8001040")}
+    assert {verdict["outcome"] for verdict in result["verdicts"]} == {"delivered"}
 
 
 def test_a_gdb_unaligned_to_the_host_page_is_refused(capsys, tmp_path):

@@ -8,8 +8,9 @@ The question that 2018 left open. Three modes:
 ``vits``
     One stage 2 per physical SMMU, and a virtual ITS (one gDB) per physical ITS.
 ``vsmmu``
-    A virtual SMMU, hence a stage 2, per (physical SMMU, physical ITS), doorbells by identity:
-    what QEMU and the kernel can bind.
+    A virtual SMMU per (physical SMMU, physical ITS), doorbells by identity: what QEMU and the
+    kernel can bind. The virtual SMMUs on one physical SMMU share its stage 2, in which each ITS
+    has a slot of its own (QEMU ``hw/vfio/iommufd.c`` iommufd_cdev_autodomains_get).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ class MultiIts(Strategy):
     host = "no IOMMU group with devices of different ITSes; mode=vsmmu: iommufd"
     xml = "vSMMUs and hostdevs; mode=vsmmu: one vSMMU per physical SMMU and ITS"
     costs = (
-        "s2, vsmmu: one S2 per physical SMMU and ITS; vits: one S2 per physical SMMU; one S2 "
+        "s2: one S2 per physical SMMU and ITS; vits, vsmmu: one S2 per physical SMMU; one S2 "
         "mapping per physical ITS"
     )
 
@@ -92,7 +93,7 @@ class MultiIts(Strategy):
             session.backend.withdraw_rmr()
 
     def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
-        """Attach to the stage 2 of the device's SMMU and, except in mode ``vits``, ITS.
+        """Attach to the stage 2 of the device's SMMU, in mode ``s2`` of its SMMU and ITS.
 
         :raise RefusedError: when another device of its IOMMU group needs another ITS; in mode
             ``vsmmu`` when the guest translates and ignores RMR nodes.
@@ -103,7 +104,7 @@ class MultiIts(Strategy):
             identity.check_window(session, device)
         session.state(_Groups).check(session, device)
         smmu, its = smmu_of(session, device), session.its_of(device)
-        key: Hashable = smmu if _mode(session) == "vits" else (smmu, its)
+        key: Hashable = (smmu, its) if _mode(session) == "s2" else smmu
         allocator = MsiAllocator.KERNEL if by_identity else MsiAllocator.CALLER
         session.state(S2Pool).attach(session, device, key, allocator=allocator)
         session.state(_Groups).add(session, device)
