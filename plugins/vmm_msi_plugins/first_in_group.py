@@ -1,6 +1,6 @@
 """first-in-group: the ITS that Linux uses, the first of the device's ITS group.
 
-Linux ``drivers/acpi/arm64/iort.c`` iort_find_domain_id takes index 0 of the IORT's ITS group; a
+Linux ``drivers/acpi/arm64/iort.c`` iort_dev_find_its_id takes index 0 of the IORT's ITS group; a
 device tree names one ITS per device.
 """
 

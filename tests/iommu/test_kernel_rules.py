@@ -389,6 +389,24 @@ def test_a_device_that_cannot_be_bound_is_refused_with_its_group(profile, wrong,
         assert errors(alone.alloc_s2, 0) == (refusal, None)
 
 
+def test_each_device_behind_a_pre_its_has_its_own_doorbell():
+    """its_irq_get_msi_base_pre_its; the doorbell of the ITS itself raises nothing."""
+    topology = host(device(A), device(B))
+    pre_its = replace(topology.itses[0], pre_its=Pa(0x5800_0000))
+    topology = replace(topology, itses=(pre_its, *topology.itses[1:]))
+    backend = SimBackend(topology, guest(A), profile_named("series-v16"))
+    backend.advertise_rmr(SW_MSI_WINDOW)
+    backend.attach(A, backend.alloc_s2(0))
+    assert backend.prepare_msi(A) == SW_MSI_WINDOW.base + 4
+    assert backend.deliver(A).outcome is Outcome.DELIVERED
+    backend.detach(A)
+    backend = SimBackend(topology, guest(A), profile_named("series-v16"))
+    s2 = backend.attach(A, backend.alloc_s2(0, allocator=MsiAllocator.CALLER))
+    backend.map_doorbell(s2, GDB, 0)
+    backend.program_msi(A, Iova(0xFFFF_0000))
+    assert backend.deliver(A).outcome is Outcome.MISROUTED
+
+
 def test_lpis_are_used_up_by_tables_and_not_by_messages():
     """its_msi_prepare: 28 functions with 2048 MSI-X entries have all LPIs of a host."""
     addresses = [PciAddress(0, bus, 0, 0) for bus in range(1, 30)]

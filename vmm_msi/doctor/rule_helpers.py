@@ -93,7 +93,7 @@ def doorbell_pages(case: Case) -> dict[Pa, list[HostDevice]]:
         its = None if device is None else case.host.its_by_id.get((*device.its_group, -1)[0])
         if device is None or its is None:
             continue
-        doorbell = its.doorbell if its.pre_its is None else its.pre_its.offset(4 * device.device_id)
+        doorbell = its.doorbell_of(device.device_id)
         pages.setdefault(doorbell.align_down(case.host.granule), []).append(device)
     return pages
 

@@ -225,7 +225,7 @@ def window_full(case: Case) -> Iterator[Finding]:
     hdb, devices = beyond[0]
     address = SW_MSI_WINDOW.base + pages * granule
     fault = (
-        "gets no slot from iommufd (EOVERFLOW)"
+        "gets no slot from iommufd: VFIO_DEVICE_SET_IRQS returns ENOSPC"
         if pages == MAX_DOORBELLS
         else f"gets {address:#x}, which is outside the RMR: every MSI to it is an S1 fault"
     )

@@ -116,7 +116,7 @@ def capacity(case: Case) -> Iterator[Finding]:
     if most < MAX_DOORBELLS:
         loss = f"the {most + 1}th doorbell used lies outside the RMR {_RMR} and faults in stage 1"
     else:
-        loss = f"the {most + 1}th doorbell used is refused with EOVERFLOW"
+        loss = f"the {most + 1}th doorbell used is refused with ENOSPC"
     yield Finding(
         "msi-window-full",
         Severity.NOTE,

@@ -71,14 +71,19 @@ TEXTS: tuple[Text, ...] = (
         "hw/vfio/pci.c vfio_msix_enable, vfio_msi_enable",
         cases={
             "No space left on device": Case(
-                "the ITS has no free event or LPI, or the device is not "
-                "attached to a translation (ENOSPC)"
+                "the device is not attached to a translation, its doorbell has no address (the "
+                "65th of one iommufd file descriptor, or its slot is mapped already), or its "
+                "DeviceID has no free event in the ITS (ENOSPC for each; Linux "
+                "msi_handle_pci_fail)"
             ),
-            "Value too large": Case(
-                "the 65th distinct doorbell of one iommufd file descriptor: it has "
-                "64 slots (EOVERFLOW; Linux iommufd_sw_msi_get_map)"
+            "No such device": Case(
+                "the host has no LPI left, or no memory for the device's table in the ITS "
+                "(ENODEV; Linux msi_create_device_irq_domain)"
             ),
-            "Cannot allocate memory": Case("the kernel found no address for its doorbell (ENOMEM)"),
+            "Input/output error": Case(
+                "the doorbell's address does not fit the device's 32-bit MSI capability (EIO; "
+                "Linux msi_verify_entries)"
+            ),
         },
         remedies=("look for the kernel's reason: dmesg | vmm-msi explain",),
     ),

@@ -82,6 +82,14 @@ class Its:
             return self.translate_frame
         return self.base.offset(ITS_TRANSLATER_OFFSET)
 
+    def doorbell_of(self, device: DeviceId) -> Pa:
+        """Return the physical address that a device writes its MSIs to.
+
+        Behind a pre-ITS it is the device's own (``its_irq_get_msi_base_pre_its``), else
+        :attr:`doorbell`.
+        """
+        return self.doorbell if self.pre_its is None else self.pre_its.offset(4 * device)
+
     @property
     def doorbell_page(self) -> Pa:
         """The 64 KiB page that holds the doorbell."""
@@ -127,7 +135,7 @@ class HostDevice:
 
     @property
     def its(self) -> int:
-        """The ITS that Linux uses: the first of the group (``iort_find_domain_id``)."""
+        """The ITS that Linux uses: the first of the group (``iort_dev_find_its_id``)."""
         return self.its_group[0]
 
     @property

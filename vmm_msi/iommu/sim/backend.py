@@ -60,7 +60,10 @@ class SimBackend:
         lpis = LpiSpace(gicv5=any(its.is_gicv5 for its in host.itses))
         self._itses = {its.id: SimIts(its, lpis) for its in host.itses}
         self._table_sizes = table_sizes(host)
-        self._doorbells = {its.doorbell: its.id for its in host.itses}
+        self._doorbells = {its.doorbell: its.id for its in host.itses if its.pre_its is None}
+        for device in host.devices:
+            if device.its_group and device.its in host.its_by_id:
+                self._doorbells[self._doorbell_of(device)] = device.its
         self._programmed: dict[PciAddress, Iova] = {}
         self._fail_at = fail_at
         self._fail_errno = fail_errno
@@ -193,17 +196,19 @@ class SimBackend:
             raise
 
     def _pick(self, device: HostDevice) -> Iova | None:
-        return self._kernel.prepare_msi(device, self._host.its_by_id[device.its].doorbell)
+        return self._kernel.prepare_msi(device, self._doorbell_of(device))
+
+    def _doorbell_of(self, device: HostDevice) -> Pa:
+        return self._host.its_by_id[device.its].doorbell_of(device.device_id)
 
     def _program(self, device: HostDevice, page: Iova | None) -> Iova:
         """Program the device's MSI address and data.
 
         The address is ``page``, which need not be aligned to a host page, plus the offset of the
-        doorbell in its page (``msi_msg_set_addr``, before iommufd ``iommu_dma_compose_msi_msg``);
-        without a page all ones (``iommu_dma_map_msi_msg`` before revision 8 of the series).
+        doorbell in its page (``msi_msg_set_addr``); without a page all ones
+        (``iommu_dma_map_msi_msg`` before revision 8 of the series).
         """
-        doorbell = self._host.its_by_id[device.its].doorbell
-        offset = doorbell & (self.page_size - 1)
+        offset = self._doorbell_of(device) & (self.page_size - 1)
         programmed = _ALL_ONES if page is None else page.offset(offset)
         self._programmed[device.address] = programmed
         return programmed

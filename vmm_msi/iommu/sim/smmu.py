@@ -145,9 +145,10 @@ class SimSmmu:
     def invalidate_vmid(self, vmid: int) -> None:
         """CMD_TLBI_S12_VMALL: all entries of a VMID.
 
-        Linux issues it when a stage 2 is freed. After an unmap in a nest parent it follows
-        CMD_TLBI_S2_IPA with CMD_TLBI_NH_ALL, since combined entries are not tagged by
-        IPA (``arm_smmu_tlb_inv_range_domain`` and ``arm_smmu_domain_tlbi_inv``).
+        Linux issues it when the last device of a stage 2 is detached
+        (``arm_smmu_inv_flush_iotlb_tag``). After an unmap in a nest parent it follows
+        CMD_TLBI_S2_IPA with CMD_TLBI_NH_ALL, since combined entries are not tagged by IPA
+        (``arm_smmu_domain_inv_range``, INV_TYPE_S2_VMID_S1_CLEAR).
         """
         self._tlb.pop(vmid, None)
 
