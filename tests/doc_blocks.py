@@ -123,6 +123,10 @@ STRATEGIES = {
     "multi-its vsmmu": "multi-its:mode=vsmmu",
     "identity": "identity",
     "placed": "placed",
+    "window": "window",
+    "preset": "preset",
+    "mapped-page vits": "mapped-page:mode=vits",
+    "mapped-page s2": "mapped-page:mode=s2",
 }
 #: Bases of the virtual ITSes for ``placed``: the first doorbell is in the first slot.
 PLACED_BASES = {0: 0x07FF_0000, 1: 0x0A08_0000}

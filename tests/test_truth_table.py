@@ -12,7 +12,7 @@ from vmm_msi.cli import main
 from vmm_msi.errors import errno_name
 from vmm_msi.iommu.revisions import revision_numbered
 
-D, FAULT, NO = "delivered", "s1-fault", "refused"
+D, FAULT, NO, LOST = "delivered", "s1-fault", "refused", "misrouted"
 ENOMEM, EEXIST, EINVAL = (f"{NO} {name}" for name in ("ENOMEM", "EEXIST", "EINVAL"))
 
 #: On a nest parent. Row: pITSes, S1 mode, vITSes, order; then A and B for each strategy. A refusal
@@ -26,19 +26,23 @@ STRATEGIES = {
     "direct": 4,
     "multi-its": 5,
     "identity": 6,
+    "window": 6,
+    "preset": 7,
+    "mapped-page:mode=vits": 4,
+    "mapped-page:mode=s2": 5,
 }
 F, S, E = (FAULT, FAULT), (D, D), (D, EEXIST)
 TABLE = [
-    (1, "shared", 1, "interleaved", (F, S, E, S, S, S, S)),
-    (1, "own", 1, "interleaved", (F, (D, FAULT), E, (D, FAULT), S, S, S)),
-    (1, "own", 1, "batched", (F, (FAULT, D), E, (FAULT, D), S, S, S)),
-    (1, "own-same", 1, "interleaved", (F, S, E, S, S, S, S)),
-    (2, "shared", 1, "interleaved", (F, (D, ENOMEM), E, (D, EINVAL), (D, NO), S, S)),
-    (2, "own", 1, "interleaved", (F, E, E, (D, EINVAL), (D, NO), S, S)),
-    (2, "own-same", 1, "interleaved", (F, (D, ENOMEM), E, (D, EINVAL), (D, NO), S, S)),
-    (2, "own", 1, "batched", (F, (FAULT, EEXIST), E, (D, EINVAL), (D, NO), S, S)),
-    (2, "own", 2, "interleaved", (F, S, S, (D, EINVAL), S, S, S)),
-    (2, "own", 2, "batched", (F, F, S, (D, EINVAL), S, S, S)),
+    (1, "shared", 1, "interleaved", (F, S, E, S, S, S, S, S)),
+    (1, "own", 1, "interleaved", (F, (D, FAULT), E, (D, FAULT), S, S, S, S)),
+    (1, "own", 1, "batched", (F, (FAULT, D), E, (FAULT, D), S, S, S, S)),
+    (1, "own-same", 1, "interleaved", (F, S, E, S, S, S, S, S)),
+    (2, "shared", 1, "interleaved", (F, (D, ENOMEM), E, (D, EINVAL), (D, NO), S, S, (D, LOST))),
+    (2, "own", 1, "interleaved", (F, E, E, (D, EINVAL), (D, NO), S, S, (D, LOST))),
+    (2, "own-same", 1, "interleaved", (F, (D, ENOMEM), E, (D, EINVAL), (D, NO), S, S, (D, LOST))),
+    (2, "own", 1, "batched", (F, (FAULT, EEXIST), E, (D, EINVAL), (D, NO), S, S, (D, LOST))),
+    (2, "own", 2, "interleaved", (F, S, S, (D, EINVAL), S, S, S, S)),
+    (2, "own", 2, "batched", (F, F, S, (D, EINVAL), S, S, S, S)),
 ]
 
 #: In the VFIO containers of the series: pITSes, S1 mode, vITSes, then A and B for v1 to v2, v3 to
@@ -97,7 +101,13 @@ def test_row(row, capsys, tmp_path):
     results = run_compare(capsys, tmp_path, sample, *STRATEGIES)
     for (name, column), result in zip(STRATEGIES.items(), results, strict=True):
         assert cells(result) == expected[column], name
-        assert result["options"]["profile"] in {"linux-7.2", "linux-7.2-bind"}
+        assert result["options"]["profile"] in {
+            "linux-7.2",
+            "linux-7.2-bind",
+            "linux-sw-msi-option",
+            "linux-vfio-msi-iova",
+            "linux-map-msi-page",
+        }
         for verdict in result["verdicts"]:
             if verdict["errno_inside"] is not None:
                 assert verdict["errno"] == errno.ENOSPC, name

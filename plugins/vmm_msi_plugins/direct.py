@@ -20,6 +20,7 @@ from vmm_msi.plugins import (
     guest_doorbell,
     smmu_of,
 )
+from vmm_msi_plugins import moved_window
 
 #: A doorbell map and a write of the MSI address.
 NEEDS = Needs(
@@ -43,9 +44,18 @@ class Direct(Strategy):
         return NEEDS
 
     def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
-        """Attach to the one stage 2 of the device's SMMU."""
-        smmu = smmu_of(session, device)
-        session.state(S2Pool).attach(session, device, smmu, allocator=MsiAllocator.CALLER)
+        """Attach to the one stage 2 of the device's SMMU.
+
+        Where the kernel can move its MSI window, that is moved off the guest's doorbells.
+        """
+        window = moved_window.clear_of_doorbells(session, device)
+        key = smmu_of(session, device)
+        moved_window.attach(session, device, window, key, MsiAllocator.CALLER)
+
+    def vmm_msi_detach_device(self, session: Session, device: PciAddress) -> None:
+        """Detach it, and restore a moved window."""
+        super().vmm_msi_detach_device(session, device)
+        moved_window.restore(session, device)
 
     def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Map gDB -> hDB, once for all devices with the same pair."""

@@ -34,7 +34,7 @@ from vmm_msi.plugins import (
     guest_doorbell,
     smmu_of,
 )
-from vmm_msi_plugins import direct, identity
+from vmm_msi_plugins import direct, identity, moved_window
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -102,17 +102,21 @@ class MultiIts(Strategy):
         if by_identity:
             _check_rmr(session, device)
             identity.check_window(session, device)
-        session.state(_Groups).check(session, device)
+        session.state(Groups).check(session, device)
         smmu, its = smmu_of(session, device), session.its_of(device)
         key: Hashable = (smmu, its) if _mode(session) == "s2" else smmu
-        allocator = MsiAllocator.KERNEL if by_identity else MsiAllocator.CALLER
-        session.state(S2Pool).attach(session, device, key, allocator=allocator)
-        session.state(_Groups).add(session, device)
+        if by_identity:
+            session.state(S2Pool).attach(session, device, key)
+        else:
+            window = moved_window.clear_of_doorbells(session, device)
+            moved_window.attach(session, device, window, key, MsiAllocator.CALLER)
+        session.state(Groups).add(session, device)
 
     def vmm_msi_detach_device(self, session: Session, device: PciAddress) -> None:
-        """Detach, and remove the device from its IOMMU group's."""
+        """Detach, restore a moved window, and remove the device from its IOMMU group's."""
         super().vmm_msi_detach_device(session, device)
-        session.state(_Groups).remove(session, device)
+        moved_window.restore(session, device)
+        session.state(Groups).remove(session, device)
 
     def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Map gDB -> hDB in the device's stage 2, except in mode ``vsmmu``."""
@@ -151,7 +155,7 @@ def _mode(session: Session) -> str:
     return session.options_as(MultiItsOptions).mode
 
 
-class _Groups:
+class Groups:
     """The attached devices of each IOMMU group."""
 
     def __init__(self) -> None:

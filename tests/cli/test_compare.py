@@ -99,10 +99,13 @@ def test_every_strategy_in_every_form(compare):
     assert shown == {
         *(("coerced", revision) for revision in ("v2", "v4", "v8", "v15")),
         *(("multi-its", mode) for mode in ("s2", "vits", "vsmmu")),
+        *(("mapped-page", mode) for mode in ("vits", "s2")),
         ("direct", None),
         ("host-cookie", None),
         ("identity", None),
         ("placed", None),
+        ("preset", None),
+        ("window", None),
     }
 
 

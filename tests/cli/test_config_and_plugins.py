@@ -204,7 +204,7 @@ def test_plugins_as_a_table(vmm_msi):
     long = vmm_msi("plugins", "list", "--long")[1]
     assert long.startswith(out)
     for word in ("guest", "host", "XML", "costs", "options"):
-        assert long.count(f"\n  {word} ") == 6
+        assert long.count(f"\n  {word} ") == 9
     assert "options  revision=v15 (defaults)" in long
 
 

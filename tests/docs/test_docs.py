@@ -362,7 +362,7 @@ def test_shipped_strategies_have_a_section_with_their_options():
     plugins = PluginManager.load()
     shipped = [r for r in plugins.records() if r.info and r.origin.startswith("vmm-msi ")]
     strategies = [r.info for r in shipped if r.info.kind is PluginKind.STRATEGY]
-    assert len(strategies) == 6
+    assert len(strategies) == 9
     for info in strategies:
         section = re.search(rf"^## {info.name}\n(.*?)^## ", text, re.DOTALL | re.MULTILINE)
         assert section, info.name

@@ -37,6 +37,23 @@ def test_the_default_kernel_with_all_that_the_strategies_need():
     assert profile("identity", "coerced:revision=v2") == "linux-7.2-bind"
 
 
+def test_a_proposed_kernel_is_chosen_by_its_interface_alone():
+    assert profile("window") == "linux-sw-msi-option"
+    assert profile("preset") == "linux-vfio-msi-iova"
+    assert profile("mapped-page:mode=s2", "window", "identity") == "linux-map-msi-page"
+    for strategy in ("host-cookie", "identity", "placed", "multi-its:mode=vsmmu"):
+        assert profile(strategy) == "linux-7.2"
+
+
+def test_strategies_without_a_common_kernel():
+    with pytest.raises(RefusedError) as refusal:
+        profile("preset", "coerced:revision=v8")
+    assert str(refusal.value) == (
+        "strategies coerced:revision=v8, preset: no simulated kernel can apply all of them at "
+        "once; use one strategy for the whole guest"
+    )
+
+
 def test_the_kernel_that_a_strategy_names():
     assert profile("direct:profile=series-v8", "direct") == "series-v8"
     with pytest.raises(UsageError, match=r"unknown; did you mean linux-7\.2"):

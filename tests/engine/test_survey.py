@@ -36,18 +36,32 @@ def test_strategies_that_qemu_applies_come_first(plugins):
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",
+        "mapped-page:mode=s2",
+        "window",
     ]
-    assert [delivery.needs.qemu for delivery in deliveries] == [True, True, False]
+    assert [delivery.needs.qemu for delivery in deliveries] == [True, True, False, False, False]
     assert [delivery.kernel for delivery in deliveries] == [
         "linux-7.2",
         "linux-7.2",
         "linux-7.2-bind",
+        "linux-map-msi-page",
+        "linux-sw-msi-option",
+    ]
+    assert [delivery.standing for delivery in deliveries] == [
+        "",
+        "",
+        "",
+        "sketched, no patch posted",
+        "proposed, not merged",
     ]
 
 
 def test_a_guest_that_ignores_the_rmr(plugins):
     deliveries = delivering(plugins, scenario(pits=2, honours_rmr=False), SELECTOR)
-    assert names(delivery.choice for delivery in deliveries) == ["multi-its:mode=s2"]
+    assert names(delivery.choice for delivery in deliveries) == [
+        "multi-its:mode=s2",
+        "mapped-page:mode=s2",
+    ]
 
 
 def test_a_broken_strategy_is_skipped_with_a_warning(plugins, caplog):

@@ -46,8 +46,11 @@ def test_the_shipped_plugins_load():
         "direct",
         "host-cookie",
         "identity",
+        "mapped-page",
         "multi-its",
         "placed",
+        "preset",
+        "window",
     ]
     assert plugins.names(PluginKind.ITS_SELECTOR) == ["first-in-group"]
     assert all(record.origin.startswith("vmm-msi ") for record in plugins.records())
@@ -383,10 +386,14 @@ def test_an_option_of_literals_makes_a_form_of_each():
         "direct",
         "host-cookie",
         "identity",
+        "mapped-page:mode=vits",
+        "mapped-page:mode=s2",
         "multi-its:mode=s2",
         "multi-its:mode=vits",
         "multi-its:mode=vsmmu",
         "paint:colour=red",
         "paint:colour=blue",
         "placed",
+        "preset",
+        "window",
     ]

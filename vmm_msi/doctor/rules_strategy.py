@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice
     from vmm_msi.doctor.case import Case
     from vmm_msi.engine.setup import Simulation
+    from vmm_msi.engine.survey import Delivery
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import Verdict
 
@@ -102,7 +103,7 @@ def _lost(case: Case, plugins: PluginManager, alike: list[tuple[Simulation, Verd
     more = len(alike) - 1
     owner = "devices'" if more else "device's"
     working = [
-        f"{delivery.choice}{'' if delivery.needs.qemu else ' (not on QEMU)'}"
+        _offered(delivery)
         for delivery in delivering(plugins, result.scenario, simulated.selector(case))
     ]
     return Finding(
@@ -116,6 +117,13 @@ def _lost(case: Case, plugins: PluginManager, alike: list[tuple[Simulation, Verd
         else "No strategy delivers the MSIs here: use another device, or fix the cause that the "
         "reason describes.",
     )
+
+
+def _offered(delivery: Delivery) -> str:
+    """Return a strategy with what keeps it from use."""
+    if delivery.needs.qemu:
+        return str(delivery.choice)
+    return f"{delivery.choice} ({delivery.standing or 'not on QEMU'})"
 
 
 def _first(case: Case) -> str:

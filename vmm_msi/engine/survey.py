@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.engine.setup import needs_of, simulate
 from vmm_msi.errors import PluginError, RefusedError
+from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
@@ -26,18 +27,22 @@ class Delivery:
     """A strategy that delivers every MSI of a guest.
 
     :param kernel: name of the simulated kernel on which it does.
+    :param standing: what keeps that kernel's interfaces out of a released one; empty if nothing
+        does.
     """
 
     choice: Choice
     needs: Needs
     kernel: str
+    standing: str
 
 
 def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> list[Delivery]:
     """Return the strategies that deliver every MSI of a guest when all its devices use them.
 
     Each strategy is tried in every form that its options give it. Those that QEMU and the kernel
-    apply come first. A strategy that breaks is skipped with a warning: no user selected it.
+    apply come first, those whose interfaces are only proposed come last. A strategy that breaks is
+    skipped with a warning: no user selected it.
 
     :param selector: name of the ITS selector.
     """
@@ -52,8 +57,9 @@ def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> lis
             log.warning("%s; it is skipped", error)
             continue
         if all(verdict.outcome is Outcome.DELIVERED for verdict in result.verdicts):
-            deliveries.append(Delivery(choice, needs_of(plugins, choice), result.kernel))
-    return sorted(deliveries, key=lambda delivery: not delivery.needs.qemu)
+            needs, standing = needs_of(plugins, choice), profile_named(result.kernel).standing
+            deliveries.append(Delivery(choice, needs, result.kernel, standing))
+    return sorted(deliveries, key=lambda d: (not d.needs.qemu, bool(d.standing)))
 
 
 def on_qemu(plugins: PluginManager) -> list[Choice]:

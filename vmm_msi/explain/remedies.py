@@ -94,9 +94,10 @@ class StrategyRemedies:
         if delivery.needs.qemu:
             return Remedy(self._switch(choice, device, guest), str(choice), change)
         summary = self._plugins.info(choice.strategy, PluginKind.STRATEGY).summary
+        standing = f"{delivery.standing}; " if delivery.standing else ""
         what = (
             f"{summary}; requires a VMM that owns the iommufd itself, instead of QEMU, and a "
-            f"kernel such as {delivery.kernel} (docs/kernels.md)"
+            f"kernel such as {delivery.kernel} ({standing}docs/kernels.md)"
         )
         return Remedy(what, str(choice), change)
 

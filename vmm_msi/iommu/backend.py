@@ -65,6 +65,12 @@ class Capability(StrEnum):
     DOORBELL_MAP = "doorbell-map"
     #: The MSI address in the device can be set to a value of the caller's choice.
     MSI_ADDRESS_WRITE = "msi-address-write"
+    #: The software MSI window of a device can be moved: IOMMU_OPTION_SW_MSI_START and _SIZE.
+    SW_MSI_MOVE = "sw-msi-move"
+    #: VFIO takes the address that the kernel writes into the device: VFIO_IRQ_SET_ACTION_PREPARE.
+    MSI_PRESET = "msi-preset"
+    #: An ITS's page can be mapped in an IOAS: IOMMUFD_CMD_IOAS_MAP_MSI.
+    MSI_PAGE_MAP = "msi-page-map"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +107,16 @@ class Backend(Protocol):
 
     def sw_msi_window(self, device: PciAddress) -> ReservedRegion | None:
         """Return the window from which the kernel takes doorbell addresses for ``device``."""
+        ...
+
+    def move_sw_msi_window(self, device: PciAddress, window: ReservedRegion | None) -> None:
+        """Move the window from which the kernel takes doorbell addresses for ``device``.
+
+        :param window: None for the kernel's own.
+        :raise BackendError: EBUSY for an attached device, EINVAL for an unaligned window,
+            EADDRINUSE for one that overlaps a reserved region; EOPNOTSUPP when the kernel cannot
+            move it.
+        """
         ...
 
     def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
@@ -163,8 +179,16 @@ class Backend(Protocol):
         """
         ...
 
+    def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
+        """Set the page that the kernel writes into ``device`` when its MSIs are enabled next.
+
+        :param giova: an address in the page; None lets the kernel pick it again.
+        :raise BackendError: EINVAL when the kernel does not take one.
+        """
+        ...
+
     def prepare_msi(self, device: PciAddress) -> Iova:
-        """Enable the device's MSIs; the kernel picks the doorbell address.
+        """Enable the device's MSIs; the kernel picks the doorbell address, unless one is preset.
 
         :return: the address written into the device, offset within the page included.
         :raise BackendError: when the kernel has no address for it.

@@ -4,7 +4,8 @@
 doorbells can be mapped by iommu_map() from inside the kernel, and there is no IOAS, so nothing
 checks a mapping against the software MSI window. ``pre-series`` is the kernel before the
 discussion of 2018: a nested attach with the allocator of that time. ``linux-7.2`` has iommufd;
-``linux-7.2-bind`` adds an interface for guest bindings on nest parents to it.
+``linux-7.2-bind`` adds an interface for guest bindings on nest parents to it. The others add
+interfaces that were proposed on the mailing lists and not merged.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ _LINUX_72 = frozenset(
     }
 )
 
+_PROPOSED = "proposed, not merged"
+
 
 @dataclass(frozen=True, slots=True)
 class Profile:
@@ -40,12 +43,17 @@ class Profile:
 
     :param revision: revision of the series, 0 without the series.
     :param iommufd: the rules are iommufd's.
+    :param standing: what keeps its interfaces out of a released kernel; empty if nothing does.
+    :param file_window: a moved MSI window is that of the file descriptor, is not checked, and the
+        driver's own stays reserved; else it is the device's.
     """
 
     name: str
     capabilities: frozenset[Capability]
     revision: int = 0
     iommufd: bool = False
+    standing: str = ""
+    file_window: bool = False
 
     @property
     def maps_doorbells(self) -> bool:
@@ -82,6 +90,25 @@ def _before_iommufd(rules: Revision) -> Profile:
 #: A strategy runs on the last one that has what it needs.
 PROFILES: tuple[Profile, ...] = (
     *map(_before_iommufd, REVISIONS),
+    Profile(
+        "linux-map-msi-page",
+        _LINUX_72 | {Capability.SW_MSI_MOVE, Capability.MSI_PRESET, Capability.MSI_PAGE_MAP},
+        iommufd=True,
+        standing="sketched, no patch posted",
+    ),
+    Profile(
+        "linux-vfio-msi-iova",
+        _LINUX_72 | {Capability.SW_MSI_MOVE, Capability.MSI_PRESET},
+        iommufd=True,
+        standing=_PROPOSED,
+        file_window=True,
+    ),
+    Profile(
+        "linux-sw-msi-option",
+        _LINUX_72 | {Capability.SW_MSI_MOVE},
+        iommufd=True,
+        standing=_PROPOSED,
+    ),
     Profile(
         "linux-7.2-bind",
         _LINUX_72 | _IN_KERNEL | _BINDINGS | {Capability.GUEST_UNBIND},

@@ -63,6 +63,9 @@ WITNESS_OFFSET = 0x0200_0000
 #: MSIs are 32-bit writes: the last address that can be in a device.
 _LAST_ADDRESS = Iova((1 << 64) - 4)
 
+#: What no released kernel has, and what pages of memory do not stand in for.
+_PROPOSED = frozenset({Capability.SW_MSI_MOVE, Capability.MSI_PRESET, Capability.MSI_PAGE_MAP})
+
 _TLBI_NH_ASID = 0x11
 _TLBI_NSNH_ALL = 0x30
 _ASID_SHIFT = 48
@@ -162,15 +165,19 @@ class IommufdBackend:
         can_write = self._can_write
         address_write = frozenset({Capability.MSI_ADDRESS_WRITE} if can_write else ())
         if self._mode is Doorbells.WITNESS:
-            capabilities = self._profile.capabilities
+            capabilities = self._profile.capabilities - _PROPOSED
+            advice = ""
+            if self._profile.standing:
+                advice = f"{self._profile.name} is {self._profile.standing}: use --backend sim"
             if not can_write:
                 capabilities = frozenset()
+                advice = "witness doorbells require writable MSI capabilities"
             rules = "" if self._profile.iommufd else f", rules of {self._profile.name}"
             return BackendInfo(
                 "iommufd",
                 f"{kernel}, witness doorbells{rules}",
                 capabilities,
-                "" if can_write else "witness doorbells require writable MSI capabilities",
+                advice,
             )
         picks = frozenset({Capability.SW_MSI, Capability.SW_MSI_SLOTS})
         return BackendInfo(
@@ -195,6 +202,28 @@ class IommufdBackend:
         if self._mode is Doorbells.WITNESS:
             return self._host.device_by_address[device].sw_msi_window
         return local_pci.sw_msi_window(self._devices[device].address)
+
+    def move_sw_msi_window(self, device: PciAddress, window: ReservedRegion | None) -> None:  # noqa: ARG002
+        """Refuse: no released kernel has IOMMU_OPTION_SW_MSI_START.
+
+        :raise BackendError: EOPNOTSUPP, as ``iommufd_option`` answers.
+        """
+        raise BackendError(
+            errno.EOPNOTSUPP,
+            f"{device}: moving its MSI window: the running kernel has no "
+            "IOMMU_OPTION_SW_MSI_START; use --backend sim",
+        )
+
+    def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
+        """Refuse: no released kernel has VFIO_IRQ_SET_ACTION_PREPARE.
+
+        :raise BackendError: EINVAL, as ``vfio_set_irqs_validate_and_prepare`` answers.
+        """
+        raise BackendError(
+            errno.EINVAL,
+            f"{device}: presetting its MSI address to {giova}: the running kernel has no "
+            "VFIO_IRQ_SET_ACTION_PREPARE; use --backend sim",
+        )
 
     def _relocate(self, ipa: int) -> int:
         """Return the IPA at which a page is mapped for an IPA of the guest's memory map."""

@@ -88,7 +88,14 @@ class SimBackend:
 
     def sw_msi_window(self, device: PciAddress) -> ReservedRegion | None:
         """Return the device's software MSI window."""
-        return self._host.device_by_address[device].sw_msi_window
+        moved = self._kernel.moved_windows.get(device)
+        return moved or self._host.device_by_address[device].sw_msi_window
+
+    def move_sw_msi_window(self, device: PciAddress, window: ReservedRegion | None) -> None:
+        """Move it; see :meth:`Kernel.move_sw_msi_window`."""
+        if window is not None:
+            self._step("move_sw_msi_window")
+        self._kernel.move_sw_msi_window(device, window)
 
     def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
         """Allocate a stage 2; see :meth:`Kernel.alloc_s2`."""
@@ -149,8 +156,14 @@ class SimBackend:
         """Withdraw a guest binding; see :meth:`Kernel.unbind_guest_msi`."""
         self._kernel.unbind_guest_msi(device, giova)
 
+    def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
+        """Preset its MSI address; see :meth:`Kernel.preset_msi`."""
+        if giova is not None:
+            self._step("preset_msi")
+        self._kernel.preset_msi(device, giova)
+
     def prepare_msi(self, device: PciAddress) -> Iova:
-        """Enable the device's MSIs at the address the kernel picks.
+        """Enable the device's MSIs at the address the kernel picks, or the preset one.
 
         :raise BackendError: ENODEV without a table in the ITS (:meth:`SimIts.map_device`); ENOSPC
             without an event (:meth:`SimIts.enable`) or an address (:meth:`Kernel.prepare_msi`).
@@ -332,7 +345,9 @@ class SimBackend:
         enabled = frozenset((number, its.enabled()) for number, its in self._itses.items())
         streams = frozenset((i, frozenset(s.streams)) for i, s in self._kernel.smmus.items())
         programmed = frozenset(self._programmed.items())
-        return domains, self._stage1.state(), enabled, streams, programmed
+        moved = frozenset(self._kernel.moved_windows.items())
+        presets = frozenset(self._kernel.presets.items())
+        return domains, self._stage1.state(), enabled, streams, programmed, moved, presets
 
     def stale(self) -> list[str]:
         """Return a line for each cached translation that differs from the tables; expect none."""

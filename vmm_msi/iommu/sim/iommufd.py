@@ -306,11 +306,9 @@ class SimIommufd:
                 f"{device.host.address}: IOMMU group {device.host.iommu_group} is attached "
                 "elsewhere",
             )
-        window = device.host.sw_msi_window
-        if window is not None:
-            group.sw_msi_start = window.base
+        group.sw_msi_start = self._window_start(device)
         self._reserve(device, iopt)
-        if window is not None and device.host.hw_msi is not None:
+        if device.host.sw_msi_window is not None and device.host.hw_msi is not None:
             # iommufd_device_do_replace does not ask for this check.
             iopt.release(device)
             raise BackendError(
@@ -328,6 +326,11 @@ class SimIommufd:
             group.hwpt = hwpt
         group.attached[device.id] = device
         hwpt.users += 1
+
+    def _window_start(self, device: IommufdDevice) -> int | None:
+        """Return the base of the MSI window of a device's group when the device is attached."""
+        window = device.host.sw_msi_window
+        return device.group.sw_msi_start if window is None else window.base
 
     @staticmethod
     def _reserve(device: IommufdDevice, iopt: IoPageTable) -> None:

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.revisions import Revision
     from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config
-    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
+    from vmm_msi.types import (
+        GuestDomain,
+        HostDevice,
+        HostTopology,
+        Iova,
+        Ipa,
+        Pa,
+        PciAddress,
+        ReservedRegion,
+    )
 
 #: Physical address of guest RAM: any range without a doorbell.
 RAM_PA = 0x4000_0000_0000
@@ -55,6 +64,9 @@ class Kernel(ABC):
         self.smmus = {smmu.id: SimSmmu() for smmu in host.smmus}
         self.domains: dict[S2Handle, S2Domain] = {}
         self._of: dict[PciAddress, S2Handle] = {}
+        #: Software MSI windows that were moved, and the addresses that were preset.
+        self.moved_windows: dict[PciAddress, ReservedRegion] = {}
+        self.presets: dict[PciAddress, Iova] = {}
 
     @property
     def page_size(self) -> int:
@@ -107,6 +119,29 @@ class Kernel(ABC):
     @abstractmethod
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding."""
+
+    def move_sw_msi_window(self, device: PciAddress, window: ReservedRegion | None) -> None:  # noqa: ARG002
+        """IOMMU_OPTION_SW_MSI_START and _SIZE.
+
+        :raise BackendError: EOPNOTSUPP, what ``iommufd_option`` answers to an unknown option.
+        """
+        raise BackendError(
+            errno.EOPNOTSUPP,
+            f"{device}: moving its MSI window: {self.profile.name} has no "
+            "IOMMU_OPTION_SW_MSI_START",
+        )
+
+    def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
+        """VFIO_DEVICE_SET_IRQS with VFIO_IRQ_SET_ACTION_PREPARE.
+
+        :raise BackendError: EINVAL, the answer to unknown flags
+            (``vfio_set_irqs_validate_and_prepare``).
+        """
+        raise BackendError(
+            errno.EINVAL,
+            f"{device}: presetting its MSI address to {giova}: {self.profile.name} has no "
+            "VFIO_IRQ_SET_ACTION_PREPARE",
+        )
 
     @abstractmethod
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova | None:

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings, check_msi_domain
+from vmm_msi.iommu.backend import Capability
 from vmm_msi.iommu.revisions import revision_of
 from vmm_msi.iommu.sim.core import IommuCore, not_attached
 from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.objects import GuestSte, SteConfig
+from vmm_msi.iommu.sim.proposals import ProposedIommufd
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 from vmm_msi.types import Stage1Mode
@@ -22,7 +24,16 @@ if TYPE_CHECKING:
 
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
+    from vmm_msi.types import (
+        GuestDomain,
+        HostDevice,
+        HostTopology,
+        Iova,
+        Ipa,
+        Pa,
+        PciAddress,
+        ReservedRegion,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +62,9 @@ class IommufdKernel(Kernel):
         super().__init__(host, guest, profile)
         self._core = IommuCore(host)
         self.fd = SimIommufd(host, self._core)
+        if Capability.SW_MSI_MOVE in profile.capabilities:
+            self.fd = ProposedIommufd(host, self._core, file_window=profile.file_window)
+        self._dev_ids: dict[PciAddress, int] = {}
         self._unbound: dict[PciAddress, BackendError] = {}
         self._vmm = Vmm(self.fd, list(self._bind_all()))
 
@@ -63,6 +77,7 @@ class IommufdKernel(Kernel):
             except BackendError as error:
                 self._unbound[device.address] = error
             else:
+                self._dev_ids[device.address] = dev_id
                 yield VmmDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
 
     def _check_bound(self, devices: Iterable[PciAddress]) -> None:
@@ -118,6 +133,9 @@ class IommufdKernel(Kernel):
         if domain.revision is not None:
             attached = [self.host.device_by_address[address] for address in domain.devices]
             check_msi_domain(domain.revision, self._mates(device), attached)
+        if isinstance(self.fd, ProposedIommufd) and self.profile.file_window:
+            # It counts when the device is attached, and is that of all devices until then.
+            self.fd.set_file_window(self.moved_windows.get(device.address))
         # Of S1DSS nothing but the SMMU knows.
         bypass = s1.mode is Stage1Mode.BYPASS
         ste = GuestSte(SteConfig.BYPASS) if bypass else GuestSte(SteConfig.TRANSLATE, s1)
@@ -167,6 +185,38 @@ class IommufdKernel(Kernel):
             if self.is_attached(mate.address):
                 return super().translation_of(mate)
         raise _no_interrupt(not_attached(device.address))
+
+    def move_sw_msi_window(self, device: PciAddress, window: ReservedRegion | None) -> None:
+        """Move a device's window, or the file descriptor's for the device's attach.
+
+        :raise BackendError: EOPNOTSUPP without the option; see
+            :class:`~vmm_msi.iommu.sim.proposals.ProposedIommufd`.
+        """
+        self._check_bound([device])
+        if not isinstance(self.fd, ProposedIommufd):
+            super().move_sw_msi_window(device, window)
+        elif not self.profile.file_window:
+            self.fd.move_window(self._dev_ids[device], window)
+        if window is None:
+            self.moved_windows.pop(device, None)
+        else:
+            self.moved_windows[device] = window
+
+    def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
+        """Preset the MSI address of a device.
+
+        :raise BackendError: EINVAL without the call.
+        """
+        self._check_bound([device])
+        has_call = Capability.MSI_PRESET in self.profile.capabilities
+        if has_call and isinstance(self.fd, ProposedIommufd):
+            self.fd.set_msi_iova(self._dev_ids[device], giova)
+        else:
+            super().preset_msi(device, giova)
+        if giova is None:
+            self.presets.pop(device, None)
+        else:
+            self.presets[device] = giova
 
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
         """``iommu_dma_prepare_msi`` on a domain with IOMMU_COOKIE_IOMMUFD: ``iommufd_sw_msi``.

@@ -159,17 +159,24 @@ class FdGroup:
 
 @dataclass(eq=False)
 class IommufdDevice(Object):
-    """A device that is bound to the file descriptor."""
+    """A device that is bound to the file descriptor.
+
+    :param window: the software MSI window that was set for it, in place of its driver's.
+    """
 
     host: HostDevice
     group: FdGroup
     vdevice: Vdevice | None = None
+    window: ReservedRegion | None = None
 
     @property
     def enforced_regions(self) -> list[ReservedRegion]:
         """The reserved regions that an IOAS keeps free of mappings."""
-        relaxable = ReservedKind.DIRECT_RELAXABLE
-        return [region for region in self.host.reserved if region.kind is not relaxable]
+        relaxable, sw_msi = ReservedKind.DIRECT_RELAXABLE, ReservedKind.SW_MSI
+        regions = [region for region in self.host.reserved if region.kind is not relaxable]
+        if self.window is None:
+            return regions
+        return [self.window if region.kind is sw_msi else region for region in regions]
 
 
 def another_smmu(device: IommufdDevice, hwpt: PagingHwpt) -> BackendError:
