@@ -105,7 +105,7 @@ def _subject(subject: Subject) -> str:
 
 def _remedy(remedy: Remedy) -> str:
     text = remedy.what
-    if remedy.strategy not in text:
+    if remedy.strategy and f"--strategy {remedy.strategy}" not in text:
         text = f"{remedy.strategy}: {text}"
     return f"{text}; {remedy.change}" if remedy.change else text
 
