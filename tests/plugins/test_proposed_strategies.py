@@ -1,4 +1,4 @@
-"""The strategies ``window``, ``preset`` and ``mapped-page``: what each lifts, and where it fails."""
+"""The strategies ``window``, ``preset`` and ``mapped-page``: what each lifts, where it fails."""
 
 from __future__ import annotations
 
