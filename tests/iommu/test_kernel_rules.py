@@ -33,6 +33,7 @@ from vmm_msi.types import (
     ReservedRegion,
     Smmu,
     Stage1,
+    Stage1Mode,
     StreamId,
     Vits,
 )
@@ -258,6 +259,23 @@ def test_one_container_has_one_stage_1():
         if address is A:
             assert backend.deliver(A).outcome is Outcome.DELIVERED
     assert backend.deliver(A).outcome is Outcome.S1_FAULT
+
+
+def test_a_bypass_clears_the_stage_1_of_a_container():
+    """The last device has a table, so it gets the container's; the bypass before it cleared A's."""
+    three = guest(A, B, C, containers=ContainerPer.GUEST)
+    bypass = Stage1("s1-2", config=Stage1Mode.BYPASS)
+    three = replace(three, stage1=(three.stage1[0], bypass, three.stage1[2]))
+    backend = SimBackend(host(device(A), device(B), device(C)), three, profile_named("series-v8"))
+    s2 = backend.alloc_s2(0)
+    backend.attach(A, s2)
+    backend.bind_guest_msi(A, Iova(0xFFFF_0000), GDB, 4096)
+    backend.prepare_msi(A)
+    assert code(backend.attach, C, s2) == "EINVAL"
+    backend.attach(B, s2)
+    assert backend.deliver(A).outcome is Outcome.S2_FAULT
+    backend.attach(C, s2)
+    assert backend.deliver(A).outcome is Outcome.DELIVERED
 
 
 HW_MSI = ReservedRegion(0x0_FEE0_0000, 0x10000, ReservedKind.HW_MSI)

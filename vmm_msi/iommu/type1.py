@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, check_msi_domain
 from vmm_msi.iommu.backend import MsiAllocator, S2Handle
-from vmm_msi.types import ContainerPer, Iova, ReservedKind
+from vmm_msi.types import ContainerPer, Iova, ReservedKind, Stage1Mode
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -106,6 +106,7 @@ class Type1:
     ) -> None:
         self._per = guest.containers
         self._memory = guest.memory
+        self._modes: dict[str | None, Stage1Mode] = {s.id: s.config for s in guest.stage1}
         self._revision = revision
         self._tables = tables
         self._members: dict[int, list[HostDevice]] = {}
@@ -181,9 +182,9 @@ class Type1:
 
         :return: the IOMMU domain. The other devices of its container have the same stage 1 now.
         :raise BackendError: EBUSY for an attached device; EINVAL for a group that is in another
-            container, for a second stage 1 from revision 8 on (before, it replaces the first), for
-            guest RAM in a reserved region from revision 15 on, and for a group that no IOMMU domain
-            takes; ENXIO for a group behind several SMMUs.
+            container, for a second PASID table from revision 8 on (before, it replaces the first,
+            as a bypass does in any), for guest RAM in a reserved region from revision 15 on, and
+            for a group that no IOMMU domain takes; ENXIO for a group behind several SMMUs.
         """
         space = self._space(handle)
         if device.address in self._domain_of:
@@ -199,7 +200,7 @@ class Type1:
             )
         if container is None:
             container = _Container(key)
-        if container.stage1 not in {None, stage1} and self._revision.one_stage1:
+        if self._revision.one_stage1 and self._has_another_table(container, stage1):
             raise BackendError(
                 errno.EINVAL,
                 f"{device.address}: its container has the stage 1 {container.stage1}, and an IOMMU "
@@ -211,6 +212,15 @@ class Type1:
         self._containers[key] = self._container_of[device.iommu_group] = container
         self._domain_of[device.address] = domain
         return domain
+
+    def _has_another_table(self, container: _Container, stage1: str) -> bool:
+        """Return whether a container has a PASID table, and ``stage1`` is another one.
+
+        A bypass is accepted, and clears the table.
+        """
+        names = {container.stage1, stage1} - {None}
+        tables = [n for n in names if self._modes[n] is not Stage1Mode.BYPASS]
+        return len(tables) > 1
 
     def _key(self, device: HostDevice, stage1: str) -> Hashable:
         """Return what tells the VMM's containers apart."""
