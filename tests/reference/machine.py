@@ -12,7 +12,10 @@ ALL_ONES = 0xFFFF_FFFF_FFFF_FFFF
 #: The range of QEMU's RMR node (hw/arm/virt-acpi-build.c).
 RMR = (0x800_0000, 0x10_0000)
 
-SW_MSI, HW_MSI, RESERVED, DIRECT_RELAXABLE = "sw-msi", "hw-msi", "reserved", "direct-relaxable"
+SW_MSI, HW_MSI, RESERVED = "sw-msi", "hw-msi", "reserved"
+DIRECT, DIRECT_RELAXABLE = "direct", "direct-relaxable"
+#: What a stream table entry of the guest makes of stage 1 for a write without a PASID.
+TRANSLATE, BYPASS, S1DSS_BYPASS = "translate", "bypass", "s1dss-bypass"
 
 
 class RefusalError(Exception):
@@ -34,9 +37,10 @@ class Device:
 
     :param its: base address of the physical ITS that Linux uses for it.
     :param regions: reserved regions: base, size, kind.
-    :param assigned: the guest has it; the last three parameters are the guest's.
+    :param assigned: the guest has it; the parameters after it are the guest's.
     :param gdb: IPA of the doorbell page of the virtual ITS.
     :param giova: where its stage 1 maps the doorbell page.
+    :param guest_vfio: VFIO in the guest uses it.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Device:
     stage1: str = ""
     gdb: int = 0
     giova: int = 0
+    guest_vfio: bool = False
 
     @property
     def hdb(self) -> int:
@@ -67,6 +72,7 @@ class Machine:
 
     :param page: PAGE_SIZE of the host, the granule of stage 2.
     :param granules: page size of each stage 1, by name.
+    :param modes: of each stage 1 that does not translate, by name.
     :param ram: IPA and size of each piece of guest RAM.
     :param single_stage: SMMUs without one of the stages.
     :param containers: what the VMM opens a VFIO container for: device, stage1 or guest.
@@ -79,6 +85,7 @@ class Machine:
     single_stage: frozenset[int] = frozenset()
     honours_rmr: bool = True
     containers: str = "device"
+    modes: dict[str, str] = field(default_factory=dict)
 
     def group(self, number: int) -> list[Device]:
         """Return the devices of an IOMMU group, assigned or not."""
@@ -140,8 +147,14 @@ class Guest:
     tables: dict[str, dict[int, int]] = field(default_factory=dict)
 
     def attach(self, device: Device) -> None:
-        """Attach a device to its IOMMU domain, where RMR ranges are mapped first, and map gIOVA."""
+        """Attach a device to its IOMMU domain, where RMR ranges are mapped first, and map gIOVA.
+
+        In an identity domain neither is mapped: drivers/iommu/iommu.c iommu_dma_prepare_msi,
+        iommu_create_device_direct_mappings.
+        """
         self.attached.add(device.name)
+        if device.stage1 in self.machine.modes:
+            return
         granule = self.machine.granules[device.stage1]
         if device.stage1 not in self.tables:
             pages = range(RMR[0], RMR[0] + RMR[1], granule)
@@ -159,7 +172,7 @@ class Guest:
 
     def walk(self, stage1: str | None, iova: int) -> int | None:
         """Return the IPA, or None for a fault."""
-        if stage1 is None:
+        if stage1 is None or stage1 in self.machine.modes:
             return iova
         granule = self.machine.granules[stage1]
         page = self.tables.get(stage1, {}).get(iova - iova % granule)

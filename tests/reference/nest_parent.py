@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 
 from reference.bindings import ONE_MSI_DOMAIN, WITH_HANDLE, Bindings
 from reference.machine import (
+    BYPASS,
+    DIRECT,
     DIRECT_RELAXABLE,
     HW_MSI,
     RMR,
@@ -49,7 +51,7 @@ class NestParent:
 class Iommufd:
     """A guest whose VMM has one file descriptor of /dev/iommu.
 
-    :param strategy: host-cookie, identity, direct, multi-its (a stage 2 per ITS), or bindings.
+    :param strategy: host-cookie, identity, direct, bindings; s2, vits or vsmmu of multi-its.
     :param revision: the allocator's, for bindings.
     :param bind: the kernel maps doorbells itself, also in reserved regions.
     """
@@ -59,7 +61,9 @@ class Iommufd:
     ) -> None:
         self.machine, self.strategy, self.revision = machine, strategy, revision
         self.maps_itself = bind
-        self.guest = Guest(machine, rmr=strategy == "identity")
+        self.rmr = strategy in ("identity", "vsmmu")
+        self.direct = strategy in ("direct", "s2", "vits")
+        self.guest = Guest(machine, self.rmr)
         self.tables: dict[object, NestParent] = {}
         self.slots: dict[tuple[int, int], int] = {}
         #: Base of the window of each IOMMU group; the last attach of one of its devices sets it.
@@ -67,7 +71,7 @@ class Iommufd:
         self.programmed: dict[str, int] = {}
 
     def _key(self, device: Device) -> object:
-        return (device.smmu, device.its) if self.strategy == "multi-its" else device.smmu
+        return (device.smmu, device.its) if self.strategy == "s2" else device.smmu
 
     def _attached(self, group: int) -> list[Device]:
         return [d for t in self.tables.values() for d in t.devices if d.group == group]
@@ -76,22 +80,46 @@ class Iommufd:
         """Attach the device with its stage 1; a nest parent is made for the first one."""
         if any(kind == HW_MSI for _base, _size, kind in device.regions):
             raise RefusalError(errno.EINVAL)
-        if self.strategy == "identity" and device.window != RMR:
-            raise RefusalError(None)
+        self._check_policy(device)
         mates = self._attached(device.group)
-        if self.strategy == "multi-its" and any(m.its != device.its for m in mates):
-            raise RefusalError(None)
         key = self._key(device)
         table = self.tables.get(key)
+        behind = [d for d in self.machine.devices if d.assigned and d.smmu == device.smmu]
         if table is None:
-            if device.smmu in self.machine.single_stage:
+            # Any bound device behind the SMMU can be named for it.
+            if device.smmu in self.machine.single_stage and any(map(self._is_bound, behind)):
                 raise RefusalError(errno.EOPNOTSUPP)
             stage2 = Stage2(self.machine)
             table = NestParent(device.smmu, stage2, Bindings(self.revision, stage2))
+        if not self._is_bound(device):
+            raise RefusalError(errno.EINVAL)
         self._check_attach(table, device, mates)
         self.tables[key] = table
         table.devices.append(device)
         self.guest.attach(device)
+
+    def _is_bound(self, device: Device) -> bool:
+        """Return whether VFIO_DEVICE_BIND_IOMMUFD takes a device: require_direct of its group.
+
+        iommufd_device_bind, iommu_device_claim_dma_owner, __iommu_device_set_domain.
+        """
+        members = self.machine.group(device.group)
+        return all(kind != DIRECT for member in members for *_range, kind in member.regions)
+
+    def _check_policy(self, device: Device) -> None:
+        """Refuse what the guest's kernel or the VMM refuse."""
+        if self.rmr and self.machine.honours_rmr and device.guest_vfio:
+            # In the guest: its RMR is a direct region.
+            raise RefusalError(errno.EINVAL)
+        translates = device.stage1 not in self.machine.modes
+        if self.strategy == "vsmmu" and translates and not self.machine.honours_rmr:
+            raise RefusalError(None)
+        if self.rmr and device.window != RMR:
+            raise RefusalError(None)
+        if self.strategy in ("s2", "vits", "vsmmu") and any(
+            mate.its != device.its for mate in self._attached(device.group)
+        ):
+            raise RefusalError(None)
 
     def _check_attach(self, table: NestParent, device: Device, mates: list[Device]) -> None:
         members = self.machine.group(device.group)
@@ -129,7 +157,7 @@ class Iommufd:
         for member in members:
             if member.smmu != table.smmu:
                 raise RefusalError(errno.EINVAL)
-            if not member.assigned:
+            if not member.assigned and self.machine.modes.get(device.stage1) != BYPASS:
                 raise RefusalError(errno.ENOENT)
 
     def bind(self, device: Device) -> None:
@@ -138,7 +166,7 @@ class Iommufd:
         if self.strategy == "bindings":
             size = self.machine.granules[device.stage1]
             table.bindings.bind(device.name, device.giova, device.gdb, size)
-        elif self.strategy in ("direct", "multi-its"):
+        elif self.direct:
             self._map_direct(table, device)
         table.bound.append(device)
 
@@ -164,7 +192,7 @@ class Iommufd:
             raise RefusalError(errno.ENOSPC, error.number) from None
 
     def _address(self, table: NestParent, device: Device) -> int:
-        if self.strategy in ("direct", "multi-its"):
+        if self.direct:
             if not self.maps_itself:
                 # VFIO enables the MSIs at a slot before the VMM can overwrite it.
                 self._slot(table, device)
@@ -208,7 +236,7 @@ class Iommufd:
             own = self.revision in WITH_HANDLE
             if own or all(mate.giova != device.giova for mate in table.bound):
                 table.bindings.unbind(device.name, device.giova)
-        elif self.strategy in ("direct", "multi-its"):
+        elif self.direct:
             table.users[device.gdb].remove(device.name)
             if not table.users[device.gdb]:
                 table.stage2.unmap(device.gdb)

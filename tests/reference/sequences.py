@@ -5,10 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from reference.machine import (
+    BYPASS,
+    DIRECT,
     DIRECT_RELAXABLE,
     HW_MSI,
     RESERVED,
     RMR,
+    S1DSS_BYPASS,
     SW_MSI,
     Device,
     Machine,
@@ -26,6 +29,7 @@ REGIONS = [
     ((0xFEE0_0000, 0x10_0000, HW_MSI),),
     (),
     (*WINDOW, (0x4000_0000, 0x1000, DIRECT_RELAXABLE)),
+    (*WINDOW, (0x5000_0000, 0x1000, DIRECT)),
     (*WINDOW, (0x0A0A_0000, 0x10000, RESERVED)),
 ]
 RAM = [
@@ -51,6 +55,7 @@ def random_machine(random: Random) -> Machine:
     smmus, itses = random.randint(1, 3), random.randint(1, 3)
     gdbs = random.sample(GDBS, random.randint(1, 2))
     granules = {"shared": random.choice([K4, K4, K64])}
+    modes: dict[str, str] = {}
     gdb_of: dict[tuple[str, int], int] = {}
     devices: list[Device] = []
     own_stage1 = random.choice([0.0, 0.3, 1.0])
@@ -59,6 +64,9 @@ def random_machine(random: Random) -> Machine:
         name = f"s1-{number}" if random.random() < own_stage1 else "shared"
         granule = granules.setdefault(name, random.choice([K4, K4, K16, K64]))
         giova = random.choice(GIOVAS[: random.choice([2, 4, 6])]) & -granule
+        gdb = gdb_of.setdefault((name, giova), random.choice(gdbs))
+        if name not in {device.stage1 for device in devices} and random.random() < 0.1:
+            modes[name] = random.choice([BYPASS, S1DSS_BYPASS])
         devices.append(
             Device(
                 name=f"0000:{number + 1:02x}:00.0",
@@ -69,8 +77,9 @@ def random_machine(random: Random) -> Machine:
                 streams=2 if random.random() < 0.04 else 1,
                 assigned=not mate or random.random() < 0.8,
                 stage1=name,
-                gdb=gdb_of.setdefault((name, giova), random.choice(gdbs)),
-                giova=giova,
+                gdb=gdb,
+                giova=gdb if name in modes else giova,
+                guest_vfio=random.random() < 0.05,
             )
         )
     return Machine(
@@ -81,6 +90,7 @@ def random_machine(random: Random) -> Machine:
         single_stage=frozenset(s for s in range(smmus) if random.random() < 0.03),
         honours_rmr=random.random() < 0.6,
         containers=random.choice(["device", "stage1", "guest"]),
+        modes=modes,
     )
 
 

@@ -14,7 +14,7 @@ from random import Random
 import pytest
 from depth import depth
 
-from reference.machine import RefusalError
+from reference.machine import TRANSLATE, RefusalError
 from reference.nest_parent import Iommufd
 from reference.sequences import next_call, random_machine
 from reference.type1 import Type1
@@ -42,6 +42,7 @@ from vmm_msi.types import (
     ReservedRegion,
     Smmu,
     Stage1,
+    Stage1Mode,
     StreamId,
     Vits,
 )
@@ -67,11 +68,11 @@ def worlds():
     yield "host-cookie:profile=series-v16", lambda m: Type1(m, 16, "cookie")
     yield "direct:profile=linux-7.2-bind", lambda m: Iommufd(m, "direct", bind=True)
     yield "direct:profile=linux-7.2", lambda m: Iommufd(m, "direct")
-    yield (
-        "multi-its:mode=s2,profile=linux-7.2-bind",
-        lambda m: Iommufd(m, "multi-its", bind=True),
-    )
-    yield "multi-its:mode=s2,profile=linux-7.2", lambda m: Iommufd(m, "multi-its")
+    for mode in ("s2", "vits"):
+        choice = f"multi-its:mode={mode},profile=linux-7.2"
+        yield choice, lambda m, mode=mode: Iommufd(m, mode)
+        yield f"{choice}-bind", lambda m, mode=mode: Iommufd(m, mode, bind=True)
+    yield "multi-its:mode=vsmmu,profile=linux-7.2", lambda m: Iommufd(m, "vsmmu")
     yield "identity:profile=linux-7.2", lambda m: Iommufd(m, "identity")
     yield "host-cookie:profile=linux-7.2", lambda m: Iommufd(m, "host-cookie")
 
@@ -114,9 +115,14 @@ def guest_of(machine):
     return GuestDomain(
         name="random",
         vits=tuple(Vits(i, Ipa(gdb - 0x10000)) for i, gdb in enumerate(gdbs)),
-        stage1=tuple(Stage1(name, Granule(size)) for name, size in machine.granules.items()),
+        stage1=tuple(
+            Stage1(name, Granule(size), Stage1Mode(machine.modes.get(name, TRANSLATE)))
+            for name, size in machine.granules.items()
+        ),
         devices=tuple(
-            GuestDevice(PciAddress.parse(d.name), d.stage1, gdbs.index(d.gdb), Iova(d.giova))
+            GuestDevice(
+                PciAddress.parse(d.name), d.stage1, gdbs.index(d.gdb), Iova(d.giova), d.guest_vfio
+            )
             for d in assigned
         ),
         honours_rmr=machine.honours_rmr,

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from reference.bindings import ONE_MSI_DOMAIN, WITH_HANDLE, Bindings
 from reference.machine import (
     ALL_ONES,
+    BYPASS,
     DIRECT_RELAXABLE,
     HW_MSI,
     Device,
@@ -152,7 +153,11 @@ class Type1:
 
     def _set_table(self, container: Container, stage1: str) -> None:
         """SET_PASID_TABLE; for an IOMMU domain made since, the VMM unsets and sets again."""
-        if self.revision >= 8 and any(d.stage1 not in (None, stage1) for d in container.domains):
+        others = {domain.stage1 for domain in container.domains} - {None, stage1}
+        # A bypass is always accepted and clears the table: arm_smmu_attach_pasid_table
+        # (v10 20200320160932.27222-7, v15 20210411111228.14386-6).
+        tables = [s for s in (stage1, *others) if self.machine.modes.get(str(s)) != BYPASS]
+        if self.revision >= 8 and others and len(tables) > 1:
             raise RefusalError(errno.EINVAL)
         for domain in container.domains:
             domain.stage1 = stage1
