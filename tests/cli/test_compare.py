@@ -295,3 +295,20 @@ def test_an_invalid_output_file(vmm_msi, nowhere, target):
     assert err.startswith("vmm-msi compare: writing ")
     assert err.count("\n") == 1
     assert list(nowhere.rglob("*")) == [nowhere / "folder"]
+
+
+def test_proposed_kernels_are_named_as_such(vmm_msi):
+    names = ("preset", "window", "identity")
+    chosen = [word for name in names for word in ("--strategy", name)]
+    code, out, _err = vmm_msi("compare", "--scenario", TWO_ITS, *chosen)
+    assert code == 0
+    assert (
+        """
+Kernels with interfaces of the mailing lists:
+  linux-vfio-msi-iova  proposed, not merged
+  linux-sw-msi-option  proposed, not merged
+
+"""
+        in out
+    )
+    assert "mailing" not in vmm_msi("compare", "--scenario", TWO_ITS, *chosen[4:])[1]

@@ -142,8 +142,7 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
     """Yield devices whose MSI window differs from the range of QEMU's RMR."""
     if case.plugins is None:
         return
-    needs = simulated.needs(case, case.plugins)
-    if not any(need.rmr for need in needs.values()):
+    if not _has_qemus_rmr(case, case.plugins):
         return
     for device in case.resolved_host.devices:
         if device.address not in case.nested:
@@ -166,12 +165,17 @@ def rmr_fixed(case: Case) -> Iterator[Finding]:
         )
 
 
+def _has_qemus_rmr(case: Case, plugins: PluginManager) -> bool:
+    """Return whether a strategy of a device relies on the RMR that QEMU gives the guest."""
+    return any(need.rmr and need.qemu for need in simulated.needs(case, plugins).values())
+
+
 def rmr_needed(case: Case) -> Iterator[Finding]:
     """Yield the MSIs that fault if the guest's kernel ignores QEMU's RMR."""
     plugins = case.plugins
     if plugins is None or case.guest is None or not case.guest.xml.acpi:
         return
-    if not any(need.rmr for need in simulated.needs(case, plugins).values()):
+    if not _has_qemus_rmr(case, plugins):
         return
     assigned = {hostdev.host for hostdev in case.guest.placement.hostdevs}
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.engine.session import outcomes
+from vmm_msi.iommu.profiles import PROFILES
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
 from vmm_msi.types import Outcome
@@ -20,7 +21,7 @@ MAX_DEVICE_COLUMNS = 8
 
 
 def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str]:
-    """Yield a row per strategy, then the reasons why MSIs did not arrive."""
+    """Yield a row per strategy, the proposed kernels, and the reasons why MSIs did not arrive."""
     devices = [device.host for device in scenario.guest.devices]
     its_of = {device.address: device.its for device in scenario.host.devices}
     shown = devices if len(devices) <= MAX_DEVICE_COLUMNS else []
@@ -37,8 +38,10 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
         ]
     ]
     failed: list[tuple[str, Verdict]] = []
+    kernels: set[object] = set()
     for result in results:
         name = _name(result)
+        kernels.add(result.options.get("profile"))
         counts = outcomes(result.verdicts)
         total = sum(counts.values())
         costs = result.costs
@@ -56,6 +59,12 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
         )
         failed += [(name, v) for v in result.verdicts if v.outcome is not Outcome.DELIVERED]
     yield from columns(rows)
+    proposed = [(p.name, p.standing) for p in PROFILES if p.standing and p.name in kernels]
+    if proposed:
+        yield ""
+        yield "Kernels with interfaces of the mailing lists:"
+        width = max(len(name) for name, _standing in proposed)
+        yield from (f"  {name:{width}}  {standing}" for name, standing in proposed)
     if failed:
         yield ""
         yield "Why not delivered:"
