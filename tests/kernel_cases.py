@@ -82,7 +82,7 @@ class CheckedCalls:
     def __getattr__(self, op):
         names = list(OPS[op].parameters)
 
-        def call(*values, expect=None, **named):
+        def call(*values, expect=None, inside="", **named):
             step = Step(op, dict(zip(names, values, strict=False)) | named)
             self.steps.append(step)
             result = self._runner.call(step)
@@ -92,6 +92,7 @@ class CheckedCalls:
                 expected = {"enable": hex(SLOT), "raise_msi": "its"}.get(op, text)
                 assert not result.errno, f"step {len(self.steps) - 1}, {step}: {text}"
             assert text == expected, f"step {len(self.steps) - 1}, {step}: {result.reason}"
+            assert result.reason.startswith(inside and f"{inside} in the kernel: ")
             return Ref(len(self.steps) - 1)
 
         return call
@@ -387,6 +388,17 @@ def the_window_is_reserved_while_a_device_is_attached(calls):
     calls.ioas_map(fd, ioas, WINDOW - PAGE, PAGE, 1)
     calls.detach(0)
     calls.ioas_map(fd, ioas, WINDOW + PAGE, PAGE, 1)
+
+
+@case
+def a_device_of_an_attached_group_has_its_address(calls):
+    """iommu_dma_prepare_msi: the IOMMU group's domain counts, not the device's own attach."""
+    fd = calls.open()
+    calls.bind(fd, 2)
+    calls.bind(fd, 3)
+    calls.attach(2, calls.ioas_alloc(fd))
+    calls.enable(3)
+    calls.raise_msi(3)
 
 
 @case

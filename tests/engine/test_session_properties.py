@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 
 import pytest
 from depth import depth
@@ -14,7 +15,7 @@ from vmm_msi.config import Choice
 from vmm_msi.domxml.guest_domain import virt_guest
 from vmm_msi.engine.session import GuestSession
 from vmm_msi.engine.setup import profile_for
-from vmm_msi.errors import RefusedError
+from vmm_msi.errors import BackendError, RefusedError
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.types import (
@@ -72,6 +73,31 @@ def test_every_device_has_one_verdict_and_delivered_means_the_right_its(choice, 
     lpis = [v.lpi + i for v in delivered for i in range(v.count)]
     assert len(set(lpis)) == len(lpis)
     assert backend.stale() == []
+
+
+@every_choice
+@settings(max_examples=depth(25), deadline=None)
+@given(scenario=scenarios())
+def test_a_verdict_has_the_errno_that_the_caller_sees(choice, scenario):
+    """No error number of iommufd's allocator, or of iommu_map for it, leaves the kernel."""
+    backend, session = open_session(scenario, choice)
+    if backend.info.profile.startswith("linux-"):
+        for verdict in session.attach_and_deliver():
+            assert verdict.errno not in {errno.ENOMEM, errno.EOVERFLOW, errno.ERANGE}
+            if verdict.errno_inside is not None:
+                assert verdict.errno in {errno.ENOSPC, errno.ENODEV}
+        # A device that was refused and detached; a device of its IOMMU group may be attached.
+        for device in scenario.guest.devices:
+            if not backend.is_attached(device.host):
+                assert errno_of(backend, device.host) in {0, errno.ENOSPC, errno.EINVAL}
+
+
+def errno_of(backend, device):
+    try:
+        backend.prepare_msi(device)
+    except BackendError as error:
+        return error.errno
+    return 0
 
 
 @settings(max_examples=depth(200), deadline=None)

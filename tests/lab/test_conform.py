@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from contextlib import contextmanager
 
 import json_schemas
 import pytest
+from host_shell import shell
 from kernel_cases import CASES, HOST, CheckedCalls
 
 from vmm_msi.cli import main
@@ -15,6 +18,8 @@ from vmm_msi.iommu.sim.call_machine import SimMachine
 from vmm_msi.lab.conformance import conform
 from vmm_msi.lab.conformance.random_sequences import draw_sequences
 from vmm_msi.lab.conformance.shrink import without
+from vmm_msi.lab.machine.emulated_host import LabHost
+from vmm_msi.lab.machine.shape import Shape
 from vmm_msi.lab.rpc.link import AgentLink
 
 
@@ -176,11 +181,113 @@ def test_a_count_of_zero_is_refused(capsys):
 @pytest.fixture
 def kernel(lab_host):
     """A simulator of the emulated host, and its kernel as the other side."""
+    with both_sides(lab_host) as sides:
+        yield sides
+
+
+@contextmanager
+def both_sides(lab_host):
     with AgentLink(lab_host.agent_socket) as link:
         link.call("hello")
         host = conform.conform_host(lab_host.board.topology, link.call("devices"))
         side = conform.KernelSide(link, [device.address for device in host.devices])
         yield SimMachine(host, output_bits=conform.OUTPUT_BITS), side
+
+
+@pytest.fixture(scope="module")
+def spoilt_host(lab_root, lab_images):
+    """An emulated host for calls that cost a device its event in the ITS until it reboots."""
+    with LabHost(Shape(nvmes=1)) as host:
+        yield host
+
+
+def not_attached(calls):
+    """its_irq_domain_alloc: the event is lost; msi_handle_pci_fail: ENOSPC for the caller."""
+    fd = calls.open()
+    ioas = calls.ioas_alloc(fd)
+    calls.bind(fd, 0)
+    calls.enable(0, expect="ENOSPC")
+    calls.attach(0, ioas)
+    calls.enable(0, expect="ENOSPC")
+    calls.bind(fd, 1)
+    calls.attach(1, ioas)
+    calls.enable(1)
+    calls.raise_msi(1)
+
+
+def no_event_is_left(calls):
+    """its_msi_teardown: a device with a lost event keeps its table, over unbinding, too."""
+    fd = calls.open()
+    calls.bind(fd, 0)
+    calls.attach(0, calls.ioas_alloc(fd))
+    calls.enable(0, expect="ENOSPC")
+
+
+def test_a_device_that_is_not_attached_loses_an_event(spoilt_host):
+    """The errno of the ioctl is compared; the simulator knows the kernel's own one, too."""
+    with both_sides(spoilt_host) as (simulator, side):
+        cases = []
+        for case in (not_attached, no_event_is_left):
+            calls = CheckedCalls(simulator)
+            case(calls)
+            cases.append(calls.sequence())
+        assert simulator.lost_events
+        simulator.lost_events.clear()
+        report = conform.compare(simulator, side, cases, quiet)
+    assert not report.mismatches, text_of(report)
+    assert report.steps == sum(len(sequence.steps) for sequence in cases)
+
+
+#: Enables MSI-X vector 0 of a device, then vector 1, then both, then both after disabling all;
+#: prints the error of each call, and whether the kernel says that vectors cannot be added.
+VECTORS = """
+import ctypes, errno, os
+from pathlib import Path
+from vmm_msi.errors import BackendError
+from vmm_msi.iommu.linux import uapi
+from vmm_msi.iommu.linux.iommufd import LinuxIommufd, ioctl
+from vmm_msi.iommu.linux.vfio import VfioDevice
+from vmm_msi.types import PciAddress
+address = PciAddress.parse("{address}")
+driver = Path("/sys/bus/pci/devices/{address}/driver")
+if driver.exists():
+    (driver / "unbind").write_text("{address}")
+device, iommufd, event = VfioDevice(address), LinuxIommufd(), os.eventfd(0)
+device.open()
+device.bind(iommufd)
+device.attach(iommufd.ioas_alloc())
+TRIGGER = uapi.VFIO_IRQ_SET_DATA_EVENTFD | uapi.VFIO_IRQ_SET_ACTION_TRIGGER
+MSIX = uapi.VFIO_PCI_MSIX_IRQ_INDEX
+def enable(start, count):
+    head = bytes(uapi.IrqSet(20 + 4 * count, TRIGGER, MSIX, start, count))
+    argument = bytearray(head + event.to_bytes(4, "little") * count)
+    try:
+        ioctl(device._fd, uapi.VFIO_DEVICE_SET_IRQS, "SET_IRQS", argument)
+    except BackendError as error:
+        return errno.errorcode[error.errno]
+    return "ok"
+info = (ctypes.c_uint32 * 4)(16, 0, MSIX, 0)
+ioctl(device._fd, uapi.VFIO_DEVICE_SET_IRQS - 1, "GET_IRQ_INFO", info)
+results = [enable(0, 1), enable(1, 1), enable(0, 2)]
+device.disable_msi()
+print("vectors", *results, enable(0, 2), info[1] & 8, info[3] > 2)
+device.release()
+"""
+
+
+def test_a_vector_beyond_the_enabled_ones_is_refused(spoilt_host):
+    """vfio_msi_alloc_irq: an ITS has no dynamic vectors (ITS_MSI_FLAGS_SUPPORTED)."""
+    with AgentLink(spoilt_host.agent_socket) as link:
+        ids = {(d["vendor"], d["device"]): d["address"] for d in link.call("devices")}
+    nvme = ids[0x1B36, 0x0010]
+    script = base64.b64encode(VECTORS.format(address=nvme).encode()).decode()
+    for begin in range(0, len(script), 512):
+        shell(spoilt_host, f"echo {script[begin : begin + 512]} >>/tmp/script.txt")
+    shell(spoilt_host, "busybox base64 -d /tmp/script.txt >/tmp/script.py")
+    shell(spoilt_host, "(python3 /tmp/script.py >/tmp/output.txt 2>&1 &)")
+    outputs = (shell(spoilt_host, "cat /tmp/output.txt; sleep 1") for _ in range(60))
+    output = next((text for text in outputs if "vectors " in text or "Error" in text), "")
+    assert "vectors ok EINVAL EINVAL ok 8 True" in output
 
 
 def text_of(report):

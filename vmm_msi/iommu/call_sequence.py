@@ -18,7 +18,7 @@ from enum import Enum, StrEnum
 from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias
 
-from vmm_msi.errors import BackendError, CallSequenceError
+from vmm_msi.errors import BackendError, CallSequenceError, errno_name
 from vmm_msi.iommu.signatures import methods_of
 
 if TYPE_CHECKING:
@@ -328,7 +328,7 @@ class CallSequence:
 class StepResult:
     """The result of a step.
 
-    :param errno: 0 for a call that was not refused.
+    :param errno: as the caller of the ioctl sees it; 0 for a call that was not refused.
     :param reason: why it was refused, for people.
     """
 
@@ -370,7 +370,8 @@ class SequenceRunner:
         try:
             value = getattr(self._machine, step.op)(**arguments)
         except BackendError as error:
-            return StepResult(error.errno, reason=error.reason)
+            within = "" if error.inside is None else f"{errno_name(error.inside)} in the kernel: "
+            return StepResult(error.errno, reason=f"{within}{error.reason}")
         if op.returns_number:
             self._values[position] = int(value)
         self._forget(position, step)
