@@ -76,7 +76,7 @@ def clear_of_doorbells(session: Session, device: PciAddress) -> ReservedRegion |
 def free_window(session: Session, doorbells: Sequence[tuple[int, int]] = ()) -> ReservedRegion:
     """Return room for all slots that neither guest RAM nor a reserved region of a device covers.
 
-    It starts where QEMU's RMR does if that is free, else at the lowest possible address.
+    It starts where QEMU's RMR does if that is free, else behind the lowest of these with room.
 
     :param doorbells: base and size of further ranges to leave free.
     """

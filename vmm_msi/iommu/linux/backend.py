@@ -164,11 +164,11 @@ class IommufdBackend:
         kernel = f"Linux {os.uname().release}"
         can_write = self._can_write
         address_write = frozenset({Capability.MSI_ADDRESS_WRITE} if can_write else ())
+        advice = ""
+        if self._profile.standing:
+            advice = f"{self._profile.name} is {self._profile.standing}; use --backend sim"
         if self._mode is Doorbells.WITNESS:
             capabilities = self._profile.capabilities - _PROPOSED
-            advice = ""
-            if self._profile.standing:
-                advice = f"{self._profile.name} is {self._profile.standing}: use --backend sim"
             if not can_write:
                 capabilities = frozenset()
                 advice = "witness doorbells require writable MSI capabilities"
@@ -184,7 +184,8 @@ class IommufdBackend:
             "iommufd",
             f"{kernel}, the host's own ITS",
             (picks if self._window_everywhere else frozenset()) | address_write,
-            "user space cannot map an ITS, and no released kernel takes guest bindings; use "
+            advice
+            or "user space cannot map an ITS, and no released kernel takes guest bindings; use "
             "witness doorbells (--doorbells witness)",
         )
 
