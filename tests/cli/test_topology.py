@@ -57,6 +57,7 @@ def test_device_tree(show):
         "base": "0x20020000000",
         "doorbell": "0x20020010040",
         "gicv5": False,
+        "gicv2m": False,
         "pre_its": None,
         "isolated_msi": True,
     }
@@ -126,6 +127,7 @@ def test_json_of_a_scenario(show):
         "base": "0x200040000",
         "doorbell": "0x200050040",
         "gicv5": False,
+        "gicv2m": False,
         "pre_its": None,
         "isolated_msi": True,
     }

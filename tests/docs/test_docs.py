@@ -236,7 +236,13 @@ def test_scenario_example_has_every_key():
         source="x",
         granule=Granule.K4,
         smmus=(Smmu(0, Pa(0x905_0000)),),
-        itses=(Its(0, Pa(0x2_0000_0000)), Its(1, Pa(0x2_0004_0000))),
+        itses=(
+            Its(0, Pa(0x2_0000_0000)),
+            Its(1, Pa(0x2_0004_0000)),
+            Its(2, Pa(0x2_0008_0000), translate_frame=Pa(0x2_0009_0000)),
+            Its(3, Pa(0x2_000C_0000), pre_its=Pa(0x5800_0000)),
+            Its(4, Pa(0x2_0010_0000), gicv2m=True),
+        ),
         devices=(
             HostDevice(a, 0, StreamId(0x100), (0,), DeviceId(0x100), 1),
             HostDevice(

@@ -278,6 +278,13 @@ BROKEN = {
             ("pre-its", W, "ITS 0"),
         ],
     ),
+    "a GICv2m": (
+        with_its(gicv2m=True),
+        [
+            ("unsafe-interrupts-needed", E, str(A)),
+            ("unsafe-interrupts-needed", E, str(A2)),
+        ],
+    ),
     "a pre-ITS that is allowed": (
         with_parameter(with_its(pre_its=Pa(0x5800_0000)), "iommufd.allow_unsafe_interrupts", "Y"),
         [("pre-its", W, "ITS 0"), ("unsafe-interrupts-on", W, "host")],

@@ -193,5 +193,8 @@ def test_isolated_msis_with_a_pre_its_or_an_unknown_its():
     device = resolve(HOST, address("01:00.0"))
     assert isolates_msis(replace(HOST, routes=(), devices=(device,)), device.address) is True
     assert isolates_msis(replace(HOST, routes=()), device.address) is None
+    missing = replace(device, its_group=(1, 0))
+    assert isolates_msis(replace(HOST, devices=(missing,)), device.address) is False
+    assert isolates_msis(replace(HOST, itses=(), devices=(device,)), device.address) is None
     alias = PciFunction(address("01:00.0"), msi_rid=0x300)
     assert isolates_msis(listing(alias), alias.address) is False

@@ -407,22 +407,23 @@ def test_a_device_that_cannot_be_bound_is_refused_with_its_group(profile, wrong,
         assert errors(alone.alloc_s2, 0) == (refusal, None)
 
 
-def test_each_device_behind_a_pre_its_has_its_own_doorbell():
-    """its_irq_get_msi_base_pre_its; the doorbell of the ITS itself raises nothing."""
-    topology = host(device(A), device(B))
+@pytest.mark.parametrize("profile", ["pre-series", "series-v8", "series-v16"])
+def test_before_iommufd_an_its_without_isolated_msis_refuses_every_device(profile):
+    """vfio_iommu_type1_attach_group, irq_domain_check_msi_remap: B's ITS isolates MSIs."""
+    topology = host(device(A), device(B, its=1))
     pre_its = replace(topology.itses[0], pre_its=Pa(0x5800_0000))
     topology = replace(topology, itses=(pre_its, *topology.itses[1:]))
-    backend = SimBackend(topology, guest(A), profile_named("series-v16"))
-    backend.advertise_rmr(SW_MSI_WINDOW)
-    backend.attach(A, backend.alloc_s2(0))
-    assert backend.prepare_msi(A) == SW_MSI_WINDOW.base + 4
-    assert backend.deliver(A).outcome is Outcome.DELIVERED
-    backend.detach(A)
-    backend = SimBackend(topology, guest(A), profile_named("series-v16"))
-    s2 = backend.attach(A, backend.alloc_s2(0, allocator=MsiAllocator.CALLER))
-    backend.map_doorbell(s2, GDB, 0)
-    backend.program_msi(A, Iova(0xFFFF_0000))
-    assert backend.deliver(A).outcome is Outcome.MISROUTED
+    backend = SimBackend(topology, guest(A, B), profile_named(profile))
+    s2 = backend.alloc_s2(0)
+    assert errors(backend.attach, A, s2) == ("EPERM", None)
+    assert errors(backend.attach, B, s2) == ("EPERM", None)
+
+
+def test_each_device_behind_a_pre_its_has_its_own_doorbell():
+    """its_irq_get_msi_base_pre_its; VFIO takes no such device, so none is delivered to."""
+    pre_its = Its(0, Pa(0x2_0000_0000), pre_its=Pa(0x5800_0000))
+    assert pre_its.doorbell_of(DeviceId(1)) == 0x5800_0004
+    assert pre_its.doorbell_of(DeviceId(0x400)) == 0x5800_1000
 
 
 def test_lpis_are_used_up_by_tables_and_not_by_messages():

@@ -36,12 +36,13 @@ def unsafe_needed(case: Case) -> Iterator[Finding]:
         value = case.kernel.parameters.get(parameter)
         is_iommufd = parameter == UNSAFE_IOMMUFD
         other = UNSAFE_CONTAINER if is_iommufd else UNSAFE_IOMMUFD
+        cause = "is a GICv2m" if its.gicv2m else "has a pre-ITS"
         yield Finding(
             "unsafe-interrupts-needed",
             Severity.ERROR if case.devices_selected else Severity.WARNING,
             str(address),
             (
-                Evidence(case.host.source, f"ITS {its.id} of {address} has a pre-ITS"),
+                Evidence(case.host.source, f"ITS {its.id} of {address} {cause}"),
                 _parameter(parameter, "missing, which means N" if value is None else value),
             ),
             f"QEMU cannot {'bind' if is_iommufd else 'add'} {address} to "

@@ -71,7 +71,8 @@ def isolates_msis(host: HostTopology, address: PciAddress) -> bool | None:
     """Return whether a device can raise its own interrupts only.
 
     Linux ``kernel/irq/msi.c`` msi_device_has_isolated_msi: its MSIs go through an ITS without a
-    pre-ITS in front of it. VFIO refuses other devices unless unsafe interrupts are allowed.
+    pre-ITS in front of it. A device whose ITS firmware does not have has no MSI domain at all. VFIO
+    refuses other devices unless unsafe interrupts are allowed.
 
     :return: None if the ITS of its MSIs is unknown.
     """
@@ -85,8 +86,12 @@ def isolates_msis(host: HostTopology, address: PciAddress) -> bool | None:
         group = () if route is None else route.its_group
     else:
         return None
-    its = host.its_by_id.get(group[0]) if group else None
-    return bool(group) and (its is None or its.isolates_msis)
+    if not group:
+        return False
+    its = host.its_by_id.get(group[0])
+    if its is None:
+        return False if host.itses else None
+    return its.isolates_msis
 
 
 def reserved_memory(host: HostTopology, smmu: int, streams: Iterable[int]) -> list[ReservedRegion]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 from vmm_msi import tomlfile
 from vmm_msi.errors import InputError, ScenarioError
@@ -35,7 +35,7 @@ from vmm_msi.types import (
     StreamId,
     Vits,
 )
-from vmm_msi.types.host import ITS_FRAME, PA_END
+from vmm_msi.types.host import GICV2M_FRAME, ITS_FRAME, PA_END
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
@@ -63,6 +63,19 @@ VITS_ALIGNMENT = 0x1000
 #: First IOVA that a stage 1 with 48 input bits, as the simulator has, cannot translate.
 STAGE1_END = 1 << 48
 _ID_END = 1 << 32
+
+
+class _Frame(NamedTuple):
+    """The frame with a doorbell.
+
+    :param at: the key that puts it there.
+    :param value: of the key.
+    """
+
+    at: KeyPath
+    value: int
+    start: int
+    size: int
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -124,21 +137,75 @@ class _Check:
             if smmu.base is not None:
                 self.aligned(smmu.base, ITS_FRAME, (*at, "base"), "a 64 KiB frame")
                 self.below(smmu.base, PA_END, (*at, "base"))
-        for index, its in enumerate(table.its):
-            self.below(its.id, _ID_END, ("host", "its", index, "id"))
-        self.doorbells(table.its, ("host", "its"), ITS_FRAME, "a 64 KiB frame")
         smmus = tuple(
             Smmu(int(smmu.id), None if smmu.base is None else Pa(smmu.base), smmu.nested)
             for smmu in table.smmu
         )
-        itses = tuple(Its(int(its.id), Pa(its.base)) for its in table.its)
-        known = ({smmu.id for smmu in smmus}, {its.id for its in itses})
+        itses = self.itses(table.its)
+        known: tuple[set[int], set[int]] = (
+            {smmu.id for smmu in smmus},
+            {int(its.id) for its in table.its},
+        )
         devices = tuple(
             self.host_device(device, ("host", "device", index), known, granule)
             for index, device in enumerate(table.device)
         )
         self.distinct_devices(devices)
         return HostTopology(self.source, granule, smmus, itses, devices)
+
+    def itses(self, tables: Sequence[ItsTable]) -> tuple[Its, ...]:
+        """Return the ITSes that the host has: those with a base."""
+        itses: list[Its] = []
+        frames: list[_Frame] = []
+        for index, table in enumerate(tables):
+            at: KeyPath = ("host", "its", index)
+            self.below(table.id, _ID_END, (*at, "id"))
+            self.its_kind(table, at)
+            if table.base is None:
+                continue
+            its = self.its(table, table.base, at)
+            itses.append(its)
+            key = "translate_frame" if its.is_gicv5 else "base"
+            size = GICV2M_FRAME if its.gicv2m else ITS_FRAME
+            value = int(its.translate_frame or its.base)
+            frames.append(_Frame((*at, key), value, its.doorbell.align_down(size), size))
+        self.disjoint(frames)
+        return tuple(itses)
+
+    def its_kind(self, table: ItsTable, at: KeyPath) -> None:
+        """Check that an ITS is of one kind, and of none without a base."""
+        values = {
+            "translate_frame": table.translate_frame is not None,
+            "pre_its": table.pre_its is not None,
+            "gicv2m": table.gicv2m,
+        }
+        kinds = [name for name, given in values.items() if given]
+        if len(kinds) > 1:
+            self.fail((*at, kinds[1]), f"an ITS with {kinds[0]} has none")
+        if kinds and table.base is None:
+            self.fail((*at, kinds[0]), "an ITS without base has none")
+
+    def its(self, table: ItsTable, base: int, at: KeyPath) -> Its:
+        """Return an ITS whose frames are aligned and below the last address."""
+        page = GICV2M_FRAME if table.gicv2m else ITS_FRAME
+        what = "a GICv2m frame" if table.gicv2m else "a 64 KiB frame"
+        self.aligned(base, page, (*at, "base"), what)
+        self.below(base, PA_END - 2 * ITS_FRAME + 1, (*at, "base"))
+        return Its(
+            int(table.id),
+            Pa(base),
+            self.frame(table.translate_frame, (*at, "translate_frame")),
+            self.frame(table.pre_its, (*at, "pre_its")),
+            table.gicv2m,
+        )
+
+    def frame(self, value: int | None, at: KeyPath) -> Pa | None:
+        """Return the address of a 64 KiB frame, if it has one."""
+        if value is None:
+            return None
+        self.aligned(value, ITS_FRAME, at, "a 64 KiB frame")
+        self.below(value, PA_END - ITS_FRAME + 1, at)
+        return Pa(value)
 
     def host_device(
         self,
@@ -225,7 +292,7 @@ class _Check:
             self.fail(("guest",), "has no [[guest.device]], so there is no MSI to follow")
         self.unique([vits.id for vits in table.vits], ("guest", "vits"), "id")
         self.unique([stage1.id for stage1 in table.stage1], ("guest", "stage1"), "id")
-        self.doorbells(table.vits, ("guest", "vits"), VITS_ALIGNMENT, "a page")
+        self.doorbells(table.vits)
         memory = self.memory(table.memory, host.granule)
         vits = tuple(Vits(int(vits.id), Ipa(vits.base)) for vits in table.vits)
         stage1 = tuple(
@@ -317,22 +384,26 @@ class _Check:
         self.below(table.giova, STAGE1_END, (*at, "giova"))
         return Iova(table.giova)
 
-    def doorbells(
-        self, tables: Sequence[ItsTable | VitsTable], at: KeyPath, alignment: int, what: str
-    ) -> None:
-        """Check that every base is aligned and that doorbell frames do not overlap."""
+    def doorbells(self, tables: Sequence[VitsTable]) -> None:
+        """Check that the base of every vITS is aligned, and that doorbell frames do not overlap."""
+        frames = []
         for index, table in enumerate(tables):
-            where: KeyPath = (*at, index, "base")
-            self.aligned(table.base, alignment, where, what)
-            self.below(table.base, PA_END - 2 * ITS_FRAME + 1, where)
-        order = sorted(range(len(tables)), key=lambda index: (tables[index].base, index))
-        for low, high in pairwise(order):
-            if tables[high].base < tables[low].base + ITS_FRAME:
-                first, second = sorted((low, high))
+            at: KeyPath = ("guest", "vits", index, "base")
+            self.aligned(table.base, VITS_ALIGNMENT, at, "a page")
+            self.below(table.base, PA_END - 2 * ITS_FRAME + 1, at)
+            frames.append(_Frame(at, int(table.base), table.base + ITS_FRAME, ITS_FRAME))
+        self.disjoint(frames)
+
+    def disjoint(self, frames: Sequence[_Frame]) -> None:
+        """Check that doorbell frames do not overlap; report the later one in the file."""
+        order = sorted(enumerate(frames), key=lambda item: (item[1].start, item[0]))
+        for (low, below), (high, above) in pairwise(order):
+            if above.start < below.start + below.size:
+                first, second = (below, above) if low < high else (above, below)
                 self.fail(
-                    (*at, second, "base"),
-                    f"{tables[second].base:#x} puts the doorbell page on that of "
-                    f"{at[-1]}[{first}], {tables[first].base + ITS_FRAME:#x}",
+                    second.at,
+                    f"{second.value:#x} puts the doorbell page on that of "
+                    f"{first.at[-3]}[{first.at[-2]}], {first.start:#x}",
                 )
 
     def address(self, text: str, at: KeyPath) -> PciAddress:

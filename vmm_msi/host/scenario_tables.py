@@ -15,10 +15,13 @@ class SmmuTable(TomlTable, frozen=True):
 
 
 class ItsTable(TomlTable, frozen=True):
-    """``[[host.its]]``."""
+    """``[[host.its]]``; without a base, an ITS that ITS groups name and the host does not have."""
 
     id: Number
-    base: Number
+    base: Number | None = None
+    translate_frame: Number | None = None
+    pre_its: Number | None = None
+    gicv2m: bool = False
 
 
 class ReservedTable(TomlTable, frozen=True):

@@ -112,6 +112,8 @@ class Type1:
         self._members: dict[int, list[HostDevice]] = {}
         for device in host.devices:
             self._members.setdefault(device.iommu_group, []).append(device)
+        #: ``irq_domain_check_msi_remap`` asks all MSI domains of the host, not the device's.
+        self._not_isolated = next((its.id for its in host.itses if not its.isolates_msis), None)
         self._next = 1
         self._spaces: dict[S2Handle, _Space] = {}
         self._containers: dict[tuple[MsiAllocator, int, Hashable], _Container] = {}
@@ -181,14 +183,21 @@ class Type1:
         nothing does so by itself.
 
         :return: the IOMMU domain. The other devices of its container have the same stage 1 now.
-        :raise BackendError: EBUSY for an attached device; EINVAL for a group that is in another
-            container, for a second PASID table from revision 8 on (before, it replaces the first,
-            as a bypass does in any), for guest RAM in a reserved region from revision 15 on, and
-            for a group that no IOMMU domain takes; ENXIO for a group behind several SMMUs.
+        :raise BackendError: EBUSY for an attached device; EPERM on a host with an ITS that does
+            not isolate MSIs; EINVAL for a group that is in another container, for a second PASID
+            table from revision 8 on (before, it replaces the first, as a bypass does in any), for
+            guest RAM in a reserved region from revision 15 on, and for a group that no IOMMU domain
+            takes; ENXIO for a group behind several SMMUs.
         """
         space = self._space(handle)
         if device.address in self._domain_of:
             raise BackendError(errno.EBUSY, f"{device.address}: attached already")
+        if self._not_isolated is not None:
+            raise BackendError(
+                errno.EPERM,
+                f"{device.address}: ITS {self._not_isolated} of the host does not isolate MSIs, so "
+                "VFIO takes no device at all (irq_domain_check_msi_remap)",
+            )
         key = (space.allocator, space.number, self._key(device, stage1))
         current = self._container_of.get(device.iommu_group)
         container = self._containers.get(key)

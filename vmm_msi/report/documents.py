@@ -273,6 +273,7 @@ class ItsJson(TypedDict):
     base: Hex
     doorbell: Hex
     gicv5: bool
+    gicv2m: bool
     pre_its: Hex | None
     isolated_msi: bool
 

@@ -40,6 +40,7 @@ def to_json(host: HostTopology, differences: Sequence[Disagreement] = ()) -> Top
                 "base": str(its.base),
                 "doorbell": str(its.doorbell),
                 "gicv5": its.is_gicv5,
+                "gicv2m": its.gicv2m,
                 "pre_its": None if its.pre_its is None else str(its.pre_its),
                 "isolated_msi": its.isolates_msis,
             }
@@ -95,7 +96,7 @@ def to_lines(host: HostTopology) -> Iterator[str]:
         ],
     )
     yield from _none(host, host.smmus)
-    special = any(its.is_gicv5 or its.pre_its is not None for its in host.itses)
+    special = any(its.is_gicv5 or not its.isolates_msis for its in host.itses)
     yield from section(
         "ITSes",
         ("id", "base", "doorbell", *(("kind",) if special else ())),
@@ -163,6 +164,8 @@ def _group(ids: Iterable[int]) -> str:
 def _kind(its: Its) -> str:
     if its.is_gicv5:
         return "GICv5"
+    if its.gicv2m:
+        return "GICv2m"
     return "GICv3" if its.pre_its is None else f"GICv3 behind a pre-ITS at {its.pre_its}"
 
 

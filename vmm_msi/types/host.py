@@ -29,6 +29,10 @@ ITS_FRAME = 0x10000
 #: control frame (IHI 0069, 12.18 and 12.19).
 ITS_TRANSLATER_OFFSET = ITS_FRAME + 0x40
 ITS_TRANSLATER_PAGE_OFFSET = ITS_FRAME
+#: Size of a frame of a GICv2m, and offset of MSI_SETSPI_NS in it: Arm Server Base System
+#: Architecture, DEN0029, appendix E.
+GICV2M_FRAME = 0x1000
+_SETSPI_OFFSET = 0x40
 #: First address that neither an SMMUv3 (IHI 0070, 3.4: 52 bits) nor a CPU can emit.
 PA_END = 1 << 52
 
@@ -44,18 +48,22 @@ class Firmware(StrEnum):
 class Its:
     """A physical Interrupt Translation Service; of a GICv5 one of its translate frames.
 
+    Or a frame of a GICv2m, which a device writes the number of an SPI to, in the place of an ITS.
+
     :param base: address of its control frame; of a GICv5 of its configuration frame.
     :param translate_frame: address of the frame with the doorbell; None for a GICv3 ITS, whose
         translation frame follows its control frame.
     :param pre_its: address of the window of a pre-ITS, which derives the DeviceID from the address
         of a write: each device has a doorbell of its own in the window (Linux
         ``drivers/irqchip/irq-gic-v3-its.c`` its_enable_quirk_socionext_synquacer).
+    :param gicv2m: it is a frame of a GICv2m.
     """
 
     id: int
     base: Pa
     translate_frame: Pa | None = None
     pre_its: Pa | None = None
+    gicv2m: bool = False
 
     @property
     def is_gicv5(self) -> bool:
@@ -67,17 +75,20 @@ class Its:
         """Whether a device can raise its own interrupts only.
 
         IRQ_DOMAIN_FLAG_ISOLATED_MSI in Linux ``drivers/irqchip/irq-gic-v3-its.c`` and
-        ``irq-gic-v5-its.c``, which a pre-ITS clears.
+        ``irq-gic-v5-its.c``, which a pre-ITS clears, and ``irq-gic-v2m.c`` does not set.
         """
-        return self.pre_its is None
+        return self.pre_its is None and not self.gicv2m
 
     @property
     def doorbell(self) -> Pa:
         """The physical address that MSIs are written to (hDB).
 
         GITS_TRANSLATER; of a GICv5 ITS_TRANSLATER, the first register of the translate frame: Linux
-        ``drivers/irqchip/irq-gic-v5-its.c`` gicv5_its_compose_msi_msg.
+        ``drivers/irqchip/irq-gic-v5-its.c`` gicv5_its_compose_msi_msg. Of a GICv2m MSI_SETSPI_NS
+        (``irq-gic-v2m.c`` gicv2m_get_msi_addr).
         """
+        if self.gicv2m:
+            return self.base.offset(_SETSPI_OFFSET)
         if self.translate_frame is not None:
             return self.translate_frame
         return self.base.offset(ITS_TRANSLATER_OFFSET)
@@ -135,7 +146,11 @@ class HostDevice:
 
     @property
     def its(self) -> int:
-        """The ITS that Linux uses: the first of the group (``iort_dev_find_its_id``)."""
+        """The ITS that Linux uses: the first of the group (``iort_dev_find_its_id``).
+
+        Where the host has no ITS with this id, the device has no MSI domain: Linux tries none of
+        the others (``iort_get_device_domain``).
+        """
         return self.its_group[0]
 
     @property

@@ -23,7 +23,15 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.kernel import Kernel
     from vmm_msi.iommu.sim.smmu import Walk
-    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, PciAddress, ReservedRegion
+    from vmm_msi.types import (
+        GuestDomain,
+        HostDevice,
+        HostTopology,
+        Ipa,
+        Its,
+        PciAddress,
+        ReservedRegion,
+    )
 
 _ALL_ONES = Iova((1 << 64) - 1)
 
@@ -140,7 +148,7 @@ class SimBackend:
     def map_doorbell(self, s2: S2Handle, gdb: Ipa, its: int) -> None:
         """Map an ITS's doorbell page; see :meth:`Kernel.map_doorbell`."""
         self._step("map_doorbell")
-        page = self._host.its_by_id[its].doorbell.align_down(self.page_size)
+        page = self._its(its).doorbell.align_down(self.page_size)
         self._kernel.map_doorbell(s2, gdb, page)
 
     def unmap_doorbell(self, s2: S2Handle, gdb: Ipa) -> None:
@@ -196,6 +204,7 @@ class SimBackend:
 
         The kernel does not give them back when there is no address; the simulator does.
         """
+        self._its(device.its)
         its = self._itses[device.its]
         allocates = device.address not in self._programmed
         if allocates:
@@ -207,6 +216,17 @@ class SimBackend:
             if allocates:
                 its.disable(device)
             raise
+
+    def _its(self, number: int) -> Its:
+        """Return an ITS of the host.
+
+        :raise BackendError: ENODEV when a group names an ITS that the host does not have: the
+            device has no MSI domain.
+        """
+        its = self._host.its_by_id.get(number)
+        if its is None:
+            raise BackendError(errno.ENODEV, f"ITS {number}: the host does not have it")
+        return its
 
     def _pick(self, device: HostDevice) -> Iova | None:
         return self._kernel.prepare_msi(device, self._doorbell_of(device))

@@ -22,7 +22,7 @@ from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.sim.objects import FdGroup, FileContext, IommuDomain, Viommu
-    from vmm_msi.types import HostDevice, HostTopology, Iova, Pa, PciAddress
+    from vmm_msi.types import HostDevice, HostTopology, Iova, Its, Pa, PciAddress
 
 
 class IommuCore:
@@ -92,8 +92,8 @@ class IommuCore:
         if its is None or not its.isolates_msis:
             raise BackendError(
                 errno.EPERM,
-                f"{device.address}: its MSIs are not isolated from those of other devices; use a "
-                "device on an ITS without a pre-ITS",
+                f"{device.address}: its MSIs are not isolated from those of other devices "
+                f"({_why_not_isolated(device, its)}); use a device on an ITS",
             )
 
     def release(self, group: CoreGroup) -> None:
@@ -200,6 +200,13 @@ def not_attached(address: PciAddress) -> BackendError:
     return BackendError(
         errno.EOPNOTSUPP, f"{address}: is not attached, so its MSIs get no address; attach it first"
     )
+
+
+def _why_not_isolated(device: HostDevice, its: Its | None) -> str:
+    if its is None:
+        number = f"ITS {device.its}, the first of its group," if device.its_group else "an ITS"
+        return f"the host does not have {number}".removesuffix(",")
+    return f"ITS {its.id} is a GICv2m" if its.gicv2m else f"ITS {its.id} has a pre-ITS"
 
 
 def _same_entry(old: IommuDomain, new: IommuDomain) -> bool:
