@@ -152,6 +152,16 @@ def test_more_doorbells_than_the_window_has_pages(number, granule, message):
         assert [finding.subject for finding in lost] == [str(host.devices[-1].address)]
 
 
+@pytest.mark.parametrize(("number", "findings"), [(17, 0), (65, 1)])
+def test_doorbells_of_a_strategy_without_the_rmr_of_qemu(number, findings):
+    host = crowd(number, Granule.K64)
+    devices = [device.address for device in host.devices]
+    case = case_of(nested_guest(GUEST, memory=1 << 30), devices=devices)
+    case = replace(case, host=host, choice=Choice("window"))
+    assert len([*rules_strategy.window_full(case)]) == findings
+    assert len([*rules_strategy.msi_lost(case)]) == findings
+
+
 def test_the_order_of_slots():
     finding = only(case_of(TWO), "slot-order")
     assert finding.severity is Severity.NOTE
