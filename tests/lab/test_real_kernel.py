@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 
@@ -334,6 +335,22 @@ def test_unknown_events_are_ignored(load, opener, lab_host):
     shell(lab_host, f"echo '{smmu} event 0xe0 received:' >/dev/kmsg")
     shell(lab_host, f"for w in {words}; do printf '{smmu} \\t%s\\n' $w >/dev/kmsg; done")
     assert backend.deliver(PciAddress.parse(A)).outcome is Outcome.S1_FAULT
+    backend.close()
+
+
+@pytest.mark.parametrize("doorbells", Doorbells)
+def test_a_device_that_is_not_attached_keeps_its_event(load, opener, doorbells):
+    """The backend returns the kernel's errors without the call, which would lose the event."""
+    scenario = load(Sample((Device(A, vectors=1),)))
+    backend = opener(doorbells)(scenario, profile_named("linux-7.2"))
+    device = PciAddress.parse(A)
+    for call in (backend.prepare_msi, lambda a: backend.program_msi(a, Iova(0xFFFF_F000))):
+        with pytest.raises(BackendError, match="not attached") as refusal:
+            call(device)
+        assert refusal.value.errno == errno.ENOSPC
+        assert refusal.value.inside == errno.EOPNOTSUPP
+    backend.attach(device, backend.alloc_s2(0))
+    backend.prepare_msi(device)
     backend.close()
 
 

@@ -125,10 +125,18 @@ class Stage2Tables:
     def of(self, device: PciAddress) -> S2Doorbells:
         """Return the doorbells of the stage 2 that a device is attached to.
 
-        :raise BackendError: EINVAL for a device that is not attached.
+        :raise BackendError: for a device that is not attached: EINVAL in the series' profiles,
+            else ENOSPC as VFIO_DEVICE_SET_IRQS returns it. The kernel is not called, since the
+            call would cost the device an event of its ITS until the host reboots.
         """
         if self._type1 is not None:
             return self._doorbells[self._type1.domain_of(device).handle]
+        if not self._vmm.is_attached(device):
+            raise BackendError(
+                errno.ENOSPC,
+                f"{device}: is not attached, so its MSIs get no address; attach it first",
+                inside=errno.EOPNOTSUPP,
+            )
         return self._doorbells[self._vmm.s2_of(device).handle]
 
     def doorbells(self, s2: S2Handle) -> S2Doorbells:
