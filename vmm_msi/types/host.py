@@ -29,8 +29,8 @@ ITS_FRAME = 0x10000
 #: control frame (IHI 0069, 12.18 and 12.19).
 ITS_TRANSLATER_OFFSET = ITS_FRAME + 0x40
 ITS_TRANSLATER_PAGE_OFFSET = ITS_FRAME
-#: Size of a frame of a GICv2m, and offset of MSI_SETSPI_NS in it: Arm Server Base System
-#: Architecture, DEN0029, appendix E.
+#: Size of a frame of a GICv2m, and offset of MSI_SETSPI_NS in it: Linux
+#: ``drivers/irqchip/irq-gic-v2m.c`` acpi_parse_madt_msi, V2M_MSI_SETSPI_NS.
 GICV2M_FRAME = 0x1000
 _SETSPI_OFFSET = 0x40
 #: First address that neither an SMMUv3 (IHI 0070, 3.4: 52 bits) nor a CPU can emit.
