@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 from scenarios import B, guest_run, pair
 
-from vmm_msi.errors import ScenarioError
+from vmm_msi.errors import InputError, ScenarioError
 from vmm_msi.host.scenario import parse_scenario
+from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.iommu.sim.backend import SimBackend
 from vmm_msi.types import Iova, Outcome, Stage1Mode
@@ -132,3 +133,12 @@ def test_contradictions_are_refused(text, message):
     with pytest.raises(ScenarioError) as refused:
         parse_scenario(text, "test")
     assert str(refused.value).endswith(message)
+
+
+def test_a_real_kernel_refuses_a_stage_1_that_does_not_translate():
+    scenario = parse_scenario(_toml("bypass"), "test")
+    profile = profile_named("linux-7.2")
+    with pytest.raises(
+        InputError, match="stage 1 s1a: config bypass is available in the simulator"
+    ):
+        IommufdBackend(scenario.host, scenario.guest, Doorbells.WITNESS, profile)
