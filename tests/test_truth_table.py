@@ -31,6 +31,8 @@ STRATEGIES = {
     "mapped-page:mode=vits": 4,
     "mapped-page:mode=s2": 5,
 }
+#: Those whose kernel was only proposed.
+PROPOSED = ("window", "preset", "mapped-page:mode=vits", "mapped-page:mode=s2")
 F, S, E = (FAULT, FAULT), (D, D), (D, EEXIST)
 TABLE = [
     (1, "shared", 1, "interleaved", (F, S, E, S, S, S, S, S)),
