@@ -86,14 +86,14 @@ line 2: arm-smmu-v3 arm-smmu-v3.0.auto: event 0x10 received:
            newer, without acpi=off
   remedy   multi-its:mode=s2: keep devices of different physical ITSes apart: an S2, a vITS or a
            vSMMU for each; requires a VMM that owns the iommufd itself, instead of QEMU, and a
-           kernel such as linux-7.2-bind (docs/kernels.md)
-  remedy   mapped-page:mode=s2: map an ITS's page at the guest's doorbell by a call of iommufd,
-           preset the address; requires a VMM that owns the iommufd itself, instead of QEMU, and a
-           kernel such as linux-map-msi-page (sketched, no patch posted; docs/kernels.md)
+           kernel such as linux-7.2-bind (in no release; docs/kernels.md)
   remedy   window: as identity, with the host's MSI window moved to where the guest has room;
            requires a VMM that owns the iommufd itself, instead of QEMU, and a kernel such as
            linux-sw-msi-option (proposed, not merged; docs/kernels.md); the definition has ACPI and
            UEFI, so the guest's kernel has to honour RMR nodes: Linux 6.0 or newer, without acpi=off
+  remedy   mapped-page:mode=s2: map an ITS's page at the guest's doorbell by a call of iommufd,
+           preset the address; requires a VMM that owns the iommufd itself, instead of QEMU, and a
+           kernel such as linux-map-msi-page (sketched, no patch posted; docs/kernels.md)
   see      vmm-msi doctor --explain no-acpi; also acpi-without-uefi, no-accel
   source   Arm IHI 0070, 7.3; Linux drivers/iommu/arm/arm-smmu-v3/arm-smmu-v3.c arm_smmu_dump_event
 
@@ -136,8 +136,8 @@ def test_the_document(vmm_msi, given, guest):
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",
-        "mapped-page:mode=s2",
         "window",
+        "mapped-page:mode=s2",
     ]
 
 

@@ -52,7 +52,7 @@ def test_lost_msis():
     assert finding.remedy.startswith(
         "Use a strategy that delivers here: identity, multi-its:mode=vsmmu, "
     )
-    assert "direct (not on QEMU)" in finding.remedy
+    assert "direct (in no release)" in finding.remedy
 
 
 def test_two_itses_behind_one_vsmmu():

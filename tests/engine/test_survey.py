@@ -36,23 +36,23 @@ def test_strategies_that_qemu_applies_come_first(plugins):
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",
-        "mapped-page:mode=s2",
         "window",
+        "mapped-page:mode=s2",
     ]
     assert [delivery.needs.qemu for delivery in deliveries] == [True, True, False, False, False]
     assert [delivery.kernel for delivery in deliveries] == [
         "linux-7.2",
         "linux-7.2",
         "linux-7.2-bind",
-        "linux-map-msi-page",
         "linux-sw-msi-option",
+        "linux-map-msi-page",
     ]
     assert [delivery.standing for delivery in deliveries] == [
         "",
         "",
-        "",
-        "sketched, no patch posted",
+        "in no release",
         "proposed, not merged",
+        "sketched, no patch posted",
     ]
 
 

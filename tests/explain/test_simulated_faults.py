@@ -131,9 +131,9 @@ def test_remedies_for_the_baseline(plugins):
         "coerced:revision=v15",
         "direct",
         "multi-its:mode=s2",
-        "mapped-page:mode=vits",
-        "preset",
         "window",
+        "preset",
+        "mapped-page:mode=vits",
     ]
     with_change = {remedy.strategy for remedy in explanation.remedies if remedy.change}
     assert with_change == {"identity", "multi-its:mode=vsmmu", "window"}
@@ -150,8 +150,8 @@ def test_remedies_for_an_unmapped_guest_doorbell(plugins):
         "identity",
         "multi-its:mode=vsmmu",
         "multi-its:mode=s2",
-        "mapped-page:mode=s2",
         "window",
+        "mapped-page:mode=s2",
     ]
 
 

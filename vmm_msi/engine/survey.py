@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.engine.setup import needs_of, simulate
 from vmm_msi.errors import PluginError, RefusedError
-from vmm_msi.iommu.profiles import profile_named
+from vmm_msi.iommu.profiles import PROFILES, profile_named
 from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> lis
     """Return the strategies that deliver every MSI of a guest when all its devices use them.
 
     Each strategy is tried in every form that its options give it. Those that QEMU and the kernel
-    apply come first, those whose interfaces are only proposed come last. A strategy that breaks is
+    apply come first; then those on the last kernel of :data:`PROFILES`. A strategy that breaks is
     skipped with a warning: no user selected it.
 
     :param selector: name of the ITS selector.
@@ -59,7 +59,8 @@ def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> lis
         if all(verdict.outcome is Outcome.DELIVERED for verdict in result.verdicts):
             needs, standing = needs_of(plugins, choice), profile_named(result.kernel).standing
             deliveries.append(Delivery(choice, needs, result.kernel, standing))
-    return sorted(deliveries, key=lambda d: (not d.needs.qemu, bool(d.standing)))
+    nearest = [profile.name for profile in reversed(PROFILES)]
+    return sorted(deliveries, key=lambda d: (not d.needs.qemu, nearest.index(d.kernel)))
 
 
 def on_qemu(plugins: PluginManager) -> list[Choice]:

@@ -84,7 +84,8 @@ def _before_iommufd(rules: Revision) -> Profile:
     if rules.can_unbind:
         capabilities.add(Capability.GUEST_UNBIND)
     name = f"series-v{rules.number}" if rules.number else "pre-series"
-    return Profile(name, frozenset(capabilities), rules.number)
+    standing = "posted 2018 to 2021, not merged" if rules.number else ""
+    return Profile(name, frozenset(capabilities), rules.number, standing=standing)
 
 
 #: A strategy runs on the last one that has what it needs.
@@ -113,6 +114,7 @@ PROFILES: tuple[Profile, ...] = (
         "linux-7.2-bind",
         _LINUX_72 | _IN_KERNEL | _BINDINGS | {Capability.GUEST_UNBIND},
         iommufd=True,
+        standing="in no release",
     ),
     Profile("linux-7.2", _LINUX_72, iommufd=True),
 )

@@ -62,7 +62,7 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
     proposed = [(p.name, p.standing) for p in PROFILES if p.standing and p.name in kernels]
     if proposed:
         yield ""
-        yield "Kernels with interfaces of the mailing lists:"
+        yield "Kernels:"
         width = max(len(name) for name, _standing in proposed)
         yield from (f"  {name:{width}}  {standing}" for name, standing in proposed)
     if failed:

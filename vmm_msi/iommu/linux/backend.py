@@ -165,7 +165,7 @@ class IommufdBackend:
         can_write = self._can_write
         address_write = frozenset({Capability.MSI_ADDRESS_WRITE} if can_write else ())
         advice = ""
-        if self._profile.standing:
+        if self._profile.capabilities & _PROPOSED:
             advice = f"{self._profile.name} is {self._profile.standing}; use --backend sim"
         if self._mode is Doorbells.WITNESS:
             capabilities = self._profile.capabilities - _PROPOSED
