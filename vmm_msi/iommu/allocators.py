@@ -202,6 +202,9 @@ class GuestBindings:
         entries.by_hdb[page] = binding
         return binding.giova
 
+    def __bool__(self) -> bool:
+        return bool(self._all.by_giova) or any(own.by_giova for own in self._own.values())
+
     def __len__(self) -> int:
         return len(self._all.by_giova) + sum(len(own.by_giova) for own in self._own.values())
 

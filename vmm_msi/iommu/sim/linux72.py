@@ -131,7 +131,7 @@ class IommufdKernel(Kernel):
         self._check_bound([device.address])
         domain = self.domains[handle]
         if domain.revision is not None:
-            attached = [self.host.device_by_address[address] for address in domain.devices]
+            attached = (self.host.device_by_address[address] for address in domain.devices)
             check_msi_domain(domain.revision, self._mates(device), attached)
         if isinstance(self.fd, ProposedIommufd) and self.profile.file_window:
             # It counts when the device is attached, and is that of all devices until then.
@@ -229,7 +229,7 @@ class IommufdKernel(Kernel):
         domain, _stage1 = self.translation_of(device)
         cookie = domain.cookie
         try:
-            if not isinstance(cookie, GuestBindings) or not len(cookie):
+            if not isinstance(cookie, GuestBindings) or not cookie:
                 return self._core.prepare_msi(device, doorbell)
             return cookie.prepare(device.address, doorbell)
         except BackendError as error:
