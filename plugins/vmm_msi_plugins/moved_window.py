@@ -22,7 +22,7 @@ from vmm_msi.plugins import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Sequence
+    from collections.abc import Collection, Hashable, Iterator
 
 #: What IOMMU_OPTION_SW_MSI_START and _SIZE are multiples of.
 MIB = 1 << 20
@@ -57,6 +57,17 @@ def restore(session: Session, device: PciAddress) -> None:
         session.backend.move_sw_msi_window(device, None)
 
 
+class _Taken:
+    """What of a guest a window must not cover, and a window that does not.
+
+    Both are the same for all devices of a guest.
+    """
+
+    def __init__(self) -> None:
+        self.ranges: list[tuple[int, int]] | None = None
+        self.window: ReservedRegion | None = None
+
+
 def clear_of_doorbells(session: Session, device: PciAddress) -> ReservedRegion | None:
     """Return a window for ``device`` that covers neither RAM nor a doorbell of the guest.
 
@@ -64,24 +75,29 @@ def clear_of_doorbells(session: Session, device: PciAddress) -> ReservedRegion |
     """
     if Capability.SW_MSI_MOVE not in session.backend.info.capabilities:
         return None
-    own = session.backend.sw_msi_window(device)
+    taken = session.state(_Taken)
     page = session.backend.page_size
-    doorbells = [(session.guest.gdb(d).align_down(page), page) for d in session.guest.devices]
-    ram = [(memory.base, memory.size) for memory in session.guest.memory]
-    if own is not None and not any(own.overlaps(*taken) for taken in chain(doorbells, ram)):
+    if taken.ranges is None:
+        gdbs = {session.guest.gdb(guest_device) for guest_device in session.guest.devices}
+        ram = ((memory.base, memory.size) for memory in session.guest.memory)
+        taken.ranges = [*((gdb.align_down(page), page) for gdb in gdbs), *ram]
+    own = session.backend.sw_msi_window(device)
+    if own is not None and not any(own.overlaps(*covered) for covered in taken.ranges):
         return None
-    return free_window(session, doorbells)
+    if taken.window is None:
+        taken.window = free_window(session, taken.ranges)
+    return taken.window
 
 
-def free_window(session: Session, doorbells: Sequence[tuple[int, int]] = ()) -> ReservedRegion:
+def free_window(session: Session, more: Collection[tuple[int, int]] = ()) -> ReservedRegion:
     """Return room for all slots that neither guest RAM nor a reserved region of a device covers.
 
     It starts where QEMU's RMR does if that is free, else behind the lowest of these with room.
 
-    :param doorbells: base and size of further ranges to leave free.
+    :param more: base and size of further ranges to leave free.
     """
     size = -(-_SLOTS * session.backend.page_size // MIB) * MIB
-    taken = [*_taken(session), *doorbells]
+    taken = {*_covered(session), *more}
     ends = sorted(-(-(base + length) // MIB) * MIB for base, length in taken)
     for base in chain((SW_MSI_WINDOW.base,), ends):
         window = ReservedRegion(base, size, ReservedKind.SW_MSI)
@@ -93,7 +109,7 @@ def free_window(session: Session, doorbells: Sequence[tuple[int, int]] = ()) -> 
     )
 
 
-def _taken(session: Session) -> Iterator[tuple[int, int]]:
+def _covered(session: Session) -> Iterator[tuple[int, int]]:
     """Yield base and size of the guest's RAM and of the regions that its devices reserve."""
     for memory in session.guest.memory:
         yield memory.base, memory.size

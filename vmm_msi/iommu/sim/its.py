@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import filterfalse, islice
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
@@ -131,16 +132,17 @@ class SimIts:
             kernel enables none, and VFIO_DEVICE_SET_IRQS returns their number.
         """
         table = self._tables[device.device_id]
-        used = {event for events in table.events.values() for event in events}
-        free = [event for event in range(table.size) if event not in used]
-        if len(free) < device.vectors:
-            left = f"only {len(free)}" if free else "no"
+        used = set().union(*table.events.values())
+        left = table.size - len(used)
+        if left < device.vectors:
+            few = f"only {left}" if left else "no"
             raise BackendError(
                 errno.ENOSPC,
-                f"{device.address}: ITS {self.its.id} has {left} events left for DeviceID "
-                f"{device.device_id}, and the device has {device.vectors} MSIs",
+                f"{device.address}: ITS {self.its.id} has {few} events left for "
+                f"DeviceID {device.device_id}, and the device has {device.vectors} MSIs",
             )
-        table.events[device.address] = tuple(free[: device.vectors])
+        free = filterfalse(used.__contains__, range(table.size))
+        table.events[device.address] = tuple(islice(free, device.vectors))
 
     def disable(self, device: HostDevice) -> None:
         """DISCARD of each MSI of a device."""
@@ -154,8 +156,10 @@ class SimIts:
         table = self._tables.get(device.device_id)
         if table is None or not events:
             return None
-        known = {event for mapped in table.events.values() for event in mapped}
-        return table.lpi_base + events[0] if known.issuperset(events) else None
+        is_known = events == table.events.get(device.address) or set().union(
+            *table.events.values()
+        ).issuperset(events)
+        return table.lpi_base + events[0] if is_known else None
 
     def events_of(self, device: HostDevice) -> tuple[int, ...]:
         """Return the EventIDs of a device, empty when its MSIs are not enabled."""
