@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from vmm_msi.plugins import (
     Capability,
-    Iova,
     Needs,
     Options,
     PciAddress,
@@ -67,7 +66,3 @@ class Window(Strategy):
         """Detach it, and restore its window."""
         super().vmm_msi_detach_device(session, device)
         moved_window.restore(session, device)
-
-    def vmm_msi_prepare_msi(self, session: Session, device: PciAddress) -> Iova:
-        """Let the kernel pick a slot of the window."""
-        return session.backend.prepare_msi(device)

@@ -105,14 +105,14 @@ class GuestBindings:
 
     def __init__(self, table: DoorbellTable, revision: Revision) -> None:
         self._table = table
-        self._revision = revision
+        self.revision = revision
         self._serial = 0
         self._all = _Entries()
         self._own: dict[PciAddress, _Entries] = {}
         self._users: Counter[tuple[PciAddress | None, Iova]] = Counter()
 
     def _entries(self, device: PciAddress) -> _Entries:
-        if self._revision.device_handle:
+        if self.revision.device_handle:
             return self._own.setdefault(device, _Entries())
         return self._all
 
@@ -122,7 +122,7 @@ class GuestBindings:
         :raise BackendError: EINVAL when ``size`` exceeds the stage 2 granule, in a revision that
             compares them.
         """
-        if self._revision.compares_granules and size > self._table.granule:
+        if self.revision.compares_granules and size > self._table.granule:
             raise BackendError(
                 errno.EINVAL,
                 f"iommu_dma_bind_guest_msi({giova}): the stage 1 granule of {size:#x} bytes is "
@@ -145,7 +145,7 @@ class GuestBindings:
         unmapped = False
         while (binding := _find(entries, giova)) is not None:
             unmapped |= self._drop(entries, binding)
-            if not self._revision.unbinds_all:
+            if not self.revision.unbinds_all:
                 break
         return unmapped
 
@@ -170,7 +170,7 @@ class GuestBindings:
         return self.unbind(device, giova)
 
     def _user(self, device: PciAddress, giova: Iova) -> tuple[PciAddress | None, Iova]:
-        return (device if self._revision.device_handle else None), giova
+        return (device if self.revision.device_handle else None), giova
 
     def _drop(self, entries: _Entries, binding: _Binding) -> bool:
         del entries.by_giova[binding.giova]

@@ -8,6 +8,8 @@ anything is changed. Every operation that the kernel can refuse raises
 
 from __future__ import annotations
 
+import errno
+
 # Imported at run time, not for type checkers alone: requests to a backend in the lab are encoded by
 # the annotations of Backend.
 from collections.abc import Hashable  # noqa: TC003
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType, Protocol
 
+from vmm_msi.errors import BackendError
 from vmm_msi.types import (  # noqa: TC001
     Costs,
     Iova,
@@ -225,3 +228,22 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release everything."""
         ...
+
+
+def no_window_option(device: PciAddress, kernel: str, advice: str = "") -> BackendError:
+    """Return the answer of ``iommufd_option`` to IOMMU_OPTION_SW_MSI_START, which is unknown."""
+    return BackendError(
+        errno.EOPNOTSUPP,
+        f"{device}: moving its MSI window: {kernel} has no IOMMU_OPTION_SW_MSI_START{advice}",
+    )
+
+
+def no_preset_action(
+    device: PciAddress, giova: Iova | None, kernel: str, advice: str = ""
+) -> BackendError:
+    """Return the answer of ``vfio_set_irqs_validate_and_prepare`` to an unknown action."""
+    return BackendError(
+        errno.EINVAL,
+        f"{device}: presetting its MSI address to {giova}: {kernel} has no "
+        f"VFIO_IRQ_SET_ACTION_PREPARE{advice}",
+    )

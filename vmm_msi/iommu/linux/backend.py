@@ -15,7 +15,14 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError, InputError
-from vmm_msi.iommu.backend import BackendInfo, Capability, MsiAllocator, S2Handle
+from vmm_msi.iommu.backend import (
+    BackendInfo,
+    Capability,
+    MsiAllocator,
+    S2Handle,
+    no_preset_action,
+    no_window_option,
+)
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.linux import local_pci
 from vmm_msi.iommu.linux.event_queue import QueuedIommufd
@@ -209,22 +216,14 @@ class IommufdBackend:
 
         :raise BackendError: EOPNOTSUPP, as ``iommufd_option`` answers.
         """
-        raise BackendError(
-            errno.EOPNOTSUPP,
-            f"{device}: moving its MSI window: the running kernel has no "
-            "IOMMU_OPTION_SW_MSI_START; use --backend sim",
-        )
+        raise no_window_option(device, "the running kernel", "; use --backend sim")
 
     def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
         """Refuse: no released kernel has VFIO_IRQ_SET_ACTION_PREPARE.
 
         :raise BackendError: EINVAL, as ``vfio_set_irqs_validate_and_prepare`` answers.
         """
-        raise BackendError(
-            errno.EINVAL,
-            f"{device}: presetting its MSI address to {giova}: the running kernel has no "
-            "VFIO_IRQ_SET_ACTION_PREPARE; use --backend sim",
-        )
+        raise no_preset_action(device, giova, "the running kernel", "; use --backend sim")
 
     def _relocate(self, ipa: int) -> int:
         """Return the IPA at which a page is mapped for an IPA of the guest's memory map."""

@@ -6,10 +6,10 @@ import errno
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import GuestBindings, check_msi_domain
+from vmm_msi.iommu.allocators import GuestBindings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+    from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from vmm_msi.iommu.allocators import SwMsiSlots
     from vmm_msi.iommu.backend import S2Handle
@@ -24,6 +24,9 @@ class S2Doorbells:
     :param handle: of the stage 2, in ``vmm``.
     :param relocate: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
     :param granule: PAGE_SIZE in bytes.
+    :param witnesses: virtual address of the page of memory for each doorbell's page; None for the
+        host's own ITS.
+    :param revision: of the series whose guest bindings the addresses come from.
     """
 
     def __init__(
@@ -32,6 +35,8 @@ class S2Doorbells:
         handle: S2Handle,
         relocate: Callable[[int], int],
         granule: int,
+        witnesses: Mapping[int, int] | None,
+        revision: Revision | None = None,
     ) -> None:
         self.granule = granule
         self.handle = handle
@@ -42,20 +47,9 @@ class S2Doorbells:
         self.kernel_slots: set[int] = set()
         self._vmm = vmm
         self._relocate = relocate
-        self._witnesses: Mapping[int, int] | None = None
-        self._bindings: GuestBindings | None = None
-        self._revision: Revision | None = None
-
-    def use_witnesses(self, pages: Mapping[int, int]) -> None:
-        """Map pages of memory in place of doorbells.
-
-        :param pages: virtual address of the page of memory for each doorbell's page.
-        """
-        self._witnesses = pages
-
-    def use_bindings(self, revision: Revision) -> None:
-        """Take addresses from guest bindings, as a revision of the series does."""
-        self._bindings, self._revision = GuestBindings(self, revision), revision
+        self._witnesses = witnesses
+        self.revision = revision
+        self._bindings = None if revision is None else GuestBindings(self, revision)
 
     def map(self, address: int, output: int, size: int) -> None:
         """Map the page of memory for the doorbell page ``output`` at the IPA ``address``.
@@ -114,11 +108,14 @@ class S2Doorbells:
         :raise BackendError: ENOSPC, inside the allocator's error or the kernel's refusal to map
             the page.
         """
-        if self.binding_count:
-            try:
-                return self.bindings.prepare(device.address, doorbell)
-            except BackendError as error:
-                raise error.seen_as(errno.ENOSPC) from error
+        try:
+            if self._bindings:
+                return self._bindings.prepare(device.address, doorbell)
+            return self._slot(device, doorbell, slots)
+        except BackendError as error:
+            raise error.seen_as(errno.ENOSPC) from error
+
+    def _slot(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
         window = device.sw_msi_window
         if window is None:
             raise BackendError(errno.ENOMEM, f"{device.address}: has no software MSI window")
@@ -127,14 +124,6 @@ class S2Doorbells:
         if iova not in self.mapped:
             self.map(iova, page, self.granule)
         return iova
-
-    def check(self, members: Iterable[HostDevice], attached: Iterable[HostDevice]) -> None:
-        """Make the series' checks of an IOMMU group before its attach, if the revision has them.
-
-        :raise BackendError: EINVAL; see :func:`check_msi_domain`.
-        """
-        if self._revision is not None:
-            check_msi_domain(self._revision, members, attached)
 
     def state(self) -> Hashable:
         """Return the mapped doorbells and the bindings, for comparison."""

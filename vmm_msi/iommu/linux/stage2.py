@@ -13,7 +13,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, SwMsiSlots
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, SwMsiSlots, check_msi_domain
 from vmm_msi.iommu.linux.s2_doorbells import S2Doorbells
 from vmm_msi.iommu.revisions import revision_numbered, revision_of
 from vmm_msi.iommu.type1 import Type1
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.linux.raise_msi import Witnesses
     from vmm_msi.iommu.profiles import Profile
+    from vmm_msi.iommu.revisions import Revision
     from vmm_msi.iommu.vmm import RamMapping, Vmm
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
 
@@ -63,23 +64,19 @@ class Stage2Tables:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2` and :meth:`Type1.alloc_s2`."""
         if self._type1 is not None:
             return self._type1.alloc_s2(smmu, allocator)
-        doorbells = self._open(smmu)
-        revision = revision_of(allocator)
-        if revision is not None:
-            doorbells.use_bindings(revision)
+        doorbells = self._open(smmu, revision_of(allocator))
         self._doorbells[doorbells.handle] = doorbells
         return doorbells.handle
 
-    def _open(self, smmu: int) -> S2Doorbells:
+    def _open(self, smmu: int, revision: Revision | None = None) -> S2Doorbells:
         handle = self._vmm.alloc_s2(smmu, self._ram()).handle
-        doorbells = S2Doorbells(self._vmm, handle, self._relocate, mmap.PAGESIZE)
+        pages: dict[int, int] | None = None
         if self._witnesses is not None:
-            pages: dict[int, int] = {
+            pages = {
                 its.doorbell.align_down(mmap.PAGESIZE): self._witnesses.address(number)
                 for number, its in enumerate(self._host.itses)
             }
-            doorbells.use_witnesses(pages)
-        return doorbells
+        return S2Doorbells(self._vmm, handle, self._relocate, mmap.PAGESIZE, pages, revision)
 
     def open_domain(self, handle: S2Handle, smmu: int) -> S2Doorbells:
         """Allocate the stage 2 of an IOMMU domain; see :class:`DomainTables`."""
@@ -107,14 +104,16 @@ class Stage2Tables:
         """Make the checks of a profile for a device to attach; return the stage 2 to attach it to.
 
         :raise BackendError: ENOENT when there is no such stage 2; see :meth:`Type1.attach` and
-            :meth:`S2Doorbells.check`.
+            :func:`check_msi_domain`.
         """
         if self._type1 is not None:
             return self._type1.attach(device, s2, stage1).handle
-        by_address = self._host.device_by_address
-        members = [d for d in self._host.devices if d.iommu_group == device.iommu_group]
-        attached = [by_address[address] for address in self._vmm.s2(s2).devices]
-        self.doorbells(s2).check(members or [device], attached)
+        revision = self.doorbells(s2).revision
+        if revision is not None:
+            by_address = self._host.device_by_address
+            members = (d for d in self._host.devices if d.iommu_group == device.iommu_group)
+            attached = (by_address[address] for address in self._vmm.s2(s2).devices)
+            check_msi_domain(revision, members, attached)
         return s2
 
     def leave(self, device: HostDevice) -> None:

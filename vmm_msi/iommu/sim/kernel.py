@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu.backend import no_preset_action, no_window_option
 from vmm_msi.iommu.sim.smmu import SimSmmu
 
 if TYPE_CHECKING:
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.iommu.revisions import Revision
     from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config
     from vmm_msi.types import (
         GuestDomain,
@@ -42,7 +42,6 @@ class S2Domain:
     """A stage 2 IOMMU domain: a nest parent in iommufd, a nested IOMMU domain in the series.
 
     :param cookie: the allocator of doorbell addresses, if it belongs to the IOMMU domain.
-    :param revision: of the series, whose rules apply to a nest parent with guest bindings.
     :param devices: attached devices, each with the name of its stage 1.
     """
 
@@ -51,7 +50,6 @@ class S2Domain:
     config: Stage2Config
     cookie: MsiCookie | GuestBindings | None = None
     devices: dict[PciAddress, str] = field(default_factory=dict)
-    revision: Revision | None = None
 
 
 class Kernel(ABC):
@@ -125,11 +123,7 @@ class Kernel(ABC):
 
         :raise BackendError: EOPNOTSUPP, what ``iommufd_option`` answers to an unknown option.
         """
-        raise BackendError(
-            errno.EOPNOTSUPP,
-            f"{device}: moving its MSI window: {self.profile.name} has no "
-            "IOMMU_OPTION_SW_MSI_START",
-        )
+        raise no_window_option(device, self.profile.name)
 
     def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
         """VFIO_DEVICE_SET_IRQS with VFIO_IRQ_SET_ACTION_PREPARE.
@@ -137,11 +131,7 @@ class Kernel(ABC):
         :raise BackendError: EINVAL, the answer to unknown flags
             (``vfio_set_irqs_validate_and_prepare``).
         """
-        raise BackendError(
-            errno.EINVAL,
-            f"{device}: presetting its MSI address to {giova}: {self.profile.name} has no "
-            "VFIO_IRQ_SET_ACTION_PREPARE",
-        )
+        raise no_preset_action(device, giova, self.profile.name)
 
     @abstractmethod
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova | None:

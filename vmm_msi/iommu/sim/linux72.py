@@ -20,7 +20,7 @@ from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 from vmm_msi.types import Stage1Mode
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterator
 
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
@@ -61,30 +61,36 @@ class IommufdKernel(Kernel):
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         super().__init__(host, guest, profile)
         self._core = IommuCore(host)
-        self.fd = SimIommufd(host, self._core)
-        if Capability.SW_MSI_MOVE in profile.capabilities:
-            self.fd = ProposedIommufd(host, self._core, file_window=profile.file_window)
+        self.fd = (
+            ProposedIommufd(host, self._core, file_window=profile.file_window)
+            if Capability.SW_MSI_MOVE in profile.capabilities
+            else SimIommufd(host, self._core)
+        )
         self._dev_ids: dict[PciAddress, int] = {}
         self._unbound: dict[PciAddress, BackendError] = {}
+        #: The first device behind each SMMU, and the SMMUs with a bound device.
+        self._first_behind: dict[int | None, PciAddress] = {}
+        self._bound_smmus: set[int | None] = set()
         self._vmm = Vmm(self.fd, list(self._bind_all()))
 
     def _bind_all(self) -> Iterator[VmmDevice]:
         """Bind the guest's devices, and yield those that are not refused."""
         for guest_device in self.guest.devices:
             device = self.host.device_by_address[guest_device.host]
+            self._first_behind.setdefault(device.smmu, device.address)
             try:
                 dev_id = self.fd.bind(device)
             except BackendError as error:
                 self._unbound[device.address] = error
             else:
+                self._bound_smmus.add(device.smmu)
                 self._dev_ids[device.address] = dev_id
                 yield VmmDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
 
-    def _check_bound(self, devices: Iterable[PciAddress]) -> None:
-        """Check that VFIO_DEVICE_BIND_IOMMUFD did not refuse any of some devices."""
-        for address in devices:
-            if address in self._unbound:
-                raise self._unbound[address]
+    def _check_bound(self, device: PciAddress) -> None:
+        """Check that VFIO_DEVICE_BIND_IOMMUFD did not refuse a device."""
+        if device in self._unbound:
+            raise self._unbound[device]
 
     def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2`.
@@ -97,15 +103,13 @@ class IommufdKernel(Kernel):
             raise BackendError(
                 errno.EOPNOTSUPP, f"{self.profile.name} has no guest bindings as in {allocator}"
             )
-        assigned = [self.host.device_by_address[device.host] for device in self.guest.devices]
-        behind = [device.address for device in assigned if device.smmu == smmu]
-        if self._unbound.keys() >= set(behind):
-            self._check_bound(behind)
+        if smmu in self._first_behind and smmu not in self._bound_smmus:
+            self._check_bound(self._first_behind[smmu])
         objects = self._vmm.alloc_s2(smmu, self._ram())
         table = self.fd.hwpt(objects.hwpt).table
         domain = S2Domain(objects.handle, smmu, Stage2Config(vmid=objects.hwpt, table=table))
         if revision is not None:
-            domain.cookie, domain.revision = GuestBindings(table, revision), revision
+            domain.cookie = GuestBindings(table, revision)
         self.domains[objects.handle] = domain
         return objects.handle
 
@@ -128,11 +132,11 @@ class IommufdKernel(Kernel):
 
         :raise BackendError: see :class:`SimIommufd`; nothing is left allocated for the device.
         """
-        self._check_bound([device.address])
+        self._check_bound(device.address)
         domain = self.domains[handle]
-        if domain.revision is not None:
+        if isinstance(domain.cookie, GuestBindings):
             attached = (self.host.device_by_address[address] for address in domain.devices)
-            check_msi_domain(domain.revision, self._mates(device), attached)
+            check_msi_domain(domain.cookie.revision, self._mates(device), attached)
         if isinstance(self.fd, ProposedIommufd) and self.profile.file_window:
             # It counts when the device is attached, and is that of all devices until then.
             self.fd.set_file_window(self.moved_windows.get(device.address))
@@ -180,7 +184,7 @@ class IommufdKernel(Kernel):
         :raise BackendError: ENOSPC, inside EOPNOTSUPP, when no device of the group is attached
             (``iommu_dma_prepare_msi`` of a blocked group); the refusal to bind.
         """
-        self._check_bound([device.address])
+        self._check_bound(device.address)
         for mate in (device, *self._mates(device)):
             if self.is_attached(mate.address):
                 return super().translation_of(mate)
@@ -192,7 +196,7 @@ class IommufdKernel(Kernel):
         :raise BackendError: EOPNOTSUPP without the option; see
             :class:`~vmm_msi.iommu.sim.proposals.ProposedIommufd`.
         """
-        self._check_bound([device])
+        self._check_bound(device)
         if not isinstance(self.fd, ProposedIommufd):
             super().move_sw_msi_window(device, window)
         elif not self.profile.file_window:
@@ -207,7 +211,7 @@ class IommufdKernel(Kernel):
 
         :raise BackendError: EINVAL without the call.
         """
-        self._check_bound([device])
+        self._check_bound(device)
         has_call = Capability.MSI_PRESET in self.profile.capabilities
         if has_call and isinstance(self.fd, ProposedIommufd):
             self.fd.set_msi_iova(self._dev_ids[device], giova)
