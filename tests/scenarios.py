@@ -113,3 +113,17 @@ def guest_run(scenario, backend, strategy: str):
     return GuestSession(
         PluginManager.load(), scenario.host, scenario.guest, backend, choices, "first-in-group"
     )
+
+
+def simulated_verdicts(scenario, strategy: str, profile: str):
+    """Return the verdicts in the simulator of a kernel, which is as before when all is detached."""
+    from vmm_msi.iommu.profiles import profile_named
+    from vmm_msi.iommu.sim import SimBackend
+
+    backend = SimBackend(scenario.host, scenario.guest, profile_named(profile))
+    before = backend.snapshot()
+    with guest_run(scenario, backend, strategy) as session:
+        verdicts = list(session.attach_and_deliver())
+    assert backend.snapshot() == before
+    assert not backend.stale()
+    return verdicts

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from scenarios import B, guest_run, pair
+from scenarios import B, pair, simulated_verdicts
 
 from vmm_msi.errors import InputError, ScenarioError
 from vmm_msi.host.scenario import parse_scenario
 from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
 from vmm_msi.iommu.profiles import profile_named
-from vmm_msi.iommu.sim.backend import SimBackend
 from vmm_msi.types import Iova, Outcome, Stage1Mode
 
 FINDING = Path(__file__).parents[2] / "vmm_msi/doctor/findings/rmr-direct.md"
@@ -26,14 +25,7 @@ def _toml(config: str, *, honours_rmr: bool = True, drop_giova: bool = True, **m
 
 
 def _verdicts(text: str, strategy: str, profile: str):
-    scenario = parse_scenario(text, "test")
-    backend = SimBackend(scenario.host, scenario.guest, profile_named(profile))
-    before = backend.snapshot()
-    with guest_run(scenario, backend, strategy) as session:
-        verdicts = list(session.attach_and_deliver())
-    assert backend.snapshot() == before
-    assert not backend.stale()
-    return verdicts
+    return simulated_verdicts(parse_scenario(text, "test"), strategy, profile)
 
 
 @pytest.mark.parametrize("config", BYPASSED)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from scenarios import GIOVA_A, A, B, Device, Sample, guest_run, pair
+from scenarios import GIOVA_A, A, B, Device, Sample, pair, simulated_verdicts
 
 from vmm_msi.errors import ScenarioError
 from vmm_msi.host.scenario import parse_scenario
@@ -23,15 +23,6 @@ def _scenario(its: str, sample: Sample | None = None):
     return parse_scenario(sample.toml().replace(ITS_0, its), "test")
 
 
-def _run(scenario, strategy: str, profile: str):
-    backend = SimBackend(scenario.host, scenario.guest, profile_named(profile))
-    before = backend.snapshot()
-    with guest_run(scenario, backend, strategy) as session:
-        verdicts = list(session.attach_and_deliver())
-    assert backend.snapshot() == before
-    return verdicts
-
-
 @pytest.mark.parametrize(
     ("strategy", "profile", "addresses"),
     [
@@ -46,7 +37,7 @@ def test_the_offset_of_a_gicv5_doorbell_in_its_page_is_kept(strategy, profile, a
     """irq-gic-v5-its.c gicv5_its_compose_msi_msg, msi.h msi_msg_set_addr."""
     scenario = _scenario(GICV5, pair("own", granule=granule))
     assert scenario.host.itses[0].doorbell == 0x2_0003_0000
-    verdicts = _run(scenario, strategy, profile)
+    verdicts = simulated_verdicts(scenario, strategy, profile)
     assert [(v.outcome, v.programmed) for v in verdicts] == [
         (Outcome.DELIVERED, address) for address in addresses
     ]
@@ -78,7 +69,7 @@ def test_a_giova_with_the_offset_of_the_guests_doorbell_misses_a_gicv5():
     ],
 )
 def test_a_device_whose_msis_are_not_isolated_is_not_bound(its, cause, strategy, profile):
-    for verdict in _run(_scenario(its), strategy, profile):
+    for verdict in simulated_verdicts(_scenario(its), strategy, profile):
         assert verdict.outcome is Outcome.REFUSED
         assert verdict.reason.startswith("EPERM: ")
         if profile.startswith("linux"):
@@ -93,9 +84,9 @@ def test_before_iommufd_one_its_without_isolation_refuses_all_devices():
     """irq_domain_check_msi_remap asks every MSI domain of the host."""
     sample = pair("own", pits=2)
     scenario = _scenario(PRE_ITS, sample)
-    verdicts = _run(scenario, "coerced:revision=v8", "series-v8")
+    verdicts = simulated_verdicts(scenario, "coerced:revision=v8", "series-v8")
     assert [v.reason[:5] for v in verdicts] == ["EPERM", "EPERM"]
-    a, b = _run(scenario, "identity", "linux-7.2")
+    a, b = simulated_verdicts(scenario, "identity", "linux-7.2")
     assert (a.reason[:5], b.outcome) == ("EPERM", Outcome.DELIVERED)
 
 
@@ -115,7 +106,7 @@ def test_a_missing_first_its_of_a_group_is_not_replaced_by_the_second(strategy, 
     text = Sample(devices).toml().replace("id = 5\nbase = 0x205000000\n", "id = 5\n")
     scenario = parse_scenario(text, "test")
     assert [its.id for its in scenario.host.itses] == [0]
-    a, b = _run(scenario, strategy, profile)
+    a, b = simulated_verdicts(scenario, strategy, profile)
     assert (a.outcome, b.outcome) == (Outcome.REFUSED, Outcome.DELIVERED)
     assert a.reason.startswith(f"{errno}: ")
     assert "ITS 5" in a.reason
@@ -127,7 +118,7 @@ def test_a_host_page_has_the_translation_frame_and_not_the_control_frame(granule
     """Linux maps the page of hDB; the control frame is the 64 KiB before it."""
     profile = "linux-7.2" if strategy == "identity" else "linux-7.2-bind"
     scenario = _scenario(ITS_0, pair("own", granule=granule))
-    for verdict in _run(scenario, strategy, profile):
+    for verdict in simulated_verdicts(scenario, strategy, profile):
         assert verdict.outcome is Outcome.DELIVERED
         assert verdict.programmed is not None
         assert verdict.programmed & 0xFFF == 0x40

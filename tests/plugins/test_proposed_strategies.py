@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from scenarios import GIOVA_A, GIOVA_B, A, B, Device, Sample, guest_run, pair
+from scenarios import GIOVA_A, GIOVA_B, A, B, Device, Sample, guest_run, pair, simulated_verdicts
 
 from vmm_msi.config import Choice
 from vmm_msi.engine.setup import profile_for
@@ -43,13 +43,7 @@ def verdicts(sample: Sample | str, strategy: str, *, memory=(), reserved=None) -
     scenario = replace(scenario, host=host, guest=guest)
     choice = Choice.parse(strategy)
     profile = choice.profile or profile_for(PLUGINS, [choice]).name
-    backend = SimBackend(host, guest, profile_named(profile))
-    before = backend.snapshot()
-    with guest_run(scenario, backend, strategy) as session:
-        result = list(session.attach_and_deliver())
-    assert backend.snapshot() == before
-    assert not backend.stale()
-    return result
+    return simulated_verdicts(scenario, strategy, profile)
 
 
 def outcomes(result: list[Verdict]) -> list[str]:

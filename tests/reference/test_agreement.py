@@ -50,7 +50,7 @@ from vmm_msi.types import (
 SEQUENCES = int(os.environ.get("VMM_MSI_SEQUENCES", depth(2000)))
 SEED = int(os.environ.get("VMM_MSI_SEED", "1"))
 PLUGINS = PluginManager.load()
-#: Revisions of the series that have bindings, each with the one that its allocator is named after.
+#: Revisions of the series that have bindings, each with the revision that names its allocator.
 BINDINGS = {1: 2, 2: 2, 3: 4, 4: 4, 7: 8, 8: 8, 15: 15}
 
 

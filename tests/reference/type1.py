@@ -59,7 +59,7 @@ class Container:
 class Type1:
     """A guest whose VMM assigns devices by groups and containers.
 
-    :param revision: of the series; 0 is the kernel before it, 16 the one that gave bindings up.
+    :param revision: of the series; 0 is the kernel before it, 16 gave bindings up.
     :param strategy: bindings, cookie (the kernel's own allocator) or direct.
     """
 
@@ -174,7 +174,7 @@ class Type1:
                 try:
                     self._register(domain, device, size)
                 except RefusalError:
-                    # In the IOMMU domains before the one that failed, from v4 on.
+                    # In the IOMMU domains before the refusing domain, from v4 on.
                     for earlier, name in done if self.revision >= 4 else ():
                         earlier.bindings.unbind(name, device.giova)
                     raise
