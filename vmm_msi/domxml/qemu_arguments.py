@@ -105,7 +105,7 @@ class QemuDevice:
 
     @property
     def bus_nr(self) -> int | None:
-        """The number of an expander bus; None without one that can be read."""
+        """The number of an expander bus; None if it is missing or unreadable."""
         match = _NUMBER.fullmatch(self.properties.get("bus_nr", ""))
         return None if match is None else int(match[0], 16 if match[1] else 10)
 

@@ -100,7 +100,7 @@ class GuestBindings:
     iommu_dma_unbind_guest_msi, iommu_dma_get_nested_msi_page. With a device handle the lookups are
     those among the device's own entries.
 
-    :param revision: one that has bindings.
+    :param revision: a revision with bindings.
     """
 
     def __init__(self, table: DoorbellTable, revision: Revision) -> None:
@@ -139,7 +139,7 @@ class GuestBindings:
     def unbind(self, device: PciAddress, giova: Iova) -> bool:
         """Drop the binding of ``giova``; return whether its stage 2 mapping was unmapped.
 
-        It is the newest one that covers ``giova``; in revisions 4 to 7 every one that does.
+        Revisions 4 to 7 drop every binding that covers ``giova``, the others the newest.
         """
         entries = self._entries(device)
         unmapped = False

@@ -117,7 +117,7 @@ class Backend(Protocol):
 
         :param window: None for the kernel's own.
         :raise BackendError: EBUSY for an attached device, EINVAL for an unaligned window,
-            EADDRINUSE for one that overlaps a reserved region; EOPNOTSUPP when the kernel cannot
+            EADDRINUSE if it overlaps a reserved region; EOPNOTSUPP when the kernel cannot
             move it.
         """
         ...
@@ -143,7 +143,7 @@ class Backend(Protocol):
     def attach(self, device: PciAddress, s2: S2Handle) -> S2Handle:
         """Attach ``device`` with its guest's stage 1, nested on ``s2``.
 
-        :return: the stage 2 that it is attached to: ``s2``, or the one that VFIO made for it.
+        :return: the stage 2 that it is attached to: ``s2``, or a stage 2 that VFIO made for it.
         :raise BackendError: when the kernel refuses it.
         """
         ...

@@ -88,7 +88,7 @@ def _before_iommufd(rules: Revision) -> Profile:
     return Profile(name, frozenset(capabilities), rules.number, standing=standing)
 
 
-#: A strategy runs on the last one that has what it needs.
+#: A strategy runs on the last kernel here that has what the strategy needs.
 PROFILES: tuple[Profile, ...] = (
     *map(_before_iommufd, REVISIONS),
     Profile(

@@ -126,7 +126,7 @@ class Type1:
 
     @property
     def stage2_count(self) -> int:
-        """Number of stage 2 tables; one that was asked for counts before its first device, too."""
+        """Number of stage 2 tables; a requested stage 2 counts before its first device, too."""
         return sum(len(self._domains(handle)) or 1 for handle in self._spaces)
 
     @property

@@ -8,7 +8,7 @@
     "costs": {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings", "containers"}}]}
 
 Addresses are hex strings; ``errno`` is the positive number that the caller sees or null,
-``errno_inside`` the one that it had in the kernel, where that is another.
+``errno_inside`` the number inside the kernel, where it differs.
 """
 
 from __future__ import annotations

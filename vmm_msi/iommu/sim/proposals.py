@@ -102,7 +102,7 @@ class ProposedIommufd(SimIommufd):
         self._file_window = window
 
     def _window_start(self, device: IommufdDevice) -> int | None:
-        """Return the window's base: the one that was set, or else the driver's.
+        """Return the window's base: as it was set, else the driver's.
 
         The device that its group is attached by decides (``iommufd_sw_msi`` asks the device of the
         attach handle). As posted, a group keeps the base that it got from the file descriptor.
