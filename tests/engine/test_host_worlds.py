@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from scenarios import GIOVA_A, A, B, Device, Sample, pair, simulated_verdicts
 
@@ -74,6 +76,19 @@ def test_a_device_whose_msis_are_not_isolated_is_not_bound(its, cause, strategy,
         assert verdict.reason.startswith("EPERM: ")
         if profile.startswith("linux"):
             assert f"ITS 0 {cause}" in verdict.reason
+
+
+@pytest.mark.parametrize("its", [GICV2M, PRE_ITS])
+@pytest.mark.parametrize(
+    ("module", "profile"), [("iommufd", "linux-7.2"), ("vfio_iommu_type1", "series-v16")]
+)
+def test_allow_unsafe_interrupts_of_the_module_in_use_is_required(its, module, profile):
+    scenario = _scenario(its)
+    for allowed in ("iommufd", "vfio_iommu_type1"):
+        host = replace(scenario.host, unsafe_interrupts=frozenset({allowed}))
+        verdicts = simulated_verdicts(replace(scenario, host=host), "identity", profile)
+        expected = Outcome.DELIVERED if allowed == module else Outcome.REFUSED
+        assert [v.outcome for v in verdicts] == [expected] * 2, allowed
 
 
 def test_the_doorbell_of_a_gicv2m():

@@ -17,6 +17,7 @@ from vmm_msi.host.files import UnreadableError
 from vmm_msi.host.files.capture_paths import PAGE_SIZE
 from vmm_msi.host.files.folder import FolderTree
 from vmm_msi.host.firmware.dt_nodes import DeviceTree
+from vmm_msi.host.join import join
 from vmm_msi.host.live import read_sources
 from vmm_msi.host.resolve import resolve
 from vmm_msi.types import Granule, Pa, PciAddress
@@ -203,3 +204,16 @@ def test_a_hundred_functions_are_read_fast(tmp_path):
         seconds = time.process_time() - start
         assert len(sources[-1].functions) == 125
         assert seconds < 0.6, f"{tree.source}: {seconds:.3f} s"
+
+
+@pytest.mark.parametrize("value", [b"Y\n", b"N\n", None])
+@pytest.mark.parametrize("module", ["iommufd", "vfio_iommu_type1"])
+def test_allow_unsafe_interrupts(module, value):
+    files = HostFiles().tables(fdt=samples.path("eight-its-server.dtb").read_bytes())
+    path = f"/sys/module/{module}/parameters/allow_unsafe_interrupts"
+    if value is not None:
+        files.files[path] = value
+    host = join(read_sources(files.tree()))
+    assert host.unsafe_interrupts == ({module} if value == b"Y\n" else set())
+    files.unreadable[path] = "Permission denied"
+    assert join(read_sources(files.tree())).unsafe_interrupts == frozenset()

@@ -45,6 +45,7 @@ def join(sources: Sequence[HostTopology], name: str | None = None) -> HostTopolo
             source.lists_all_functions for source in sources if source.functions
         )
         or not any(source.functions for source in sources),
+        unsafe_interrupts=frozenset().union(*(source.unsafe_interrupts for source in sources)),
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -45,9 +46,24 @@ def read_sources(tree: HostTree, granule: Granule | None = None) -> tuple[HostTo
             itses=(),
             functions=read_functions(tree),
             missing=() if sources else (tables.missing(),),
+            unsafe_interrupts=_unsafe_interrupts(tree),
         )
     )
     return tuple(replace(source, granule_known=page_size is not None) for source in sources)
+
+
+def _unsafe_interrupts(tree: HostTree) -> frozenset[str]:
+    """Return the modules with allow_unsafe_interrupts: Linux ``kernel/params.c`` param_get_bool.
+
+    A file that cannot be read counts as off, which is the default; the doctor reports it.
+    """
+    modules = set()
+    for module in ("iommufd", "vfio_iommu_type1"):
+        with suppress(UnreadableError):
+            value = tree.read(f"/sys/module/{module}/parameters/allow_unsafe_interrupts")
+            if value is not None and value.strip() == b"Y":
+                modules.add(module)
+    return frozenset(modules)
 
 
 def _page_size(tree: HostTree) -> Granule | None:

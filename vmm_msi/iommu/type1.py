@@ -113,7 +113,10 @@ class Type1:
         for device in host.devices:
             self._members.setdefault(device.iommu_group, []).append(device)
         #: ``irq_domain_check_msi_remap`` asks all MSI domains of the host, not the device's.
-        self._not_isolated = next((its.id for its in host.itses if not its.isolates_msis), None)
+        self._not_isolated = None
+        if "vfio_iommu_type1" not in host.unsafe_interrupts:
+            shared = (its.id for its in host.itses if not its.isolates_msis)
+            self._not_isolated = next(shared, None)
         self._next = 1
         self._spaces: dict[S2Handle, _Space] = {}
         self._containers: dict[tuple[MsiAllocator, int, Hashable], _Container] = {}

@@ -280,6 +280,8 @@ class HostTopology:
         from elsewhere, or unknown.
     :param table_errors: errors in its tables that Linux tolerates.
     :param lists_all_functions: ``functions`` are all of the host's, not a selection.
+    :param unsafe_interrupts: modules that take devices whose MSIs are not isolated, since their
+        parameter allow_unsafe_interrupts is on: ``iommufd``, ``vfio_iommu_type1``.
     """
 
     source: str
@@ -296,6 +298,7 @@ class HostTopology:
     table_errors: tuple[TableError, ...] = ()
     lists_all_functions: bool = True
     firmware: Firmware | None = None
+    unsafe_interrupts: frozenset[str] = frozenset()
 
     @property
     def is_described(self) -> bool:
