@@ -155,9 +155,10 @@ def bench_command(folder: Path) -> None:
     lines = ["[host]", 'granule = "4K"']
     for smmu in range(SMMUS):
         lines += ["[[host.smmu]]", f"id = {smmu}"]
-    for its in range(ITSES):
-        lines += ["[[host.its]]", f"id = {its}", f"base = {0x2_0000_0000 + its * 0x100_0000:#x}"]
     scenario = big_scenario(SMALL)
+    for its in scenario.host.itses:
+        lines += ["[[host.its]]", f"id = {its.id}", f"base = {its.base:#x}"]
+        lines += [f"translate_frame = {its.translate_frame:#x}"]
     for device in scenario.host.devices:
         lines += [
             "[[host.device]]",
@@ -177,7 +178,7 @@ def bench_command(folder: Path) -> None:
     out = folder / "big.json"
     command = [
         sys.executable, "-m", "vmm_msi", "compare", "--scenario", str(path), "--strategy",
-        "multi-its", "--format", "json", "-o", str(out),
+        "multi-its", "--format", "json", "--force", "-o", str(out),
     ]  # fmt: skip
     took = statistics.median(seconds(lambda: subprocess.run(command, check=True)) for _ in range(3))
     rate = SMALL * VECTORS / took
