@@ -83,13 +83,14 @@ def explain(
         explained.event(pending)
     unexamined = () if context.placement is None else context.placement.arguments.unexamined
     notes = [*notes, *(f"not examined: <qemu:commandline> {part}" for part in unexamined)]
-    note = strategies.note if strategies is not None else ""
+    if strategies is not None and strategies.note:
+        notes.append(strategies.note)
     return ExplainedText(
         lines=explained.in_order(),
         unrecognised=explained.unrecognised,
         left_out=explained.left_out,
         suppressed=events.suppressed,
-        notes=(*notes, note) if note else (*notes,),
+        notes=tuple(notes),
     )
 
 
