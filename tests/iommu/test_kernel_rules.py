@@ -95,6 +95,17 @@ def test_a_stage_2_needs_an_smmu_with_both_stages():
     assert code(backend.attach, A, backend.alloc_s2(0)) == "EINVAL"
 
 
+@pytest.mark.parametrize("nested", [True, False])
+@pytest.mark.parametrize("profile", SERIES)
+def test_the_series_is_for_an_smmuv3(profile, nested):
+    topology = host(device(A))
+    topology = replace(topology, smmus=(Smmu(0, nested=nested, version=2),))
+    backend = SimBackend(topology, guest(A), profile_named(profile))
+    s2 = backend.alloc_s2(0)
+    assert code(backend.attach, A, s2) == "ENODEV"
+    backend.free_s2(s2)
+
+
 def test_one_s2_per_physical_smmu():
     backend = sim("linux-7.2", device(A, smmu=1), device(B, smmu=0))
     s2 = backend.alloc_s2(0)

@@ -33,9 +33,17 @@ class SeriesKernel(Kernel):
     def open_domain(self, handle: S2Handle, smmu: int) -> PageTable:
         """Allocate a nested IOMMU domain: ``arm_smmu_domain_finalise`` with DOMAIN_ATTR_NESTING.
 
-        :raise BackendError: EINVAL when the SMMU lacks a stage.
+        :raise BackendError: ENODEV for an SMMUv1 or v2, whose driver has none of the series'
+            operations (``iommu_attach_pasid_table``); EINVAL when the SMMU lacks a stage.
         """
-        if not self.host.smmu_by_id[smmu].nested:
+        hardware = self.host.smmu_by_id[smmu]
+        if hardware.version < 3:
+            raise BackendError(
+                errno.ENODEV,
+                f"SMMU {smmu}: is not an SMMUv3, and its driver takes no stage 1 of a guest; use a "
+                "device behind an SMMUv3",
+            )
+        if not hardware.nested:
             raise BackendError(errno.EINVAL, f"SMMU {smmu}: does not implement two stages")
         table = PageTable(self.host.granule)
         physical = RAM_PA
