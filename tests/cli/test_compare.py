@@ -28,6 +28,7 @@ VERDICT = {
     "its",
     "expected_its",
     "programmed_iova",
+    "possible_iovas",
     "errno",
     "errno_inside",
     "reason",

@@ -110,7 +110,11 @@ def test_attach_as_json(run):
         "root_port": document["devices"][0]["root_port"] + 1,
         "giova": "0xfffff000",
         "gdb": "0x8090000",
-        "predicted": {"outcome": "delivered", "programmed_iova": "0xfffff040"},
+        "predicted": {
+            "outcome": "delivered",
+            "programmed_iova": "0xfffff040",
+            "possible_iovas": ["0xfffff040"],
+        },
     }
     simulated, forgotten = document["notes"]
     assert "the doorbell binding is simulated" in simulated

@@ -62,7 +62,9 @@ def read():
 
 @pytest.fixture
 def assignments():
-    binding = BindingRecord(Iova(0xFFFFF000), Ipa(0x8090000), Iova(0xFFFFF040), Outcome.DELIVERED)
+    binding = BindingRecord(
+        Iova(0xFFFFF000), Ipa(0x8090000), (Iova(0xFFFFF040),), Outcome.DELIVERED
+    )
     return {
         A: Assignment("multi-its", "sim", its=0, options={"mode": "s2"}, binding=binding),
         B: Assignment("multi-its", "sim", its=1),

@@ -22,7 +22,9 @@ BOUND = BoundGuest(
     7,
     "first-in-group",
     (
-        BoundDevice(A, "multi-its:mode=vsmmu", "qemu", Iova(0x8000040), Outcome.DELIVERED),
+        BoundDevice(
+            A, "multi-its:mode=vsmmu", "qemu", (Iova(0x8000040), Iova(0x8001040)), Outcome.DELIVERED
+        ),
         BoundDevice(B, "identity", "sim"),
     ),
 )
@@ -61,7 +63,7 @@ def test_the_element_has_every_field():
     assert bound_xml(BOUND) == (
         '<guest run="7" its-selector="first-in-group">'
         '<device host="0000:01:00.0" strategy="multi-its:mode=vsmmu" by="qemu" '
-        'programmed="0x8000040" outcome="delivered"/>'
+        'programmed="0x8000040 0x8001040" outcome="delivered"/>'
         '<device host="0001:01:00.0" strategy="identity" by="sim"/></guest>'
     )
 

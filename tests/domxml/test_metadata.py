@@ -22,7 +22,7 @@ bindings = st.builds(
     BindingRecord,
     st.none() | st.integers(0, 2**64 - 1).map(Iova),
     st.none() | st.integers(0, 2**64 - 1).map(Ipa),
-    st.none() | st.integers(0, 2**64 - 1).map(Iova),
+    st.lists(st.integers(0, 2**64 - 1).map(Iova), max_size=3).map(tuple),
     st.none() | st.sampled_from(Outcome),
 )
 vsmmus = st.builds(VsmmuRecord, st.just(1), ids, ids, maybe, st.booleans(), st.booleans())

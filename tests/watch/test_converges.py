@@ -108,7 +108,7 @@ def problems(connection):
         lines += [
             f"{name}: {device}"
             for device in state.devices
-            if device.outcome is not Outcome.DELIVERED or device.programmed is None
+            if device.outcome is not Outcome.DELIVERED or not device.programmed
         ]
     return lines
 

@@ -32,6 +32,8 @@ from vmm_msi.libvirt_driver import Connection
 from vmm_msi.plugins import ItsSelector
 from vmm_msi.types import Iova, Outcome
 
+#: What each of two devices of two ITSes may be programmed with.
+SLOTS = (Iova(0x8000040), Iova(0x8001040))
 BOTH = [(A, "delivered"), (B, "delivered")]
 DOMAIN_UP, DOMAIN_DOWN = ("attach-domain", None), ("detach-domain", None)
 
@@ -71,8 +73,8 @@ def test_a_running_guest_is_bound_once(file, audit):
             int(live(connection).root.get("id")),
             "first-in-group",
             (
-                BoundDevice(A, "identity", "sim", Iova(0x8000040), Outcome.DELIVERED),
-                BoundDevice(B, "identity", "sim", Iova(0x8001040), Outcome.DELIVERED),
+                BoundDevice(A, "identity", "sim", SLOTS, Outcome.DELIVERED),
+                BoundDevice(B, "identity", "sim", SLOTS, Outcome.DELIVERED),
             ),
         )
         before = str(live(connection))
@@ -203,16 +205,16 @@ def test_a_removed_element_is_written_again(file, audit):
 def test_the_element_of_a_saved_run_is_ignored(file, audit):
     """libvirt restores the metadata of the saved run with the guest."""
     with running(file, A) as connection:
-        device = BoundDevice(A, "identity", "sim", Iova(0x40), Outcome.DELIVERED)
+        device = BoundDevice(A, "identity", "sim", (Iova(0x40),), Outcome.DELIVERED)
         put(connection, bound_xml(BoundGuest(4000, "first-in-group", (device,))))
         reconciler().reconcile(connection, binder(audit))
         assert audit.drain() == [DOMAIN_UP, *ups(A)]
-        assert bound(connection).devices[0].programmed == Iova(0x8000040)
+        assert bound(connection).devices[0].programmed == (Iova(0x8000040),)
 
 
 def test_an_element_without_a_record_is_removed(file, audit):
     with running(file) as connection:
-        device = BoundDevice(A, "identity", "sim", Iova(0x8000040), Outcome.DELIVERED)
+        device = BoundDevice(A, "identity", "sim", (Iova(0x8000040),), Outcome.DELIVERED)
         run = int(live(connection).root.get("id"))
         put(connection, bound_xml(BoundGuest(run, "first-in-group", (device,))))
         reconciler().reconcile(connection, binder(audit))

@@ -71,8 +71,8 @@ def test_guests_are_followed_and_stay_bound_when_the_service_exits(test_driver):
         test_driver.start(GUEST)
         lines = watch.wait_for("bound", 2, domain=GUEST)
         assert [(line["device"], line["programmed"]) for line in lines] == [
-            (str(A), "0x8000040"),
-            (str(B), "0x8001040"),
+            (str(A), "0x8000040,0x8001040"),
+            (str(B), "0x8000040,0x8001040"),
         ]
         assert {(line["strategy"], line["by"]) for line in lines} == {("identity", "sim")}
         assert wait_until(lambda: outcomes(test_driver, uuid) == DELIVERED)
@@ -174,7 +174,7 @@ def test_a_restart_of_libvirtd(daemon, tmp_path):
         define(qemu, "qemu")
         qemu.start(GUEST)
         uuid = uuid_of(qemu)
-        device = BoundDevice(A, "identity", "sim", Iova(0x8000040), Outcome.DELIVERED)
+        device = BoundDevice(A, "identity", "sim", (Iova(0x8000040),), Outcome.DELIVERED)
         stored = BoundGuest(1, "first-in-group", (device,))
         qemu.set_live_metadata(uuid, NAMESPACE, PREFIX, bound_xml(stored))
         with connect(daemon.test_uri) as test:

@@ -199,9 +199,10 @@ def print_record(
         print_line(f"{name}: no devices attached by vmm-msi")
     else:
         from vmm_msi.report.columns import columns
-        from vmm_msi.report.status import device_rows
+        from vmm_msi.report.status import address_notes, device_rows
 
         print_lines(columns(list(device_rows(record.devices, predicted=True))))
+        notes = [*notes, *address_notes(record.devices)]
     _print_notes(notes, sys.stdout)
 
 

@@ -37,14 +37,14 @@ class BoundDevice:
 
     :param strategy: the strategy with its options, in the form of the command line.
     :param by: the binder: ``sim``, or ``qemu``, for which the simulator predicts the outcome.
-    :param programmed: the address in the device; None if none was written.
+    :param programmed: the addresses that the device may have; none if none was written.
     :param outcome: the verdict about its MSIs; None until the binding is complete.
     """
 
     host: PciAddress
     strategy: str
     by: str
-    programmed: Iova | None = None
+    programmed: tuple[Iova, ...] = ()
     outcome: Outcome | None = None
 
     def is_same(self, other: BoundDevice) -> bool:
@@ -98,8 +98,13 @@ def bound_xml(bound: BoundGuest) -> str:
     attributes = {"run": str(bound.run), "its-selector": bound.selector}
     root = elements.build("guest", attributes)
     for device in bound.devices:
-        values = {"host": device.host, "strategy": device.strategy, "by": device.by}
-        values |= {"programmed": device.programmed, "outcome": device.outcome}
+        values: dict[str, object] = {
+            "host": device.host,
+            "strategy": device.strategy,
+            "by": device.by,
+            "programmed": " ".join(map(str, device.programmed)) or None,
+            "outcome": device.outcome,
+        }
         known = {name: str(value) for name, value in values.items() if value is not None}
         root.append(elements.build("device", known))
     return etree.tostring(root, encoding="unicode")
@@ -115,9 +120,10 @@ def _device(guest: str, element: Element) -> BoundDevice:
     outcome = element.get("outcome")
     if outcome is not None and outcome not in {*Outcome}:
         raise _error(guest, f"outcome {outcome!r} is unknown")
-    programmed = element.get("programmed")
-    if programmed is not None and _ADDRESS.fullmatch(programmed) is None:
-        raise _error(guest, f"programmed is {programmed!r}, not an address")
+    programmed = element.get("programmed", "").split()
+    for address in programmed:
+        if _ADDRESS.fullmatch(address) is None:
+            raise _error(guest, f"programmed is {address!r}, not an address")
     try:
         host = PciAddress.parse(element.get("host", ""))
     except InputError as error:
@@ -126,7 +132,7 @@ def _device(guest: str, element: Element) -> BoundDevice:
         host=host,
         strategy=element.get("strategy", ""),
         by=by,
-        programmed=None if programmed is None else Iova(int(programmed, 16)),
+        programmed=tuple(Iova(int(address, 16)) for address in programmed),
         outcome=None if outcome is None else Outcome(outcome),
     )
 

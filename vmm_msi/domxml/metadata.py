@@ -44,13 +44,14 @@ class BindingRecord:
 
     :param giova: address that the guest's stage 1 maps to its doorbell.
     :param gdb: the guest's doorbell page.
-    :param programmed: address that was written into the device.
+    :param programmed: addresses that the device may have: one if it is certain, none if no address
+        is written into it or nothing was simulated.
     :param outcome: verdict of the simulator; None if nothing was simulated.
     """
 
     giova: Iova | None = None
     gdb: Ipa | None = None
-    programmed: Iova | None = None
+    programmed: tuple[Iova, ...] = ()
     outcome: Outcome | None = None
 
 
@@ -326,7 +327,7 @@ class _RecordReader:
         return BindingRecord(
             giova=self._address(element, "giova", Iova),
             gdb=self._address(element, "gdb", Ipa),
-            programmed=self._address(element, "programmed", Iova),
+            programmed=self._addresses(element, "programmed", Iova),
             outcome=None if outcome is None else Outcome(outcome),
         )
 
@@ -352,8 +353,13 @@ class _RecordReader:
 
     def _address(self, element: Element, name: str, kind: type[AddressT]) -> AddressT | None:
         text = element.get(name)
-        if text is None:
-            return None
+        return None if text is None else self._hexadecimal(text, name, kind)
+
+    def _addresses(self, element: Element, name: str, kind: type[AddressT]) -> tuple[AddressT, ...]:
+        words = element.get(name, "").split()
+        return tuple(self._hexadecimal(word, name, kind) for word in words)
+
+    def _hexadecimal(self, text: str, name: str, kind: type[AddressT]) -> AddressT:
         try:
             return kind(int(text, 16))
         except ValueError:

@@ -254,6 +254,11 @@ class SwMsiSlots:
             self._slots[window_base, hdb_page] = slot
         return Iova(window_base + slot * page_size)
 
+    def pages(self, window_base: int, page_size: int) -> list[Iova]:
+        """Return the addresses of the slots in one window."""
+        bases = ((base, slot) for (base, _page), slot in self._slots.items())
+        return [Iova(base + slot * page_size) for base, slot in bases if base == window_base]
+
     def clear(self) -> None:
         """Free all slots: the file descriptor is closed."""
         self._slots.clear()

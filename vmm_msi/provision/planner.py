@@ -332,7 +332,7 @@ def _detached_definition(
     if not remaining:
         return new, [], devices
     bindings = {
-        device.host: device.binding and replace(device.binding, programmed=None, outcome=None)
+        device.host: device.binding and replace(device.binding, programmed=(), outcome=None)
         for device in remaining
     }
     note = (
@@ -428,6 +428,6 @@ def _binding(guest: GuestDomain, device: PciAddress, verdicts: Iterable[Verdict]
     return BindingRecord(
         giova=guest_device.giova,
         gdb=guest.gdb(guest_device),
-        programmed=verdict.programmed,
+        programmed=verdict.possible,
         outcome=verdict.outcome,
     )

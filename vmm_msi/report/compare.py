@@ -9,6 +9,7 @@ from vmm_msi.iommu.profiles import PROFILES
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
 from vmm_msi.types import Outcome
+from vmm_msi.types.verdict import ADDRESS_ORDER, addresses_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -39,6 +40,7 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
     ]
     failed: list[tuple[str, Verdict]] = []
     kernels: set[object] = set()
+    certain = True
     for result in results:
         name = _name(result)
         kernels.add(result.options.get("profile"))
@@ -57,6 +59,7 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
                 str(costs.bindings),
             ]
         )
+        certain = certain and all(len(verdict.possible) < 2 for verdict in result.verdicts)
         failed += [(name, v) for v in result.verdicts if v.outcome is not Outcome.DELIVERED]
     yield from columns(rows)
     proposed = [(p.name, p.standing) for p in PROFILES if p.standing and p.name in kernels]
@@ -65,6 +68,9 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
         yield "Kernels:"
         width = max(len(name) for name, _standing in proposed)
         yield from (f"  {name:{width}}  {standing}" for name, standing in proposed)
+    if shown and not certain:
+        yield ""
+        yield f"note: {ADDRESS_ORDER}"
     if failed:
         yield ""
         yield "Why not delivered:"
@@ -78,7 +84,7 @@ def _name(result: Result) -> str:
 
 def _cell(verdict: Verdict) -> str:
     if verdict.outcome is Outcome.DELIVERED:
-        return f"delivered at {verdict.programmed}"
+        return f"delivered at {addresses_text(verdict.possible)}"
     return str(verdict.outcome)
 
 

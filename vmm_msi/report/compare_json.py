@@ -3,8 +3,8 @@
 ::
 
     {"schema": 1, "results": [{"strategy", "options", "verdicts": [{"device", "vector", "outcome",
-    "its", "expected_its", "programmed_iova", "errno", "errno_inside",
-    "reason", "trace": [...]}],
+    "its", "expected_its", "programmed_iova", "possible_iovas", "errno",
+    "errno_inside", "reason", "trace": [...]}],
     "costs": {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings", "containers"}}]}
 
 Addresses are hex strings; ``errno`` is the positive number that the caller sees or null,
@@ -68,6 +68,7 @@ def _vectors(verdict: Verdict) -> Iterator[str]:
             "its": verdict.its,
             "expected_its": verdict.expected_its,
             "programmed_iova": None if verdict.programmed is None else str(verdict.programmed),
+            "possible_iovas": [str(address) for address in verdict.possible],
             "errno": verdict.errno,
             "errno_inside": verdict.errno_inside,
             "reason": verdict.reason,

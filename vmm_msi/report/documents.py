@@ -51,6 +51,7 @@ class VerdictJson(TypedDict):
     its: int | None
     expected_its: int | None
     programmed_iova: Hex | None
+    possible_iovas: list[Hex]
     errno: int | None
     errno_inside: int | None
     reason: str
@@ -172,6 +173,7 @@ class PredictedJson(TypedDict):
 
     outcome: str
     programmed_iova: Hex | None
+    possible_iovas: list[Hex]
 
 
 class DeviceJson(TypedDict):

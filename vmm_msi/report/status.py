@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
+from vmm_msi.types.verdict import ADDRESS_ORDER, addresses_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -80,11 +81,18 @@ def strategy_of(device: DeviceRecord) -> str:
 
 
 def prediction_of(binding: BindingRecord | None) -> str:
-    """Return the verdict of the simulator, and the address that it programmed."""
+    """Return the verdict of the simulator, and the addresses that the device may have."""
     if binding is None or binding.outcome is None:
         return "-"
-    at = f" at {binding.programmed}" if binding.programmed else ""
+    at = f" at {addresses_text(binding.programmed)}" if binding.programmed else ""
     return f"{binding.outcome}{at}"
+
+
+def address_notes(devices: Iterable[DeviceRecord]) -> list[str]:
+    """Return a note if the address that a device gets is not certain."""
+    bindings = (device.binding for device in devices)
+    several = any(binding is not None and len(binding.programmed) > 1 for binding in bindings)
+    return [ADDRESS_ORDER] if several else []
 
 
 def lines_of(guest: GuestStatus) -> Iterator[str]:
@@ -104,7 +112,8 @@ def lines_of(guest: GuestStatus) -> Iterator[str]:
     if len(rows) > 1:
         yield ""
         yield from columns(rows)
-    yield from (f"note: {note}" for note in guest.notes)
+    notes = [*guest.notes, *(address_notes(devices) if guest.measured is None else ())]
+    yield from (f"note: {note}" for note in notes)
 
 
 def _msi_rows(guest: GuestStatus) -> Iterator[list[str]]:
@@ -113,13 +122,21 @@ def _msi_rows(guest: GuestStatus) -> Iterator[list[str]]:
     head = ["device", "MSIs, as predicted"]
     yield head if measured is None else [*head, "MSI address", "interrupts", "faults"]
     for device in guest.record.devices:
-        row = [str(device.host), prediction_of(device.binding)]
-        if measured is not None:
-            row += _measured_cells(measured.get(device.host))
-        yield row
+        if measured is None:
+            yield [str(device.host), prediction_of(device.binding)]
+        else:
+            cells = _measured_cells(measured.get(device.host))
+            yield [str(device.host), _prediction_beside(device.binding), *cells]
     for address in guest.others:
         if measured is not None and address in measured:
             yield [str(address), "-", *_measured_cells(measured[address])]
+
+
+def _prediction_beside(binding: BindingRecord | None) -> str:
+    """Return the verdict of the simulator beside a measured address, without uncertain ones."""
+    if binding is not None and binding.outcome is not None and len(binding.programmed) > 1:
+        return str(binding.outcome)
+    return prediction_of(binding)
 
 
 def _measured_cells(measured: Measured | None) -> list[str]:
@@ -156,9 +173,11 @@ def device_json(device: DeviceRecord) -> DeviceJson:
     binding = device.binding
     predicted: PredictedJson | None = None
     if binding is not None and binding.outcome is not None:
+        certain = binding.programmed[0] if len(binding.programmed) == 1 else None
         predicted = {
             "outcome": binding.outcome,
-            "programmed_iova": _hex(binding.programmed),
+            "programmed_iova": _hex(certain),
+            "possible_iovas": [str(address) for address in binding.programmed],
         }
     return {
         "device": str(device.host),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 # Imported at run time too: JSON readers build the fields from their types.
-from collections.abc import Mapping  # noqa: TC003
+from collections.abc import Collection, Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -42,6 +42,9 @@ class Verdict:
     :param its: id of the ITS that was reached; None if none was.
     :param expected_its: id of the ITS that knows the device.
     :param programmed: doorbell address in the device; None if it was not programmed.
+    :param possible: every address that the device may have, in ascending order: one if the address
+        is certain, several if the kernel assigns its slots by order of first use; empty if it was
+        not programmed.
     :param errno: positive error number of a refusal, as the caller of the ioctl sees it; None
         without one.
     :param errno_inside: error number of the function in the kernel that refused, where it differs
@@ -61,6 +64,36 @@ class Verdict:
     reason: str = ""
     trace: tuple[TraceStep, ...] = ()
     lpi: int | None = None
+    possible: tuple[Iova, ...] = ()
+
+
+def possible_addresses(
+    programmed: Iova, slots: Collection[Iova], page_size: int
+) -> tuple[Iova, ...]:
+    """Return every address that a device may have which was programmed with ``programmed``.
+
+    The kernel assigns the slots of its MSI window in the order in which the guest's drivers first
+    enable MSIs, which differs from boot to boot: a device on one slot may get any of them. An
+    address that is not a slot is certain.
+
+    :param slots: the pages of all slots of the device's iommufd file descriptor, or of its IOMMU
+        domain in a kernel without iommufd.
+    """
+    if programmed.align_down(page_size) not in slots:
+        return (programmed,)
+    offset = programmed & (page_size - 1)
+    return tuple(slot.offset(offset) for slot in sorted(slots))
+
+
+def addresses_text(possible: Sequence[Iova]) -> str:
+    """Return possible addresses for people: all up to three, else the first and the last."""
+    if len(possible) > 3:
+        return f"one of {possible[0]} to {possible[-1]}"
+    return " or ".join(map(str, possible))
+
+
+#: What decides between several possible addresses, for people.
+ADDRESS_ORDER = "the order of first use decides which: vmm-msi doctor --explain slot-order"
 
 
 @dataclass(frozen=True, slots=True)

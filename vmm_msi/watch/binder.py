@@ -87,7 +87,7 @@ class SimBinder:
         return tuple(
             replace(
                 device,
-                programmed=verdicts[device.host].programmed,
+                programmed=verdicts[device.host].possible,
                 outcome=verdicts[device.host].outcome,
             )
             for device in new

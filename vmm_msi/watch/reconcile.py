@@ -210,7 +210,7 @@ class Reconciler:
                 device=device.host,
                 strategy=device.strategy,
                 by=device.by,
-                programmed=device.programmed,
+                programmed=",".join(map(str, device.programmed)) or None,
                 outcome=device.outcome,
             )
         if not self._write(connection, live, bound):

@@ -36,6 +36,7 @@ from vmm_msi.iommu.linux.stage2 import Stage2Tables
 from vmm_msi.iommu.linux.vfio import VfioDevice, is_free
 from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
 from vmm_msi.types import SW_MSI_WINDOW, Costs, Iova, Outcome, Verdict
+from vmm_msi.types.verdict import possible_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -448,7 +449,9 @@ class IommufdBackend:
     def _verdict(self, device: PciAddress, arrival: Arrival, vector: int = 0) -> Verdict:
         host_device = self._host.device_by_address[device]
         programmed = self._programmed[device]
-        return verdict_of(self._host, host_device, programmed, arrival, self.page_size, vector)
+        verdict = verdict_of(self._host, host_device, programmed, arrival, self.page_size, vector)
+        slots = self._stage2.slots_for(host_device)
+        return replace(verdict, possible=possible_addresses(programmed, slots, self.page_size))
 
     def costs(self) -> Costs:
         """Return the resources in use; with the host's ITS, slots seen in device addresses only."""

@@ -17,17 +17,17 @@ from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, SwMsiSlots, check
 from vmm_msi.iommu.linux.s2_doorbells import S2Doorbells
 from vmm_msi.iommu.revisions import revision_numbered, revision_of
 from vmm_msi.iommu.type1 import Type1
-from vmm_msi.types import Costs
+from vmm_msi.types import Costs, Iova
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Sequence
+    from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.linux.raise_msi import Witnesses
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.revisions import Revision
     from vmm_msi.iommu.vmm import RamMapping, Vmm
-    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
+    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, Pa, PciAddress
 
 
 class Stage2Tables:
@@ -169,6 +169,17 @@ class Stage2Tables:
         if self._type1 is not None:
             return self._type1.prepare(device, doorbell)
         return self.of(device.address).pick(device, doorbell, self._slots)
+
+    def slots_for(self, device: HostDevice) -> Collection[Iova]:
+        """Return the pages of the software MSI window that a device's MSIs may get."""
+        if self._type1 is not None:
+            cookie = self._type1.domain_of(device.address).cookie
+            return cookie.pages.values() if isinstance(cookie, MsiCookie) else ()
+        window = device.sw_msi_window
+        if self._witnesses is not None and window is not None:
+            return self._slots.pages(window.base, mmap.PAGESIZE)
+        every = self._doorbells.values()
+        return {Iova(slot) for doorbells in every for slot in doorbells.kernel_slots}
 
     def costs(self) -> Costs:
         """Return the resources in use; with the host's ITS, slots seen in device addresses only."""

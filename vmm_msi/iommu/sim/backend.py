@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
@@ -16,6 +17,7 @@ from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.series import SeriesKernel
 from vmm_msi.iommu.sim.smmu import Stage1Config
 from vmm_msi.types import Costs, Iova, Outcome, Pa, Stage1Mode, TraceStep, Verdict
+from vmm_msi.types.verdict import possible_addresses
 
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
@@ -261,6 +263,11 @@ class SimBackend:
         programmed = self._programmed.get(device)
         if programmed is None:
             raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
+        verdict = self._deliver(host_device, programmed)
+        slots = self._kernel.slots_for(host_device)
+        return replace(verdict, possible=possible_addresses(programmed, slots, self.page_size))
+
+    def _deliver(self, host_device: HostDevice, programmed: Iova) -> Verdict:
         steps = [TraceStep("programmed", {"iova": str(programmed)})]
         domain, _stage1 = self._kernel.translation_of(host_device)
         smmu = self._kernel.smmus[domain.smmu]
@@ -269,7 +276,7 @@ class SimBackend:
         if walk.pa is None:
             outcome = Outcome.S2_FAULT if walk.stage == 2 else Outcome.S1_FAULT
             return Verdict(
-                device,
+                host_device.address,
                 0,
                 host_device.vectors,
                 outcome,

@@ -16,7 +16,7 @@ from vmm_msi.iommu.backend import no_preset_action, no_window_option
 from vmm_msi.iommu.sim.smmu import SimSmmu
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Collection, Iterable
 
     from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
@@ -75,6 +75,10 @@ class Kernel(ABC):
     @abstractmethod
     def slots(self) -> int:
         """Pages of the software MSI window in use."""
+
+    @abstractmethod
+    def slots_for(self, device: HostDevice) -> Collection[Iova]:
+        """Return the pages of the software MSI window that a device's MSIs may get."""
 
     @property
     def stage2_count(self) -> int:

@@ -269,6 +269,13 @@ class IommufdKernel(Kernel):
         """Slots of the software MSI window that are in use."""
         return len(self.fd.slots)
 
+    def slots_for(self, device: HostDevice) -> list[Iova]:
+        """Return the slots of the device's file descriptor: any of them may be its own."""
+        handle = self._core.group(device).handle
+        if handle is None or handle.sw_msi_start is None:
+            return []
+        return self.fd.slots.pages(handle.sw_msi_start, self.page_size)
+
     def close(self) -> None:
         """Close the file descriptor, which frees the slots."""
         self.fd.slots.clear()

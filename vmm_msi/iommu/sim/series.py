@@ -18,6 +18,8 @@ from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 from vmm_msi.iommu.type1 import Type1
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
@@ -135,6 +137,11 @@ class SeriesKernel(Kernel):
         """Pages of the software MSI window that the cookies use."""
         cookies = [domain.cookie for domain in self.domains.values()]
         return sum(len(cookie.pages) for cookie in cookies if isinstance(cookie, MsiCookie))
+
+    def slots_for(self, device: HostDevice) -> Collection[Iova]:
+        """Return the pages of the cookie of the device's IOMMU domain."""
+        cookie = self.domain_of(device.address).cookie
+        return cookie.pages.values() if isinstance(cookie, MsiCookie) else ()
 
     def close(self) -> None:
         """Do nothing: nothing outlives an IOMMU domain."""
