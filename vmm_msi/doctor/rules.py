@@ -83,6 +83,7 @@ def guest_rules() -> tuple[Rule, ...]:
     """
     from vmm_msi.doctor import (
         rules_assigned,
+        rules_bindings,
         rules_guest,
         rules_qemu_arguments,
         rules_software,
@@ -116,6 +117,9 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_guest.ram_in_reserved,
         rules_guest.memlock,
         rules_strategy.not_carried,
+        rules_bindings.interface_version,
+        rules_bindings.allocators_mixed,
+        rules_bindings.doorbell_is_slot,
         rules_strategy.msi_lost,
         rules_strategy.rmr_fixed,
         rules_strategy.rmr_needed,
@@ -132,12 +136,14 @@ def examine_without_strategy(case: Case) -> list[Finding]:
 
     ``compare`` shows a verdict on each strategy instead of the others.
     """
-    from vmm_msi.doctor import rules_strategy
+    from vmm_msi.doctor import rules_bindings, rules_strategy
 
     about_strategies = (
         rules_window.window_moved,
         rules_window.capacity,
         rules_strategy.not_carried,
+        rules_bindings.allocators_mixed,
+        rules_bindings.doorbell_is_slot,
         rules_strategy.msi_lost,
         rules_strategy.rmr_fixed,
         rules_strategy.rmr_needed,

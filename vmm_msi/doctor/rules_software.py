@@ -134,7 +134,8 @@ def _required(case: Case) -> dict[Feature, Place]:
     if simulated.binder_of(case) is BinderKind.SIM:
         return features
     for choice, needs in simulated.needs(case, case.plugins).items():
-        for feature in _PLANNED if needs.qemu else ():
+        kernel = simulated.device_binder(case, choice, needs) is BinderKind.KERNEL
+        for feature in _PLANNED if needs.qemu or kernel else ():
             if feature is Feature.HOSTDEV_IOMMUFD and Feature.DOMAIN_IOMMUFD in features:
                 continue
             features.setdefault(feature, partial("XML that strategy {} writes".format, choice))

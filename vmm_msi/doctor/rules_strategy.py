@@ -8,9 +8,10 @@ from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, subject
 from vmm_msi.doctor.rule_helpers import doorbell_pages, named
+from vmm_msi.doctor.rules_bindings import interface_evidence, no_interface
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.domxml.placement import is_accelerated
-from vmm_msi.engine.binders import QEMU_CANNOT_APPLY
+from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, kernel_allocator
 from vmm_msi.engine.survey import delivering, on_qemu
 from vmm_msi.errors import RefusedError
 from vmm_msi.quantity import quantity
@@ -36,16 +37,22 @@ def not_carried(case: Case) -> Iterator[Finding]:
     if plugins is None or simulated.binder_of(case) is BinderKind.SIM:
         return
     for choice, needs in simulated.needs(case, plugins).items():
-        if needs.qemu:
+        if needs.qemu or simulated.device_binder(case, choice, needs) is BinderKind.KERNEL:
             continue
+        evidence = [Evidence(simulated.choice_source(case), f"strategy {choice}")]
+        reason, kernel = QEMU_CANNOT_APPLY, ""
+        if kernel_allocator(choice, needs) is not None:
+            evidence.append(interface_evidence(case))
+            reason += f", and {no_interface(case)}"
+            kernel = "; or boot a kernel with that interface"
         yield Finding(
             "strategy-not-carried",
             Severity.ERROR,
             _subject(case),
-            (Evidence(simulated.choice_source(case), f"strategy {choice}"),),
-            f"QEMU guests do not get the MSIs: {QEMU_CANNOT_APPLY}.",
+            tuple(evidence),
+            f"QEMU guests do not get the MSIs: {reason}.",
             f"Use {' or '.join(map(str, on_qemu(plugins)))}, or --backend sim, which only "
-            "simulates the binding.",
+            f"simulates the binding{kernel}.",
         )
 
 

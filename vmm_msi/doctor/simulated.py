@@ -10,6 +10,7 @@ from vmm_msi.config import Choice
 from vmm_msi.domxml.guest_domain import guest_of, virt_guest
 from vmm_msi.domxml.metadata import DomainRecord
 from vmm_msi.engine import setup
+from vmm_msi.engine.binders import binder_of_device
 from vmm_msi.engine.setup import needs_of, recorded_choices, with_reported_devices
 from vmm_msi.errors import TopologyError
 from vmm_msi.host.resolve import resolve
@@ -49,6 +50,11 @@ def binder_of(case: Case) -> BinderKind:
     if devices and all(device.backend == BinderKind.SIM.value for device in devices):
         return BinderKind.SIM
     return BinderKind.QEMU
+
+
+def device_binder(case: Case, choice: Choice, needs: Needs) -> BinderKind:
+    """Return the binder of the doorbells of the devices with a strategy."""
+    return binder_of_device(binder_of(case), choice, needs, case.host)
 
 
 def choices_of(case: Case) -> dict[PciAddress, Choice]:

@@ -16,7 +16,7 @@ from lxml import etree
 
 from vmm_msi.domxml import elements
 from vmm_msi.errors import DomainXmlError, InputError
-from vmm_msi.types import Iova, Outcome, PciAddress
+from vmm_msi.types import BinderKind, Iova, Outcome, PciAddress
 
 if TYPE_CHECKING:
     from lxml.etree import _Element as Element
@@ -36,7 +36,8 @@ class BoundDevice:
     """A device of a running guest.
 
     :param strategy: the strategy with its options, in the form of the command line.
-    :param by: the binder: ``sim``, or ``qemu``, for which the simulator predicts the outcome.
+    :param by: the binder: ``sim``; ``qemu`` or ``kernel``, for which the simulator predicts the
+        outcome.
     :param programmed: the addresses that the device may have; none if none was written.
     :param outcome: the verdict about its MSIs; None until the binding is complete.
     """
@@ -115,7 +116,7 @@ def _device(guest: str, element: Element) -> BoundDevice:
     if len(element):
         raise _error(guest, "<device> has elements")
     by = element.get("by", "")
-    if by not in {"sim", "qemu"}:
+    if by not in {*BinderKind}:
         raise _error(guest, f"by is {by!r}")
     outcome = element.get("outcome")
     if outcome is not None and outcome not in {*Outcome}:

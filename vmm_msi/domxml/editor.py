@@ -58,7 +58,7 @@ class Assignment:
     """The recorded facts of a device besides its place in the plan.
 
     :param strategy: name of the strategy.
-    :param backend: the binder: ``sim`` or ``qemu``.
+    :param backend: the binder: ``sim``, ``qemu`` or ``kernel``.
     :param its: id of the physical ITS; None for that of the plan.
     :param options: the strategy's options as text.
     :param node: guest NUMA cell for the expander bus, if the device is the first behind it.

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 #: Base of the ITS of QEMU's virt board (QEMU ``hw/arm/virt.c`` base_memmap, VIRT_GIC_ITS).
 VIRT_ITS = Ipa(0x0808_0000)
+#: Its doorbell page (gDB), known by the board alone.
+VIRT_DOORBELL = Vits(0, VIRT_ITS).gdb
 #: Base of RAM of QEMU's virt board (the same table, VIRT_MEM).
 VIRT_RAM = Ipa(0x4000_0000)
 #: Where Linux maps the first doorbell of a device: its IOVA allocator allocates from the top of the

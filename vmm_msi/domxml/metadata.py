@@ -83,7 +83,7 @@ class DeviceRecord:
 
     :param host: its address on the host.
     :param strategy: name of its strategy.
-    :param backend: the binder: ``sim`` or ``qemu``.
+    :param backend: the binder: ``sim``, ``qemu`` or ``kernel``.
     :param pxb: the vSMMU in front of it, by :attr:`VsmmuRecord.pxb`.
     :param root_port: index of its root port.
     :param smmu: id of the physical SMMU.

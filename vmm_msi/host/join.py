@@ -46,6 +46,9 @@ def join(sources: Sequence[HostTopology], name: str | None = None) -> HostTopolo
         )
         or not any(source.functions for source in sources),
         unsafe_interrupts=frozenset().union(*(source.unsafe_interrupts for source in sources)),
+        msi_bindings=next(
+            (source.msi_bindings for source in sources if source.msi_bindings is not None), None
+        ),
     )
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import TopologyError, UnreadableError
+from vmm_msi.host import msi_bindings
 from vmm_msi.host.files import THIS_MACHINE, number, shown_path
 from vmm_msi.host.files.capture_paths import PAGE_SIZE
 from vmm_msi.host.pci.functions import read_functions
@@ -47,6 +48,7 @@ def read_sources(tree: HostTree, granule: Granule | None = None) -> tuple[HostTo
             functions=read_functions(tree),
             missing=() if sources else (tables.missing(),),
             unsafe_interrupts=_unsafe_interrupts(tree),
+            msi_bindings=_msi_bindings(tree),
         )
     )
     return tuple(replace(source, granule_known=page_size is not None) for source in sources)
@@ -64,6 +66,18 @@ def _unsafe_interrupts(tree: HostTree) -> frozenset[str]:
             if value is not None and value.strip() == b"Y":
                 modules.add(module)
     return frozenset(modules)
+
+
+def _msi_bindings(tree: HostTree) -> int | None:
+    """Return the version of the kernel's interface for guest MSI bindings.
+
+    Only root can read the file; for other users it counts as missing.
+    """
+    with suppress(UnreadableError, ValueError):
+        data = tree.read(str(msi_bindings.PATH), msi_bindings.MAX_BYTES)
+        if data is not None:
+            return msi_bindings.read_version(data.decode("ascii"))
+    return None
 
 
 def _page_size(tree: HostTree) -> Granule | None:

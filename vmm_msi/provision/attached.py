@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.domxml.metadata import record_in
-from vmm_msi.engine.setup import recorded_choices
+from vmm_msi.engine.binders import binder_of_device
+from vmm_msi.engine.setup import needs_of, recorded_choices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -15,24 +16,29 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest
-    from vmm_msi.types import BinderKind, PciAddress
+    from vmm_msi.types import BinderKind, HostTopology, PciAddress
 
 
 def attached_alike(
-    facts: LibvirtFacts, plugins: PluginManager, settings: Config, request: AttachRequest
+    facts: LibvirtFacts,
+    plugins: PluginManager,
+    settings: Config,
+    host: HostTopology,
+    request: AttachRequest,
 ) -> tuple[PciAddress, ...]:
     """Return the devices that every XML to be changed has as the request would attach them.
 
     With the same strategy and options, binder and ``managed``, behind a vSMMU with the requested
     properties and free ports.
     """
-    binder = request.binder_on(facts.driver)
+    requested = request.binder_on(facts.driver)
     documents = [facts.guest.definition] if request.scope.config else []
     if request.scope.live and facts.guest.running is not None:
         documents.append(facts.guest.running)
     alike = []
     for device in request.devices:
         choice = settings.choice(facts.guest.definition.name, device, request.strategy)
+        binder = binder_of_device(requested, choice, needs_of(plugins, choice), host)
         if all(_is_alike(xml, device, choice, binder, plugins, request) for xml in documents):
             alike.append(device)
     return tuple(alike)

@@ -18,9 +18,11 @@ from vmm_msi.domxml.metadata import BindingRecord, DomainRecord, record_in
 from vmm_msi.domxml.parse import fragment
 from vmm_msi.domxml.prerequisites import keeps_bars
 from vmm_msi.domxml.support import Feature
+from vmm_msi.engine.binders import binder_of_device
 from vmm_msi.engine.setup import (
     Simulation,
     guest_with,
+    needs_of,
     recorded_choices,
     simulated_session,
     with_reported_devices,
@@ -81,14 +83,15 @@ def plan_attach(
     """
     checks.check_request(request)
     checks.check_state(facts.guest, request.scope)
-    alike = attached_alike(facts, plugins, settings, request)
+    base = host_case(host)
+    alike = attached_alike(facts, plugins, settings, base.host, request)
     pending = tuple(device for device in request.devices if device not in alike)
     if alike and pending:
         request = replace(request, devices=pending)
     if pending:
         checks.check_free(facts, request)
     checks.check_machine(facts.guest.definition)
-    examiner = GuestExaminer(host_case(host), facts, plugins, settings, request)
+    examiner = GuestExaminer(base, facts, plugins, settings, request)
     checks.check_binder(examiner.binder, facts.driver)
     if pending:
         examiner.check_holders()
@@ -126,13 +129,18 @@ class _AttachPlanner:
 
     @property
     def binder(self) -> BinderKind:
-        """Which software binds the doorbells."""
+        """Which software binds the doorbells, unless the kernel binds those of a device."""
         return self.examiner.binder
 
     @property
     def host(self) -> HostTopology:
         """The host without what libvirt reports."""
         return self.examiner.base.host
+
+    def _binder_of(self, choice: Choice) -> BinderKind:
+        """Return the binder of a device with a strategy."""
+        needs = needs_of(self.plugins, choice)
+        return binder_of_device(self.binder, choice, needs, self.host)
 
     def change(self) -> Change:
         """Return the planned change."""
@@ -159,7 +167,7 @@ class _AttachPlanner:
                     old.name,
                     edits[0].choices[device].strategy,
                     device,
-                    {"binder": self.binder.value},
+                    {"binder": self._binder_of(edits[0].choices[device]).value},
                 )
                 for device in request.devices
             ),
@@ -200,12 +208,12 @@ class _AttachPlanner:
                 f"the XML is real, the doorbell binding is simulated ({kernel}): nothing applies "
                 "it when the guest runs"
             )
+        binders = {device: self._binder_of(choices[device]) for device in request.devices}
+        notes += _kernel_notes(old.name, binders)
         cells, cell_notes = self._cells(old, plan)
         assignments = {
-            device: _assignment(
-                choices[device], self.binder, guest, device, verdicts, cells.get(device)
-            )
-            for device in request.devices
+            device: _assignment(choices[device], binder, guest, device, verdicts, cells.get(device))
+            for device, binder in binders.items()
         }
         new = edit(old, plan, self._layout(old), assignments)
         before = {device.host: device.binding for device in record.devices}
@@ -269,6 +277,16 @@ class _AttachPlanner:
         return cells, notes
 
 
+def _kernel_notes(guest: str, binders: Mapping[PciAddress, BinderKind]) -> Iterator[str]:
+    """Yield a note if the kernel binds doorbells: a program has to tell it the gIOVAs."""
+    devices = [device for device, binder in binders.items() if binder is BinderKind.KERNEL]
+    if devices:
+        yield (
+            f"{', '.join(map(str, devices))}: vmm-msi watch binds the doorbell in the kernel when "
+            f"the guest starts; without the service, run vmm-msi bind {guest} then"
+        )
+
+
 def _unknown_devices(
     devices: Iterable[PciAddress], nodes: Mapping[PciAddress, PciFunction]
 ) -> Iterator[str]:
@@ -307,7 +325,7 @@ def plan_detach(guest: GuestState, request: DetachRequest) -> Change:
         live, unplugged = _unplugging(guest.running, request)
         detached += unplugged
     events = {device.host: device for device in detached}
-    qemu = any(device.backend == BinderKind.QEMU.value for device in detached)
+    qemu = any(device.backend != BinderKind.SIM.value for device in detached)
     return Change(
         old=guest.definition,
         new=new,

@@ -55,7 +55,9 @@ class AttachRequest:
 
     :param devices: one or several, as addresses or text.
     :param strategy: strategy for the new devices; None for the configuration's.
-    :param binder: None for QEMU on a QEMU connection, else the simulator.
+    :param binder: QEMU or the simulator; None for QEMU on a QEMU connection, else the simulator.
+        With QEMU the kernel binds the devices whose strategies QEMU cannot apply, if it has the
+        interface (:func:`vmm_msi.engine.binders.binder_of_device`).
     :param allow_faults: attach even if MSIs are not delivered in the simulator.
     :param managed: libvirt binds the devices to vfio-pci and back by itself.
     :param driver: properties of new vSMMUs, such as ``{"oas": "48"}`` or ``"oas=48"``
@@ -108,6 +110,11 @@ class AttachRequest:
             spare_memory=arguments.whole_number("spare memory", spare_memory),
             fdgroup=None if fdgroup is None else arguments.fdgroup_name(fdgroup),
         )
+        if self.binder is BinderKind.KERNEL:
+            raise UsageError(
+                "backend 'kernel': the strategy of each device decides; use 'qemu', with which the "
+                "kernel binds where it has the interface"
+            )
         if not self.devices:
             raise UsageError(f"attaching to {domain}: no device; name one or several")
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     )
     from vmm_msi.types import PciAddress
 
-_BINDERS = {"qemu": "QEMU and kernel", "sim": "simulator"}
+_BINDERS = {"qemu": "QEMU and kernel", "kernel": "kernel", "sim": "simulator"}
 
 
 @dataclass(frozen=True)

@@ -10,5 +10,7 @@ class BinderKind(StrEnum):
 
     #: QEMU and the kernel, by identity.
     QEMU = "qemu"
+    #: The kernel's interface for guest MSI bindings, by ``vmm-msi watch`` or ``vmm-msi bind``.
+    KERNEL = "kernel"
     #: The simulator: the XML is real, the binding is not.
     SIM = "sim"

@@ -282,6 +282,8 @@ class HostTopology:
     :param lists_all_functions: ``functions`` are all of the host's, not a selection.
     :param unsafe_interrupts: modules that take devices whose MSIs are not isolated, since their
         parameter allow_unsafe_interrupts is on: ``iommufd``, ``vfio_iommu_type1``.
+    :param msi_bindings: version of the kernel's interface for guest MSI bindings
+        (``docs/watch.md``); None if it has none, or if only root can see it.
     """
 
     source: str
@@ -299,6 +301,7 @@ class HostTopology:
     lists_all_functions: bool = True
     firmware: Firmware | None = None
     unsafe_interrupts: frozenset[str] = frozenset()
+    msi_bindings: int | None = None
 
     @property
     def is_described(self) -> bool:

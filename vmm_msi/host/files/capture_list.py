@@ -7,7 +7,7 @@ from enum import Enum
 from typing import TYPE_CHECKING
 
 from vmm_msi.host.files import redact
-from vmm_msi.host.files.capture_paths import KERNEL_LOG, PAGE_SIZE, SOFTWARE
+from vmm_msi.host.files.capture_paths import KERNEL_LOG, MSI_BINDINGS, PAGE_SIZE, SOFTWARE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,6 +155,12 @@ CAPTURED_PATHS: tuple[CapturedPath, ...] = (
         "memory for guests",
         reduce=redact.memory,
         kept="the size of memory and huge pages",
+    ),
+    CapturedPath(
+        MSI_BINDINGS,
+        "version of the kernel's interface for guest MSI bindings",
+        reduce=redact.first_line,
+        kept="the line with the version",
     ),
     CapturedPath("/dev/iommu", "iommufd is available", CaptureKind.FILE_EXISTS),
     CapturedPath("/dev/vfio/vfio", "VFIO is available", CaptureKind.FILE_EXISTS),

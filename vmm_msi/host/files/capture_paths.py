@@ -1,4 +1,4 @@
-"""The paths of the files that a capture adds to the host's own."""
+"""The paths of the files that a capture adds to the host's own, and of one that it has in part."""
 
 ADDED = "/vmm-msi"
 #: A :class:`~vmm_msi.host.files.manifest.Manifest`.
@@ -9,3 +9,6 @@ PAGE_SIZE = f"{ADDED}/page-size"
 KERNEL_LOG = f"{ADDED}/kernel-log"
 #: Releases of libvirt and QEMU.
 SOFTWARE = f"{ADDED}/software.json"
+
+#: The kernel's file of guest MSI bindings (:mod:`vmm_msi.host.msi_bindings`).
+MSI_BINDINGS = "/sys/kernel/debug/iommufd/msi_bindings"

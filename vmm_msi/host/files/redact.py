@@ -133,6 +133,11 @@ def memory(data: bytes) -> bytes:
     return b"".join(line + b"\n" for line in _MEMORY.findall(data))
 
 
+def first_line(data: bytes) -> bytes:
+    """Return the first line."""
+    return data.partition(b"\n")[0] + b"\n"
+
+
 def locked_memory(data: bytes) -> bytes:
     """Return the lines of ``/proc/PID/limits`` about locked memory."""
     return b"".join(line + b"\n" for line in _LOCKED.findall(data))
