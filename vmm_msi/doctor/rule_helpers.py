@@ -5,6 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.doctor.finding import Evidence
+from vmm_msi.errors import UnreadableError
+from vmm_msi.host.files import shown_path
+from vmm_msi.host.msi_bindings import PATH
 from vmm_msi.host.pci.sysfs import DEVICES, GROUPS
 
 if TYPE_CHECKING:
@@ -118,3 +121,37 @@ def is_on(case: Case, parameter: str) -> bool:
 def unsafe_parameter(case: Case, address: PciAddress) -> str:
     """Return the parameter that permits a device although its MSIs are not isolated."""
     return UNSAFE_IOMMUFD if address in case.on_iommufd else UNSAFE_CONTAINER
+
+
+def _file(case: Case) -> str:
+    return str(PATH) if case.tree is None else shown_path(case.tree, str(PATH))
+
+
+def _unreadable(case: Case) -> str:
+    """Return why the file cannot be read; empty if it can, or does not exist."""
+    if case.tree is not None:
+        try:
+            case.tree.read(str(PATH))
+        except UnreadableError as error:
+            return error.reason
+    return ""
+
+
+def interface_evidence(case: Case) -> Evidence:
+    """Return what is known of the kernel's interface for guest MSI bindings."""
+    version = case.host.msi_bindings
+    if version is not None:
+        return Evidence(_file(case), f"version {version}")
+    return Evidence(_file(case), _unreadable(case) or "missing")
+
+
+def no_interface(case: Case) -> str:
+    """Return why the kernel does not bind, as a clause."""
+    if case.host.msi_bindings is not None:
+        return f"version {case.host.msi_bindings} of its interface for guest bindings is unknown"
+    if reason := _unreadable(case):
+        return (
+            "whether the host's kernel has an interface for guest MSI bindings is unknown to this "
+            f"user: {reason}; root can read it"
+        )
+    return f"the host's kernel has no interface for guest MSI bindings ({PATH})"

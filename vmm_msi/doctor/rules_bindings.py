@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import subject
-from vmm_msi.doctor.rule_helpers import doorbell_pages, named
+from vmm_msi.doctor.rule_helpers import doorbell_pages, interface_evidence, named
 from vmm_msi.domxml.guest_domain import VIRT_DOORBELL
 from vmm_msi.engine.binders import kernel_allocator
-from vmm_msi.errors import UnreadableError
-from vmm_msi.host.files import shown_path
-from vmm_msi.host.msi_bindings import PATH, VERSION
+from vmm_msi.host.msi_bindings import VERSION
 from vmm_msi.types import SW_MSI_WINDOW, BinderKind
 
 if TYPE_CHECKING:
@@ -21,40 +19,6 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.case import Case
     from vmm_msi.host.msi_bindings import BindingAllocator
     from vmm_msi.types import PciAddress
-
-
-def _file(case: Case) -> str:
-    return str(PATH) if case.tree is None else shown_path(case.tree, str(PATH))
-
-
-def _unreadable(case: Case) -> str:
-    """Return why the file cannot be read; empty if it can, or does not exist."""
-    if case.tree is not None:
-        try:
-            case.tree.read(str(PATH))
-        except UnreadableError as error:
-            return error.reason
-    return ""
-
-
-def interface_evidence(case: Case) -> Evidence:
-    """Return what is known of the kernel's interface for guest MSI bindings."""
-    version = case.host.msi_bindings
-    if version is not None:
-        return Evidence(_file(case), f"version {version}")
-    return Evidence(_file(case), _unreadable(case) or "missing")
-
-
-def no_interface(case: Case) -> str:
-    """Return why the kernel does not bind, as a clause."""
-    if case.host.msi_bindings is not None:
-        return f"version {case.host.msi_bindings} of its interface for guest bindings is unknown"
-    if reason := _unreadable(case):
-        return (
-            "whether the host's kernel has an interface for guest MSI bindings is unknown to this "
-            f"user: {reason}; root can read it"
-        )
-    return f"the host's kernel has no interface for guest MSI bindings ({PATH})"
 
 
 def interface_version(case: Case) -> Iterator[Finding]:

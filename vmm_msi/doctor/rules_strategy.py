@@ -7,8 +7,12 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, subject
-from vmm_msi.doctor.rule_helpers import doorbell_pages, named
-from vmm_msi.doctor.rules_bindings import interface_evidence, no_interface
+from vmm_msi.doctor.rule_helpers import (
+    doorbell_pages,
+    interface_evidence,
+    named,
+    no_interface,
+)
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.domxml.placement import is_accelerated
 from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, kernel_allocator
