@@ -35,7 +35,7 @@ from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
-from vmm_msi.lab.build import images, root
+from vmm_msi.lab.build import images, kernel_tree, root
 from vmm_msi.lab.conformance import conform
 from vmm_msi.lab.guest.result import (
     Counts,
@@ -223,7 +223,8 @@ def table_of(transcript):
 
 def values_of(transcript):
     """Return the rows of the table that a build prints."""
-    return dict(line.split(maxsplit=1) for line in table_of(transcript).splitlines())
+    lines = table_of(transcript).splitlines()
+    return {line[:13].rstrip(): line[13:] for line in lines}
 
 
 def sized_file(folder, value):
@@ -238,14 +239,22 @@ def sized_file(folder, value):
 
 def test_lab_build(monkeypatch, capsys, tmp_path):
     row = values_of(LAB_BUILD)
-    kernel, initrd = (sized_file(tmp_path, row[name]) for name in ("kernel", "initrd"))
+    files = (sized_file(tmp_path, row[name]) for name in ("kernel", "kernel bind", "initrd"))
+    stock, bind, initrd = files
     granule = Granule.parse(row["granule"])
-    built = images.LabImages(
-        kernel, initrd, row["release"], granule, row["suite"], row["built"], cached=False
-    )
+
+    def built(_suite, _granule, _cache, _progress, name):
+        return images.LabImages(
+            {"stock": stock, "bind": bind}[name], initrd, row["release"], granule, row["suite"],
+            row["built"], cached=False, flavour=name,
+        )  # fmt: skip
+
     lab_root = root.LabRoot(Path(row["root"]), "", "", "", "", "", cached=False)
-    monkeypatch.setattr(images, "ensure_images", lambda *_: built)
+    path, size = row["objects"].split(" (")
+    tree = kernel_tree.TreeFacts(Path(path), int(float(size.removesuffix(" MB)")) * 1e6))
+    monkeypatch.setattr(images, "ensure_images", built)
     monkeypatch.setattr(root, "ensure_root", lambda *_: lab_root)
+    monkeypatch.setattr(kernel_tree, "tree_facts", lambda *_: tree)
     assert main(["lab", "build"]) == 0
     assert capsys.readouterr().out.replace(str(tmp_path), "") == table_of(LAB_BUILD)
 

@@ -161,13 +161,12 @@ def test_lab_is_started_used_and_stopped(stale):
     assert other.returncode == UsageError.exit_code
     assert "is running, not with 3 SMMUs" in other.stderr
     assert "stop it with vmm-msi lab down first" in other.stderr
-    patched = lab("up", "--patches", "patches")
+    patched = lab("up", "--kernel", "patches/")
     assert patched.returncode == UsageError.exit_code
-    assert f"has no patches, not the patches of {Path('patches').absolute()}" in (patched.stderr)
+    assert f"pages, kernel {Path('patches').absolute()}" in patched.stderr
 
     host = running()
-    assert host.patches is None
-    assert host.shape == Shape()
+    assert host.shape == Shape(kernel="stock")
     check_devices(host)
     check_tables(host)
     check_libvirt(host)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import os
 import re
 import resource
+import shutil
 import signal
 import stat
 import subprocess
@@ -22,7 +24,15 @@ from waiting import wait_until
 
 from vmm_msi.cli import main
 from vmm_msi.errors import LabError, UsageError
-from vmm_msi.lab.build import host_tools, images, kernel_image, package_layer, userland
+from vmm_msi.lab.build import (
+    host_tools,
+    images,
+    kernel_flavour,
+    kernel_image,
+    kernel_tree,
+    package_layer,
+    userland,
+)
 from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.build.progress import Progress
 from vmm_msi.types import Granule
@@ -74,20 +84,20 @@ def test_joined_archives_start_at_multiples_of_four():
 # The kernel: its key in the cache, and what its build refuses.
 
 
-def name_of(granule=Granule.K4, patches=None, suite="forky"):
-    applied = kernel_image.read_patches(patches)
-    return kernel_image._place(suite, granule, Path("/cache"), applied).path.name
+def name_of(granule=Granule.K4, kernel="stock", suite="forky"):
+    flavour = kernel_flavour.flavour(str(kernel))
+    return kernel_image._place(suite, granule, Path("/cache"), flavour).path.name
 
 
 def test_kernel_key_depends_on_suite_granule_patches_and_recipe(tmp_path, monkeypatch):
     names = [name_of(), name_of(Granule.K64), name_of(suite="sid")]
     patch = tmp_path / "1.patch"
     patch.write_text("one")
-    names.append(name_of(patches=tmp_path))
+    names.append(name_of(kernel=tmp_path))
     patch.write_text("two")
-    names.append(name_of(patches=tmp_path))
+    names.append(name_of(kernel=tmp_path))
     patch.rename(tmp_path / "2.patch")
-    names.append(name_of(patches=tmp_path))
+    names.append(name_of(kernel=tmp_path))
     original = kernel_image.fragment
     monkeypatch.setattr(
         kernel_image, "fragment", lambda granule: original(granule) + "CONFIG_X=y\n"
@@ -102,11 +112,25 @@ def test_kernel_key_depends_on_suite_granule_patches_and_recipe(tmp_path, monkey
 def test_patches_are_sorted_by_name(tmp_path):
     for name in ("10-b.patch", "02-a.patch", "README"):
         (tmp_path / name).write_text(name)
-    assert [name for name, _ in kernel_image.read_patches(tmp_path)] == ["02-a.patch", "10-b.patch"]
+    patches = kernel_flavour.flavour(str(tmp_path)).patches
+    assert [patch.name for patch in patches] == ["02-a.patch", "10-b.patch"]
 
 
-def test_folder_without_patches_is_refused(tmp_path, capsys):
-    assert main(["lab", "build", "--patches", str(tmp_path), "--cache", str(tmp_path)]) == 2
+def test_kernel_has_a_name_or_a_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("mine").mkdir()
+    assert [kernel_flavour.kernel_name(word) for word in ("stock", "bind", "mine", "./none")] == [
+        *("stock", "bind", f"{tmp_path}/mine", f"{tmp_path}/none")
+    ]
+    with pytest.raises(UsageError, match=r"'bin' is not .*; did you mean bind\? use stock, bind"):
+        kernel_flavour.kernel_name("bin")
+
+
+@pytest.mark.parametrize("files", [(), ("README",)])
+def test_folder_without_patches_is_refused(tmp_path, capsys, files):
+    for name in files:
+        (tmp_path / name).touch()
+    assert main(["lab", "build", "--kernel", str(tmp_path), "--cache", str(tmp_path)]) == 2
     assert f"patches in {tmp_path}: there is no file *.patch" in capsys.readouterr().err
 
 
@@ -163,14 +187,16 @@ MAKEFILE = """\
 allnoconfig:
 \tgrep -v -e LOST $(KCONFIG_ALLCONFIG) > $(O)/.config
 \tmkdir -p $(O)/include/config $(O)/arch/arm64/boot
-\techo 7.2.12-vmm-msi > $(O)/include/config/kernel.release
-Image:
-\t@echo "  CC      first.o"
-\ttest -e $(O)/first.o || { cat $(O)/../source/text > $(O)/first && \\
-\t\tmv $(O)/first $(O)/first.o; sleep $(SLEEP); }
+\techo 7.2.12-vmm-msi$(LOCALVERSION) > $(O)/include/config/kernel.release
+Image: $(O)/text.o $(O)/other.o
 \tprintf '%56s' > $(O)/arch/arm64/boot/Image
 \tprintf '@MAGIC@' >> $(O)/arch/arm64/boot/Image
-\tcat $(O)/first.o >> $(O)/arch/arm64/boot/Image
+\tcat $^ >> $(O)/arch/arm64/boot/Image
+$(O)/%.o: %
+\t@echo "  CC      $*.o"
+\tcat $< > $@.part && mv $@.part $@
+\techo $*.o >> $(O)/compiled
+\tsleep $(SLEEP)
 """
 
 PATCH = """\
@@ -188,7 +214,8 @@ def package(folder, magic="ARM\\144", sleep=0):
     tree.mkdir(parents=True)
     makefile = MAKEFILE.replace("@MAGIC@", magic).replace("$(SLEEP)", str(sleep))
     (tree / "Makefile").write_text(makefile)
-    (tree / "text").write_text("plain\n")
+    for name in ("text", "other"):
+        (tree / name).write_text("plain\n")
     (folder / "deb/DEBIAN").mkdir(parents=True)
     (folder / "deb/usr/src").mkdir(parents=True)
     control = "Package: linux-source-7.2\nVersion: 7.2.12-1\nArchitecture: all\n"
@@ -210,13 +237,13 @@ def stand_in(deb, patch=None):
     """Replace the fetched source by the small one; ``patch`` undoes it."""
     fetched = []
 
-    def fetch(build):
-        fetched.append(build)
-        path = build._work / "linux-source-7.2_7.2.12-1_all.deb"
+    def fetch(tree, folder):
+        fetched.append(tree)
+        path = folder / "linux-source-7.2_7.2.12-1_all.deb"
         path.write_bytes(deb)
         return path
 
-    (patch.setattr if patch else setattr)(kernel_image._Build, "_fetch", fetch)
+    (patch.setattr if patch else setattr)(kernel_tree.KernelTree, "_fetch", fetch)
     return fetched
 
 
@@ -231,13 +258,13 @@ def host(monkeypatch):
         unavailable(str(error))
 
 
-def test_kernel_is_built_once_and_only_the_image_is_kept(tmp_path, host, monkeypatch):
+def test_kernel_is_built_once(tmp_path, host, monkeypatch):
     cache = tmp_path / "cache"
     fetched = stand_in(package(tmp_path / "package"), monkeypatch)
     assert kernel_image.find_kernel("forky", cache=cache) is None
     built = kernel_image.ensure_kernel("forky", cache=cache)
     assert (built.cached, built.release, built.granule) == (False, "7.2.12", Granule.K4)
-    assert built.path.read_bytes()[56:] == b"ARM\x64plain\n"
+    assert built.path.read_bytes()[56:] == b"ARM\x64plain\nplain\n"
     assert kernel_image.ensure_kernel("forky", cache=cache).cached
     assert kernel_image.find_kernel("forky", cache=cache) == kernel_image.ensure_kernel(
         "forky", cache=cache
@@ -249,22 +276,117 @@ def test_kernel_is_built_once_and_only_the_image_is_kept(tmp_path, host, monkeyp
         "kernel.json",
     ]
     assert sorted(path.name for path in cache.iterdir()) == [
-        built.path.parent.name,
-        f"{built.path.parent.name}.lock",
+        *(built.path.parent.name, f"{built.path.parent.name}.lock"),
+        *("kerneltree-forky", "kerneltree-forky.lock"),
     ]
+    tree = kernel_tree.tree_facts("forky", cache)
+    assert tree.path == cache / "kerneltree-forky"
+    used = subprocess.run(["du", "-s", "-B1", tree.path], capture_output=True, check=True)
+    assert tree.size == pytest.approx(int(used.stdout.split()[0]), abs=20_000)
 
 
-def test_patches_are_applied(tmp_path, host, monkeypatch):
-    stand_in(package(tmp_path / "package"), monkeypatch)
-    patches = tmp_path / "patches"
+def compiled(cache):
+    """Return the objects compiled since the last call."""
+    log = cache / "kerneltree-forky/objects-4k/compiled"
+    names = log.read_text().split() if log.exists() else []
+    log.unlink(missing_ok=True)
+    return sorted(names)
+
+
+def test_only_what_a_patch_changes_is_compiled_again(tmp_path, host, monkeypatch):
+    fetched = stand_in(package(tmp_path / "package"), monkeypatch)
+    cache, patches = tmp_path / "cache", tmp_path / "patches"
     patches.mkdir()
     (patches / "text.patch").write_text(PATCH)
-    built = kernel_image.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
-    assert built.path.read_bytes().endswith(b"patched\n")
+
+    def build(kernel):
+        built = kernel_image.ensure_kernel("forky", cache=cache, kernel=str(kernel))
+        release = cache / "kerneltree-forky/objects-4k/include/config/kernel.release"
+        return built.path.read_bytes()[60:], release.read_text().strip(), compiled(cache)
+
+    assert build("stock") == (b"plain\nplain\n", "7.2.12-vmm-msi", ["other.o", "text.o"])
+    assert build(patches) == (b"patched\nplain\n", "7.2.12-vmm-msi-patched", ["text.o"])
+    (patches / "text.patch").write_text(PATCH.replace("+patched", "+again"))
+    assert build(patches)[::2] == (b"again\nplain\n", ["text.o"])
+    (patches / "text.patch").rename(patches / "renamed.patch")
+    assert build(patches)[::2] == (b"again\nplain\n", [])
+    # Back to the original.
+    [folder] = cache.glob("kernel-forky-4k-????????????")
+    shutil.rmtree(folder)
+    assert build("stock") == (b"plain\nplain\n", "7.2.12-vmm-msi", ["text.o"])
+    assert len(fetched) == 1
+    # Without its tree a kernel is compiled from scratch.
+    shutil.rmtree(cache / "kerneltree-forky")
+    (patches / "renamed.patch").write_text(PATCH)
+    assert build(patches)[::2] == (b"patched\nplain\n", ["other.o", "text.o"])
+    assert len(fetched) == 2
+
+
+def test_patch_that_does_not_apply_is_refused(tmp_path, host, monkeypatch):
+    stand_in(package(tmp_path / "package"), monkeypatch)
+    cache, patches = tmp_path / "cache", tmp_path / "patches"
+    patches.mkdir()
+    (patches / "text.patch").write_text(PATCH)
     (patches / "wrong.patch").write_text(PATCH.replace("plain", "something else"))
     with pytest.raises(LabError, match=r"applying wrong\.patch to linux-source.*: 1 out of 1 hunk"):
-        kernel_image.ensure_kernel("forky", cache=tmp_path / "cache", patches=patches)
-    assert kernel_image.find_kernel("forky", cache=tmp_path / "cache", patches=patches) is None
+        kernel_image.ensure_kernel("forky", cache=cache, kernel=str(patches))
+    assert kernel_image.find_kernel("forky", cache=cache, kernel=str(patches)) is None
+    assert (cache / "kerneltree-forky/source/text").read_text() == "plain\n"
+
+
+@pytest.mark.parametrize("damage", ["edited", "removed", "original", "record", "marker", "list"])
+def test_damaged_source_is_unpacked_again(tmp_path, host, monkeypatch, damage):
+    fetched = stand_in(package(tmp_path / "package"), monkeypatch)
+    cache, patches = tmp_path / "cache", tmp_path / "patches"
+    patches.mkdir()
+    (patches / "text.patch").write_text(PATCH)
+    kernel_image.ensure_kernel("forky", cache=cache, kernel=str(patches))
+    tree = cache / "kerneltree-forky"
+    match damage:
+        case "edited":
+            (tree / "source/other").write_text("edited\n")
+        case "removed":
+            (tree / "source/other").unlink()
+        case "original":
+            (tree / "originals/text").write_text("edited\n")
+        case "record":
+            (tree / "originals.json").write_text("{")
+        case "marker":
+            (tree / "tree.json").unlink()
+        case "list":
+            (tree / "files").write_text("[")
+    built = kernel_image.ensure_kernel("forky", cache=cache)
+    assert built.path.read_bytes()[60:] == b"plain\nplain\n"
+    assert len(fetched) == 2
+
+
+def test_trees_of_other_suites_are_removed_unless_in_use(tmp_path, host, monkeypatch):
+    stand_in(package(tmp_path / "package"), monkeypatch)
+    cache = tmp_path / "cache"
+    for suite in ("sid", "trixie"):
+        (cache / f"kerneltree-{suite}/source").mkdir(parents=True)
+    with host_tools.open_lock(cache / "kerneltree-sid.lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kernel_image.ensure_kernel("forky", cache=cache)
+    trees = sorted(path.name for path in cache.glob("kerneltree-*") if path.is_dir())
+    assert trees == ["kerneltree-forky", "kerneltree-sid"]
+
+
+def test_object_of_a_killed_compiler_is_compiled_again(tmp_path, monkeypatch):
+    """make would take it for complete: kbuild writes the .cmd file after the object."""
+    objects = kernel_tree.Objects(tmp_path / "objects")
+    assert not objects.begin(), "nothing was compiled"
+    for name, object_time, command_time in (("whole", 1, 2), ("half", 3, 2), ("same", 2, 2)):
+        for file, seconds in ((f"{name}.o", object_time), (f".{name}.o.cmd", command_time)):
+            (objects.folder / file).touch()
+            os.utime(objects.folder / file, (seconds, seconds))
+    assert objects.begin(), "the build did not end"
+    assert sorted(path.name for path in objects.folder.glob("*.o")) == ["same.o", "whole.o"]
+    objects.end()
+    assert not objects.begin()
+    objects.end()
+    monkeypatch.setattr(kernel_tree, "_boot", lambda: "the next boot")
+    assert objects.begin(), "a power cut truncates files"
 
 
 def test_option_lost_by_kconfig_is_refused(tmp_path, host, monkeypatch):
@@ -311,14 +433,15 @@ def test_interrupted_compilation_is_resumed(tmp_path, host, monkeypatch, number)
         env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"},
         stderr=subprocess.DEVNULL,
     ) as process:
-        assert wait_until(lambda: [*cache.glob("*.building/objects/first.o")])
+        log = cache / "kerneltree-forky/objects-4k/compiled"
+        assert wait_until(lambda: log.exists() and log.read_text().count("\n") == 2)
         process.send_signal(number)
     assert wait_until(lambda: not sleeping(61)), "its children end with it"
     assert kernel_image.find_kernel("forky", cache=cache) is None
     fetched = stand_in(b"not needed again", monkeypatch)
-    start = time.monotonic()
+    assert compiled(cache) == ["other.o", "text.o"]
     built = kernel_image.ensure_kernel("forky", cache=cache)
-    assert time.monotonic() - start < 30, "the compiled object is reused"
+    assert compiled(cache) == [], "the compiled objects are reused"
     assert not fetched
     assert built.path.read_bytes().endswith(b"plain\n")
     assert [path.name for path in cache.glob("kernel-*") if path.is_dir()] == [
@@ -326,18 +449,25 @@ def test_interrupted_compilation_is_resumed(tmp_path, host, monkeypatch, number)
     ]
 
 
-def test_unusable_objects_are_built_again(tmp_path, host, monkeypatch):
+def test_objects_of_an_interrupted_build_are_removed_if_make_fails(tmp_path, host, monkeypatch):
+    """A power cut leaves truncated files that make takes for complete."""
     cache = tmp_path / "cache"
-    stand_in(package(tmp_path / "package", magic="junk"), monkeypatch)
-    with pytest.raises(LabError):
-        kernel_image.ensure_kernel("forky", cache=cache)
-    [work] = cache.glob("*.building")
-    makefile = work / "source/Makefile"
-    makefile.write_text(makefile.read_text().replace("junk", "ARM\\144"))
+    stand_in(package(tmp_path / "package"), monkeypatch)
+    kernel_image.ensure_kernel("forky", cache=cache)
+    compiled(cache)
+    [folder] = cache.glob("kernel-forky-4k-????????????")
+    shutil.rmtree(folder)
+    objects = cache / "kerneltree-forky/objects-4k"
+    image = objects / "arch/arm64/boot/Image"
     # A folder in place of the image, so that make fails with the objects of the last build.
-    (work / "objects/arch/arm64/boot/Image").mkdir(parents=True)
+    image.unlink()
+    image.mkdir()
+    with pytest.raises(LabError, match="building the lab's kernel"):
+        kernel_image.ensure_kernel("forky", cache=cache)
+    (objects / "ended-in-boot").unlink()
     built = kernel_image.ensure_kernel("forky", cache=cache)
     assert built.path.read_bytes().endswith(b"plain\n")
+    assert compiled(cache) == ["other.o", "text.o"]
 
 
 def sleeping(seconds):

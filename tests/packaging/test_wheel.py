@@ -109,6 +109,8 @@ def test_wheel_contains_data_files(wheel):
         "vmm_msi_plugins/py.typed",
         "vmm_msi/lab/build/init",
         "vmm_msi/lab/build/kernel.config",
+        "vmm_msi/lab/kernel/COPYING-GPL-2.0",
+        "vmm_msi/lab/kernel/README.md",
         "vmm_msi/doctor/findings/smmu-no-s2fwb.md",
         "vmm_msi/templates/nested-guest.xml",
         "vmm_msi/samples/eight-its-server.dtb",
@@ -120,7 +122,10 @@ def test_wheel_contains_data_files(wheel):
         "vmm_msi/samples/kubevirt/vmi.yaml",
         "vmm_msi/watch/vmm-msi-watch.service",
     } <= names
-    assert any(name.endswith("licenses/LICENSE") for name in names)
+    patches = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vmm_msi").rglob("*.patch")}
+    assert patches <= names
+    for text in ("LICENSE", "vmm_msi/lab/kernel/COPYING-GPL-2.0"):
+        assert any(name.endswith(f"licenses/{text}") for name in names)
     assert not any(name.startswith("tests") for name in names)
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "vmm_msi").rglob("*.py")}
     assert modules <= names

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
+from vmm_msi.cli.lab_host import add_kernel, kernel_of
 from vmm_msi.lab import DEFAULT_SUITE
 from vmm_msi.terminal import print_line
 
@@ -55,40 +56,45 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
         default="4K",
         help="page size of the kernel (default: %(default)s)",
     )
-    parser.add_argument(
-        "--patches",
-        type=Path,
-        metavar="DIR",
-        help="apply DIR/*.patch to the kernel source in order of name (patch -p1)",
-    )
+    add_kernel(parser, "stock and bind")
     add_format(parser)
 
 
 def _run_build(args: argparse.Namespace) -> int:
     from vmm_msi.lab.build.images import ensure_images
+    from vmm_msi.lab.build.kernel_flavour import NAMES
+    from vmm_msi.lab.build.kernel_tree import tree_facts
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.build.root import ensure_root
     from vmm_msi.types import Granule
 
     progress = Progress(sys.stderr, "lab build")
     granule = Granule.parse(args.granule)
-    images = ensure_images(args.suite, granule, args.cache, progress, args.patches)
+    chosen = kernel_of(args)
+    names = NAMES if chosen is None else (chosen,)
+    built = {name: ensure_images(args.suite, granule, args.cache, progress, name) for name in names}
     root = ensure_root(args.suite, args.cache, progress)
-    cached = root.cached and images.cached
+    first, *others = built.values()
+    cached = root.cached and all(images.cached for images in built.values())
+    kernels = {"kernel": first.kernel}
+    kernels |= {f"kernel {images.flavour}": images.kernel for images in others}
+    files = {**kernels, "initrd": first.initrd}
     facts: dict[str, object] = {
-        "release": images.release,
+        "release": first.release,
         "granule": str(granule),
-        "suite": images.suite,
-        "kernel": str(images.kernel),
-        "initrd": str(images.initrd),
+        "suite": first.suite,
+        **{name: str(path) for name, path in files.items()},
         "root": str(root.path),
-        "built": images.built,
-        "cached": cached,
     }
-    sizes = {name: getattr(images, name).stat().st_size for name in ("kernel", "initrd")}
+    sizes = {name: path.stat().st_size for name, path in files.items()}
+    tree = tree_facts(args.suite, args.cache)
+    if tree is not None:
+        facts["objects"], sizes["objects"] = str(tree.path), tree.size
+    facts |= {"built": max(images.built for images in built.values()), "cached": cached}
     if args.format == "json":
         sizes = {f"{name}_bytes": size for name, size in sizes.items()}
-        print_json({"schema": 1, **facts, **sizes})
+        document = {name.replace(" ", "_"): value for name, value in {**facts, **sizes}.items()}
+        print_json({"schema": 1, **document})
         return 0
     for name, size in sizes.items():
         facts[name] = f"{facts[name]} ({size / 1e6:.1f} MB)"

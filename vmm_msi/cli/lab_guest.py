@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
-from vmm_msi.cli.lab_host import add_source
+from vmm_msi.cli.lab_host import add_source, kernel_of
 from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -94,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"lab guest: --then {unknown[0]!r}; {near}valid: {', '.join(ACTS)}")
     if acts.count(UNPLUG) > len(kinds):
         raise UsageError(f"lab guest: --then has more {UNPLUG} than there are devices")
-    shape = shape_for(kinds, args.vsmmus)
+    shape = replace(shape_for(kinds, args.vsmmus), kernel=kernel_of(args))
     if args.record is not None:
         check_target(args.record, force=False)
     progress = Progress(sys.stderr, "lab guest")

@@ -21,8 +21,13 @@ _BUSY_S = 0.5
 _ANSWER_S = 5.0
 
 
-def add_shape(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that describe the emulated host."""
+def add_shape(
+    parser: argparse.ArgumentParser, kernel: str = "that of the running lab, else stock"
+) -> None:
+    """Add the arguments that describe the emulated host.
+
+    :param kernel: the default kernel, for the help.
+    """
     from vmm_msi.lab.machine.shape import GRANULES, RANGES, Shape
 
     what = {
@@ -47,11 +52,14 @@ def add_shape(parser: argparse.ArgumentParser) -> None:
         default=str(default.granule),
         help="page size of the kernel (default: %(default)s)",
     )
-    add_source(parser)
+    add_source(parser, kernel)
 
 
-def add_source(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments that select what the emulated host is built from."""
+def add_source(parser: argparse.ArgumentParser, kernel: str = "stock") -> None:
+    """Add the arguments that select what the emulated host is built from.
+
+    :param kernel: the default kernel, for the help.
+    """
     from vmm_msi.lab import DEFAULT_SUITE
 
     parser.add_argument(
@@ -63,6 +71,32 @@ def add_source(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="cache folder (default: vmm-msi in $XDG_CACHE_HOME or ~/.cache)",
     )
+    add_kernel(parser, kernel)
+
+
+def add_kernel(parser: argparse.ArgumentParser, default: str) -> None:
+    """Add ``--kernel``.
+
+    :param default: the default, for the help.
+    """
+    from vmm_msi.lab.build.kernel_flavour import NAMES
+
+    parser.add_argument(
+        "--kernel",
+        metavar="KERNEL",
+        help=f"kernel: {', '.join(NAMES)}, or a folder whose *.patch are applied to the stock "
+        f"kernel's source in order of name (default: {default})",
+    )
+
+
+def kernel_of(args: argparse.Namespace) -> str | None:
+    """Return the name of the kernel that the arguments select, None if they select none.
+
+    :raise UsageError: if there is no such kernel.
+    """
+    from vmm_msi.lab.build.kernel_flavour import kernel_name
+
+    return None if args.kernel is None else kernel_name(args.kernel)
 
 
 def shape_of(args: argparse.Namespace) -> Shape:
@@ -79,26 +113,19 @@ def shape_of(args: argparse.Namespace) -> Shape:
         pairs=args.pairs,
         nvmes=args.nvmes,
         granule=Granule.parse(args.granule),
+        kernel=kernel_of(args),
     )
 
 
 def _configure_up(parser: argparse.ArgumentParser) -> None:
-    add_shape(parser)
-    parser.add_argument(
-        "--patches",
-        type=Path,
-        metavar="DIR",
-        help="use the kernel built by vmm-msi lab build --patches DIR",
-    )
+    add_shape(parser, "stock")
 
 
 def _run_up(args: argparse.Namespace) -> int:
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.machine.keeper import up
 
-    lab, started = up(
-        shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"), args.patches
-    )
+    lab, started = up(shape_of(args), args.suite, args.cache, Progress(sys.stderr, "lab up"))
     state = f"is up after {lab.boot_s:.1f} s" if started else f"is already up since {lab.since}"
     print_line(f"the lab {state}: Linux {lab.release}, {lab.shape}")
     return 0
@@ -123,7 +150,8 @@ def _run_status(args: argparse.Namespace) -> int:
         return 0
     shape = facts.pop("shape", None)
     if shape is not None:
-        facts |= {name: shape[name] for name in ("smmus", "devices", "pairs", "nvmes", "granule")}
+        names = ("smmus", "devices", "pairs", "nvmes", "granule", "kernel")
+        facts |= {name: shape[name] for name in names}
     for name, value in facts.items():
         print_line(f"{name.replace('_', ' '):<16}{'none' if value is None else value}")
     return 0

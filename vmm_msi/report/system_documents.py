@@ -125,12 +125,16 @@ class LabBuildDocument(TypedDict):
     granule: str
     suite: str
     kernel: str
+    kernel_bind: NotRequired[str]
     initrd: str
     root: str
+    objects: NotRequired[str]
     built: str
     cached: bool
     kernel_bytes: int
+    kernel_bind_bytes: NotRequired[int]
     initrd_bytes: int
+    objects_bytes: NotRequired[int]
 
 
 class ShapeJson(TypedDict):
@@ -146,6 +150,7 @@ class ShapeJson(TypedDict):
     e1000es: int
     igbs: int
     guests: bool
+    kernel: str
 
 
 class LabStatusDocument(TypedDict):
@@ -156,7 +161,6 @@ class LabStatusDocument(TypedDict):
     agent: NotRequired[str]
     shape: NotRequired[ShapeJson]
     suite: NotRequired[str]
-    patches: NotRequired[str | None]
     agent_socket: NotRequired[str]
     console_socket: NotRequired[str]
     serial_log: NotRequired[str]

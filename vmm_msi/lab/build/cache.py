@@ -127,7 +127,7 @@ def fill(
     try:
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
         check_cache(folder, building)
-        with _locked(place, progress):
+        with locked(place, progress):
             content = read()
             if content is not None:
                 host_tools.remove_folder(place.work)
@@ -177,7 +177,7 @@ def _sweep(place: Entry) -> None:
 
 
 @contextmanager
-def _locked(place: Entry, progress: Progress) -> Iterator[None]:
+def locked(place: Entry, progress: Progress) -> Iterator[None]:
     """Hold an entry's lock; wait for another build of it to finish.
 
     The lock file stays: if it were removed, two processes could lock two files of one name.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.lab import DEFAULT_SUITE
 from vmm_msi.lab.build import host_tools
 from vmm_msi.lab.build.cache import check_suite
+from vmm_msi.lab.build.kernel_flavour import STOCK
 from vmm_msi.lab.build.kernel_image import TOOLS as KERNEL_TOOLS
 from vmm_msi.lab.build.kernel_image import LabKernel, ensure_kernel, find_kernel
 from vmm_msi.lab.build.root import ensure_root
@@ -40,6 +41,7 @@ class LabImages:
     :ivar release: the kernel's version, as upstream counts, such as ``7.2.12``.
     :ivar granule: the kernel's page size.
     :ivar suite: the Debian suite both are from.
+    :ivar flavour: the kernel's name (:mod:`vmm_msi.lab.build.kernel_flavour`).
     :ivar built: when the newer of the two was built, in UTC, ISO 8601.
     :ivar cached: both were in the cache.
     """
@@ -51,13 +53,14 @@ class LabImages:
     suite: str
     built: str
     cached: bool
+    flavour: str = STOCK
 
 
 def find_images(
     suite: str = DEFAULT_SUITE,
     granule: Granule = Granule.K4,
     cache: Path | None = None,
-    patches: Path | None = None,
+    kernel: str = STOCK,
 ) -> LabImages | None:
     """Return the images of ``suite`` if the cache has both; the arguments are those of the build.
 
@@ -65,8 +68,8 @@ def find_images(
     """
     check_suite(suite, "lab build")
     userland = find_userland(suite, cache)
-    kernel = find_kernel(suite, granule, cache, patches)
-    return _pair(suite, kernel, userland) if kernel and userland else None
+    image = find_kernel(suite, granule, cache, kernel)
+    return _pair(suite, kernel, image, userland) if image and userland else None
 
 
 def ensure_images(
@@ -74,7 +77,7 @@ def ensure_images(
     granule: Granule = Granule.K4,
     cache: Path | None = None,
     progress: Progress | None = None,
-    patches: Path | None = None,
+    kernel: str = STOCK,
 ) -> LabImages:
     """Return the images of ``suite``; build those that the cache does not have.
 
@@ -82,28 +85,29 @@ def ensure_images(
     :param granule: the kernel's page size: 4K or 64K.
     :param cache: the folder of the cache; this user's when ``None``.
     :param progress: progress output; silent when ``None``.
-    :param patches: a folder of ``*.patch`` for the kernel's source.
+    :param kernel: the kernel's name (:func:`vmm_msi.lab.build.kernel_flavour.kernel_name`).
     :raise UsageError: when an argument cannot be used.
     :raise LabError: when they cannot be built.
     """
-    images = find_images(suite, granule, cache, patches)
+    images = find_images(suite, granule, cache, kernel)
     if images is not None:
         return images
     # Report everything that the machine lacks at once, before building the first image.
     host_tools.require_tools({*KERNEL_TOOLS, *USERLAND_TOOLS, *ROOT_TOOLS})
     root = partial(ensure_root, suite, cache, progress)
     userland = ensure_userland(suite, root, cache, progress)
-    kernel = ensure_kernel(suite, granule, cache, progress, patches)
-    return _pair(suite, kernel, userland)
+    image = ensure_kernel(suite, granule, cache, progress, kernel)
+    return _pair(suite, kernel, image, userland)
 
 
-def _pair(suite: str, kernel: LabKernel, userland: UserLand) -> LabImages:
+def _pair(suite: str, kernel: str, image: LabKernel, userland: UserLand) -> LabImages:
     return LabImages(
-        kernel=kernel.path,
+        kernel=image.path,
         initrd=userland.path,
-        release=kernel.release,
-        granule=kernel.granule,
+        release=image.release,
+        granule=image.granule,
         suite=suite,
-        built=max(kernel.built, userland.built),
-        cached=kernel.cached and userland.cached,
+        built=max(image.built, userland.built),
+        cached=image.cached and userland.cached,
+        flavour=kernel,
     )

@@ -1,11 +1,10 @@
-"""Build the emulated Arm host's kernel: Debian's source, cross-built with few options.
+"""Build the emulated Arm host's kernels: Debian's source, cross-built with few options.
 
 Debian's own arm64 kernels have ``CONFIG_IOMMUFD`` off. The options are in ``kernel.config``, on top
 of ``allnoconfig``; Linux ``Documentation/kbuild/kconfig.rst`` describes ``KCONFIG_ALLCONFIG``.
 
-An interrupted build resumes: downloads, the unpacked source and the objects stay until the image is
-complete. kbuild itself detects incomplete objects: it writes an object's ``.cmd`` file after the
-object.
+Source and objects stay in the cache (:mod:`vmm_msi.lab.build.kernel_tree`), so kernels that differ
+by a patch series share what the series does not change, and an interrupted build resumes.
 """
 
 from __future__ import annotations
@@ -23,14 +22,17 @@ from typing import TYPE_CHECKING
 from vmm_msi.errors import LabError, UsageError
 from vmm_msi.lab.build import cache as caches
 from vmm_msi.lab.build import host_tools
-from vmm_msi.lab.build.apt import PrivateApt
 from vmm_msi.lab.build.command import PATH, contained, run_logged
+from vmm_msi.lab.build.kernel_flavour import STOCK, flavour
+from vmm_msi.lab.build.kernel_tree import Objects, kernel_tree, tree_facts
 from vmm_msi.lab.build.progress import Progress
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from vmm_msi.lab.build.kernel_flavour import Flavour
 
 #: Increment when the same source and options must give a different image.
 VERSION = 1
@@ -41,7 +43,6 @@ GRANULES = {
     Granule.K64: ("CONFIG_ARM64_64K_PAGES=y", "CONFIG_ARM64_VA_BITS_48=y"),
 }
 
-_SOURCE_PACKAGE = "linux-source-"
 _LOCAL_VERSION = "-vmm-msi"
 #: Tools that the machine needs to build it.
 TOOLS = (
@@ -58,12 +59,9 @@ TOOLS = (
     ),
     *("patch", "setpriv", "tar", "unshare", "xz"),
 )
-#: Half a gigabyte of headers that these options do not compile.
-_LEFT_OUT = "*/drivers/gpu/drm/amd/include/asic_reg"
-
 #: Disk space for a build, and for one whose source is already unpacked, in bytes.
 _SPACE = 2_000_000_000
-_SPACE_RESUMED = 500_000_000
+_SPACE_UNPACKED = 500_000_000
 
 #: Approximate number of lines that make prints.
 _STEPS = 1970
@@ -96,13 +94,13 @@ def find_kernel(
     suite: str,
     granule: Granule = Granule.K4,
     cache: Path | None = None,
-    patches: Path | None = None,
+    kernel: str = STOCK,
 ) -> LabKernel | None:
     """Return the kernel of ``suite`` if the cache has it; the arguments are those of the build.
 
-    :raise UsageError: when that page size is not supported or the folder has no patches.
+    :raise UsageError: when that page size is not supported or the kernel's folder has no patches.
     """
-    place = _place(suite, granule, cache, read_patches(patches))
+    place = _place(suite, granule, cache, flavour(kernel))
     return _read(place.path, granule)
 
 
@@ -111,35 +109,33 @@ def ensure_kernel(
     granule: Granule = Granule.K4,
     cache: Path | None = None,
     progress: Progress | None = None,
-    patches: Path | None = None,
+    kernel: str = STOCK,
 ) -> LabKernel:
     """Return the kernel of ``suite``; build it if the cache does not have it.
 
     :param granule: its page size: 4K or 64K.
-    :param patches: a folder whose ``*.patch`` are applied to the source, in order
-        of name, with ``patch -p1``.
-    :raise UsageError: when that page size is not supported or the folder has no patches.
+    :param kernel: its name (:func:`vmm_msi.lab.build.kernel_flavour.kernel_name`).
+    :raise UsageError: when that page size is not supported or the kernel's folder has no patches.
     :raise LabError: when it cannot be built.
     """
-    applied = read_patches(patches)
-    place = _place(suite, granule, cache, applied)
+    chosen = flavour(kernel)
+    place = _place(suite, granule, cache, chosen)
 
     def build(work: Path) -> Path:
-        return _Build(work, place.log, suite, granule, progress or Progress(None)).run(applied)
+        build = _Build(place.log, suite, granule, chosen, progress or Progress(None))
+        return build.run(work, cache)
 
-    kernel, cached = caches.fill(
+    image, cached = caches.fill(
         place,
         lambda: _read(place.path, granule),
         build,
         progress,
-        prepare=lambda: _check_host(place),
+        prepare=lambda: _check_host(place, suite, cache),
     )
-    return replace(kernel, cached=cached)
+    return replace(image, cached=cached)
 
 
-def _place(
-    suite: str, granule: Granule, cache: Path | None, patches: list[tuple[str, bytes]]
-) -> caches.Entry:
+def _place(suite: str, granule: Granule, cache: Path | None, chosen: Flavour) -> caches.Entry:
     if granule not in GRANULES:
         known = ", ".join(map(str, GRANULES))
         raise UsageError(f"lab build: granule {granule} is not supported; use one of {known}")
@@ -147,11 +143,13 @@ def _place(
         "suite": suite,
         "granule": str(granule),
         "options": hashlib.sha256("\n".join(_options(fragment(granule))).encode()).hexdigest(),
-        "patches": [[name, hashlib.sha256(patch).hexdigest()] for name, patch in patches],
+        "patches": [
+            [patch.name, hashlib.sha256(patch.content).hexdigest()] for patch in chosen.patches
+        ],
         "recipe": VERSION,
     }
-    words = (suite, str(granule).lower())
-    return caches.entry(cache, "kernel", "the lab's kernel", words, made_from, resumable=True)
+    words = (suite, str(granule).lower(), *filter(None, [chosen.word]))
+    return caches.entry(cache, "kernel", "the lab's kernel", words, made_from)
 
 
 def fragment(granule: Granule) -> str:
@@ -173,26 +171,9 @@ def _options(text: str) -> list[str]:
     return [line for line in text.splitlines() if line.startswith("CONFIG_")]
 
 
-def read_patches(folder: Path | None) -> list[tuple[str, bytes]]:
-    """Return name and content of every patch in ``folder``, in order of name.
-
-    :raise UsageError: when the folder has no patch.
-    """
-    if folder is None:
-        return []
-    try:
-        patches = [(path.name, path.read_bytes()) for path in sorted(folder.glob("*.patch"))]
-    except OSError as error:
-        raise UsageError(f"lab build: patches in {folder}: {error.strerror}") from error
-    if not patches:
-        raise UsageError(f"lab build: patches in {folder}: there is no file *.patch")
-    return patches
-
-
-def _check_host(place: caches.Entry) -> None:
+def _check_host(place: caches.Entry, suite: str, cache: Path | None) -> None:
     host_tools.require_tools(TOOLS)
-    resumed = (place.work / "source").exists()
-    needed = _SPACE_RESUMED if resumed else _SPACE
+    needed = _SPACE if tree_facts(suite, cache) is None else _SPACE_UNPACKED
     host_tools.require_space(place.path.parent, needed, "building the lab's kernel")
 
 
@@ -213,97 +194,49 @@ def _read(folder: Path, granule: Granule) -> LabKernel | None:
 
 
 class _Build:
-    """One build, in a folder that an interrupted build may have filled in part."""
+    """One build, in a tree that an interrupted build or one of another kernel may have left."""
 
     def __init__(
-        self, work: Path, log: Path, suite: str, granule: Granule, progress: Progress
+        self, log: Path, suite: str, granule: Granule, chosen: Flavour, progress: Progress
     ) -> None:
-        self._work = work
         self._log = log
         self._suite = suite
         self._granule = granule
+        self._flavour = chosen
         self._progress = progress
-        self._source = work / "source"
-        self._objects = work / "objects"
 
-    def run(self, patches: list[tuple[str, bytes]]) -> Path:
-        """Build and return the folder to keep."""
+    def run(self, work: Path, cache: Path | None) -> Path:
+        """Build into ``work`` and return it."""
         self._log.write_text("", encoding="utf-8")
-        options = fragment(self._granule)
-        if self._source.exists():
-            self._progress.stage("resuming the interrupted build")
-        else:
-            self._unpack(self._fetch(), patches)
-        resumed = self._objects.exists()
-        self._configure(options)
+        with kernel_tree(self._suite, cache, self._log, self._progress, self._run) as tree:
+            tree.prepare(self._flavour.patches)
+            objects = tree.objects(str(self._granule).lower())
+            self._make_image(tree.source, objects)
+            self._keep(objects, work)
+            tree.record_size()
+        self._progress.clear()
+        return work
+
+    def _make_image(self, source: Path, objects: Objects) -> None:
+        make = _Make(source, objects.folder, self._flavour, self._run)
+        doubtful = objects.begin()
         try:
-            self._compile()
+            self._compile(make)
         except LabError:
-            if not resumed or "No space left" in self._log.read_text("utf-8", "replace"):
+            if not doubtful or "No space left" in self._log.read_text("utf-8", "replace"):
+                objects.end()
                 raise
-            # After a power cut, make may consider truncated files complete.
             self._progress.stage("compiling failed; deleting the objects and retrying")
-            shutil.rmtree(self._objects)
-            self._configure(options)
-            self._compile()
-        return self._keep(options, patches)
+            objects.remove()
+            self._compile(make)
+        objects.end()
 
-    def _fetch(self) -> Path:
-        self._progress.stage(f"Debian {self._suite}: fetching the kernel's source")
-        folder = self._work / "apt"
-        architecture = host_tools.architecture()
-        apt = PrivateApt(folder, self._suite, architecture, self._log, self._progress)
-        apt.update()
-        return apt.fetch(apt.newest(_SOURCE_PACKAGE), self._work)
-
-    def _unpack(self, package: Path, patches: list[tuple[str, bytes]]) -> None:
-        """Unpack and patch the source."""
-        self._progress.stage(f"unpacking {package.name}")
-        part = self._work / "unpacking"
-        host_tools.remove_folder(part)
-        part.mkdir()
-        self._run(["dpkg", "--extract", f"{package}", f"{part}"])
-        archives = [*part.glob("usr/src/linux-source-*.tar.xz")]
-        if len(archives) != 1:
-            raise LabError(
-                f"unpacking {package.name}: no usr/src/linux-source-*.tar.xz in it; "
-                "use another --suite"
-            )
-        unpack = ["tar", "--extract", "--xz", f"--file={archives[0]}", f"--exclude={_LEFT_OUT}"]
-        self._run([*unpack, "--strip-components=1", "--one-top-level=source"], part)
-        archives[0].unlink()
-        for name, patch in patches:
-            self._progress.stage(f"applying {name}")
-            (part / name).write_bytes(patch)
-            file = f"--input={part / name}"
-            doing = f"applying {name} to {package.name}"
-            self._run(["patch", "-p1", "--batch", "--forward", file], part / "source", doing)
-        (part / "source").rename(self._source)
-        host_tools.remove_folder(part)
-        package.unlink()
-
-    def _configure(self, options: str) -> None:
-        """Write the configuration and check that it has every option.
-
-        :raise LabError: when one is lost.
-        """
-        self._objects.mkdir(exist_ok=True)
-        file = self._objects / "options"
-        file.write_text(options, encoding="utf-8")
-        self._make(f"KCONFIG_ALLCONFIG={file}", "allnoconfig")
-        config = (self._objects / ".config").read_text(encoding="utf-8")
-        lost = lost_options(options, config)
-        if lost:
-            raise LabError(
-                f"configuring the lab's kernel: {', '.join(lost)} got lost; the source in "
-                f"{self._source} lacks them or what they depend on: change kernel.config, or use "
-                "another --suite"
-            )
-
-    def _compile(self) -> None:
+    def _compile(self, make: _Make) -> None:
+        make.configure(fragment(self._granule))
         jobs = len(os.sched_getaffinity(0))
-        self._progress.stage(f"compiling the kernel, {self._granule} pages ({jobs} at a time)")
-        done = sum(1 for _ in self._objects.rglob(".*.cmd"))
+        what = f"the {self._flavour.word or self._flavour.name} kernel, {self._granule} pages"
+        self._progress.stage(f"compiling {what} ({jobs} at a time)")
+        done = sum(1 for _ in make.objects.rglob(".*.cmd"))
 
         def watch(line: str) -> None:
             nonlocal done
@@ -311,49 +244,35 @@ class _Build:
                 done += 1
                 self._progress.count(done, _STEPS, line)
 
-        self._make(f"-j{jobs}", _IMAGE, watch=watch)
+        make.run(f"-j{jobs}", _IMAGE, watch=watch)
 
-    def _keep(self, options: str, patches: list[tuple[str, bytes]]) -> Path:
-        """Return a folder with the entry's files."""
-        kept = self._work / "kept"
-        host_tools.remove_folder(kept)
-        kept.mkdir()
-        image = (self._objects / "arch/arm64/boot" / _IMAGE).read_bytes()
+    def _keep(self, objects: Objects, work: Path) -> None:
+        """Write the entry's files."""
+        image = (objects.folder / "arch/arm64/boot" / _IMAGE).read_bytes()
         if image[_MAGIC_AT : _MAGIC_AT + len(_MAGIC)] != _MAGIC:
-            shutil.rmtree(self._objects)
+            objects.remove()
             raise LabError(
                 "building the lab's kernel: make wrote an image without arm64's magic number; "
-                "run the build again: it restarts from scratch"
+                "run the build again: it compiles everything"
             )
-        (kept / _IMAGE).write_bytes(image)
-        shutil.copyfile(self._objects / ".config", kept / "config")
-        release = (self._objects / "include/config/kernel.release").read_text("utf-8").strip()
+        (work / _IMAGE).write_bytes(image)
+        shutil.copyfile(objects.folder / ".config", work / "config")
+        release = (objects.folder / "include/config/kernel.release").read_text("utf-8").strip()
         marker = {
             "suite": self._suite,
-            "release": release.removesuffix(_LOCAL_VERSION),
+            "release": release.partition(_LOCAL_VERSION)[0],
             "granule": str(self._granule),
             "bytes": len(image),
             "built": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "recipe": VERSION,
-            "options": options.splitlines(),
-            "patches": [name for name, _ in patches],
+            "options": fragment(self._granule).splitlines(),
+            "patches": [patch.name for patch in self._flavour.patches],
         }
-        (kept / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
-        self._progress.clear()
-        return kept
-
-    def _make(self, *words: str, watch: Callable[[str], None] | None = None) -> None:
-        self._run(
-            [
-                *("make", f"--directory={self._source}", f"O={self._objects}", "ARCH=arm64"),
-                *("CROSS_COMPILE=aarch64-linux-gnu-", *words),
-            ],
-            watch=watch,
-        )
+        (work / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")
 
     def _run(
         self,
-        command: list[str],
+        command: Sequence[str],
         folder: Path | None = None,
         doing: str = "building the lab's kernel",
         watch: Callable[[str], None] | None = None,
@@ -371,3 +290,39 @@ class _Build:
             watch=watch or self._progress.step,
             folder=folder,
         )
+
+
+class _Make:
+    """kbuild on a source, with its objects in a folder of their own."""
+
+    def __init__(
+        self, source: Path, objects: Path, chosen: Flavour, run: Callable[..., None]
+    ) -> None:
+        self.objects = objects
+        self._source = source
+        self._run = run
+        # uname -r shows which kernel runs.
+        self._local = f"LOCALVERSION=-{chosen.word}" if chosen.word else "LOCALVERSION="
+
+    def run(self, *words: str, watch: Callable[[str], None] | None = None) -> None:
+        """Run make."""
+        command = ["make", f"--directory={self._source}", f"O={self.objects}", "ARCH=arm64"]
+        self._run([*command, "CROSS_COMPILE=aarch64-linux-gnu-", self._local, *words], watch=watch)
+
+    def configure(self, options: str) -> None:
+        """Write the configuration and check that it has every option.
+
+        :raise LabError: when one is lost.
+        """
+        self.objects.mkdir(exist_ok=True)
+        file = self.objects / "options"
+        file.write_text(options, encoding="utf-8")
+        self.run(f"KCONFIG_ALLCONFIG={file}", "allnoconfig")
+        config = (self.objects / ".config").read_text(encoding="utf-8")
+        lost = lost_options(options, config)
+        if lost:
+            raise LabError(
+                f"configuring the lab's kernel: {', '.join(lost)} got lost; the source in "
+                f"{self._source} lacks them or what they depend on: change kernel.config, or use "
+                "another --suite"
+            )

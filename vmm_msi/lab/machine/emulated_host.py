@@ -30,6 +30,8 @@ from vmm_msi.lab.build.arm64_root import ensure_armroot
 from vmm_msi.lab.build.cache import default_cache
 from vmm_msi.lab.build.cpio import concatenate
 from vmm_msi.lab.build.images import ensure_images
+from vmm_msi.lab.build.kernel_flavour import STOCK
+from vmm_msi.lab.build.kernel_image import ensure_kernel
 from vmm_msi.lab.build.package_layer import package_layer
 from vmm_msi.lab.build.progress import Progress
 from vmm_msi.lab.build.root import ensure_root
@@ -93,12 +95,14 @@ class Parts:
 
     :ivar layer: the archive with this package.
     :ivar arm_root: the root of its own libvirt; None for a host without guests.
+    :ivar guest_kernel: the kernel of its guests, always the stock one; None likewise.
     """
 
     root: LabRoot
     images: LabImages
     layer: Path
     arm_root: LabRoot | None = None
+    guest_kernel: Path | None = None
 
 
 def ensure_parts(
@@ -106,18 +110,21 @@ def ensure_parts(
     suite: str = DEFAULT_SUITE,
     cache: Path | None = None,
     progress: Progress | None = None,
-    patches: Path | None = None,
 ) -> Parts:
     """Return the parts of a host; build those that the cache does not have.
 
-    :param patches: a folder of patches for the kernel.
     :raise LabError: when a part cannot be built.
     """
     host_tools.require_root("running the emulated host (libvirtd with its own chroot and mounts)")
     root = ensure_root(suite, cache, progress)
-    images = ensure_images(suite, shape.granule, cache, progress, patches)
-    arm_root = ensure_armroot(suite, cache, progress) if shape.guests else None
-    return Parts(root, images, package_layer(root, cache), arm_root)
+    kernel = shape.kernel or STOCK
+    images = ensure_images(suite, shape.granule, cache, progress, kernel)
+    layer = package_layer(root, cache)
+    if not shape.guests:
+        return Parts(root, images, layer)
+    # Guests run an unchanged Linux, whatever the host runs.
+    guest_kernel = ensure_kernel(suite, shape.granule, cache, progress).path
+    return Parts(root, images, layer, ensure_armroot(suite, cache, progress), guest_kernel)
 
 
 class LabHost:
@@ -130,7 +137,6 @@ class LabHost:
     :param keep_logs: a folder for copies of the logs of the serial console, QEMU and libvirtd,
         written whenever the block ends.
     :param crash_logs: the same, only when the host did not start or stopped by itself.
-    :param patches: a folder of patches for its kernel.
     :param canwbs: override the IORT with one that sets CANWBS (:mod:`vmm_msi.lab.machine.board`);
         with QEMU's own the kernel offers no vIOMMU.
     """
@@ -144,10 +150,9 @@ class LabHost:
         progress: Progress | None = None,
         keep_logs: Path | None = None,
         crash_logs: Path | None = None,
-        patches: Path | None = None,
         canwbs: bool = True,
     ) -> None:
-        self.shape = shape
+        self.shape = shape.with_kernel()
         #: Duration of each part of the start, in seconds.
         self.timings: dict[str, float] = {}
         #: The agent's first answer: its kernel's release and page size.
@@ -157,7 +162,6 @@ class LabHost:
         self._progress = progress or Progress(None)
         self._keep_logs = keep_logs
         self._crash_logs = crash_logs
-        self._patches = patches
         self._canwbs = canwbs
         self._stack = ExitStack()
         self._daemon: LabDaemon | None = None
@@ -223,7 +227,7 @@ class LabHost:
         return self.timings["firmware"] + self.timings["kernel"]
 
     def __enter__(self) -> Self:
-        parts = ensure_parts(self.shape, self._suite, self._cache, self._progress, self._patches)
+        parts = ensure_parts(self.shape, self._suite, self._cache, self._progress)
         with ExitStack() as stack:
             stack.callback(self._forget)
             begun = time.monotonic()
@@ -323,9 +327,9 @@ class LabHost:
             with drive.open("wb") as file:
                 file.truncate(_DRIVE_SIZE)
         boot = files.folders.get(BOOT_TAG)
-        if boot is not None:
+        if boot is not None and parts.guest_kernel is not None:
             boot.mkdir()
-            (boot / files.kernel.name).hardlink_to(files.kernel)
+            shutil.copyfile(parts.guest_kernel, boot / files.kernel.name)
             archives = (parts.images.initrd.read_bytes(), parts.layer.read_bytes())
             (boot / files.initrd.name).write_bytes(concatenate(archives))
 

@@ -62,31 +62,29 @@ def up(
     suite: str = DEFAULT_SUITE,
     cache: Path | None = None,
     progress: Progress | None = None,
-    patches: Path | None = None,
 ) -> tuple[RunningLab, bool]:
     """Start an emulated host in the background.
 
-    :param patches: a folder of patches for its kernel.
     :return: the host, and whether it was started now.
     :raise UsageError: when a host of another shape or suite is running.
     :raise LabError: when it cannot be started; nothing is left behind.
     """
     progress = progress or Progress(None)
-    patches = None if patches is None else patches.absolute()
+    shape = shape.with_kernel()
     prepared = False
     while True:
         lab = running()
         if lab is not None:
-            _check_same(lab, shape, suite, patches)
+            _check_same(lab, shape, suite)
             return lab, False
         if keeper_pid() is not None:
             progress.step("another lab is starting or stopping")
             time.sleep(_POLL_S)
         elif not prepared:
             # In the foreground: this may take minutes, and Ctrl-C must stop it.
-            ensure_parts(shape, suite, cache, progress, patches)
+            ensure_parts(shape, suite, cache, progress)
             prepared = True
-        elif _start(shape, suite, cache, patches):
+        elif _start(shape, suite, cache):
             ready = running()
             if ready is None:
                 raise LabError(f"starting the lab: it stopped at once; see {_log()}")
@@ -124,30 +122,20 @@ def down(progress: Progress | None = None) -> bool:
     raise LabError(f"stopping the lab: process {pid} does not stop; see {_log()}")
 
 
-def _check_same(lab: RunningLab, shape: Shape, suite: str, patches: Path | None) -> None:
+def _check_same(lab: RunningLab, shape: Shape, suite: str) -> None:
     if (lab.shape, lab.suite) != (shape, suite):
         raise UsageError(
             f"lab up: a lab with {lab.shape} from {lab.suite} is running, not with {shape} "
             f"from {suite}; stop it with vmm-msi lab down first"
         )
-    if lab.patches != patches:
-        has, wanted = (
-            "no patches" if folder is None else f"the patches of {folder}"
-            for folder in (lab.patches, patches)
-        )
-        raise UsageError(
-            f"lab up: the kernel of the running lab has {has}, not {wanted}; "
-            "stop it with vmm-msi lab down first"
-        )
 
 
-def _start(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -> bool:
+def _start(shape: Shape, suite: str, cache: Path | None) -> bool:
     """Start a keeper and wait for its host; return False if another command was faster."""
     request = {
         "shape": {**asdict(shape), "granule": str(shape.granule)},
         "suite": suite,
         "cache": None if cache is None else str(cache.absolute()),
-        "patches": None if patches is None else str(patches),
     }
     answer, writer = os.pipe()
     try:
@@ -247,14 +235,12 @@ def main() -> int:
     request = json.loads(sys.argv[1])
     shape_facts = request["shape"]
     shape = Shape(**{**shape_facts, "granule": Granule.parse(shape_facts["granule"])})
-    cache, patches = (
-        None if request[name] is None else Path(request[name]) for name in ("cache", "patches")
-    )
+    cache = None if request["cache"] is None else Path(request["cache"])
     try:
         if not take_lock():
             _answer(taken=True)
             return 0
-        return _keep(shape, request["suite"], cache, patches)
+        return _keep(shape, request["suite"], cache)
     except _StopRequested:
         return 0
     except VmmMsiError as error:
@@ -269,7 +255,7 @@ def _ask(_number: int, _frame: FrameType | None) -> NoReturn:
     raise _StopRequested
 
 
-def _keep(shape: Shape, suite: str, cache: Path | None, patches: Path | None) -> int:
+def _keep(shape: Shape, suite: str, cache: Path | None) -> int:
     """Run the host until it stops or a stop is requested; the lock is held."""
     logs = logs_folder(cache)
     write_state("starting")
@@ -283,10 +269,9 @@ def _keep(shape: Shape, suite: str, cache: Path | None, patches: Path | None) ->
                 cache=cache,
                 progress=Progress(shown, "lab up"),
                 crash_logs=logs,
-                patches=patches,
             ) as lab,
         ):
-            write_state("running", **_facts(lab, suite, patches))
+            write_state("running", **_facts(lab, suite))
             ready = True
             _answer(ready=True)
             _detach()
@@ -311,11 +296,10 @@ def _detach() -> None:
         os.dup2(2, descriptor)
 
 
-def _facts(lab: LabHost, suite: str, patches: Path | None) -> dict[str, Any]:
+def _facts(lab: LabHost, suite: str) -> dict[str, Any]:
     known = RunningLab(
         shape=lab.shape,
         suite=suite,
-        patches=patches,
         agent_socket=lab.agent_socket,
         console_socket=lab.console_socket,
         serial_log=lab.serial_log,

@@ -37,7 +37,6 @@ _FLOCK = struct.Struct("@hhqqi4x")
 class RunningLab:
     """An emulated host that a keeper runs.
 
-    :ivar patches: the folder of its kernel's patches, None if it has none.
     :ivar agent_socket: the socket for :class:`vmm_msi.lab.rpc.link.AgentLink`.
     :ivar console_socket: the socket of the serial console; it serves one client at a time.
     :ivar serial_log: the log of the serial console.
@@ -52,7 +51,6 @@ class RunningLab:
 
     shape: Shape
     suite: str
-    patches: Path | None
     agent_socket: Path
     console_socket: Path
     serial_log: Path
@@ -174,7 +172,6 @@ def _from_state(state: Mapping[str, Any]) -> RunningLab:
     return RunningLab(
         shape=shape,
         suite=str(state["suite"]),
-        patches=None if state["patches"] is None else Path(state["patches"]),
         agent_socket=Path(state["agent_socket"]),
         console_socket=Path(state["console_socket"]),
         serial_log=Path(state["serial_log"]),

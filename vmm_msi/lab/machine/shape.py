@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
 
 from vmm_msi.errors import UsageError
+from vmm_msi.lab.build.kernel_flavour import STOCK
 from vmm_msi.quantity import quantity
 from vmm_msi.types import Granule
 
@@ -67,6 +68,8 @@ class Shape:
     :ivar e1000es: network cards, dealt out likewise.
     :ivar igbs: network cards with virtual functions, dealt out likewise.
     :ivar guests: it can run guests: its processors have EL2, and it has a libvirt of its own.
+    :ivar kernel: its kernel's name (:mod:`vmm_msi.lab.build.kernel_flavour`); ``None`` where any
+        kernel will do: a running host's, else the stock kernel.
     :raise UsageError: when a number is out of its range.
     """
 
@@ -80,6 +83,7 @@ class Shape:
     e1000es: int = 0
     igbs: int = 0
     guests: bool = False
+    kernel: str | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
@@ -117,11 +121,18 @@ class Shape:
         """Return the root ports of one SMMU, in the order of their slots."""
         return tuple(port for port in self.ports if port.smmu == smmu)
 
+    def with_kernel(self) -> Shape:
+        """Return the shape of a host to start: its kernel is the stock one if any will do."""
+        return replace(self, kernel=self.kernel or STOCK)
+
     def covers(self, wanted: Shape) -> bool:
         """Return whether everything that works on a host of shape ``wanted`` works on this one.
 
-        Every SMMU of ``wanted`` has at least its devices here, under the same page size.
+        Every SMMU of ``wanted`` has at least its devices here, under the same page size and the
+        kernel that it names.
         """
+        if wanted.kernel not in (None, self.kernel):
+            return False
         if self.granule is not wanted.granule or self.smmus < wanted.smmus:
             return False
         if self.guests is not wanted.guests:
@@ -140,4 +151,5 @@ class Shape:
         counts += [(count, noun) for count, noun in more if count]
         parts = [quantity(count, noun) for count, noun in counts]
         guests = ["with guests"] if self.guests else []
-        return ", ".join([*parts, f"{self.granule} pages", *guests])
+        kernel = [] if self.kernel in (None, STOCK) else [f"kernel {self.kernel}"]
+        return ", ".join([*parts, f"{self.granule} pages", *guests, *kernel])
