@@ -13,6 +13,7 @@ from vmm_msi.host.join import join
 from vmm_msi.host.live import read_sources
 from vmm_msi.host.msi_bindings import (
     BindingAllocator,
+    BindingCommand,
     BoundFunction,
     KernelBinding,
     MsiBindingsFile,
@@ -88,7 +89,7 @@ def test_a_file_that_is_missing_too_large_or_not_text(tmp_path):
     with pytest.raises(UnreadableError, match="takes no guest MSI bindings"):
         file.read()
     with pytest.raises(BackendError, match="takes no guest MSI bindings") as refusal:
-        file.prepare(A)
+        file.run(BindingCommand.prepare(A))
     assert refusal.value.errno == errno.ENOENT
     file.path.write_bytes(b"version 1\n" + b"x" * msi_bindings.MAX_BYTES)
     with pytest.raises(UnreadableError, match="more than 8388608 bytes"):
@@ -104,14 +105,14 @@ def test_each_command_is_one_write(tmp_path):
     os.mkfifo(path)
     file = MsiBindingsFile(path)
     commands = [
-        lambda: file.set_allocator(A, BindingAllocator.LIST_ONE_GRANULE),
-        lambda: file.bind(BINDING),
-        lambda: file.unbind(B, Iova(0xFFFFF000)),
-        lambda: file.prepare(A),
+        BindingCommand.allocator(A, BindingAllocator.LIST_ONE_GRANULE),
+        BindingCommand.bind(BINDING),
+        BindingCommand.unbind(B, Iova(0xFFFFF000)),
+        BindingCommand.prepare(A),
     ]
     written = []
     for command in commands:
-        writer = threading.Thread(target=command)
+        writer = threading.Thread(target=file.run, args=[command])
         writer.start()
         with path.open("rb", buffering=0) as reader:
             written.append(reader.read(4096))
@@ -127,7 +128,7 @@ def test_each_command_is_one_write(tmp_path):
 def test_the_kernels_errno_is_kept():
     """/dev/full refuses every write with ENOSPC."""
     with pytest.raises(BackendError) as refusal:
-        MsiBindingsFile(msi_bindings.Path("/dev/full")).prepare(A)
+        MsiBindingsFile(msi_bindings.Path("/dev/full")).run(BindingCommand.prepare(A))
     assert refusal.value.errno == errno.ENOSPC
     assert str(refusal.value) == (
         "ENOSPC: writing 'prepare 0000:11:00.0' to /dev/full: No space left on device"

@@ -33,6 +33,8 @@ def counters():
     counters.failure("connect")
     counters.changed(binds=3, unbinds=1)
     counters.reconnected()
+    counters.corrected()
+    counters.corrected()
     for seconds in (0.001, 0.005, 0.05, 100):
         counters.reconciled(seconds)
     counters.guest("a", Counter(delivered=2))
@@ -102,6 +104,7 @@ def test_metrics(endpoint):
         (f"{name}_binds_total",): 3,
         (f"{name}_unbinds_total",): 1,
         (f"{name}_reconnects_total",): 1,
+        (f"{name}_corrections_total",): 2,
         (f"{name}_reconcile_seconds_count",): 4,
         **{(f"{name}_reconcile_seconds_bucket", b): count for b, count in buckets.items()},
     }

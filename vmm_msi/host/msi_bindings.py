@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from vmm_msi.errors import BackendError, InputError, UnreadableError
 from vmm_msi.host.files.capture_paths import MSI_BINDINGS
@@ -195,12 +195,48 @@ def _hexadecimal(word: str) -> int:
     return int(word, 16)
 
 
+@dataclass(frozen=True, slots=True)
+class BindingCommand:
+    """A command that the file takes.
+
+    :param verb: ``allocator``, ``bind``, ``unbind`` or ``prepare``.
+    """
+
+    verb: str
+    device: PciAddress
+    values: tuple[str, ...] = ()
+
+    @classmethod
+    def allocator(cls, device: PciAddress, allocator: BindingAllocator) -> Self:
+        """Return the command that sets the allocator of the device's nest parent."""
+        return cls("allocator", device, (allocator.value,))
+
+    @classmethod
+    def bind(cls, binding: KernelBinding) -> Self:
+        """Return the command that binds a device.
+
+        Before its vDEVICE exists, the kernel keeps the binding for that time.
+        """
+        values = (str(binding.giova), str(binding.gdb), str(binding.page_shift))
+        return cls("bind", binding.device, values)
+
+    @classmethod
+    def unbind(cls, device: PciAddress, giova: Iova) -> Self:
+        """Return the command that withdraws a binding, also a pending one."""
+        return cls("unbind", device, (str(giova),))
+
+    @classmethod
+    def prepare(cls, device: PciAddress) -> Self:
+        """Return the command that writes the address of each MSI into the device again."""
+        return cls("prepare", device)
+
+    def __str__(self) -> str:
+        return " ".join((self.verb, str(self.device), *self.values))
+
+
 @dataclass(frozen=True)
 class MsiBindingsFile:
-    """The file of this machine's kernel.
-
-    A refused command raises :class:`~vmm_msi.errors.BackendError` with the kernel's errno.
-    """
+    """The file of this machine's kernel."""
 
     path: Path = PATH
 
@@ -218,23 +254,7 @@ class MsiBindingsFile:
         except ValueError as failure:
             raise UnreadableError("this machine", str(self.path), str(failure)) from failure
 
-    def set_allocator(self, device: PciAddress, allocator: BindingAllocator) -> None:
-        """Set the allocator of the nest parent that a device is attached below."""
-        self._write(f"allocator {device} {allocator}")
-
-    def bind(self, binding: KernelBinding) -> None:
-        """Bind a device; before its vDEVICE exists, the kernel keeps the binding for that time."""
-        self._write(f"bind {binding.device} {binding.giova} {binding.gdb} {binding.page_shift}")
-
-    def unbind(self, device: PciAddress, giova: Iova) -> None:
-        """Withdraw a binding of a device, also a pending one."""
-        self._write(f"unbind {device} {giova}")
-
-    def prepare(self, device: PciAddress) -> None:
-        """Have the kernel write the address of each MSI into the device again."""
-        self._write(f"prepare {device}")
-
-    def _write(self, command: str) -> None:
+    def run(self, command: BindingCommand) -> None:
         """Write one command; the file takes one for each write.
 
         :raise BackendError: with the errno of the operation.
@@ -248,7 +268,7 @@ class MsiBindingsFile:
         except OSError as failure:
             raise BackendError(
                 failure.errno or errno.EIO,
-                f"writing {command!r} to {self.path}: {_reason(failure)}",
+                f"writing {str(command)!r} to {self.path}: {_reason(failure)}",
             ) from failure
 
 

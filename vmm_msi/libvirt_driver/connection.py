@@ -427,6 +427,16 @@ class Connection:
         # For a guest that is off libvirt returns its definition, which has no id.
         return text if _RUNS.match(text) else None
 
+    def memory(self, uuid: str, address: int, size: int) -> bytes:
+        """Return bytes of a running guest's physical address space, its devices included.
+
+        https://libvirt.org/html/libvirt-libvirt-domain.html#virDomainMemoryPeek; the connection
+        must be writable.
+        """
+        with translated(f"reading {size} bytes at {address:#x} of guest {uuid} at {self.uri}"):
+            domain = self._raw.lookupByUUIDString(uuid)
+            return bytes(domain.memoryPeek(address, size, libvirt.VIR_MEMORY_PHYSICAL))
+
     def set_live_metadata(self, uuid: str, namespace: str, prefix: str, xml: str | None) -> bool:
         """Set an element in the metadata of a guest's run, replacing the existing one.
 

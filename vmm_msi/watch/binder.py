@@ -9,10 +9,16 @@ from vmm_msi.config import Choice
 from vmm_msi.domxml.bound_metadata import BoundDevice, BoundGuest
 from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.metadata import read_record
-from vmm_msi.engine.setup import recorded_choices, simulated_session, with_reported_devices
+from vmm_msi.engine.binders import kernel_allocator
+from vmm_msi.engine.setup import (
+    needs_of,
+    recorded_choices,
+    simulated_session,
+    with_reported_devices,
+)
 from vmm_msi.errors import VmmMsiError
 from vmm_msi.libvirt_driver.node_devices import known_nodes
-from vmm_msi.types import Outcome
+from vmm_msi.types import BinderKind, Outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -20,9 +26,10 @@ if TYPE_CHECKING:
     from vmm_msi.config import Config
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.engine.session import GuestSession
+    from vmm_msi.host.msi_bindings import BindingAllocator
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.types import GuestDomain, HostTopology
+    from vmm_msi.types import GuestDomain, HostTopology, PciAddress
 
 
 def desired_bindings(xml: DomainXml, run: int, selector: str) -> BoundGuest:
@@ -45,6 +52,23 @@ def desired_bindings(xml: DomainXml, run: int, selector: str) -> BoundGuest:
         if device.host in present
     )
     return BoundGuest(run, selector, devices)
+
+
+def allocators_of(
+    plugins: PluginManager, devices: Iterable[BoundDevice]
+) -> dict[PciAddress, BindingAllocator]:
+    """Return the devices that the kernel binds, with the allocator of each.
+
+    :raise UsageError: for an unknown strategy or option.
+    """
+    allocators = {}
+    for device in devices:
+        if device.by == BinderKind.KERNEL:
+            choice = Choice.parse(device.strategy)
+            allocator = kernel_allocator(choice, needs_of(plugins, choice))
+            if allocator is not None:
+                allocators[device.host] = allocator
+    return allocators
 
 
 @dataclass(frozen=True)

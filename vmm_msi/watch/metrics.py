@@ -138,6 +138,9 @@ class Exposition:
         binds = CounterMetricFamily(f"{PREFIX}_binds", "Devices bound", labels=["uri"])
         unbinds = CounterMetricFamily(f"{PREFIX}_unbinds", "Devices unbound", labels=["uri"])
         reconnects = CounterMetricFamily(f"{PREFIX}_reconnects", "Reconnects", labels=["uri"])
+        corrections = CounterMetricFamily(
+            f"{PREFIX}_corrections", "Kernel bindings with a wrong gIOVA", labels=["uri"]
+        )
         times = HistogramMetricFamily(
             f"{PREFIX}_reconcile_seconds", "Time to reconcile every guest", labels=["uri"]
         )
@@ -154,10 +157,12 @@ class Exposition:
             binds.add_metric([uri], now.binds)
             unbinds.add_metric([uri], now.unbinds)
             reconnects.add_metric([uri], now.reconnects)
+            corrections.add_metric([uri], now.corrections)
             bounds = [*map(str, BUCKETS_S), "+Inf"]
             buckets = list(zip(bounds, accumulate(now.buckets), strict=True))
             times.add_metric([uri], buckets, now.seconds)
-        yield from (up, guests, devices, events, failures, binds, unbinds, reconnects, times)
+        yield from (up, guests, devices, events, failures, binds, unbinds, reconnects)
+        yield from (corrections, times)
 
 
 class Endpoint:

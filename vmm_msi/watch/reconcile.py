@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING
 from vmm_msi.domxml.bound_metadata import NAMESPACE, PREFIX, BoundGuest, bound_xml, read_bound
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import DomainXmlError, HypervisorError, VmmMsiError
-from vmm_msi.types import Outcome
-from vmm_msi.watch.binder import desired_bindings, guest_with_devices
+from vmm_msi.types import BinderKind, Outcome
+from vmm_msi.watch.binder import allocators_of, desired_bindings, guest_with_devices
+from vmm_msi.watch.kernel_follower import KernelFollower
 from vmm_msi.watch.service_log import LogEvent, log_event
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.types import GuestDomain
     from vmm_msi.watch.binder import SimBinder
+    from vmm_msi.watch.kernel_binder import KernelBinder
     from vmm_msi.watch.statistics import Statistics
 
 # Both namespaces of vmm-msi begin with it; a guest without it is not managed by vmm-msi.
@@ -41,11 +43,13 @@ class WatchedGuest:
     """A running guest with bound devices, as this process knows it.
 
     :param guest: the guest with at least the devices of ``bound``.
+    :param xml: its live XML.
     """
 
     name: str
     guest: GuestDomain
     bound: BoundGuest
+    xml: DomainXml
 
 
 @dataclass(frozen=True)
@@ -65,10 +69,15 @@ class Reconciler:
     """Reconcile the guests of one connection, in one thread.
 
     :param beat: called before each guest, as a sign of life.
+    :param kernel: binds in the kernel; None for this machine's.
     """
 
     def __init__(
-        self, uri: str, statistics: Statistics, beat: Callable[[], None] = lambda: None
+        self,
+        uri: str,
+        statistics: Statistics,
+        beat: Callable[[], None] = lambda: None,
+        kernel: KernelBinder | None = None,
     ) -> None:
         #: The guests with bound devices, by UUID.
         self.watched: dict[str, WatchedGuest] = {}
@@ -77,6 +86,7 @@ class Reconciler:
         self._uri = uri
         self._statistics = statistics
         self._beat = beat
+        self._follower = KernelFollower(uri, statistics, kernel)
 
     def reconcile(
         self, connection: Connection, binder: SimBinder, rebooted: Collection[str] = ()
@@ -126,6 +136,49 @@ class Reconciler:
             return not isinstance(error, HypervisorError)
         return True
 
+    def wait(self) -> float | None:
+        """Return the seconds until :meth:`follow` is due; None if the kernel binds no device."""
+        followed = any(map(_by_kernel, self.watched.values()))
+        return self._follower.wait() if followed else None
+
+    def follow(self, connection: Connection, binder: SimBinder) -> None:
+        """Have the kernel's bindings follow what the guests wrote since the last time.
+
+        :raise HypervisorError: when the connection is lost.
+        """
+        for uuid in [uuid for uuid, watched in self.watched.items() if _by_kernel(watched)]:
+            self._beat()
+            try:
+                self._converge(connection, binder, uuid)
+            except VmmMsiError as error:
+                if isinstance(error, HypervisorError) and not connection.is_alive():
+                    raise
+                self._failed(error, uuid=uuid)
+        self._follower.looked()
+
+    def _converge(self, connection: Connection, binder: SimBinder, uuid: str) -> None:
+        """Have the kernel's bindings of one guest converge; write the outcomes that changed."""
+        watched = self.watched.get(uuid)
+        if watched is None:
+            return
+        allocators = allocators_of(
+            binder.plugins,
+            (
+                device
+                for device in watched.bound.devices
+                if device.outcome is not Outcome.REFUSED
+                or self._follower.is_refused_by_kernel(uuid, device.host)
+            ),
+        )
+        if not allocators:
+            return
+        xml, before = watched.xml, watched.bound
+        bound = self._follower.converge(connection, uuid, xml, before, allocators)
+        if bound != before:
+            live = _LiveGuest(uuid, xml, before.run, before)
+            self._remember(live, bound)
+            self._write(connection, live, bound)
+
     def _reconcile_guest(
         self, connection: Connection, binder: SimBinder, uuid: str, *, rebooted: bool
     ) -> None:
@@ -149,10 +202,13 @@ class Reconciler:
         desired = desired_bindings(live.xml, live.run, selector)
         kept: tuple[BoundDevice, ...] = ()
         if current is not None and current.selector == selector and not rebooted:
+            # A refusal of the kernel is tried again by a process that does not remember it.
             kept = tuple(
                 device
                 for device in current.devices
-                if device.outcome is not None and any(map(device.is_same, desired.devices))
+                if device.outcome is not None
+                and any(map(device.is_same, desired.devices))
+                and not (watched is None and _is_refused_in_kernel(device))
             )
         unchanged = replace(desired, devices=kept)
         gone = tuple(d for d in current.devices if d not in kept) if current is not None else ()
@@ -161,13 +217,18 @@ class Reconciler:
             log_event(LogEvent.GUEST_REBOOTED, uri=self._uri, domain=live.xml.name)
         if current is not None and gone:
             guest = guest_with_devices(live.xml, current.devices)
-            bound_so_far = WatchedGuest(live.xml.name, guest, current)
+            bound_so_far = WatchedGuest(live.xml.name, guest, current, live.xml)
             self._unbind(connection, binder, bound_so_far, kept, gone)
+            # A reset keeps the bindings: the guest may already use them again.
+            left = [d for d in gone if not any(map(d.is_same, desired.devices))]
+            self._follower.withdraw(uuid, left)
         self._remember(live, unchanged)
         if new:
+            self._follower.hurry()
             self._bind(connection, binder, live, unchanged, new)
         elif live.stored != (unchanged if kept else None):
             self._write(connection, live, unchanged)
+        self._converge(connection, binder, uuid)
 
     def _parse(self, uuid: str, text: str) -> _LiveGuest:
         xml = DomainXml.parse(text, f"guest {uuid} at {self._uri}")
@@ -221,6 +282,7 @@ class Reconciler:
     ) -> None:
         """Unbind every device of a run that is over; libvirt dropped its live metadata."""
         self._unbind(connection, binder, watched, (), watched.bound.devices)
+        self._follower.forget(uuid)
         del self.watched[uuid]
         self._statistics.guest(uuid, None)
 
@@ -254,7 +316,7 @@ class Reconciler:
             self._statistics.guest(live.uuid, None)
             return
         guest = guest_with_devices(live.xml, bound.devices)
-        self.watched[live.uuid] = WatchedGuest(live.xml.name, guest, bound)
+        self.watched[live.uuid] = WatchedGuest(live.xml.name, guest, bound, live.xml)
         outcomes = Counter(str(device.outcome) for device in bound.devices)
         self._statistics.guest(live.uuid, outcomes)
 
@@ -272,3 +334,12 @@ class Reconciler:
         log_event(
             LogEvent.FAILED, logging.ERROR, uri=self._uri, uuid=uuid, domain=domain, error=error
         )
+
+
+def _by_kernel(watched: WatchedGuest) -> bool:
+    """Return whether the kernel binds a device of a guest."""
+    return any(device.by == BinderKind.KERNEL for device in watched.bound.devices)
+
+
+def _is_refused_in_kernel(device: BoundDevice) -> bool:
+    return device.by == BinderKind.KERNEL and device.outcome is Outcome.REFUSED

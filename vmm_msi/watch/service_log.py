@@ -42,6 +42,9 @@ class LogEvent(StrEnum):
     BOUND = "bound"
     NOT_DELIVERED = "not-delivered"
     UNBOUND = "unbound"
+    KERNEL_BOUND = "kernel-bound"
+    KERNEL_REFUSED = "kernel-refused"
+    GIOVA_CORRECTED = "giova-corrected"
     FAILED = "failed"
     #: A message of another part of the program, for example about an observer that failed.
     MESSAGE = "message"

@@ -23,6 +23,7 @@ class Snapshot:
     :param guests: number of guests with bound devices.
     :param events: number of events by kind.
     :param failures: number of failures by kind: ``connect`` or ``guest``.
+    :param corrections: number of bindings that had another gIOVA than the guest's.
     :param buckets: number of reconciles by the bounds in :data:`BUCKETS_S`, and above the last.
     :param seconds: total time of all reconciles.
     :param outcomes: number of bound devices by outcome.
@@ -35,6 +36,7 @@ class Snapshot:
     binds: int
     unbinds: int
     reconnects: int
+    corrections: int
     buckets: tuple[int, ...]
     seconds: float
     outcomes: Mapping[str, int]
@@ -51,6 +53,7 @@ class Statistics:
     _binds: int = 0
     _unbinds: int = 0
     _reconnects: int = 0
+    _corrections: int = 0
     _buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS_S) + 1))
     _seconds: float = 0.0
     _lock: threading.Lock = field(default_factory=threading.Lock)
@@ -75,6 +78,11 @@ class Statistics:
         """Count a reconnect."""
         with self._lock:
             self._reconnects += 1
+
+    def corrected(self) -> None:
+        """Count a binding that had another gIOVA than the guest's."""
+        with self._lock:
+            self._corrections += 1
 
     def reconciled(self, seconds: float) -> None:
         """Count a reconcile that took ``seconds``."""
@@ -104,6 +112,7 @@ class Statistics:
                 binds=self._binds,
                 unbinds=self._unbinds,
                 reconnects=self._reconnects,
+                corrections=self._corrections,
                 buckets=tuple(self._buckets),
                 seconds=self._seconds,
                 outcomes=dict(outcomes),

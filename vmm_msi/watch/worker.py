@@ -145,7 +145,11 @@ class Worker:
                 due = None
                 backoff.reset()
             self._busy_since = None
-            wait = None if due is None else max(0.0, due - time.monotonic())
+            waits = [] if due is None else [max(0.0, due - time.monotonic())]
+            look = self.reconciler.wait()
+            if look is not None:
+                waits.append(look)
+            wait = min(waits, default=None)
             item = self.inbox.get(wait)
             self._beat()
             match item:
@@ -161,10 +165,12 @@ class Worker:
                     self._reconcile(connection)
                 case GuestCheck(uuid, rebooted):
                     self._check(connection, uuid, rebooted=rebooted)
-                case None:
+                case None if due is not None and due <= time.monotonic():
                     due = None
                     for uuid, rebooted in list(self._retry.items()):
                         self._check(connection, uuid, rebooted=rebooted)
+            if self.reconciler.wait() == 0.0:
+                self.reconciler.follow(connection, self._binder())
 
     def _check(self, connection: Connection, uuid: str, *, rebooted: bool) -> None:
         rebooted = self._retry.pop(uuid, False) or rebooted
