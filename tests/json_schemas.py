@@ -32,6 +32,7 @@ DOCUMENTS = {
     "hook-install": system_documents.HookDocument,
     "hook-status": system_documents.HookStatusDocument,
     "lab-build": system_documents.LabBuildDocument,
+    "lab-compare-guests": system_documents.CompareGuestsDocument,
     "lab-conform": system_documents.ConformDocument,
     "lab-guest": system_documents.LabGuestDocument,
     "lab-root": system_documents.LabRootDocument,

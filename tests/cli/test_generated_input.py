@@ -124,6 +124,7 @@ HARMLESS = {
     "lab build": ["--cache", "empty/folder"],
     "lab up": ["--cache", "empty/folder", "--smmus", "999"],
     "lab guest": ["--cache", "empty/folder", "--count", "0"],
+    "lab compare-guests": ["--cache", "empty/folder", "--columns", "none"],
     "lab capture": ["--cache", "empty/folder", "--smmus", "999"],
     "lab conform": ["--cache", "empty/folder", "--count", "0"],
     "lab down": ["--unknown"],

@@ -31,6 +31,10 @@ _WORDS: dict[str, tuple[str, str]] = {
         "lab_guest",
         "run a guest with assigned devices in the emulated Arm host and count their interrupts",
     ),
+    "compare-guests": (
+        "lab_compare_guests",
+        "run the strategies' truth table on real guests and compare it with the simulator",
+    ),
     "capture": ("lab_capture", "write a capture of the emulated Arm host"),
     "conform": (
         "lab_conform",

@@ -269,3 +269,57 @@ class LabGuestDocument(TypedDict):
     status: list[str]
     status_agrees: bool
     seconds: dict[str, float]
+
+
+class TableFaultJson(TypedDict):
+    """A fault that a kernel logged: whose, ``host`` or ``guest``, and its line."""
+
+    log: Literal["host", "guest"]
+    line: str
+
+
+class TablePredictionJson(TypedDict):
+    """What the simulator predicted for a device."""
+
+    outcome: str
+    errno: str | None
+    programmed_iova: str | None
+
+
+class TableDeviceJson(TypedDict):
+    """What a device did in one cell; an unknown outcome is null."""
+
+    device: Pci
+    giova: Hex
+    outcome: str | None
+    errno: str | None
+    programmed_iovas: list[Hex]
+    done: int
+    landed: int
+    arrived: int
+    faults: list[TableFaultJson]
+    predicted: TablePredictionJson
+    agrees: bool
+
+
+class TableCellJson(TypedDict):
+    """One cell of the truth table: a row, a strategy, two devices."""
+
+    stage1: str
+    order: str
+    rmr: bool
+    vsmmus: int
+    strategy: str
+    devices: list[TableDeviceJson]
+    agrees: bool
+    seconds: float
+
+
+class CompareGuestsDocument(TypedDict):
+    """Output of ``vmm-msi lab compare-guests``."""
+
+    schema: Literal[1]
+    releases: dict[str, str]
+    cells: list[TableCellJson]
+    disagreements: int
+    seconds: float

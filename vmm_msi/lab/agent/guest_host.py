@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from vmm_msi import libvirt_driver
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import LabError
+from vmm_msi.lab.agent import msi_bindings
 from vmm_msi.lab.build.root import read_root
 from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.lab.machine.host_xml import BOOT_TAG, ROOT_TAG, HostFiles, fill_start
@@ -22,7 +23,7 @@ from vmm_msi.lab.machine.namespace_init import mount
 from vmm_msi.lab.rpc.link import AgentLink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from typing import Any
 
 TEMPLATE = "lab-guest.xml"
@@ -91,6 +92,10 @@ class GuestHost:
         self._connection.define(xml)
         self._defined = True
 
+    def redefine(self, xml: str) -> None:
+        """Replace the definition of the guest, which is off."""
+        self._connection.define(DomainXml.parse(xml, "the guest's new definition"))
+
     def definition(self) -> str:
         """Return the XML of the running guest, or of the definition if it is off."""
         running = self._connection.is_active(NAME)
@@ -100,13 +105,19 @@ class GuestHost:
     def _agent(self) -> Path:
         return self._daemon.share / "agent"
 
-    def start(self) -> dict[str, object]:
+    def start(self, bindings: Sequence[str] = ()) -> dict[str, object]:
         """Start the guest, wait for its agent and return the agent's first answer.
 
-        :raise LabError: when it stops or exceeds the time limit, with its last output.
+        :param bindings: commands for the kernel's file of guest MSI bindings, written while the
+            guest's firmware runs.
+        :raise LabError: when it stops or exceeds the time limit, with its last output; when the
+            kernel refuses a command.
         """
         begun = time.monotonic()
         self._connection.start(NAME)
+        for command, errno in zip(bindings, msi_bindings.write(bindings), strict=True):
+            if errno:
+                raise LabError(f"starting the guest: {command!r} in the emulated host: {errno}")
         on = time.monotonic()
         hello = self.wait()
         return {**hello, "start_s": on - begun, "boot_s": time.monotonic() - on}

@@ -64,9 +64,12 @@ class Agent:
             "virtual-function": self._virtual_function,
             "msi-table": self._msi_table,
             "misdirect": self._misdirect,
+            "msi-bindings": self._msi_bindings,
+            "msi-addresses": self._msi_addresses,
             "libvirt": self._libvirt,
             "define": self._define,
             "definition": self._definition,
+            "redefine": self._redefine,
             "start": self._start,
             "restart": self._restart,
             "stop": self._stop,
@@ -297,6 +300,19 @@ class Agent:
 
         return misdirect(address)
 
+    def _msi_bindings(self, _tell: Tell, commands: list[str]) -> dict[str, object]:
+        """Write commands to the kernel's file of guest MSI bindings; return its content, too."""
+        from vmm_msi.lab.agent import msi_bindings
+
+        return {"answers": msi_bindings.write(commands), "text": msi_bindings.read()}
+
+    def _msi_addresses(self, _tell: Tell, address: str) -> list[int]:
+        """Return the distinct addresses in the enabled MSIs of a device of this machine."""
+        from vmm_msi.iommu.linux.msi_table import read_addresses
+
+        folder = Path("/sys/bus/pci/devices", address)
+        return sorted({int(programmed) for programmed in read_addresses(folder).values()})
+
     def _libvirt(self, _tell: Tell) -> dict[str, str]:
         """Start a libvirtd for guests unless one is running."""
         if self._host is None:
@@ -318,9 +334,13 @@ class Agent:
         """Return the guest's XML."""
         return self._running_host().definition()
 
-    def _start(self, _tell: Tell) -> dict[str, object]:
-        """Start the guest."""
-        return self._running_host().start()
+    def _redefine(self, _tell: Tell, xml: str) -> None:
+        """Replace the guest's definition."""
+        self._running_host().redefine(xml)
+
+    def _start(self, _tell: Tell, bindings: Sequence[str] = ()) -> dict[str, object]:
+        """Start the guest; write commands to the kernel's file of bindings before it boots."""
+        return self._running_host().start(bindings)
 
     def _restart(self, _tell: Tell) -> dict[str, object]:
         """Restart the guest."""

@@ -46,10 +46,10 @@ class HostCounter:
                 line for line in log if " event: " in line and f" sid: {device.rid:#x} " in line
             ]
             own = (count for name, count in interrupts if name.endswith(f"({device})"))
-            counts[device] = Counts(self._addresses(device), sum(own), len(faults))
+            counts[device] = Counts(self.addresses(device), sum(own), len(faults))
         return counts
 
-    def _addresses(self, device: PciAddress) -> tuple[Iova, ...]:
+    def addresses(self, device: PciAddress) -> tuple[Iova, ...]:
         """Return the addresses in the unmasked entries of a device's MSI-X table."""
         table = self._link.call("msi-table", address=str(device))
         words = self._words(table["address"], table["entries"] * _ENTRY_WORDS)

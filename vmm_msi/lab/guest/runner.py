@@ -40,7 +40,7 @@ NO_RMR = "initrd-no-rmr"
 
 # Linux waits for an NVMe drive before it starts user space, a minute for each command whose
 # interrupt is lost (``drivers/nvme/host/core.c``).
-_IMPATIENT = "nvme_core.admin_timeout=1 nvme_core.io_timeout=1"
+IMPATIENT = "nvme_core.admin_timeout=1 nvme_core.io_timeout=1"
 # A read whose interrupt is lost takes as long as this, not 30 s.
 _IMPATIENT_READS = "nvme_core.io_timeout=2"
 
@@ -108,6 +108,11 @@ class Runner:
         with _Timed(self, "libvirt", "starting libvirtd in the emulated host"):
             self._facts = self._link.call("libvirt", timeout_s=_LONG_S)
             self._link.call("define", timeout_s=_LONG_S)
+
+    @property
+    def releases(self) -> dict[str, str]:
+        """The releases of the emulated host's kernel, libvirt and QEMU."""
+        return {name: self._facts[name] for name in ("linux", "libvirt", "qemu")}
 
     def devices(self, kinds: Sequence[str]) -> list[PciAddress]:
         """Return the addresses of devices of the emulated host, one for each of ``kinds``.
@@ -185,17 +190,18 @@ class Runner:
         (self._boot / NO_RMR).write_bytes(concatenate((archive.encode(), whole)))
         with _Timed(self, "start without RMR", "starting the guest again, without RMRs"):
             self._link.call("stop")
-            self._link.call("define", initrd=NO_RMR, words=_IMPATIENT, timeout_s=_LONG_S)
+            self._link.call("define", initrd=NO_RMR, words=IMPATIENT, timeout_s=_LONG_S)
             self.attach(spec.devices, spec.strategy)
             self.start()
         return self.look()
 
     def look(self) -> dict[str, Any]:
         """Return the guest's inventory, as seen from inside."""
-        inventory: dict[str, Any] = self._guest("look")
+        inventory: dict[str, Any] = self.guest("look")
         return inventory
 
-    def _guest(self, do: str, **arguments: object) -> Any:  # noqa: ANN401
+    def guest(self, do: str, **arguments: object) -> Any:  # noqa: ANN401
+        """Return the answer of the guest's agent to a request."""
         return self._link.call(
             "guest", do=do, arguments=arguments, wait_s=_LONG_S, timeout_s=_LONG_S
         )
@@ -215,15 +221,19 @@ class Runner:
             if controller.bus_nr is not None:
                 numbers[controller.index] = controller.bus_nr
             ports[controller.index] = controller.address
-        by_port = {device["port"]: device for device in seen["devices"]}
+        by_place = {
+            (device["port"], PciAddress.parse(device["address"]).function): device
+            for device in seen["devices"]
+        }
         views = {}
         for hostdev in xml.hostdevs():
             port = None if hostdev.guest is None else ports.get(hostdev.guest.bus)
-            if port is None or port.bus not in numbers:
+            if hostdev.guest is None or port is None or port.bus not in numbers:
                 continue
             name = PciAddress(0, numbers[port.bus], port.device, port.function)
-            if str(name) in by_port:
-                views[hostdev.host] = by_port[str(name)]
+            view = by_place.get((str(name), hostdev.guest.function))
+            if view is not None:
+                views[hostdev.host] = view
         return views
 
     def run(self, spec: RunSpec) -> GuestTestResult:
@@ -259,9 +269,9 @@ class Runner:
                         *("-c", self._facts["uri"], "--scope", "live"),
                     )
             phases.append(Phase(after, self.work(devices, self.look(), spec)))
-        host_faults = _faults(self._link.call("kernel-log"))
-        guest_log = self._guest("kernel-log")
-        guest_faults = _faults(guest_log)
+        host_faults = faults(self._link.call("kernel-log"))
+        guest_log = self.guest("kernel-log")
+        guest_faults = faults(guest_log)
         guest_refusals = [line for line in guest_log.splitlines() if _REFUSAL in line]
         recording = None
         if spec.record:
@@ -269,7 +279,7 @@ class Runner:
         iort = seen["iort"]
         table = None if iort is None else parse_iort(base64.b64decode(iort), "the guest's IORT")
         return GuestTestResult(
-            releases={name: self._facts[name] for name in ("linux", "libvirt", "qemu")},
+            releases=self.releases,
             phases=phases,
             rmrs=[
                 Rmr(base, size, node.remap_permitted)
@@ -295,7 +305,7 @@ class Runner:
         if view is None:
             raise LabError(f"lab guest: {device} is not in the guest")
         with _Timed(self, "vfio", f"taking {device} with VFIO inside the guest"):
-            refused = self._guest("take", address=view["address"])
+            refused = self.guest("take", address=view["address"])
         return f"vfio {device}: {refused or 'permitted'}"
 
     def record(self, name: str, guest_log: str, *, rmr: bool) -> bytes:
@@ -367,9 +377,9 @@ class Runner:
             self._its_log.new()
             with _Timed(self, f"work {host}", f"exercising {host} in the guest"):
                 if spec.rmr:
-                    work = self._guest("exercise", address=str(guest), count=spec.count)
+                    work = self.guest("exercise", address=str(guest), count=spec.count)
                 else:
-                    work = self._guest("await-fault", address=str(guest))
+                    work = self.guest("await-fault", address=str(guest))
             landed = {
                 msi.event_id: number
                 for msi, number in self._its_log.new().items()
@@ -381,7 +391,7 @@ class Runner:
         return runs
 
 
-def _faults(log: str) -> list[str]:
+def faults(log: str) -> list[str]:
     """Return the lines of a kernel's log that report SMMU events."""
     lines = (line.strip() for line in log.splitlines())
     return [line for line in lines if "arm-smmu-v3" in line and " event" in line]
