@@ -25,10 +25,12 @@ from vmm_msi.lab.rpc import protocol
 from vmm_msi.lab.rpc.link import AgentLink
 
 AGENT = """
-import sys
+import os, sys
 from vmm_msi.lab.agent import server
 from vmm_msi.lab.rpc import protocol
 protocol.MAX_LINE = int(sys.argv[2])
+protocol.PROGRAMS = os.environ["PATH"]
+server._PROGRAM_LIMIT_S = 1
 server.Agent(int(sys.argv[1])).serve()
 """
 NO_DEVICE = {"segment": 0xFFFF, "bus": 0xFF, "device": 0x1F, "function": 7}
@@ -43,6 +45,7 @@ class RunningAgent:
     """
 
     def __init__(self, folder: Path, max_line: int = protocol.MAX_LINE) -> None:
+        self.folder = folder
         self.socket = folder / "agent.sock"
         self.busybox_log = folder / "busybox.log"
         busybox = folder / "busybox"
@@ -172,6 +175,20 @@ def test_command_reads_and_returns_files(link):
     )
     content = base64.b64encode(scenario.encode()).decode()
     assert result["files"] == {"host.toml": content, "../host.toml": content}
+
+
+def test_program_returns_status_and_output(agent, link):
+    program = agent.folder / "try"
+    program.write_text("#!/bin/sh\necho out $1\necho error >&2\nexit 3\n")
+    program.chmod(0o755)
+    assert link.call("program", name="try", arguments=["once"]) == {
+        "status": 3,
+        "output": "out once\nerror\n",
+    }
+    with pytest.raises(LabError, match="none is not a program that this host was started with"):
+        link.call("program", name="none")
+    program.write_text("#!/bin/sh\necho begun\nexec /bin/sleep 60\n")
+    assert link.call("program", name="try") == {"status": None, "output": "begun\n"}
 
 
 def test_kernel_log_is_returned_or_its_error(link):

@@ -109,6 +109,7 @@ def test_wheel_contains_data_files(wheel):
         "vmm_msi_plugins/py.typed",
         "vmm_msi/lab/build/init",
         "vmm_msi/lab/build/kernel.config",
+        "vmm_msi/lab/build/kernel-debug.config",
         "vmm_msi/lab/kernel/COPYING-GPL-2.0",
         "vmm_msi/lab/kernel/README.md",
         "vmm_msi/doctor/findings/smmu-no-s2fwb.md",

@@ -62,7 +62,7 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
 
 def _run_build(args: argparse.Namespace) -> int:
     from vmm_msi.lab.build.images import ensure_images
-    from vmm_msi.lab.build.kernel_flavour import NAMES
+    from vmm_msi.lab.build.kernel_flavour import DEFAULTS
     from vmm_msi.lab.build.kernel_tree import tree_facts
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.build.root import ensure_root
@@ -71,7 +71,7 @@ def _run_build(args: argparse.Namespace) -> int:
     progress = Progress(sys.stderr, "lab build")
     granule = Granule.parse(args.granule)
     chosen = kernel_of(args)
-    names = NAMES if chosen is None else (chosen,)
+    names = DEFAULTS if chosen is None else (chosen,)
     built = {name: ensure_images(args.suite, granule, args.cache, progress, name) for name in names}
     root = ensure_root(args.suite, args.cache, progress)
     first, *others = built.values()

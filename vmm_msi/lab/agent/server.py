@@ -37,6 +37,7 @@ _CHUNK = 1 << 16
 # Without a client the port reports a hang-up; poll it again after this time.
 _IDLE_S = 0.02
 _COMMAND_LIMIT_S = 600
+_PROGRAM_LIMIT_S = 3600
 _LOG_LIMIT = 1 << 20
 
 
@@ -60,6 +61,7 @@ class Agent:
             "close": self._close,
             "conform": self._conform,
             "command": self._command,
+            "program": self._program,
             "kernel-log": self._kernel_log,
             "virtual-function": self._virtual_function,
             "msi-table": self._msi_table,
@@ -260,6 +262,26 @@ class Agent:
             "stderr": done.stderr,
             "files": fetched,
         }
+
+    def _program(self, _tell: Tell, name: str, arguments: Sequence[str] = ()) -> dict[str, object]:
+        """Run a program that this host was started with; ``status`` is None at the time limit."""
+        program = Path("/", protocol.PROGRAMS, Path(name).name)
+        if not program.is_file():
+            raise ValueError(f"{name} is not a program that this host was started with")
+        self._close_target()
+        try:
+            done = subprocess.run(
+                [program, *arguments],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                check=False,
+                stdin=subprocess.DEVNULL,
+                timeout=_PROGRAM_LIMIT_S,
+            )
+            status, output = done.returncode, done.stdout
+        except subprocess.TimeoutExpired as expired:
+            status, output = None, expired.stdout or b""
+        return {"status": status, "output": output[-_LOG_LIMIT:].decode("utf-8", "replace")}
 
     def _kernel_log(self, _tell: Tell) -> str:
         """Return the kernel's log, the end of a long one."""

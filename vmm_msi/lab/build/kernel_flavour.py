@@ -1,7 +1,8 @@
 """Name the lab's kernels: the patches and the options that each is built with.
 
-``stock`` is Debian's source, ``bind`` has the patches of ``vmm_msi/lab/kernel`` on top. A kernel
-may also be named by a folder: its patches are used in place of these.
+``stock`` is Debian's source, ``bind`` has the patches of ``vmm_msi/lab/kernel`` on top, and
+``debug`` is ``bind`` with the kernel's own checks. A kernel may also be named by a folder: it is
+the stock kernel with that folder's patches.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from vmm_msi.errors import UsageError, did_you_mean
 if TYPE_CHECKING:
     from importlib.resources.abc import Traversable
 
-STOCK, BIND = "stock", "bind"
+STOCK, BIND, DEBUG = "stock", "bind", "debug"
 #: The kernels that have a name.
-NAMES = (STOCK, BIND)
+NAMES = (STOCK, BIND, DEBUG)
+#: The kernels that are built unless one is named.
+DEFAULTS = (STOCK, BIND)
 
 
 class Patch(NamedTuple):
@@ -41,11 +44,13 @@ class Flavour:
     :ivar word: one word for it, part of the kernel's release and of its name in the cache; empty
         for the stock kernel.
     :ivar patches: its patch series, in order.
+    :ivar options: what it adds to the options of the stock kernel: a fragment, or empty.
     """
 
     name: str
     word: str
     patches: tuple[Patch, ...]
+    options: str = ""
 
 
 def kernel_name(text: str) -> str:
@@ -74,6 +79,9 @@ def flavour(name: str) -> Flavour:
         return Flavour(name, "", ())
     if name == BIND:
         return Flavour(name, name, read_patches(bind_folder()))
+    if name == DEBUG:
+        file = importlib.resources.files("vmm_msi.lab.build").joinpath("kernel-debug.config")
+        return Flavour(name, name, read_patches(bind_folder()), file.read_text("utf-8"))
     return Flavour(name, "patched", read_patches(Path(name)))
 
 

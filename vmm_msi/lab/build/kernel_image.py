@@ -142,7 +142,9 @@ def _place(suite: str, granule: Granule, cache: Path | None, chosen: Flavour) ->
     made_from = {
         "suite": suite,
         "granule": str(granule),
-        "options": hashlib.sha256("\n".join(_options(fragment(granule))).encode()).hexdigest(),
+        "options": hashlib.sha256(
+            "\n".join(_options(_fragment(granule, chosen))).encode()
+        ).hexdigest(),
         "patches": [
             [patch.name, hashlib.sha256(patch.content).hexdigest()] for patch in chosen.patches
         ],
@@ -158,6 +160,10 @@ def fragment(granule: Granule) -> str:
         importlib.resources.files("vmm_msi.lab.build").joinpath("kernel.config").read_text("utf-8")
     )
     return "\n".join((text.rstrip(), "", *GRANULES[granule], ""))
+
+
+def _fragment(granule: Granule, chosen: Flavour) -> str:
+    return fragment(granule) + chosen.options
 
 
 def lost_options(options: str, config: str) -> list[str]:
@@ -210,7 +216,12 @@ class _Build:
         self._log.write_text("", encoding="utf-8")
         with kernel_tree(self._suite, cache, self._log, self._progress, self._run) as tree:
             tree.prepare(self._flavour.patches)
-            objects = tree.objects(str(self._granule).lower())
+            # Objects of another configuration would all be compiled again.
+            words = (
+                str(self._granule).lower(),
+                *([self._flavour.word] if self._flavour.options else []),
+            )
+            objects = tree.objects("-".join(words))
             self._make_image(tree.source, objects)
             self._keep(objects, work)
             tree.record_size()
@@ -232,7 +243,7 @@ class _Build:
         objects.end()
 
     def _compile(self, make: _Make) -> None:
-        make.configure(fragment(self._granule))
+        make.configure(_fragment(self._granule, self._flavour))
         jobs = len(os.sched_getaffinity(0))
         what = f"the {self._flavour.word or self._flavour.name} kernel, {self._granule} pages"
         self._progress.stage(f"compiling {what} ({jobs} at a time)")
@@ -265,7 +276,7 @@ class _Build:
             "bytes": len(image),
             "built": dt.datetime.now(dt.UTC).isoformat(timespec="seconds"),
             "recipe": VERSION,
-            "options": fragment(self._granule).splitlines(),
+            "options": _fragment(self._granule, self._flavour).splitlines(),
             "patches": [patch.name for patch in self._flavour.patches],
         }
         (work / _MARKER).write_text(json.dumps(marker, indent=2) + "\n", encoding="utf-8")

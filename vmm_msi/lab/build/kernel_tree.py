@@ -28,6 +28,7 @@ from vmm_msi.lab.build import cache as caches
 from vmm_msi.lab.build import host_tools
 from vmm_msi.lab.build.apt import PrivateApt
 from vmm_msi.lab.build.patched_source import DamagedSourceError, PatchedSource
+from vmm_msi.quantity import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -96,7 +97,7 @@ class KernelTree:
         if not self._is_whole():
             self._unpack()
         if patches:
-            self._progress.stage(f"applying {', '.join(patch.name for patch in patches)}")
+            self._progress.stage(f"applying patches ({quantity(len(patches), 'file')})")
         try:
             self._patched.apply(patches)
         except DamagedSourceError as error:

@@ -28,7 +28,7 @@ from vmm_msi.lab import DEFAULT_SUITE
 from vmm_msi.lab.build import host_tools
 from vmm_msi.lab.build.arm64_root import ensure_armroot
 from vmm_msi.lab.build.cache import default_cache
-from vmm_msi.lab.build.cpio import concatenate
+from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.build.images import ensure_images
 from vmm_msi.lab.build.kernel_flavour import STOCK
 from vmm_msi.lab.build.kernel_image import ensure_kernel
@@ -40,6 +40,7 @@ from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.lab.machine.host_xml import BOOT_TAG, NAME, ROOT_TAG, HostFiles, host_xml
 from vmm_msi.lab.machine.running import RunningLab, run_folder, running
 from vmm_msi.lab.rpc.link import AgentLink
+from vmm_msi.lab.rpc.protocol import PROGRAMS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -139,6 +140,7 @@ class LabHost:
     :param crash_logs: the same, only when the host did not start or stopped by itself.
     :param canwbs: override the IORT with one that sets CANWBS (:mod:`vmm_msi.lab.machine.board`);
         with QEMU's own the kernel offers no vIOMMU.
+    :param programs: static Arm programs by name, for the agent's request ``program``.
     """
 
     def __init__(
@@ -151,6 +153,7 @@ class LabHost:
         keep_logs: Path | None = None,
         crash_logs: Path | None = None,
         canwbs: bool = True,
+        programs: Mapping[str, bytes] | None = None,
     ) -> None:
         self.shape = shape.with_kernel()
         #: Duration of each part of the start, in seconds.
@@ -163,6 +166,7 @@ class LabHost:
         self._keep_logs = keep_logs
         self._crash_logs = crash_logs
         self._canwbs = canwbs
+        self._programs = programs or {}
         self._stack = ExitStack()
         self._daemon: LabDaemon | None = None
         self._connection: libvirt_driver.Connection | None = None
@@ -344,9 +348,12 @@ class LabHost:
 
         :param override: an archive with tables, or empty.
         """
+        programs = Archive()
+        for name, content in self._programs.items():
+            programs.add_file(f"{PROGRAMS}/{name}", content, 0o755)
         try:
-            archives = (override, parts.images.initrd.read_bytes(), parts.layer.read_bytes())
-            files.initrd.write_bytes(concatenate(archives))
+            archives = [override, parts.images.initrd.read_bytes(), parts.layer.read_bytes()]
+            files.initrd.write_bytes(concatenate([*archives, programs.encode()]))
         except OSError as error:
             raise _cannot_start(error, files.initrd) from error
         begun = time.monotonic()

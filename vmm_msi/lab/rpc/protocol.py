@@ -25,6 +25,9 @@ MAX_LINE = 16 << 20
 #: Name of the virtio-serial port.
 PORT = "vmm-msi.agent"
 
+#: Folder of additional programs in the emulated host.
+PROGRAMS = "usr/local/bin"
+
 
 def encode(message: dict[str, Any]) -> bytes:
     """Return the line for a message."""
