@@ -24,6 +24,7 @@ FOLDER = doc_blocks.DOCS / "schemas"
 #: The type of each document by the name of its schema.
 DOCUMENTS = {
     "attach": documents.ChangeDocument,
+    "bind": system_documents.BindDocument,
     "compare": documents.CompareDocument,
     "config-check": system_documents.ConfigDocument,
     "doctor": documents.DoctorDocument,

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config, load_config
     from vmm_msi.domxml.metadata import DomainRecord
     from vmm_msi.errors import VmmMsiError
+    from vmm_msi.library.bindings import GuestBindings, bind, unbind
     from vmm_msi.library.changes import Change, attach, detach, plan_attach, plan_detach
     from vmm_msi.library.comparison import Comparison, compare
     from vmm_msi.library.examination import Examination, examine
@@ -46,6 +47,7 @@ __all__ = [
     "DetachRequest",
     "DomainRecord",
     "Examination",
+    "GuestBindings",
     "Host",
     "HostTopology",
     "LogExplanation",
@@ -59,6 +61,7 @@ __all__ = [
     "__version__",
     "apply_change",
     "attach",
+    "bind",
     "compare",
     "connect",
     "detach",
@@ -74,6 +77,7 @@ __all__ = [
     "status",
     "statuses",
     "topology",
+    "unbind",
 ]
 
 # Where each name is, for the first use of it.
@@ -81,6 +85,7 @@ _MODULES = {
     "config": ("Choice", "Config", "load_config"),
     "domxml.metadata": ("DomainRecord",),
     "errors": ("VmmMsiError",),
+    "library.bindings": ("GuestBindings", "bind", "unbind"),
     "library.changes": ("Change", "attach", "detach", "plan_attach", "plan_detach"),
     "library.comparison": ("Comparison", "compare"),
     "library.examination": ("Examination", "examine"),

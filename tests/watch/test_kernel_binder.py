@@ -5,9 +5,14 @@ import errno
 import pytest
 
 from vmm_msi.errors import BackendError
-from vmm_msi.host.msi_bindings import BindingAllocator, KernelBinding, parse_bindings
+from vmm_msi.host.msi_bindings import (
+    BindingAllocator,
+    GiovaSource,
+    KernelBinding,
+    parse_bindings,
+)
 from vmm_msi.types import BindOrder, Iova, Ipa, PciAddress
-from vmm_msi.watch.kernel_binder import GiovaSource, in_order, plan_binding, withdrawal
+from vmm_msi.watch.kernel_binder import in_order, plan_binding, withdrawal
 
 A, B = PciAddress(0, 0x11, 0, 0), PciAddress(0, 0x12, 0, 0)
 WRITTEN = (Iova(0xFFFFF040),)

@@ -37,6 +37,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "attach": ("attach", "assign host devices to a libvirt domain behind nested vSMMUs"),
     "detach": ("detach", "remove assigned devices and everything that attach added for them"),
     "status": ("status", "show the devices and doorbell bindings of a libvirt domain"),
+    "bind": ("bind", "bind the doorbells of a running guest in the kernel by hand, or unbind them"),
     "render": ("render", "edit domain XML from standard input as attach does, without libvirt"),
     "hook": ("hook", "install or check the libvirt hook that vets vmm-msi guests at startup"),
     "watch": ("watch", "run the service that keeps the doorbells of running guests bound"),

@@ -14,7 +14,7 @@ import re
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 from vmm_msi.errors import BackendError, InputError, UnreadableError
 from vmm_msi.host.files.capture_paths import MSI_BINDINGS
@@ -33,6 +33,8 @@ VERSION = 1
 MAX_BYTES = 8 << 20
 _MAX_LINES = 1 << 16
 
+BindingState = Literal["pending", "used", "unused"]
+
 _NUMBER = re.compile(r"0|[1-9][0-9]{0,9}")
 _HEX = re.compile(r"0x[0-9a-f]{1,16}")
 _VERSION_LINE = re.compile(r"version (0|[1-9][0-9]{0,8})")
@@ -46,6 +48,17 @@ class BindingAllocator(StrEnum):
     DEVICE = "device"
     LIST_ONE_DOMAIN = "list-one-domain"
     LIST_ONE_GRANULE = "list-one-granule"
+
+
+class GiovaSource(StrEnum):
+    """Where the gIOVA of a binding is from."""
+
+    #: The guest wrote it into an MSI of the device.
+    GUEST = "guest"
+    #: The guest wrote none yet, and the kernel has a binding of the device.
+    KERNEL = "kernel"
+    #: The guest wrote none yet: the first IOVA that Linux allocates.
+    PREDICTED = "predicted"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +94,14 @@ class KernelBinding:
     hpa: Pa | None = None
     used: bool = False
 
+    @property
+    def state(self) -> BindingState:
+        """Whether the device is programmed with it, or cannot be yet."""
+        return "pending" if self.pending else "used" if self.used else "unused"
+
     def __str__(self) -> str:
-        state = "pending" if self.pending else "used" if self.used else "unused"
         to = "" if self.hpa is None else f" -> hDB page {self.hpa}"
-        return f"gIOVA {self.giova} -> gDB {self.gdb}{to}, {state}"
+        return f"gIOVA {self.giova} -> gDB {self.gdb}{to}, {self.state}"
 
 
 @dataclass(frozen=True)

@@ -11,15 +11,18 @@ from vmm_msi.domxml.metadata import DomainRecord, record_in
 from vmm_msi.domxml.placement import Placement
 from vmm_msi.domxml.qemu_arguments import qemu_arguments
 from vmm_msi.errors import RefusedError, TopologyError, UnreadableError, UsageError, VmmMsiError
+from vmm_msi.host.msi_bindings import MsiBindingsFile
 from vmm_msi.library.hosts import topology
 from vmm_msi.provision import Scope
 from vmm_msi.report import status as report
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vmm_msi.domxml.guest_state import GuestState
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.host.msi_bindings import KernelBinding
     from vmm_msi.library.hosts import AnyHost
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.recording.measure import Measured
@@ -97,13 +100,17 @@ def status(
     notes = _notes(gone, "the running guest" if part.live else "the definition")
     notes += _unexamined(xml)
     measured = None
+    bindings = None
     if record.devices and state.running is None:
         notes.append("the guest is off: its MSIs are as the simulator predicted at attach")
     elif state.running is not None and measure and (record.devices or state.running.assigned()):
         measured, unread = _measure(connection.uri, state.running, host, granule)
         notes += unread
+        bindings, unread = _kernel_bindings(record, state.running, connection.uri)
+        notes += unread
     others = _others(xml, record)
-    return Status(xml.name, state.running is not None, record, others, measured, notes, gone)
+    running = state.running is not None
+    return Status(xml.name, running, record, others, measured, bindings, notes, gone)
 
 
 def status_of(xml: DomainXml) -> Status:
@@ -113,7 +120,7 @@ def status_of(xml: DomainXml) -> Status:
     """
     record, gone = _record_of(xml)
     notes = [*_notes(gone, "the definition"), *_unexamined(xml)]
-    return Status(xml.name, None, record, _others(xml, record), None, notes, gone)
+    return Status(xml.name, None, record, _others(xml, record), notes=notes, gone=gone)
 
 
 def statuses(connection: Connection) -> StatusList:
@@ -203,6 +210,29 @@ def _measure(
     if log is not None and any(map(context.is_accelerated, addresses)):
         notes.append(STAGE1_FAULTS)
     return measured, notes
+
+
+def _kernel_bindings(
+    record: DomainRecord, xml: DomainXml, uri: str
+) -> tuple[Mapping[PciAddress, Sequence[KernelBinding]] | None, list[str]]:
+    """Return the kernel's bindings of a running guest's devices; None if they cannot be read.
+
+    :return: and notes about devices that the kernel is to bind, and does not.
+    """
+    if arguments.is_other_machine(uri):
+        return None, []
+    own = [device.host for device in record.devices if device.backend == BinderKind.KERNEL]
+    try:
+        content = MsiBindingsFile().read()
+    except UnreadableError as error:
+        return None, [f"bindings in the kernel not read: {error}"] if own else []
+    bindings = {hostdev.host: content.of(hostdev.host) for hostdev in xml.assigned()}
+    return bindings, [
+        f"{device}: the kernel is to bind its doorbell and does not: start vmm-msi watch, or run "
+        f"vmm-msi bind {xml.name}"
+        for device in own
+        if not bindings.get(device)
+    ]
 
 
 def _log_since(xml: DomainXml) -> list[str]:

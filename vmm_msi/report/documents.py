@@ -223,10 +223,21 @@ class MeasuredJson(TypedDict):
     faults: int | None
 
 
+class KernelBindingJson(TypedDict):
+    """A binding of a guest's MSIs that the kernel has; ``hdb_page`` is null until it is mapped."""
+
+    giova: Hex
+    gdb: Hex
+    page_shift: int
+    hdb_page: Hex | None
+    state: Literal["pending", "used", "unused"]
+
+
 class StatusDeviceJson(DeviceJson):
-    """A device with its measurement."""
+    """A device with its measurement; ``kernel_bindings`` is null if they could not be read."""
 
     measured: MeasuredJson | None
+    kernel_bindings: list[KernelBindingJson] | None
 
 
 class GuestJson(TypedDict):

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from vmm_msi.quantity import quantity
+from vmm_msi.report.bindings import binding_json, rows_of
 from vmm_msi.report.columns import columns
 from vmm_msi.types.verdict import ADDRESS_ORDER, addresses_text
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from vmm_msi.domxml.metadata import BindingRecord, DeviceRecord, DomainRecord
+    from vmm_msi.host.msi_bindings import KernelBinding
     from vmm_msi.recording.measure import Measured
     from vmm_msi.report.documents import (
         ChangeDocument,
@@ -35,6 +37,7 @@ class GuestStatus:
     :param record: what vmm-msi added to it.
     :param others: its PCI devices that vmm-msi did not attach.
     :param measured: what was measured of the devices of a running guest.
+    :param bindings: what the kernel has bound of them; None if it was not read.
     """
 
     name: str
@@ -42,6 +45,7 @@ class GuestStatus:
     record: DomainRecord
     others: Sequence[PciAddress] = ()
     measured: Mapping[PciAddress, Measured] | None = None
+    bindings: Mapping[PciAddress, Sequence[KernelBinding]] | None = None
     notes: Sequence[str] = ()
 
     @property
@@ -112,8 +116,20 @@ def lines_of(guest: GuestStatus) -> Iterator[str]:
     if len(rows) > 1:
         yield ""
         yield from columns(rows)
+    if guest.bindings is not None and any(guest.bindings.values()):
+        yield ""
+        yield from columns(list(_binding_rows(guest.bindings)))
     notes = [*guest.notes, *(address_notes(devices) if guest.measured is None else ())]
     yield from (f"note: {note}" for note in notes)
+
+
+def _binding_rows(
+    bindings: Mapping[PciAddress, Sequence[KernelBinding]],
+) -> Iterator[list[str]]:
+    """Yield a head and a row for each binding that the kernel has."""
+    yield ["device", "gIOVA", "gDB", "hDB page", "in the kernel"]
+    for device, of_device in bindings.items():
+        yield from ([str(device), *cells] for cells in rows_of(of_device))
 
 
 def _msi_rows(guest: GuestStatus) -> Iterator[list[str]]:
@@ -234,7 +250,13 @@ def to_json(guest: GuestStatus) -> GuestJson:
         "free_ports": guest.free_ports,
         "vsmmus": vsmmus_json(guest.record),
         "devices": [
-            {**device_json(device), "measured": _measured_json(guest.measured, device.host)}
+            {
+                **device_json(device),
+                "measured": _measured_json(guest.measured, device.host),
+                "kernel_bindings": None
+                if guest.bindings is None
+                else [binding_json(binding) for binding in guest.bindings.get(device.host, ())],
+            }
             for device in guest.record.devices
         ],
         "other_devices": [str(address) for address in guest.others],

@@ -1,4 +1,4 @@
-"""The types of the JSON documents of ``config``, ``plugins``, ``hook`` and ``lab``.
+"""The types of the JSON documents of ``bind``, ``config``, ``plugins``, ``hook`` and ``lab``.
 
 :mod:`vmm_msi.report.documents` has those about hosts and guests.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from vmm_msi.report.documents import Hex, Options, Pci  # noqa: TC001
+from vmm_msi.report.documents import Hex, KernelBindingJson, Options, Pci  # noqa: TC001
 
 
 class ConfiguredDomainJson(TypedDict):
@@ -323,3 +323,27 @@ class CompareGuestsDocument(TypedDict):
     cells: list[TableCellJson]
     disagreements: int
     seconds: float
+
+
+# vmm-msi bind
+
+
+class BoundDeviceJson(TypedDict):
+    """The kernel's bindings of a device; ``error`` is the refusal of the kernel."""
+
+    device: Pci
+    strategy: str | None
+    giova_from: Literal["guest", "kernel", "predicted"] | None
+    bindings: list[KernelBindingJson]
+    error: str | None
+
+
+class BindDocument(TypedDict):
+    """Output of ``vmm-msi bind``; with ``dry_run`` the commands were not written."""
+
+    schema: Literal[1]
+    domain: str
+    dry_run: bool
+    commands: list[str]
+    devices: list[BoundDeviceJson]
+    notes: list[str]

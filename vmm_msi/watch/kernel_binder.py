@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass, replace
-from enum import StrEnum
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -17,6 +16,7 @@ from vmm_msi.errors import BackendError, HypervisorError, VmmMsiError
 from vmm_msi.host.msi_bindings import (
     BindingAllocator,
     BindingCommand,
+    GiovaSource,
     KernelBinding,
     MsiBindingsFile,
 )
@@ -34,17 +34,6 @@ if TYPE_CHECKING:
 #: The smallest page of a guest's stage 1. A doorbell lies at the begin of a page of 64 KiB, so that
 #: the bits of a larger page matter neither for the address in the device nor for the mapping.
 _PAGE = Granule.K4
-
-
-class GiovaSource(StrEnum):
-    """Where the gIOVA of a binding is from."""
-
-    #: The guest wrote it into an MSI of the device.
-    GUEST = "guest"
-    #: The guest wrote none yet, and the kernel has a binding of the device.
-    KERNEL = "kernel"
-    #: The guest wrote none yet: the first IOVA that Linux allocates.
-    PREDICTED = "predicted"
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,13 +8,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import UnreadableError, VmmMsiError
+from vmm_msi.host.msi_bindings import GiovaSource
 from vmm_msi.types import (
     ITS_TRANSLATER_OFFSET,
     ITS_TRANSLATER_PAGE_OFFSET,
     BinderKind,
     Outcome,
 )
-from vmm_msi.watch.kernel_binder import BindingResult, GiovaSource, KernelBinder
+from vmm_msi.watch.kernel_binder import BindingResult, KernelBinder
 from vmm_msi.watch.service_log import LogEvent, log_event
 
 if TYPE_CHECKING:
