@@ -23,6 +23,7 @@ from vmm_msi.explain.configuration import (
     Case,
 )
 from vmm_msi.explain.explanation import Explanation, Program, Reading, Remedy, Subject
+from vmm_msi.explain.kernel_bindings import cause_in_kernel
 from vmm_msi.explain.readings import cause_for
 from vmm_msi.explain.users import User, users_of
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
@@ -238,7 +239,12 @@ def explain_event(
         # An emulated vSMMU reports the other faults for the same reasons.
         guests = user is User.EMULATED and event.kind is not EventKind.F_TRANSLATION
         nested = user is User.NESTED or guests
-        cause = _cause(event, iova, ipa) if nested else cause_for(user, event, iova)
+        if nested:
+            address = subjects[0].address if len(subjects) == 1 else None
+            in_kernel = cause_in_kernel(event, iova, ipa, address, context)
+            cause = in_kernel or _cause(event, iova, ipa)
+        else:
+            cause = cause_for(user, event, iova)
         return _filled(cause, event, iova, device, context)
 
     cause = cause_of(users[0])
@@ -455,6 +461,7 @@ def _filled(
     values = {
         **_names(device, context),
         "page": page,
+        "iova_page": str(event.iova.align_down(0x1000)),
         "stage": str(event.stage),
         "owner": str(iova.owner),
         "window": f"{SW_MSI_WINDOW.base:#x}-{SW_MSI_WINDOW.last:#x}",

@@ -110,7 +110,7 @@ def status(
         notes += unread
     others = _others(xml, record)
     running = state.running is not None
-    return Status(xml.name, running, record, others, measured, bindings, notes, gone)
+    return Status(xml.name, running, record, others, measured, notes, bindings, gone)
 
 
 def status_of(xml: DomainXml) -> Status:

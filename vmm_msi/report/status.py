@@ -45,8 +45,8 @@ class GuestStatus:
     record: DomainRecord
     others: Sequence[PciAddress] = ()
     measured: Mapping[PciAddress, Measured] | None = None
-    bindings: Mapping[PciAddress, Sequence[KernelBinding]] | None = None
     notes: Sequence[str] = ()
+    bindings: Mapping[PciAddress, Sequence[KernelBinding]] | None = None
 
     @property
     def state(self) -> Literal["running", "off"] | None:

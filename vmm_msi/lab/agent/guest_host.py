@@ -6,6 +6,8 @@ The guest boots the same kernel and user land as the host, so the same agent run
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from contextlib import ExitStack, suppress
 from importlib import resources
@@ -35,6 +37,7 @@ _OPTIONS = "trans=virtio,version=9p2000.L,ro,cache=loose,msize=512000"
 _BOOT_TIMEOUT_S = 240.0
 _LOG = "/var/log/libvirt/guest.log"  # as libvirtd sees it
 _LOG_LIMIT = 1 << 18
+_WATCH_LOG = Path("/run/vmm-msi-watch.log")
 _ASK_EVERY_S = 0.5
 
 
@@ -57,6 +60,7 @@ class GuestHost:
             self._daemon = stack.enter_context(LabDaemon(root, hardware=True, lent=lent))
             self._connection = stack.enter_context(libvirt_driver.connect(self._daemon.uri))
             self._stack = stack.pop_all()
+        self._watch: subprocess.Popen[bytes] | None = None
 
     def facts(self) -> dict[str, str]:
         """Return the guest's name, its libvirtd's URI, and the releases."""
@@ -171,6 +175,37 @@ class GuestHost:
         """Stop the guest."""
         self._connection.destroy(NAME)
 
+    def start_watch(self) -> None:
+        """Start ``vmm-msi watch`` on this libvirtd.
+
+        :raise ValueError: when it runs already.
+        """
+        if self._watch is not None:
+            raise ValueError("vmm-msi watch runs already; request stop-watch first")
+        command = [sys.executable, "-m", "vmm_msi", "watch", "-c", self._daemon.uri]
+        with _WATCH_LOG.open("wb") as log:
+            self._watch = subprocess.Popen(
+                [*command, "--format", "json"],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd="/",
+            )
+
+    def stop_watch(self, *, kill: bool = False) -> str:
+        """Stop ``vmm-msi watch`` and return its log.
+
+        :param kill: without a chance to clean up.
+        """
+        if self._watch is not None:
+            if kill:
+                self._watch.kill()
+            else:
+                self._watch.terminate()
+            self._watch.wait()
+            self._watch = None
+        return _WATCH_LOG.read_text("utf-8", "replace")[-_LOG_LIMIT:]
+
     def logs(self) -> dict[str, str]:
         """Return the logs of the guest's console, QEMU and libvirtd, the end of long ones."""
         texts = {}
@@ -188,5 +223,7 @@ class GuestHost:
         return "no output"
 
     def close(self) -> None:
-        """Stop libvirtd and the guest."""
+        """Stop libvirtd and the guest, and ``vmm-msi watch``."""
+        if self._watch is not None:
+            self.stop_watch(kill=True)
         self._stack.close()

@@ -75,6 +75,8 @@ class Agent:
             "start": self._start,
             "restart": self._restart,
             "stop": self._stop,
+            "watch": self._watch,
+            "stop-watch": self._stop_watch,
             "guest": self._guest,
             "guest-logs": self._guest_logs,
             "look": self._look,
@@ -371,6 +373,14 @@ class Agent:
     def _stop(self, _tell: Tell) -> None:
         """Stop the guest."""
         self._running_host().stop()
+
+    def _watch(self, _tell: Tell) -> None:
+        """Start ``vmm-msi watch`` on the guest's libvirtd."""
+        self._running_host().start_watch()
+
+    def _stop_watch(self, _tell: Tell, **given: bool) -> str:
+        """Stop ``vmm-msi watch`` and return its log since it was started."""
+        return self._running_host().stop_watch(**given)
 
     def _guest(self, tell: Tell, do: str, arguments: dict[str, object], wait_s: float) -> object:
         """Forward a request to the guest's agent."""
