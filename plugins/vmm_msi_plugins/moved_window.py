@@ -36,16 +36,19 @@ def attach(
     window: ReservedRegion | None,
     key: Hashable,
     allocator: MsiAllocator = MsiAllocator.KERNEL,
+    *,
+    own_file: bool = False,
 ) -> None:
     """Move the MSI window of ``device``, and attach it to the stage 2 of ``key``.
 
     :param window: None leaves it where it is.
+    :param own_file: see :meth:`S2Pool.attach`.
     :raise RefusedError: the kernel's refusal; the window is back.
     """
     if window is not None:
         session.backend.move_sw_msi_window(device, window)
     try:
-        session.state(S2Pool).attach(session, device, key, allocator=allocator)
+        session.state(S2Pool).attach(session, device, key, allocator=allocator, own_file=own_file)
     except RefusedError:
         restore(session, device)
         raise

@@ -11,14 +11,20 @@ The question that 2018 left open. Three modes:
     A virtual SMMU per (physical SMMU, physical ITS), doorbells by identity: what QEMU and the
     kernel can bind. The virtual SMMUs on one physical SMMU share its stage 2, in which each ITS
     has a slot of its own (QEMU ``hw/vfio/iommufd.c`` iommufd_cdev_autodomains_get).
+
+``iommufd=each`` gives each of these pairs a virtual SMMU with an iommufd object of its own. QEMU
+allocates a stage 2 per iommufd object and physical SMMU, so this is how it keeps several on one
+physical SMMU; the slots are counted per iommufd object, too.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from vmm_msi.plugins import (
     SW_MSI_WINDOW,
+    Capability,
     DoorbellMaps,
     GuestPlan,
     Iova,
@@ -44,9 +50,18 @@ class MultiItsOptions(Options, frozen=True):
     """Options of the strategy.
 
     :param mode: how ITSes are kept apart.
+    :param iommufd: ``each``: a virtual SMMU and an iommufd object for each physical SMMU and ITS.
     """
 
     mode: Literal["s2", "vits", "vsmmu"] = "s2"
+    iommufd: Literal["each"] | None = None
+
+    def __post_init__(self) -> None:
+        if self.iommufd is not None and self.mode == "vits":
+            raise ValueError(
+                "mode=vits has one stage 2 for each physical SMMU, iommufd=each several; use "
+                "mode=s2 or mode=vsmmu"
+            )
 
 
 class MultiIts(Strategy):
@@ -57,19 +72,26 @@ class MultiIts(Strategy):
     options = MultiItsOptions
     guest = "mode=vits: a virtual ITS per physical ITS; mode=vsmmu: honours RMR nodes"
     host = "no IOMMU group with devices of different ITSes; mode=vsmmu: iommufd"
-    xml = "vSMMUs and hostdevs; mode=vsmmu: one vSMMU per physical SMMU and ITS"
+    xml = (
+        "vSMMUs and hostdevs; mode=vsmmu or iommufd=each: one vSMMU per physical SMMU and ITS; "
+        "iommufd=each: an iommufd object for each, by qemu:commandline and qemu:override"
+    )
     costs = (
-        "s2: one S2 per physical SMMU and ITS; vits, vsmmu: one S2 per physical SMMU; one S2 "
-        "mapping per physical ITS"
+        "s2, iommufd=each: one S2 per physical SMMU and ITS; vits, vsmmu: one S2 per physical "
+        "SMMU; one S2 mapping per physical ITS; iommufd=each: guest RAM pinned once per S2"
     )
 
     def needs(self, options: MultiItsOptions) -> Needs:
         """Require what identity does in mode ``vsmmu``, else what direct does."""
-        return identity.NEEDS if options.mode == "vsmmu" else direct.NEEDS
+        needs = identity.NEEDS if options.mode == "vsmmu" else direct.NEEDS
+        if options.iommufd is None:
+            return needs
+        return replace(needs, capabilities=needs.capabilities | {Capability.IOMMUFD_FILES})
 
     def vmm_msi_plan_domain(self, session: Session) -> GuestPlan | None:
-        """Give each (SMMU, ITS) a virtual SMMU of its own in mode ``vsmmu``."""
-        if _mode(session) != "vsmmu":
+        """Give each (SMMU, ITS) a virtual SMMU in mode ``vsmmu`` and with ``iommufd=each``."""
+        options = session.options_as(MultiItsOptions)
+        if options.mode != "vsmmu" and options.iommufd is None:
             return None
         groups: dict[tuple[int, int], list[PciAddress]] = {}
         for guest_device in session.guest.devices:
@@ -77,7 +99,12 @@ class MultiIts(Strategy):
             groups.setdefault((smmu_of(session, device), session.its_of(device)), []).append(device)
         return GuestPlan(
             tuple(
-                VsmmuPlan(smmu=smmu, its=its, devices=tuple(devices))
+                VsmmuPlan(
+                    smmu=smmu,
+                    its=its,
+                    devices=tuple(devices),
+                    own_iommufd=options.iommufd is not None,
+                )
                 for (smmu, its), devices in groups.items()
             )
         )
@@ -93,23 +120,26 @@ class MultiIts(Strategy):
             session.backend.withdraw_rmr()
 
     def vmm_msi_attach_device(self, session: Session, device: PciAddress) -> None:
-        """Attach to the stage 2 of the device's SMMU, in mode ``s2`` of its SMMU and ITS.
+        """Attach to the stage 2 of the device's SMMU, or of its SMMU and ITS.
 
         :raise RefusedError: when another device of its IOMMU group needs another ITS; in mode
             ``vsmmu`` when the guest translates and ignores RMR nodes.
         """
-        by_identity = _mode(session) == "vsmmu"
+        options = session.options_as(MultiItsOptions)
+        by_identity = options.mode == "vsmmu"
+        own_file = options.iommufd is not None
         if by_identity:
             _check_rmr(session, device)
             identity.check_window(session, device)
         session.state(Groups).check(session, device)
         smmu, its = smmu_of(session, device), session.its_of(device)
-        key: Hashable = (smmu, its) if _mode(session) == "s2" else smmu
+        key: Hashable = (smmu, its) if options.mode == "s2" or own_file else smmu
         if by_identity:
-            session.state(S2Pool).attach(session, device, key)
+            session.state(S2Pool).attach(session, device, key, own_file=own_file)
         else:
             window = moved_window.clear_of_doorbells(session, device)
-            moved_window.attach(session, device, window, key, MsiAllocator.CALLER)
+            allocator = MsiAllocator.CALLER
+            moved_window.attach(session, device, window, key, allocator, own_file=own_file)
         session.state(Groups).add(session, device)
 
     def vmm_msi_detach_device(self, session: Session, device: PciAddress) -> None:

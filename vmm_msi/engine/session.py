@@ -186,7 +186,7 @@ class GuestSession:
         for vsmmu in plan.vsmmus:
             kept = tuple(device for device in vsmmu.devices if device in members)
             if kept:
-                vsmmus.append(VsmmuPlan(vsmmu.smmu, kept, vsmmu.its, vsmmu.accelerated))
+                vsmmus.append(replace(vsmmu, devices=kept))
         self._check_plan(name, vsmmus, devices)
         return GuestPlan(tuple(vsmmus), plan.iommufd)
 

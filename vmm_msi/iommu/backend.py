@@ -74,6 +74,8 @@ class Capability(StrEnum):
     MSI_PRESET = "msi-preset"
     #: An ITS's page can be mapped in an IOAS: IOMMUFD_CMD_IOAS_MAP_MSI.
     MSI_PAGE_MAP = "msi-page-map"
+    #: A stage 2 can have an iommufd file descriptor of its own, and so slots of its own.
+    IOMMUFD_FILES = "iommufd-files"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,14 +124,24 @@ class Backend(Protocol):
         """
         ...
 
-    def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
+    def alloc_s2(
+        self,
+        smmu: int,
+        *,
+        allocator: MsiAllocator = MsiAllocator.KERNEL,
+        own_file: PciAddress | None = None,
+    ) -> S2Handle:
         """Allocate a stage 2 on the SMMU with id ``smmu`` and map the guest's RAM in it.
 
         In a kernel without iommufd, VFIO makes the stage 2 tables when devices are attached, and
         may make several.
 
         :param allocator: what picks doorbell addresses in it.
-        :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage.
+        :param own_file: allocate it on a new file descriptor of /dev/iommu, to which this device
+            and its IOMMU group are bound, as is every device that is attached to it; None for the
+            file descriptor of the guest.
+        :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage, or for ``own_file`` without
+            the capability; EPERM when another device of the IOMMU group is attached elsewhere.
         """
         ...
 
@@ -228,6 +240,15 @@ class Backend(Protocol):
     def close(self) -> None:
         """Release everything."""
         ...
+
+
+def no_own_file(kernel: str) -> BackendError:
+    """Return the refusal of a stage 2 on a file descriptor of its own."""
+    return BackendError(
+        errno.EOPNOTSUPP,
+        f"allocating a stage 2 on a file descriptor of its own: {kernel} opens /dev/iommu once at "
+        "most",
+    )
 
 
 def no_window_option(device: PciAddress, kernel: str, advice: str = "") -> BackendError:

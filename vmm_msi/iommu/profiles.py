@@ -31,6 +31,7 @@ _LINUX_72 = frozenset(
         Capability.SW_MSI_SLOTS,
         Capability.DOORBELL_MAP,
         Capability.MSI_ADDRESS_WRITE,
+        Capability.IOMMUFD_FILES,
     }
 )
 

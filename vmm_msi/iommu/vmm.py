@@ -140,12 +140,38 @@ class Vmm(Generic[SteT]):
         self._behind: dict[int | None, VmmDevice] = {}
         self._groups: dict[int, list[VmmDevice]] = {}
         for device in self._devices.values():
-            self._behind.setdefault(device.host.smmu, device)
-            self._groups.setdefault(device.host.iommu_group, []).append(device)
+            self._index(device)
         #: What exists now.
         self.stage2: dict[S2Handle, S2Objects] = {}
         self._attached: dict[PciAddress, S2Objects] = {}
         self._vdevices: dict[PciAddress, int] = {}
+
+    def _index(self, device: VmmDevice) -> None:
+        self._behind.setdefault(device.host.smmu, device)
+        self._groups.setdefault(device.host.iommu_group, []).append(device)
+
+    @property
+    def bound(self) -> tuple[VmmDevice, ...]:
+        """The devices that are bound to the file descriptor."""
+        return tuple(self._devices.values())
+
+    def add(self, device: VmmDevice) -> None:
+        """Add a device that was bound to the file descriptor."""
+        self._devices[device.host.address] = device
+        self._index(device)
+
+    def remove(self, device: PciAddress) -> VmmDevice:
+        """Remove a detached device, which the caller unbinds."""
+        removed = self._devices.pop(device)
+        self._behind.clear()
+        self._groups.clear()
+        for other in self._devices.values():
+            self._index(other)
+        return removed
+
+    def dev_id(self, device: PciAddress) -> int:
+        """Return the id of a bound device in the file descriptor."""
+        return self._devices[device].dev_id
 
     def alloc_s2(self, smmu: int, ram: Iterable[RamMapping]) -> S2Objects:
         """Allocate an IOAS with guest RAM and a nest parent on it.

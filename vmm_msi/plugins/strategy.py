@@ -132,17 +132,20 @@ class S2Pool:
         key: Hashable,
         *,
         allocator: MsiAllocator = MsiAllocator.KERNEL,
+        own_file: bool = False,
     ) -> None:
         """Attach ``device`` to the stage 2 of ``key``, allocated for the first device.
 
         :param allocator: see :meth:`Backend.alloc_s2`.
+        :param own_file: allocate it on a file descriptor of /dev/iommu of its own.
         :raise RefusedError: the kernel's refusal; nothing stays allocated for the device.
         """
         smmu = smmu_of(session, device)
         s2 = self._tables.get(key)
         is_new = s2 is None
         if s2 is None:
-            s2 = session.backend.alloc_s2(smmu, allocator=allocator)
+            first = device if own_file else None
+            s2 = session.backend.alloc_s2(smmu, allocator=allocator, own_file=first)
         try:
             attached_to = session.backend.attach(device, s2)
         except RefusedError:

@@ -78,7 +78,7 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
 
 
 def _name(result: Result) -> str:
-    options = ",".join(f"{k}={v}" for k, v in result.options.items() if k != "profile")
+    options = ",".join(f"{k}={v}" for k, v in result.options.items() if k != "profile" and v)
     return f"{result.strategy}:{options}" if options else result.strategy
 
 

@@ -121,12 +121,14 @@ class VsmmuPlan:
     :param smmu: id of the physical SMMU.
     :param its: id of the physical ITS of its devices, if the strategy separates ITSes.
     :param accelerated: it uses the physical SMMU's own stage 1.
+    :param own_iommufd: its devices share an iommufd object with those of no other vSMMU.
     """
 
     smmu: int
     devices: tuple[PciAddress, ...]
     its: int | None = None
     accelerated: bool = True
+    own_iommufd: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from vmm_msi.iommu.backend import (
     Capability,
     MsiAllocator,
     S2Handle,
+    no_own_file,
     no_preset_action,
     no_window_option,
 )
@@ -176,7 +177,7 @@ class IommufdBackend:
         if self._profile.capabilities & _PROPOSED:
             advice = f"{self._profile.name} is {self._profile.standing}; use --backend sim"
         if self._mode is Doorbells.WITNESS:
-            capabilities = self._profile.capabilities - _PROPOSED
+            capabilities = self._profile.capabilities - _PROPOSED - {Capability.IOMMUFD_FILES}
             if not can_write:
                 capabilities = frozenset()
                 advice = "witness doorbells require writable MSI capabilities"
@@ -242,11 +243,20 @@ class IommufdBackend:
                     "RAM from 0x40000000 on, as on QEMU's virt board"
                 )
 
-    def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
+    def alloc_s2(
+        self,
+        smmu: int,
+        *,
+        allocator: MsiAllocator = MsiAllocator.KERNEL,
+        own_file: PciAddress | None = None,
+    ) -> S2Handle:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2` and :meth:`Type1.alloc_s2`.
 
-        :raise BackendError: ENOENT when no device is behind that SMMU; the kernel's refusal.
+        :raise BackendError: ENOENT when no device is behind that SMMU; the kernel's refusal;
+            EOPNOTSUPP for ``own_file``.
         """
+        if own_file is not None:
+            raise no_own_file("this backend")
         return self._stage2.alloc(smmu, allocator)
 
     def _ram_mappings(self) -> Iterator[RamMapping]:

@@ -107,10 +107,17 @@ class SimBackend:
             self._step("move_sw_msi_window")
         self._kernel.move_sw_msi_window(device, window)
 
-    def alloc_s2(self, smmu: int, *, allocator: MsiAllocator = MsiAllocator.KERNEL) -> S2Handle:
+    def alloc_s2(
+        self,
+        smmu: int,
+        *,
+        allocator: MsiAllocator = MsiAllocator.KERNEL,
+        own_file: PciAddress | None = None,
+    ) -> S2Handle:
         """Allocate a stage 2; see :meth:`Kernel.alloc_s2`."""
         self._step("alloc_s2")
-        return self._kernel.alloc_s2(smmu, allocator)
+        device = None if own_file is None else self._host.device_by_address[own_file]
+        return self._kernel.alloc_s2(smmu, allocator, device)
 
     def free_s2(self, s2: S2Handle) -> None:
         """Free a stage 2; see :meth:`Kernel.free_s2`."""

@@ -47,15 +47,16 @@ class SimIommufd:
     """A simulated open /dev/iommu.
 
     :param core: the groups of the host, shared by all its file descriptors.
+    :param first: id of the first object.
     """
 
-    def __init__(self, host: HostTopology, core: IommuCore | None = None) -> None:
+    def __init__(self, host: HostTopology, core: IommuCore | None = None, first: int = 1) -> None:
         self.slots = SwMsiSlots()
         self._host = host
         self._core = core or IommuCore(host)
         self._objects: dict[int, Object] = {}
         self._groups: dict[int, FdGroup] = {}
-        self._next = 1
+        self._next = first
 
     @property
     def page_size(self) -> int:

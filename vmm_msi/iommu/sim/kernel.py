@@ -53,7 +53,7 @@ class S2Domain:
 
 
 class Kernel(ABC):
-    """One host kernel, and one iommufd file descriptor or VFIO container in it."""
+    """One host kernel, and the iommufd file descriptors or VFIO containers of one guest in it."""
 
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         self.profile = profile
@@ -91,8 +91,10 @@ class Kernel(ABC):
         return 0
 
     @abstractmethod
-    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
-        """Allocate a stage 2 with the guest's RAM."""
+    def alloc_s2(
+        self, smmu: int, allocator: MsiAllocator, own_file: HostDevice | None = None
+    ) -> S2Handle:
+        """Allocate a stage 2 with the guest's RAM; see :meth:`Backend.alloc_s2`."""
 
     @abstractmethod
     def free_s2(self, handle: S2Handle) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import GuestBindings, check_msi_domain
@@ -52,6 +52,17 @@ class _VfioDevice:
         self.fd.detach(self.dev_id)
 
 
+#: Object ids of one file descriptor, so that those of several differ.
+_IDS_PER_FILE = 1 << 20
+
+
+class _File(NamedTuple):
+    """An open /dev/iommu, and what the VMM has there."""
+
+    fd: SimIommufd
+    vmm: Vmm[GuestSte]
+
+
 class IommufdKernel(Kernel):
     """The kernel with iommufd, and a VMM that binds all assigned devices at its start.
 
@@ -61,43 +72,94 @@ class IommufdKernel(Kernel):
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         super().__init__(host, guest, profile)
         self._core = IommuCore(host)
-        self.fd = (
-            ProposedIommufd(host, self._core, file_window=profile.file_window)
-            if Capability.SW_MSI_MOVE in profile.capabilities
-            else SimIommufd(host, self._core)
-        )
-        self._dev_ids: dict[PciAddress, int] = {}
+        self._files: list[_File] = []
+        #: The file descriptor that the guest's devices share, and that of each stage 2 and device.
+        self._shared = self._open_file()
+        self._file_of_s2: dict[S2Handle, _File] = {}
+        self._file_of: dict[PciAddress, _File] = {}
         self._unbound: dict[PciAddress, BackendError] = {}
         #: The first device behind each SMMU, and the SMMUs with a bound device.
         self._first_behind: dict[int | None, PciAddress] = {}
         self._bound_smmus: set[int | None] = set()
-        self._vmm = Vmm(self.fd, list(self._bind_all()))
-
-    def _bind_all(self) -> Iterator[VmmDevice]:
-        """Bind the guest's devices, and yield those that are not refused."""
         for guest_device in self.guest.devices:
             device = self.host.device_by_address[guest_device.host]
             self._first_behind.setdefault(device.smmu, device.address)
-            try:
-                dev_id = self.fd.bind(device)
-            except BackendError as error:
-                self._unbound[device.address] = error
-            else:
+            if self._bind(device, self._shared):
                 self._bound_smmus.add(device.smmu)
-                self._dev_ids[device.address] = dev_id
-                yield VmmDevice(device, dev_id, _VfioDevice(self.fd, dev_id))
+
+    def _open_file(self) -> _File:
+        """Open /dev/iommu; object ids differ between file descriptors, as VMIDs and handles do."""
+        first = 1 + len(self._files) * _IDS_PER_FILE
+        fd = (
+            ProposedIommufd(self.host, self._core, first, file_window=self.profile.file_window)
+            if Capability.SW_MSI_MOVE in self.profile.capabilities
+            else SimIommufd(self.host, self._core, first)
+        )
+        self._files.append(_File(fd, Vmm(fd, [])))
+        return self._files[-1]
+
+    def _bind(self, device: HostDevice, file: _File) -> bool:
+        """Bind a device; return whether it was not refused."""
+        self._file_of[device.address] = file
+        try:
+            dev_id = file.fd.bind(device)
+        except BackendError as error:
+            self._unbound[device.address] = error
+            return False
+        self._unbound.pop(device.address, None)
+        file.vmm.add(VmmDevice(device, dev_id, _VfioDevice(file.fd, dev_id)))
+        return True
+
+    def _move_group(self, device: HostDevice, file: _File) -> None:
+        """Bind a device and its IOMMU group to another file descriptor; one owns the group.
+
+        :raise BackendError: EPERM when a device of the group is attached.
+        """
+        mates = [
+            mate for mate in self._mates(device) if mate.address in self.guest.device_by_address
+        ]
+        if all(self._file_of[mate.address] is file for mate in mates):
+            return
+        attached = next((mate.address for mate in mates if self.is_attached(mate.address)), None)
+        if attached is not None:
+            raise BackendError(
+                errno.EPERM,
+                f"{device.address}: another file descriptor owns its IOMMU group, since {attached} "
+                "is attached there; bind all devices of a group to one",
+            )
+        for mate in mates:
+            if mate.address not in self._unbound:
+                old = self._file_of[mate.address]
+                old.fd.unbind(old.vmm.remove(mate.address).dev_id)
+        for mate in mates:
+            if self._bind(mate, file) and mate.address in self.moved_windows:
+                self._move_window(mate.address, self.moved_windows[mate.address])
 
     def _check_bound(self, device: PciAddress) -> None:
         """Check that VFIO_DEVICE_BIND_IOMMUFD did not refuse a device."""
         if device in self._unbound:
             raise self._unbound[device]
 
-    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
+    def alloc_s2(
+        self, smmu: int, allocator: MsiAllocator, own_file: HostDevice | None = None
+    ) -> S2Handle:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2`.
 
         :raise BackendError: EOPNOTSUPP when the SMMU lacks a stage, and for an allocator that this
             kernel does not have; the refusal to bind, if no device behind the SMMU is bound.
         """
+        if own_file is None:
+            return self._alloc_s2(smmu, allocator, self._shared)
+        file = self._open_file()
+        self._move_group(own_file, file)
+        try:
+            self._check_bound(own_file.address)
+            return self._alloc_s2(smmu, allocator, file)
+        except BackendError:
+            self._move_group(own_file, self._shared)
+            raise
+
+    def _alloc_s2(self, smmu: int, allocator: MsiAllocator, file: _File) -> S2Handle:
         revision = revision_of(allocator)
         if revision is not None and not self.profile.has_bindings:
             raise BackendError(
@@ -105,12 +167,13 @@ class IommufdKernel(Kernel):
             )
         if smmu in self._first_behind and smmu not in self._bound_smmus:
             self._check_bound(self._first_behind[smmu])
-        objects = self._vmm.alloc_s2(smmu, self._ram())
-        table = self.fd.hwpt(objects.hwpt).table
+        objects = file.vmm.alloc_s2(smmu, self._ram())
+        table = file.fd.hwpt(objects.hwpt).table
         domain = S2Domain(objects.handle, smmu, Stage2Config(vmid=objects.hwpt, table=table))
         if revision is not None:
             domain.cookie = GuestBindings(table, revision)
         self.domains[objects.handle] = domain
+        self._file_of_s2[objects.handle] = file
         return objects.handle
 
     def _ram(self) -> Iterator[RamMapping]:
@@ -124,26 +187,34 @@ class IommufdKernel(Kernel):
 
         :raise BackendError: EBUSY while a device is attached.
         """
-        self._vmm.free_s2(handle)
+        file = self._file_of_s2.get(handle, self._shared)
+        file.vmm.free_s2(handle)
+        del self._file_of_s2[handle]
         self.forget(handle)
+        if file is not self._shared:
+            for device in file.vmm.bound:
+                self._move_group(device.host, self._shared)
+            file.fd.slots.clear()
 
     def attach(self, device: HostDevice, handle: S2Handle, name: str, s1: Stage1Config) -> S2Handle:
         """Attach a device; see :meth:`Vmm.attach`.
 
         :raise BackendError: see :class:`SimIommufd`; nothing is left allocated for the device.
         """
+        file = self._file_of_s2[handle]
+        self._move_group(device, file)
         self._check_bound(device.address)
         domain = self.domains[handle]
         if isinstance(domain.cookie, GuestBindings):
             attached = (self.host.device_by_address[address] for address in domain.devices)
             check_msi_domain(domain.cookie.revision, self._mates(device), attached)
-        if isinstance(self.fd, ProposedIommufd) and self.profile.file_window:
+        if isinstance(file.fd, ProposedIommufd) and self.profile.file_window:
             # It counts when the device is attached, and is that of all devices until then.
-            self.fd.set_file_window(self.moved_windows.get(device.address))
+            file.fd.set_file_window(self.moved_windows.get(device.address))
         # Of S1DSS nothing but the SMMU knows.
         bypass = s1.mode is Stage1Mode.BYPASS
         ste = GuestSte(SteConfig.BYPASS) if bypass else GuestSte(SteConfig.TRANSLATE, s1)
-        self._vmm.attach(device.address, handle, name, ste)
+        file.vmm.attach(device.address, handle, name, ste)
         self.join(device, domain, name)
         for mate in self._mates(device):
             self.smmus[domain.smmu].install(mate.stream_id, StreamTableEntry(s1, domain.config))
@@ -155,7 +226,7 @@ class IommufdKernel(Kernel):
 
     def detach(self, device: HostDevice) -> None:
         """Detach a device; see :meth:`Vmm.detach`. The last one of its group blocks the group."""
-        self._vmm.detach(device.address)
+        self._file_of[device.address].vmm.detach(device.address)
         mates = self._mates(device)
         others = any(self.is_attached(mate.address) for mate in mates if mate is not device)
         self.leave(device, () if others else mates)
@@ -168,14 +239,14 @@ class IommufdKernel(Kernel):
         if self.profile.maps_doorbells:
             self.domains[handle].config.table.map(gdb, page, self.page_size)
         else:
-            self._vmm.map(handle, gdb, self.page_size, page)
+            self._file_of_s2[handle].vmm.map(handle, gdb, self.page_size, page)
 
     def unmap_doorbell(self, handle: S2Handle, gdb: Ipa) -> None:
         """Unmap it, and invalidate as the kernel does."""
         if self.profile.maps_doorbells:
             self.domains[handle].config.table.unmap(gdb)
         else:
-            self._vmm.unmap(handle, gdb, self.page_size)
+            self._file_of_s2[handle].vmm.unmap(handle, gdb, self.page_size)
         self.invalidate(handle)
 
     def translation_of(self, device: HostDevice) -> tuple[S2Domain, str]:
@@ -197,14 +268,18 @@ class IommufdKernel(Kernel):
             :class:`~vmm_msi.iommu.sim.proposals.ProposedIommufd`.
         """
         self._check_bound(device)
-        if not isinstance(self.fd, ProposedIommufd):
-            super().move_sw_msi_window(device, window)
-        elif not self.profile.file_window:
-            self.fd.move_window(self._dev_ids[device], window)
+        self._move_window(device, window)
         if window is None:
             self.moved_windows.pop(device, None)
         else:
             self.moved_windows[device] = window
+
+    def _move_window(self, device: PciAddress, window: ReservedRegion | None) -> None:
+        file = self._file_of[device]
+        if not isinstance(file.fd, ProposedIommufd):
+            super().move_sw_msi_window(device, window)
+        elif not self.profile.file_window:
+            file.fd.move_window(file.vmm.dev_id(device), window)
 
     def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
         """Preset the MSI address of a device.
@@ -212,9 +287,10 @@ class IommufdKernel(Kernel):
         :raise BackendError: EINVAL without the call.
         """
         self._check_bound(device)
+        file = self._file_of[device]
         has_call = Capability.MSI_PRESET in self.profile.capabilities
-        if has_call and isinstance(self.fd, ProposedIommufd):
-            self.fd.set_msi_iova(self._dev_ids[device], giova)
+        if has_call and isinstance(file.fd, ProposedIommufd):
+            file.fd.set_msi_iova(file.vmm.dev_id(device), giova)
         else:
             super().preset_msi(device, giova)
         if giova is None:
@@ -267,18 +343,20 @@ class IommufdKernel(Kernel):
     @property
     def slots(self) -> int:
         """Slots of the software MSI window that are in use."""
-        return len(self.fd.slots)
+        return sum(len(file.fd.slots) for file in self._files)
 
     def slots_for(self, device: HostDevice) -> list[Iova]:
         """Return the slots of the device's file descriptor: any of them may be its own."""
         handle = self._core.group(device).handle
         if handle is None or handle.sw_msi_start is None:
             return []
-        return self.fd.slots.pages(handle.sw_msi_start, self.page_size)
+        fd = self._file_of[device.address].fd
+        return fd.slots.pages(handle.sw_msi_start, self.page_size)
 
     def close(self) -> None:
-        """Close the file descriptor, which frees the slots."""
-        self.fd.slots.clear()
+        """Close the file descriptors, which frees the slots."""
+        for file in self._files:
+            file.fd.slots.clear()
 
 
 def _no_interrupt(error: BackendError) -> BackendError:

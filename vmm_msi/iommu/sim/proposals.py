@@ -32,8 +32,10 @@ class ProposedIommufd(SimIommufd):
         each device.
     """
 
-    def __init__(self, host: HostTopology, core: IommuCore, *, file_window: bool = False) -> None:
-        super().__init__(host, core)
+    def __init__(
+        self, host: HostTopology, core: IommuCore, first: int = 1, *, file_window: bool = False
+    ) -> None:
+        super().__init__(host, core, first)
         self._has_file_window = file_window
         #: IOMMU_OPTION_SW_MSI_START of each device that has it.
         self._starts: dict[int, int] = {}

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import MsiCookie
+from vmm_msi.iommu.backend import no_own_file
 from vmm_msi.iommu.revisions import revision_numbered
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.page_table import PageTable
@@ -69,8 +70,15 @@ class SeriesKernel(Kernel):
         """Number of VFIO containers."""
         return self._type1.container_count
 
-    def alloc_s2(self, smmu: int, allocator: MsiAllocator) -> S2Handle:
-        """Ask for a stage 2, which VFIO makes when a device is attached."""
+    def alloc_s2(
+        self, smmu: int, allocator: MsiAllocator, own_file: HostDevice | None = None
+    ) -> S2Handle:
+        """Ask for a stage 2, which VFIO makes when a device is attached.
+
+        :raise BackendError: EOPNOTSUPP for a file descriptor of /dev/iommu.
+        """
+        if own_file is not None:
+            raise no_own_file(self.profile.name)
         return self._type1.alloc_s2(smmu, allocator)
 
     def free_s2(self, handle: S2Handle) -> None:
