@@ -69,3 +69,38 @@ def test_other_words():
     assert HOST.device_by_address[A]
     case = with_words("-device", "virtio-rng-pci", "-global", "virtio-net-pci.mq=on")
     assert not [name for name in ids(case) if "qemu-commandline" in name]
+
+
+EACH = rendered(A, B, strategy="multi-its:mode=vsmmu,iommufd=each")
+GIB = 1 << 30
+
+
+def test_further_iommufd_objects():
+    finding = only(case_of(EACH), "iommufd-objects")
+    assert finding.severity is Severity.WARNING
+    objects, memory = map(str, finding.evidence)
+    assert objects.endswith("-object vmm-msi-iommufd1")
+    assert memory.endswith(f"{4 * GIB} bytes, pinned once for each object: {8 * GIB} bytes")
+    # libvirt: RAM for each of two devices, and 1 GiB.
+    assert f"{4 * GIB} bytes of RAM count for QEMU's user" in finding.consequence
+    assert f"limit of locked memory ({9 * GIB} bytes)" in finding.consequence
+    assert "warning iommufd-objects" not in ids(case_of(rendered(A, B)))
+
+
+def test_slots_of_two_iommufd_objects_do_not_depend_on_the_order():
+    assert "note slot-order" in ids(case_of(rendered(A, B)))
+    assert "note slot-order" not in ids(case_of(EACH))
+
+
+@pytest.mark.parametrize(("limit", "severity"), [("7", Severity.ERROR), ("8", Severity.WARNING)])
+def test_a_hard_limit_below_what_two_further_objects_pin(limit, severity):
+    third = '<qemu:arg value=\'{"qom-type":"iommufd","id":"mine"}\'/>'
+    tune = f"<memtune><hard_limit unit='GiB'>{limit}</hard_limit></memtune><vcpu>"
+    xml = changed(
+        EACH,
+        ("<vcpu>", tune),
+        ("</qemu:commandline>", f"<qemu:arg value='-object'/>{third}</qemu:commandline>"),
+    )
+    finding = only(case_of(xml), "memlock")
+    assert finding.severity is severity
+    assert f"{8 * GIB} bytes, all pinned" in str(finding.evidence[1])

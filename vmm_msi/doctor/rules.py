@@ -99,6 +99,7 @@ def guest_rules() -> tuple[Rule, ...]:
         rules_guest.part_gone,
         rules_values.libvirt_refuses,
         rules_qemu_arguments.command_line,
+        rules_qemu_arguments.iommufd_objects,
         rules_guest.xml_dropped,
         rules_values.qemu_refuses,
         rules_vsmmu.misplaced_vsmmu,

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.doctor.finding import Finding, Severity
+from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import at, subject
+from vmm_msi.domxml.guest_memory import locking
+from vmm_msi.domxml.iommufd_objects import elements_by_id
 from vmm_msi.domxml.placement import is_accelerated
+from vmm_msi.quantity import quantity
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from vmm_msi.doctor.case import Case
-    from vmm_msi.doctor.finding import Evidence
     from vmm_msi.domxml.libvirt_domain import PciHostdev
     from vmm_msi.domxml.placement import Placement
 
@@ -47,6 +49,38 @@ def command_line(case: Case) -> Iterator[Finding]:
             "or change those of libvirt.",
             "Use elements of libvirt instead, or -device with host=0000:01:00.0.",
         )
+
+
+def iommufd_objects(case: Case) -> Iterator[Finding]:
+    """Yield the iommufd objects on QEMU's command line, with the memory that is pinned for them."""
+    if case.guest is None or not case.guest.placement.hostdevs:
+        return
+    xml = case.guest.xml
+    further = elements_by_id(xml)
+    if not further:
+        return
+    devices = [hostdev for hostdev in case.guest.placement.hostdevs if hostdev.argument is None]
+    lock = locking(xml, len(devices))
+    ram = lock.needed // len(further)
+    objects = quantity(len(further), "iommufd object")
+    limit = "unlimited" if lock.allowed is None else f"{lock.allowed} bytes"
+    yield Finding(
+        "iommufd-objects",
+        Severity.WARNING,
+        subject(xml),
+        (
+            *(at(xml, element, f"-object {name}") for name, element in further.items()),
+            Evidence(
+                f"{xml.source}: RAM",
+                f"{ram} bytes, pinned once for each object: {(len(further) + 1) * ram} bytes",
+            ),
+        ),
+        f"QEMU opens /dev/iommu itself for {objects}, and exits at startup if it may not. "
+        f"{lock.needed} bytes of RAM count for QEMU's user, with those of other guests, against "
+        f"its limit of locked memory ({limit}); above it QEMU exits.",
+        "List /dev/iommu in cgroup_device_acl of /etc/libvirt/qemu.conf, and give QEMU's user "
+        "access to it; or use multi-its:mode=vsmmu or identity without iommufd=each.",
+    )
 
 
 def _evidence(placement: Placement, hostdev: PciHostdev) -> Iterator[Evidence]:

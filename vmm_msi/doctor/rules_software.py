@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.doctor import simulated
 from vmm_msi.doctor.finding import Evidence, Finding, Severity
 from vmm_msi.doctor.guest_rule_helpers import finding_id, subject
-from vmm_msi.domxml.reserve import QEMU
+from vmm_msi.domxml.overrides import QEMU
 from vmm_msi.domxml.support import (
     DRIVER_VALUES,
     REQUIREMENTS,

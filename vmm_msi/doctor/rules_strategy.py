@@ -14,6 +14,7 @@ from vmm_msi.doctor.rule_helpers import (
     no_interface,
 )
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
+from vmm_msi.domxml import iommufd_objects
 from vmm_msi.domxml.placement import is_accelerated
 from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, kernel_allocator
 from vmm_msi.engine.survey import delivering, on_qemu
@@ -22,14 +23,14 @@ from vmm_msi.quantity import quantity
 from vmm_msi.types import SW_MSI_WINDOW, BinderKind, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
     from vmm_msi.config import Choice
     from vmm_msi.doctor.case import Case
     from vmm_msi.engine.setup import Simulation
     from vmm_msi.engine.survey import Delivery
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.types import Verdict
+    from vmm_msi.types import HostDevice, Pa, Verdict
 
 #: Devices that the evidence of one finding lists; the rest are counted.
 _SHOWN = 8
@@ -239,7 +240,7 @@ def rmr_direct(case: Case) -> Iterator[Finding]:
 
 def window_full(case: Case) -> Iterator[Finding]:
     """Yield a finding if the devices have more doorbells than the MSI window has pages."""
-    doorbells = doorbell_pages(case)
+    doorbells = max(_doorbells_by_iommufd(case), key=len, default={})
     granule = case.host.granule
     pages = MAX_DOORBELLS
     if case.guest is None or case.plugins is None or _has_qemus_rmr(case, case.plugins):
@@ -272,7 +273,7 @@ def window_full(case: Case) -> Iterator[Finding]:
 
 def slot_order(case: Case) -> Iterator[Finding]:
     """Yield a finding if doorbell addresses depend on which driver enables an interrupt first."""
-    doorbells = doorbell_pages(case)
+    doorbells = max(_doorbells_by_iommufd(case), key=len, default={})
     if case.guest is None or len(doorbells) < 2:
         return
     granule = case.host.granule
@@ -293,6 +294,17 @@ def slot_order(case: Case) -> Iterator[Finding]:
         "With identity, nothing: its RMR covers all of them; a VMM that places a vITS at the first "
         "page must use devices of a single ITS.",
     )
+
+
+def _doorbells_by_iommufd(case: Case) -> Collection[dict[Pa, list[HostDevice]]]:
+    """Return the doorbell pages of the devices of each iommufd object, which has its own slots."""
+    pages: dict[str | None, dict[Pa, list[HostDevice]]] = {}
+    for page, devices in doorbell_pages(case).items():
+        for device in devices:
+            xml = None if case.guest is None else case.guest.xml
+            own = None if xml is None else iommufd_objects.used_by(xml, device.address)
+            pages.setdefault(own, {}).setdefault(page, []).append(device)
+    return pages.values()
 
 
 def _subject(case: Case) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from vmm_msi.domxml import iommufd_objects
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import DomainRecord, read_record
 
@@ -34,6 +35,7 @@ def dropped(written: DomainXml, read_back: DomainXml) -> list[str]:
     if written.iommufd and not read_back.iommufd:
         lost.append("<iommufd enabled='yes'/>")
     lost.extend(_iommus(written, read_back, record))
+    lost.extend(_iommufd_objects(read_back, record))
     before, after = written.hostdevs(), read_back.hostdevs()
     lost.extend(_recorded(record, read_back.controllers(), before, after))
     return lost
@@ -61,7 +63,21 @@ def gone(placement: Placement, record: DomainRecord) -> list[str]:
             lost.append(f"accel='on' of {whose}")
     if record.iommufd_added and not placement.domain.iommufd:
         lost.append("<iommufd enabled='yes'/>")
+    lost.extend(_iommufd_objects(placement.domain, record))
     return lost
+
+
+def _iommufd_objects(domain: DomainXml, record: DomainRecord) -> Iterator[str]:
+    """Yield the recorded iommufd objects that a domain lacks, and devices that do not use them."""
+    present = iommufd_objects.elements_by_id(domain)
+    for vsmmu in record.vsmmus:
+        if vsmmu.iommufd is None:
+            continue
+        if vsmmu.iommufd not in present:
+            yield f"-object {vsmmu.iommufd} in <qemu:commandline>"
+        for device in record.behind(vsmmu.pxb):
+            if iommufd_objects.used_by(domain, device.host) != vsmmu.iommufd:
+                yield f"the <qemu:override> with iommufd {vsmmu.iommufd} of {device.host}"
 
 
 def _recorded(

@@ -13,8 +13,16 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml import elements, gic
+from vmm_msi.domxml import elements, gic, iommufd_objects
 from vmm_msi.domxml.buses import GuestBuses
+from vmm_msi.domxml.insertion import (
+    add_controller,
+    add_hostdev,
+    add_iommu,
+    add_root_port,
+    check_iommus,
+    remove_controller,
+)
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.metadata import (
     BindingRecord,
@@ -28,24 +36,16 @@ from vmm_msi.domxml.metadata import (
 from vmm_msi.domxml.reserve import forget, reserve
 from vmm_msi.domxml.support import IommufdForm
 from vmm_msi.errors import DomainXmlError, RefusedError
-from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
-    from lxml.etree import _Element as Element
-
     from vmm_msi.domxml.libvirt_domain import DomainXml, PciController
     from vmm_msi.domxml.support import XmlLayout
-    from vmm_msi.types import GuestPlan, VsmmuPlan
+    from vmm_msi.types import GuestPlan, PciAddress, VsmmuPlan
 
-# The elements that libvirt writes after <hostdev>, after <iommu> and before <iommufd>
+# The elements that libvirt writes before <iommufd>
 # (src/conf/domain_conf.c virDomainDefFormatInternalSetRootName).
-_AFTER_IOMMU = ("vsock", "crypto", "pstore")
-_AFTER_HOSTDEV = (
-    "redirdev", "redirfilter", "hub", "watchdog", "memballoon", "rng", "nvram", "panic", "shmem",
-    "memory", "iommu", *_AFTER_IOMMU,
-)  # fmt: skip
 _BEFORE_IOMMUFD = (
     "name", "uuid", "title", "description", "metadata", "maxMemory", "memory", "currentMemory",
     "blkiotune", "memtune", "memoryBacking", "vcpu", "vcpus", "iothreads", "iothreadids",
@@ -107,16 +107,18 @@ def apply(
             node = assignments[new[0]].node
             ports = len(new) + layout.spare_ports
             record, existing = _add_vsmmu(edited, buses, record, vsmmu, layout, ports, node)
+        elif vsmmu.own_iommufd and layout.iommufd_objects:
+            _check_iommufd(edited, record, existing, new)
         pxb = existing.pxb
         spare = list(existing.spare_ports)
         for host in new:
-            port = spare.pop(0) if spare else _add_root_port(edited, buses, pxb)
+            port = spare.pop(0) if spare else add_root_port(edited, buses, pxb)
             iommufd = plan.iommufd and layout.iommufd is IommufdForm.HOSTDEV
-            _add_hostdev(edited, host, port, layout, iommufd=iommufd)
+            add_hostdev(edited, host, port, layout, iommufd=iommufd, own=existing.iommufd)
             device = _device_record(host, vsmmu, pxb, port, assignments[host])
             record = replace(record, devices=(*record.devices, device))
         while len(spare) < layout.spare_ports:
-            spare.append(_add_root_port(edited, buses, pxb))
+            spare.append(add_root_port(edited, buses, pxb))
         record = _with_spare(record, pxb, spare)
         if layout.reserve and spare:
             used = [device.root_port for device in record.behind(pxb)]
@@ -158,6 +160,12 @@ def plug(
                 f"{action}: it has no vSMMU for SMMU {vsmmu.smmu}{its}, and QEMU cannot plug one "
                 "into a running guest; attach with --scope config, then restart the guest"
             )
+        if existing.iommufd is not None:
+            raise RefusedError(
+                f"{action}: its vSMMU on expander bus {existing.pxb} has the iommufd object "
+                f"{existing.iommufd}, and libvirt applies <qemu:override>, which selects it, at "
+                "startup only; attach with --scope config, then restart the guest"
+            )
         pxb = existing.pxb
         ports = [port for port in existing.spare_ports if next(edited.on_bus(port), None) is None]
         if len(ports) < len(new):
@@ -167,7 +175,7 @@ def plug(
                 f"attach with --scope config --spare-ports {len(new)}, then restart the guest"
             )
         for host, port in zip(new, ports, strict=False):
-            _add_hostdev(edited, host, port, layout, iommufd=iommufd)
+            add_hostdev(edited, host, port, layout, iommufd=iommufd)
             device = _device_record(host, vsmmu, pxb, port, assignments[host])
             record = replace(record, devices=(*record.devices, device))
         left = [port for port in existing.spare_ports if port not in ports[: len(new)]]
@@ -209,10 +217,11 @@ def remove(domain: DomainXml, *hosts: PciAddress, record: DomainRecord | None = 
     for hostdev in edited.hostdevs():
         if hostdev.host in hosts:
             elements.remove(hostdev.element)
+            iommufd_objects.stop_using(edited, hostdev.host)
     controllers = {controller.index: controller for controller in edited.controllers()}
     for host in hosts:
         device = recorded(edited, record, host)
-        _remove_controller(edited, controllers.get(device.root_port), ROOT_PORT)
+        remove_controller(edited, controllers.get(device.root_port), ROOT_PORT)
         forget(edited, [device.root_port])
         record = replace(record, devices=tuple(d for d in record.devices if d is not device))
         if not record.behind(device.pxb):
@@ -337,7 +346,7 @@ def _add_vsmmu(
     ports: int,
     node: int | None,
 ) -> tuple[DomainRecord, VsmmuRecord]:
-    _check_iommus(domain, layout)
+    check_iommus(domain, layout)
     pxb = buses.take_index(0)
     bus_nr = buses.take_bus_nr(pxb, ports)
     target = elements.build("target", {"busNr": str(bus_nr)})
@@ -345,15 +354,15 @@ def _add_vsmmu(
         cell = elements.build("node", {})
         cell.text = str(node)
         target.append(cell)
-    _add_controller(domain, pxb, EXPANDER_BUS, target)
+    add_controller(domain, pxb, EXPANDER_BUS, target)
     accelerated = layout.pci_bus and layout.accel and plan.accelerated
     if layout.pci_bus:
         driver = {"pciBus": str(pxb)}
         if accelerated:
             driver["accel"] = "on"
-        _add_iommu(domain, {**driver, **layout.driver})
+        add_iommu(domain, {**driver, **layout.driver})
     elif not domain.iommus():
-        _add_iommu(domain, layout.driver)
+        add_iommu(domain, layout.driver)
         record = replace(record, iommu_added=True)
     vsmmu = VsmmuRecord(
         pxb=pxb,
@@ -362,70 +371,39 @@ def _add_vsmmu(
         its=plan.its,
         pci_bus=layout.pci_bus,
         accelerated=accelerated,
+        iommufd=_new_iommufd(domain, plan, layout),
     )
     return replace(record, vsmmus=(*record.vsmmus, vsmmu)), vsmmu
 
 
-def _check_iommus(domain: DomainXml, layout: XmlLayout) -> None:
-    """Refuse the combinations that libvirt refuses in ``src/conf/domain_validate.c``."""
-    for iommu in domain.iommus():
-        if iommu.model != "smmuv3":
-            raise DomainXmlError(
-                f"adding a vSMMU to {domain.name}: it has an <iommu model='{iommu.model}'>; "
-                "only smmuv3 is compatible with it; remove that first"
-            )
-        if layout.pci_bus and iommu.pci_bus is None:
-            raise DomainXmlError(
-                f"adding a vSMMU to {domain.name}: it has an <iommu model='smmuv3'> without "
-                "pciBus, which serves the whole machine; remove that (or detach the devices "
-                "that were attached with it) first"
-            )
-        if not layout.pci_bus and iommu.pci_bus is not None:
-            raise DomainXmlError(
-                f"adding a vSMMU to {domain.name}: it has an <iommu> with pciBus, which this "
-                "libvirt or QEMU does not support; use one <iommu model='smmuv3'/>"
-            )
+def _new_iommufd(domain: DomainXml, plan: VsmmuPlan, layout: XmlLayout) -> str | None:
+    """Add an iommufd object for a new vSMMU, unless the guest's own has no device yet.
 
-
-def _add_root_port(domain: DomainXml, buses: GuestBuses, pxb: int) -> int:
-    buses.take_bus(pxb)
-    index = buses.take_index(pxb)
-    slot = buses.take_slot(pxb)
-    address = _guest_address(PciAddress(0, pxb, slot, 0))
-    _add_controller(domain, index, ROOT_PORT, address)
-    return index
-
-
-def _add_controller(domain: DomainXml, index: int, model: str, child: Element) -> None:
-    attributes = {"type": "pci", "index": str(index), "model": model}
-    controllers = domain.devices.findall("controller")
-    previous = controllers[-1] if controllers else _before(domain, ("interface", *_AFTER_HOSTDEV))
-    elements.insert_after(domain.devices, previous, elements.build("controller", attributes, child))
-
-
-def _add_iommu(domain: DomainXml, driver: Mapping[str, str]) -> None:
-    children = [elements.build("driver", driver)] if driver else []
-    iommus = domain.iommus()
-    previous = iommus[-1].element if iommus else _before(domain, _AFTER_IOMMU)
-    elements.insert_after(
-        domain.devices, previous, elements.build("iommu", {"model": "smmuv3"}, *children)
+    :return: its id; None if the vSMMU uses that of the guest.
+    """
+    shared = any(
+        iommufd_objects.used_by(domain, hostdev.host) is None for hostdev in domain.hostdevs()
     )
+    if not (plan.own_iommufd and layout.iommufd_objects and shared):
+        return None
+    name = iommufd_objects.free_id(iommufd_objects.elements_by_id(domain))
+    iommufd_objects.add(domain, name)
+    return name
 
 
-def _add_hostdev(
-    domain: DomainXml, host: PciAddress, port: int, layout: XmlLayout, *, iommufd: bool
+def _check_iommufd(
+    domain: DomainXml, record: DomainRecord, vsmmu: VsmmuRecord, new: Iterable[PciAddress]
 ) -> None:
-    managed = "yes" if layout.managed else "no"
-    attributes = {"mode": "subsystem", "type": "pci", "managed": managed}
-    source = elements.build("source", {}, elements.build("address", _address(host)))
-    children = [source, _guest_address(PciAddress(0, port, 0, 0))]
-    if iommufd:
-        children.insert(0, elements.build("driver", {"iommufd": "yes"}))
-    hostdevs = domain.devices.findall("hostdev")
-    previous = hostdevs[-1] if hostdevs else _before(domain, _AFTER_HOSTDEV)
-    elements.insert_after(
-        domain.devices, previous, elements.build("hostdev", attributes, *children)
-    )
+    """Refuse a vSMMU whose devices share the guest's iommufd object with those of others."""
+    others = (device for device in record.devices if device.pxb != vsmmu.pxb)
+    if vsmmu.iommufd is None and any(
+        iommufd_objects.used_by(domain, other.host) is None for other in others
+    ):
+        raise DomainXmlError(
+            f"adding {', '.join(map(str, new))} to {domain.name}: the devices of the vSMMU on "
+            f"expander bus {vsmmu.pxb} share an iommufd object with those of other vSMMUs; detach "
+            "them first, then attach all with iommufd=each"
+        )
 
 
 def _add_iommufd(domain: DomainXml, record: DomainRecord, fdgroup: str | None) -> DomainRecord:
@@ -459,40 +437,9 @@ def _remove_vsmmu(
         if vsmmu.pci_bus and iommu.pci_bus == str(pxb):
             elements.remove(iommu.element)
     for port in vsmmu.spare_ports:
-        _remove_controller(domain, controllers.get(port), ROOT_PORT)
+        remove_controller(domain, controllers.get(port), ROOT_PORT)
     forget(domain, vsmmu.spare_ports)
-    _remove_controller(domain, controllers.get(pxb), EXPANDER_BUS)
+    remove_controller(domain, controllers.get(pxb), EXPANDER_BUS)
+    if vsmmu.iommufd is not None:
+        iommufd_objects.remove(domain, vsmmu.iommufd)
     return replace(record, vsmmus=tuple(kept for kept in record.vsmmus if kept is not vsmmu))
-
-
-def _remove_controller(domain: DomainXml, controller: PciController | None, model: str) -> None:
-    if controller is None or controller.index is None or controller.model != model:
-        return
-    other = next(domain.on_bus(controller.index), None)
-    if other is not None:
-        raise DomainXmlError(
-            f"removing the {model} {controller.index} from {domain.name}: the <{other.tag!s}> on "
-            f"line {other.sourceline} is plugged into it; give that another address first"
-        )
-    elements.remove(controller.element)
-
-
-def _before(domain: DomainXml, following: tuple[str, ...]) -> Element | None:
-    """Return the child of ``<devices>`` before the first element of ``following``."""
-    first = next(domain.devices.iterchildren(*following), None)
-    if first is not None:
-        return first.getprevious()
-    return domain.devices[-1] if len(domain.devices) else None
-
-
-def _guest_address(address: PciAddress) -> Element:
-    return elements.build("address", {"type": "pci", **_address(address)})
-
-
-def _address(address: PciAddress) -> dict[str, str]:
-    return {
-        "domain": f"{address.segment:#06x}",
-        "bus": f"{address.bus:#04x}",
-        "slot": f"{address.device:#04x}",
-        "function": f"{address.function:#x}",
-    }

@@ -73,6 +73,14 @@ def remove(element: Element) -> None:
         previous.tail = tail
 
 
+def remove_with_parent(element: Element) -> None:
+    """Remove ``element``, and its parent if that has no other child."""
+    parent = element.getparent()
+    remove(element)
+    if parent is not None and len(parent) == 0:
+        remove(parent)
+
+
 def _line_of_children(parent: Element) -> str | None:
     """Return the line break and indentation in front of a child of ``parent``."""
     if len(parent) == 0:

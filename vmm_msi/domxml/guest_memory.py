@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from vmm_msi.domxml import iommufd_objects
 from vmm_msi.domxml.guest_domain import VIRT_RAM
 
 if TYPE_CHECKING:
@@ -65,8 +66,9 @@ def guest_ram(domain: DomainXml) -> Iterator[Ram]:
 class Locking:
     """How much memory a guest with assigned devices locks, and how much it may.
 
-    :param needed: bytes that the kernel pins: all RAM, once. iommufd counts a page once, however
-        many stages 2 map it (Linux ``drivers/iommu/iommufd/pages.c``).
+    :param needed: bytes that the limit must allow. The kernel pins all RAM once for each iommufd
+        object, however many stages 2 map it (Linux ``drivers/iommu/iommufd/pages.c``): that of
+        libvirt counts for the process, the others for its user.
     :param allowed: bytes that libvirt lets QEMU lock; None for unlimited.
     :param hard_limit: the element that sets the limit; None if libvirt computes it.
     """
@@ -90,15 +92,16 @@ def locking(domain: DomainXml, hostdevs: int) -> Locking:
     :raise DomainXmlError: when a size cannot be read.
     """
     ram = _up(domain.memory, _MIB)
+    needed = max(len(iommufd_objects.elements_by_id(domain)), 1) * ram
     limit = domain.root.find("memtune/hard_limit")
     if limit is not None and domain.size(limit) < _UNLIMITED:
-        return Locking(ram, domain.size(limit), limit)
+        return Locking(needed, domain.size(limit), limit)
     if domain.root.find("memoryBacking/locked") is not None:
-        return Locking(ram, None, None)
+        return Locking(needed, None, None)
     mediated = len(domain.root.findall("devices/hostdev[@type='mdev']"))
     devices = hostdevs + mediated
     times = devices if domain.iommus() else min(devices, 1)
-    return Locking(ram, times * ram + HEADROOM if devices else 0, None)
+    return Locking(needed, times * ram + HEADROOM if devices else 0, None)
 
 
 def _up(size: int, unit: int) -> int:

@@ -66,6 +66,7 @@ class VsmmuRecord:
     :param pci_bus: it is an ``<iommu>`` of its own; else the machine-wide one.
     :param accelerated: its ``<driver>`` has accel='on'.
     :param spare_ports: indexes of its free root ports.
+    :param iommufd: id of the added iommufd object of its devices; None for that of the guest.
     """
 
     pxb: int
@@ -75,6 +76,7 @@ class VsmmuRecord:
     pci_bus: bool = True
     accelerated: bool = True
     spare_ports: tuple[int, ...] = ()
+    iommufd: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,7 +282,7 @@ class _RecordReader:
 
     def _vsmmu(self, element: Element) -> VsmmuRecord:
         needed = {"pxb", "bus-nr", "smmu", "pci-bus", "accelerated"}
-        self._expect(element, "vsmmu", needed, {"its", "spare-ports"})
+        self._expect(element, "vsmmu", needed, {"its", "spare-ports", "iommufd"})
         return VsmmuRecord(
             pxb=self._number(element, "pxb"),
             bus_nr=self._number(element, "bus-nr"),
@@ -289,6 +291,7 @@ class _RecordReader:
             pci_bus=element.get("pci-bus") == "yes",
             accelerated=element.get("accelerated") == "yes",
             spare_ports=self._numbers(element, "spare-ports"),
+            iommufd=element.get("iommufd"),
         )
 
     def _device(self, element: Element) -> DeviceRecord:

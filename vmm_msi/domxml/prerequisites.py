@@ -5,7 +5,8 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.domxml.reserve import PROPERTY, QEMU
+from vmm_msi.domxml.overrides import QEMU
+from vmm_msi.domxml.reserve import PROPERTY
 from vmm_msi.domxml.support import ARCH, MACHINE
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
-from vmm_msi.domxml.reserve import QEMU
+from vmm_msi.domxml.overrides import QEMU
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:

@@ -130,7 +130,10 @@ REQUIREMENTS: Mapping[Feature, Requirement] = {
         "<iommufd fdgroup>", "/dev/iommu from the caller", _TRIED, kvm=True
     ),
     Feature.OVERRIDE: Requirement(
-        "<qemu:override>", "memory for hotplugged devices", Version(8, 2), Version(6, 2)
+        "<qemu:override>",
+        "memory for hotplugged devices, iommufd objects",
+        Version(8, 2),
+        Version(6, 2),
     ),
 }
 
@@ -183,6 +186,7 @@ class XmlLayout:
     :param fdgroup: name of the FD group that contains /dev/iommu.
     :param managed: libvirt binds the devices to vfio-pci and back.
     :param spare_ports: free root ports of each vSMMU with a new device, at least.
+    :param iommufd_objects: write further iommufd objects, where a plan has them.
     :param reserve: bytes of prefetchable memory for each root port of a vSMMU with free ports; 0
         for the firmware's own choice.
     """
@@ -195,6 +199,7 @@ class XmlLayout:
     managed: bool = True
     spare_ports: int = 0
     reserve: int = 0
+    iommufd_objects: bool = True
 
 
 _ANY = GuestKind()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, ROOT_PORT
 from vmm_msi.domxml.libvirt_values import ATTRIBUTES
-from vmm_msi.domxml.reserve import QEMU
+from vmm_msi.domxml.overrides import QEMU
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator

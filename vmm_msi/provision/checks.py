@@ -194,6 +194,8 @@ def _features(plan: GuestPlan, binder: BinderKind, request: AttachRequest) -> li
         features.append(Feature.PCI_BUS)
     if binder is BinderKind.QEMU:
         features += [Feature.ACCEL, Feature.HOSTDEV_IOMMUFD]
+        if any(vsmmu.own_iommufd for vsmmu in plan.vsmmus):
+            features.append(Feature.OVERRIDE)
     return features
 
 

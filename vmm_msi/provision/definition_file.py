@@ -166,7 +166,7 @@ def _with(new: DomainXml, written: Mapping[PciAddress, Element]) -> DomainXml:
         elements.remove(hostdev.element)
         for address in element.findall("address"):
             elements.remove(address)
-        for child in hostdev.element.iterchildren("driver", "address"):
+        for child in hostdev.element.iterchildren("driver", "alias", "address"):
             own = element.find(str(child.tag))
             if own is None:
                 elements.insert_after(element, element[-1], copy.deepcopy(child))

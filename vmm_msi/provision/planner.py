@@ -210,6 +210,11 @@ class _AttachPlanner:
             )
         binders = {device: self._binder_of(choices[device]) for device in request.devices}
         notes += _kernel_notes(old.name, binders)
+        if any(vsmmu.own_iommufd for vsmmu in plan.vsmmus) and not self._writes_iommufd_objects:
+            notes.append(
+                "the XML has one iommufd object for all vSMMUs: further ones need "
+                "<qemu:commandline> and <qemu:override>, which this libvirt lacks"
+            )
         cells, cell_notes = self._cells(old, plan)
         assignments = {
             device: _assignment(choices[device], binder, guest, device, verdicts, cells.get(device))
@@ -233,7 +238,13 @@ class _AttachPlanner:
             spare_ports=self.request.spare_ports,
             fdgroup=self.request.fdgroup,
             reserve=self._reserve(old),
+            iommufd_objects=self._writes_iommufd_objects,
         )
+
+    @property
+    def _writes_iommufd_objects(self) -> bool:
+        """Whether this libvirt has elements for QEMU's command line, which others drop."""
+        return self.facts.driver in {None, "QEMU"} and self.facts.support.has(Feature.OVERRIDE)
 
     def _reserve(self, old: DomainXml) -> int:
         """Return the bytes to reserve for each port; 0 if the guest keeps BARs without."""
@@ -405,6 +416,7 @@ def _merged(plan: GuestPlan) -> GuestPlan:
                 first,
                 devices=(*first.devices, *vsmmu.devices),
                 accelerated=first.accelerated and vsmmu.accelerated,
+                own_iommufd=first.own_iommufd or vsmmu.own_iommufd,
             )
     return replace(plan, vsmmus=tuple(merged.values()))
 
