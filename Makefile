@@ -14,7 +14,7 @@ PYTEST_LAB   := $(BIN)/pytest -m lab_root
 # What the lab is made of, where it can be built: about 10 minutes the first time. Without it the
 # tests that need it are skipped and counted, except in CI, where they fail.
 define lab_images
-@if [ "$$(id -u)" = 0 ]; then $(BIN)/vmm-msi lab build || [ "$$CI" != true ]; \
+@if [ "$$(id -u)" = 0 ]; then $(BIN)/vmm-msi lab build --itses || [ "$$CI" != true ]; \
 else echo "not root: no lab, tests that need it are skipped" >&2; fi
 endef
 

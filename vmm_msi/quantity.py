@@ -4,8 +4,10 @@ from __future__ import annotations
 
 
 def quantity(number: int, noun: str) -> str:
-    """Return a number and its noun, in the singular or with an ``s``.
+    """Return a number and its noun, in the singular or the plural.
 
-    :param noun: in the singular, one that forms its plural with ``s``.
+    :param noun: in the singular, one that forms its plural with ``s``, or ``es`` after an s.
     """
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+    if number == 1:
+        return f"{number} {noun}"
+    return f"{number} {noun}{'es' if noun[-1] in 'sS' else 's'}"

@@ -10,6 +10,7 @@ import pytest
 from conftest import unavailable
 
 from vmm_msi.lab.build import images
+from vmm_msi.lab.build.its_emulator import find_its_emulator
 from vmm_msi.lab.machine.emulated_host import LabHost
 from vmm_msi.lab.machine.keeper import down
 from vmm_msi.lab.machine.running import RUN_FOLDER_VARIABLE
@@ -22,6 +23,15 @@ def lab_images():
     cached = images.find_images()
     if cached is None:
         unavailable("no images of the emulated host: run vmm-msi lab build")
+    return cached
+
+
+@pytest.fixture(scope="session")
+def its_emulator(lab_root, lab_images):
+    """The cached QEMU of hosts with several ITSes."""
+    cached = find_its_emulator()
+    if cached is None:
+        unavailable("no QEMU with several ITSes: run vmm-msi lab build --itses")
     return cached
 
 

@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from vmm_msi.errors import LabError, TopologyError
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.lab.build.root import LabRoot
+from vmm_msi.lab.machine.acpi_edit import override_path
 from vmm_msi.lab.machine.board import ensure_board
 from vmm_msi.lab.machine.host_xml import HostFiles, host_xml
-from vmm_msi.lab.machine.iort_edit import OVERRIDE_PATH, with_canwbs
+from vmm_msi.lab.machine.iort_edit import with_canwbs
 from vmm_msi.lab.machine.shape import Shape
-from vmm_msi.types import Granule
+from vmm_msi.types import Granule, PciAddress
 
 FILES = HostFiles(*(Path("/", name) for name in ("kernel", "initrd", "agent", "tty", "log")))
 ALL_IDS = (0, 0xFFFF, 0, 0, 0)
@@ -141,9 +142,10 @@ class Firmware:
         return {name: base64.b64encode(data).decode() for name, data in self.tables.items()}
 
 
-def board(root, firmware, tmp_path, shape=None, granule=Granule.K4):
-    xml = host_xml(shape or Shape(), FILES)
-    return ensure_board(xml, root, granule, firmware, tmp_path / "cache")
+def board(root, firmware, tmp_path, shape=None, **options):
+    shape = shape or Shape()
+    xml = host_xml(shape, FILES)
+    return ensure_board(xml, root, shape, firmware, tmp_path / "cache", **options)
 
 
 def test_tables_are_read_once_for_each_board_and_version(root, tmp_path):
@@ -151,7 +153,7 @@ def test_tables_are_read_once_for_each_board_and_version(root, tmp_path):
     first = board(root, firmware, tmp_path)
     assert board(root, firmware, tmp_path).folder == first.folder
     # The tables do not depend on the kernel.
-    assert board(root, firmware, tmp_path, granule=Granule.K64).folder == first.folder
+    assert board(root, firmware, tmp_path, Shape(granule=Granule.K64)).folder == first.folder
     assert firmware.calls == 1
     board(root, firmware, tmp_path, Shape(smmus=1))
     assert firmware.calls == 2
@@ -165,7 +167,7 @@ def test_tables_are_read_once_for_each_board_and_version(root, tmp_path):
 
 
 def test_board_has_the_topology_and_the_override(root, tmp_path):
-    cached = board(root, Firmware(), tmp_path, granule=Granule.K64)
+    cached = board(root, Firmware(), tmp_path, Shape(granule=Granule.K64))
     topology = cached.topology
     assert topology.granule is Granule.K64
     assert [its.base for its in topology.itses] == [0x8080000]
@@ -173,8 +175,50 @@ def test_board_has_the_topology_and_the_override(root, tmp_path):
     assert (cached.folder / "IORT").read_bytes() == IORT
     # Uncompressed, with the file name that Linux looks for.
     assert cached.override.startswith(b"070701")
-    assert OVERRIDE_PATH.encode() + b"\0" in cached.override
+    assert override_path("IORT").encode() + b"\0" in cached.override
     assert with_canwbs(IORT, "IORT") in cached.override
+
+
+def test_topology_is_that_of_the_tables_that_the_kernel_gets(root, tmp_path):
+    for canwbs in (True, False):
+        cached = board(root, Firmware(), tmp_path, canwbs=canwbs)
+        assert [segment.canwbs for segment in cached.topology.segments] == [canwbs]
+        assert bool(cached.override) is canwbs
+
+
+def test_devices_of_a_board_with_several_itses_have_each_of_them(root, tmp_path):
+    shape = Shape(smmus=2, devices=6, pairs=1, itses=3)
+    cached = board(root, Firmware(), tmp_path, shape, emulator="10.2.2")
+    topology = cached.topology
+    bases = [0x808_0000, 0xB00_0000, 0xB02_0000]
+    assert [its.base for its in topology.itses] == bases
+    for smmu in range(shape.smmus):
+        for slot in range(len(shape.behind(smmu))):
+            for function in (0, 1):
+                device = PciAddress(0, 16 * (smmu + 1) + 1 + slot, 0, function)
+                assert cached.its_of(device).base == bases[(smmu + slot) % 3]
+    # Root ports and devices without an SMMU keep the ITS that they had.
+    for device in (PciAddress(0, 0, 1, 0), PciAddress(0, 16, 1, 0), PciAddress(0, 40, 0, 0)):
+        assert cached.its_of(device).base == bases[0]
+    for name in ("IORT", "APIC"):
+        assert override_path(name).encode() + b"\0" in cached.override
+    assert [segment.canwbs for segment in topology.segments] == [True]
+
+
+def test_board_of_another_emulator_has_tables_of_its_own(root, tmp_path):
+    firmware = Firmware()
+    folders = {
+        board(root, firmware, tmp_path, Shape(itses=2), emulator=version).folder
+        for version in ("10.2.2", "11.1.3")
+    }
+    assert len(folders) == firmware.calls == 2
+
+
+def test_device_without_an_its_is_named(root, tmp_path):
+    table = iort(its_group(0), root_complex((0, 0xFF, 0, 0, 0)))
+    cached = board(root, Firmware(IORT=table), tmp_path)
+    with pytest.raises(LabError, match=r"they lead 0000:01:00.0 to no ITS"):
+        cached.its_of(PciAddress(0, 1, 0, 0))
 
 
 @pytest.mark.parametrize(

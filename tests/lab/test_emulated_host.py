@@ -455,7 +455,7 @@ def test_unsuitable_lab_is_left_running(run_folder, tmp_path, monkeypatch, capsy
     reason = lab_host._unfit
     assert reason(host, SMALL, "forky", None) is None
     assert "is from forky, not from sid" in reason(host, SMALL, "sid", None)
-    assert "not enough for 2 SMMUs" in reason(host, Shape(), "forky", None)
+    assert "; required: 2 SMMUs" in reason(host, Shape(), "forky", None)
     monkeypatch.setattr(lab_host, "package_layer", lambda _root, _cache: tmp_path / "newer")
     assert "another version of vmm-msi" in reason(host, SMALL, "forky", None)
     assert keeper.down(Progress(None))

@@ -23,7 +23,7 @@ from vmm_msi.lab.guest.result import (
 from vmm_msi.lab.guest.runner import shape_for
 from vmm_msi.lab.machine.shape import GUESTS_MEMORY, Shape
 from vmm_msi.report import lab_guest as report
-from vmm_msi.types import Iova, PciAddress
+from vmm_msi.types import Iova, Pa, PciAddress
 
 HOST = PciAddress(0, 0x11, 0, 0)
 GUEST = PciAddress(0, 0x21, 0, 0)
@@ -111,6 +111,8 @@ def test_repeated_faults_are_one_line():
         (CARD, True),
         (replace(CARD, vectors=()), False),
         (DeviceRun(HOST, None), False),
+        (replace(DRIVE, misrouted={Pa(0xB00_0000): 1}), False),
+        (replace(CARD, misrouted={Pa(0xB00_0000): 1}), False),
     ],
 )
 def test_device_is_complete_if_its_interrupts_arrived(device, complete):
@@ -130,6 +132,37 @@ def test_report_as_json():
         document["rmrs"]
         == [{"base": "0x8000000", "size": "0x100000", "remap_permitted": False}] * 2
     )
+
+
+OTHER = PciAddress(0, 0x12, 0, 0)
+
+
+def test_report_of_several_itses():
+    """Each device's MSIs are counted at its own ITS; the others are misrouted."""
+    first, second = Pa(0x808_0000), Pa(0xB00_0000)
+    drive = replace(DRIVE, its=first)
+    assert "own ITS" not in "\n".join(
+        report.to_lines(replace(RUN, phases=[Phase("start", [drive])]))
+    )
+    lost = replace(DRIVE, host=OTHER, its=second, landed={}, misrouted={first: 2})
+    run = replace(RUN, phases=[Phase("start", [drive, lost])])
+    lines = list(report.to_lines(run))
+    at = next(number for number, line in enumerate(lines) if "own ITS" in line)
+    assert lines[at - 1 : at + 5] == [
+        "",
+        "device        its own ITS  reached it  reached another ITS",
+        "------------  -----------  ----------  -------------------",
+        "0000:11:00.0  0x8080000    100         none",
+        "0000:12:00.0  0xb000000    0           2 at 0x8080000",
+        "",
+    ]
+    document = json.loads(json.dumps(report.to_json(run)))
+    json_schemas.check("lab-guest", document)
+    devices = document["phases"][0]["devices"]
+    assert [(d["its"], d["misrouted"], d["complete"]) for d in devices] == [
+        ("0x8080000", {}, True),
+        ("0xb000000", {"0x8080000": 2}, False),
+    ]
 
 
 def counts(interrupts=9, faults=0, address=0x8000040):

@@ -382,12 +382,6 @@ def test_with_the_real_its_a_verdict_covers_the_first_msi_only(load, opener):
 
 
 def test_scenarios_beyond_the_emulated_host_are_refused(load, link):
-    for sample, words in (
-        (pair("own", pits=2), "it has one ITS"),
-        (pair("own"), "use vectors = 1 or"),
-    ):
-        with pytest.raises(UsageError, match=words):
-            device_roles.check(load(sample), own_its=True)
     with pytest.raises(UsageError, match="pages of 16K are not supported"):
         device_roles.check(load(Sample((Device(A),), granule="16K")), own_its=False)
     crowd = Sample(tuple(Device(f"0000:{bus:02x}:00.0") for bus in range(1, 30)))

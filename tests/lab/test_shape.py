@@ -109,6 +109,35 @@ def test_nvme_controllers_have_separate_ports():
     assert not any("drive" in device for device in nvmes)
 
 
+def test_neighbours_have_different_itses():
+    shape = Shape(smmus=2, devices=6, pairs=0, itses=2)
+    assert str(shape) == "2 SMMUs, 2 ITSes, 6 devices, 0 pairs, 4K pages"
+    assert "ITS" not in str(Shape())
+    for smmu in range(2):
+        assert [shape.its_of(smmu, slot) for slot in range(3)] == [smmu, 1 - smmu, smmu]
+    assert {Shape().its_of(smmu, slot) for smmu in range(2) for slot in range(3)} == {0}
+
+
+def test_host_with_another_number_of_itses_is_another_host():
+    assert Shape(itses=2).covers(Shape(smmus=1, devices=2, itses=2))
+    assert not Shape(itses=2).covers(Shape(itses=1))
+    assert not Shape().covers(Shape(itses=2))
+    # Any number will do.
+    assert Shape(itses=2).covers(Shape())
+    assert Shape().with_defaults().itses == 1
+
+
+def test_host_with_several_itses_runs_on_the_labs_own_qemu():
+    emulator = Path("/emulator/qemu")
+    xml = host_xml(Shape(itses=16), replace(FILES, emulator=emulator))
+    assert xml.devices.findtext("emulator") == str(emulator)
+    arguments = [arg.get("value") for arg in xml.root.find(f"{QEMU}commandline")]
+    assert arguments[arguments.index("x-itses=16") - 1] == "-machine"
+    one = host_xml(Shape(), replace(FILES, emulator=emulator))
+    assert one.devices.findtext("emulator") == "/usr/bin/qemu-system-aarch64"
+    assert "x-itses" not in str(one)
+
+
 def test_xml_depends_only_on_the_shape():
     assert str(host_xml(Shape(), FILES)) == str(host_xml(Shape(), FILES))
 

@@ -57,11 +57,17 @@ def _configure_build(parser: argparse.ArgumentParser) -> None:
         help="page size of the kernel (default: %(default)s)",
     )
     add_kernel(parser, "stock and bind")
+    parser.add_argument(
+        "--itses",
+        action="store_true",
+        help="also build the QEMU of an emulated host with several ITSes (lab up --itses N)",
+    )
     add_format(parser)
 
 
 def _run_build(args: argparse.Namespace) -> int:
     from vmm_msi.lab.build.images import ensure_images
+    from vmm_msi.lab.build.its_emulator import ensure_its_emulator
     from vmm_msi.lab.build.kernel_flavour import DEFAULTS
     from vmm_msi.lab.build.kernel_tree import tree_facts
     from vmm_msi.lab.build.progress import Progress
@@ -74,11 +80,15 @@ def _run_build(args: argparse.Namespace) -> int:
     names = DEFAULTS if chosen is None else (chosen,)
     built = {name: ensure_images(args.suite, granule, args.cache, progress, name) for name in names}
     root = ensure_root(args.suite, args.cache, progress)
+    emulator = ensure_its_emulator(args.suite, args.cache, progress) if args.itses else None
     first, *others = built.values()
     cached = root.cached and all(images.cached for images in built.values())
+    cached = cached and (emulator is None or emulator.cached)
     kernels = {"kernel": first.kernel}
     kernels |= {f"kernel {images.flavour}": images.kernel for images in others}
     files = {**kernels, "initrd": first.initrd}
+    if emulator is not None:
+        files["emulator"] = emulator.path
     facts: dict[str, object] = {
         "release": first.release,
         "granule": str(granule),
@@ -86,6 +96,8 @@ def _run_build(args: argparse.Namespace) -> int:
         **{name: str(path) for name, path in files.items()},
         "root": str(root.path),
     }
+    if emulator is not None:
+        facts["qemu"] = emulator.version
     sizes = {name: path.stat().st_size for name, path in files.items()}
     tree = tree_facts(args.suite, args.cache)
     if tree is not None:

@@ -90,13 +90,13 @@ def run(args: argparse.Namespace) -> int:
     )
     with host as lab, AgentLink(lab.agent_socket) as link:
         its_log = ItsLog(lab.its_log)
-        runner = Runner(link, its_log, lab.boot_folder, progress, lab.words)
+        runner = Runner(link, its_log, lab.boot_folder, progress, lab.words, lab.board.its_base)
         first, second, other = runner.devices(kinds)
         runner.prepare()
         pairs = {1: (first, second), 2: (first, other)}
         table = TruthTable(
             TableGuests(runner, link, lab.boot_folder, pairs),
-            CellRunner(runner, link, its_log, HostCounter(link, lab.words)),
+            CellRunner(runner, link, HostCounter(link, lab.words)),
             predictor(lab.board.topology),
             progress,
         )

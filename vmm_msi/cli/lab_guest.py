@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
-from vmm_msi.cli.lab_host import add_source, kernel_of
+from vmm_msi.cli.lab_host import add_itses, add_source, kernel_of
 from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help=f"number of physical SMMUs to spread the devices over, with a vSMMU for each; "
         f"{low} to {high} (default: %(default)s)",
     )
+    add_itses(parser, "1", 1)
     parser.add_argument(
         "--strategy", metavar="NAME[:key=value,…]", help="strategy, as for vmm-msi attach"
     )
@@ -95,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"lab guest: --then {unknown[0]!r}; {near}valid: {', '.join(ACTS)}")
     if acts.count(UNPLUG) > len(kinds):
         raise UsageError(f"lab guest: --then has more {UNPLUG} than there are devices")
-    shape = replace(shape_for(kinds, args.vsmmus), kernel=kernel_of(args))
+    shape = replace(shape_for(kinds, args.vsmmus, args.itses), kernel=kernel_of(args))
     if args.record is not None:
         check_target(args.record, force=False)
     progress = Progress(sys.stderr, "lab guest")
@@ -107,7 +108,14 @@ def run(args: argparse.Namespace) -> int:
         crash_logs=logs_folder(args.cache),
     )
     with host as lab, AgentLink(lab.agent_socket) as link:
-        runner = Runner(link, ItsLog(lab.its_log), lab.boot_folder, progress, lab.words)
+        runner = Runner(
+            link,
+            ItsLog(lab.its_log),
+            lab.boot_folder,
+            progress,
+            lab.words,
+            lab.board.its_base,
+        )
         # Before libvirtd starts: without udev it does not notice devices that appear later.
         devices = runner.devices(kinds)
         runner.prepare()

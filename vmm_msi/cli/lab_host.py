@@ -20,13 +20,14 @@ if TYPE_CHECKING:
 _BUSY_S = 0.5
 _ANSWER_S = 5.0
 
+#: Parts of the shape that ``status`` shows.
+_SHOWN = ("smmus", "itses", "devices", "pairs", "nvmes", "granule", "kernel")
 
-def add_shape(
-    parser: argparse.ArgumentParser, kernel: str = "that of the running lab, else stock"
-) -> None:
+
+def add_shape(parser: argparse.ArgumentParser, *, new: bool = False) -> None:
     """Add the arguments that describe the emulated host.
 
-    :param kernel: the default kernel, for the help.
+    :param new: it is a new host, not the running one.
     """
     from vmm_msi.lab.machine.shape import GRANULES, RANGES, Shape
 
@@ -52,7 +53,27 @@ def add_shape(
         default=str(default.granule),
         help="page size of the kernel (default: %(default)s)",
     )
-    add_source(parser, kernel)
+    running = "" if new else "that of the running lab, else "
+    add_itses(parser, f"{running}1", None)
+    add_source(parser, f"{running}stock")
+
+
+def add_itses(parser: argparse.ArgumentParser, text: str, default: int | None) -> None:
+    """Add ``--itses``.
+
+    :param text: the default, for the help.
+    """
+    from vmm_msi.lab.machine.shape import RANGES
+
+    low, high = RANGES["itses"]
+    parser.add_argument(
+        "--itses",
+        type=int,
+        default=default,
+        metavar="N",
+        help="physical ITSes, to which the devices send their MSIs in turn; more than one needs "
+        f"vmm-msi lab build --itses; {low} to {high} (default: {text})",
+    )
 
 
 def add_source(parser: argparse.ArgumentParser, kernel: str = "stock") -> None:
@@ -109,6 +130,7 @@ def shape_of(args: argparse.Namespace) -> Shape:
 
     return Shape(
         smmus=args.smmus,
+        itses=args.itses,
         devices=args.devices,
         pairs=args.pairs,
         nvmes=args.nvmes,
@@ -118,7 +140,7 @@ def shape_of(args: argparse.Namespace) -> Shape:
 
 
 def _configure_up(parser: argparse.ArgumentParser) -> None:
-    add_shape(parser, "stock")
+    add_shape(parser, new=True)
 
 
 def _run_up(args: argparse.Namespace) -> int:
@@ -150,8 +172,7 @@ def _run_status(args: argparse.Namespace) -> int:
         return 0
     shape = facts.pop("shape", None)
     if shape is not None:
-        names = ("smmus", "devices", "pairs", "nvmes", "granule", "kernel")
-        facts |= {name: shape[name] for name in names}
+        facts |= {name: shape[name] for name in _SHOWN}
     for name, value in facts.items():
         print_line(f"{name.replace('_', ' '):<16}{'none' if value is None else value}")
     return 0

@@ -65,7 +65,9 @@ def _json(device: DeviceRun) -> GuestDeviceJson:
             {"name": vector.name, "before": vector.before, "after": vector.after}
             for vector in device.vectors
         ],
+        "its": None if device.its is None else str(device.its),
         "landed": {str(event): count for event, count in device.landed.items()},
+        "misrouted": {str(its): count for its, count in device.misrouted.items()},
         "arrived": device.arrived,
         "complete": device.complete,
         "checks": [_check_json(check) for check in device.checks],
@@ -110,6 +112,7 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
         yield ""
         yield f"after {phase.after}:"
         yield from columns([head, *map(_row, phase.devices)])
+        yield from _its_lines(phase)
         yield from _check_lines(phase)
     yield ""
     for whose, faults in (("host", run.host_faults), ("guest", run.guest_faults)):
@@ -122,6 +125,23 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
     if run.status:
         yield ""
         yield from run.status
+
+
+def _its_lines(phase: Phase) -> Iterator[str]:
+    """Yield which ITS each device's MSIs reached, if there are several."""
+    rows = [
+        [str(device.host), str(device.its), str(sum(device.landed.values())), _misrouted(device)]
+        for device in phase.devices
+        if device.its is not None
+    ]
+    if any(device.misrouted for device in phase.devices) or len({row[1] for row in rows}) > 1:
+        yield ""
+        yield from columns([["device", "its own ITS", "reached it", "reached another ITS"], *rows])
+
+
+def _misrouted(device: DeviceRun) -> str:
+    counts = (f"{count} at {its}" for its, count in device.misrouted.items())
+    return ", ".join(counts) or "none"
 
 
 def _check_lines(phase: Phase) -> Iterator[str]:

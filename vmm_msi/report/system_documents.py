@@ -240,7 +240,9 @@ class GuestDeviceJson(TypedDict):
     seconds: float
     each: bool
     vectors: list[GuestVectorJson]
+    its: str | None
     landed: dict[str, int]
+    misrouted: dict[str, int]
     arrived: int
     complete: bool
     checks: list[StatusCheckJson]

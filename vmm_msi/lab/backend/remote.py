@@ -81,10 +81,17 @@ def lab_backends(
     :raise UsageError: when the emulated host cannot run the scenario.
     :raise LabError: when it cannot be started.
     """
-    device_roles.check(scenario, own_its=doorbells is Doorbells.ITS)
-    with lab_for(device_roles.shape_for(scenario)) as lab, AgentLink(lab.agent_socket) as link:
+    own_its = doorbells is Doorbells.ITS
+    device_roles.check(scenario, own_its=own_its)
+    shape = device_roles.shape_for(scenario, own_its=own_its)
+    with lab_for(shape) as lab, AgentLink(lab.agent_socket) as link:
         link.call("hello")
-        stand_ins = device_roles.assign(scenario, link.call("devices"))
+        its_of = lab.board.its_of
+        stand_ins = device_roles.assign(
+            scenario,
+            link.call("devices"),
+            (lambda device: its_of(device).id) if own_its else None,
+        )
 
         def open_backend(scenario: Scenario, profile: Profile) -> Backend:
             remote = RemoteBackend(

@@ -57,10 +57,18 @@ class PrivateApt:
     :param suite: the Debian suite it reads.
     :param architecture: Debian's name of the architecture it resolves for.
     :param log: file for apt's output.
+    :param sources: it reads the suite's source packages, not its binary packages.
     """
 
     def __init__(
-        self, folder: Path, suite: str, architecture: str, log: Path, progress: Progress
+        self,
+        folder: Path,
+        suite: str,
+        architecture: str,
+        log: Path,
+        progress: Progress,
+        *,
+        sources: bool = False,
     ) -> None:
         self.archives = folder / "cache/archives"
         self._folder = folder
@@ -69,6 +77,7 @@ class PrivateApt:
         self._log = log
         self._progress = progress
         self._mirror = host_tools.apt_mirror()
+        self._type = "deb-src" if sources else "deb"
 
     def update(self) -> None:
         """Fetch the suite's package lists.
@@ -88,7 +97,8 @@ class PrivateApt:
         config = _CONFIG.format(folder=folder, architecture=self._architecture)
         (folder / "apt.conf").write_text(config, encoding="utf-8")
         (folder / "sources.list").write_text(
-            f"deb [signed-by={keyring}] {self._mirror} {self._suite} main\n", encoding="utf-8"
+            f"{self._type} [signed-by={keyring}] {self._mirror} {self._suite} main\n",
+            encoding="utf-8",
         )
         self._apt("update")
 
@@ -138,6 +148,25 @@ class PrivateApt:
         names = [line.split()[1] for line in listed if line.startswith("'")]
         self._apt("download", package, folder=folder)
         return folder / names[0]
+
+    def source_versions(self, package: str) -> list[str]:
+        """Return the versions of a source package, as Debian counts; apt must read sources."""
+        lines = self._run(["apt-cache", "showsrc", "--only-source", package], None)
+        return [line.split()[1] for line in lines if line.startswith("Version: ")]
+
+    def fetch_source(self, package: str, version: str, folder: Path) -> Path:
+        """Fetch upstream's archive of a source package into ``folder`` and return the file.
+
+        An interrupted download is completed.
+
+        :raise LabError: when it cannot be fetched.
+        """
+        words = ("source", "--download-only", "--tar-only")
+        named = f"{package}={version}"
+        listed = self._apt(*words, "--print-uris", named)
+        names = [line.split()[1] for line in listed if line.startswith("'")]
+        self._apt(*words, named, folder=folder)
+        return folder / next(name for name in names if ".orig.tar." in name)
 
     def _apt(self, *words: str, keep: int | None = 40, folder: Path | None = None) -> list[str]:
         command = ["apt-get", "-q", "-y", *host_tools.apt_options(), *words]

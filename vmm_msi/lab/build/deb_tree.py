@@ -1,6 +1,7 @@
-"""Unpack Debian's arm64 packages without installing them: no maintainer script, no Arm machine.
+"""Unpack Debian's packages without installing them: no maintainer script, no Arm machine.
 
-The emulated host's user land and its libvirt's root are built this way.
+The emulated host's user land and its libvirt's root are built this way, and so is the root in which
+the lab's QEMU is built.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.lab.build.progress import Progress
 
+#: The emulated host's architecture.
 ARCHITECTURE = "arm64"
 
 #: Tools that the machine needs.
@@ -36,16 +38,18 @@ def fill(
     packages: Sequence[str],
     log: Path,
     progress: Progress,
+    architecture: str = ARCHITECTURE,
 ) -> dict[str, str]:
     """Unpack packages with all dependencies into a new folder; return each one's version.
 
     :param apt_folder: apt's state and downloads.
     :param log: file for the tools' output.
+    :param architecture: Debian's name of the packages' architecture.
     :raise LabError: when a package cannot be fetched or unpacked.
     """
     log.write_text("", encoding="utf-8")
-    progress.stage(f"Debian {suite} {ARCHITECTURE}: {' '.join(packages)}")
-    apt = PrivateApt(apt_folder, suite, ARCHITECTURE, log, progress)
+    progress.stage(f"Debian {suite} {architecture}: {' '.join(packages)}")
+    apt = PrivateApt(apt_folder, suite, architecture, log, progress)
     apt.update()
     files = apt.download(packages)
     progress.stage(f"unpacking {len(files)} packages")

@@ -13,6 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm_msi.errors import LabError, errno_name
+from vmm_msi.host.resolve import find_route
 from vmm_msi.iommu import call_sequence, call_sequence_json
 from vmm_msi.iommu.linux.raise_msi import EDU
 from vmm_msi.lab.conformance.shrink import shrink, without
@@ -255,9 +256,9 @@ def conform_host(topology: HostTopology, devices: Sequence[dict[str, Any]]) -> H
 
 
 def _device(topology: HostTopology, address: PciAddress, group: int) -> HostDevice:
-    for route in topology.routes:
-        if route.segment == address.segment and route.first <= address.rid <= route.last:
-            return route.device(address, group)
+    route = find_route(topology, address.segment, address.rid)
+    if route is not None:
+        return route.device(address, group)
     raise LabError(f"comparing with the kernel: {address} is in none of the board's routes")
 
 

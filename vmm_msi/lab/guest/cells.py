@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.guest.host_counter import HostCounter
-    from vmm_msi.lab.guest.its_log import ItsLog
     from vmm_msi.lab.guest.runner import Runner
     from vmm_msi.lab.guest.table_guests import RunningGuest, TableGuests
     from vmm_msi.lab.guest.truth_table import Column, Row, TableGuest
@@ -84,12 +83,9 @@ class CellRunner:
     :param counter: reads the real MSI-X tables.
     """
 
-    def __init__(
-        self, runner: Runner, link: AgentLink, its_log: ItsLog, counter: HostCounter
-    ) -> None:
+    def __init__(self, runner: Runner, link: AgentLink, counter: HostCounter) -> None:
         self._runner = runner
         self._link = link
-        self._its_log = its_log
         self._counter = counter
 
     def run(
@@ -155,12 +151,12 @@ class CellRunner:
     def _measure(self, guest: RunningGuest, device: GuestDevice, errno: str) -> DeviceCell:
         host, view = device.host, str(guest.views[device.host])
         before = self._logs()
-        self._its_log.new()
+        self._runner.new_msis(host)
         done, arrived = self._read(view, 1)
         if arrived:
             more = self._read(view, READS - 1)
             done, arrived = done + more[0], arrived + more[1]
-        landed = sum(n for msi, n in self._its_log.new().items() if msi.device_id == host.rid)
+        counts = self._runner.new_msis(host)
         address = self._counter.addresses(host)
         after = self._logs()
         names = {"host": f" sid: {host.rid:#x} ", "guest": f" client: {view} "}
@@ -170,7 +166,8 @@ class CellRunner:
             for line in log[len(before[whose]) :]
             if names[whose] in line and any(f" iova: {iova} " in line for iova in address)
         ]
-        cell = DeviceCell(host, None, errno, address, done, landed, arrived, lines)
+        landed, misrouted = (sum(numbers.values()) for numbers in counts)
+        cell = DeviceCell(host, None, errno, address, done, landed, arrived, lines, misrouted)
         return replace(cell, outcome=_outcome(cell))
 
     def _read(self, view: str, count: int) -> tuple[int, int]:
@@ -192,7 +189,7 @@ def _outcome(cell: DeviceCell) -> Outcome | None:
         return Outcome.REFUSED
     if cell.arrives:
         return Outcome.DELIVERED
-    if cell.landed and not cell.arrived:
+    if cell.misrouted or (cell.landed and not cell.arrived):
         return Outcome.MISROUTED
     kinds = {whose for whose, _line in cell.faults}
     if cell.arrived or len(kinds) != 1:

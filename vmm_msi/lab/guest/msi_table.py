@@ -29,8 +29,8 @@ def locate_table(address: str) -> dict[str, int]:
 def misdirect(address: str) -> list[str]:
     """Write the address of another page into every MSI that a device may send.
 
-    The other page is in the SW MSI window too, which the guest's stage 1 maps 1:1; stage 2 does
-    not map it. The kernel does not notice.
+    The other page is in the SW MSI window too, which the guest's stage 1 maps 1:1. Stage 2 does
+    not map it, unless it is the slot of another ITS. The kernel does not notice.
 
     :return: the new addresses.
     :raise BackendError: when its MSI-X table cannot be read.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vmm_msi.types import Iova, PciAddress
+    from vmm_msi.types import Iova, Pa, PciAddress
 
 
 @dataclass(frozen=True)
@@ -73,8 +73,11 @@ class DeviceRun:
     :param work: the kind of operation.
     :param done: number of operations.
     :param each: it signals one interrupt per operation.
-    :param landed: its MSIs that reached the physical ITS meanwhile, by EventID.
+    :param landed: its MSIs that reached its own physical ITS meanwhile, by EventID.
     :param checks: of ``vmm-msi status``, before its work and afterwards; empty without any.
+    :param its: base of that ITS.
+    :param misrouted: the number of its MSIs that reached another ITS meanwhile, by the base of that
+        ITS; no kernel reports a fault for them.
     """
 
     host: PciAddress
@@ -87,6 +90,8 @@ class DeviceRun:
     vectors: tuple[Vector, ...] = ()
     landed: Mapping[int, int] = field(default_factory=dict)
     checks: tuple[StatusCheck, ...] = ()
+    its: Pa | None = None
+    misrouted: Mapping[Pa, int] = field(default_factory=dict)
 
     @property
     def arrived(self) -> int:
@@ -95,11 +100,13 @@ class DeviceRun:
 
     @property
     def complete(self) -> bool:
-        """Whether no interrupt was lost.
+        """Whether no interrupt was lost, and no MSI reached another ITS than the device's own.
 
         With one interrupt per operation, all counts must be equal. Otherwise the guest may count
         fewer than the ITS received: an LPI that is still pending is not pending twice.
         """
+        if self.misrouted:
+            return False
         if self.each:
             return 0 < self.done == self.arrived == sum(self.landed.values())
         return self.done > 0 and self.arrived > 0

@@ -18,8 +18,10 @@ from vmm_msi.errors import LabError, UsageError, did_you_mean
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.guest.host_counter import HostCounter, reported_counts
+from vmm_msi.lab.guest.its_log import counts_of
 from vmm_msi.lab.guest.result import DeviceRun, GuestTestResult, Phase, Rmr, StatusCheck, Vector
-from vmm_msi.lab.machine.iort_edit import OVERRIDE_PATH, without_rmrs
+from vmm_msi.lab.machine.acpi_edit import override_path
+from vmm_msi.lab.machine.iort_edit import without_rmrs
 from vmm_msi.lab.machine.shape import E1000E, GUESTS_MEMORY, IGB, NVME, Shape
 from vmm_msi.types import PciAddress
 
@@ -28,8 +30,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm_msi.lab.build.progress import Progress
-    from vmm_msi.lab.guest.its_log import ItsLog
+    from vmm_msi.lab.guest.its_log import ItsLog, MsiCounts
     from vmm_msi.lab.rpc.link import AgentLink
+    from vmm_msi.types import Pa
 
 #: Kinds of devices for a guest, and the emulated host's device of each.
 VIRTUAL_FUNCTION = "igb-vf"
@@ -82,9 +85,10 @@ class Runner:
     """Run a guest test.
 
     :param link: the link to the emulated host's agent.
-    :param its_log: the log of MSIs at its ITS.
+    :param its_log: the log of MSIs at its ITSes.
     :param boot: the folder with its guests' boot files.
     :param words: reads words of its physical memory: address and number.
+    :param its_of: returns the base of a device's own ITS.
     """
 
     def __init__(
@@ -94,11 +98,13 @@ class Runner:
         boot: Path,
         progress: Progress,
         words: Callable[[int, int], Sequence[int]],
+        its_of: Callable[[PciAddress], Pa],
     ) -> None:
         self._link = link
         self._counter = HostCounter(link, words)
         self._boot = boot
         self._its_log = its_log
+        self._its_of = its_of
         self._progress = progress
         self._facts: dict[str, str] = {}
         self.seconds: dict[str, float] = {}
@@ -185,7 +191,7 @@ class Runner:
         """
         table = base64.b64decode(self.look()["iort"])
         archive = Archive()
-        archive.add_file(OVERRIDE_PATH, without_rmrs(table, "the guest's IORT"))
+        archive.add_file(override_path("IORT"), without_rmrs(table, "the guest's IORT"))
         whole = (self._boot / "initrd").read_bytes()
         (self._boot / NO_RMR).write_bytes(concatenate((archive.encode(), whole)))
         with _Timed(self, "start without RMR", "starting the guest again, without RMRs"):
@@ -374,21 +380,36 @@ class Runner:
                 runs.append(DeviceRun(host, None))
                 continue
             guest = PciAddress.parse(view["address"])
-            self._its_log.new()
+            self.new_msis(host)
             with _Timed(self, f"work {host}", f"exercising {host} in the guest"):
                 if spec.rmr:
                     work = self.guest("exercise", address=str(guest), count=spec.count)
                 else:
                     work = self.guest("await-fault", address=str(guest))
-            landed = {
-                msi.event_id: number
-                for msi, number in self._its_log.new().items()
-                if msi.device_id == host.rid
-            }
+            counts = self.new_msis(host)
             vectors = tuple(Vector(**vector) for vector in work.pop("vectors"))
             driver = view["driver"]
-            runs.append(DeviceRun(host, guest, driver, landed=landed, vectors=vectors, **work))
+            runs.append(
+                DeviceRun(
+                    host,
+                    guest,
+                    driver,
+                    its=self._its_of(host),
+                    vectors=vectors,
+                    landed=counts.landed,
+                    misrouted=counts.misrouted,
+                    **work,
+                )
+            )
         return runs
+
+    def new_msis(self, device: PciAddress) -> MsiCounts:
+        """Return the number of a device's MSIs at its own ITS and at others, since the last call.
+
+        Those of other devices are forgotten, too.
+        """
+        # On this board a DeviceID is a RequesterID.
+        return counts_of(device.rid, self._its_of(device), self._its_log.new())
 
 
 def faults(log: str) -> list[str]:
@@ -411,7 +432,7 @@ class _Timed:
         self._runner.seconds[self._name] = time.monotonic() - self._begun
 
 
-def shape_for(kinds: Sequence[str], smmus: int) -> Shape:
+def shape_for(kinds: Sequence[str], smmus: int, itses: int | None = None) -> Shape:
     """Return the shape of an emulated host with devices of the given kinds.
 
     :raise UsageError: for an unknown kind.
@@ -425,6 +446,7 @@ def shape_for(kinds: Sequence[str], smmus: int) -> Shape:
     count = Counter(KINDS[kind] for kind in kinds)
     return Shape(
         smmus=smmus,
+        itses=itses,
         devices=0,
         pairs=0,
         nvmes=count[NVME],

@@ -19,7 +19,8 @@ from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.guest.runner import IMPATIENT
 from vmm_msi.lab.guest.truth_table import Sharing, TableGuest
-from vmm_msi.lab.machine.iort_edit import OVERRIDE_PATH, with_rmr, without_rmrs
+from vmm_msi.lab.machine.acpi_edit import override_path
+from vmm_msi.lab.machine.iort_edit import with_rmr, without_rmrs
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     GuestDevice,
@@ -99,7 +100,7 @@ class TableGuests:
         if table is not None:
             initrd = "initrd-table"
             archive = Archive()
-            archive.add_file(OVERRIDE_PATH, table)
+            archive.add_file(override_path("IORT"), table)
             whole = (self._boot / "initrd").read_bytes()
             (self._boot / initrd).write_bytes(concatenate((archive.encode(), whole)))
         self.stop()

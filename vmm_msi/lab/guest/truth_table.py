@@ -110,9 +110,10 @@ class DeviceCell:
     :param errno: name of the errno with which the kernel refused it; empty if it did not.
     :param address: the addresses in its real MSI-X table.
     :param done: reads.
-    :param landed: MSIs that reached the ITS meanwhile.
+    :param landed: MSIs that reached its own ITS meanwhile.
     :param arrived: interrupts that the guest counted meanwhile.
     :param faults: its faults that a kernel logged meanwhile: ``host`` or ``guest``, and the line.
+    :param misrouted: MSIs that reached another ITS meanwhile.
     """
 
     device: PciAddress
@@ -123,6 +124,7 @@ class DeviceCell:
     landed: int
     arrived: int
     faults: Sequence[tuple[str, str]] = ()
+    misrouted: int = 0
 
     @property
     def arrives(self) -> bool:

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
@@ -30,6 +30,7 @@ from vmm_msi.lab.build.arm64_root import ensure_armroot
 from vmm_msi.lab.build.cache import default_cache
 from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.build.images import ensure_images
+from vmm_msi.lab.build.its_emulator import ensure_its_emulator
 from vmm_msi.lab.build.kernel_flavour import STOCK
 from vmm_msi.lab.build.kernel_image import ensure_kernel
 from vmm_msi.lab.build.package_layer import package_layer
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from vmm_msi.lab.build.images import LabImages
+    from vmm_msi.lab.build.its_emulator import ItsEmulator
     from vmm_msi.lab.build.root import LabRoot
     from vmm_msi.lab.machine.board import Board
     from vmm_msi.lab.machine.shape import Shape
@@ -56,6 +58,8 @@ __all__ = ["LabHost", "Parts", "RunningLab", "ensure_parts", "lab_for", "logs_fo
 #: Time limit from start until the agent answers; a busy machine emulates slowly.
 BOOT_TIMEOUT_S = 300.0
 
+#: The name of the emulator's folder among those that libvirtd can read.
+_EMULATOR = "emulator"
 _SERIAL_LOG = "serial.log"
 _ITS_LOG = "its.log"
 #: Number of failed hosts whose logs are kept.
@@ -71,6 +75,7 @@ _ANYWHERE = HostFiles(
     agent=Path("/agent"),
     console=Path("/console"),
     serial_log=Path("/log"),
+    emulator=Path("/emulator"),
 )
 _ASK_EVERY_S = 0.25
 _POLL_S = 0.02
@@ -84,7 +89,8 @@ _DRIVE_SIZE = 64 << 20
 T = TypeVar("T")
 
 
-class _GuestFiles(TypedDict, total=False):
+class _MoreFiles(TypedDict, total=False):
+    emulator: Path
     folders: Mapping[str, Path]
     drives: Sequence[Path]
     its_log: Path
@@ -97,6 +103,7 @@ class Parts:
     :ivar layer: the archive with this package.
     :ivar arm_root: the root of its own libvirt; None for a host without guests.
     :ivar guest_kernel: the kernel of its guests, always the stock one; None likewise.
+    :ivar emulator: the QEMU of a host with several ITSes; None for one ITS.
     """
 
     root: LabRoot
@@ -104,6 +111,17 @@ class Parts:
     layer: Path
     arm_root: LabRoot | None = None
     guest_kernel: Path | None = None
+    emulator: ItsEmulator | None = None
+
+    @property
+    def lent(self) -> dict[str, Path]:
+        """The folders that the host's libvirtd can read, by their names."""
+        folders = {}
+        if self.arm_root is not None:
+            folders[ROOT_TAG] = self.arm_root.path.parent
+        if self.emulator is not None:
+            folders[_EMULATOR] = self.emulator.path.parent
+        return folders
 
 
 def ensure_parts(
@@ -120,12 +138,14 @@ def ensure_parts(
     root = ensure_root(suite, cache, progress)
     kernel = shape.kernel or STOCK
     images = ensure_images(suite, shape.granule, cache, progress, kernel)
+    emulator = ensure_its_emulator(suite, cache, progress) if shape.its_count > 1 else None
     layer = package_layer(root, cache)
     if not shape.guests:
-        return Parts(root, images, layer)
+        return Parts(root, images, layer, emulator=emulator)
     # Guests run an unchanged Linux, whatever the host runs.
     guest_kernel = ensure_kernel(suite, shape.granule, cache, progress).path
-    return Parts(root, images, layer, ensure_armroot(suite, cache, progress), guest_kernel)
+    arm_root = ensure_armroot(suite, cache, progress)
+    return Parts(root, images, layer, arm_root, guest_kernel, emulator)
 
 
 class LabHost:
@@ -155,7 +175,7 @@ class LabHost:
         canwbs: bool = True,
         programs: Mapping[str, bytes] | None = None,
     ) -> None:
-        self.shape = shape.with_kernel()
+        self.shape = shape.with_defaults()
         #: Duration of each part of the start, in seconds.
         self.timings: dict[str, float] = {}
         #: The agent's first answer: its kernel's release and page size.
@@ -236,9 +256,8 @@ class LabHost:
             stack.callback(self._forget)
             begun = time.monotonic()
             self._layer = parts.layer
-            lent = {} if parts.arm_root is None else {ROOT_TAG: parts.arm_root.path.parent}
             self._daemon = stack.enter_context(
-                LabDaemon(parts.root, self._keep_logs, folder=run_folder(), lent=lent)
+                LabDaemon(parts.root, self._keep_logs, folder=run_folder(), lent=parts.lent)
             )
             stack.push(self._on_error)
             self.timings["daemon"] = time.monotonic() - begun
@@ -287,7 +306,7 @@ class LabHost:
             console=self.console_socket,
             # libvirtd has another path for its log folder.
             serial_log=Path("/var/log/libvirt", _SERIAL_LOG),
-            **self._guest_files(daemon.share),
+            **self._more_files(daemon.share, parts),
         )
         try:
             shutil.copyfile(parts.images.kernel, files.kernel)
@@ -304,22 +323,30 @@ class LabHost:
             connection.undefine(NAME)
             return tables
 
-        xml = host_xml(self.shape, _ANYWHERE)
-        granule = self.shape.granule
-        self._board = ensure_board(xml, parts.root, granule, capture, self._cache)
+        self._board = ensure_board(
+            # QEMU's tables have one ITS, whatever their number.
+            host_xml(replace(self.shape, itses=min(self.shape.its_count, 2)), _ANYWHERE),
+            parts.root,
+            self.shape,
+            capture,
+            self._cache,
+            emulator=None if parts.emulator is None else parts.emulator.version,
+            canwbs=self._canwbs,
+        )
         self._progress.stage(f"{_STARTING}: {self.shape}")
-        self._start(connection, parts, files, self._board.override if self._canwbs else b"")
+        self._start(connection, parts, files, self._board.override)
         self._progress.clear()
 
-    def _guest_files(self, share: Path) -> _GuestFiles:
-        """Return the additional files of a host that runs guests."""
-        if not self.shape.guests:
-            return {}
-        return {
-            "folders": {ROOT_TAG: share / ROOT_TAG, BOOT_TAG: share / BOOT_TAG},
-            "drives": [share / f"drive{number}" for number in range(self.shape.nvmes)],
-            "its_log": Path("/var/log/libvirt", _ITS_LOG),
-        }
+    def _more_files(self, share: Path, parts: Parts) -> _MoreFiles:
+        """Return the additional files of a host with guests or several ITSes."""
+        files: _MoreFiles = {}
+        if parts.emulator is not None:
+            files["emulator"] = share / _EMULATOR / parts.emulator.path.name
+        if self.shape.guests:
+            files["folders"] = {ROOT_TAG: share / ROOT_TAG, BOOT_TAG: share / BOOT_TAG}
+            files["drives"] = [share / f"drive{number}" for number in range(self.shape.nvmes)]
+            files["its_log"] = Path("/var/log/libvirt", _ITS_LOG)
+        return files
 
     @staticmethod
     def _lay_out(files: HostFiles, parts: Parts) -> None:
@@ -462,7 +489,7 @@ def _unfit(lab: RunningLab, shape: Shape, suite: str, cache: Path | None) -> str
     if lab.suite != suite:
         return f"is from {lab.suite}, not from {suite}"
     if not lab.shape.covers(shape):
-        return f"has {lab.shape}, which is not enough for {shape}"
+        return f"has {lab.shape}; required: {shape}"
     if lab.layer != package_layer(ensure_root(suite, cache), cache):
         return "has another version of vmm-msi"
     return None

@@ -55,7 +55,8 @@ class HostFiles:
     :ivar serial_log: the console's log.
     :ivar folders: the folders of a host with guests, by mount tag.
     :ivar drives: files behind its NVMe controllers, in their order.
-    :ivar its_log: a line for each MSI that reaches the ITS of a host with guests.
+    :ivar its_log: a line for each MSI that reaches an ITS of a host with guests.
+    :ivar emulator: the QEMU of a host with several ITSes; the others use the root's.
     """
 
     kernel: Path
@@ -66,6 +67,7 @@ class HostFiles:
     folders: Mapping[str, Path] = field(default_factory=dict)
     drives: Sequence[Path] = ()
     its_log: Path | None = None
+    emulator: Path | None = None
 
 
 def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
@@ -80,6 +82,9 @@ def host_xml(shape: Shape, files: HostFiles) -> DomainXml:
     _find(root, "vcpu").text = str(shape.vcpus)
     fill_start(domain, files)
     commandline = _find(root, f"{_QEMU}commandline")
+    if shape.its_count > 1:
+        _find(devices, "emulator").text = str(files.emulator)
+        _arguments(commandline, "-machine", f"x-itses={shape.its_count}")
     if shape.guests:
         # libvirt has no XML for this, nor for stage=nested.
         _arguments(commandline, "-machine", "virtualization=on")

@@ -70,7 +70,7 @@ def up(
     :raise LabError: when it cannot be started; nothing is left behind.
     """
     progress = progress or Progress(None)
-    shape = shape.with_kernel()
+    shape = shape.with_defaults()
     prepared = False
     while True:
         lab = running()

@@ -176,7 +176,7 @@ def _from_state(state: Mapping[str, Any]) -> RunningLab:
         console_socket=Path(state["console_socket"]),
         serial_log=Path(state["serial_log"]),
         uri=str(state["uri"]),
-        board=Board(Path(state["board"]), shape.granule),
+        board=Board(Path(state["board"]), shape),
         layer=Path(state["layer"]),
         release=str(state["release"]),
         since=str(state["since"]),

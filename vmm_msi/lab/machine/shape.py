@@ -19,6 +19,7 @@ PORTS_PER_SMMU = 15
 #: SMMUs (``hw/arm/virt.c``: 64 for the platform bus); bus numbers run out first.
 RANGES = {
     "smmus": (1, 8),
+    "itses": (1, 16),
     "devices": (1, 32),
     "pairs": (0, 16),
     "nvmes": (0, 16),
@@ -70,6 +71,9 @@ class Shape:
     :ivar guests: it can run guests: its processors have EL2, and it has a libvirt of its own.
     :ivar kernel: its kernel's name (:mod:`vmm_msi.lab.build.kernel_flavour`); ``None`` where any
         kernel will do: a running host's, else the stock kernel.
+    :ivar itses: ITSes, to which the devices send their MSIs in turn; ``None`` where any number will
+        do: a running host's, else one. With more than one it runs on a QEMU that the lab builds
+        (:mod:`vmm_msi.lab.build.its_emulator`).
     :raise UsageError: when a number is out of its range.
     """
 
@@ -84,13 +88,14 @@ class Shape:
     igbs: int = 0
     guests: bool = False
     kernel: str | None = None
+    itses: int | None = None
 
     def __post_init__(self) -> None:
         for name, (low, high) in RANGES.items():
             value = getattr(self, name)
             if self.guests and name == "devices":
                 low = 0
-            if not low <= value <= high:
+            if value is not None and not low <= value <= high:
                 raise UsageError(f"lab host: {value} {name}; valid is {low} to {high}")
         if self.granule not in GRANULES:
             raise UsageError(
@@ -121,28 +126,44 @@ class Shape:
         """Return the root ports of one SMMU, in the order of their slots."""
         return tuple(port for port in self.ports if port.smmu == smmu)
 
-    def with_kernel(self) -> Shape:
-        """Return the shape of a host to start: its kernel is the stock one if any will do."""
-        return replace(self, kernel=self.kernel or STOCK)
+    def with_defaults(self) -> Shape:
+        """Return the shape of a host to start: the stock kernel and one ITS where any will do."""
+        return replace(self, kernel=self.kernel or STOCK, itses=self.its_count)
+
+    @property
+    def its_count(self) -> int:
+        """The number of ITSes, one if any number will do."""
+        return self.itses or 1
+
+    def its_of(self, smmu: int, slot: int) -> int:
+        """Return the number of the ITS of a root port's device, from 0.
+
+        Neighbours behind an SMMU have different ones, and so have the first devices of neighbouring
+        SMMUs.
+        """
+        return (smmu + slot) % self.its_count
 
     def covers(self, wanted: Shape) -> bool:
         """Return whether everything that works on a host of shape ``wanted`` works on this one.
 
         Every SMMU of ``wanted`` has at least its devices here, under the same page size and the
-        kernel that it names.
+        kernel that it names. With another number of ITSes its devices would have other ITSes.
         """
         if wanted.kernel not in (None, self.kernel):
             return False
         if self.granule is not wanted.granule or self.smmus < wanted.smmus:
             return False
-        if self.guests is not wanted.guests:
+        if wanted.itses not in (None, self.its_count) or self.guests is not wanted.guests:
             return False
         if self.memory < wanted.memory or self.vcpus < wanted.vcpus:
             return False
         return all(self.ports.count(port) >= wanted.ports.count(port) for port in wanted.ports)
 
     def __str__(self) -> str:
-        counts = [(self.smmus, "SMMU"), (self.devices, "device"), (self.pairs, "pair")]
+        counts = [(self.smmus, "SMMU")]
+        if self.its_count > 1:
+            counts.append((self.its_count, "ITS"))
+        counts += [(self.devices, "device"), (self.pairs, "pair")]
         more = (
             (self.nvmes, "NVMe controller"),
             (self.e1000es, "e1000e card"),
