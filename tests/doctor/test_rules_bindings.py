@@ -120,3 +120,20 @@ def test_a_doorbell_that_is_a_slot():
     assert "warning msi-bindings-slot" not in ids(fewer)
     small = with_host(case, granule=Granule.K4)
     assert "warning msi-bindings-slot" not in ids(small)
+
+
+TWO_ITSES = replace(
+    HOST, devices=(host_device(A), host_device(A2, its=(1,), group=11)), msi_bindings=1
+)
+
+
+def test_qemus_one_stage_2_takes_no_second_its():
+    """In the simulator mode s2 has a stage 2 for each; on QEMU an iommufd object makes one."""
+    with pytest.raises(
+        (FindingsError, RefusedError),
+        match=f"QEMU has one stage 2 for SMMU 0 .*{A} .* ITS 0, not ITS 1; use multi-its:mode=s2,",
+    ):
+        rendered(A, A2, strategy="multi-its", host=TWO_ITSES)
+    xml = rendered(A, A2, strategy="multi-its:mode=s2,iommufd=each", host=TWO_ITSES)
+    assert str(xml).count('backend="kernel"') == 2
+    assert "vmm-msi-iommufd1" in str(xml)

@@ -15,7 +15,7 @@ from vmm_msi.quantity import quantity
 from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vmm_msi.doctor.finding import Finding
     from vmm_msi.domxml.guest_state import GuestState
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.support import Gap, Support
     from vmm_msi.provision.libvirt_facts import LibvirtFacts
     from vmm_msi.provision.request import AttachRequest
-    from vmm_msi.types import GuestPlan, PciAddress
+    from vmm_msi.types import GuestDomain, GuestPlan, PciAddress, Verdict
 
 
 #: Limit in MiB of a window: the size of the guest's high PCI memory (QEMU hw/arm/virt.c
@@ -165,6 +165,38 @@ def check_support(
         action = f"attaching {devices} to {request.domain}, with {vsmmus}"
         remedy = f"{_alternative(support, plan, binder, request)}."
         raise refusal(action, _gap_findings(gaps, request.domain, remedy), can_override=False)
+
+
+def check_stage2(
+    plan: GuestPlan,
+    guest: GuestDomain,
+    verdicts: Iterable[Verdict],
+    binders: Mapping[PciAddress, BinderKind],
+) -> None:
+    """Refuse devices that need several ITSes behind one gDB in what is one stage 2 on QEMU.
+
+    QEMU has a stage 2 for each physical SMMU and iommufd object, whatever a strategy allocates
+    itself (``hw/vfio/iommufd.c`` iommufd_cdev_autodomains_get).
+
+    :param binders: the binder of each device.
+    :raise RefusedError: if the kernel would refuse the second one (EEXIST).
+    """
+    its_of = {verdict.device: verdict.expected_its for verdict in verdicts}
+    first: dict[tuple[int, int | None, int], PciAddress] = {}
+    for vsmmu in plan.vsmmus:
+        iommufd = vsmmu.its if vsmmu.own_iommufd else None
+        for device in vsmmu.devices:
+            if binders.get(device) is not BinderKind.KERNEL:
+                continue
+            gdb = guest.gdb(guest.device_by_address[device])
+            other = first.setdefault((vsmmu.smmu, iommufd, gdb), device)
+            if its_of[other] != its_of[device]:
+                raise RefusedError(
+                    f"attaching {device}: QEMU has one stage 2 for SMMU {vsmmu.smmu} and an "
+                    f"iommufd object, and there {other} has the doorbell {gdb} bound to ITS "
+                    f"{its_of[other]}, not ITS {its_of[device]}; use "
+                    "multi-its:mode=s2,iommufd=each, or identity"
+                )
 
 
 def _gap_findings(gaps: Iterable[Gap], domain: str, remedy: str) -> Iterator[Finding]:

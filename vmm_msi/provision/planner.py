@@ -209,6 +209,8 @@ class _AttachPlanner:
                 "it when the guest runs"
             )
         binders = {device: self._binder_of(choices[device]) for device in request.devices}
+        recorded = {device.host: BinderKind(device.backend) for device in record.devices}
+        checks.check_stage2(plan, guest, verdicts, {**recorded, **binders})
         notes += _kernel_notes(old.name, binders)
         if any(vsmmu.own_iommufd for vsmmu in plan.vsmmus) and not self._writes_iommufd_objects:
             notes.append(
