@@ -43,6 +43,8 @@ CHOICES = [
         "multi-its:mode=s2",
         "multi-its:mode=vits",
         "multi-its:mode=vsmmu",
+        "multi-its:mode=vsmmu,iommufd=each",
+        "multi-its:mode=s2,iommufd=each",
         "multi-its:mode=s2,profile=linux-7.2",
         "identity",
         "placed",

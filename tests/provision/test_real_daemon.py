@@ -10,7 +10,7 @@ import sys
 import pytest
 from provision.helpers import DEVICES, GUEST, HOST_FILE, A, B, C, texts
 
-from vmm_msi.domxml import editor
+from vmm_msi.domxml import editor, iommufd_objects
 from vmm_msi.domxml.libvirt_domain import EXPANDER_BUS, DomainXml
 from vmm_msi.domxml.metadata import read_record
 from vmm_msi.domxml.support import IommufdForm, Version
@@ -88,12 +88,11 @@ def test_two_physical_smmus_in_processes_of_their_own(test_driver):
     assert [vsmmu["smmu"] for vsmmu in shown["vsmmus"]] == [0, 1]
     assert {vsmmu["accelerated"] for vsmmu in shown["vsmmus"]} == {True}
     assert [
-        (d["device"], d["smmu"], d["its"], d["predicted"]["programmed_iova"])
+        (d["device"], d["smmu"], d["its"], d["predicted"]["possible_iovas"])
         for d in shown["devices"]
     ] == [
-        (NAMES[0], 0, 0, "0x8000040"),
-        (NAMES[1], 0, 1, "0x8001040"),
-        (NAMES[2], 1, 2, "0x8002040"),
+        (name, smmu, its, ["0x8000040", "0x8001040", "0x8002040"])
+        for name, smmu, its in zip(NAMES, (0, 0, 1), (0, 1, 2), strict=True)
     ]
     assert {device["predicted"]["outcome"] for device in shown["devices"]} == {"delivered"}
     assert {device["measured"] for device in shown["devices"]} == {None}
@@ -168,6 +167,21 @@ def test_qemu_detached_in_any_order(qemu, order):
     """libvirt's QEMU driver fills gaps in the controllers' indexes; there must be none."""
     before = texts(qemu)
     vmm_msi(qemu, "attach", *NAMES, "--backend", "sim")
+    for number in order:
+        vmm_msi(qemu, "detach", NAMES[number])
+    assert texts(qemu) == before
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0)], ids=str)
+def test_qemu_with_an_iommufd_object_for_each_vsmmu(qemu, order):
+    """libvirt's QEMU driver validates and keeps the words, the override and the aliases."""
+    before = texts(qemu)
+    strategy = "multi-its:mode=vsmmu,iommufd=each"
+    vmm_msi(qemu, "attach", *NAMES, "--backend", "sim", "--strategy", strategy)
+    xml = qemu.domain_xml(GUEST)
+    objects = [iommufd_objects.used_by(xml, device) for device in DEVICES]
+    assert objects == [None, "vmm-msi-iommufd1", "vmm-msi-iommufd2"]
+    assert set(iommufd_objects.elements_by_id(xml)) == set(objects[1:])
     for number in order:
         vmm_msi(qemu, "detach", NAMES[number])
     assert texts(qemu) == before
