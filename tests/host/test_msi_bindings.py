@@ -147,3 +147,13 @@ def test_the_version_is_a_fact_of_the_host(content, version):
     assert msi_bindings.takes_bindings(host) == (version == 1)
     files.unreadable[str(msi_bindings.PATH)] = "Permission denied"
     assert join(read_sources(files.tree())).msi_bindings is None
+
+
+def test_a_file_that_another_process_opened(tmp_path):
+    path = tmp_path / "msi_bindings"
+    path.write_text(TEXT)
+    with path.open("r+b", buffering=0) as opened:
+        file = MsiBindingsFile(tmp_path / "nowhere", opened.fileno())
+        assert file.read() == file.read() == parse_bindings(TEXT)
+        file.run(BindingCommand.prepare(A))
+    assert path.read_text().startswith("prepare 0000:11:00.0\n")

@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from vmm_msi.watch.systemd_notify import Notifier
+from vmm_msi.watch.systemd_notify import Notifier, passed_descriptor
 
 
 @pytest.fixture(params=["path", "abstract"])
@@ -59,3 +59,14 @@ def test_a_missing_socket_is_ignored(name):
 )
 def test_the_watchdog(environment, seconds):
     assert Notifier(environment).watchdog == seconds
+
+
+@pytest.mark.parametrize(
+    ("names", "descriptor"),
+    [("msi-bindings", 3), ("a:msi-bindings", 4), ("other", None), ("", None)],
+)
+def test_a_file_that_systemd_passes(names, descriptor):
+    environment = {"LISTEN_PID": str(os.getpid()), "LISTEN_FDNAMES": names}
+    assert passed_descriptor(environment, "msi-bindings") == descriptor
+    assert passed_descriptor({**environment, "LISTEN_PID": "1"}, "msi-bindings") is None
+    assert passed_descriptor({}, "msi-bindings") is None

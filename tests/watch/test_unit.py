@@ -151,3 +151,16 @@ def test_the_unit_names_an_existing_program(capsys):
     granule = Granule(os.sysconf("SC_PAGE_SIZE"))
     assert f" --granule {granule} --host %d" in line_of(text, "ExecStart")
     assert Path(line_of(text, "ExecStart").split()[0]).is_file()
+
+
+def test_systemd_passes_the_kernels_file(monkeypatch, capsys, tmp_path):
+    """It opens the file, which only root can; before release 253 it ignores the setting."""
+    path = tmp_path / "msi_bindings"
+    words = ["watch", "--print-unit", "-c", "test:///default"]
+    monkeypatch.setattr("vmm_msi.host.msi_bindings.PATH", path)
+    assert main(words) == 0
+    assert "OpenFile=" not in capsys.readouterr().out
+    path.touch()
+    assert main(words) == 0
+    setting = line_of(capsys.readouterr().out, "OpenFile")
+    assert setting == "/sys/kernel/debug/iommufd/msi_bindings:msi-bindings:graceful"

@@ -75,10 +75,11 @@ def run(args: argparse.Namespace) -> int:
         _print_unit(args, uris)
         return 0
     from vmm_msi.config import load_config
-    from vmm_msi.watch import service
+    from vmm_msi.host.msi_bindings import MsiBindingsFile
+    from vmm_msi.watch import service, unit
     from vmm_msi.watch.binder import SimBinder
     from vmm_msi.watch.service_log import logging_to
-    from vmm_msi.watch.systemd_notify import Notifier
+    from vmm_msi.watch.systemd_notify import Notifier, passed_descriptor
 
     host = load_host(args)
 
@@ -87,7 +88,8 @@ def run(args: argparse.Namespace) -> int:
         settings = load_config(args.config)
         return SimBinder(load_plugins(args, settings), settings, host)
 
-    options = service.ServiceOptions(uris, load, metrics)
+    file = MsiBindingsFile(descriptor=passed_descriptor(os.environ, unit.BINDINGS_NAME))
+    options = service.ServiceOptions(uris, load, metrics, file)
     stream = sys.stdout if args.once else sys.stderr
     as_json = args.format == "json" or (args.format is None and not stream.isatty())
     with logging_to(stream, as_json=as_json):
@@ -111,6 +113,7 @@ def _uris(args: argparse.Namespace) -> tuple[str, ...]:
 def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
     from pathlib import Path
 
+    from vmm_msi.host.msi_bindings import PATH
     from vmm_msi.qemuhook import imported_code
     from vmm_msi.watch import unit
 
@@ -131,7 +134,8 @@ def _print_unit(args: argparse.Namespace, uris: tuple[str, ...]) -> None:
         command += ["--config", str(args.config.absolute())]
     for host in args.host or ():
         command += ["--host", host if isinstance(host, str) else str(host.absolute())]
-    print_document(unit.render(command, [] if args.host is not None else _tables()))
+    tables = [] if args.host is not None else _tables()
+    print_document(unit.render(command, tables, bindings=PATH.exists()))
     imports = imported_code.imports_of(sys.executable)
     weak = imported_code.weakness(Path(command[0]), sys.executable, imports)
     if weak is not None:

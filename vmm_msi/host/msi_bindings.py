@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +33,7 @@ VERSION = 1
 #: Limits of the file: a line has less than 128 characters, and a host less than 64 Ki functions.
 MAX_BYTES = 8 << 20
 _MAX_LINES = 1 << 16
+_CHUNK = 1 << 18
 
 BindingState = Literal["pending", "used", "unused"]
 
@@ -253,9 +255,13 @@ class BindingCommand:
 
 @dataclass(frozen=True)
 class MsiBindingsFile:
-    """The file of this machine's kernel."""
+    """The file of this machine's kernel.
+
+    :param descriptor: the file, open for reading and writing, for a process that may not open it.
+    """
 
     path: Path = PATH
+    descriptor: int | None = None
 
     def read(self) -> MsiBindings:
         """Return its content.
@@ -263,9 +269,8 @@ class MsiBindingsFile:
         :raise UnreadableError: when it is missing, cannot be read, or has another form.
         """
         try:
-            with self.path.open("rb") as file:
-                data = file.read(MAX_BYTES + 1)
-            return parse_bindings(_text(data))
+            with self._opened(os.O_RDONLY) as fd:
+                return parse_bindings(_content(fd))
         except OSError as failure:
             raise UnreadableError("this machine", str(self.path), _reason(failure)) from failure
         except ValueError as failure:
@@ -277,21 +282,33 @@ class MsiBindingsFile:
         :raise BackendError: with the errno of the operation.
         """
         try:
-            fd = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
-            try:
+            with self._opened(os.O_WRONLY) as fd:
                 os.write(fd, f"{command}\n".encode("ascii"))
-            finally:
-                os.close(fd)
         except OSError as failure:
             raise BackendError(
                 failure.errno or errno.EIO,
                 f"writing {str(command)!r} to {self.path}: {_reason(failure)}",
             ) from failure
 
+    @contextmanager
+    def _opened(self, flags: int) -> Iterator[int]:
+        if self.descriptor is not None:
+            yield self.descriptor
+            return
+        fd = os.open(self.path, flags | os.O_CLOEXEC)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
-def _text(data: bytes) -> str:
-    if len(data) > MAX_BYTES:
-        raise ValueError(f"more than {MAX_BYTES} bytes")
+
+def _content(fd: int) -> str:
+    """Return the content of an open file, whatever its position."""
+    data = b""
+    while part := os.pread(fd, _CHUNK, len(data)):
+        data += part
+        if len(data) > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES} bytes")
     return data.decode("ascii")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
 
 if TYPE_CHECKING:
@@ -61,13 +62,14 @@ def rows_of(bindings: Iterable[KernelBinding]) -> Iterator[list[str]]:
 
 def lines_of(guest: GuestBindings) -> Iterator[str]:
     """Yield the bindings of a guest as lines for people."""
-    if guest.dry_run:
-        done = "nothing was changed; the commands would be" if guest.commands else "nothing to do"
-        yield f"{guest.domain}: {done}"
+    if not guest.commands:
+        yield f"{guest.domain}: nothing to do"
+    elif guest.dry_run:
+        yield f"{guest.domain}: nothing was changed; the commands would be"
         yield from (f"  {command}" for command in guest.commands)
-        yield "as the kernel has them now:"
     else:
-        yield f"{guest.domain}: {'bound' if guest.commands else 'nothing to do; as'} in the kernel"
+        yield f"{guest.domain}: {quantity(len(guest.commands), 'command')} to the kernel"
+    yield "the kernel has:"
     rows = [["device", "strategy", "gIOVA", "gDB", "hDB page", "state", "gIOVA from"]]
     for device in guest.devices:
         head = [str(device.device), device.strategy or "-"]

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import UnreadableError, VmmMsiError
-from vmm_msi.host.msi_bindings import GiovaSource
+from vmm_msi.host.msi_bindings import BindingAllocator, GiovaSource
 from vmm_msi.types import (
     ITS_TRANSLATER_OFFSET,
     ITS_TRANSLATER_PAGE_OFFSET,
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from vmm_msi.domxml.bound_metadata import BoundDevice, BoundGuest
     from vmm_msi.domxml.libvirt_domain import DomainXml
     from vmm_msi.errors import HypervisorError
-    from vmm_msi.host.msi_bindings import BindingAllocator
+    from vmm_msi.host.msi_bindings import MsiBindingsFile
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.types import PciAddress
     from vmm_msi.watch.statistics import Statistics
@@ -42,15 +42,15 @@ SLOW_S = 1.0
 class KernelFollower:
     """Has the kernel's bindings follow the guests of one connection, in one thread.
 
-    :param binder: binds in the kernel; None for this machine's.
+    :param file: the kernel's file; None to open this machine's.
     """
 
     def __init__(
-        self, uri: str, statistics: Statistics, binder: KernelBinder | None = None
+        self, uri: str, statistics: Statistics, file: MsiBindingsFile | None = None
     ) -> None:
         self._uri = uri
         self._statistics = statistics
-        self._binder = binder or KernelBinder()
+        self._binder = KernelBinder(file)
         #: The errors that were logged last, by guest and device.
         self._refusals: dict[tuple[str, PciAddress], str] = {}
         self._unread: dict[tuple[str, PciAddress], str] = {}
@@ -98,7 +98,7 @@ class KernelFollower:
             results = [BindingResult(device, None, error) for device in allocators]
         by_device = {result.device: result for result in results}
         devices = tuple(
-            self._outcome(uuid, xml.name, device, by_device[device.host])
+            self._outcome(uuid, xml.name, device, by_device[device.host], allocators[device.host])
             if device.host in by_device
             else device
             for device in bound.devices
@@ -106,7 +106,12 @@ class KernelFollower:
         return replace(bound, devices=devices)
 
     def _outcome(
-        self, uuid: str, domain: str, device: BoundDevice, result: BindingResult
+        self,
+        uuid: str,
+        domain: str,
+        device: BoundDevice,
+        result: BindingResult,
+        allocator: BindingAllocator,
     ) -> BoundDevice:
         key = uuid, device.host
         now = time.monotonic()
@@ -137,9 +142,10 @@ class KernelFollower:
                 before=before,
                 seconds=round(seconds, 3) if corrected else None,
             )
-        if device.outcome is not Outcome.REFUSED and not plan.commands:
-            return device
-        outcome = Outcome.DELIVERED if device.outcome is Outcome.REFUSED else device.outcome
+        was_refused = device.outcome is Outcome.REFUSED
+        if not was_refused and allocator is not BindingAllocator.DIRECT:
+            return device  # it may be programmed with the entry of another device, as predicted
+        outcome = Outcome.DELIVERED if was_refused else device.outcome
         return replace(device, programmed=(giova.offset(_OFFSET),), outcome=outcome)
 
     def _unreadable(

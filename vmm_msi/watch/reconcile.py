@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Sequence
 
     from vmm_msi.domxml.bound_metadata import BoundDevice
+    from vmm_msi.host.msi_bindings import MsiBindingsFile
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.types import GuestDomain
     from vmm_msi.watch.binder import SimBinder
-    from vmm_msi.watch.kernel_binder import KernelBinder
     from vmm_msi.watch.statistics import Statistics
 
 # Both namespaces of vmm-msi begin with it; a guest without it is not managed by vmm-msi.
@@ -69,7 +69,7 @@ class Reconciler:
     """Reconcile the guests of one connection, in one thread.
 
     :param beat: called before each guest, as a sign of life.
-    :param kernel: binds in the kernel; None for this machine's.
+    :param file: the kernel's file of guest MSI bindings; None to open this machine's.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Reconciler:
         uri: str,
         statistics: Statistics,
         beat: Callable[[], None] = lambda: None,
-        kernel: KernelBinder | None = None,
+        file: MsiBindingsFile | None = None,
     ) -> None:
         #: The guests with bound devices, by UUID.
         self.watched: dict[str, WatchedGuest] = {}
@@ -86,7 +86,7 @@ class Reconciler:
         self._uri = uri
         self._statistics = statistics
         self._beat = beat
-        self._follower = KernelFollower(uri, statistics, kernel)
+        self._follower = KernelFollower(uri, statistics, file)
 
     def reconcile(
         self, connection: Connection, binder: SimBinder, rebooted: Collection[str] = ()

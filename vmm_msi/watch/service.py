@@ -23,6 +23,7 @@ from vmm_msi.watch.worker import Worker
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from vmm_msi.host.msi_bindings import MsiBindingsFile
     from vmm_msi.watch.binder import SimBinder
     from vmm_msi.watch.metrics import ListenAddress
     from vmm_msi.watch.systemd_notify import Notifier
@@ -45,11 +46,13 @@ class ServiceOptions:
     :param uris: the connections to serve.
     :param load: reads configuration and plugins, at the start and for each SIGHUP.
     :param metrics: the address of the metrics endpoint; None for no endpoint.
+    :param file: the kernel's file of guest MSI bindings; None to open this machine's.
     """
 
     uris: Sequence[str]
     load: Callable[[], SimBinder]
     metrics: ListenAddress | None = None
+    file: MsiBindingsFile | None = None
 
 
 def reconcile_once(options: ServiceOptions) -> None:
@@ -60,7 +63,7 @@ def reconcile_once(options: ServiceOptions) -> None:
     binder = options.load()
     first: VmmMsiError | None = None
     for uri in options.uris:
-        reconciler = Reconciler(uri, Statistics())
+        reconciler = Reconciler(uri, Statistics(), file=options.file)
         failure: VmmMsiError | None
         try:
             with connect(uri) as connection:
@@ -86,7 +89,7 @@ class Service:
         self._notifier = notifier
         self._binder = options.load()
         self._limit = notifier.watchdog or STUCK_S
-        self._workers = [Worker(uri, lambda: self._binder) for uri in options.uris]
+        self._workers = [Worker(uri, lambda: self._binder, options.file) for uri in options.uris]
         self._loop = EventLoop()
         self._ready = False
 

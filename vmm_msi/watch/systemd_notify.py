@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 
+#: SD_LISTEN_FDS_START.
+_FIRST_FD = 3
+
+
 class Notifier:
     """Send notifications to the service manager; without $NOTIFY_SOCKET, send nothing.
 
@@ -76,3 +80,16 @@ def _watchdog(environment: Mapping[str, str]) -> float | None:
     if not (text.isascii() and text.isdigit() and len(text) <= 18 and int(text)):
         return None
     return int(text) / 1e6
+
+
+def passed_descriptor(environment: Mapping[str, str], name: str) -> int | None:
+    """Return the file descriptor that systemd passed under a name; None if it passed none.
+
+    The protocol is that of sd_listen_fds_with_names(3); ``OpenFile=`` of a unit uses it.
+
+    :param environment: the environment of this process.
+    """
+    if environment.get("LISTEN_PID") != str(os.getpid()):
+        return None
+    names = environment.get("LISTEN_FDNAMES", "").split(":")
+    return _FIRST_FD + names.index(name) if name in names else None

@@ -19,6 +19,7 @@ from vmm_msi.watch.statistics import Statistics
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm_msi.host.msi_bindings import MsiBindingsFile
     from vmm_msi.libvirt_driver import Connection
     from vmm_msi.watch.binder import SimBinder
 
@@ -49,13 +50,16 @@ class Worker:
     """Serve one connection in a thread. Start the event loop first.
 
     :param binder: returns the current binder; a reload of the configuration replaces it.
+    :param file: the kernel's file of guest MSI bindings; None to open this machine's.
     """
 
-    def __init__(self, uri: str, binder: Callable[[], SimBinder]) -> None:
+    def __init__(
+        self, uri: str, binder: Callable[[], SimBinder], file: MsiBindingsFile | None = None
+    ) -> None:
         self.uri = uri
         self.statistics = Statistics()
         self.inbox = Inbox(self.statistics)
-        self.reconciler = Reconciler(uri, self.statistics, self._beat)
+        self.reconciler = Reconciler(uri, self.statistics, self._beat, file)
         #: Set when the first reconcile is done or the first attempt to connect failed.
         self.tried = threading.Event()
         #: The exception that ended the thread.
