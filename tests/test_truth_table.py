@@ -262,7 +262,7 @@ def test_a_gdb_unaligned_to_the_host_page_is_refused(capsys, tmp_path):
         (result,) = run_compare(capsys, tmp_path, sample, strategy)
         verdict = refused([result], A)
         assert (verdict["outcome"], verdict["errno_inside"] or verdict["errno"]) == (NO, 22)
-        assert "not aligned to the 64K granule" in verdict["reason"]
+        assert "differ within a page of 64K bytes" in verdict["reason"]
     fine = pair("shared", granule="64K")
     (result,) = run_compare(capsys, tmp_path, fine, "direct")
     assert by_device(result) == {A: D, B: D}

@@ -18,7 +18,9 @@ from vmm_msi.plugins import (
     S2Pool,
     Session,
     Strategy,
+    bind_doorbell,
     smmu_of,
+    unbind_doorbell,
 )
 
 
@@ -55,13 +57,9 @@ class Coerced(Strategy):
 
     def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Register gIOVA -> gDB with the size of the guest's stage 1 granule."""
-        guest_device = session.guest_device(device)
-        granule = session.guest.stage1_by_id[guest_device.stage1].granule
-        gdb = session.guest.gdb(guest_device)
-        session.backend.bind_guest_msi(device, guest_device.giova, gdb, granule)
+        bind_doorbell(session, device)
 
     def vmm_msi_unbind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Withdraw the device's binding, where the revision can."""
         if Capability.GUEST_UNBIND in session.backend.info.capabilities:
-            giova = session.guest_device(device).giova
-            session.backend.unbind_guest_msi(device, giova)
+            unbind_doorbell(session, device)

@@ -1,7 +1,8 @@
-"""direct: iommu_map(gDB, hDB) at bind time, no allocator.
+"""direct: gDB -> hDB for the device that has it, no allocator.
 
 Robin Murphy's question of 2018: the caller that knows the binding "could just as easily call
-iommu_map()". The host's doorbell must be known at bind time; the ITS selector names its ITS.
+iommu_map()". On iommufd with guest bindings the kernel does, for the device's own ITS. Elsewhere
+the host's doorbell must be known at bind time; the ITS selector names its ITS.
 """
 
 from __future__ import annotations
@@ -17,14 +18,13 @@ from vmm_msi.plugins import (
     S2Pool,
     Session,
     Strategy,
-    guest_doorbell,
     smmu_of,
 )
 from vmm_msi_plugins import moved_window
 
 #: A doorbell map and a write of the MSI address.
 NEEDS = Needs(
-    interface=Capability.KERNEL_DOORBELL_MAP,
+    interface=Capability.GUEST_BINDING_DIRECT,
     capabilities=frozenset({Capability.DOORBELL_MAP, Capability.MSI_ADDRESS_WRITE}),
 )
 
@@ -62,5 +62,5 @@ class Direct(Strategy):
         session.state(DoorbellMaps).acquire(session, device, session.state(S2Pool).of(device))
 
     def vmm_msi_prepare_msi(self, session: Session, device: PciAddress) -> Iova:
-        """Write the guest's gIOVA into the device."""
-        return session.backend.program_msi(device, guest_doorbell(session, device))
+        """Have the guest's gIOVA in the device."""
+        return session.state(DoorbellMaps).program(session, device)

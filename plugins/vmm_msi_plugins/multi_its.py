@@ -37,7 +37,6 @@ from vmm_msi.plugins import (
     Session,
     Strategy,
     VsmmuPlan,
-    guest_doorbell,
     smmu_of,
 )
 from vmm_msi_plugins import direct, identity, moved_window
@@ -154,12 +153,12 @@ class MultiIts(Strategy):
             session.state(DoorbellMaps).acquire(session, device, session.state(S2Pool).of(device))
 
     def vmm_msi_prepare_msi(self, session: Session, device: PciAddress) -> Iova:
-        """Write the guest's gIOVA into the device; in mode ``vsmmu`` the kernel picks the slot.
+        """Have the guest's gIOVA in the device; in mode ``vsmmu`` the kernel picks the slot.
 
         :raise RefusedError: when the slot lies behind the window that the guest maps.
         """
         if _mode(session) != "vsmmu":
-            return session.backend.program_msi(device, guest_doorbell(session, device))
+            return session.state(DoorbellMaps).program(session, device)
         programmed = session.backend.prepare_msi(device)
         if programmed > SW_MSI_WINDOW.last:
             page_size = session.backend.page_size

@@ -346,7 +346,8 @@ def test_plugins_of_the_example_work(plugin_example):
     assert outcomes(two, "one-its") == [Outcome.REFUSED, Outcome.REFUSED]
     assert outcomes(one, "one-its") == [Outcome.DELIVERED, Outcome.DELIVERED]
     assert outcomes(two, "one-its:most=2") == [Outcome.DELIVERED, Outcome.REFUSED]
-    assert outcomes(last, "multi-its", "last-in-group")[0] is Outcome.MISROUTED
+    choice = "multi-its:profile=series-v16"
+    assert outcomes(last, choice, "last-in-group")[0] is Outcome.MISROUTED
 
 
 def test_entry_points_of_the_example_are_its_plugins(plugin_example):

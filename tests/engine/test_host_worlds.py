@@ -47,10 +47,10 @@ def test_the_offset_of_a_gicv5_doorbell_in_its_page_is_kept(strategy, profile, a
 
 def test_a_giova_with_the_offset_of_the_guests_doorbell_misses_a_gicv5():
     scenario = _scenario(GICV5)
-    backend = SimBackend(scenario.host, scenario.guest, profile_named("linux-7.2-bind"))
+    backend = SimBackend(scenario.host, scenario.guest, profile_named("series-v16"))
     a = PciAddress.parse(A)
     s2 = backend.alloc_s2(0, allocator=MsiAllocator.CALLER)
-    backend.attach(a, s2)
+    s2 = backend.attach(a, s2)
     backend.map_doorbell(s2, Ipa(0x0809_0000), 0)
     backend.program_msi(a, Iova(GIOVA_A + 0x40))
     verdict = backend.deliver(a)

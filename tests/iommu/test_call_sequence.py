@@ -80,13 +80,14 @@ def test_parameters_with_the_same_name_are_of_the_same_kind():
     for op in OPS.values():
         for name, kind in op.parameters.items():
             assert kinds.setdefault(name, kind) is kind
-    assert set(kinds.values()) == set(ValueKind) - {ValueKind.LANDING}
+    assert set(kinds.values()) == set(ValueKind) - {ValueKind.LANDING, ValueKind.BINDING}
     assert {op.result for op in OPS.values()} == {
         None,
         ValueKind.FD,
         ValueKind.ID,
         ValueKind.U64,
         ValueKind.LANDING,
+        ValueKind.BINDING,
     }
 
 

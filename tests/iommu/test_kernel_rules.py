@@ -476,17 +476,20 @@ def test_devices_with_one_device_id_share_a_table():
 
 
 def test_a_slot_over_a_mapping_is_no_interrupt_for_the_caller():
-    """iommu_map: EEXIST; a group that used the slot before gets EEXIST itself, at attach."""
-    backend = sim("linux-7.2-bind", device(A))
-    s2 = backend.alloc_s2(0)
-    backend.map_doorbell(s2, Ipa(SW_MSI_WINDOW.base), 1)
-    backend.attach(A, s2)
-    assert errors(backend.prepare_msi, A) == ("ENOSPC", "EEXIST")
-    backend.unmap_doorbell(s2, Ipa(SW_MSI_WINDOW.base))
-    backend.prepare_msi(A)
+    """iommu_map: EEXIST; a group that used the slot before gets EEXIST itself, at attach.
+
+    The slot is another stage 2's, so a doorbell can be bound there.
+    """
+    backend = sim("linux-7.2-bind", device(A), device(B), device(C))
+    one, other = backend.alloc_s2(0), backend.alloc_s2(0)
+    backend.attach(A, one)
+    assert backend.prepare_msi(A) == SW_MSI_WINDOW.base + 0x40
+    for address in (B, C):
+        backend.attach(address, other)
+    backend.bind_guest_msi(B, Iova(0xFFFF_0000), Ipa(SW_MSI_WINDOW.base), 4096)
+    backend.prepare_msi(B)
+    assert errors(backend.prepare_msi, C) == ("ENOSPC", "EEXIST")
     backend.detach(A)
-    other = backend.alloc_s2(0)
-    backend.map_doorbell(other, Ipa(SW_MSI_WINDOW.base), 1)
     assert errors(backend.attach, A, other) == ("EEXIST", None)
 
 
@@ -685,7 +688,8 @@ def test_one_stage_1_cannot_map_one_giova_to_two_doorbells():
 
 def test_the_default_profile_with_some_capabilities():
     binds = profile_named("linux-7.2-bind")
-    assert default_profile({Capability.KERNEL_DOORBELL_MAP}) is binds
+    assert default_profile({Capability.GUEST_BINDING_DIRECT}) is binds
+    assert default_profile({Capability.KERNEL_DOORBELL_MAP}) is profile_named("series-v16")
     assert default_profile({Capability.SW_MSI_SLOTS, Capability.GUEST_UNBIND}) is binds
     assert default_profile({Capability.SW_MSI}) is profile_named("linux-7.2")
     with pytest.raises(UsageError, match=r"unknown; .*valid: pre-series, series-v1"):

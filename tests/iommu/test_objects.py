@@ -289,5 +289,5 @@ def test_the_65th_doorbell_has_no_slot():
     fd.vdevice_alloc(viommu, a, 1)
     fd.attach(a, fd.hwpt_alloc_nested(a, viommu, TRANSLATE))
     pages = [core.prepare_msi(shape, its.doorbell) for its in ITSES[:64]]
-    assert pages == [SW_MSI_WINDOW.base + number * 0x1000 for number in range(64)]
+    assert pages == [SW_MSI_WINDOW.base + number * 0x1000 + 0x40 for number in range(64)]
     assert code(core.prepare_msi, shape, ITSES[64].doorbell) == "EOVERFLOW"

@@ -175,7 +175,7 @@ def test_third_party_strategy_is_compared_with_shipped_ones(installed, tmp_path)
         installed, tmp_path, pair("own", pits=2), "--strategy", "even-pages:greeting=hi",
         "--strategy", "direct",
     )  # fmt: skip
-    assert outside["options"] == {"greeting": "hi", "profile": "linux-7.2-bind"}
+    assert outside["options"] == {"greeting": "hi", "profile": "series-v16"}
     assert {v["outcome"] for v in outside["verdicts"]} == {"delivered"}
     assert outside["costs"]["s2_domains"] == 2
     assert {v["outcome"] for v in shipped["verdicts"]} == {"delivered", "refused"}

@@ -313,7 +313,7 @@ def test_the_its_selector_is_called_and_none_means_the_first_its(tmp_path):
     plugins.register(selector("last", lambda device: device.its_group[-1]))
     plugins.register(selector("none", lambda device: None))
     plugins.register(selector("wrong", lambda device: 7))
-    choices = [Choice.parse("direct")]
+    choices = [Choice.parse("direct:profile=series-v16")]
     outcome = {
         name: {v.outcome for v in next(compare(plugins, scenario, choices, name)).verdicts}
         for name in ("first-in-group", "last", "none")

@@ -1,4 +1,4 @@
-"""iommufd of Linux 7.2.12, and the same with guest bindings on nest parents.
+"""iommufd of Linux 7.2.12, and the same with the interface for guest bindings.
 
 drivers/iommu/iommufd/device.c iommufd_hw_pagetable_attach, driver.c iommufd_sw_msi, io_pagetable.c
 iopt_table_enforce_dev_resv_regions and iopt_check_iova, viommu.c, hw_pagetable.c;
@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from dataclasses import dataclass, field
 
-from reference.bindings import ONE_MSI_DOMAIN, WITH_HANDLE, Bindings
+from reference.guest_msi import OPTION, GuestMsi
 from reference.machine import (
     BYPASS,
     DIRECT,
@@ -36,12 +36,12 @@ class NestParent:
     """A nest parent on an IOAS of its own.
 
     :param devices: the attached devices.
-    :param users: the devices of each doorbell that the caller mapped, by IPA.
+    :param users: the devices of each doorbell that the caller mapped or bound, by IPA.
     """
 
     smmu: int
     stage2: Stage2
-    bindings: Bindings
+    bindings: GuestMsi | None
     devices: list[Device] = field(default_factory=list)
     bound: list[Device] = field(default_factory=list)
     users: dict[int, set[str]] = field(default_factory=dict)
@@ -53,14 +53,14 @@ class Iommufd:
 
     :param strategy: host-cookie, identity, direct, bindings; s2, vits or vsmmu of multi-its.
     :param revision: the allocator's, for bindings.
-    :param bind: the kernel maps doorbells itself, also in reserved regions.
+    :param bind: the kernel has the interface for guest bindings, by which direct goes, too.
     """
 
     def __init__(
         self, machine: Machine, strategy: str, revision: int = 0, *, bind: bool = False
     ) -> None:
         self.machine, self.strategy, self.revision = machine, strategy, revision
-        self.maps_itself = bind
+        self.binds = bind
         self.rmr = strategy in ("identity", "vsmmu")
         self.direct = strategy in ("direct", "s2", "vits")
         self.guest = Guest(machine, self.rmr)
@@ -90,12 +90,16 @@ class Iommufd:
             if device.smmu in self.machine.single_stage and any(map(self._is_bound, behind)):
                 raise RefusalError(errno.EOPNOTSUPP)
             stage2 = Stage2(self.machine)
-            table = NestParent(device.smmu, stage2, Bindings(self.revision, stage2))
+            slots: set[int] = set()
+            bindings = GuestMsi(OPTION[self.revision], stage2, slots) if self.binds else None
+            table = NestParent(device.smmu, stage2, bindings, slots=slots)
         if not self._is_bound(device):
             raise RefusalError(errno.EINVAL)
         self._check_attach(table, device, mates)
         self.tables[key] = table
         table.devices.append(device)
+        if table.bindings is not None:
+            table.bindings.leave(device.name)
         self.guest.attach(device)
 
     def _is_bound(self, device: Device) -> bool:
@@ -123,14 +127,6 @@ class Iommufd:
 
     def _check_attach(self, table: NestParent, device: Device, mates: list[Device]) -> None:
         members = self.machine.group(device.group)
-        # No posting has this check on a nest parent; it comes first here.
-        if self.revision in ONE_MSI_DOMAIN:
-            its = {d.its for o in table.devices for d in self.machine.group(o.group)}
-            hw_msi = any(kind == HW_MSI for m in members for *_range, kind in m.regions)
-            if len(its | {member.its for member in members}) > 1:
-                raise RefusalError(errno.EINVAL)
-            if self.revision >= 8 and hw_msi:
-                raise RefusalError(errno.EINVAL)
         if not mates:
             # IOMMU_VDEVICE_ALLOC for each assigned device of the group.
             for member in members:
@@ -140,12 +136,12 @@ class Iommufd:
                     raise RefusalError(errno.EOPNOTSUPP)
         elif any(mate.stage1 != device.stage1 for mate in mates):
             raise RefusalError(errno.EINVAL)
+        if table.bindings is not None:
+            table.bindings.check_attach(device, table.devices)
         if device.window is not None:
             self.starts[device.group] = device.window[0]
         # Guest RAM and, unless the kernel maps them itself, doorbells are areas of the IOAS.
-        areas = (
-            () if self.maps_itself else tuple(gdb for gdb, users in table.users.items() if users)
-        )
+        areas = () if self.binds else tuple(gdb for gdb, users in table.users.items() if users)
         for base, size in _reserved(device):
             if self.machine.overlaps_ram(base, size) or any(
                 overlap(base, size, gdb, self.machine.page) for gdb in areas
@@ -163,25 +159,26 @@ class Iommufd:
     def bind(self, device: Device) -> None:
         """Bind the doorbell: register it, or map it straight away."""
         table = self.tables[self._key(device)]
-        if self.strategy == "bindings":
+        if self.direct:
+            self._check_conflict(table, device)
+        if table.bindings is not None and (self.direct or self.strategy == "bindings"):
             size = self.machine.granules[device.stage1]
-            table.bindings.bind(device.name, device.giova, device.gdb, size)
-        elif self.direct:
-            self._map_direct(table, device)
+            table.bindings.bind(device, device.giova & -size, device.gdb & -size, size)
+        elif self.direct and not table.users.get(device.gdb):
+            page = self.machine.page
+            reserved = [region for d in table.devices for region in _reserved(d)]
+            if any(overlap(device.gdb, page, *r) for r in reserved):
+                raise RefusalError(errno.EINVAL)
+            table.stage2.map(device.gdb, device.hdb & -page)
+        if self.direct:
+            table.users.setdefault(device.gdb, set()).add(device.name)
         table.bound.append(device)
 
-    def _map_direct(self, table: NestParent, device: Device) -> None:
-        page = self.machine.page
-        phys = device.hdb & -page
-        if table.users.get(device.gdb):
-            if table.stage2.pages[device.gdb] != phys:
-                raise RefusalError(None)
-        else:
-            reserved = [region for d in table.devices for region in _reserved(d)]
-            if not self.maps_itself and any(overlap(device.gdb, page, *r) for r in reserved):
-                raise RefusalError(errno.EINVAL)
-            table.stage2.map(device.gdb, phys)
-        table.users.setdefault(device.gdb, set()).add(device.name)
+    def _check_conflict(self, table: NestParent, device: Device) -> None:
+        """Refuse a gDB that a device of another ITS has."""
+        users = table.users.get(device.gdb, set())
+        if any(d.its != device.its for d in self.machine.devices if d.name in users):
+            raise RefusalError(None)
 
     def prepare(self, device: Device) -> None:
         """Enable the MSIs."""
@@ -192,14 +189,14 @@ class Iommufd:
             raise RefusalError(errno.ENOSPC, error.number) from None
 
     def _address(self, table: NestParent, device: Device) -> int:
-        if self.direct:
-            if not self.maps_itself:
-                # VFIO enables the MSIs at a slot before the VMM can overwrite it.
-                self._slot(table, device)
-            return guest_address(self.machine, device)
-        if table.bindings.entries:
-            return table.bindings.prepare(device.name, device.hdb)
-        return self._slot(table, device)
+        if table.bindings is not None:
+            address = None
+            if device.group in self.starts:
+                address = table.bindings.address(device)
+            return self._slot(table, device) if address is None else address
+        slot = self._slot(table, device)
+        # VFIO enables the MSIs at a slot before the VMM can overwrite it.
+        return guest_address(self.machine, device) if self.direct else slot
 
     def _slot(self, table: NestParent, device: Device) -> int:
         """iommufd_sw_msi."""
@@ -210,7 +207,14 @@ class Iommufd:
         if key not in self.slots:
             if len(self.slots) == SLOTS:
                 raise RefusalError(errno.EOVERFLOW)
-            self.slots[key] = start + page * sum(base == start for base, _phys in self.slots)
+            last = max(
+                (s for (base, _phys), s in self.slots.items() if base == start), default=None
+            )
+            slot = start if last is None else last + page
+            gdbs = {gdb for t in self.tables.values() if t.bindings for gdb in t.bindings.domains}
+            while slot in gdbs:
+                slot += page
+            self.slots[key] = slot
         slot = self.slots[key]
         if slot not in table.slots:
             table.stage2.map(slot, key[1])
@@ -221,25 +225,30 @@ class Iommufd:
         """Withdraw the binding, and destroy the nest parent with its last device."""
         key = self._key(device)
         table = self.tables[key]
+        # MSIs are disabled first.
         self.programmed.pop(device.name, None)
         if device in table.bound:
             table.bound.remove(device)
             self._unbind(table, device)
         table.devices.remove(device)
+        if table.bindings is not None and not self._attached(device.group):
+            # The vDEVICEs of a group go with its last device.
+            for member in self.machine.group(device.group):
+                table.bindings.destroy(member.name)
         self.guest.detach(device)
         if not table.devices:
             del self.tables[key]
 
     def _unbind(self, table: NestParent, device: Device) -> None:
-        """A binding with a handle is the device's own; another one goes with its last user."""
-        if self.strategy == "bindings":
-            own = self.revision in WITH_HANDLE
-            if own or all(mate.giova != device.giova for mate in table.bound):
-                table.bindings.unbind(device.name, device.giova)
-        elif self.direct:
+        """A doorbell that the caller mapped goes with its last user."""
+        if self.direct:
             table.users[device.gdb].remove(device.name)
-            if not table.users[device.gdb]:
-                table.stage2.unmap(device.gdb)
+        if table.bindings is not None:
+            if self.direct or self.strategy == "bindings":
+                size = self.machine.granules[device.stage1]
+                table.bindings.unbind(device, device.giova & -size)
+        elif self.direct and not table.users[device.gdb]:
+            table.stage2.unmap(device.gdb)
 
     def deliver(self, device: Device) -> str:
         """Raise the device's MSIs."""

@@ -10,7 +10,6 @@ is decided where the ioctl is.
 from __future__ import annotations
 
 import errno
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -18,7 +17,7 @@ from vmm_msi.errors import BackendError
 from vmm_msi.types import Iova, Ipa, Pa
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from vmm_msi.iommu.revisions import Revision
     from vmm_msi.types import HostDevice, PciAddress
@@ -109,7 +108,6 @@ class GuestBindings:
         self._serial = 0
         self._all = _Entries()
         self._own: dict[PciAddress, _Entries] = {}
-        self._users: Counter[tuple[PciAddress | None, Iova]] = Counter()
 
     def _entries(self, device: PciAddress) -> _Entries:
         if self.revision.device_handle:
@@ -148,29 +146,6 @@ class GuestBindings:
             if not self.revision.unbinds_all:
                 break
         return unmapped
-
-    def register(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Register a binding for a device of a nest parent; see :meth:`bind`.
-
-        :raise BackendError: see :meth:`bind`.
-        """
-        self.bind(device, giova, gdb, size)
-        self._users[self._user(device, giova)] += 1
-
-    def withdraw(self, device: PciAddress, giova: Iova) -> bool:
-        """Drop a device's binding, unless another device registered the same; see :meth:`unbind`.
-
-        With a device handle each device has its own.
-        """
-        user = self._user(device, giova)
-        if self._users[user] > 1:
-            self._users[user] -= 1
-            return False
-        del self._users[user]
-        return self.unbind(device, giova)
-
-    def _user(self, device: PciAddress, giova: Iova) -> tuple[PciAddress | None, Iova]:
-        return (device if self.revision.device_handle else None), giova
 
     def _drop(self, entries: _Entries, binding: _Binding) -> bool:
         del entries.by_giova[binding.giova]
@@ -236,9 +211,16 @@ class SwMsiSlots:
         self._slots: dict[tuple[int, Pa], int] = {}
         self._per_window: dict[int, int] = {}
 
-    def get(self, window_base: int, hdb_page: Pa, page_size: int) -> Iova:
+    def get(
+        self,
+        window_base: int,
+        hdb_page: Pa,
+        page_size: int,
+        is_taken: Callable[[int], bool] = lambda _page: False,
+    ) -> Iova:
         """Return the address of the slot of a doorbell page.
 
+        :param is_taken: returns whether a page of the window cannot be a new slot.
         :raise BackendError: EOVERFLOW when 64 doorbells have a slot already.
         """
         slot = self._slots.get((window_base, hdb_page))
@@ -250,6 +232,8 @@ class SwMsiSlots:
                     f"slot is left for {hdb_page}",
                 )
             slot = self._per_window.get(window_base, 0)
+            while is_taken(window_base + slot * page_size):
+                slot += 1
             self._per_window[window_base] = slot + 1
             self._slots[window_base, hdb_page] = slot
         return Iova(window_base + slot * page_size)

@@ -60,6 +60,8 @@ class Capability(StrEnum):
     GUEST_BINDING_V4 = "guest-binding-v4"
     GUEST_BINDING_V8 = "guest-binding-v8"
     GUEST_BINDING_V15 = "guest-binding-v15"
+    #: The kernel accepts a guest binding for one device, and gives the device that address.
+    GUEST_BINDING_DIRECT = "guest-binding-direct"
     #: A guest binding can be withdrawn.
     GUEST_UNBIND = "guest-unbind"
     #: iommu_map() of a doorbell on the IOMMU domain of a stage 2, from inside the kernel.

@@ -19,6 +19,7 @@ from types import NoneType
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Protocol, TypeAlias
 
 from vmm_msi.errors import BackendError, CallSequenceError, errno_name
+from vmm_msi.iommu.guest_msi import BoundMsi
 from vmm_msi.iommu.signatures import methods_of
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class ValueKind(Enum):
     STAGE1 = "stage1"
     FLAG = "flag"
     LANDING = "landing"
+    BINDING = "binding"
 
 
 Fd: TypeAlias = Annotated[int, ValueKind.FD]
@@ -126,6 +128,7 @@ _KIND_OF_TYPE: dict[object, ValueKind] = {
     NestedConfig: ValueKind.CONFIG,
     bool: ValueKind.FLAG,
     Landing: ValueKind.LANDING,
+    BoundMsi: ValueKind.BINDING,
 }
 
 
@@ -248,6 +251,41 @@ class Machine(Protocol):
         :return: where it landed.
         """
 
+    def msi_address(self, device: DeviceIndex) -> U64:
+        """Return the address in the device's real MSI capability; 0 while the MSI is disabled."""
+
+    def set_msi_binding(self, fd: Fd, hwpt: ObjectId, value: U64) -> None:
+        """IOMMU_OPTION_SET of IOMMU_OPTION_MSI_BINDING."""
+
+    def msi_binding(self, fd: Fd, hwpt: ObjectId) -> U64:
+        """IOMMU_OPTION_GET of IOMMU_OPTION_MSI_BINDING."""
+
+    def msi_bind(self, fd: Fd, vdevice: ObjectId, iova: U64, gpa: U64, page_shift: U64) -> None:
+        """IOMMU_VDEVICE_MSI_OP_BIND of a vDEVICE's doorbell: gIOVA, gDB and stage 1 page."""
+
+    def msi_unbind(self, fd: Fd, vdevice: ObjectId, iova: U64) -> None:
+        """IOMMU_VDEVICE_MSI_OP_UNBIND of a gIOVA."""
+
+    def msi_prepare(self, fd: Fd, vdevice: ObjectId) -> None:
+        """IOMMU_VDEVICE_MSI_OP_PREPARE."""
+
+    def msi_query(self, fd: Fd, vdevice: ObjectId, index: U64) -> BoundMsi:
+        """IOMMU_VDEVICE_MSI_OP_QUERY of the binding with a number, from 0."""
+
+    def vdevice_msi(
+        self,
+        fd: Fd,
+        vdevice: ObjectId,
+        msi_op: U64,
+        page_shift: U64,
+        index: U64,
+        flags: U64,
+        reserved: U64,
+        iova: U64,
+        gpa: U64,
+    ) -> None:
+        """IOMMU_VDEVICE_MSI with any values, also in fields that must be 0."""
+
 
 class Op(NamedTuple):
     """A method of :class:`Machine` that a step can call.
@@ -311,7 +349,7 @@ class Step:
 def _text(name: str, value: Argument) -> str:
     if isinstance(value, Ref):
         return f"#{value.step}"
-    if name in {"iova", "size", "address"} and isinstance(value, int):
+    if name in {"iova", "gpa", "size", "address"} and isinstance(value, int):
         return f"{value:#x}"
     return str(value)
 
@@ -335,6 +373,7 @@ class StepResult:
     errno: int = 0
     value: int | None = None
     landing: Landing | None = None
+    binding: BoundMsi | None = None
     reason: str = field(default="", compare=False)
 
 
@@ -380,6 +419,8 @@ class SequenceRunner:
                 return StepResult()
             case ValueKind.LANDING:
                 return StepResult(landing=value)
+            case ValueKind.BINDING:
+                return StepResult(binding=value)
             case _:
                 return StepResult(value=int(value))
 

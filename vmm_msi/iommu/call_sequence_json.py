@@ -33,6 +33,7 @@ from vmm_msi.iommu.call_sequence import (
     StepResult,
     ValueKind,
 )
+from vmm_msi.iommu.guest_msi import BoundMsi
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.types import Granule, Iova, Ipa, StreamId
 
@@ -43,6 +44,7 @@ SCHEMA = 1
 
 _U64 = (1 << 64) - 1
 _U32 = (1 << 32) - 1
+_U16 = (1 << 16) - 1
 _MOST_STEPS = 1000
 _MOST_SHAPES = 16
 _MOST_PAGES = 64
@@ -279,7 +281,18 @@ def _result_to_json(result: StepResult) -> dict[str, Any]:
         return {"errno": result.errno, "reason": result.reason}
     if result.landing is not None:
         return {"landing": _landing_to_json(result.landing)}
+    if result.binding is not None:
+        return {"binding": _binding_to_json(result.binding)}
     return {} if result.value is None else {"value": result.value}
+
+
+def _binding_to_json(binding: BoundMsi) -> dict[str, Any]:
+    return {
+        "iova": hex(binding.iova),
+        "gpa": hex(binding.gpa),
+        "page_shift": binding.page_shift,
+        "used": binding.used,
+    }
 
 
 def _landing_to_json(landing: Landing) -> dict[str, Any]:
@@ -317,9 +330,20 @@ def _result(value: dict[str, Any]) -> StepResult:
         return StepResult(number, reason=str(value["reason"]))
     if "landing" in value:
         return StepResult(landing=_landing(value["landing"]))
+    if "binding" in value:
+        return StepResult(binding=_binding(value["binding"]))
     if "value" in value:
         return StepResult(value=_number("results: value", value["value"]))
     return StepResult()
+
+
+def _binding(value: dict[str, Any]) -> BoundMsi:
+    return BoundMsi(
+        _number("results: iova", value["iova"]),
+        _number("results: gpa", value["gpa"]),
+        _number("results: page_shift", value["page_shift"], _U16),
+        bool(value["used"]),
+    )
 
 
 def _landing(value: dict[str, Any]) -> Landing:

@@ -4,8 +4,8 @@
 doorbells can be mapped by iommu_map() from inside the kernel, and there is no IOAS, so nothing
 checks a mapping against the software MSI window. ``pre-series`` is the kernel before the
 discussion of 2018: a nested attach with the allocator of that time. ``linux-7.2`` has iommufd;
-``linux-7.2-bind`` adds an interface for guest bindings on nest parents to it. The others add
-interfaces that were proposed on the mailing lists and not merged.
+``linux-7.2-bind`` adds vmm-msi's own interface for guest bindings on nest parents to it. The others
+add interfaces that were proposed on the mailing lists and not merged.
 """
 
 from __future__ import annotations
@@ -73,6 +73,13 @@ _BINDING_OF = {
     if rules.has_bindings
 }
 _BINDINGS = frozenset(_BINDING_OF.values())
+#: What iommufd's interface for guest MSI bindings adds to Linux 7.2.
+GUEST_BINDING = _BINDINGS | {
+    Capability.GUEST_BINDING_DIRECT,
+    Capability.GUEST_UNBIND,
+    Capability.DOORBELL_MAP,
+    Capability.MSI_ADDRESS_WRITE,
+}
 
 
 def _before_iommufd(rules: Revision) -> Profile:
@@ -113,7 +120,7 @@ PROFILES: tuple[Profile, ...] = (
     ),
     Profile(
         "linux-7.2-bind",
-        _LINUX_72 | _IN_KERNEL | _BINDINGS | {Capability.GUEST_UNBIND},
+        _LINUX_72 | GUEST_BINDING,
         iommufd=True,
         standing="in no release",
     ),

@@ -15,10 +15,12 @@ from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import S2Handle
+from vmm_msi.iommu.guest_msi import MsiBinding, MsiOp, MsiRequest
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vmm_msi.iommu.guest_msi import BoundMsi
     from vmm_msi.types import HostDevice, PciAddress
 
 #: A guest's stream table entry, as a file descriptor takes it.
@@ -66,6 +68,18 @@ class Iommufd(Protocol[SteT_contra]):
 
     def destroy(self, number: int) -> None:
         """IOMMU_DESTROY of the object with the id ``number``."""
+        ...
+
+    def set_msi_binding(self, hwpt_id: int, value: int) -> None:
+        """IOMMU_OPTION of IOMMU_OPTION_MSI_BINDING, for a nest parent."""
+        ...
+
+    def msi_binding(self, hwpt_id: int) -> int:
+        """Return the value of IOMMU_OPTION_MSI_BINDING of a nest parent."""
+        ...
+
+    def vdevice_msi(self, vdevice_id: int, request: MsiRequest) -> BoundMsi | None:
+        """IOMMU_VDEVICE_MSI; return the binding that a QUERY asks for."""
         ...
 
 
@@ -173,9 +187,12 @@ class Vmm(Generic[SteT]):
         """Return the id of a bound device in the file descriptor."""
         return self._devices[device].dev_id
 
-    def alloc_s2(self, smmu: int, ram: Iterable[RamMapping]) -> S2Objects:
+    def alloc_s2(
+        self, smmu: int, ram: Iterable[RamMapping], binding: MsiBinding = MsiBinding.DIRECT
+    ) -> S2Objects:
         """Allocate an IOAS with guest RAM and a nest parent on it.
 
+        :param binding: the allocator of the nest parent; DIRECT is the kernel's default.
         :raise BackendError: ENOENT when no device of the guest is behind the SMMU; the kernel's
             refusal.
         """
@@ -190,6 +207,13 @@ class Vmm(Generic[SteT]):
         except BackendError:
             self._fd.destroy(ioas)
             raise
+        if binding is not MsiBinding.DIRECT:
+            try:
+                self._fd.set_msi_binding(s2.hwpt, binding)
+            except BackendError:
+                self._fd.destroy(s2.hwpt)
+                self._fd.destroy(ioas)
+                raise
         self.stage2[s2.handle] = s2
         return s2
 
@@ -268,6 +292,45 @@ class Vmm(Generic[SteT]):
         self._attached[address] = s2
         s2.devices[address] = stage1
         s2.users[stage1] += 1
+
+    def bind_msi(self, address: PciAddress, giova: int, gdb: int, size: int) -> None:
+        """Bind a doorbell for the vDEVICE of an attached device.
+
+        :param size: of the guest's stage 1 page in bytes.
+        :raise BackendError: EINVAL for a device that is not attached; the kernel's refusal.
+        """
+        shift = size.bit_length() - 1
+        self._vdevice_msi(address, MsiRequest(MsiOp.BIND, page_shift=shift, iova=giova, gpa=gdb))
+
+    def unbind_msi(self, address: PciAddress, giova: int) -> None:
+        """Withdraw a binding of an attached device; see :meth:`bind_msi`."""
+        self._vdevice_msi(address, MsiRequest(MsiOp.UNBIND, iova=giova))
+
+    def msi_bindings(self, address: PciAddress) -> list[BoundMsi]:
+        """Return the bindings of an attached device's vDEVICE.
+
+        :raise BackendError: see :meth:`bind_msi`.
+        """
+        bindings: list[BoundMsi] = []
+        while True:
+            request = MsiRequest(MsiOp.QUERY, index=len(bindings))
+            try:
+                binding = self._vdevice_msi(address, request)
+            except BackendError as error:
+                if error.errno != errno.ENOENT:
+                    raise
+                return bindings
+            if binding is None:
+                return bindings
+            bindings.append(binding)
+
+    def has_vdevice(self, device: HostDevice) -> bool:
+        """Return whether a device has a vDEVICE."""
+        return device.address in self._vdevices
+
+    def _vdevice_msi(self, address: PciAddress, request: MsiRequest) -> BoundMsi | None:
+        self.s2_of(address)
+        return self._fd.vdevice_msi(self._vdevices[address], request)
 
     def detach(self, address: PciAddress) -> None:
         """Detach a device; destroy its group's vDEVICEs and its nested HWPT with the last user.

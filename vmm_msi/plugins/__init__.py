@@ -17,7 +17,15 @@ from vmm_msi.plugins.hookspecs import (
     Session,
     hookimpl,
 )
-from vmm_msi.plugins.strategy import DoorbellMaps, S2Pool, Strategy, guest_doorbell, smmu_of
+from vmm_msi.plugins.strategy import (
+    DoorbellMaps,
+    S2Pool,
+    Strategy,
+    bind_doorbell,
+    guest_doorbell,
+    smmu_of,
+    unbind_doorbell,
+)
 from vmm_msi.types import (
     ITS_TRANSLATER_PAGE_OFFSET,
     SW_MSI_WINDOW,
@@ -85,7 +93,9 @@ __all__ = [
     "Vits",
     "VmmMsiError",
     "VsmmuPlan",
+    "bind_doorbell",
     "guest_doorbell",
     "hookimpl",
     "smmu_of",
+    "unbind_doorbell",
 ]

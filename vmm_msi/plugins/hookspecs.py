@@ -274,7 +274,7 @@ def vmm_msi_prepare_msi(session: Session, device: PciAddress) -> Iova | None:
     Example, the guest's own gIOVA instead of the kernel's choice::
 
         def vmm_msi_prepare_msi(self, session, device):
-            return session.backend.program_msi(device, guest_doorbell(session, device))
+            return session.state(DoorbellMaps).program(session, device)
     """
 
 

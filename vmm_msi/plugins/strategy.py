@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from vmm_msi.errors import RefusedError
-from vmm_msi.iommu.backend import MsiAllocator
+from vmm_msi.iommu.backend import Capability, MsiAllocator
 from vmm_msi.plugins.base import Plugin
 from vmm_msi.plugins.hookspecs import Options, PluginInfo, PluginKind
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.iommu.backend import S2Handle
     from vmm_msi.plugins.hookspecs import Needs, Session
-    from vmm_msi.types import GuestPlan, Iova, PciAddress
+    from vmm_msi.types import Granule, GuestPlan, Iova, PciAddress
 
 
 class Strategy(Plugin):
@@ -110,10 +110,31 @@ def guest_doorbell(session: Session, device: PciAddress) -> Iova:
     The guest's stage 1 maps whole granules, so where the granule is larger than gDB's alignment
     the doorbell page lies within it.
     """
-    guest_device = session.guest_device(device)
-    granule = session.guest.stage1_by_id[guest_device.stage1].granule
-    gdb = session.guest.gdb(guest_device)
-    return guest_device.giova.align_down(granule).offset(gdb & (granule - 1))
+    gdb = session.guest.gdb(session.guest_device(device))
+    return _giova_page(session, device).offset(gdb & (_stage1_granule(session, device) - 1))
+
+
+def bind_doorbell(session: Session, device: PciAddress) -> None:
+    """Have the kernel bind the guest's doorbell of ``device``, by its page of stage 1.
+
+    :raise RefusedError: the kernel's refusal.
+    """
+    granule = _stage1_granule(session, device)
+    gdb = session.guest.gdb(session.guest_device(device)).align_down(granule)
+    session.backend.bind_guest_msi(device, _giova_page(session, device), gdb, granule)
+
+
+def unbind_doorbell(session: Session, device: PciAddress) -> None:
+    """Withdraw what :func:`bind_doorbell` bound."""
+    session.backend.unbind_guest_msi(device, _giova_page(session, device))
+
+
+def _stage1_granule(session: Session, device: PciAddress) -> Granule:
+    return session.guest.stage1_by_id[session.guest_device(device).stage1].granule
+
+
+def _giova_page(session: Session, device: PciAddress) -> Iova:
+    return session.guest_device(device).giova.align_down(_stage1_granule(session, device))
 
 
 @dataclass
@@ -191,7 +212,10 @@ class _DoorbellMap:
 
 @dataclass
 class DoorbellMaps:
-    """Doorbells mapped in stage 2, counted by the devices that use them."""
+    """Doorbells mapped in stage 2, counted by the devices that use them.
+
+    A kernel that takes a binding for one device maps the page itself, and writes the address.
+    """
 
     _maps: dict[tuple[S2Handle, int], _DoorbellMap] = field(default_factory=dict)
     _key_of: dict[PciAddress, tuple[S2Handle, int]] = field(default_factory=dict)
@@ -199,6 +223,7 @@ class DoorbellMaps:
     def acquire(self, session: Session, device: PciAddress, s2: S2Handle) -> None:
         """Map the guest's doorbell of ``device`` to that of its ITS, once for all that share it.
 
+        :param s2: the stage 2 that the device is attached to.
         :raise RefusedError: when the doorbell leads to another ITS already; the message names
             both devices and both ITSes. Else the kernel's refusal.
         """
@@ -206,18 +231,31 @@ class DoorbellMaps:
         its = session.its_of(device)
         key = (s2, gdb)
         mapping = self._maps.get(key)
-        if mapping is None:
-            session.backend.map_doorbell(s2, gdb, its)
-            mapping = self._maps[key] = _DoorbellMap(its, {})
-        elif mapping.its != its:
+        if mapping is not None and mapping.its != its:
             other = next(iter(mapping.users))
             raise RefusedError(
                 f"binding doorbell {gdb} of {device} to ITS {its}: conflict, {other} has it bound "
                 f"to ITS {mapping.its} in the same stage 2; use a stage 2 per ITS (multi-its) or "
                 "a virtual ITS per physical ITS"
             )
+        if _binds(session):
+            bind_doorbell(session, device)
+        elif mapping is None:
+            session.backend.map_doorbell(s2, gdb, its)
+        if mapping is None:
+            mapping = self._maps[key] = _DoorbellMap(its, {})
         mapping.users[device] = None
         self._key_of[device] = key
+
+    @staticmethod
+    def program(session: Session, device: PciAddress) -> Iova:
+        """Have the guest's address of the doorbell in ``device``; return the MSI address.
+
+        :raise RefusedError: the kernel's refusal.
+        """
+        if _binds(session):
+            return session.backend.prepare_msi(device)
+        return session.backend.program_msi(device, guest_doorbell(session, device))
 
     def release(self, session: Session, device: PciAddress) -> None:
         """Release the device's doorbell, and unmap it if no other device uses it.
@@ -229,7 +267,14 @@ class DoorbellMaps:
             return
         mapping = self._maps[key]
         del mapping.users[device]
+        if _binds(session):
+            unbind_doorbell(session, device)
         if not mapping.users:
             del self._maps[key]
-            gdb = session.guest.gdb(session.guest_device(device))
-            session.backend.unmap_doorbell(key[0], gdb)
+            if not _binds(session):
+                gdb = session.guest.gdb(session.guest_device(device))
+                session.backend.unmap_doorbell(key[0], gdb)
+
+
+def _binds(session: Session) -> bool:
+    return Capability.GUEST_BINDING_DIRECT in session.backend.info.capabilities

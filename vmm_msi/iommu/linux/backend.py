@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError, InputError
 from vmm_msi.iommu.backend import (
     BackendInfo,
-    Capability,
     MsiAllocator,
     S2Handle,
     no_own_file,
@@ -25,7 +24,7 @@ from vmm_msi.iommu.backend import (
     no_window_option,
 )
 from vmm_msi.iommu.guest_stage1 import GuestStage1
-from vmm_msi.iommu.linux import local_pci
+from vmm_msi.iommu.linux import abilities, local_pci
 from vmm_msi.iommu.linux.event_queue import QueuedIommufd
 from vmm_msi.iommu.linux.guest_ram import Memory
 from vmm_msi.iommu.linux.kmsg import KernelLog
@@ -71,9 +70,6 @@ WITNESS_OFFSET = 0x0200_0000
 
 #: MSIs are 32-bit writes: the last address that can be in a device.
 _LAST_ADDRESS = Iova((1 << 64) - 4)
-
-#: What no released kernel has, and what pages of memory do not stand in for.
-_PROPOSED = frozenset({Capability.SW_MSI_MOVE, Capability.MSI_PRESET, Capability.MSI_PAGE_MAP})
 
 _TLBI_NH_ASID = 0x11
 _TLBI_NSNH_ALL = 0x30
@@ -146,8 +142,17 @@ class IommufdBackend:
             bound = [self._open_device(opened, *pair) for pair in real.items()]
             self._vmm: Vmm[Sequence[int]] = Vmm(self.fd, bound)
             witnesses = self._witnesses if doorbells is Doorbells.WITNESS else None
+            #: The running kernel has the interface for guest MSI bindings.
+            self._binds = self.fd.has_msi_bindings
             self._stage2 = Stage2Tables(
-                self._vmm, host, guest, profile, self._ram_mappings, witnesses, self._relocate
+                self._vmm,
+                host,
+                guest,
+                profile,
+                self._ram_mappings,
+                witnesses,
+                self._relocate,
+                binds=self._binds,
             )
             self._can_write = all(device.can_write_msi for device in self._devices.values())
             self._opened = opened.pop_all()
@@ -170,32 +175,13 @@ class IommufdBackend:
     @property
     def info(self) -> BackendInfo:
         """Name, kernel and capabilities, with the chosen receiver of MSIs."""
-        kernel = f"Linux {os.uname().release}"
-        can_write = self._can_write
-        address_write = frozenset({Capability.MSI_ADDRESS_WRITE} if can_write else ())
-        advice = ""
-        if self._profile.capabilities & _PROPOSED:
-            advice = f"{self._profile.name} is {self._profile.standing}; use --backend sim"
         if self._mode is Doorbells.WITNESS:
-            capabilities = self._profile.capabilities - _PROPOSED - {Capability.IOMMUFD_FILES}
-            if not can_write:
-                capabilities = frozenset()
-                advice = "witness doorbells require writable MSI capabilities"
-            rules = "" if self._profile.iommufd else f", rules of {self._profile.name}"
-            return BackendInfo(
-                "iommufd",
-                f"{kernel}, witness doorbells{rules}",
-                capabilities,
-                advice,
-            )
-        picks = frozenset({Capability.SW_MSI, Capability.SW_MSI_SLOTS})
-        return BackendInfo(
-            "iommufd",
-            f"{kernel}, the host's own ITS",
-            (picks if self._window_everywhere else frozenset()) | address_write,
-            advice
-            or "user space cannot map an ITS, and no released kernel takes guest bindings; use "
-            "witness doorbells (--doorbells witness)",
+            return abilities.with_witnesses(self._profile, can_write=self._can_write)
+        return abilities.with_its(
+            self._profile,
+            can_write=self._can_write,
+            windows=self._window_everywhere,
+            binds=self._binds,
         )
 
     @property
@@ -315,10 +301,15 @@ class IommufdBackend:
             if device in self._triggers:
                 self._triggers.pop(device).stop()
 
-    def _take_down(self, device: PciAddress) -> None:
+    def _disable(self, device: PciAddress) -> None:
+        """Disable the device's MSI, if it is enabled."""
+        self._programmed.pop(device, None)
         if device in self._enabled:
             self._devices[device].disable_msi()
             self._enabled.remove(device)
+
+    def _take_down(self, device: PciAddress) -> None:
+        self._disable(device)
         self._vmm.detach(device)
         self._stage2.leave(self._host.device_by_address[device])
         self._unmap_guest_pages(device)
@@ -363,24 +354,44 @@ class IommufdBackend:
 
         :raise BackendError: ENOTTY without an allocator that takes bindings.
         """
-        self._stage2.bind(self._host.device_by_address[device], giova, gdb, size)
+        host_device = self._host.device_by_address[device]
+        self._stage2.bind(host_device, giova, gdb, size, partial(self._retake, device))
+        self._read_back(device)
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding.
 
         :raise BackendError: ENOTTY without an allocator that can do that.
         """
-        self._stage2.unbind(self._host.device_by_address[device], giova)
+        if self._profile.iommufd:
+            # They would take another address.
+            self._disable(device)
+        self._stage2.unbind(
+            self._host.device_by_address[device], giova, partial(self._retake, device)
+        )
+
+    def _retake(self, device: PciAddress) -> None:
+        """Make a device's MSI, if it is enabled, take its address again."""
+        if device in self._programmed:
+            self._program(device, self._pick(device))
+
+    def _read_back(self, device: PciAddress) -> None:
+        """Note the address that the kernel may have written into a device."""
+        if device in self._programmed and self._mode is Doorbells.ITS:
+            self._programmed[device] = Iova(self._devices[device].msi_address())
+
+    def _pick(self, device: PciAddress) -> Iova | None:
+        """Return the address that the simulated allocator picks; None for all ones."""
+        host_device = self._host.device_by_address[device]
+        return self._stage2.pick(host_device, self._host.its_by_id[host_device.its].doorbell)
 
     def prepare_msi(self, device: PciAddress) -> Iova:
         """Enable the device's MSI; the kernel or the simulated allocator picks the address."""
         doorbells = self._stage2.of(device)
-        host_device = self._host.device_by_address[device]
         if self._mode is Doorbells.WITNESS:
-            doorbell = self._host.its_by_id[host_device.its].doorbell
-            return self._program(device, self._stage2.pick(host_device, doorbell))
+            return self._program(device, self._pick(device))
         picked = self._enable(device)
-        doorbells.kernel_slots.add(picked & -self.page_size)
+        doorbells.note_slot(device, picked)
         self._programmed[device] = picked
         return picked
 
@@ -388,9 +399,11 @@ class IommufdBackend:
         """Enable the device's MSI and overwrite the address that the kernel picked."""
         doorbells = self._stage2.of(device)
         if self._mode is Doorbells.WITNESS:
-            return self._program(device, doorbell)
+            its = self._host.its_by_id[self._host.device_by_address[device].its]
+            offset = its.doorbell & (self.page_size - 1)
+            return self._program(device, doorbell.offset(offset))
         picked = self._enable(device)
-        doorbells.kernel_slots.add(picked & -self.page_size)
+        doorbells.note_slot(device, picked)
         address = doorbell.offset(picked & (self.page_size - 1))
         self._devices[device].set_msi_address(address)
         self._programmed[device] = address
@@ -403,12 +416,10 @@ class IommufdBackend:
         self._enabled.add(device)
         return Iova(self._devices[device].msi_address())
 
-    def _program(self, device: PciAddress, page: Iova | None) -> Iova:
+    def _program(self, device: PciAddress, picked: Iova | None) -> Iova:
         """Enable the MSI at a witness page, or without one at the last address that MSIs have."""
         self._enable(device)
-        its = self._host.device_by_address[device].its
-        offset = self._host.its_by_id[its].doorbell & (self.page_size - 1)
-        address = _LAST_ADDRESS if page is None else page.offset(offset)
+        address = _LAST_ADDRESS if picked is None else picked
         self._devices[device].set_msi_address(address, 0)
         self._programmed[device] = address
         return address

@@ -160,6 +160,11 @@ class LinuxMachine(FdCalls):
         """Write the address in the device's MSI capability."""
         self._devices[device].set_msi_address(address)
 
+    def msi_address(self, device: int) -> int:
+        """Return the address in the device's MSI capability while MSIs are enabled in it."""
+        vfio = self._open_device(device)
+        return vfio.msi_address() if vfio.sends_msi else 0
+
     def raise_msi(self, device: int) -> Landing:
         """Make the device send MSI 0."""
         vfio = self._open_device(device)

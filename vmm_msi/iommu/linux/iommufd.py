@@ -13,7 +13,8 @@ import os
 from typing import TYPE_CHECKING, Self
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.linux import uapi
+from vmm_msi.iommu.guest_msi import BoundMsi, MsiOp, MsiRequest
+from vmm_msi.iommu.linux import bind_uapi, uapi
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,7 @@ _NO_VIOMMU = (
     "the SMMU needs S2FWB, or CANWBS in the root complex's node of the IORT "
     "(arm_smmu_get_viommu_size)"
 )
+_NO_BINDINGS = "use a kernel with vmm-msi's interface for guest MSI bindings"
 
 
 def ioctl(
@@ -47,6 +49,8 @@ def ioctl(
         reason = name
         if error.errno == errno.EOPNOTSUPP and unsupported:
             reason = f"{name}: {unsupported}"
+        elif error.errno == errno.ENOTTY and number == bind_uapi.IOMMU_VDEVICE_MSI:
+            reason = f"{name}: this kernel has no such call; {_NO_BINDINGS}"
         elif error.errno == errno.ENOTTY and number >= uapi.IOMMU_DESTROY:
             # iommufd_fops_ioctl; IOMMU_VEVENTQ_ALLOC is the newest of them.
             reason = f"{name}: this kernel has no such call; use Linux 6.15 or later"
@@ -213,3 +217,53 @@ class LinuxIommufd:
         )
         name = f"IOMMU_HWPT_INVALIDATE on vIOMMU {viommu_id}"
         ioctl(self.fd, uapi.IOMMU_HWPT_INVALIDATE, name, argument)
+
+    def set_msi_binding(self, hwpt_id: int, value: int) -> None:
+        """IOMMU_OPTION_SET of IOMMU_OPTION_MSI_BINDING, for a nest parent."""
+        self._msi_option(uapi.IOMMU_OPTION_OP_SET, hwpt_id, value)
+
+    def msi_binding(self, hwpt_id: int) -> int:
+        """IOMMU_OPTION_GET of IOMMU_OPTION_MSI_BINDING."""
+        return self._msi_option(uapi.IOMMU_OPTION_OP_GET, hwpt_id)
+
+    def _msi_option(self, op: int, hwpt_id: int, value: int = 0) -> int:
+        argument = uapi.Option(
+            ctypes.sizeof(uapi.Option),
+            bind_uapi.IOMMU_OPTION_MSI_BINDING,
+            op,
+            object_id=hwpt_id,
+            val64=value,
+        )
+        name = f"IOMMU_OPTION_MSI_BINDING of HWPT {hwpt_id}"
+        ioctl(self.fd, uapi.IOMMU_OPTION, name, argument, _NO_BINDINGS)
+        return int(argument.val64)
+
+    @property
+    def has_msi_bindings(self) -> bool:
+        """Return whether the kernel has the interface for guest MSI bindings."""
+        try:
+            self.msi_binding(0)
+        except BackendError as error:
+            # No object has the id 0.
+            return error.errno == errno.ENOENT
+        return True
+
+    def vdevice_msi(self, vdevice_id: int, request: MsiRequest) -> BoundMsi | None:
+        """IOMMU_VDEVICE_MSI; return the binding that a QUERY asks for."""
+        argument = bind_uapi.VdeviceMsi(
+            ctypes.sizeof(bind_uapi.VdeviceMsi),
+            vdevice_id,
+            request.op,
+            request.page_shift,
+            request.index,
+            request.flags,
+            request.reserved,
+            request.iova,
+            request.gpa,
+        )
+        name = f"IOMMU_VDEVICE_MSI, op {request.op}, of vDEVICE {vdevice_id}"
+        ioctl(self.fd, bind_uapi.IOMMU_VDEVICE_MSI, name, argument)
+        if request.op != MsiOp.QUERY:
+            return None
+        used = bool(argument.flags & bind_uapi.IOMMU_VDEVICE_MSI_USED)
+        return BoundMsi(argument.iova, argument.gpa, argument.page_shift, used)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import GuestBindings
+from vmm_msi.iommu.nest_bindings import NestBindings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Mapping, Sequence
 
     from vmm_msi.iommu.allocators import SwMsiSlots
     from vmm_msi.iommu.backend import S2Handle
-    from vmm_msi.iommu.revisions import Revision
+    from vmm_msi.iommu.guest_msi import BoundMsi, MsiBinding
     from vmm_msi.iommu.vmm import Vmm
-    from vmm_msi.types import HostDevice, Iova, Pa
+    from vmm_msi.types import HostDevice, Iova, MemoryRange, Pa, PciAddress
 
 
 class S2Doorbells:
@@ -26,8 +27,12 @@ class S2Doorbells:
     :param granule: PAGE_SIZE in bytes.
     :param witnesses: virtual address of the page of memory for each doorbell's page; None for the
         host's own ITS.
-    :param revision: of the series whose guest bindings the addresses come from.
+    :param kernel: the kernel's allocator of guest bindings; None in a kernel without them, or if
+        they are kept in this process.
     """
+
+    #: The first IPA past the end of stage 2; the real kernel checks its own.
+    aperture = 1 << 48
 
     def __init__(
         self,
@@ -36,7 +41,7 @@ class S2Doorbells:
         relocate: Callable[[int], int],
         granule: int,
         witnesses: Mapping[int, int] | None,
-        revision: Revision | None = None,
+        kernel: MsiBinding | None = None,
     ) -> None:
         self.granule = granule
         self.handle = handle
@@ -48,8 +53,20 @@ class S2Doorbells:
         self._vmm = vmm
         self._relocate = relocate
         self._witnesses = witnesses
-        self.revision = revision
-        self._bindings = None if revision is None else GuestBindings(self, revision)
+        self._kernel = kernel
+        self._ram: Sequence[MemoryRange] = ()
+        self._slots: set[int] = set()
+        #: Guest bindings that are kept in this process.
+        self.bindings: NestBindings | None = None
+
+    def keep_bindings(self, allocator: MsiBinding, ram: Sequence[MemoryRange]) -> None:
+        """Keep guest bindings in this process, by the rules of the kernel's interface.
+
+        :param ram: guest RAM, where no doorbell can be.
+        """
+        self._ram = ram
+        self.bindings = NestBindings(self)
+        self.bindings.select(allocator)
 
     def map(self, address: int, output: int, size: int) -> None:
         """Map the page of memory for the doorbell page ``output`` at the IPA ``address``.
@@ -85,47 +102,89 @@ class S2Doorbells:
         self._vmm.unmap(self.handle, target, self.granule)
         return True
 
-    @property
-    def bindings(self) -> GuestBindings:
-        """The allocator that takes guest bindings.
+    def has_slot(self, page: int) -> bool:
+        """Return whether a slot of the software MSI window is mapped at an IPA."""
+        return page in self._slots
 
-        :raise BackendError: ENOTTY without one.
+    def reserve(self, page: int) -> None:
+        """Check that nothing is mapped at an IPA; user space cannot reserve it.
+
+        :raise BackendError: EADDRINUSE for guest RAM or a doorbell.
         """
-        if self._bindings is None:
-            raise BackendError(
-                errno.ENOTTY, "registering a guest binding: the kernel has no such call"
-            )
-        return self._bindings
+        in_ram = any(
+            ram.base < page + self.granule and page < ram.base + ram.size for ram in self._ram
+        )
+        if in_ram or page in self.mapped:
+            raise BackendError(errno.EADDRINUSE, f"reserving {page:#x}: something is mapped there")
+
+    def release(self, page: int) -> None:
+        """Do nothing: nothing was reserved."""
+
+    def check_call(self) -> None:
+        """Check that the kernel takes guest bindings.
+
+        :raise BackendError: ENOTTY.
+        """
+        if self._kernel is None:
+            raise BackendError(errno.ENOTTY, "guest MSI bindings: the kernel has no such call")
+
+    def _in_kernel(self) -> dict[tuple[PciAddress | None, int], BoundMsi]:
+        """Return the bindings that the kernel has, by device, unless they are a list, and gIOVA."""
+        bindings: dict[tuple[PciAddress | None, int], BoundMsi] = {}
+        if self._kernel is None:
+            return bindings
+        for device in self._vmm.s2(self.handle).devices:
+            owner = None if self._kernel.is_list else device
+            for binding in self._vmm.msi_bindings(device):
+                key = (owner, binding.iova)
+                used = binding.used or (key in bindings and bindings[key].used)
+                bindings[key] = replace(binding, used=used)
+        return bindings
 
     @property
     def binding_count(self) -> int:
-        """Number of registered guest bindings."""
-        return 0 if self._bindings is None else len(self._bindings)
+        """Number of guest bindings."""
+        return len(self._in_kernel() if self.bindings is None else self.bindings)
+
+    @property
+    def mapping_count(self) -> int:
+        """Number of doorbell pages in stage 2, as far as device addresses and bindings show."""
+        gdbs = {b.gpa & -self.granule for b in self._in_kernel().values() if b.used}
+        return len(self.mapped) + len(self.kernel_slots) + len(gdbs)
+
+    def note_slot(self, device: PciAddress, address: Iova) -> None:
+        """Note the address that the kernel gave to a device, unless it is that of a binding."""
+        own = () if self._kernel is None else self._vmm.msi_bindings(device)
+        if not any(binding.used for binding in own):
+            self.kernel_slots.add(address & -self.granule)
 
     def pick(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
-        """Return the page address that the allocator picks for a doorbell.
+        """Return the address that the allocator picks for a device's MSIs to a doorbell.
 
-        :raise BackendError: ENOSPC, inside the allocator's error or the kernel's refusal to map
-            the page.
+        :raise BackendError: the allocator's error or the kernel's refusal to map the page.
         """
-        try:
-            if self._bindings:
-                return self._bindings.prepare(device.address, doorbell)
-            return self._slot(device, doorbell, slots)
-        except BackendError as error:
-            raise error.seen_as(errno.ENOSPC) from error
+        address = None
+        if self.bindings is not None:
+            address = self.bindings.pick(device, doorbell)
+        return self._slot(device, doorbell, slots) if address is None else address
 
     def _slot(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
         window = device.sw_msi_window
         if window is None:
             raise BackendError(errno.ENOMEM, f"{device.address}: has no software MSI window")
         page = doorbell.align_down(self.granule)
-        iova = slots.get(window.base, page, self.granule)
-        if iova not in self.mapped:
+        iova = slots.get(window.base, page, self.granule, self._is_gdb)
+        if iova not in self._slots:
             self.map(iova, page, self.granule)
-        return iova
+            self._slots.add(iova)
+        return iova.offset(doorbell - page)
+
+    def _is_gdb(self, page: int) -> bool:
+        return self.bindings is not None and self.bindings.has_gdb(page)
 
     def state(self) -> Hashable:
         """Return the mapped doorbells and the bindings, for comparison."""
-        bindings = None if self._bindings is None else self._bindings.state()
+        bindings: Hashable = frozenset(self._in_kernel())
+        if self.bindings is not None:
+            bindings = self.bindings.state()
         return frozenset(self.mapped.items()), bindings

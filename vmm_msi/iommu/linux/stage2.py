@@ -1,8 +1,9 @@
 """The stage 2 tables of a guest on a real kernel, and what picks doorbell addresses in them.
 
-The kernel's own allocator picks them with the host's ITS. With a page of memory for each ITS, the
-rules are those of a profile: of a nest parent, or of VFIO's type1 container, of which each IOMMU
-domain is then a nest parent of the running kernel.
+The kernel's own allocator picks them with the host's ITS; guest bindings go to the kernel if it has
+the interface for them. With a page of memory for each ITS, the rules are those of a profile: of a
+nest parent, or of VFIO's type1 container, of which each IOMMU domain is then a nest parent of the
+running kernel.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, SwMsiSlots, check_msi_domain
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, SwMsiSlots
+from vmm_msi.iommu.guest_msi import BINDING_OF, MsiBinding
 from vmm_msi.iommu.linux.s2_doorbells import S2Doorbells
-from vmm_msi.iommu.revisions import revision_numbered, revision_of
+from vmm_msi.iommu.revisions import revision_numbered
 from vmm_msi.iommu.type1 import Type1
 from vmm_msi.types import Costs, Iova
 
@@ -25,7 +27,6 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.linux.raise_msi import Witnesses
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.iommu.revisions import Revision
     from vmm_msi.iommu.vmm import RamMapping, Vmm
     from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, Pa, PciAddress
 
@@ -37,6 +38,7 @@ class Stage2Tables:
     :param ram: returns the mappings of guest RAM.
     :param witnesses: the page of memory for each ITS; None for the host's own ITS.
     :param relocate: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
+    :param binds: the running kernel takes guest bindings, which counts with the host's own ITS.
     """
 
     def __init__(
@@ -48,10 +50,16 @@ class Stage2Tables:
         ram: Callable[[], Iterable[RamMapping]],
         witnesses: Witnesses | None,
         relocate: Callable[[int], int],
+        *,
+        binds: bool = False,
     ) -> None:
         self._vmm = vmm
         self._host = host
+        self._guest = guest
         self._ram = ram
+        #: Guest bindings are kept in this process, by the rules of the interface; or in the kernel.
+        self._keeps_bindings = witnesses is not None and profile.has_bindings and profile.iommufd
+        self._binds = witnesses is None and binds
         self._witnesses = witnesses
         self._relocate = relocate
         self._slots = SwMsiSlots()
@@ -64,19 +72,24 @@ class Stage2Tables:
         """Allocate a stage 2; see :meth:`Vmm.alloc_s2` and :meth:`Type1.alloc_s2`."""
         if self._type1 is not None:
             return self._type1.alloc_s2(smmu, allocator)
-        doorbells = self._open(smmu, revision_of(allocator))
+        binding = BINDING_OF.get(allocator, MsiBinding.DIRECT)
+        doorbells = self._open(smmu, binding)
+        if self._keeps_bindings:
+            doorbells.keep_bindings(binding, self._guest.memory)
         self._doorbells[doorbells.handle] = doorbells
         return doorbells.handle
 
-    def _open(self, smmu: int, revision: Revision | None = None) -> S2Doorbells:
-        handle = self._vmm.alloc_s2(smmu, self._ram()).handle
+    def _open(self, smmu: int, binding: MsiBinding = MsiBinding.DIRECT) -> S2Doorbells:
+        in_kernel = MsiBinding.DIRECT if self._keeps_bindings else binding
+        handle = self._vmm.alloc_s2(smmu, self._ram(), in_kernel).handle
         pages: dict[int, int] | None = None
         if self._witnesses is not None:
             pages = {
                 its.doorbell.align_down(mmap.PAGESIZE): self._witnesses.address(number)
                 for number, its in enumerate(self._host.itses)
             }
-        return S2Doorbells(self._vmm, handle, self._relocate, mmap.PAGESIZE, pages, revision)
+        kernel = binding if self._binds else None
+        return S2Doorbells(self._vmm, handle, self._relocate, mmap.PAGESIZE, pages, kernel)
 
     def open_domain(self, handle: S2Handle, smmu: int) -> S2Doorbells:
         """Allocate the stage 2 of an IOMMU domain; see :class:`DomainTables`."""
@@ -104,22 +117,27 @@ class Stage2Tables:
         """Make the checks of a profile for a device to attach; return the stage 2 to attach it to.
 
         :raise BackendError: ENOENT when there is no such stage 2; see :meth:`Type1.attach` and
-            :func:`check_msi_domain`.
+            :meth:`NestBindings.check_attach`.
         """
         if self._type1 is not None:
             return self._type1.attach(device, s2, stage1).handle
-        revision = self.doorbells(s2).revision
-        if revision is not None:
+        bindings = self.doorbells(s2).bindings
+        if bindings is not None:
             by_address = self._host.device_by_address
-            members = (d for d in self._host.devices if d.iommu_group == device.iommu_group)
             attached = (by_address[address] for address in self._vmm.s2(s2).devices)
-            check_msi_domain(revision, members, attached)
+            bindings.check_attach(device, attached)
         return s2
 
     def leave(self, device: HostDevice) -> None:
-        """Record that a device is detached."""
+        """Record that a device is detached, and perhaps its vDEVICE destroyed."""
         if self._type1 is not None:
             self._type1.detach(device)
+        for doorbells in self._doorbells.values():
+            if doorbells.bindings is None:
+                continue
+            for mate in self._host.devices:
+                if mate.iommu_group == device.iommu_group and not self._vmm.has_vdevice(mate):
+                    doorbells.bindings.destroy(mate.address, lambda: None)
 
     def of(self, device: PciAddress) -> S2Doorbells:
         """Return the doorbells of the stage 2 that a device is attached to.
@@ -147,28 +165,50 @@ class Stage2Tables:
             raise BackendError(errno.ENOENT, f"S2 {s2}: does not exist")
         return self._doorbells[s2]
 
-    def bind(self, device: HostDevice, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Register a guest binding; see :meth:`Type1.bind`, :meth:`GuestBindings.register`."""
+    def bind(
+        self, device: HostDevice, giova: Iova, gdb: Ipa, size: int, retake: Callable[[], None]
+    ) -> None:
+        """Register a guest binding; see :meth:`Type1.bind`, :meth:`NestBindings.bind`.
+
+        :param retake: makes the device's MSIs, if they are enabled, take their address again.
+        """
         if self._type1 is not None:
             self._type1.bind(device, giova, gdb, size)
+            return
+        doorbells = self.of(device.address)
+        if doorbells.bindings is not None:
+            doorbells.bindings.bind(device, giova, gdb, size.bit_length() - 1, retake)
         else:
-            self.of(device.address).bindings.register(device.address, giova, gdb, size)
+            doorbells.check_call()
+            self._vmm.bind_msi(device.address, giova, gdb, size)
 
-    def unbind(self, device: HostDevice, giova: Iova) -> None:
+    def unbind(self, device: HostDevice, giova: Iova, retake: Callable[[], None]) -> None:
         """Withdraw a guest binding; the kernel invalidates."""
         if self._type1 is not None:
             self._type1.unbind(device, giova)
+            return
+        doorbells = self.of(device.address)
+        if doorbells.bindings is not None:
+            doorbells.bindings.unbind(device.address, giova, retake)
         else:
-            self.of(device.address).bindings.withdraw(device.address, giova)
+            doorbells.check_call()
+            self._vmm.unbind_msi(device.address, giova)
 
     def pick(self, device: HostDevice, doorbell: Pa) -> Iova | None:
-        """Return the page address that the profile's allocator picks for a doorbell.
+        """Return the address that the profile's allocator picks for a device's MSIs to a doorbell.
 
         :return: None for an address of all ones; see :meth:`Type1.prepare`.
+        :raise BackendError: ENOSPC, inside the allocator's error or the kernel's refusal to map
+            the page.
         """
         if self._type1 is not None:
-            return self._type1.prepare(device, doorbell)
-        return self.of(device.address).pick(device, doorbell, self._slots)
+            page = self._type1.prepare(device, doorbell)
+            return None if page is None else page.offset(doorbell & (mmap.PAGESIZE - 1))
+        doorbells = self.of(device.address)
+        try:
+            return doorbells.pick(device, doorbell, self._slots)
+        except BackendError as error:
+            raise error.seen_as(errno.ENOSPC) from error
 
     def slots_for(self, device: HostDevice) -> Collection[Iova]:
         """Return the pages of the software MSI window that a device's MSIs may get."""
@@ -196,7 +236,7 @@ class Stage2Tables:
                     bindings += len(cookie)
         return Costs(
             s2_domains=len(every) if self._type1 is None else self._type1.stage2_count,
-            s2_mappings=sum(len(d.mapped) + len(d.kernel_slots) for d in every),
+            s2_mappings=sum(d.mapping_count for d in every),
             sw_msi_slots=slots,
             bindings=bindings,
             containers=0 if self._type1 is None else self._type1.container_count,

@@ -6,38 +6,42 @@ program. Little endian, as arm64 kernels and the SMMU's tables are.
 
 from __future__ import annotations
 
-from ctypes import LittleEndianStructure, c_int32, c_uint8, c_uint32, c_uint64
+from ctypes import LittleEndianStructure, c_int32, c_uint8, c_uint16, c_uint32, c_uint64
 from typing import ClassVar
 
 _IOMMUFD_TYPE = ord(";")
 _VFIO_BASE = 100
 
 
-def _io(number: int) -> int:
+def io(number: int) -> int:
     """Return ``_IO(';', number)``: both headers use that type."""
     return _IOMMUFD_TYPE << 8 | number
 
 
-IOMMU_DESTROY = _io(0x80)
-IOMMU_IOAS_ALLOC = _io(0x81)
-IOMMU_IOAS_MAP = _io(0x85)
-IOMMU_IOAS_UNMAP = _io(0x86)
-IOMMU_HWPT_ALLOC = _io(0x89)
-IOMMU_GET_HW_INFO = _io(0x8A)
-IOMMU_HWPT_INVALIDATE = _io(0x8D)
-IOMMU_VIOMMU_ALLOC = _io(0x90)
-IOMMU_VDEVICE_ALLOC = _io(0x91)
-IOMMU_VEVENTQ_ALLOC = _io(0x93)
+IOMMU_DESTROY = io(0x80)
+IOMMU_IOAS_ALLOC = io(0x81)
+IOMMU_IOAS_MAP = io(0x85)
+IOMMU_IOAS_UNMAP = io(0x86)
+IOMMU_OPTION = io(0x87)
+IOMMU_HWPT_ALLOC = io(0x89)
+IOMMU_GET_HW_INFO = io(0x8A)
+IOMMU_HWPT_INVALIDATE = io(0x8D)
+IOMMU_VIOMMU_ALLOC = io(0x90)
+IOMMU_VDEVICE_ALLOC = io(0x91)
+IOMMU_VEVENTQ_ALLOC = io(0x93)
 
-VFIO_DEVICE_GET_REGION_INFO = _io(_VFIO_BASE + 8)
-VFIO_DEVICE_SET_IRQS = _io(_VFIO_BASE + 10)
-VFIO_DEVICE_BIND_IOMMUFD = _io(_VFIO_BASE + 18)
-VFIO_DEVICE_ATTACH_IOMMUFD_PT = _io(_VFIO_BASE + 19)
-VFIO_DEVICE_DETACH_IOMMUFD_PT = _io(_VFIO_BASE + 20)
+VFIO_DEVICE_GET_REGION_INFO = io(_VFIO_BASE + 8)
+VFIO_DEVICE_SET_IRQS = io(_VFIO_BASE + 10)
+VFIO_DEVICE_BIND_IOMMUFD = io(_VFIO_BASE + 18)
+VFIO_DEVICE_ATTACH_IOMMUFD_PT = io(_VFIO_BASE + 19)
+VFIO_DEVICE_DETACH_IOMMUFD_PT = io(_VFIO_BASE + 20)
 
 IOMMU_IOAS_MAP_FIXED_IOVA = 1 << 0
 IOMMU_IOAS_MAP_WRITEABLE = 1 << 1
 IOMMU_IOAS_MAP_READABLE = 1 << 2
+
+IOMMU_OPTION_OP_SET = 0
+IOMMU_OPTION_OP_GET = 1
 
 IOMMU_HWPT_ALLOC_NEST_PARENT = 1 << 0
 IOMMU_HWPT_DATA_ARM_SMMUV3 = 2
@@ -101,6 +105,20 @@ class IoasUnmap(_Struct):
         ("ioas_id", c_uint32),
         ("iova", c_uint64),
         ("length", c_uint64),
+    ]
+
+
+class Option(_Struct):
+    """Argument of IOMMU_OPTION; ``val64`` returns the value."""
+
+    c_name = "iommu_option"
+    _fields_ = [
+        ("size", c_uint32),
+        ("option_id", c_uint32),
+        ("op", c_uint16),
+        ("__reserved", c_uint16),
+        ("object_id", c_uint32),
+        ("val64", c_uint64),
     ]
 
 

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import GuestBindings
 from vmm_msi.iommu.backend import BackendInfo, MsiAllocator, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.sim.its import LpiSpace, SimIts, table_sizes
@@ -74,7 +73,7 @@ class SimBackend:
         for device in host.devices:
             if device.its_group and device.its in host.its_by_id:
                 self._doorbells[self._doorbell_of(device)] = device.its
-        self._programmed: dict[PciAddress, Iova] = {}
+        self._programmed = self._kernel.programmed
         self._fail_at = fail_at
         self._fail_errno = fail_errno
         #: Number of operations that changed something or were refused by ``fail_at``.
@@ -142,13 +141,18 @@ class SimBackend:
         host_device = self._host.device_by_address[device]
         guest_device = self._guest.device_by_address[device]
         self._kernel.domain_of(device)
-        if self._programmed.pop(device, None) is not None:
-            self._itses[host_device.its].disable(host_device)
+        self._disable(host_device)
         self._kernel.detach(host_device)
         if self._stage1.remove_device(guest_device):
             asid = self._configs[guest_device.stage1].asid
             for domain in self._kernel.domains.values():
                 self._kernel.smmus[domain.smmu].invalidate_asid(domain.config.vmid, asid)
+
+    def _disable(self, device: HostDevice) -> None:
+        """Disable the device's MSIs, if they are enabled."""
+        if self._programmed.pop(device.address, None) is not None:
+            self._itses[device.its].disable(device)
+            self._kernel.free_msis(device)
 
     def is_attached(self, device: PciAddress) -> bool:
         """Return whether a device is attached."""
@@ -170,7 +174,12 @@ class SimBackend:
         self._kernel.bind_guest_msi(device, giova, gdb, size)
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
-        """Withdraw a guest binding; see :meth:`Kernel.unbind_guest_msi`."""
+        """Withdraw a guest binding; see :meth:`Kernel.unbind_guest_msi`.
+
+        On iommufd the VMM disables the device's MSIs first, which would take another address.
+        """
+        if self._kernel.profile.has_bindings and self._kernel.profile.iommufd:
+            self._disable(self._host.device_by_address[device])
         self._kernel.unbind_guest_msi(device, giova)
 
     def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
@@ -188,11 +197,13 @@ class SimBackend:
         self._step("prepare_msi")
         host_device = self._host.device_by_address[device]
         with self._events(host_device):
-            page = self._pick(host_device)
-        return self._program(host_device, page)
+            picked = self._pick(host_device)
+        # Without an address all ones (iommu_dma_map_msi_msg before revision 8 of the series).
+        self._programmed[device] = _ALL_ONES if picked is None else picked
+        return self._programmed[device]
 
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
-        """Enable the device's MSIs at ``doorbell``.
+        """Enable the device's MSIs at ``doorbell``, which need not be aligned to a host page.
 
         The kernel enables the interrupts and picks an address, which the caller overwrites. A
         caller in the kernel needs no address of the kernel's allocator.
@@ -205,7 +216,9 @@ class SimBackend:
             self._kernel.translation_of(host_device)
             if not self._kernel.profile.maps_doorbells:
                 self._pick(host_device)
-        return self._program(host_device, doorbell)
+        offset = self._doorbell_of(host_device) & (self.page_size - 1)
+        self._programmed[device] = doorbell.offset(offset)
+        return self._programmed[device]
 
     @contextmanager
     def _events(self, device: HostDevice) -> Iterator[None]:
@@ -242,18 +255,6 @@ class SimBackend:
 
     def _doorbell_of(self, device: HostDevice) -> Pa:
         return self._host.its_by_id[device.its].doorbell_of(device.device_id)
-
-    def _program(self, device: HostDevice, page: Iova | None) -> Iova:
-        """Program the device's MSI address and data.
-
-        The address is ``page``, which need not be aligned to a host page, plus the offset of the
-        doorbell in its page (``msi_msg_set_addr``); without a page all ones
-        (``iommu_dma_map_msi_msg`` before revision 8 of the series).
-        """
-        offset = self._doorbell_of(device) & (self.page_size - 1)
-        programmed = _ALL_ONES if page is None else page.offset(offset)
-        self._programmed[device.address] = programmed
-        return programmed
 
     def advertise_rmr(self, window: ReservedRegion) -> None:
         """Add an RMR node to the guest's IORT."""
@@ -356,7 +357,7 @@ class SimBackend:
             s2_domains=self._kernel.stage2_count,
             s2_mappings=pages,
             sw_msi_slots=self._kernel.slots,
-            bindings=sum(len(d.cookie) for d in domains if isinstance(d.cookie, GuestBindings)),
+            bindings=sum(len(d.guest_bindings or ()) for d in domains),
             containers=self._kernel.containers,
         )
 
@@ -372,9 +373,10 @@ class SimBackend:
                 domain.smmu,
                 domain.config.table.pages(),
                 frozenset(domain.devices.items()),
-                domain.cookie.state() if isinstance(domain.cookie, GuestBindings) else None,
+                None if bindings is None else bindings.state(),
             )
             for domain in self._kernel.domains.values()
+            for bindings in [domain.guest_bindings]
         )
         enabled = frozenset((number, its.enabled()) for number, its in self._itses.items())
         streams = frozenset((i, frozenset(s.streams)) for i, s in self._kernel.smmus.items())

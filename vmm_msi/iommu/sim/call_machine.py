@@ -23,10 +23,18 @@ from vmm_msi.iommu.call_sequence import (
     NestedConfig,
 )
 from vmm_msi.iommu.fd_calls import FdCalls
+from vmm_msi.iommu.sim.binding_iommufd import BindingIommufd
 from vmm_msi.iommu.sim.core import IommuCore
 from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.its import LpiSpace, SimIts, table_sizes
-from vmm_msi.iommu.sim.objects import CoreDomain, GuestSte, NestedHwpt, PagingHwpt, SteConfig
+from vmm_msi.iommu.sim.objects import (
+    CoreDomain,
+    GuestSte,
+    Msis,
+    NestedHwpt,
+    PagingHwpt,
+    SteConfig,
+)
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Walk, walk_stage1, walk_stage2
 from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
@@ -80,7 +88,7 @@ class _Device:
     """A device, and its character device.
 
     :param address: the address in the MSI capability.
-    :param enabled: the address that the kernel composed when it enabled the MSI.
+    :param enabled: the address that the kernel composed for the enabled MSI.
     """
 
     host: HostDevice
@@ -89,15 +97,23 @@ class _Device:
     address: Iova = _NO_ADDRESS
     enabled: Iova | None = None
 
+    def write(self, address: Iova) -> None:
+        """``pci_write_msi_msg``: write the address, and remember it."""
+        self.address = self.enabled = address
+
 
 class SimMachine(FdCalls):
     """A simulated host.
 
     :param output_bits: width of the SMMUs' output addresses (SMMU_IDR5.OAS).
+    :param bindings: its kernel has the interface for guest MSI bindings.
     """
 
-    def __init__(self, host: HostTopology, *, output_bits: int = 48) -> None:
+    def __init__(
+        self, host: HostTopology, *, output_bits: int = 48, bindings: bool = False
+    ) -> None:
         self.host = host
+        self.bindings = bindings
         self._output_bits = output_bits
         self._table_sizes = table_sizes(host)
         self._doorbells = {its.doorbell: its.id for its in host.itses}
@@ -151,7 +167,8 @@ class SimMachine(FdCalls):
 
     def open(self) -> int:
         """Open /dev/iommu."""
-        self._fds.append(SimIommufd(self.host, self._core))
+        kind = BindingIommufd if self.bindings else SimIommufd
+        self._fds.append(kind(self.host, self._core))
         return len(self._fds) - 1
 
     def close(self, fd: int) -> None:
@@ -226,16 +243,18 @@ class SimMachine(FdCalls):
         """
         bound, _binding = self._bound_device(device)
         if bound.enabled is None:
-            bound.enabled = self._allocate(bound.host)
-        bound.address = bound.enabled
+            self._allocate(bound)
+        else:
+            bound.address = bound.enabled
         return bound.address
 
-    def _allocate(self, device: HostDevice) -> Iova:
-        """``its_irq_domain_alloc``; return the address for the device.
+    def _allocate(self, opened: _Device) -> None:
+        """``its_irq_domain_alloc``, and write the address into the device.
 
         The kernel allocates the ITS event first and does not free it when no address is found, so
         a device whose table has no other event left gets no MSI again. A GICv5 frees it.
         """
+        device = opened.host
         its, doorbell = self._itses[device.its], self.host.its_by_id[device.its].doorbell
         events = its.map_device(device, self._table_sizes[device.address])
         if self.lost_events[device.address] >= events:
@@ -243,13 +262,12 @@ class SimMachine(FdCalls):
             raise BackendError(errno.ENOSPC, reason)
         its.enable(device)
         try:
-            page = self._core.prepare_msi(device, doorbell)
+            self._core.set_up_msis(device, Msis(doorbell, opened.write))
         except BackendError as error:
             its.disable(device)
             self.lost_events[device.address] += not its.its.is_gicv5
             reason = f"{device.address}: no interrupt can be allocated: {error.reason}"
             raise error.seen_as(errno.ENOSPC, reason) from error
-        return page.offset(doorbell & (self.host.granule - 1))
 
     def disable(self, device: int) -> None:
         """VFIO_DEVICE_SET_IRQS with count 0: ``vfio_pci_set_msi_trigger``.
@@ -264,12 +282,18 @@ class SimMachine(FdCalls):
     def _disable(self, device: _Device) -> None:
         if device.enabled is not None:
             self._itses[device.host.its].disable(device.host)
+            self._core.free_msis(device.host)
             device.enabled = None
             device.address = _NO_ADDRESS
 
     def is_enabled(self, device: int) -> bool:
         """Return whether a device's MSI is enabled."""
         return self._devices[device].enabled is not None
+
+    def msi_address(self, device: int) -> int:
+        """Return the address in the MSI capability of a device whose MSI is enabled."""
+        opened = self._open_device(device)
+        return 0 if opened.enabled is None else opened.address
 
     def program(self, device: int, address: int) -> None:
         """Write the address; bits 1:0 read as zero (PCI 3.0, 6.8.1.4)."""

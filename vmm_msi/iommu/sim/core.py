@@ -21,7 +21,7 @@ from vmm_msi.iommu.sim.objects import (
 from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
-    from vmm_msi.iommu.sim.objects import FdGroup, FileContext, IommuDomain, Viommu
+    from vmm_msi.iommu.sim.objects import FdGroup, FileContext, IommuDomain, Msis, Viommu
     from vmm_msi.types import HostDevice, HostTopology, Iova, Its, Pa, PciAddress
 
 
@@ -175,15 +175,37 @@ class IommuCore:
         return None
 
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
-        """``iommu_dma_prepare_msi``; return the address of the doorbell's page.
+        """``iommu_dma_prepare_msi``; return the address of the device's MSIs to a doorbell.
 
         :raise BackendError: EOPNOTSUPP when the group is blocked; the errors of
-            :meth:`~vmm_msi.iommu.sim.iommufd.SimIommufd.sw_msi`.
+            :meth:`~vmm_msi.iommu.sim.msi_pages.MsiPages.sw_msi`.
         """
         group = self.group(device)
         if group.handle is None:
             raise not_attached(device.address)
-        return group.handle.context.sw_msi(group.handle, doorbell)
+        return group.handle.context.sw_msi(group.handle, device, doorbell)
+
+    def set_up_msis(self, device: HostDevice, msis: Msis) -> None:
+        """Have a device's MSIs set up, with the address of :meth:`prepare_msi`.
+
+        :raise BackendError: see :meth:`prepare_msi`.
+        """
+        address = self.prepare_msi(device, msis.doorbell)
+        self.master(device).msis = msis
+        msis.write(address)
+
+    def free_msis(self, device: HostDevice) -> None:
+        """Free a device's MSIs."""
+        self.master(device).msis = None
+
+    def retake_msis(self, device: HostDevice) -> None:
+        """Make a device's MSIs, if they are set up, take their address again.
+
+        :raise BackendError: see :meth:`prepare_msi`; the device keeps its address.
+        """
+        msis = self.master(device).msis
+        if msis is not None:
+            msis.write(self.prepare_msi(device, msis.doorbell))
 
 
 def _check_direct(device: HostDevice) -> None:

@@ -12,9 +12,9 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import SwMsiSlots
 from vmm_msi.iommu.sim.core import IommuCore
 from vmm_msi.iommu.sim.iopt import FilledTable, IoPageTable
+from vmm_msi.iommu.sim.msi_pages import MsiPages
 from vmm_msi.iommu.sim.objects import (
     FdGroup,
     Ioas,
@@ -28,7 +28,6 @@ from vmm_msi.iommu.sim.objects import (
     another_smmu,
 )
 from vmm_msi.iommu.sim.page_table import PageTable
-from vmm_msi.types import Iova, Pa
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,7 +42,7 @@ _U64 = (1 << 64) - 1
 _STAGE1_BITS = 48
 
 
-class SimIommufd:
+class SimIommufd(MsiPages):
     """A simulated open /dev/iommu.
 
     :param core: the groups of the host, shared by all its file descriptors.
@@ -51,17 +50,12 @@ class SimIommufd:
     """
 
     def __init__(self, host: HostTopology, core: IommuCore | None = None, first: int = 1) -> None:
-        self.slots = SwMsiSlots()
+        super().__init__(host.granule)
         self._host = host
         self._core = core or IommuCore(host)
         self._objects: dict[int, Object] = {}
         self._groups: dict[int, FdGroup] = {}
         self._next = first
-
-    @property
-    def page_size(self) -> int:
-        """PAGE_SIZE in bytes."""
-        return self._host.granule
 
     def _add(self, new: ObjectT) -> ObjectT:
         self._objects[new.id] = new
@@ -84,8 +78,9 @@ class SimIommufd:
         group = self._groups.get(core.number)
         if group is None:
             group = self._groups[core.number] = FdGroup(core, self)
-        group.bound += 1
-        return self._add(IommufdDevice(self._next, device, group)).id
+        bound = self._add(IommufdDevice(self._next, device, group))
+        group.devices[device.address] = bound
+        return bound.id
 
     def unbind(self, dev_id: int) -> None:
         """Close of the VFIO device: ``vfio_iommufd_physical_unbind``.
@@ -100,8 +95,8 @@ class SimIommufd:
         del self._objects[dev_id]
         group = device.group
         self._core.release(group.core)
-        group.bound -= 1
-        if not group.bound:
+        del group.devices[device.host.address]
+        if not group.devices:
             del self._groups[group.core.number]
 
     def ioas_alloc(self) -> int:
@@ -328,11 +323,6 @@ class SimIommufd:
         group.attached[device.id] = device
         hwpt.users += 1
 
-    def _window_start(self, device: IommufdDevice) -> int | None:
-        """Return the base of the MSI window of a device's group when the device is attached."""
-        window = device.host.sw_msi_window
-        return device.group.sw_msi_start if window is None else window.base
-
     @staticmethod
     def _reserve(device: IommufdDevice, iopt: IoPageTable) -> None:
         """``iopt_table_enforce_dev_resv_regions``, without the check of MSI regions."""
@@ -342,11 +332,6 @@ class SimIommufd:
         except BackendError as error:
             iopt.release(device)
             raise BackendError(error.errno, f"{device.host.address}: {error.reason}") from error
-
-    def _install_required(self, group: FdGroup, hwpt: PagingHwpt) -> None:
-        """``iommufd_group_setup_msi``."""
-        for iova, page in group.required.items():
-            self._install(hwpt, iova, page)
 
     def replace(self, dev_id: int, pt_id: int) -> None:
         """VFIO_DEVICE_ATTACH_IOMMUFD_PT of an attached device: ``iommufd_device_replace``.
@@ -462,25 +447,6 @@ class SimIommufd:
         hwpt.ioas.hwpts.remove(hwpt)
         hwpt.ioas.iopt.leave(hwpt.filled)
         hwpt.ioas.users -= 1
-
-    def sw_msi(self, group: FdGroup, doorbell: Pa) -> Iova:
-        """Return the page address that ``iommufd_sw_msi`` gives to devices of an attached group.
-
-        :raise BackendError: EOVERFLOW when no slot is free; iommu_map's error.
-        """
-        page = doorbell.align_down(self.page_size)
-        if group.hwpt is None or group.sw_msi_start is None:
-            return Iova(page)
-        iova = self.slots.get(group.sw_msi_start, page, self.page_size)
-        self._install(group.hwpt.paging, iova, page)
-        group.required[iova] = page
-        return iova
-
-    def _install(self, hwpt: PagingHwpt, iova: Iova, page: Pa) -> None:
-        """``iommufd_sw_msi_install``: a raw iommu_map, once per table."""
-        if iova not in hwpt.slots:
-            hwpt.table.map(iova, page, self.page_size)
-            hwpt.slots.add(iova)
 
     @staticmethod
     def _smmu(device: IommufdDevice) -> int:

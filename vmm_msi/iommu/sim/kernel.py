@@ -12,14 +12,16 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu.allocators import GuestBindings
 from vmm_msi.iommu.backend import no_preset_action, no_window_option
 from vmm_msi.iommu.sim.smmu import SimSmmu
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
-    from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
+    from vmm_msi.iommu.allocators import MsiCookie
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
+    from vmm_msi.iommu.nest_bindings import NestBindings
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config
     from vmm_msi.types import (
@@ -42,6 +44,7 @@ class S2Domain:
     """A stage 2 IOMMU domain: a nest parent in iommufd, a nested IOMMU domain in the series.
 
     :param cookie: the allocator of doorbell addresses, if it belongs to the IOMMU domain.
+    :param bindings: the guest MSI bindings of a nest parent.
     :param devices: attached devices, each with the name of its stage 1.
     """
 
@@ -49,7 +52,13 @@ class S2Domain:
     smmu: int
     config: Stage2Config
     cookie: MsiCookie | GuestBindings | None = None
+    bindings: NestBindings | None = None
     devices: dict[PciAddress, str] = field(default_factory=dict)
+
+    @property
+    def guest_bindings(self) -> GuestBindings | NestBindings | None:
+        """What takes guest bindings in it."""
+        return self.cookie if isinstance(self.cookie, GuestBindings) else self.bindings
 
 
 class Kernel(ABC):
@@ -65,6 +74,8 @@ class Kernel(ABC):
         #: Software MSI windows that were moved, and the addresses that were preset.
         self.moved_windows: dict[PciAddress, ReservedRegion] = {}
         self.presets: dict[PciAddress, Iova] = {}
+        #: The MSI address in each device whose MSIs are enabled.
+        self.programmed: dict[PciAddress, Iova] = {}
 
     @property
     def page_size(self) -> int:
@@ -141,10 +152,14 @@ class Kernel(ABC):
 
     @abstractmethod
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova | None:
-        """Return the page address that the kernel picks for a doorbell.
+        """Return the address that the kernel picks for a device's MSIs to a doorbell.
 
         None stands for an address of all ones, which an old kernel writes when it has none.
         """
+
+    @abstractmethod
+    def free_msis(self, device: HostDevice) -> None:
+        """Free the interrupts of a device's MSIs."""
 
     @abstractmethod
     def close(self) -> None:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import errno
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import GuestBindings, check_msi_domain
 from vmm_msi.iommu.backend import Capability
-from vmm_msi.iommu.revisions import revision_of
+from vmm_msi.iommu.guest_msi import BINDING_OF, MsiBinding
+from vmm_msi.iommu.sim.binding_iommufd import BindingIommufd
 from vmm_msi.iommu.sim.core import IommuCore, not_attached
 from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
-from vmm_msi.iommu.sim.objects import GuestSte, SteConfig
+from vmm_msi.iommu.sim.objects import GuestSte, Msis, SteConfig
 from vmm_msi.iommu.sim.proposals import ProposedIommufd
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
+    from vmm_msi.iommu.sim.objects import PagingHwpt
     from vmm_msi.types import (
         GuestDomain,
         HostDevice,
@@ -90,13 +92,19 @@ class IommufdKernel(Kernel):
     def _open_file(self) -> _File:
         """Open /dev/iommu; object ids differ between file descriptors, as VMIDs and handles do."""
         first = 1 + len(self._files) * _IDS_PER_FILE
-        fd = (
-            ProposedIommufd(self.host, self._core, first, file_window=self.profile.file_window)
-            if Capability.SW_MSI_MOVE in self.profile.capabilities
-            else SimIommufd(self.host, self._core, first)
-        )
+        fd: SimIommufd
+        if Capability.SW_MSI_MOVE in self.profile.capabilities:
+            window = self.profile.file_window
+            fd = ProposedIommufd(self.host, self._core, first, file_window=window)
+        elif self.profile.has_bindings:
+            fd = BindingIommufd(self.host, self._core, first, on_unmap=self._invalidate_table)
+        else:
+            fd = SimIommufd(self.host, self._core, first)
         self._files.append(_File(fd, Vmm(fd, [])))
         return self._files[-1]
+
+    def _invalidate_table(self, hwpt: PagingHwpt) -> None:
+        self.smmus[hwpt.smmu].invalidate_vmid(hwpt.id)
 
     def _bind(self, device: HostDevice, file: _File) -> bool:
         """Bind a device; return whether it was not refused."""
@@ -160,18 +168,17 @@ class IommufdKernel(Kernel):
             raise
 
     def _alloc_s2(self, smmu: int, allocator: MsiAllocator, file: _File) -> S2Handle:
-        revision = revision_of(allocator)
-        if revision is not None and not self.profile.has_bindings:
+        binding = BINDING_OF.get(allocator, MsiBinding.DIRECT)
+        if binding is not MsiBinding.DIRECT and not self.profile.has_bindings:
             raise BackendError(
                 errno.EOPNOTSUPP, f"{self.profile.name} has no guest bindings as in {allocator}"
             )
         if smmu in self._first_behind and smmu not in self._bound_smmus:
             self._check_bound(self._first_behind[smmu])
-        objects = file.vmm.alloc_s2(smmu, self._ram())
-        table = file.fd.hwpt(objects.hwpt).table
-        domain = S2Domain(objects.handle, smmu, Stage2Config(vmid=objects.hwpt, table=table))
-        if revision is not None:
-            domain.cookie = GuestBindings(table, revision)
+        objects = file.vmm.alloc_s2(smmu, self._ram(), binding)
+        hwpt = file.fd.hwpt(objects.hwpt)
+        domain = S2Domain(objects.handle, smmu, Stage2Config(vmid=objects.hwpt, table=hwpt.table))
+        domain.bindings = hwpt.bindings
         self.domains[objects.handle] = domain
         self._file_of_s2[objects.handle] = file
         return objects.handle
@@ -205,9 +212,6 @@ class IommufdKernel(Kernel):
         self._move_group(device, file)
         self._check_bound(device.address)
         domain = self.domains[handle]
-        if isinstance(domain.cookie, GuestBindings):
-            attached = (self.host.device_by_address[address] for address in domain.devices)
-            check_msi_domain(domain.cookie.revision, self._mates(device), attached)
         if isinstance(file.fd, ProposedIommufd) and self.profile.file_window:
             # It counts when the device is attached, and is that of all devices until then.
             file.fd.set_file_window(self.moved_windows.get(device.address))
@@ -232,21 +236,12 @@ class IommufdKernel(Kernel):
         self.leave(device, () if others else mates)
 
     def map_doorbell(self, handle: S2Handle, gdb: Ipa, page: Pa) -> None:
-        """Map a page in place of the doorbell; see :meth:`SimIommufd.ioas_map`.
-
-        A kernel that maps doorbells itself calls iommu_map, and the IOAS does not see it.
-        """
-        if self.profile.maps_doorbells:
-            self.domains[handle].config.table.map(gdb, page, self.page_size)
-        else:
-            self._file_of_s2[handle].vmm.map(handle, gdb, self.page_size, page)
+        """Map a page in place of the doorbell; see :meth:`SimIommufd.ioas_map`."""
+        self._file_of_s2[handle].vmm.map(handle, gdb, self.page_size, page)
 
     def unmap_doorbell(self, handle: S2Handle, gdb: Ipa) -> None:
         """Unmap it, and invalidate as the kernel does."""
-        if self.profile.maps_doorbells:
-            self.domains[handle].config.table.unmap(gdb)
-        else:
-            self._file_of_s2[handle].vmm.unmap(handle, gdb, self.page_size)
+        self._file_of_s2[handle].vmm.unmap(handle, gdb, self.page_size)
         self.invalidate(handle)
 
     def translation_of(self, device: HostDevice) -> tuple[S2Domain, str]:
@@ -301,44 +296,43 @@ class IommufdKernel(Kernel):
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova:
         """``iommu_dma_prepare_msi`` on a domain with IOMMU_COOKIE_IOMMUFD: ``iommufd_sw_msi``.
 
-        In a nest parent with guest bindings the address is that of a binding.
-
         :raise BackendError: ENOSPC, inside the error of the allocator or of iommu_map:
             ``msi_handle_pci_fail`` replaces each error of ``its_irq_domain_alloc``.
         """
-        domain, _stage1 = self.translation_of(device)
-        cookie = domain.cookie
+        self.translation_of(device)
         try:
-            if not isinstance(cookie, GuestBindings) or not cookie:
-                return self._core.prepare_msi(device, doorbell)
-            return cookie.prepare(device.address, doorbell)
+            self._core.set_up_msis(
+                device, Msis(doorbell, partial(self.programmed.__setitem__, device.address))
+            )
         except BackendError as error:
             raise _no_interrupt(error) from error
+        return self.programmed[device.address]
+
+    def free_msis(self, device: HostDevice) -> None:
+        """Free the interrupts of a device's MSIs."""
+        self._core.free_msis(device)
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
-        """Register a guest binding in the nest parent of a device.
+        """Bind a doorbell for the vDEVICE of a device; see :meth:`NestBindings.bind`.
 
-        :raise BackendError: ENOTTY without the call; EINVAL for a device that is not attached;
-            the allocator's error.
+        :raise BackendError: ENOTTY without the call; EINVAL for a device that is not attached.
         """
-        self._bindings(device).register(device, giova, gdb, size)
+        self._check_call(device)
+        self._file_of[device].vmm.bind_msi(device, giova, gdb, size)
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding, and invalidate.
 
         :raise BackendError: ENOTTY without the call.
         """
-        if self._bindings(device).withdraw(device, giova):
-            self.invalidate(self.domain_of(device).handle)
+        self._check_call(device)
+        self._file_of[device].vmm.unbind_msi(device, giova)
 
-    def _bindings(self, device: PciAddress) -> GuestBindings:
-        has_call = self.profile.has_bindings
-        cookie = self.domain_of(device).cookie if has_call else None
-        if not isinstance(cookie, GuestBindings):
+    def _check_call(self, device: PciAddress) -> None:
+        if not self.profile.has_bindings:
             raise BackendError(
-                errno.ENOTTY, f"{device}: {self.profile.name} has no call for guest bindings here"
+                errno.ENOTTY, f"{device}: {self.profile.name} has no call for guest bindings"
             )
-        return cookie
 
     @property
     def slots(self) -> int:

@@ -16,6 +16,9 @@ from vmm_msi.errors import BackendError
 from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from vmm_msi.iommu.nest_bindings import NestBindings
     from vmm_msi.iommu.sim.iopt import FilledTable, IoPageTable
     from vmm_msi.iommu.sim.page_table import PageTable
     from vmm_msi.iommu.sim.smmu import Stage1Config
@@ -25,8 +28,8 @@ if TYPE_CHECKING:
 class FileContext(Protocol):
     """An open /dev/iommu, as groups and the IOMMU core see it: ``struct iommufd_ctx``."""
 
-    def sw_msi(self, group: FdGroup, doorbell: Pa) -> Iova:
-        """Return the address of the page that an attached group reaches a doorbell by."""
+    def sw_msi(self, group: FdGroup, device: HostDevice, doorbell: Pa) -> Iova:
+        """Return the address by which a device of an attached group reaches a doorbell."""
         ...
 
 
@@ -58,6 +61,7 @@ class PagingHwpt(Object):
     :param auto: it was allocated by attaching a device to the IOAS and is destroyed with the last
         one.
     :param slots: addresses of the SW MSI slots that are mapped in it.
+    :param bindings: the guest MSI bindings of a nest parent, in a kernel with the interface.
     """
 
     ioas: Ioas
@@ -66,6 +70,7 @@ class PagingHwpt(Object):
     nest_parent: bool
     auto: bool = False
     slots: set[Iova] = field(default_factory=set)
+    bindings: NestBindings | None = None
 
     @property
     def table(self) -> PageTable:
@@ -142,6 +147,7 @@ class FdGroup:
 
     It exists while a device of the group is bound.
 
+    :param devices: its bound devices.
     :param attached: its attached devices, by id.
     :param sw_msi_start: base of the software MSI window, once a device was attached.
     :param required: slots that its devices have used, by address; installed in every table that
@@ -150,7 +156,7 @@ class FdGroup:
 
     core: CoreGroup
     context: FileContext
-    bound: int = 0
+    devices: dict[PciAddress, IommufdDevice] = field(default_factory=dict)
     hwpt: Hwpt | None = None
     attached: dict[int, IommufdDevice] = field(default_factory=dict)
     sw_msi_start: int | None = None
@@ -200,6 +206,17 @@ class CoreDomain(Enum):
 IommuDomain: TypeAlias = CoreDomain | PagingHwpt | NestedHwpt
 
 
+class Msis(NamedTuple):
+    """The MSIs of a device that are set up: its ``struct msi_desc``.
+
+    :param doorbell: of the device's ITS.
+    :param write: writes an address into the device.
+    """
+
+    doorbell: Pa
+    write: Callable[[Iova], None]
+
+
 @dataclass(eq=False)
 class Master:
     """A device as the SMMU driver knows it: ``struct arm_smmu_master``.
@@ -207,12 +224,14 @@ class Master:
     :param domain: the IOMMU domain that its stream table entry was written for.
     :param vmaster: the vIOMMU that its stage 1 events are reported to, and its StreamID there.
     :param cached: the SMMU has its configuration in its cache.
+    :param msis: None as long as its MSIs are not enabled.
     """
 
     host: HostDevice
     domain: IommuDomain = CoreDomain.DEFAULT
     vmaster: tuple[Viommu, int] | None = None
     cached: bool = False
+    msis: Msis | None = None
 
 
 @dataclass(eq=False)

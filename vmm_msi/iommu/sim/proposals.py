@@ -18,7 +18,7 @@ from vmm_msi.types import Iova, ReservedKind, ReservedRegion
 if TYPE_CHECKING:
     from vmm_msi.iommu.sim.core import IommuCore
     from vmm_msi.iommu.sim.objects import FdGroup, Hwpt
-    from vmm_msi.types import HostTopology, Pa
+    from vmm_msi.types import HostDevice, HostTopology, Pa
 
 _MIB = 1 << 20
 _END = 1 << 64
@@ -139,19 +139,19 @@ class ProposedIommufd(SimIommufd):
         else:
             self._msi_iovas[dev_id] = iova
 
-    def sw_msi(self, group: FdGroup, doorbell: Pa) -> Iova:
-        """Return the page address for devices of a group: the preset one, or else the slot.
+    def sw_msi(self, group: FdGroup, device: HostDevice, doorbell: Pa) -> Iova:
+        """Return the address for a device of a group: in the preset page, or else in the slot.
 
         The slot is allocated and mapped in either case; a group without a window has neither. As
         posted, the preset address is that of the device that the group is attached by.
         ``msi_desc_set_iommu_msi_iova`` drops the bits below PAGE_SIZE.
         """
-        slot = super().sw_msi(group, doorbell)
-        device = self._attached_by.get(group.core.number)
-        iova = None if device is None else self._msi_iovas.get(device.id)
-        return (
-            slot if iova is None or group.sw_msi_start is None else iova.align_down(self.page_size)
-        )
+        slot = super().sw_msi(group, device, doorbell)
+        first = self._attached_by.get(group.core.number)
+        iova = None if first is None else self._msi_iovas.get(first.id)
+        if iova is None or group.sw_msi_start is None:
+            return slot
+        return iova.align_down(self.page_size).offset(doorbell & (self.page_size - 1))
 
 
 def _check_window(device: IommufdDevice, start: int, size: int) -> None:

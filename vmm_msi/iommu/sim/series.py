@@ -136,9 +136,16 @@ class SeriesKernel(Kernel):
         for handle in self._type1.unbind(self.host.device_by_address[device], giova):
             self.invalidate(handle)
 
+    def free_msis(self, device: HostDevice) -> None:
+        """Do nothing: a page of the cookie stays with the IOMMU domain."""
+
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova | None:
-        """Return the page address for a doorbell; see :meth:`Type1.prepare`."""
-        return self._type1.prepare(device, doorbell)
+        """Return the address for a doorbell; see :meth:`Type1.prepare`.
+
+        The page need not be aligned to a host page (``msi_msg_set_addr``).
+        """
+        page = self._type1.prepare(device, doorbell)
+        return None if page is None else page.offset(doorbell & (self.page_size - 1))
 
     @property
     def slots(self) -> int:

@@ -281,6 +281,8 @@ def result_text(result: StepResult) -> str:
         return f"{name} ({result.reason})" if result.reason else name
     if result.landing is not None:
         return str(result.landing)
+    if result.binding is not None:
+        return str(result.binding)
     return "done" if result.value is None else f"{result.value:#x}"
 
 
