@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 from contextlib import contextmanager
+from dataclasses import replace
 
 import json_schemas
 import pytest
@@ -12,7 +13,7 @@ from host_shell import shell
 from kernel_cases import CASES, HOST, CheckedCalls
 
 from vmm_msi.cli import main
-from vmm_msi.errors import BackendError
+from vmm_msi.errors import BackendError, errno_name
 from vmm_msi.iommu import call_sequence, call_sequence_json
 from vmm_msi.iommu.sim.call_machine import SimMachine
 from vmm_msi.lab.conformance import conform
@@ -30,6 +31,16 @@ def quiet(_done, _total):
 @pytest.fixture
 def simulator():
     return SimMachine(HOST, output_bits=conform.OUTPUT_BITS)
+
+
+@pytest.fixture
+def binding_simulator():
+    """The simulator of a kernel with the interface for guest MSI bindings."""
+    return SimMachine(HOST, output_bits=conform.OUTPUT_BITS, bindings=True)
+
+
+#: The calls of that interface; the others are drawn for every kernel.
+BINDING_CALLS = {op for op in call_sequence.OPS if "msi" in op} - {"raise_msi", "msi_address"}
 
 
 def test_a_seed_draws_the_same_sequences(simulator):
@@ -53,9 +64,37 @@ def test_two_hundred_sequences_cover_every_call_and_landing(simulator):
             if result.landing is not None:
                 landings.add(result.landing.kind)
     assert not simulator.lost_events
-    assert {op for op, errno in results if not errno} == set(call_sequence.OPS)
+    assert {op for op, errno in results if not errno} == set(call_sequence.OPS) - BINDING_CALLS
     assert len(results) > 50
     assert landings == set(call_sequence.LandingKind)
+
+
+def test_two_hundred_sequences_make_every_call_of_bindings(binding_simulator):
+    drawn = draw_sequences(binding_simulator, 200, 1)
+    results = set()
+    for sequence in drawn:
+        assert call_sequence_json.check(sequence) is sequence
+        for step, result in zip(
+            sequence.steps, call_sequence.run(binding_simulator, sequence), strict=True
+        ):
+            results.add((step.op, errno_name(result.errno) if result.errno else ""))
+    assert not binding_simulator.lost_events
+    assert {op for op, refusal in results if not refusal} == set(call_sequence.OPS)
+    refusals = {
+        "msi_bind": {"EINVAL", "EEXIST", "EADDRINUSE", "ENOENT"},
+        "msi_unbind": {"ENOENT"},
+        "msi_prepare": {"ENOENT", "EOPNOTSUPP"},
+        "msi_query": {"ENOENT"},
+        "set_msi_binding": {"ENOENT", "EINVAL", "EOPNOTSUPP", "EBUSY"},
+        "vdevice_msi": {"EOPNOTSUPP"},
+    }
+    for op, names in refusals.items():
+        assert names <= {refusal for called, refusal in results if called == op}, op
+
+
+def test_a_kernel_is_asked_whether_it_has_bindings(simulator, binding_simulator):
+    assert not conform.has_bindings(conform.MachineSide(simulator))
+    assert conform.has_bindings(conform.MachineSide(binding_simulator))
 
 
 def test_equal_machines_have_no_mismatch(simulator):
@@ -112,6 +151,39 @@ class OtherErrno(SimMachine):
             if "no vDEVICE" in error.reason:
                 raise BackendError(22, error.reason) from error
             raise
+
+
+class KeepsTheGiova(SimMachine):
+    """A host that does not write the slot into a device whose vDEVICE is destroyed."""
+
+    def destroy(self, fd, number):
+        addresses = [device.address for device in self._devices]
+        super().destroy(fd, number)
+        for device, address in zip(self._devices, addresses, strict=True):
+            device.address = address
+
+
+class IgnoresTheFlags(SimMachine):
+    """A host that never reports a binding in use."""
+
+    def msi_query(self, fd, vdevice, index):
+        return replace(super().msi_query(fd, vdevice, index), used=False)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "op", "longest"),
+    [(KeepsTheGiova, "msi_address", 20), (IgnoresTheFlags, "msi_query", 20)],
+)
+def test_a_wrong_kernel_with_bindings_has_a_mismatch(wrong, op, longest, binding_simulator):
+    side = conform.MachineSide(wrong(HOST, output_bits=44, bindings=True))
+    drawn = draw_sequences(binding_simulator, 300, 1)
+    report = conform.compare(binding_simulator, side, drawn, quiet)
+    first = next(m for m in report.mismatches if m.step.op == op)
+    assert len(first.sequence.steps) <= longest
+    document = json.loads(json.dumps(conform.to_json(report, 1)))
+    json_schemas.check("lab-conform", document)
+    text = list(conform.lines(first))
+    assert text[-2] != text[-1]
 
 
 @pytest.mark.parametrize(

@@ -107,9 +107,11 @@ def _compare(
         link.call("hello")
         ready = time.monotonic()
         host = conform.conform_host(lab.board.topology, link.call("devices"))
-        simulator = SimMachine(host, output_bits=conform.OUTPUT_BITS)
-        drawn = [replayed] if replayed else draw_sequences(simulator, args.count, args.seed)
         side = conform.KernelSide(link, [device.address for device in host.devices])
+        simulator = SimMachine(
+            host, output_bits=conform.OUTPUT_BITS, bindings=conform.has_bindings(side)
+        )
+        drawn = [replayed] if replayed else draw_sequences(simulator, args.count, args.seed)
         progress.stage(f"comparing the simulator with Linux: {len(drawn)} call sequences")
         report = conform.compare(
             simulator,

@@ -23,7 +23,7 @@ PROFILE = "linux-7.2-bind"
 
 # The allocator of the nest parent that a strategy is about, by its interface.
 _ALLOCATORS = {
-    Capability.KERNEL_DOORBELL_MAP: BindingAllocator.DIRECT,
+    Capability.GUEST_BINDING_DIRECT: BindingAllocator.DIRECT,
     Capability.GUEST_BINDING_V2: BindingAllocator.LIST,
     Capability.GUEST_BINDING_V4: BindingAllocator.DEVICE,
     Capability.GUEST_BINDING_V8: BindingAllocator.LIST_ONE_DOMAIN,

@@ -252,6 +252,16 @@ class SwMsiSlots:
         return len(self._slots)
 
 
+def two_msi_domains(device: HostDevice, other: HostDevice) -> BackendError:
+    """Return the refusal of a device with another MSI domain than one that is there."""
+    return BackendError(
+        errno.EINVAL,
+        "Nested mode forbids to attach devices using different physical MSI doorbells to the same "
+        f"IOMMU domain: {device.address} uses ITS {device.its}, {other.address} uses ITS "
+        f"{other.its}",
+    )
+
+
 def check_msi_domain(
     revision: Revision, devices: Iterable[HostDevice], attached: Iterable[HostDevice]
 ) -> None:
@@ -267,11 +277,6 @@ def check_msi_domain(
     for device in devices:
         first = first or device
         if revision.one_msi_domain and device.its != first.its:
-            raise BackendError(
-                errno.EINVAL,
-                f"Nested mode forbids to attach devices using different physical MSI doorbells to "
-                f"the same IOMMU domain: {device.address} uses ITS {device.its}, {first.address} "
-                f"uses ITS {first.its}",
-            )
+            raise two_msi_domains(device, first)
         if device.hw_msi is not None and revision.refuses_hw_msi:
             raise BackendError(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")

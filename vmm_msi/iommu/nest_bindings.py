@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import DoorbellTable
+from vmm_msi.iommu.allocators import DoorbellTable, two_msi_domains
 from vmm_msi.iommu.guest_msi import BoundMsi, MsiBinding
 from vmm_msi.types import Iova, Ipa, Pa
 
@@ -443,8 +443,4 @@ def _check_its(device: HostDevice, others: Iterable[HostDevice]) -> None:
     """
     for other in others:
         if other.its != device.its:
-            raise BackendError(
-                errno.EINVAL,
-                "different physical MSI doorbells in one nest parent, which this allocator forbids: "
-                f"{device.address} uses ITS {device.its}, {other.address} uses ITS {other.its}",
-            )
+            raise two_msi_domains(device, other)

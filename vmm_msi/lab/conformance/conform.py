@@ -7,6 +7,7 @@ mismatch is shrunk, which runs it on both sides again.
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from vmm_msi.errors import LabError, errno_name
 from vmm_msi.host.resolve import find_route
 from vmm_msi.iommu import call_sequence, call_sequence_json
+from vmm_msi.iommu.call_sequence import NO_OBJECT, CallSequence, Ref, Step, StepResult
 from vmm_msi.iommu.linux.raise_msi import EDU
 from vmm_msi.lab.conformance.shrink import shrink, without
 from vmm_msi.lab.rpc.codec import to_wire
@@ -23,7 +25,6 @@ from vmm_msi.types import PciAddress
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from vmm_msi.iommu.call_sequence import CallSequence, Step, StepResult
     from vmm_msi.iommu.sim.call_machine import SimMachine
     from vmm_msi.lab.rpc.link import AgentLink
     from vmm_msi.types import HostDevice, HostTopology
@@ -238,6 +239,19 @@ def find_mismatch(simulator: SimMachine, side: Side, sequence: CallSequence) -> 
     (got,) = side.run([sequence], [right], lambda _done, _of: None)
     position = first_difference(sequence, right, got)
     return None if position is None else _mismatch(0, sequence, right, got, position)
+
+
+def has_bindings(side: Side) -> bool:
+    """Return whether a kernel has the interface for guest MSI bindings.
+
+    :raise LabError: when the other side fails.
+    """
+    option = Step("msi_binding", {"fd": Ref(0), "hwpt": NO_OBJECT})
+    probe = CallSequence((), (Step("open"), option))
+    # The value is not compared: the second step is refused in any case.
+    expected = [StepResult(value=0), StepResult(errno.ENOENT)]
+    (results,) = side.run([probe], [expected], lambda _done, _of: None)
+    return results[-1].errno == errno.ENOENT
 
 
 def conform_host(topology: HostTopology, devices: Sequence[dict[str, Any]]) -> HostTopology:

@@ -20,16 +20,19 @@ from vmm_msi.iommu.call_sequence import (
     Ref,
     Stage1Shape,
 )
+from vmm_msi.lab.conformance.binding_steps import BindingSteps, destroy_vdevice
 from vmm_msi.lab.conformance.sequence_draft import INVALID_NUMBERS, Draft
 from vmm_msi.types import SW_MSI_WINDOW, Granule
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from vmm_msi.iommu.sim.call_machine import SimMachine
 
-#: Number of steps of a sequence: lowest, highest and most frequent.
+#: Number of steps of a sequence: lowest, highest and most frequent. A kernel with the interface for
+#: guest MSI bindings has the second, since those calls come on top.
 LENGTHS = (12, 44, 24)
+BINDING_LENGTHS = (20, 70, 40)
 
 _WINDOW = SW_MSI_WINDOW.base
 #: IPAs of witness doorbells, all multiples of 64 KiB.
@@ -43,6 +46,10 @@ _PAST_STAGE2 = 1 << 45
 _PAST_STAGE1 = 1 << 50
 _TRANSLATER = 0x40
 _U64 = (1 << 64) - 1
+#: IPAs that stage 1 tables lead to, with their weights.
+_TARGETS = {_WINDOW: 5, **dict(zip(_DOORBELLS, (4, 2, 2), strict=True)), _NOT_MAPPED: 1}
+_TARGETS[_PAST_STAGE2] = 1
+_TARGETS_OF_BINDINGS = {**_TARGETS, _WINDOW: 2, _NOT_MAPPED: 9}
 
 
 def draw_sequences(machine: SimMachine, count: int, seed: int) -> list[CallSequence]:
@@ -51,19 +58,29 @@ def draw_sequences(machine: SimMachine, count: int, seed: int) -> list[CallSeque
 
 
 def _draw(machine: SimMachine, rng: random.Random) -> CallSequence:
-    draft = Draft(machine, rng, _stage1(rng, machine.host.granule))
+    # Where nothing is mapped, a doorbell can be bound.
+    targets = _TARGETS_OF_BINDINGS if machine.bindings else _TARGETS
+    draft = Draft(machine, rng, _stage1(rng, machine.host.granule, targets))
     devices = _devices(draft)
-    delivery, noise = DeliverySteps(draft), Noise(draft)
-    length = int(rng.triangular(*LENGTHS))
+    bindings = BindingSteps(draft, send) if machine.bindings else None
+    delivery, noise = DeliverySteps(draft, bindings), Noise(draft)
+    length = int(rng.triangular(*(BINDING_LENGTHS if bindings else LENGTHS)))
     while len(draft) < length:
         if rng.random() < (0.3 if draft.bound else 0.9):
-            delivery.advance(rng.choice(devices))
+            device = rng.choice(devices)
+            delivery.advance(device)
+            if bindings is not None:
+                bindings.bind_own(device)
+        elif bindings is not None and rng.random() < 0.5:
+            bindings.call(draft.some_fd(), draft.some_device())
         else:
             noise.call()
     return draft.finish(length)
 
 
-def _stage1(rng: random.Random, largest: Granule) -> tuple[Stage1Shape, ...]:
+def _stage1(
+    rng: random.Random, largest: Granule, weights: Mapping[int, int]
+) -> tuple[Stage1Shape, ...]:
     """Draw stage 1 tables with pages no larger than those of stage 2.
 
     QEMU 11.1 translates the address of a stage 1 table by stage 2, but not that of each
@@ -73,9 +90,9 @@ def _stage1(rng: random.Random, largest: Granule) -> tuple[Stage1Shape, ...]:
     shapes = []
     for asid in range(1, rng.choice((1, 2, 2, 3)) + 1):
         granule = rng.choice([granule for granule in Granule if granule <= largest])
-        targets = [_WINDOW, *_DOORBELLS, _NOT_MAPPED, _PAST_STAGE2]
         giovas = rng.sample(_GIOVAS, rng.randint(1, len(_GIOVAS)))
-        pages = {giova: rng.choices(targets, (5, 4, 2, 2, 1, 1))[0] for giova in giovas}
+        targets = rng.choices(list(weights), list(weights.values()), k=len(giovas))
+        pages = dict(zip(giovas, targets, strict=True))
         if rng.random() < 0.5:
             pages[_WINDOW] = _WINDOW
         shapes.append(Stage1Shape(granule, 10 * asid, tuple(pages.items())))
@@ -93,9 +110,10 @@ def _devices(draft: Draft) -> list[int]:
 class DeliverySteps:
     """Steps that lead to a delivered MSI, each if its preconditions hold."""
 
-    def __init__(self, draft: Draft) -> None:
+    def __init__(self, draft: Draft, bindings: BindingSteps | None) -> None:
         self._draft = draft
         self._rng = draft.rng
+        self._bindings = bindings
 
     def advance(self, device: int) -> None:
         """Make the next steps of a device, until one is refused."""
@@ -159,7 +177,12 @@ class DeliverySteps:
         if existing is not None:
             return existing
         ioas = self._ioas(fd, device)
-        return None if ioas is None else alloc_hwpt(self._draft, fd, device, ioas, parent=parent)
+        if ioas is None:
+            return None
+        hwpt = alloc_hwpt(self._draft, fd, device, ioas, parent=parent)
+        if parent and hwpt is not None and self._bindings is not None:
+            self._bindings.select(fd, hwpt)
+        return hwpt
 
     def _viommu(self, fd: Ref, device: int) -> Ref | None:
         existing = self._existing("viommu", fd, device, 0.85)
@@ -331,8 +354,11 @@ class Noise:
     def _destroy(self, fd: Ref, _device: int) -> None:
         draft = self._draft
         kinds = ("vdevice", "nested", "viommu", "parent", "hwpt", "ioas", "device")
-        number = draft.some(self._rng.choices(kinds, (4, 3, 2, 2, 2, 2, 1))[0], fd)
-        if draft.do("destroy", fd=fd, number=number) is not None:
+        kind = self._rng.choices(kinds, (4, 3, 2, 2, 2, 2, 1))[0]
+        number = draft.some(kind, fd)
+        if kind == "vdevice":
+            destroy_vdevice(draft, fd, number)
+        elif draft.do("destroy", fd=fd, number=number) is not None:
             draft.objects = [kept for kept in draft.objects if kept.ref != number]
 
     def _send(self, _fd: Ref, device: int) -> None:
