@@ -11,7 +11,7 @@ SETUP  := PYTHON=$(PYTHON) LOCK=$(LOCK) scripts/setup
 PYTEST_QUICK := $(BIN)/pytest -m "not lab_root" --numprocesses auto --maxprocesses 8
 PYTEST_LAB   := $(BIN)/pytest -m lab_root
 
-# What the lab is made of, where it can be built: about 10 minutes the first time. Without it the
+# What the lab is made of, where it can be built: about 15 minutes the first time. Without it the
 # tests that need it are skipped and counted, except in CI, where they fail.
 define lab_images
 @if [ "$$(id -u)" = 0 ]; then $(BIN)/vmm-msi lab build --itses || [ "$$CI" != true ]; \
@@ -67,7 +67,7 @@ test: ## everything; as root it builds the lab first, if there is none
 	@$(MAKE) --no-print-directory lint
 	$(call part,3/6 tests without the lab (3 minutes))
 	@$(PYTEST_QUICK)
-	$(call part,4/6 the lab: a kernel and Debian roots (10 minutes the first time))
+	$(call part,4/6 the lab: kernels, Debian roots and a QEMU (15 minutes the first time))
 	$(lab_images)
 	$(call part,5/6 Debian roots with older releases of libvirt (1 minute the first time))
 	$(lab_roots)

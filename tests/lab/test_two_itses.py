@@ -62,9 +62,9 @@ def test_compare_uses_the_devices_own_itses(its_emulator, run_folder, capsys):
     assert main(["compare", "--scenario", TWO_ITSES, *options, *strategies]) == 0
     captured = capsys.readouterr()
     assert "2 ITSes" in captured.err
-    identity, cookie = json.loads(captured.out)["runs"]
+    identity, cookie = json.loads(captured.out)["results"]
     assert [verdict["outcome"] for verdict in identity["verdicts"]] == ["delivered"] * 2
-    assert {verdict["programmed"] for verdict in identity["verdicts"]} == SLOTS
+    assert {verdict["programmed_iova"] for verdict in identity["verdicts"]} == SLOTS
     assert [verdict["outcome"] for verdict in cookie["verdicts"]] == ["s1-fault"] * 2
 
 
