@@ -89,7 +89,9 @@ def service(lab_root, tmp_path):
         AgentLink(lab.agent_socket) as link,
     ):
         progress = Progress(file, "lab")
-        runner = Runner(link, ItsLog(lab.its_log), lab.boot_folder, progress, lab.words)
+        runner = Runner(
+            link, ItsLog(lab.its_log), lab.boot_folder, progress, lab.words, lab.board.its_base
+        )
         service = Service(runner, link, report)
         runner.prepare()
         runner.attach([service.device], "direct")

@@ -125,7 +125,8 @@ class KernelFollower:
         self._unreadable(key, domain, result.unread)
         giova = plan.binding.giova
         if plan.commands:
-            self.hurry()
+            if plan.source is not GiovaSource.GUEST:
+                self.hurry()  # a reset or another kernel: the guest is about to write one
             before = plan.before[0].giova if plan.before else None
             corrected = before not in {None, giova} and plan.source is GiovaSource.GUEST
             if corrected:
