@@ -33,6 +33,25 @@ def test_every_interrupt_arrives(name, lab_images, capsys):
     check_guest(report, SHAPES[name])
 
 
+def test_an_iommufd_object_for_each_vsmmu(its_emulator, capsys):
+    """Two ITSes on one pSMMU: one slot address in two stage 2s; unplug and restart work."""
+    strategy = "multi-its:mode=vsmmu,iommufd=each"
+    options = ["--devices", "nvme,nvme", "--itses", "2", "--strategy", strategy, "--count", "300"]
+    status, report = run_guest(capsys, *options, "--then", "unplug,reboot")
+    assert (status, report["complete"], report["status_agrees"]) == (0, True, True)
+    start, unplugged, restarted = (phase["devices"] for phase in report["phases"])
+    assert [device["its"] for device in start] == ["0x8080000", "0xb000000"]
+    assert (len(start), len(unplugged), len(restarted)) == (2, 1, 1)
+    for device in (*start, *unplugged, *restarted):
+        check_status(device)
+        assert device["done"] == device["arrived"] == sum(device["landed"].values()) == 300
+        assert device["misrouted"] == {}
+    assert (report["host_faults"], report["guest_faults"]) == ([], [])
+    findings = {finding["id"] for finding in report["predicted"]}
+    assert "iommufd-objects" in findings
+    assert "slot-order" not in findings
+
+
 def test_vfio_inside_the_guest_is_refused(lab_images, capsys):
     """QEMU's RMR makes the MSI window a direct region there, as the doctor predicts."""
     status, report = run_guest(capsys, "--then", "vfio")
