@@ -422,6 +422,25 @@ def test_kernel_panic_is_reported_and_logs_are_kept(run_folder, tmp_path, monkey
     assert run_folders(run_folder) == []
 
 
+def test_host_runs_the_kernel_bind_and_programs(run_folder):
+    """Its release and its interface show the kernel."""
+    script = b"#!/usr/bin/busybox sh\nuname -r\nhead -n 1 /sys/kernel/debug/iommufd/msi_bindings\n"
+    bind = dataclasses.replace(SMALL, kernel="bind")
+    with (
+        LabHost(bind, programs={"facts": script}) as lab,
+        AgentLink(lab.agent_socket) as link,
+    ):
+        result = link.call("program", name="facts")
+        assert lab.hello["release"].endswith("-vmm-msi-bind")
+    assert result == {"status": 0, "output": f"{lab.hello['release']}\nversion 1\n"}
+
+
+def test_guests_run_the_stock_kernel(lab_root, lab_images):
+    parts = ensure_parts(Shape(devices=0, pairs=0, nvmes=1, guests=True, kernel="bind"))
+    assert parts.images.flavour == "bind"
+    assert parts.guest_kernel == lab_images.kernel != parts.images.kernel
+
+
 def test_host_for_one_command_stops_with_it(run_folder, tmp_path, capsys):
     with lab_for(SMALL) as own:
         assert isinstance(own, LabHost)

@@ -322,6 +322,22 @@ def test_only_what_a_patch_changes_is_compiled_again(tmp_path, host, monkeypatch
     assert len(fetched) == 2
 
 
+def test_old_kernels_of_a_series_are_removed(tmp_path, host, monkeypatch):
+    stand_in(package(tmp_path / "package"), monkeypatch)
+    cache, patches = tmp_path / "cache", tmp_path / "patches"
+    patches.mkdir()
+    stock = kernel_image.ensure_kernel("forky", cache=cache)
+    kernels = []
+    for number in range(6):
+        (patches / "text.patch").write_text(PATCH.replace("+patched", f"+{number}"))
+        built = kernel_image.ensure_kernel("forky", cache=cache, kernel=str(patches))
+        kernels.append(built.path.parent)
+        for file in built.path.parent.iterdir():
+            os.utime(file, (number, number))
+    assert [folder.exists() for folder in kernels] == [False, False, True, True, True, True]
+    assert stock.path.exists()
+
+
 def test_patch_that_does_not_apply_is_refused(tmp_path, host, monkeypatch):
     stand_in(package(tmp_path / "package"), monkeypatch)
     cache, patches = tmp_path / "cache", tmp_path / "patches"

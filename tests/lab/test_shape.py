@@ -220,3 +220,25 @@ def test_libvirt_keeps_every_part_of_the_xml(lab_daemon, shape):
             assert [arg.get("value") for arg in new] == [arg.get("value") for arg in old]
         finally:
             connection.undefine(NAME)
+
+
+@pytest.mark.parametrize(
+    ("has", "wanted", "fits"),
+    [
+        ("stock", None, True),
+        ("bind", None, True),
+        ("bind", "bind", True),
+        ("bind", "stock", False),
+        ("stock", "bind", False),
+        ("/patches", "bind", False),
+    ],
+)
+def test_host_fits_with_the_kernel_that_is_wanted(has, wanted, fits):
+    assert Shape(kernel=has).covers(Shape(kernel=wanted)) is fits
+
+
+def test_host_to_start_has_a_kernel():
+    assert Shape().with_defaults().kernel == "stock"
+    assert Shape(kernel="bind").with_defaults().kernel == "bind"
+    assert str(Shape()) == str(Shape().with_defaults())
+    assert str(Shape(kernel="bind")) == f"{Shape()}, kernel bind"

@@ -9,6 +9,7 @@ by a patch series share what the series does not change, and an interrupted buil
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import hashlib
 import importlib.resources
@@ -67,6 +68,8 @@ _SPACE_UNPACKED = 500_000_000
 _STEPS = 1970
 _STEP = re.compile(r"\s+[A-Z][A-Z0-9]+\s+\S")
 _MARKER = "kernel.json"
+#: Kernels to keep that differ only by their patches.
+_KEPT = 4
 _IMAGE = "Image"
 # Linux Documentation/arch/arm64/booting.rst: the header's magic number and its offset.
 _MAGIC, _MAGIC_AT = b"ARM\x64", 56
@@ -132,7 +135,19 @@ def ensure_kernel(
         progress,
         prepare=lambda: _check_host(place, suite, cache),
     )
+    if not cached and chosen.word:
+        _sweep(place)
     return replace(image, cached=cached)
+
+
+def _sweep(place: caches.Entry) -> None:
+    """Remove the oldest kernels that differ from this one by their patches; hosts have copies."""
+    name = place.path.name.rpartition("-")[0]
+    # Another command may sweep at the same time, so a folder may already be gone.
+    with contextlib.suppress(FileNotFoundError):
+        markers = place.path.parent.glob(f"{name}-????????????/{_MARKER}")
+        for marker in sorted(markers, key=os.path.getmtime)[:-_KEPT]:
+            host_tools.remove_folder(marker.parent)
 
 
 def _place(suite: str, granule: Granule, cache: Path | None, chosen: Flavour) -> caches.Entry:
