@@ -31,9 +31,10 @@ from vmm_msi.lab.build.progress import Progress
 from vmm_msi.lab.machine import emulated_host as lab_host
 from vmm_msi.lab.machine import keeper
 from vmm_msi.lab.machine import running as lab_running
-from vmm_msi.lab.machine.emulated_host import LabHost, Parts, ensure_parts, lab_for
+from vmm_msi.lab.machine.emulated_host import LabHost, lab_for
 from vmm_msi.lab.machine.host_xml import NAME
 from vmm_msi.lab.machine.iort_edit import with_canwbs
+from vmm_msi.lab.machine.parts import Parts, ensure_parts
 from vmm_msi.lab.machine.running import RUN_FOLDER_VARIABLE, running
 from vmm_msi.lab.machine.shape import Shape
 from vmm_msi.lab.rpc.link import AgentLink

@@ -18,7 +18,7 @@ import shutil
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar
 
@@ -26,19 +26,15 @@ from vmm_msi import libvirt_driver
 from vmm_msi.errors import HypervisorError, LabError
 from vmm_msi.lab import DEFAULT_SUITE
 from vmm_msi.lab.build import host_tools
-from vmm_msi.lab.build.arm64_root import ensure_armroot
 from vmm_msi.lab.build.cache import default_cache
 from vmm_msi.lab.build.cpio import Archive, concatenate
-from vmm_msi.lab.build.images import ensure_images
-from vmm_msi.lab.build.its_emulator import ensure_its_emulator
-from vmm_msi.lab.build.kernel_flavour import STOCK
-from vmm_msi.lab.build.kernel_image import ensure_kernel
 from vmm_msi.lab.build.package_layer import package_layer
 from vmm_msi.lab.build.progress import Progress
 from vmm_msi.lab.build.root import ensure_root
 from vmm_msi.lab.machine.board import ensure_board
 from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.lab.machine.host_xml import BOOT_TAG, NAME, ROOT_TAG, HostFiles, host_xml
+from vmm_msi.lab.machine.parts import EMULATOR_TAG, Parts, ensure_parts
 from vmm_msi.lab.machine.running import RunningLab, run_folder, running
 from vmm_msi.lab.rpc.link import AgentLink
 from vmm_msi.lab.rpc.protocol import PROGRAMS
@@ -47,19 +43,14 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from types import TracebackType
 
-    from vmm_msi.lab.build.images import LabImages
-    from vmm_msi.lab.build.its_emulator import ItsEmulator
-    from vmm_msi.lab.build.root import LabRoot
     from vmm_msi.lab.machine.board import Board
     from vmm_msi.lab.machine.shape import Shape
 
-__all__ = ["LabHost", "Parts", "RunningLab", "ensure_parts", "lab_for", "logs_folder", "running"]
+__all__ = ["LabHost", "RunningLab", "lab_for", "logs_folder", "running"]
 
 #: Time limit from start until the agent answers; a busy machine emulates slowly.
 BOOT_TIMEOUT_S = 300.0
 
-#: The name of the emulator's folder among those that libvirtd can read.
-_EMULATOR = "emulator"
 _SERIAL_LOG = "serial.log"
 _ITS_LOG = "its.log"
 #: Number of failed hosts whose logs are kept.
@@ -94,58 +85,6 @@ class _MoreFiles(TypedDict, total=False):
     folders: Mapping[str, Path]
     drives: Sequence[Path]
     its_log: Path
-
-
-@dataclass(frozen=True)
-class Parts:
-    """The cached parts of a host.
-
-    :ivar layer: the archive with this package.
-    :ivar arm_root: the root of its own libvirt; None for a host without guests.
-    :ivar guest_kernel: the kernel of its guests, always the stock one; None likewise.
-    :ivar emulator: the QEMU of a host with several ITSes; None for one ITS.
-    """
-
-    root: LabRoot
-    images: LabImages
-    layer: Path
-    arm_root: LabRoot | None = None
-    guest_kernel: Path | None = None
-    emulator: ItsEmulator | None = None
-
-    @property
-    def lent(self) -> dict[str, Path]:
-        """The folders that the host's libvirtd can read, by their names."""
-        folders = {}
-        if self.arm_root is not None:
-            folders[ROOT_TAG] = self.arm_root.path.parent
-        if self.emulator is not None:
-            folders[_EMULATOR] = self.emulator.path.parent
-        return folders
-
-
-def ensure_parts(
-    shape: Shape,
-    suite: str = DEFAULT_SUITE,
-    cache: Path | None = None,
-    progress: Progress | None = None,
-) -> Parts:
-    """Return the parts of a host; build those that the cache does not have.
-
-    :raise LabError: when a part cannot be built.
-    """
-    host_tools.require_root("running the emulated host (libvirtd with its own chroot and mounts)")
-    root = ensure_root(suite, cache, progress)
-    kernel = shape.kernel or STOCK
-    images = ensure_images(suite, shape.granule, cache, progress, kernel)
-    emulator = ensure_its_emulator(suite, cache, progress) if shape.its_count > 1 else None
-    layer = package_layer(root, cache)
-    if not shape.guests:
-        return Parts(root, images, layer, emulator=emulator)
-    # Guests run an unchanged Linux, whatever the host runs.
-    guest_kernel = ensure_kernel(suite, shape.granule, cache, progress).path
-    arm_root = ensure_armroot(suite, cache, progress)
-    return Parts(root, images, layer, arm_root, guest_kernel, emulator)
 
 
 class LabHost:
@@ -341,7 +280,7 @@ class LabHost:
         """Return the additional files of a host with guests or several ITSes."""
         files: _MoreFiles = {}
         if parts.emulator is not None:
-            files["emulator"] = share / _EMULATOR / parts.emulator.path.name
+            files["emulator"] = share / EMULATOR_TAG / parts.emulator.path.name
         if self.shape.guests:
             files["folders"] = {ROOT_TAG: share / ROOT_TAG, BOOT_TAG: share / BOOT_TAG}
             files["drives"] = [share / f"drive{number}" for number in range(self.shape.nvmes)]

@@ -24,7 +24,8 @@ import vmm_msi
 from vmm_msi.errors import LabError, UsageError, VmmMsiError
 from vmm_msi.lab import DEFAULT_SUITE
 from vmm_msi.lab.build.progress import Progress
-from vmm_msi.lab.machine.emulated_host import LabHost, ensure_parts, logs_folder
+from vmm_msi.lab.machine.emulated_host import LabHost, logs_folder
+from vmm_msi.lab.machine.parts import ensure_parts
 from vmm_msi.lab.machine.running import (
     RunningLab,
     facts_of,
