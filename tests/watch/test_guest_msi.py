@@ -52,8 +52,9 @@ class Memory:
         return b"\xff" * size
 
 
-def msix(entries):
-    return bytes([0x11, 0, *bytes_of(entries - 1, size=2), *bytes_of(0x2000, 0x3000)])
+def msix(entries, enabled=True):
+    control = enabled << 15 | entries - 1
+    return bytes([0x11, 0, *bytes_of(control, size=2), *bytes_of(0x2000, 0x3000)])
 
 
 def msi(address, enabled=True):
@@ -91,6 +92,22 @@ def test_a_table_that_is_not_in_the_address_space_is_not_read(command, bar):
     memory = Memory()
     memory.function(A, [msix(1)], command=command, bar=bar)
     assert GuestMsiReader(XML, memory).written(A) == ()
+
+
+def test_a_table_is_read_once_msi_x_is_enabled():
+    """While firmware sizes a BAR, the address of the table is that of something else."""
+    memory = Memory()
+    memory.function(A, [msix(1, enabled=False)])
+    memory.table((0xFFFFF040, 0))
+    assert GuestMsiReader(XML, memory).written(A) == ()
+
+
+@pytest.mark.parametrize("address", [0xFFFF_FFFF_FFFF_FFFF, 0xFFFF_F000, 0xFFFF_F044])
+def test_an_address_that_is_not_that_of_a_doorbell(address):
+    memory = Memory()
+    memory.function(A, [msix(2)])
+    memory.table((address, 0), (0xFFFFE040, 1))
+    assert GuestMsiReader(XML, memory).written(A) == (Iova(0xFFFFE040),)
 
 
 def test_a_device_that_is_not_there():

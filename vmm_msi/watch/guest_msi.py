@@ -17,7 +17,7 @@ from vmm_msi.domxml.guest_domain import VIRT_RAM
 from vmm_msi.domxml.placement import Placement
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.linux import msi, msi_table
-from vmm_msi.types import Iova
+from vmm_msi.types import ITS_TRANSLATER_OFFSET, Iova
 from vmm_msi.types.host import PA_END
 
 if TYPE_CHECKING:
@@ -39,6 +39,12 @@ _LOW_ECAM = 0x3F00_0000
 #: Vendor and device of the function 0000:00:00.0 there: QEMU's gpex-root.
 _HOST_BRIDGE = bytes.fromhex("361b0800")
 _FUNCTION_BYTES = 0x1000
+
+# In the upper byte of the message control.
+_MSIX_ENABLED = 1 << 7
+# The place of the doorbell in its page, whatever the size of the page.
+_IN_PAGE = 0xFFF
+_OFFSET = ITS_TRANSLATER_OFFSET & _IN_PAGE
 
 _COMMAND = 4
 _MEMORY = 1 << 1
@@ -68,8 +74,8 @@ class GuestMsiReader:
         """Return the distinct addresses in the MSIs of a device, those in unmasked ones first.
 
         :param device: its address on the host.
-        :return: empty before the guest wrote one; None if the device is not found, such as before
-            the firmware numbered the buses.
+        :return: empty before the guest wrote the address of a doorbell; None if the device is not
+            found, such as before the firmware numbered the buses.
         :raise HypervisorError: when libvirt refuses.
         """
         place, ecam = self._places.get(device), self._find_ecam()
@@ -82,7 +88,11 @@ class GuestMsiReader:
         at = offsets.get(msi.PCI_CAP_ID_MSI)
         if at is not None and config[at + 2] & msi.MSI_ENABLE:
             return _distinct(msi_table.of_capability(config, at))
-        return self._in_table(config) if msi.PCI_CAP_ID_MSIX in offsets else ()
+        at = offsets.get(msi.PCI_CAP_ID_MSIX)
+        # Linux enables MSI-X before it writes the table (drivers/pci/msi/msi.c
+        # msix_capability_init); before that, BARs may lead anywhere while firmware sizes them.
+        enabled = at is not None and config[at + 3] & _MSIX_ENABLED
+        return self._in_table(config) if enabled else ()
 
     def _in_table(self, config: bytes) -> tuple[Iova, ...]:
         try:
@@ -128,4 +138,6 @@ def _bar(config: bytes, number: int) -> int:
 
 
 def _distinct(addresses: Mapping[int, Iova]) -> tuple[Iova, ...]:
-    return tuple(dict.fromkeys(address for address in addresses.values() if address))
+    """Return the distinct addresses that can be those of a doorbell."""
+    doorbells = (address for address in addresses.values() if address & _IN_PAGE == _OFFSET)
+    return tuple(dict.fromkeys(doorbells))
