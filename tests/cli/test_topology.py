@@ -43,7 +43,7 @@ def test_device_tree(show):
     assert set(document) == {
         *("schema", "source", "granule", "granule_known", "missing", "smmus", "itses", "routes"),
         *("devices", "segments", "reserved_memory", "functions", "iommu_groups", "disagreements"),
-        "table_errors",
+        *("table_errors", "msi_bindings"),
     }
     assert (document["schema"], document["source"]) == (1, str(BOARD))
     assert [smmu["base"] for smmu in document["smmus"]] == [
@@ -198,3 +198,15 @@ def test_errors_in_tables_that_linux_tolerates(show, tables):
     (error,) = json.loads(show(tables, "--format", "json"))["table_errors"]
     assert error["table"] == str(path)
     assert error["error"].startswith("offset 0x9: wrong checksum: ")
+
+
+def test_guest_msi_bindings_of_the_kernel(show, tmp_path):
+    path = tmp_path / "host/sys/kernel/debug/iommufd/msi_bindings"
+    path.parent.mkdir(parents=True)
+    path.write_text("version 1\n")
+    fdt = tmp_path / "host/sys/firmware/fdt"
+    fdt.parent.mkdir(parents=True)
+    fdt.write_bytes(BOARD.read_bytes())
+    root = str(tmp_path / "host")
+    assert json.loads(show(root, "--format", "json"))["msi_bindings"] == 1
+    assert show(root).splitlines()[0].endswith(", guest MSI bindings 1")

@@ -410,11 +410,12 @@ class SystemJson(TypedDict):
 
 
 class TopologyDocument(SystemJson):
-    """Output of ``vmm-msi topology show``."""
+    """Output of ``vmm-msi topology show``; ``msi_bindings`` is the version of that interface."""
 
     schema: Literal[1]
     source: str
     granule: str
+    msi_bindings: int | None
     smmus: list[SmmuJson]
     itses: list[ItsJson]
     routes: list[RouteJson]

@@ -25,6 +25,7 @@ def to_json(host: HostTopology, differences: Sequence[Disagreement] = ()) -> Top
         "schema": SCHEMA,
         "source": host.source,
         "granule": str(host.granule),
+        "msi_bindings": host.msi_bindings,
         "smmus": [
             {
                 "id": smmu.id,
@@ -84,7 +85,8 @@ def _device_json(device: HostDevice) -> HostDeviceJson:
 
 def to_lines(host: HostTopology) -> Iterator[str]:
     """Yield ``host`` as lines for people."""
-    yield f"{host.source}: stage 2 granule {host.granule}"
+    version = "" if host.msi_bindings is None else f", guest MSI bindings {host.msi_bindings}"
+    yield f"{host.source}: stage 2 granule {host.granule}{version}"
     yield from (f"  ({gap})" for gap in host.missing)
     yield from (f"  (warning: {error})" for error in host.table_errors)
     yield from section(
