@@ -45,7 +45,15 @@ _COUNTS = pytest.StashKey[Counter[str]]()
 ONE_WORKER = ("tests/fuzz/", "tests/packaging/")
 
 #: Fixtures that need the lab; the tests that use them get the marker here.
-LAB_FIXTURES = {"daemon_of", "its_emulator", "lab_daemon", "lab_host", "lab_images", "lab_root"}
+LAB_FIXTURES = {
+    "bind_images",
+    "daemon_of",
+    "its_emulator",
+    "lab_daemon",
+    "lab_host",
+    "lab_images",
+    "lab_root",
+}
 
 
 def pytest_collection_modifyitems(items):

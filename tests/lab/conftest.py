@@ -11,6 +11,7 @@ from conftest import unavailable
 
 from vmm_msi.lab.build import images
 from vmm_msi.lab.build.its_emulator import find_its_emulator
+from vmm_msi.lab.build.kernel_flavour import BIND
 from vmm_msi.lab.machine.emulated_host import LabHost
 from vmm_msi.lab.machine.keeper import down
 from vmm_msi.lab.machine.running import RUN_FOLDER_VARIABLE
@@ -32,6 +33,15 @@ def its_emulator(lab_root, lab_images):
     cached = find_its_emulator()
     if cached is None:
         unavailable("no QEMU with several ITSes: run vmm-msi lab build --itses")
+    return cached
+
+
+@pytest.fixture(scope="session")
+def bind_images(lab_images):
+    """The cached images with the kernel that has guest MSI bindings."""
+    cached = images.find_images(kernel=BIND)
+    if cached is None:
+        unavailable("no kernel with guest MSI bindings: run vmm-msi lab build")
     return cached
 
 

@@ -9,7 +9,15 @@ from __future__ import annotations
 import json
 
 import pytest
-from lab.test_guest import DOORBELL, Shape, check_guest, check_status, run_guest, status_row
+from lab.test_guest import (
+    DOORBELL,
+    Shape,
+    check_bound,
+    check_guest,
+    check_status,
+    run_guest,
+    status_row,
+)
 
 from vmm_msi.cli import main
 
@@ -24,6 +32,30 @@ SHAPES = {
     "multi-its": Shape(["--strategy", "multi-its:mode=vsmmu"], 1, ["start"]),
     "storm": Shape(["--count", "100000"], 1, ["start"]),
 }
+
+
+#: Guests whose MSIs the kernel binds: options and number of devices.
+TWO = ("--devices", "nvme,nvme")
+BOUND = {
+    "direct on two pSMMUs": (["--strategy", "direct", *TWO, "--vsmmus", "2"], 2),
+    "direct without RMR": (["--strategy", "direct", *TWO, "--no-rmr"], 2),
+    "direct, reboot and unplug": (["--strategy", "direct", *TWO, "--then", "reboot,unplug"], 2),
+    "coerced v2": (["--strategy", "coerced:revision=v2", *TWO, "--then", "reboot,unplug"], 2),
+    "coerced v4": (["--strategy", "coerced:revision=v4"], 1),
+    "coerced v15": (["--strategy", "coerced", *TWO], 2),
+    "multi-its": (["--strategy", "multi-its", *TWO], 2),
+    "multi-its with one vITS": (["--strategy", "multi-its:mode=vits", *TWO], 2),
+    "storm, direct": (["--strategy", "direct", "--count", "100000"], 1),
+    "storm, coerced": (["--strategy", "coerced", "--count", "100000"], 1),
+}
+
+
+@pytest.mark.parametrize("name", BOUND)
+def test_every_interrupt_arrives_at_the_guests_own_address(name, bind_images, capsys):
+    options, devices = BOUND[name]
+    status, report = run_guest(capsys, *options)
+    assert status == 0
+    check_bound(report, devices)
 
 
 @pytest.mark.parametrize("name", SHAPES)

@@ -21,6 +21,10 @@ WINDOW = {"base": "0x8000000", "size": "0x100000", "remap_permitted": False}
 
 #: The ITS's doorbell in page 0 of the window.
 DOORBELL = "0x8000040"
+#: The same page at the address that Linux in the guest gives it.
+GIOVA = "0xfffff040"
+#: An address that stage 1 of the guest does not map.
+LOW = "0x100040"
 
 
 class Shape(NamedTuple):
@@ -85,6 +89,68 @@ def check_guest(report, shape):
     assert {finding["severity"] for finding in report["predicted"]} == {"note"}
     for group in report["groups"]:
         assert "0x0000000008000000 0x00000000080fffff direct" in group["reserved"]
+
+
+def check_bound(report, devices):
+    """Check that every interrupt arrived at the guest's own address, and that the kernel bound."""
+    assert (report["complete"], report["status_agrees"]) == (True, True)
+    assert len(report["phases"][0]["devices"]) == devices
+    for phase in report["phases"]:
+        for device in phase["devices"]:
+            assert device["done"] == device["arrived"] == sum(device["landed"].values()) > 0
+            for check in device["checks"]:
+                assert check["counted"][-1]["programmed_iovas"] == [GIOVA]
+    assert (report["host_faults"], report["guest_faults"], report["explained"]) == ([], [], [])
+    left = {device["host"] for device in report["phases"][-1]["devices"]}
+    bindings = [line.split() for line in report["bindings"] if line.startswith("binding ")]
+    assert {words[1] for words in bindings} == left
+    assert {words[-1] for words in bindings} == {"used"}
+    assert any(line.startswith("kernel-bound ") for line in report["watch"])
+
+
+def phase_of(report, name):
+    (phase,) = (phase for phase in report["phases"] if phase["after"] == name)
+    return phase["devices"]
+
+
+def test_direct_binding_is_spoiled_repaired_and_rebound_under_load(bind_images, capsys, tmp_path):
+    """The kernel binds; vmm-msi watch repairs what it finds changed, while the guest runs."""
+    recording = str(tmp_path / "run.json")
+    acts = ["wrong-gdb", "wrong-giova", "withdraw", "rebind"]
+    status, report = run_guest(
+        capsys,
+        *("--strategy", "direct", "--count", "1000", "--then", ",".join(acts)),
+        *("--record", recording),
+    )
+    # The interrupts of the wrong bindings are lost.
+    assert status == 1
+    assert report["status_agrees"]
+    for after in ("start", *(f"repair of {act}" for act in acts[:3])):
+        (device,) = phase_of(report, after)
+        assert device["done"] == device["arrived"] == device["landed"]["1"] == 1000
+        assert device["checks"][0]["counted"][-1]["programmed_iovas"] == [GIOVA]
+    # gDB is wrong: stage 2 of the host has no page. gIOVA is wrong: stage 1 of the guest has none.
+    for act, address in (("wrong-gdb", GIOVA), ("wrong-giova", LOW)):
+        (device,) = phase_of(report, act)
+        assert (device["arrived"], device["landed"]) == (0, {})
+        assert device["checks"][0]["counted"][-1]["programmed_iovas"] == [address]
+    assert any(f"iova: {GIOVA} ipa: 0x8090000" in line for line in report["host_faults"])
+    assert any(f"iova: {LOW} ipa: 0x0" in line for line in report["guest_faults"])
+    # Withdrawn: the slot serves, by the guest's RMR.
+    (device,) = phase_of(report, "withdraw")
+    assert device["checks"][0]["counted"][-1]["programmed_iovas"] == [DOORBELL]
+    assert device["complete"]
+    (name,) = (p["after"] for p in report["phases"] if p["after"].startswith("rebind "))
+    assert int(name.split()[1]) > 0
+    (device,) = phase_of(report, name)
+    assert device["done"] == device["arrived"] == device["landed"]["1"] == 1000
+    assert [line for line in report["bindings"] if line.startswith("binding ")] == [
+        "binding 0000:11:00.0 iova 0xfffff000 gpa 0x8090000 shift 12 hpa 0x8090000 used"
+    ]
+    assert any(line.startswith("kernel-bound ") for line in report["watch"])
+    explained = " ".join(" ".join(report["explained"]).split())
+    assert "event F_TRANSLATION at stage 2" in explained
+    assert "event F_TRANSLATION at stage 1" in explained
 
 
 def test_every_interrupt_of_a_drive_arrives(lab_images, capsys, tmp_path):

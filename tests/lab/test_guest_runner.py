@@ -273,6 +273,14 @@ def test_host_shape_follows_the_devices():
             "lab guest: --then 'sleep'; valid: reboot, unplug, vfio",
         ),
         (["--then", "unplug,unplug"], "lab guest: --then has more unplug than there are devices"),
+        (
+            ["--then", "rebind"],
+            "lab guest: --then rebind: the emulated host's kernel binds no MSIs",
+        ),
+        (
+            ["--strategy", "direct", "--kernel", "stock", "--then", "withdraw"],
+            "lab guest: --then withdraw: the emulated host's kernel binds no MSIs",
+        ),
         (["--vsmmus", "9"], "lab host: 9 smmus; valid is 1 to 8"),
     ],
 )

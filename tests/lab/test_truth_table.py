@@ -123,7 +123,7 @@ def test_a_slot_that_depends_on_the_order_of_first_use_agrees():
         ("v2", BindOrder.INTERLEAVED, ["delivered", "s1-fault"]),
         ("v2", BindOrder.BATCHED, ["s1-fault", "delivered"]),
         ("v4", BindOrder.INTERLEAVED, ["delivered", "refused"]),
-        ("v8", BindOrder.BATCHED, ["s1-fault", "delivered"]),
+        ("v15", BindOrder.BATCHED, ["s1-fault", "delivered"]),
         ("v15", BindOrder.INTERLEAVED, ["delivered", "s1-fault"]),
     ],
 )

@@ -58,8 +58,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--then",
         default="",
         metavar="ACT[,…]",
-        help=f"actions on the running guest: {', '.join(ACTS)} (the last device); after each, the "
-        "remaining devices are exercised again, once each after misdirect",
+        help=f"actions on the running guest: {', '.join(ACTS)}; after each, the remaining devices "
+        "are exercised again, once each after misdirect",
     )
     parser.add_argument(
         "--no-rmr",
@@ -72,16 +72,17 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="write a recording to FILE, for vmm-msi replay; an existing FILE is not overwritten",
     )
-    add_source(parser)
+    add_source(parser, "bind if the strategy needs it, else stock")
     add_format(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Run a guest; return 1 if an interrupt was lost or ``vmm-msi status`` was wrong."""
     from vmm_msi.errors import UsageError, did_you_mean
+    from vmm_msi.lab.build.kernel_flavour import BIND, STOCK
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.guest.its_log import ItsLog
-    from vmm_msi.lab.guest.runner import ACTS, UNPLUG, Runner, RunSpec, shape_for
+    from vmm_msi.lab.guest.runner import ACTS, BINDING_ACTS, UNPLUG, Runner, RunSpec, shape_for
     from vmm_msi.lab.machine.emulated_host import LabHost, logs_folder
     from vmm_msi.lab.rpc.link import AgentLink
     from vmm_msi.output import check_target, write_output
@@ -96,7 +97,16 @@ def run(args: argparse.Namespace) -> int:
         raise UsageError(f"lab guest: --then {unknown[0]!r}; {near}valid: {', '.join(ACTS)}")
     if acts.count(UNPLUG) > len(kinds):
         raise UsageError(f"lab guest: --then has more {UNPLUG} than there are devices")
-    shape = replace(shape_for(kinds, args.vsmmus, args.itses), kernel=kernel_of(args))
+    kernel = kernel_of(args)
+    watch = kernel != STOCK and _is_bound_by_kernel(args.strategy)
+    if watch and kernel is None:
+        kernel = BIND
+    shape = replace(shape_for(kinds, args.vsmmus, args.itses), kernel=kernel)
+    if not watch and (idle := [act for act in acts if act in BINDING_ACTS]):
+        raise UsageError(
+            f"lab guest: --then {idle[0]}: the emulated host's kernel binds no MSIs; use a "
+            "strategy that it binds, such as --strategy direct"
+        )
     if args.record is not None:
         check_target(args.record, force=False)
     progress = Progress(sys.stderr, "lab guest")
@@ -120,7 +130,13 @@ def run(args: argparse.Namespace) -> int:
         devices = runner.devices(kinds)
         runner.prepare()
         spec = RunSpec(
-            devices, args.strategy, args.count, acts, not args.no_rmr, args.record is not None
+            devices,
+            args.strategy,
+            args.count,
+            acts,
+            not args.no_rmr,
+            args.record is not None,
+            watch=watch,
         )
         result = runner.run(spec)
         progress.clear()
@@ -131,6 +147,20 @@ def run(args: argparse.Namespace) -> int:
     else:
         print_lines(report.to_lines(result))
     return 0 if result.complete and result.status_agrees else LOST
+
+
+def _is_bound_by_kernel(strategy: str | None) -> bool:
+    """Return whether QEMU cannot apply a strategy, but a kernel with guest MSI bindings can."""
+    if strategy is None:
+        return False
+    from vmm_msi.config import Choice
+    from vmm_msi.engine.binders import kernel_allocator
+    from vmm_msi.engine.setup import needs_of
+    from vmm_msi.plugins.manager import PluginManager
+
+    choice = Choice.parse(strategy)
+    needs = needs_of(PluginManager.load(), choice)
+    return not needs.qemu and kernel_allocator(choice, needs) is not None
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {"guest": Subcommand(configure, run)}

@@ -48,6 +48,8 @@ def to_json(run: GuestTestResult) -> LabGuestDocument:
         "explained": list(run.explained),
         "status": list(run.status),
         "status_agrees": run.status_agrees,
+        "bindings": list(run.bindings),
+        "watch": list(run.watch),
         "seconds": dict(run.seconds),
     }
 
@@ -119,6 +121,14 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
         yield f"faults that the {whose}'s kernel logged: {len(faults) or 'none'}"
         counts = Counter(faults).items()
         yield from (f"  {quantity(count, 'time')}: {line}" for line, count in counts)
+    if run.bindings:
+        yield ""
+        yield "bindings in the emulated host's kernel:"
+        yield from (f"  {line}" for line in run.bindings)
+    if run.watch:
+        yield ""
+        yield "vmm-msi watch logged:"
+        yield from (f"  {line}" for line in run.watch)
     if run.explained:
         yield ""
         yield from run.explained

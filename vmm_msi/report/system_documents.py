@@ -270,6 +270,8 @@ class LabGuestDocument(TypedDict):
     explained: list[str]
     status: list[str]
     status_agrees: bool
+    bindings: list[str]
+    watch: list[str]
     seconds: dict[str, float]
 
 

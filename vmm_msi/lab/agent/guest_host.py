@@ -6,6 +6,7 @@ The guest boots the same kernel and user land as the host, so the same agent run
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -45,6 +46,7 @@ class GuestHost:
     """A libvirtd in the emulated host, with one guest."""
 
     def __init__(self) -> None:
+        msi_bindings.mount_debugfs()
         with ExitStack() as stack:
             for tag in (ROOT_TAG, BOOT_TAG):
                 folder = _FOLDER / tag
@@ -61,6 +63,22 @@ class GuestHost:
             self._connection = stack.enter_context(libvirt_driver.connect(self._daemon.uri))
             self._stack = stack.pop_all()
         self._watch: subprocess.Popen[bytes] | None = None
+
+    def signal_watch(self, number: int) -> None:
+        """Send a signal to the service.
+
+        :raise LabError: when it was not started.
+        """
+        if self._watch is None:
+            raise LabError("vmm-msi watch does not run; start it first")
+        self._watch.send_signal(number)
+
+    @staticmethod
+    def watch_log() -> str:
+        """Return the log of the service, the end of a long one; empty if it was not started."""
+        if not _WATCH_LOG.exists():
+            return ""
+        return _WATCH_LOG.read_text("utf-8", "replace")[-_LOG_LIMIT:]
 
     def facts(self) -> dict[str, str]:
         """Return the guest's name, its libvirtd's URI, and the releases."""
@@ -202,6 +220,8 @@ class GuestHost:
                 self._watch.kill()
             else:
                 self._watch.terminate()
+                # A paused process does not see the signal.
+                self._watch.send_signal(signal.SIGCONT)
             self._watch.wait()
             self._watch = None
         return _WATCH_LOG.read_text("utf-8", "replace")[-_LOG_LIMIT:]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from vmm_msi.errors import LabError, errno_name
 from vmm_msi.lab.machine.namespace_init import mount
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _DEBUGFS = Path("/sys/kernel/debug")
 _FILE = _DEBUGFS / "iommufd/msi_bindings"
@@ -47,9 +48,51 @@ def read() -> str:
     return _file().read_text(encoding="ascii")
 
 
-def _file() -> Path:
+class Rebinder:
+    """Write commands to the file again and again, in a thread.
+
+    :param rounds: the commands of one round for each device.
+    :param per_second: number of rounds in a second.
+    """
+
+    def __init__(self, rounds: Sequence[Sequence[str]], per_second: int) -> None:
+        self._rounds = rounds
+        self._pause_s = 1 / per_second
+        self._stop = threading.Event()
+        self._done = 0
+        self._refused = ""
+        self._thread = threading.Thread(target=self._run, name="rebinder", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._pause_s):
+            for commands in self._rounds:
+                for command, errno in zip(commands, write(commands), strict=True):
+                    if errno:
+                        self._refused = f"{command}: {errno}"
+                        return
+            self._done += 1
+
+    def stop(self) -> int:
+        """Stop and return the number of rounds.
+
+        :raise LabError: when the kernel refused a command.
+        """
+        self._stop.set()
+        self._thread.join()
+        if self._refused:
+            raise LabError(f"rebinding: {self._refused} after {self._done} rounds")
+        return self._done
+
+
+def mount_debugfs() -> None:
+    """Mount debugfs where systemd does on other hosts."""
     if not os.path.ismount(_DEBUGFS):
         mount("none", _DEBUGFS, "debugfs", "")
+
+
+def _file() -> Path:
+    mount_debugfs()
     if not _FILE.exists():
         raise LabError(
             f"guest MSI bindings: the emulated host's kernel has no {_FILE}; use the kernel with "

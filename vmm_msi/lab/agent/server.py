@@ -11,6 +11,7 @@ import base64
 import contextlib
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from vmm_msi.lab.agent.guest_host import GuestHost
+    from vmm_msi.lab.agent.msi_bindings import Rebinder
     from vmm_msi.lab.agent.targets import OpenBackend
 
     #: Reports the progress of long work: done and total.
@@ -52,6 +54,7 @@ class Agent:
         self._lines = protocol.LineReader()
         self._backend: OpenBackend | None = None
         self._host: GuestHost | None = None
+        self._rebinder: Rebinder | None = None
         self._verbs: dict[str, Callable[..., Any]] = {
             "hello": self._hello,
             "tables": self._tables,
@@ -79,6 +82,11 @@ class Agent:
             "stop-watch": self._stop_watch,
             "guest": self._guest,
             "guest-logs": self._guest_logs,
+            "watch-log": self._watch_log,
+            "pause-watch": self._pause_watch,
+            "resume-watch": self._resume_watch,
+            "start-rebinding": self._start_rebinding,
+            "stop-rebinding": self._stop_rebinding,
             "look": self._look,
             "exercise": self._exercise,
             "await-fault": self._await_fault,
@@ -385,6 +393,31 @@ class Agent:
     def _guest(self, tell: Tell, do: str, arguments: dict[str, object], wait_s: float) -> object:
         """Forward a request to the guest's agent."""
         return self._running_host().ask(do, arguments, wait_s, tell)
+
+    def _pause_watch(self, _tell: Tell) -> None:
+        """Stop the service for now."""
+        self._running_host().signal_watch(signal.SIGSTOP)
+
+    def _resume_watch(self, _tell: Tell) -> None:
+        """Let the service go on."""
+        self._running_host().signal_watch(signal.SIGCONT)
+
+    def _start_rebinding(self, _tell: Tell, rounds: list[list[str]], per_second: int) -> None:
+        """Write commands to the kernel's file of bindings again and again."""
+        from vmm_msi.lab.agent.msi_bindings import Rebinder
+
+        self._rebinder = Rebinder(rounds, per_second)
+
+    def _stop_rebinding(self, _tell: Tell) -> int:
+        """Stop writing; return the number of rounds."""
+        if self._rebinder is None:
+            raise ValueError("nothing is rebound; request start-rebinding first")
+        rebinder, self._rebinder = self._rebinder, None
+        return rebinder.stop()
+
+    def _watch_log(self, _tell: Tell) -> str:
+        """Return the log of the service."""
+        return self._running_host().watch_log()
 
     def _guest_logs(self, _tell: Tell) -> dict[str, str]:
         """Return the logs of guest, QEMU and libvirtd."""

@@ -149,6 +149,8 @@ class GuestTestResult:
     :param explained: the output of ``vmm-msi explain`` for both.
     :param status: the output of ``vmm-msi status`` at the end.
     :param seconds: the duration of each part.
+    :param bindings: the bindings that the emulated host's kernel has at the end, line by line.
+    :param watch: what ``vmm-msi watch`` logged of the guest's devices.
     :param recording: the file that ``vmm-msi record`` wrote; None if not requested.
     """
 
@@ -162,6 +164,8 @@ class GuestTestResult:
     explained: Sequence[str] = ()
     status: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
+    bindings: Sequence[str] = ()
+    watch: Sequence[str] = ()
     recording: bytes | None = None
 
     @property

@@ -17,6 +17,7 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import LabError, UsageError, did_you_mean
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.lab.build.cpio import Archive, concatenate
+from vmm_msi.lab.guest.binding_acts import REBIND, SPOILING, BindingActs
 from vmm_msi.lab.guest.host_counter import HostCounter, reported_counts
 from vmm_msi.lab.guest.its_log import counts_of
 from vmm_msi.lab.guest.result import DeviceRun, GuestTestResult, Phase, Rmr, StatusCheck, Vector
@@ -57,7 +58,11 @@ _IDS = {(0x1B36, 0x0010): NVME, (0x8086, 0x10D3): E1000E, (0x8086, 0x10C9): IGB}
 
 #: Actions on a running guest.
 REBOOT, UNPLUG, VFIO, MISDIRECT = "reboot", "unplug", "vfio", "misdirect"
-ACTS = (REBOOT, UNPLUG, VFIO, MISDIRECT)
+ACTS = (REBOOT, UNPLUG, VFIO, MISDIRECT, *SPOILING, REBIND)
+#: Those that act on bindings in the kernel.
+BINDING_ACTS = (*SPOILING, REBIND)
+#: Rebinds in a second.
+_REBINDS = 20
 
 
 @dataclass(frozen=True)
@@ -71,6 +76,7 @@ class RunSpec:
         are exercised again.
     :param rmr: keep QEMU's RMRs in the guest's IORT.
     :param record: make a recording at the end.
+    :param watch: have ``vmm-msi watch`` bind the guest's MSIs in the emulated host's kernel.
     """
 
     devices: Sequence[PciAddress]
@@ -79,6 +85,12 @@ class RunSpec:
     then: Sequence[str] = ()
     rmr: bool = True
     record: bool = False
+    watch: bool = False
+
+    @property
+    def arrives(self) -> bool:
+        """Whether interrupts are expected: by identity, or at the guest's own address."""
+        return self.rmr or self.watch
 
 
 class Runner:
@@ -247,10 +259,13 @@ class Runner:
 
         :raise VmmMsiError: when a part fails.
         """
-        if MISDIRECT in spec.then:
+        if {MISDIRECT, *SPOILING} & set(spec.then):
             self._link.call("define", words=_IMPATIENT_READS, timeout_s=_LONG_S)
         self.attach(spec.devices, spec.strategy)
         predicted = self.predict()
+        if spec.watch:
+            with _Timed(self, "watch", "starting vmm-msi watch in the emulated host"):
+                BindingActs(self._link).start_watch()
         self.start()
         seen = self.look() if spec.rmr else self._start_without_rmr(spec)
         phases = [Phase("start", self.work(spec.devices, seen, spec))]
@@ -266,6 +281,14 @@ class Runner:
                 moved = self._link.call("misdirect", address=str(devices[-1]))
                 after = f"misdirect {devices[-1]}: {', '.join(moved)}"
                 spec = replace(spec, count=1)
+            elif act in SPOILING:
+                with BindingActs(self._link).spoiled(act, devices):
+                    runs = self.work(devices, self.look(), replace(spec, count=1))
+                    phases.append(Phase(act, runs))
+                after = f"repair of {act}"
+            elif act == REBIND:
+                phases.append(self._rebind(devices, spec))
+                continue
             else:
                 gone = devices.pop()
                 after = f"unplug {gone}"
@@ -282,6 +305,7 @@ class Runner:
         recording = None
         if spec.record:
             recording = self.record(self._facts["guest"], guest_log, rmr=spec.rmr)
+        acts = BindingActs(self._link) if spec.watch else None
         iort = seen["iort"]
         table = None if iort is None else parse_iort(base64.b64decode(iort), "the guest's IORT")
         return GuestTestResult(
@@ -302,8 +326,17 @@ class Runner:
             ],
             status=self.command("status", *self._guest_words).splitlines(),
             seconds=self.seconds,
+            bindings=[] if acts is None else acts.lines(),
+            watch=[] if acts is None else acts.events(),
             recording=recording,
         )
+
+    def _rebind(self, devices: Sequence[PciAddress], spec: RunSpec) -> Phase:
+        """Exercise devices whose MSIs are unbound and bound again meanwhile."""
+        seen = self.look()
+        with BindingActs(self._link).rebinding(devices, _REBINDS) as rebinds:
+            runs = self._exercise(devices, seen, spec)
+        return Phase(f"rebind {rebinds[0]} times", runs)
 
     def _take(self, device: PciAddress) -> str:
         """Take a device with VFIO inside the guest; return what happened."""
@@ -382,7 +415,7 @@ class Runner:
             guest = PciAddress.parse(view["address"])
             self.new_msis(host)
             with _Timed(self, f"work {host}", f"exercising {host} in the guest"):
-                if spec.rmr:
+                if spec.arrives:
                     work = self.guest("exercise", address=str(guest), count=spec.count)
                 else:
                     work = self.guest("await-fault", address=str(guest))

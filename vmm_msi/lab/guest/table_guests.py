@@ -98,7 +98,8 @@ class TableGuests:
         table = self._table(guest)
         initrd = "initrd"
         if table is not None:
-            initrd = "initrd-table"
+            # A name of its own: the emulated host caches the content of a file in this folder.
+            initrd = f"initrd-{guest.vsmmus}-{guest.sharing}-{'rmr' if guest.rmr else 'no-rmr'}"
             archive = Archive()
             archive.add_file(override_path("IORT"), table)
             whole = (self._boot / "initrd").read_bytes()

@@ -78,7 +78,6 @@ COLUMNS = (
     Column("multi-its", "multi-its:mode=s2", "direct"),
     Column("v2", "coerced:revision=v2", "list", prepares=True),
     Column("v4", "coerced:revision=v4", "device", prepares=True),
-    Column("v8", "coerced:revision=v8", "list-one-domain", prepares=True),
     Column("v15", "coerced:revision=v15", "list-one-granule", prepares=True),
 )
 
