@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.metadata
 import json
@@ -436,19 +437,46 @@ from vmm_msi.lab.build import kernel_image
 from test_images import stand_in
 kernel_image.TOOLS = ()
 stand_in(Path(sys.argv[1]).read_bytes())
-kernel_image.ensure_kernel("forky", cache=Path(sys.argv[2]))
+kernel_image.ensure_kernel("forky", cache=Path(sys.argv[2]), kernel=sys.argv[3])
 """
+
+
+def start_build(deb, cache, kernel="stock"):
+    """Start a build in a process that can be killed."""
+    return subprocess.Popen(
+        [*DEFAULT_SIGNALS, sys.executable, "-c", KILLED, str(deb), str(cache), str(kernel)],
+        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"},
+        stderr=subprocess.DEVNULL,
+    )
+
+
+def test_builds_killed_at_any_time_converge(tmp_path, host, monkeypatch):
+    """Each round kills a build of another series later than the round before."""
+    deb, cache, patches = tmp_path / "some.deb", tmp_path / "cache", tmp_path / "patches"
+    deb.write_bytes(package(tmp_path / "package"))
+    stand_in(deb.read_bytes(), monkeypatch)
+    patches.mkdir()
+    for number in range(12):
+        (patches / "text.patch").write_text(PATCH.replace("+patched", f"+{number}"))
+        with start_build(deb, cache, patches) as process:
+            while process.poll() is None and not [*cache.glob("*.building")]:
+                time.sleep(0.001)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(number / 15)
+            process.kill()
+        if number % 4 == 3:
+            built = kernel_image.ensure_kernel("forky", cache=cache, kernel=str(patches))
+            assert built.path.read_bytes()[60:] == f"{number}\nplain\n".encode()
+    built = kernel_image.ensure_kernel("forky", cache=cache)
+    assert built.path.read_bytes()[60:] == b"plain\nplain\n"
+    assert not [*cache.glob("kernel-*.building")]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 def test_interrupted_compilation_is_resumed(tmp_path, host, monkeypatch, number):
     deb, cache = tmp_path / "slow.deb", tmp_path / "cache"
     deb.write_bytes(package(tmp_path / "package", sleep=61))
-    with subprocess.Popen(
-        [*DEFAULT_SIGNALS, sys.executable, "-c", KILLED, str(deb), str(cache)],
-        env={**os.environ, "PYTHONPATH": f"{HERE.parent}:{HERE}"},
-        stderr=subprocess.DEVNULL,
-    ) as process:
+    with start_build(deb, cache) as process:
         log = cache / "kerneltree-forky/objects-4k/compiled"
         assert wait_until(lambda: log.exists() and log.read_text().count("\n") == 2)
         process.send_signal(number)
