@@ -55,12 +55,15 @@ def allocators_mixed(case: Case) -> Iterator[Finding]:
     """Yield the SMMUs whose stage 2 would need two allocators: the kernel has one for each."""
     if case.guest is None:
         return
-    by_smmu: dict[int, dict[BindingAllocator, PciAddress]] = {}
+    by_stage2: dict[tuple[int, int | None], dict[BindingAllocator, PciAddress]] = {}
     for device, allocator in _bound_by_kernel(case).items():
         host_device = case.resolved_host.device_by_address.get(device)
         if host_device is not None and host_device.smmu is not None:
-            by_smmu.setdefault(host_device.smmu, {}).setdefault(allocator, device)
-    for smmu, devices in by_smmu.items():
+            # With an iommufd object for each vSMMU, the devices of each ITS have one of their own.
+            own = "iommufd" in dict(case.choices[device].options)
+            stage2 = host_device.smmu, host_device.its if own else None
+            by_stage2.setdefault(stage2, {}).setdefault(allocator, device)
+    for (smmu, _its), devices in by_stage2.items():
         if len(devices) < 2:
             continue
         yield Finding(
