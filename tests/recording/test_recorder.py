@@ -10,10 +10,18 @@ from described_host import load_host
 
 from vmm_msi.domxml.document import read_document
 from vmm_msi.errors import UsageError
-from vmm_msi.recording import LogOrigin, RecordedVector, Releases, Slot
+from vmm_msi.host.msi_bindings import parse_bindings
+from vmm_msi.recording import (
+    LogOrigin,
+    RecordedBinding,
+    RecordedVector,
+    Releases,
+    Slot,
+    recording_json,
+)
 from vmm_msi.recording.recorder import MAX_EVENTS, Observations, interrupt_counts, record_guest
 from vmm_msi.samples import path as sample
-from vmm_msi.types import Iova, PciAddress
+from vmm_msi.types import Iova, Ipa, Pa, PciAddress
 
 GUEST = Path(__file__).parent.parent / "domxml" / "golden" / "plain.three.libvirt-12.8.xml"
 FIRST, SECOND, THIRD = (PciAddress(segment, 1, 0, 0) for segment in range(3))
@@ -82,6 +90,31 @@ def test_a_guest(devices):
     )
     assert recording.guest.honours_rmr
     assert recording.guest.name == "guest"
+
+
+def test_bindings_of_the_kernel_are_kept_and_give_the_giova(devices):
+    """The XML has no gIOVA: without a binding it is what Linux gives first."""
+    text = "\n".join(
+        [
+            "version 1",
+            f"binding {FIRST} iova 0xffeff000 gpa 0x8090000 shift 12 hpa 0x20010000 used",
+            f"pending {SECOND} iova 0xffeff000 gpa 0x8090000 shift 12",
+            f"binding {THIRD} iova 0xffeff000 gpa 0x8090000 shift 12 hpa - unused",
+            f"binding {THIRD} iova 0xffdff000 gpa 0x8090000 shift 12 hpa - unused",
+        ]
+    )
+    recording = recorded(devices, kernel_log=[], bindings=parse_bindings(text))
+    first, second, third = recording.devices
+    giova, gdb = Iova(0xFFEFF000), Ipa(0x8090000)
+    assert first.bindings == (RecordedBinding(giova, gdb, 12, Pa(0x20010000), used=True),)
+    assert second.bindings == ()
+    assert [binding.giova for binding in third.bindings] == [giova, 0xFFDFF000]
+    plain = recorded(devices, kernel_log=[])
+    giovas = [
+        [device.giova for device in guest.devices] for guest in (recording.guest, plain.guest)
+    ]
+    assert giovas[0] == [giova, *giovas[1][1:]]
+    assert recording_json.decode(recording_json.encode(recording), "x") == recording
 
 
 def test_the_host_is_reduced_to_the_used_parts(devices):

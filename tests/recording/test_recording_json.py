@@ -98,6 +98,11 @@ def test_invalid_json(data, cause):
                 "2047 and counts from 0"
             ),
         ),
+        (
+            ["devices", 0, "bindings"],
+            [{"giova": "0xfffff000", "gdb": "0x8090000", "page_shift": 31}],
+            "devices: 0000:11:00.0: page shift 31; valid is 12 to 30",
+        ),
         (["devices"], [], "devices: the list is empty; valid is at least one device"),
         (
             ["guest", "devices"],

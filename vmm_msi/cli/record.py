@@ -50,6 +50,7 @@ def run(args: argparse.Namespace) -> int:
     """Record a running guest."""
     from vmm_msi.host.files.folder import this_machine
     from vmm_msi.host.files.kernel_log import kernel_log
+    from vmm_msi.host.msi_bindings import MsiBindingsFile, takes_bindings
     from vmm_msi.output import check_target, write_output
     from vmm_msi.recording import recording_json
     from vmm_msi.recording.measure import read_interrupts
@@ -80,8 +81,20 @@ def run(args: argparse.Namespace) -> int:
         interrupts = read_interrupts()
     except UnreadableError as failure:
         unread.append(f"{failure.path}: {failure.reason}")
+    bindings = None
+    if takes_bindings(host):
+        try:
+            bindings = MsiBindingsFile().read()
+        except UnreadableError as failure:
+            unread.append(f"{failure.path}: {failure.reason}")
     observations = Observations(
-        interrupts, lines, recent, log, rmr=not args.no_rmr, unread=tuple(unread)
+        interrupts,
+        lines,
+        recent,
+        log,
+        rmr=not args.no_rmr,
+        bindings=bindings,
+        unread=tuple(unread),
     )
     recording = record_guest(xml, host, releases, observations)
     data = recording_json.encode(recording)

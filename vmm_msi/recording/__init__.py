@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from vmm_msi.iommu.smmu_events import SmmuEvent  # noqa: TC001
-from vmm_msi.types import GuestDomain, HostTopology, Iova, PciAddress  # noqa: TC001
+from vmm_msi.types import GuestDomain, HostTopology, Iova, Ipa, Pa, PciAddress  # noqa: TC001
 
 #: Version of the file format; it increases when a key changes its meaning or is removed.
 SCHEMA = 1
@@ -50,18 +50,36 @@ class RecordedVector:
 
 
 @dataclass(frozen=True, slots=True)
+class RecordedBinding:
+    """A binding of a device's MSIs that the host's kernel had.
+
+    :param hpa: page of the host's doorbell; None if gDB was not mapped.
+    :param used: the device was programmed with it.
+    """
+
+    giova: Iova
+    gdb: Ipa
+    page_shift: int
+    hpa: Pa | None = None
+    used: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class RecordedDevice:
     """A device of the guest.
 
     :param address: its PCI address on the host.
     :param strategy: name of the strategy that it was attached with.
     :param options: the options of the strategy, as text.
+    :param bindings: what the host's kernel had bound, oldest first; the guest's gIOVA is that of
+        the binding in use.
     """
 
     address: PciAddress
     strategy: str
     options: Mapping[str, str] = field(default_factory=dict)
     vectors: tuple[RecordedVector, ...] = ()
+    bindings: tuple[RecordedBinding, ...] = ()
 
     @property
     def programmed(self) -> tuple[Iova, ...]:

@@ -22,6 +22,7 @@ from vmm_msi.iommu.linux import local_pci
 from vmm_msi.iommu.linux.msi_table import read_addresses
 from vmm_msi.recording import (
     LogOrigin,
+    RecordedBinding,
     RecordedDevice,
     RecordedEvent,
     RecordedVector,
@@ -36,7 +37,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
+    from vmm_msi.host.msi_bindings import MsiBindings
     from vmm_msi.iommu.smmu_events import SmmuEvent
+    from vmm_msi.types import GuestDomain
 
 #: Maximum number of distinct events in a recording.
 MAX_EVENTS = 256
@@ -58,6 +61,7 @@ class Observations:
     :param recent_log: the lines in which to search for events; None for all of ``kernel_log``.
     :param guest_log: the guest's kernel log; None without one.
     :param rmr: the guest's kernel maps the RMRs of its IORT 1:1.
+    :param bindings: the content of the kernel's file of guest MSI bindings.
     :param unread: the sources that could not be read, with the reason.
     """
 
@@ -66,6 +70,7 @@ class Observations:
     recent_log: Sequence[str] | None = None
     guest_log: str | None = None
     rmr: bool = True
+    bindings: MsiBindings | None = None
     unread: tuple[str, ...] = ()
 
 
@@ -111,7 +116,9 @@ def record_guest(
         except BackendError as failure:
             unread.append(failure.reason)
         vectors = _vectors(programmed, counts.get(address, {}))
-        devices.append(RecordedDevice(address, strategy, options, vectors))
+        bindings = _bindings(observations.bindings, address)
+        devices.append(RecordedDevice(address, strategy, options, vectors, bindings))
+    guest = _with_giovas(guest, devices)
     context = replace(context, host=full, guest=guest)
     log = observations.recent_log
     if log is None:
@@ -204,6 +211,32 @@ def _vectors(
 ) -> tuple[RecordedVector, ...]:
     numbers = sorted({*programmed, *counts})
     return tuple(RecordedVector(n, programmed.get(n), counts.get(n, 0)) for n in numbers)
+
+
+def _bindings(content: MsiBindings | None, device: PciAddress) -> tuple[RecordedBinding, ...]:
+    """Return the bindings of a device, without pending ones, which the kernel does not use."""
+    if content is None:
+        return ()
+    return tuple(
+        RecordedBinding(b.giova, b.gdb, b.page_shift, b.hpa, b.used)
+        for b in content.of(device)
+        if not b.pending
+    )
+
+
+def _with_giovas(guest: GuestDomain, devices: Iterable[RecordedDevice]) -> GuestDomain:
+    """Return the guest with the gIOVAs of the bindings; the XML has none, so they were predicted.
+
+    A device may be programmed with another one's binding: its own is the one that counts.
+    """
+    bound = {device.address: device.bindings for device in devices if len(device.bindings) == 1}
+    return replace(
+        guest,
+        devices=tuple(
+            replace(device, giova=bound[device.host][0].giova) if device.host in bound else device
+            for device in guest.devices
+        ),
+    )
 
 
 def fault_counts(lines: Iterable[str], context: LogContext) -> dict[PciAddress, int]:

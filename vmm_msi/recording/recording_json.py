@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Sequence
     from pathlib import Path
 
+    from vmm_msi.recording import RecordedDevice
+
 #: Maximum size of a recording, in bytes.
 MAX_BYTES = 4 << 20
 #: Maximum number of devices, of slots, of ITSes and so on in a recording.
@@ -25,6 +27,8 @@ _MAX_ADDRESS = 1 << 64
 _HEX = re.compile(r"0x[0-9a-f]{1,16}")
 _SHOWN = 200
 _MAX_VECTOR = 2047
+#: Lowest and highest page shift that the kernel binds.
+_SHIFTS = (12, 30)
 
 
 def encode(recording: Recording) -> bytes:
@@ -136,6 +140,7 @@ def _problems(recording: Recording) -> Iterator[str]:
                     f"devices: {device.address}: vector {vector.number} with {vector.interrupts} "
                     f"interrupts; valid are numbers from 0 to {_MAX_VECTOR} and counts from 0"
                 )
+        yield from _binding_problems(device)
     yield from _host_problems(recording)
     for assigned in guest.devices:
         if assigned.vits not in guest.vits_by_id:
@@ -151,6 +156,20 @@ def _problems(recording: Recording) -> Iterator[str]:
     for slot in recording.slots:
         if slot.its not in host.its_by_id:
             yield f"slots: ITS {slot.its} is not in host.itses"
+
+
+def _binding_problems(device: RecordedDevice) -> Iterator[str]:
+    if len(device.bindings) > MAX_ITEMS:
+        yield (
+            f"devices: {device.address}: {len(device.bindings)} bindings; valid are up to "
+            f"{MAX_ITEMS}"
+        )
+    for binding in device.bindings:
+        if not _SHIFTS[0] <= binding.page_shift <= _SHIFTS[1]:
+            yield (
+                f"devices: {device.address}: page shift {binding.page_shift}; valid is "
+                f"{_SHIFTS[0]} to {_SHIFTS[1]}"
+            )
 
 
 def _host_problems(recording: Recording) -> Iterator[str]:
