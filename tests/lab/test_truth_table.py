@@ -172,7 +172,7 @@ def test_report():
     # A row without one of the columns would not be printed: give each row both.
     result = table(cells[1], cells[2])
     lines = list(report.to_lines(result))
-    assert "own, interleaved  1       d no  d s1 !" in lines
+    assert "own, interleaved  1       d s1 !  d no" in lines
     assert "guests without QEMU's RMR:" in lines
     assert "guests with QEMU's RMR:" not in lines
     assert "2 cells, 1 disagreement with the simulator, 123 s" in lines
@@ -188,6 +188,43 @@ def test_report():
 def test_refused_device_that_keeps_its_slot_is_marked():
     lines = list(report.to_lines(table(sample().cells[0])))
     assert "own, interleaved  1       d no+" in lines
+
+
+def test_strategy_with_an_s2_per_its_runs_where_qemu_has_several():
+    """QEMU has one for each physical SMMU, if the guest has one iommufd object."""
+    (column,) = (column for column in COLUMNS if column.s2_per_its)
+    assert column.label == "multi-its"
+    one, two = (TableGuest(vsmmus, Sharing.OWN_SAME, rmr=True) for vsmmus in (1, 2))
+    assert column.runs_on(one, 1)
+    assert not column.runs_on(one, 2)
+    assert column.runs_on(two, 2)
+    assert all(other.runs_on(one, 2) for other in COLUMNS if other is not column)
+
+
+def test_report_of_two_itses():
+    one, two = (
+        Row(TableGuest(vsmmus, Sharing.OWN_SAME, rmr=True), BindOrder.INTERLEAVED)
+        for vsmmus in (1, 2)
+    )
+    both = [verdict(A, Outcome.DELIVERED, GIOVA), verdict(B, Outcome.DELIVERED, GIOVA)]
+    misrouted = DeviceCell(B, Outcome.MISROUTED, "", (GIOVA,), 1, 0, 0, misrouted=1)
+    cells = table(
+        cell(one, "direct", [works(A, GIOVA), misrouted], both),
+        cell(two, "direct", [works(A, GIOVA), works(B, GIOVA)], both),
+        cell(two, "multi-its", [works(A, GIOVA), works(B, GIOVA)], both),
+    )
+    lines = list(report.to_lines(replace(cells, itses=2)))
+    assert lines[0].endswith("2 physical ITSes: A uses the first, B the second")
+    assert [line.split(maxsplit=1)[1] for line in lines if line.startswith("own-same")][:2] == [
+        "1       d mis !  -",
+        "2       d d      d d",
+    ]
+    assert any(line.startswith("  mis none did; MSIs reached another ITS") for line in lines)
+    assert any(line.startswith("  -   not run: it needs a stage 2") for line in lines)
+    document = report.to_json(replace(cells, itses=2))
+    json_schemas.check("lab-compare-guests", document)
+    assert document["itses"] == 2
+    assert document["cells"][0]["devices"][1]["misrouted"] == 1
 
 
 def test_json_has_what_was_measured_and_predicted():

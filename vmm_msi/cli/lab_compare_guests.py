@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.cli.common import add_format, print_json
 from vmm_msi.cli.lab import Subcommand
-from vmm_msi.cli.lab_host import add_source, kernel_of
+from vmm_msi.cli.lab_host import add_itses, add_source, kernel_of
 from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         choices=(1, 2),
         help="rows to run, by the number of vSMMUs (default: both)",
     )
+    add_itses(parser, "1", 1)
     add_source(parser, "bind")
     add_format(parser)
 
@@ -80,9 +81,10 @@ def run(args: argparse.Namespace) -> int:
     begun = time.monotonic()
     progress = Progress(sys.stderr, "lab compare-guests")
     # In the order of their addresses, two are behind the first SMMU and one is behind the second.
+    # With several ITSes both pairs have two.
     kinds = [NVME] * 3
     host = LabHost(
-        replace(shape_for(kinds, 2), kernel=kernel_of(args) or BIND),
+        replace(shape_for(kinds, 2, args.itses), kernel=kernel_of(args) or BIND),
         suite=args.suite,
         cache=args.cache,
         progress=progress,
@@ -99,10 +101,11 @@ def run(args: argparse.Namespace) -> int:
             CellRunner(runner, link, HostCounter(link, lab.words)),
             predictor(lab.board.topology),
             progress,
+            args.itses,
         )
         cells = list(table.run(chosen, columns))
         progress.clear()
-    result = TableResult(runner.releases, cells, time.monotonic() - begun)
+    result = TableResult(runner.releases, cells, time.monotonic() - begun, args.itses)
     if args.format == "json":
         print_json(report.to_json(result))
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vmm_msi.errors import errno_name
-from vmm_msi.lab.guest.truth_table import Sharing, agreement
+from vmm_msi.lab.guest.truth_table import COLUMNS, Sharing, agreement
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
 from vmm_msi.types import Outcome
@@ -42,6 +42,7 @@ def to_json(result: TableResult) -> CompareGuestsDocument:
     return {
         "schema": SCHEMA,
         "releases": dict(result.releases),
+        "itses": result.itses,
         "cells": [_cell_json(cell) for cell in result.cells],
         "disagreements": sum(not cell.agrees for cell in result.cells),
         "seconds": round(result.seconds, 1),
@@ -76,6 +77,7 @@ def _device_json(cell: Cell, device: DeviceCell, verdict: Verdict) -> TableDevic
         "programmed_iovas": [str(iova) for iova in device.address],
         "done": device.done,
         "landed": device.landed,
+        "misrouted": device.misrouted,
         "arrived": device.arrived,
         "faults": faults,
         "predicted": {
@@ -89,8 +91,12 @@ def _device_json(cell: Cell, device: DeviceCell, verdict: Verdict) -> TableDevic
 
 def to_lines(result: TableResult) -> Iterator[str]:
     """Yield the table, then what is not as predicted."""
-    yield ", ".join(f"{name} {release}" for name, release in result.releases.items())
-    labels = list(dict.fromkeys(cell.column.label for cell in result.cells))
+    words = [f"{name} {release}" for name, release in result.releases.items()]
+    if result.itses > 1:
+        words.append(f"{quantity(result.itses, 'physical ITS')}: A uses the first, B the second")
+    yield ", ".join(words)
+    run = {cell.column for cell in result.cells}
+    labels = [column.label for column in COLUMNS if column in run]
     for rmr in (True, False):
         rows = [cell.row for cell in result.cells if cell.row.guest.rmr is rmr]
         if rows:
@@ -106,8 +112,12 @@ def to_lines(result: TableResult) -> Iterator[str]:
         yield "  s1  none did; the guest's kernel logged a fault at that address"
     if Outcome.S2_FAULT in shown:
         yield "  s2  none did; the host's kernel logged a fault at that address"
+    if Outcome.MISROUTED in shown:
+        yield "  mis none did; MSIs reached another ITS, or none that knows the device"
     if Outcome.REFUSED in shown:
         yield "  no  the kernel refused the device; no+: its slot still delivers everything"
+    if len(result.cells) < len({cell.row for cell in result.cells}) * len(labels):
+        yield "  -   not run: it needs a stage 2 for each ITS, QEMU has one for each physical SMMU"
     wrong = [cell for cell in result.cells if not cell.agrees]
     yield ""
     yield (
@@ -121,11 +131,12 @@ def to_lines(result: TableResult) -> Iterator[str]:
 def _row(result: TableResult, row: Row, labels: Sequence[str]) -> list[str]:
     cells = {cell.column.label: cell for cell in result.cells if cell.row == row}
     order = f", {row.order}" if row.guest.sharing is Sharing.OWN else ""
-    shown = (
-        " ".join(map(_word, cells[label].devices)) + ("" if cells[label].agrees else " !")
-        for label in labels
-    )
+    shown = (_words(cells[label]) if label in cells else "-" for label in labels)
     return [f"{row.guest.sharing}{order}", str(row.guest.vsmmus), *shown]
+
+
+def _words(cell: Cell) -> str:
+    return " ".join(map(_word, cell.devices)) + ("" if cell.agrees else " !")
 
 
 def _word(device: DeviceCell) -> str:

@@ -300,6 +300,7 @@ class TableDeviceJson(TypedDict):
     programmed_iovas: list[Hex]
     done: int
     landed: int
+    misrouted: int
     arrived: int
     faults: list[TableFaultJson]
     predicted: TablePredictionJson
@@ -324,6 +325,7 @@ class CompareGuestsDocument(TypedDict):
 
     schema: Literal[1]
     releases: dict[str, str]
+    itses: int
     cells: list[TableCellJson]
     disagreements: int
     seconds: float

@@ -37,35 +37,50 @@ class TableResult:
 
     :param releases: the releases of kernel, libvirt and QEMU.
     :param seconds: how long it took, starts included.
+    :param itses: number of ITSes of the host.
     """
 
     releases: Mapping[str, str]
     cells: Sequence[Cell]
     seconds: float
+    itses: int = 1
 
 
 class TruthTable:
-    """Run rows of the truth table on guests."""
+    """Run rows of the truth table on guests.
+
+    :param itses: number of ITSes of the host.
+    """
 
     def __init__(
-        self, guests: TableGuests, runner: CellRunner, predict: Predict, progress: Progress
+        self,
+        guests: TableGuests,
+        runner: CellRunner,
+        predict: Predict,
+        progress: Progress,
+        itses: int = 1,
     ) -> None:
+        self._itses = itses
         self._guests = guests
         self._runner = runner
         self._predict = predict
         self._progress = progress
 
     def run(self, rows: Iterable[Row], columns: Sequence[Column]) -> Iterator[Cell]:
-        """Yield a cell for each row and column; the rows of one guest follow each other."""
+        """Yield a cell for each row and column; the rows of one guest follow each other.
+
+        A column that cannot run on a row's guest has no cell there.
+        """
         running: tuple[TableGuest, RunningGuest] | None = None
         for row in rows:
             if running is None or running[0] != row.guest:
                 self._progress.stage(f"starting a guest: {row.guest}")
                 running = row.guest, self._guests.start(row.guest)
             guest = running[1]
-            labels = ", ".join(column.label for column in columns)
+            usable = [column for column in columns if column.runs_on(row.guest, self._itses)]
+            labels = ", ".join(column.label for column in usable)
             self._progress.stage(f"{row}: {labels}")
-            for column in columns:
+            for column in usable:
                 self._progress.step(f"{row}: {column.strategy}")
                 devices, seconds = self._runner.run(guest, column, row.order)
                 domain = replace(guest.domain, order=row.order)
