@@ -124,7 +124,10 @@ class GuestMsi:
         if present is None:
             self.stage2.map(gdb, phys)
             self.mapped[gdb] = phys
-        elif self.option != DIRECT or present != phys:
+        elif present != phys or (
+            self.option != DIRECT
+            and any(r.hdb is not None and r.owners and self.page_of(r) == gdb for r in self.rows)
+        ):
             raise RefusalError(errno.EEXIST)
         row.hdb = phys
 
@@ -145,6 +148,22 @@ class GuestMsi:
         if device.name in row.programmed:
             self.leave(device.name)
         self._free(row)
+
+    def served(self, name: str) -> bool:
+        """Return whether a device is programmed with a row that was withdrawn."""
+        return any(name in row.programmed for row in self.stale)
+
+    def keep_only(self, name: str, address: int | None) -> None:
+        """Forget what a device is programmed with, but for the row of its new address."""
+        page = self.stage2.machine.page
+        for row in [*self.rows, *self.stale]:
+            if (
+                address is None
+                or row not in self.rows
+                or row.giova != address & -min(row.size, page)
+            ):
+                row.programmed.discard(name)
+                self._free(row)
 
     def destroy(self, name: str) -> None:
         """Withdraw all bindings of a vDEVICE."""

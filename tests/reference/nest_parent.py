@@ -69,6 +69,8 @@ class Iommufd:
         #: Base of the window of each IOMMU group; the last attach of one of its devices sets it.
         self.starts: dict[int, int] = {}
         self.programmed: dict[str, int] = {}
+        #: Devices with a vDEVICE, in the order of their allocation.
+        self.vdevices: list[str] = []
 
     def _key(self, device: Device) -> object:
         return (device.smmu, device.its) if self.strategy == "s2" else device.smmu
@@ -98,6 +100,9 @@ class Iommufd:
         self._check_attach(table, device, mates)
         self.tables[key] = table
         table.devices.append(device)
+        for member in self.machine.group(device.group):
+            if member.assigned and member.name not in self.vdevices:
+                self.vdevices.append(member.name)
         if table.bindings is not None:
             table.bindings.leave(device.name)
         self.guest.attach(device)
@@ -231,13 +236,35 @@ class Iommufd:
             table.bound.remove(device)
             self._unbind(table, device)
         table.devices.remove(device)
-        if table.bindings is not None and not self._attached(device.group):
-            # The vDEVICEs of a group go with its last device.
-            for member in self.machine.group(device.group):
-                table.bindings.destroy(member.name)
+        if table.bindings is not None:
+            self._leave_withdrawn(table, table.bindings)
+            if not self._attached(device.group):
+                # The vDEVICEs of a group go with its last device.
+                for member in self.machine.group(device.group):
+                    if member.name in self.vdevices:
+                        self.vdevices.remove(member.name)
+                        table.bindings.destroy(member.name)
+                        self._leave_withdrawn(table, table.bindings)
         self.guest.detach(device)
         if not table.devices:
             del self.tables[key]
+
+    def _leave_withdrawn(self, table: NestParent, bindings: GuestMsi) -> None:
+        """Devices that a withdrawn binding serves take another address, if there is one."""
+        attached = {device.name: device for device in table.devices}
+        for name in self.vdevices:
+            if name not in attached or not bindings.served(name):
+                continue
+            if name not in self.programmed:
+                bindings.leave(name)
+                continue
+            device = attached[name]
+            try:
+                address = bindings.address(device)
+                self.programmed[name] = self._slot(table, device) if address is None else address
+            except RefusalError:
+                continue
+            bindings.keep_only(name, address)
 
     def _unbind(self, table: NestParent, device: Device) -> None:
         """A doorbell that the caller mapped goes with its last user."""

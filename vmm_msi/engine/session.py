@@ -347,7 +347,9 @@ class GuestSession:
     def attach_and_deliver(self) -> Iterator[Verdict]:
         """Attach what is not refused, and yield a verdict for every device, in order.
 
-        A device that is refused at one step is detached, and skipped in the later steps.
+        A device that is refused at one step is detached, and skipped in the later steps. A device
+        whose MSIs get no address stays attached and bound until the others' are delivered, as it
+        does in a guest.
         """
         refused: dict[PciAddress, Verdict] = {}
         for device, step in self._schedule():
@@ -357,11 +359,14 @@ class GuestSession:
                 step(device)
             except RefusedError as error:
                 refused[device] = refusal(self.host.device_by_address[device], error)
-                self.detach(device)
+                if step != self.prepare:
+                    self.detach(device)
         for guest_device in self.guest.devices:
             address = guest_device.host
             verdict = refused.get(address)
             yield verdict if verdict is not None else self.deliver(address)
+        for address in refused:
+            self.detach(address)
 
     def deliver(self, device: PciAddress) -> Verdict:
         """Raise the MSIs of an attached device and return where they arrive.

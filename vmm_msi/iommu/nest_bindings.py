@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.allocators import DoorbellTable, two_msi_domains
@@ -119,15 +119,16 @@ class _VdeviceBindings:
         return [user for user in self.users if user.is_registered]
 
 
-#: Makes a device's MSIs that are set up take their address again, by :meth:`NestBindings.pick`.
-Retake: TypeAlias = "Callable[[], None]"
-
-
 class NestBindings:
-    """The guest MSI bindings of one nest parent."""
+    """The guest MSI bindings of one nest parent.
 
-    def __init__(self, table: NestParentTable) -> None:
+    :param retake: makes a device's MSIs that are set up take their address again, by :meth:`pick`;
+        returns whether the device is attached, so that something translates them.
+    """
+
+    def __init__(self, table: NestParentTable, retake: Callable[[HostDevice], bool]) -> None:
         self._table = table
+        self._retake = retake
         self.allocator = MsiBinding.DIRECT
         #: Every binding, the newest first.
         self._bindings: list[_Binding] = []
@@ -158,9 +159,11 @@ class NestBindings:
         if self.allocator.one_msi_domain:
             _check_its(device, attached)
 
-    def bind(
-        self, device: HostDevice, giova: int, gdb: int, page_shift: int, retake: Retake
-    ) -> None:
+    def start(self, device: HostDevice) -> None:
+        """``iommufd_msi_start_vdevice``: note a new vDEVICE."""
+        self._vdevices.setdefault(device.address, _VdeviceBindings(device))
+
+    def bind(self, device: HostDevice, giova: int, gdb: int, page_shift: int) -> None:
         """IOMMU_VDEVICE_MSI_OP_BIND: ``iommufd_msi_bind``.
 
         :raise BackendError: EINVAL for a page that is not valid; EINVAL for another MSI domain if
@@ -189,7 +192,7 @@ class NestBindings:
         replaced = vdevice.registered
         user = self._register(vdevice, binding)
         if self.allocator is MsiBinding.DIRECT:
-            self._switch(vdevice, user, replaced, retake)
+            self._switch(vdevice, user, replaced)
 
     def _check_page(self, giova: int, gdb: int, page_shift: int) -> None:
         action = f"binding {giova:#x} to {gdb:#x} with pages of 1 << {page_shift} bytes"
@@ -240,25 +243,23 @@ class NestBindings:
         user.register(True)
         return user
 
-    def _switch(
-        self, vdevice: _VdeviceBindings, user: _User, replaced: list[_User], retake: Retake
-    ) -> None:
+    def _switch(self, vdevice: _VdeviceBindings, user: _User, replaced: list[_User]) -> None:
         """``bind_direct``: the binding replaces that of the vDEVICE."""
         for old in replaced:
             old.register(False)
         try:
-            self._update(vdevice, retake)
+            self._update(vdevice)
         except BackendError:
             user.register(False)
             for old in replaced:
                 old.register(True)
             with suppress(BackendError):
-                self._update(vdevice, retake)
+                self._update(vdevice)
             self._reap(vdevice)
             raise
 
-    def unbind(self, device: PciAddress, giova: int, retake: Retake) -> None:
-        """IOMMU_VDEVICE_MSI_OP_UNBIND: ``iommufd_msi_unbind``.
+    def unbind(self, device: PciAddress, giova: int) -> None:
+        """IOMMU_VDEVICE_MSI_OP_UNBIND: ``iommufd_msi_unbind``, ``withdraw``.
 
         :raise BackendError: ENOENT when the vDEVICE has no such binding; the errors of
             :meth:`pick` for a device that is served by it alone: nothing is changed.
@@ -271,32 +272,36 @@ class NestBindings:
         user.register(False)
         if not user.is_used or user.binding.registrants:
             self._reap(vdevice)
-            return
-        try:
-            self._update(vdevice, retake)
-        except BackendError:
-            user.register(True)
-            with suppress(BackendError):
-                self._update(vdevice, retake)
-            raise
+        else:
+            try:
+                self._update(vdevice)
+            except BackendError:
+                user.register(True)
+                with suppress(BackendError):
+                    self._update(vdevice)
+                raise
 
-    def prepare(self, device: PciAddress, retake: Retake) -> None:
+    def update_withdrawn(self) -> None:
+        """``update_withdrawn``: devices leave a binding that no vDEVICE binds any more."""
+        for vdevice in list(self._vdevices.values()):
+            if any(user.is_used and not user.binding.registrants for user in vdevice.users):
+                with suppress(BackendError):
+                    self._update(vdevice)
+
+    def prepare(self, device: HostDevice) -> None:
         """IOMMU_VDEVICE_MSI_OP_PREPARE: ``iommufd_msi_prepare``.
 
         :raise BackendError: the errors of :meth:`pick`; the device keeps its address.
         """
-        vdevice = self._vdevices.get(device)
-        if vdevice is None:
-            retake()
-        else:
-            self._update(vdevice, retake)
+        self.start(device)
+        self._update(self._vdevices[device.address])
 
-    def _update(self, vdevice: _VdeviceBindings, retake: Retake) -> None:
+    def _update(self, vdevice: _VdeviceBindings) -> None:
         """``update_device``: bindings that the MSIs do not take again are no longer used."""
         vdevice.updates += 1
-        retake()
-        for user in vdevice.users:
-            user.is_used = user.is_used and user.update == vdevice.updates
+        if self._retake(vdevice.device):
+            for user in vdevice.users:
+                user.is_used = user.is_used and user.update == vdevice.updates
         self._reap(vdevice)
 
     def _reap(self, vdevice: _VdeviceBindings) -> None:
@@ -327,20 +332,21 @@ class NestBindings:
         """Return whether a vDEVICE has a binding, or is served by one."""
         return device in self._vdevices and bool(self._vdevices[device].users)
 
-    def destroy(self, device: PciAddress, retake: Retake) -> None:
-        """``iommufd_msi_destroy_vdevice``: withdraw all bindings of a vDEVICE.
+    def destroy(self, device: PciAddress) -> bool:
+        """``iommufd_msi_destroy_vdevice``: withdraw all bindings of a vDEVICE, which is gone.
 
-        :param retake: gives the MSIs their slot.
+        :return: whether it had any.
         """
         vdevice = self._vdevices.pop(device, None)
         if vdevice is None or not vdevice.users:
-            return
+            return False
         with suppress(BackendError):
-            self._update(vdevice, retake)
+            self._update(vdevice)
         for user in vdevice.users:
             user.register(False)
             user.is_used = False
         self._reap(vdevice)
+        return True
 
     def pick(self, device: HostDevice, doorbell: Pa) -> Iova | None:
         """Return the address of a vDEVICE's MSIs to a doorbell; None for the slot.
@@ -389,7 +395,7 @@ class NestBindings:
                 f"{self._table.granule} bytes, so stage 1 maps another part of it",
             )
         page = binding.page
-        is_shared = self.allocator is MsiBinding.DIRECT and page.hdb == hdb
+        is_shared = page.hdb == hdb and self._may_share(page)
         if binding.hdb is not None or (page.hdb is not None and not is_shared):
             raise BackendError(
                 errno.EEXIST, f"mapping gDB {page.base} to {hdb}: it is mapped to {page.hdb}"
@@ -399,6 +405,13 @@ class NestBindings:
             page.hdb = hdb
         page.mapped += 1
         binding.hdb = hdb
+
+    def _may_share(self, page: _Page) -> bool:
+        """``iommufd_msi_may_share``: all with DIRECT, else if its bindings were withdrawn."""
+        return self.allocator is MsiBinding.DIRECT or not any(
+            binding.page is page and binding.hdb is not None and binding.registrants
+            for binding in self._bindings
+        )
 
     @staticmethod
     def _use(vdevice: _VdeviceBindings, binding: _Binding) -> None:

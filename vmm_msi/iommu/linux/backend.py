@@ -11,7 +11,6 @@ import mmap
 from contextlib import ExitStack
 from dataclasses import replace
 from enum import StrEnum
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError, InputError
@@ -152,6 +151,7 @@ class IommufdBackend:
                 self._ram_mappings,
                 witnesses,
                 self._relocate,
+                retake=self._retake,
                 binds=self._binds,
             )
             self._can_write = all(device.can_write_msi for device in self._devices.values())
@@ -355,8 +355,8 @@ class IommufdBackend:
         :raise BackendError: ENOTTY without an allocator that takes bindings.
         """
         host_device = self._host.device_by_address[device]
-        self._stage2.bind(host_device, giova, gdb, size, partial(self._retake, device))
-        self._read_back(device)
+        self._stage2.bind(host_device, giova, gdb, size)
+        self._read_back()
 
     def unbind_guest_msi(self, device: PciAddress, giova: Iova) -> None:
         """Withdraw a guest binding.
@@ -366,19 +366,19 @@ class IommufdBackend:
         if self._profile.iommufd:
             # They would take another address.
             self._disable(device)
-        self._stage2.unbind(
-            self._host.device_by_address[device], giova, partial(self._retake, device)
-        )
+        self._stage2.unbind(self._host.device_by_address[device], giova)
+        self._read_back()
 
     def _retake(self, device: PciAddress) -> None:
         """Make a device's MSI, if it is enabled, take its address again."""
         if device in self._programmed:
             self._program(device, self._pick(device))
 
-    def _read_back(self, device: PciAddress) -> None:
-        """Note the address that the kernel may have written into a device."""
-        if device in self._programmed and self._mode is Doorbells.ITS:
-            self._programmed[device] = Iova(self._devices[device].msi_address())
+    def _read_back(self) -> None:
+        """Note the addresses that the kernel may have written into devices."""
+        if self._mode is Doorbells.ITS:
+            for device in self._programmed:
+                self._programmed[device] = Iova(self._devices[device].msi_address())
 
     def _pick(self, device: PciAddress) -> Iova | None:
         """Return the address that the simulated allocator picks; None for all ones."""

@@ -59,13 +59,19 @@ class S2Doorbells:
         #: Guest bindings that are kept in this process.
         self.bindings: NestBindings | None = None
 
-    def keep_bindings(self, allocator: MsiBinding, ram: Sequence[MemoryRange]) -> None:
+    def keep_bindings(
+        self,
+        allocator: MsiBinding,
+        ram: Sequence[MemoryRange],
+        retake: Callable[[HostDevice], bool],
+    ) -> None:
         """Keep guest bindings in this process, by the rules of the kernel's interface.
 
         :param ram: guest RAM, where no doorbell can be.
+        :param retake: see :class:`NestBindings`.
         """
         self._ram = ram
-        self.bindings = NestBindings(self)
+        self.bindings = NestBindings(self, retake)
         self.bindings.select(allocator)
 
     def map(self, address: int, output: int, size: int) -> None:

@@ -38,6 +38,7 @@ class Stage2Tables:
     :param ram: returns the mappings of guest RAM.
     :param witnesses: the page of memory for each ITS; None for the host's own ITS.
     :param relocate: returns the IPA at which a page is mapped for an IPA of the guest's memory map.
+    :param retake: makes the MSIs of a device, if they are enabled, take their address again.
     :param binds: the running kernel takes guest bindings, which counts with the host's own ITS.
     """
 
@@ -51,11 +52,13 @@ class Stage2Tables:
         witnesses: Witnesses | None,
         relocate: Callable[[int], int],
         *,
+        retake: Callable[[PciAddress], None],
         binds: bool = False,
     ) -> None:
         self._vmm = vmm
         self._host = host
         self._guest = guest
+        self._retake_msis = retake
         self._ram = ram
         #: Guest bindings are kept in this process, by the rules of the interface; or in the kernel.
         self._keeps_bindings = witnesses is not None and profile.has_bindings and profile.iommufd
@@ -75,7 +78,7 @@ class Stage2Tables:
         binding = BINDING_OF.get(allocator, MsiBinding.DIRECT)
         doorbells = self._open(smmu, binding)
         if self._keeps_bindings:
-            doorbells.keep_bindings(binding, self._guest.memory)
+            doorbells.keep_bindings(binding, self._guest.memory, self._retake)
         self._doorbells[doorbells.handle] = doorbells
         return doorbells.handle
 
@@ -136,8 +139,16 @@ class Stage2Tables:
             if doorbells.bindings is None:
                 continue
             for mate in self._host.devices:
-                if mate.iommu_group == device.iommu_group and not self._vmm.has_vdevice(mate):
-                    doorbells.bindings.destroy(mate.address, lambda: None)
+                gone = mate.iommu_group == device.iommu_group and not self._vmm.has_vdevice(mate)
+                if gone and doorbells.bindings.destroy(mate.address):
+                    doorbells.bindings.update_withdrawn()
+
+    def _retake(self, device: HostDevice) -> bool:
+        """Make the MSIs of an attached device take their address again; see NestBindings."""
+        is_attached = self._vmm.is_attached(device.address)
+        if is_attached:
+            self._retake_msis(device.address)
+        return is_attached
 
     def of(self, device: PciAddress) -> S2Doorbells:
         """Return the doorbells of the stage 2 that a device is attached to.
@@ -165,31 +176,27 @@ class Stage2Tables:
             raise BackendError(errno.ENOENT, f"S2 {s2}: does not exist")
         return self._doorbells[s2]
 
-    def bind(
-        self, device: HostDevice, giova: Iova, gdb: Ipa, size: int, retake: Callable[[], None]
-    ) -> None:
-        """Register a guest binding; see :meth:`Type1.bind`, :meth:`NestBindings.bind`.
-
-        :param retake: makes the device's MSIs, if they are enabled, take their address again.
-        """
+    def bind(self, device: HostDevice, giova: Iova, gdb: Ipa, size: int) -> None:
+        """Register a guest binding; see :meth:`Type1.bind`, :meth:`NestBindings.bind`."""
         if self._type1 is not None:
             self._type1.bind(device, giova, gdb, size)
             return
         doorbells = self.of(device.address)
         if doorbells.bindings is not None:
-            doorbells.bindings.bind(device, giova, gdb, size.bit_length() - 1, retake)
+            doorbells.bindings.bind(device, giova, gdb, size.bit_length() - 1)
         else:
             doorbells.check_call()
             self._vmm.bind_msi(device.address, giova, gdb, size)
 
-    def unbind(self, device: HostDevice, giova: Iova, retake: Callable[[], None]) -> None:
+    def unbind(self, device: HostDevice, giova: Iova) -> None:
         """Withdraw a guest binding; the kernel invalidates."""
         if self._type1 is not None:
             self._type1.unbind(device, giova)
             return
         doorbells = self.of(device.address)
         if doorbells.bindings is not None:
-            doorbells.bindings.unbind(device.address, giova, retake)
+            doorbells.bindings.unbind(device.address, giova)
+            doorbells.bindings.update_withdrawn()
         else:
             doorbells.check_call()
             self._vmm.unbind_msi(device.address, giova)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 from contextlib import suppress
-from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
@@ -49,7 +48,8 @@ class BindingIommufd(SimIommufd):
     def _paging_alloc(self, device: IommufdDevice, ioas: Ioas, *, nest_parent: bool) -> PagingHwpt:
         hwpt = super()._paging_alloc(device, ioas, nest_parent=nest_parent)
         if nest_parent:
-            hwpt.bindings = NestBindings(_Table(hwpt, self.page_size, self._on_unmap))
+            table = _Table(hwpt, self.page_size, self._on_unmap)
+            hwpt.bindings = NestBindings(table, self._retake)
         return hwpt
 
     def _nest_parents(self) -> Iterator[NestBindings]:
@@ -88,14 +88,14 @@ class BindingIommufd(SimIommufd):
         request.check()
         vdevice = self._get(vdevice_id, Vdevice)
         host, bindings = vdevice.device.host, self._bindings(vdevice)
-        retake = partial(self._core.retake_msis, host)
         match request.op:
             case MsiOp.BIND:
-                bindings.bind(host, request.iova, request.gpa, request.page_shift, retake)
+                bindings.bind(host, request.iova, request.gpa, request.page_shift)
             case MsiOp.UNBIND:
-                bindings.unbind(host.address, request.iova, retake)
+                bindings.unbind(host.address, request.iova)
+                self._update_withdrawn()
             case MsiOp.PREPARE:
-                bindings.prepare(host.address, retake)
+                bindings.prepare(host)
             case MsiOp.QUERY:
                 return bindings.query(host.address, request.index)
         return None
@@ -181,16 +181,36 @@ class BindingIommufd(SimIommufd):
         """Make the MSIs of a device take their address again, if it has bindings."""
         if device.vdevice is None:
             return
-        host, bindings = device.host, self._bindings(device.vdevice)
-        if bindings.has_any(host.address):
-            bindings.prepare(host.address, partial(self._core.retake_msis, host))
+        bindings = self._bindings(device.vdevice)
+        if bindings.has_any(device.host.address):
+            bindings.prepare(device.host)
+
+    def _retake(self, host: HostDevice) -> bool:
+        """Make the MSIs of an attached device take their address again."""
+        group = self._core.group(host).handle
+        device = None if group is None else group.devices.get(host.address)
+        if group is None or device is None or device.id not in group.attached:
+            return False
+        self._core.retake_msis(host)
+        return True
+
+    def vdevice_alloc(self, viommu_id: int, dev_id: int, virt_id: int) -> int:
+        """IOMMU_VDEVICE_ALLOC; see :meth:`SimIommufd.vdevice_alloc`."""
+        number = super().vdevice_alloc(viommu_id, dev_id, virt_id)
+        vdevice = self._get(number, Vdevice)
+        self._bindings(vdevice).start(vdevice.device.host)
+        return number
+
+    def _update_withdrawn(self) -> None:
+        for bindings in self._nest_parents():
+            bindings.update_withdrawn()
 
     def _destroy(self, target: Object) -> None:
         if isinstance(target, Vdevice):
             device, bindings = target.device, self._bindings(target)
             device.vdevice = None
-            retake = partial(self._core.retake_msis, device.host)
-            bindings.destroy(device.host.address, retake)
+            if bindings.destroy(device.host.address):
+                self._update_withdrawn()
         super()._destroy(target)
 
 
