@@ -122,6 +122,8 @@ def shown(result):
     """Return a result in a word or two."""
     if result.errno:
         return errno_name(result.errno)
+    if result.binding is not None:
+        return str(result.binding)
     landing = result.landing
     if landing is None:
         return "done" if result.value is None else hex(result.value)

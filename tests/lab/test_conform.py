@@ -7,8 +7,10 @@ import json
 from contextlib import contextmanager
 from dataclasses import replace
 
+import binding_cases
 import json_schemas
 import pytest
+from conftest import unavailable
 from host_shell import shell
 from kernel_cases import CASES, HOST, CheckedCalls
 
@@ -16,6 +18,8 @@ from vmm_msi.cli import main
 from vmm_msi.errors import BackendError, errno_name
 from vmm_msi.iommu import call_sequence, call_sequence_json
 from vmm_msi.iommu.sim.call_machine import SimMachine
+from vmm_msi.lab.build.images import find_images
+from vmm_msi.lab.build.kernel_flavour import kernel_name
 from vmm_msi.lab.conformance import conform
 from vmm_msi.lab.conformance.random_sequences import draw_sequences
 from vmm_msi.lab.conformance.shrink import without
@@ -263,7 +267,32 @@ def both_sides(lab_host):
         link.call("hello")
         host = conform.conform_host(lab_host.board.topology, link.call("devices"))
         side = conform.KernelSide(link, [device.address for device in host.devices])
-        yield SimMachine(host, output_bits=conform.OUTPUT_BITS), side
+        bindings = conform.has_bindings(side)
+        yield SimMachine(host, output_bits=conform.OUTPUT_BITS, bindings=bindings), side
+
+
+@pytest.fixture(scope="module")
+def binding_host(lab_root, lab_images):
+    """An emulated host whose kernel has the interface for guest MSI bindings."""
+    kernel = kernel_name("bind")
+    if find_images(kernel=kernel) is None:
+        unavailable("no kernel of the lab with guest MSI bindings: run vmm-msi lab build")
+    with LabHost(Shape(kernel=kernel)) as host:
+        yield host
+
+
+def test_linux_with_bindings_follows_the_rules(binding_host):
+    """The cases of the simulator's tests, and random sequences, on the patched kernel."""
+    with both_sides(binding_host) as (simulator, side):
+        assert simulator.bindings
+        drawn = draw_sequences(simulator, 20, 7)
+        for case in binding_cases.CASES.values():
+            calls = CheckedCalls(simulator)
+            case(calls)
+            drawn.append(calls.sequence())
+        report = conform.compare(simulator, side, drawn, quiet)
+    assert not report.mismatches, text_of(report)
+    assert report.steps == sum(len(sequence.steps) for sequence in drawn)
 
 
 @pytest.fixture(scope="module")
