@@ -56,8 +56,9 @@ def add_attach_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--backend",
         choices=("qemu", "sim"),
-        help="who binds the doorbells: qemu (QEMU and the kernel; the default on a QEMU "
-        "connection) or sim (the simulator: real XML, simulated binding)",
+        help="who binds the doorbells: qemu (QEMU and the kernel, which binds the other strategies "
+        "where it has guest MSI bindings; the default on a QEMU connection) or sim (the simulator: "
+        "real XML, simulated binding)",
     )
     parser.add_argument(
         "--allow-faults",
