@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import NamedTuple
 
 import json_schemas
@@ -144,6 +145,9 @@ def test_direct_binding_is_spoiled_repaired_and_rebound_under_load(bind_images, 
     assert int(name.split()[1]) > 0
     (device,) = phase_of(report, name)
     assert device["done"] == device["arrived"] == device["landed"]["1"] == 1000
+    (recorded,) = json.loads(Path(recording).read_text())["devices"]
+    (binding,) = recorded["bindings"]
+    assert (binding["giova"], binding["gdb"], binding["used"]) == ("0xfffff000", "0x8090000", True)
     assert [line for line in report["bindings"] if line.startswith("binding ")] == [
         "binding 0000:11:00.0 iova 0xfffff000 gpa 0x8090000 shift 12 hpa 0x8090000 used"
     ]

@@ -74,6 +74,7 @@ def test_every_row_of_one_its_is_there():
     }
     for row in table:
         assert replace(row, guest=replace(row.guest, rmr=not row.guest.rmr)) in table
+        assert (row.guest.moved is None) is (row.guest.sharing is not Sharing.OWN)
     # A guest is started once: its rows follow each other.
     guests = [row.guest for row in table]
     assert len(set(guests)) == sum(a != b for a, b in pairwise(guests)) + 1
@@ -152,7 +153,7 @@ def cell(row, label, devices, verdicts):
 
 def sample():
     with_rmr, without = (
-        Row(TableGuest(1, Sharing.OWN, rmr), BindOrder.INTERLEAVED) for rmr in (True, False)
+        Row(TableGuest(1, Sharing.OWN, rmr, 0), BindOrder.INTERLEAVED) for rmr in (True, False)
     )
     exists = [verdict(A, Outcome.DELIVERED, OTHER), verdict(B, Outcome.REFUSED, None, errno.EEXIST)]
     return table(

@@ -99,7 +99,7 @@ class TableGuests:
         initrd = "initrd"
         if table is not None:
             # A name of its own: the emulated host caches the content of a file in this folder.
-            initrd = f"initrd-{guest.vsmmus}-{guest.sharing}-{'rmr' if guest.rmr else 'no-rmr'}"
+            initrd = f"initrd-{guest.vsmmus}-{guest.moved}-{guest.rmr}"
             archive = Archive()
             archive.add_file(override_path("IORT"), table)
             whole = (self._boot / "initrd").read_bytes()
@@ -141,14 +141,14 @@ class TableGuests:
 
     def _table(self, guest: TableGuest) -> bytes | None:
         """Return the IORT of a guest; None for QEMU's own."""
-        if guest.sharing is not Sharing.OWN and guest.rmr:
+        if guest.moved is None and guest.rmr:
             return None
         table = self._iort[guest.vsmmus]
         keep: tuple[int, ...] = ()
-        if guest.sharing is Sharing.OWN:
-            first, keep = self._pairs[guest.vsmmus][0], (_TOP,)
+        if guest.moved is not None:
+            moved, keep = self._pairs[guest.vsmmus][guest.moved], (_TOP,)
             # On this board the StreamID in the guest is that of the host.
-            table = with_rmr(table, _SOURCE, first.rid, _TOP, _TOP_SIZE)
+            table = with_rmr(table, _SOURCE, moved.rid, _TOP, _TOP_SIZE)
         return table if guest.rmr else without_rmrs(table, _SOURCE, keep)
 
     def _definition(self, guest: TableGuest, initrd: str) -> str:
@@ -171,8 +171,10 @@ class TableGuests:
         return serialise(xml.root)
 
     def _giovas(self, guest: TableGuest) -> dict[PciAddress, Iova]:
-        first, second = self._pairs[guest.vsmmus]
-        return {first: GIOVA_BELOW if guest.sharing is Sharing.OWN else GIOVA, second: GIOVA}
+        return {
+            device: GIOVA_BELOW if number == guest.moved else GIOVA
+            for number, device in enumerate(self._pairs[guest.vsmmus])
+        }
 
     def _measured(self, guest: TableGuest, seen: Mapping[str, Any]) -> RunningGuest:
         """Return the guest that runs; its gIOVAs are those in its own MSI-X tables.
@@ -200,15 +202,10 @@ class TableGuests:
             tuple(devices),
             honours_rmr=int(SW_MSI_WINDOW.base) in bases,
         )
-        measured = TableGuest(
-            len(iort.smmus),
-            Sharing.SHARED
-            if len(stage1) == 1
-            else Sharing.OWN
-            if devices[0].giova != devices[1].giova
-            else Sharing.OWN_SAME,
-            domain.honours_rmr,
-        )
+        moved = next((n for n, device in enumerate(devices) if device.giova != GIOVA), None)
+        own = Sharing.OWN_SAME if moved is None else Sharing.OWN
+        sharing = Sharing.SHARED if len(stage1) == 1 else own
+        measured = TableGuest(len(iort.smmus), sharing, domain.honours_rmr, moved)
         if measured != guest:
             raise LabError(
                 f"lab compare-guests: the guest that was started has {measured}: "

@@ -10,7 +10,7 @@ from vmm_msi.errors import errno_name
 from vmm_msi.types import BindOrder, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from vmm_msi.types import GuestDomain, Iova, PciAddress, Verdict
 
@@ -33,16 +33,19 @@ class TableGuest:
     :param vsmmus: number of its vSMMUs, each on a physical SMMU of its own.
     :param sharing: how its devices use stage 1.
     :param rmr: its IORT has QEMU's RMR of the SW MSI window.
+    :param moved: index of the device whose gIOVA differs from the one that Linux gives first.
     """
 
     vsmmus: int
     sharing: Sharing
     rmr: bool
+    moved: int | None = None
 
     def __str__(self) -> str:
         rmr = "with" if self.rmr else "without"
         vsmmus = "" if self.vsmmus == 1 else f", {self.vsmmus} vSMMUs"
-        return f"stage 1 {self.sharing}{vsmmus}, {rmr} RMR"
+        moved = "" if self.moved is None else f", gIOVA of {'AB'[self.moved]} moved"
+        return f"stage 1 {self.sharing}{vsmmus}, {rmr} RMR{moved}"
 
 
 @dataclass(frozen=True)
@@ -91,21 +94,30 @@ COLUMNS = (
 
 def rows() -> tuple[Row, ...]:
     """Return the rows, guest by guest."""
-    guests = [
-        TableGuest(vsmmus, sharing, rmr)
+    return tuple(
+        Row(TableGuest(vsmmus, sharing, rmr, moved), order)
         for vsmmus in (1, 2)
         for sharing in (Sharing.OWN_SAME, Sharing.OWN, Sharing.SHARED)
-        for rmr in (True, False)
         # A shared stage 1 is that of one vSMMU.
         if vsmmus == 1 or sharing is not Sharing.SHARED
-    ]
-    return tuple(
-        Row(guest, order)
-        for guest in guests
-        for order in BindOrder
-        # With one gIOVA the order changes nothing.
-        if guest.sharing is Sharing.OWN or order is BindOrder.INTERLEAVED
+        for rmr in (True, False)
+        for order, moved in _orders(sharing)
     )
+
+
+def _orders(sharing: Sharing) -> Iterator[tuple[BindOrder, int | None]]:
+    """Yield each order that matters, and the device whose gIOVA is moved.
+
+    The gIOVA of the other device lies in the range that is mapped 1:1 for the moved one, so it
+    faults at stage 2 there, not at stage 1. The moved device has to be the one that keeps its own
+    address: A where A is prepared first, B where the newest binding is taken.
+    """
+    if sharing is Sharing.OWN:
+        yield BindOrder.INTERLEAVED, 0
+        yield BindOrder.BATCHED, 1
+    else:
+        # With one gIOVA the order changes nothing.
+        yield BindOrder.INTERLEAVED, None
 
 
 @dataclass(frozen=True)
