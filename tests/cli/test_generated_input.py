@@ -110,6 +110,7 @@ EVERY = [*PATHS, *NUMBERS, *ADDRESSES, *NAMES, *STRATEGIES, *PAIRS]
 #: Words that keep a command from this machine: nothing is started, installed or stopped.
 HARMLESS = {
     "attach": ["-c", "NODE"],
+    "bind": ["-c", "NODE"],
     "detach": ["-c", "NODE"],
     "status": ["-c", "NODE"],
     "record": ["-c", "NODE"],
