@@ -9,7 +9,8 @@ from scenarios import B, pair, simulated_verdicts
 
 from vmm_msi.errors import InputError, ScenarioError
 from vmm_msi.host.scenario import parse_scenario
-from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
+from vmm_msi.iommu.linux.abilities import Doorbells
+from vmm_msi.iommu.linux.backend import IommufdBackend
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.types import Iova, Outcome, Stage1Mode
 

@@ -12,7 +12,7 @@ from test_truth_table import by_device
 
 from vmm_msi.errors import BackendError
 from vmm_msi.host.scenario import load_scenario
-from vmm_msi.iommu.linux.backend import Doorbells
+from vmm_msi.iommu.linux.abilities import Doorbells
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.lab.backend.remote import RemoteBackend
 from vmm_msi.lab.machine.emulated_host import LabHost

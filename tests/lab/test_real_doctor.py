@@ -11,7 +11,7 @@ from scenarios import pair
 from vmm_msi.config import Choice
 from vmm_msi.engine import compare as comparing
 from vmm_msi.host.scenario import parse_scenario
-from vmm_msi.iommu.linux.backend import Doorbells
+from vmm_msi.iommu.linux.abilities import Doorbells
 from vmm_msi.lab.backend import device_roles
 from vmm_msi.lab.backend.remote import RemoteBackend
 from vmm_msi.lab.machine.emulated_host import LabHost

@@ -26,7 +26,7 @@ from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
 from vmm_msi.host.scenario import load_scenario
 from vmm_msi.iommu.backend import MsiAllocator
-from vmm_msi.iommu.linux.backend import Doorbells
+from vmm_msi.iommu.linux.abilities import Doorbells
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.lab.backend import device_roles
 from vmm_msi.lab.backend.remote import RemoteBackend

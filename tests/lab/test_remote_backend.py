@@ -11,7 +11,8 @@ from scenarios import A, pair
 from vmm_msi.errors import BackendError
 from vmm_msi.host.scenario import load_scenario
 from vmm_msi.iommu.backend import Backend, MsiAllocator
-from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
+from vmm_msi.iommu.linux.abilities import Doorbells
+from vmm_msi.iommu.linux.backend import IommufdBackend
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.iommu.sim import SimBackend
 from vmm_msi.lab.agent.targets import OpenBackend

@@ -129,7 +129,8 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
 
         yield open_simulator
         return
-    from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
+    from vmm_msi.iommu.linux.abilities import Doorbells
+    from vmm_msi.iommu.linux.backend import IommufdBackend
 
     if args.backend == "lab":
         from vmm_msi.lab.backend.remote import lab_backends

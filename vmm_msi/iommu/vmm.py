@@ -306,6 +306,10 @@ class Vmm(Generic[SteT]):
         """Withdraw a binding of an attached device; see :meth:`bind_msi`."""
         self._vdevice_msi(address, MsiRequest(MsiOp.UNBIND, iova=giova))
 
+    def prepare_msi(self, address: PciAddress) -> None:
+        """Make the MSIs of an attached device take their address again; see :meth:`bind_msi`."""
+        self._vdevice_msi(address, MsiRequest(MsiOp.PREPARE))
+
     def msi_bindings(self, address: PciAddress) -> list[BoundMsi]:
         """Return the bindings of an attached device's vDEVICE.
 

@@ -1,8 +1,9 @@
-"""What the backend on a real kernel can do, by the receiver of the MSIs."""
+"""The receivers of MSIs on a real kernel, and what the backend can do with each."""
 
 from __future__ import annotations
 
 import os
+from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmm_msi.iommu.backend import BackendInfo, Capability
@@ -10,6 +11,16 @@ from vmm_msi.iommu.profiles import GUEST_BINDING
 
 if TYPE_CHECKING:
     from vmm_msi.iommu.profiles import Profile
+
+
+class Doorbells(StrEnum):
+    """The receiver of the MSIs."""
+
+    #: The host's own ITS; only the kernel can map it.
+    ITS = "its"
+    #: A page of memory for each ITS of the host description, mapped by this process.
+    WITNESS = "witness"
+
 
 #: What no released kernel has, and what pages of memory do not stand in for.
 _PROPOSED = frozenset({Capability.SW_MSI_MOVE, Capability.MSI_PRESET, Capability.MSI_PAGE_MAP})

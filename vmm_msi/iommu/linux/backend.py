@@ -10,7 +10,6 @@ import errno
 import mmap
 from contextlib import ExitStack
 from dataclasses import replace
-from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError, InputError
@@ -24,6 +23,7 @@ from vmm_msi.iommu.backend import (
 )
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.linux import abilities, local_pci
+from vmm_msi.iommu.linux.abilities import Doorbells
 from vmm_msi.iommu.linux.event_queue import QueuedIommufd
 from vmm_msi.iommu.linux.guest_ram import Memory
 from vmm_msi.iommu.linux.kmsg import KernelLog
@@ -49,15 +49,6 @@ if TYPE_CHECKING:
         PciAddress,
         ReservedRegion,
     )
-
-
-class Doorbells(StrEnum):
-    """The receiver of the MSIs."""
-
-    #: The host's own ITS; only the kernel can map it.
-    ITS = "its"
-    #: A page of memory for each ITS of the host description, mapped by this process.
-    WITNESS = "witness"
 
 
 #: Bytes of guest RAM that exist, from the start of its first range: enough for its tables.
@@ -355,6 +346,10 @@ class IommufdBackend:
         :raise BackendError: ENOTTY without an allocator that takes bindings.
         """
         host_device = self._host.device_by_address[device]
+        if self._binds and self._mode is Doorbells.ITS and device not in self._enabled:
+            # At its slot: an MSI that gets no address costs an event of the ITS until a reboot.
+            self._stage2.of(device)
+            self._enable(device)
         self._stage2.bind(host_device, giova, gdb, size)
         self._read_back()
 
@@ -390,8 +385,14 @@ class IommufdBackend:
         doorbells = self._stage2.of(device)
         if self._mode is Doorbells.WITNESS:
             return self._program(device, self._pick(device))
+        if self._binds and device in self._enabled:
+            try:
+                self._vmm.prepare_msi(device)
+            except BackendError as error:
+                # What VFIO_DEVICE_SET_IRQS returns for it.
+                raise error.seen_as(errno.ENOSPC) from error
         picked = self._enable(device)
-        doorbells.note_slot(device, picked)
+        doorbells.note_slot(picked, self.sw_msi_window(device))
         self._programmed[device] = picked
         return picked
 
@@ -400,10 +401,9 @@ class IommufdBackend:
         doorbells = self._stage2.of(device)
         if self._mode is Doorbells.WITNESS:
             its = self._host.its_by_id[self._host.device_by_address[device].its]
-            offset = its.doorbell & (self.page_size - 1)
-            return self._program(device, doorbell.offset(offset))
+            return self._program(device, doorbell.offset(its.doorbell & (self.page_size - 1)))
         picked = self._enable(device)
-        doorbells.note_slot(device, picked)
+        doorbells.note_slot(picked, self.sw_msi_window(device))
         address = doorbell.offset(picked & (self.page_size - 1))
         self._devices[device].set_msi_address(address)
         self._programmed[device] = address

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from vmm_msi.iommu.backend import S2Handle
     from vmm_msi.iommu.guest_msi import BoundMsi, MsiBinding
     from vmm_msi.iommu.vmm import Vmm
-    from vmm_msi.types import HostDevice, Iova, MemoryRange, Pa, PciAddress
+    from vmm_msi.types import HostDevice, Iova, MemoryRange, Pa, PciAddress, ReservedRegion
 
 
 class S2Doorbells:
@@ -158,11 +158,12 @@ class S2Doorbells:
         gdbs = {b.gpa & -self.granule for b in self._in_kernel().values() if b.used}
         return len(self.mapped) + len(self.kernel_slots) + len(gdbs)
 
-    def note_slot(self, device: PciAddress, address: Iova) -> None:
-        """Note the address that the kernel gave to a device, unless it is that of a binding."""
-        own = () if self._kernel is None else self._vmm.msi_bindings(device)
-        if not any(binding.used for binding in own):
-            self.kernel_slots.add(address & -self.granule)
+    def note_slot(self, address: Iova, window: ReservedRegion | None) -> None:
+        """Note the address that the kernel gave to a device, if it is in the device's window."""
+        page = address & -self.granule
+        bound = any(binding.iova == page for binding in self._in_kernel().values())
+        if window is not None and window.overlaps(address, 1) and not bound:
+            self.kernel_slots.add(page)
 
     def pick(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
         """Return the address that the allocator picks for a device's MSIs to a doorbell.

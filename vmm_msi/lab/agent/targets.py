@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.iommu import call_sequence, call_sequence_json
-from vmm_msi.iommu.linux.backend import Doorbells, IommufdBackend
+from vmm_msi.iommu.linux.abilities import Doorbells
+from vmm_msi.iommu.linux.backend import IommufdBackend
 from vmm_msi.iommu.linux.call_machine import LinuxMachine
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.lab.rpc import backend_calls

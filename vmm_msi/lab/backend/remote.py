@@ -7,7 +7,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from vmm_msi.iommu.backend import BackendInfo
-from vmm_msi.iommu.linux.backend import Doorbells
+from vmm_msi.iommu.linux.abilities import Doorbells
 from vmm_msi.lab.backend import device_roles
 from vmm_msi.lab.machine.emulated_host import lab_for
 from vmm_msi.lab.rpc import backend_calls
