@@ -19,6 +19,7 @@ from types import SimpleNamespace
 
 import doc_blocks
 import pytest
+import scenarios
 from described_host import load_host
 from doc_blocks import PAGES, ROOT
 from doctor.cases import HEALTHY, with_kernel, with_option
@@ -27,16 +28,20 @@ from qemuhook.helpers import UUID, A, B, Host, descriptor, managed
 from watch.process import Watch
 
 from vmm_msi.cli import lab_conform, main
+from vmm_msi.cli.lab_compare_guests import predictor
 from vmm_msi.doctor.rules import examine
 from vmm_msi.domxml import editor
 from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.metadata import DeviceRecord, DomainRecord
 from vmm_msi.domxml.support import XmlLayout
 from vmm_msi.domxml.template import nested_guest
+from vmm_msi.errors import errno_name
 from vmm_msi.explain.explainer import explain
 from vmm_msi.explain.log_context import LogContext
+from vmm_msi.host.scenario import parse_scenario
 from vmm_msi.lab.build import images, kernel_tree, root
 from vmm_msi.lab.conformance import conform
+from vmm_msi.lab.guest.cells import TableResult
 from vmm_msi.lab.guest.result import (
     Counts,
     DeviceRun,
@@ -46,6 +51,7 @@ from vmm_msi.lab.guest.result import (
     StatusCheck,
     Vector,
 )
+from vmm_msi.lab.guest.truth_table import COLUMNS, Cell, DeviceCell, rows
 from vmm_msi.lab.machine import keeper
 from vmm_msi.lab.machine.shape import Shape
 from vmm_msi.libvirt_driver import connect
@@ -54,9 +60,9 @@ from vmm_msi.qemuhook.entry import REFUSED
 from vmm_msi.qemuhook.entry import run as run_hook
 from vmm_msi.report import doctor as doctor_report
 from vmm_msi.report import explain as explain_report
-from vmm_msi.report import lab_guest
+from vmm_msi.report import lab_compare_guests, lab_guest
 from vmm_msi.report.status import GuestStatus, lines_of
-from vmm_msi.types import Granule, GuestPlan, Iova, PciAddress, VsmmuPlan
+from vmm_msi.types import Granule, GuestPlan, Iova, Outcome, PciAddress, VsmmuPlan
 from vmm_msi.watch import service_log
 
 TRANSCRIPTS = {
@@ -69,6 +75,7 @@ DOCTOR = ("doctor.md", "# vmm-msi doctor")
 HOOK_REFUSAL = ("hook.md", "# virsh start in-order")
 HOOK_STATUS = ("hook.md", "# vmm-msi hook status")
 LAB_BUILD = ("lab.md", "# vmm-msi lab build")
+COMPARE_GUESTS = ("README.md", "# vmm-msi lab compare-guests --vsmmus 1")
 LAB_CONFORM = ("lab.md", "# vmm-msi lab conform --count 200")
 LAB_ROOT = ("lab-internals.md", "# vmm-msi lab root")
 LAB_UP = ("lab.md", "# vmm-msi lab up")
@@ -96,6 +103,7 @@ def test_every_transcript_has_a_test():
         HOOK_REFUSAL,
         HOOK_STATUS,
         LAB_BUILD,
+        COMPARE_GUESTS,
         LAB_CONFORM,
         LAB_GUEST,
         LAB_GUEST_NO_RMR,
@@ -373,6 +381,39 @@ def test_lab_guest_without_rmr():
     result = GuestTestResult(RELEASES, [Phase("start", [device])], [], [group(2, FIRST)])
     result = replace(result, guest_faults=[fault, access] * 16, explained=explained_fault(fault))
     assert is_shown_as(text_of(result), output_of(LAB_GUEST_NO_RMR))
+
+
+def as_predicted(row, column):
+    """Return a cell in which both devices of a guest did what the simulator predicts."""
+    sample = scenarios.pair(
+        row.guest.sharing.value, order=row.order.value, honours_rmr=row.guest.rmr
+    )
+    scenario = parse_scenario(sample.toml(), "the row")
+    predicted = predictor(scenario.host)(scenario.guest, column.strategy)
+    cells = []
+    for verdict in predicted:
+        is_refused = verdict.outcome is Outcome.REFUSED
+        arrives = row.guest.rmr if is_refused else verdict.outcome is Outcome.DELIVERED
+        count = 50 if arrives else 0
+        address = Iova(0x8000040) if is_refused else verdict.programmed
+        number = verdict.errno_inside or verdict.errno
+        errno = errno_name(number) if is_refused and number is not None else ""
+        cells.append(
+            DeviceCell(verdict.device, verdict.outcome, errno, (address,), count or 1, count, count)
+        )
+    return Cell(row, column, scenario.guest, cells, predicted)
+
+
+def test_table_of_real_guests_is_what_the_simulator_predicts():
+    shown_rows = [row for row in rows() if row.guest.vsmmus == 1]
+    cells = [as_predicted(row, column) for row in shown_rows for column in COLUMNS]
+    releases = {**RELEASES, "linux": f"{RELEASES['linux']}-bind"}
+    lines = lab_compare_guests.to_lines(TableResult(releases, cells, 0.0))
+    shown = re.sub(
+        r"simulator, \d+ s$", "simulator, 0 s", output_of(COMPARE_GUESTS), flags=re.MULTILINE
+    )
+    assert is_shown_as("".join(f"{line}\n" for line in lines), shown)
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 # --- real daemons ------------------------------------------------------------------------------
