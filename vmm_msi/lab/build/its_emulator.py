@@ -61,6 +61,7 @@ OPTIONS = (
     *("--enable-fdt=system", "--enable-slirp", "--enable-virtfs", "--enable-attr"),
     *("--enable-cap-ng", "--enable-trace-backends=log", "--disable-install-blobs"),
     *("--disable-docs", "--disable-tools", "--disable-werror", "--disable-download"),
+    "--disable-debug-info",
     "--firmwarepath=/usr/share/qemu:/usr/share/seabios:/usr/lib/ipxe/qemu",
 )
 
