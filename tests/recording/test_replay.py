@@ -19,6 +19,7 @@ from vmm_msi.iommu.smmu_events import EventKind, SmmuEvent
 from vmm_msi.plugins.manager import PluginManager
 from vmm_msi.recording import (
     LogOrigin,
+    RecordedBinding,
     RecordedDevice,
     RecordedEvent,
     RecordedVector,
@@ -30,10 +31,11 @@ from vmm_msi.recording import (
 from vmm_msi.recording.recorder import slots_of
 from vmm_msi.recording.replay import replay
 from vmm_msi.report.replay import to_json, to_lines
-from vmm_msi.types import Iova, Outcome, PciAddress, StreamId
+from vmm_msi.types import Iova, Ipa, Outcome, Pa, PciAddress, StreamId
 
 # vmm-msi lab guest --devices nvme,nvme --vsmmus 2 --record two-nvmes.json
 # vmm-msi lab guest --no-rmr --record no-rmr.json
+# vmm-msi lab guest --strategy direct --then wrong-giova,rebind --record direct.json
 REAL = Path(__file__).parent
 FAULT = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x1100), Iova(0x8000040))
 
@@ -45,6 +47,24 @@ def plugins():
 
 def replayed(plugins, recording, choice=None):
     return replay(recording, plugins, "first-in-group", choice)
+
+
+def test_recording_of_a_guest_that_the_kernel_bound(plugins):
+    """The fault is of the wrong gIOVA, before vmm-msi watch repaired the binding."""
+    real = recording_json.read(REAL / "direct.json")
+    (device,) = real.devices
+    binding = RecordedBinding(Iova(0xFFFFF000), Ipa(0x8090000), 12, Pa(0x8090000), used=True)
+    assert (device.strategy, device.bindings) == ("direct", (binding,))
+    assert [event.event.iova for event in real.events] == [0x100040]
+    result = replayed(plugins, real)
+    assert (result.agrees, result.kernel) == (True, "linux-7.2-bind")
+    # The guest's own address is what the kernel has, not what Linux is expected to choose.
+    moved = replace(binding, giova=Iova(0xFFEFF000))
+    assert disagreements(plugins, replace(real, guest=_with_giova(real.guest, moved.giova)))
+
+
+def _with_giova(guest, giova):
+    return replace(guest, devices=tuple(replace(d, giova=giova) for d in guest.devices))
 
 
 def disagreements(plugins, recording):
