@@ -185,7 +185,8 @@ def test_status_shows_the_record(run, attached):
     document = json.loads(run("status", "--format", "json"))
     assert set(document) == STATUS
     assert (document["domain"], document["state"]) == ("guest0", "off")
-    assert [set(device) for device in document["devices"]] == [{*DEVICE, "measured"}] * 2
+    keys = {*DEVICE, "measured", "kernel_bindings"}
+    assert [set(device) for device in document["devices"]] == [keys] * 2
     assert [device["device"] for device in document["devices"]] == [A, B]
     assert run("status").count("delivered") == 2
 

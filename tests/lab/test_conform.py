@@ -87,7 +87,7 @@ def test_two_hundred_sequences_make_every_call_of_bindings(binding_simulator):
     refusals = {
         "msi_bind": {"EINVAL", "EEXIST", "EADDRINUSE", "ENOENT"},
         "msi_unbind": {"ENOENT"},
-        "msi_prepare": {"ENOENT", "EOPNOTSUPP"},
+        "msi_prepare": {"ENOENT", "EEXIST"},
         "msi_query": {"ENOENT"},
         "set_msi_binding": {"ENOENT", "EINVAL", "EOPNOTSUPP", "EBUSY"},
         "vdevice_msi": {"EOPNOTSUPP"},
