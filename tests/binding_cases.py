@@ -94,6 +94,17 @@ def addresses_are_checked(calls):
 
 
 @case
+def a_slot_of_another_nest_parent_is_kept(calls):
+    """is_slot: a device that is attached here later may need it."""
+    fd = calls.open()
+    calls.nested(fd, 0)
+    calls.enable(0)
+    *_ids, vdevice, _nested = calls.nested(fd, 1)
+    calls.msi_bind(fd, vdevice, OWN, WINDOW, 12, expect="EEXIST")
+    calls.enable(1)
+
+
+@case
 def unused_fields_are_zero(calls):
     """has_unknown_fields comes before the vDEVICE."""
     fd = calls.open()

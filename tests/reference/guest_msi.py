@@ -40,12 +40,12 @@ class Row:
 class GuestMsi:
     """The bindings of one nest parent.
 
-    :param slots: the slots that are installed in the nest parent.
+    :param slots: the slots of the file descriptor, by window and doorbell page.
     """
 
     option: int
     stage2: Stage2
-    slots: set[int]
+    slots: dict[tuple[int, int], int]
     rows: list[Row] = field(default_factory=list)
     #: Rows without owners that some device is programmed with.
     stale: list[Row] = field(default_factory=list)
@@ -86,7 +86,7 @@ class GuestMsi:
         if gdb in self.domains:
             if self.option == DIRECT and self.domains[gdb] != device.its:
                 raise RefusalError(errno.EEXIST)
-        elif gdb in self.slots:
+        elif gdb in self.slots.values():
             raise RefusalError(errno.EEXIST)
         elif self.stage2.machine.overlaps_ram(gdb, page):
             raise RefusalError(errno.EADDRINUSE)

@@ -92,9 +92,10 @@ class Iommufd:
             if device.smmu in self.machine.single_stage and any(map(self._is_bound, behind)):
                 raise RefusalError(errno.EOPNOTSUPP)
             stage2 = Stage2(self.machine)
-            slots: set[int] = set()
-            bindings = GuestMsi(OPTION[self.revision], stage2, slots) if self.binds else None
-            table = NestParent(device.smmu, stage2, bindings, slots=slots)
+            bindings = None
+            if self.binds:
+                bindings = GuestMsi(OPTION[self.revision], stage2, self.slots)
+            table = NestParent(device.smmu, stage2, bindings)
         if not self._is_bound(device):
             raise RefusalError(errno.EINVAL)
         self._check_attach(table, device, mates)

@@ -243,6 +243,12 @@ class SwMsiSlots:
         bases = ((base, slot) for (base, _page), slot in self._slots.items())
         return [Iova(base + slot * page_size) for base, slot in bases if base == window_base]
 
+    def has(self, address: int, page_size: int) -> bool:
+        """Return whether a doorbell has the slot at an address."""
+        return any(
+            base + slot * page_size == address for (base, _page), slot in self._slots.items()
+        )
+
     def clear(self) -> None:
         """Free all slots: the file descriptor is closed."""
         self._slots.clear()

@@ -34,7 +34,7 @@ class NestParentTable(DoorbellTable, Protocol):
         ...
 
     def has_slot(self, page: int) -> bool:
-        """Return whether a slot of the software MSI window is mapped at an IPA."""
+        """Return whether the file descriptor has a slot of the software MSI window at an IPA."""
         ...
 
     def reserve(self, page: int) -> None:

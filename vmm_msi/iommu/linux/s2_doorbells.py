@@ -56,6 +56,7 @@ class S2Doorbells:
         self._kernel = kernel
         self._ram: Sequence[MemoryRange] = ()
         self._slots: set[int] = set()
+        self._file_slots: SwMsiSlots | None = None
         #: Guest bindings that are kept in this process.
         self.bindings: NestBindings | None = None
 
@@ -63,14 +64,17 @@ class S2Doorbells:
         self,
         allocator: MsiBinding,
         ram: Sequence[MemoryRange],
+        slots: SwMsiSlots,
         retake: Callable[[HostDevice], bool],
     ) -> None:
         """Keep guest bindings in this process, by the rules of the kernel's interface.
 
         :param ram: guest RAM, where no doorbell can be.
+        :param slots: those of the file descriptor.
         :param retake: see :class:`NestBindings`.
         """
         self._ram = ram
+        self._file_slots = slots
         self.bindings = NestBindings(self, retake)
         self.bindings.select(allocator)
 
@@ -109,8 +113,8 @@ class S2Doorbells:
         return True
 
     def has_slot(self, page: int) -> bool:
-        """Return whether a slot of the software MSI window is mapped at an IPA."""
-        return page in self._slots
+        """Return whether the file descriptor has a slot of the software MSI window at an IPA."""
+        return self._file_slots is not None and self._file_slots.has(page, self.granule)
 
     def reserve(self, page: int) -> None:
         """Check that nothing is mapped at an IPA; user space cannot reserve it.

@@ -78,7 +78,7 @@ class Stage2Tables:
         binding = BINDING_OF.get(allocator, MsiBinding.DIRECT)
         doorbells = self._open(smmu, binding)
         if self._keeps_bindings:
-            doorbells.keep_bindings(binding, self._guest.memory, self._retake)
+            doorbells.keep_bindings(binding, self._guest.memory, self._slots, self._retake)
         self._doorbells[doorbells.handle] = doorbells
         return doorbells.handle
 

@@ -19,6 +19,7 @@ from vmm_msi.iommu.sim.objects import IommufdDevice, PagingHwpt, Vdevice
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
+    from vmm_msi.iommu.allocators import SwMsiSlots
     from vmm_msi.iommu.guest_msi import BoundMsi, MsiRequest
     from vmm_msi.iommu.sim.core import IommuCore
     from vmm_msi.iommu.sim.iopt import IoPageTable
@@ -48,7 +49,7 @@ class BindingIommufd(SimIommufd):
     def _paging_alloc(self, device: IommufdDevice, ioas: Ioas, *, nest_parent: bool) -> PagingHwpt:
         hwpt = super()._paging_alloc(device, ioas, nest_parent=nest_parent)
         if nest_parent:
-            table = _Table(hwpt, self.page_size, self._on_unmap)
+            table = _Table(hwpt, self.slots, self.page_size, self._on_unmap)
             hwpt.bindings = NestBindings(table, self._retake)
         return hwpt
 
@@ -218,9 +219,14 @@ class _Table:
     """The stage 2 of a nest parent, for its bindings."""
 
     def __init__(
-        self, hwpt: PagingHwpt, granule: int, on_unmap: Callable[[PagingHwpt], None]
+        self,
+        hwpt: PagingHwpt,
+        slots: SwMsiSlots,
+        granule: int,
+        on_unmap: Callable[[PagingHwpt], None],
     ) -> None:
         self._hwpt = hwpt
+        self._slots = slots
         self.granule = granule
         self._on_unmap = on_unmap
 
@@ -230,8 +236,8 @@ class _Table:
         return 1 << self._hwpt.filled.bits
 
     def has_slot(self, page: int) -> bool:
-        """Return whether a slot of the software MSI window is mapped at an IPA."""
-        return page in self._hwpt.slots
+        """Return whether the file descriptor has a slot of the software MSI window at an IPA."""
+        return self._slots.has(page, self.granule)
 
     @property
     def _iopt(self) -> IoPageTable:
