@@ -149,6 +149,7 @@ class ShapeJson(TypedDict):
     nvmes: int
     e1000es: int
     igbs: int
+    itses: int
     guests: bool
     kernel: str
 
