@@ -475,22 +475,21 @@ def test_devices_with_one_device_id_share_a_table():
     assert backend.deliver(B).lpi == backend.deliver(A).lpi + 2
 
 
-def test_a_slot_over_a_mapping_is_no_interrupt_for_the_caller():
-    """iommu_map: EEXIST; a group that used the slot before gets EEXIST itself, at attach.
-
-    The slot is another stage 2's, so a doorbell can be bound there.
-    """
+def test_a_doorbell_is_not_bound_over_a_slot_of_another_stage_2():
+    """is_slot: any device that is attached here later may need the slot."""
     backend = sim("linux-7.2-bind", device(A), device(B), device(C))
     one, other = backend.alloc_s2(0), backend.alloc_s2(0)
     backend.attach(A, one)
-    assert backend.prepare_msi(A) == SW_MSI_WINDOW.base + 0x40
+    slot = SW_MSI_WINDOW.base + 0x40
+    assert backend.prepare_msi(A) == slot
     for address in (B, C):
         backend.attach(address, other)
-    backend.bind_guest_msi(B, Iova(0xFFFF_0000), Ipa(SW_MSI_WINDOW.base), 4096)
-    backend.prepare_msi(B)
-    assert errors(backend.prepare_msi, C) == ("ENOSPC", "EEXIST")
+    bound = Iova(0xFFFF_0000), Ipa(SW_MSI_WINDOW.base), 4096
+    assert errors(backend.bind_guest_msi, B, *bound) == ("EEXIST", None)
+    assert backend.prepare_msi(C) == slot
     backend.detach(A)
-    assert errors(backend.attach, A, other) == ("EEXIST", None)
+    backend.attach(A, other)
+    assert backend.prepare_msi(A) == slot
 
 
 @pytest.mark.parametrize(("profile", "can"), [("series-v3", False), ("series-v8", True)])
