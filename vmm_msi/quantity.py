@@ -6,7 +6,7 @@ from __future__ import annotations
 def quantity(number: int, noun: str) -> str:
     """Return a number and its noun, in the singular or the plural.
 
-    :param noun: in the singular, one that forms its plural with ``s``, or ``es`` after an s.
+    :param noun: in the singular; it forms its plural with ``s``, or ``es`` after an s.
     """
     if number == 1:
         return f"{number} {noun}"

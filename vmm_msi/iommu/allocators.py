@@ -259,7 +259,7 @@ class SwMsiSlots:
 
 
 def two_msi_domains(device: HostDevice, other: HostDevice) -> BackendError:
-    """Return the refusal of a device with another MSI domain than one that is there."""
+    """Return the refusal of a device whose MSI domain differs from that of an attached one."""
     return BackendError(
         errno.EINVAL,
         "Nested mode forbids to attach devices using different physical MSI doorbells to the same "

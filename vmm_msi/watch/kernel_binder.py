@@ -206,7 +206,7 @@ class KernelBinder:
         return result
 
     def withdraw(self, devices: Sequence[PciAddress]) -> None:
-        """Withdraw every binding of devices; one that is gone meanwhile is not an error.
+        """Withdraw every binding of devices; a binding that is gone meanwhile is not an error.
 
         :raise UnreadableError: when the kernel's file cannot be read.
         :raise BackendError: when the kernel refuses.

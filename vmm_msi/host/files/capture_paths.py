@@ -1,4 +1,4 @@
-"""The paths of the files that a capture adds to the host's own, and of one that it has in part."""
+"""The paths of the files that a capture adds to the host's own, and of one it has in part."""
 
 ADDED = "/vmm-msi"
 #: A :class:`~vmm_msi.host.files.manifest.Manifest`.

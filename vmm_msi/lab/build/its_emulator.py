@@ -37,7 +37,7 @@ VERSION = 1
 #: The oldest QEMU with an SMMUv3 for each expander bus (``-device arm-smmuv3``, primary-bus).
 OLDEST = (10, 2)
 
-#: Suites with sources of QEMU, besides the one that the lab is built from: sid has every version
+#: Suites with sources of QEMU, besides the suite that the lab is built from: sid has every version
 #: first, and the previous one for a while.
 _SUITES = ("sid",)
 _PACKAGE = "qemu"

@@ -1,7 +1,7 @@
 """Add a patch series to an unpacked source, or remove it, and change no other file.
 
 make compiles again what depends on a file that is newer than its object, so a file that the
-patches leave as it was keeps its time, and one that changes, also back to its original, gets the
+patches leave as it was keeps its time, and a file that changes, also back to its original, gets the
 current time. A series is never applied to a patched file: the original of every file that was ever
 patched is kept, the series is applied to the originals in a folder of its own, and then each file
 whose content differs is replaced. So the result depends on the series alone, wherever an earlier
