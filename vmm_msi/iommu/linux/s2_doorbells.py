@@ -27,6 +27,7 @@ class S2Doorbells:
     :param granule: PAGE_SIZE in bytes.
     :param witnesses: virtual address of the page of memory for each doorbell's page; None for the
         host's own ITS.
+    :param slots: those of the file descriptor.
     :param kernel: the kernel's allocator of guest bindings; None in a kernel without them, or if
         they are kept in this process.
     """
@@ -41,6 +42,7 @@ class S2Doorbells:
         relocate: Callable[[int], int],
         granule: int,
         witnesses: Mapping[int, int] | None,
+        slots: SwMsiSlots,
         kernel: MsiBinding | None = None,
     ) -> None:
         self.granule = granule
@@ -55,8 +57,8 @@ class S2Doorbells:
         self._witnesses = witnesses
         self._kernel = kernel
         self._ram: Sequence[MemoryRange] = ()
-        self._slots: set[int] = set()
-        self._file_slots: SwMsiSlots | None = None
+        self._slots = slots
+        self._mapped_slots: set[int] = set()
         #: Guest bindings that are kept in this process.
         self.bindings: NestBindings | None = None
 
@@ -64,17 +66,14 @@ class S2Doorbells:
         self,
         allocator: MsiBinding,
         ram: Sequence[MemoryRange],
-        slots: SwMsiSlots,
         retake: Callable[[HostDevice], bool],
     ) -> None:
         """Keep guest bindings in this process, by the rules of the kernel's interface.
 
         :param ram: guest RAM, where no doorbell can be.
-        :param slots: those of the file descriptor.
         :param retake: see :class:`NestBindings`.
         """
         self._ram = ram
-        self._file_slots = slots
         self.bindings = NestBindings(self, retake)
         self.bindings.select(allocator)
 
@@ -114,7 +113,7 @@ class S2Doorbells:
 
     def has_slot(self, page: int) -> bool:
         """Return whether the file descriptor has a slot of the software MSI window at an IPA."""
-        return self._file_slots is not None and self._file_slots.has(page, self.granule)
+        return self._slots.has(page, self.granule)
 
     def reserve(self, page: int) -> None:
         """Check that nothing is mapped at an IPA; user space cannot reserve it.
@@ -169,7 +168,7 @@ class S2Doorbells:
         if window is not None and window.overlaps(address, 1) and not bound:
             self.kernel_slots.add(page)
 
-    def pick(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
+    def pick(self, device: HostDevice, doorbell: Pa) -> Iova:
         """Return the address that the allocator picks for a device's MSIs to a doorbell.
 
         :raise BackendError: the allocator's error or the kernel's refusal to map the page.
@@ -177,17 +176,17 @@ class S2Doorbells:
         address = None
         if self.bindings is not None:
             address = self.bindings.pick(device, doorbell)
-        return self._slot(device, doorbell, slots) if address is None else address
+        return self._slot(device, doorbell) if address is None else address
 
-    def _slot(self, device: HostDevice, doorbell: Pa, slots: SwMsiSlots) -> Iova:
+    def _slot(self, device: HostDevice, doorbell: Pa) -> Iova:
         window = device.sw_msi_window
         if window is None:
             raise BackendError(errno.ENOMEM, f"{device.address}: has no software MSI window")
         page = doorbell.align_down(self.granule)
-        iova = slots.get(window.base, page, self.granule, self._is_gdb)
-        if iova not in self._slots:
+        iova = self._slots.get(window.base, page, self.granule, self._is_gdb)
+        if iova not in self._mapped_slots:
             self.map(iova, page, self.granule)
-            self._slots.add(iova)
+            self._mapped_slots.add(iova)
         return iova.offset(doorbell - page)
 
     def _is_gdb(self, page: int) -> bool:

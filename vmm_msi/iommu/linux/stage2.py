@@ -78,7 +78,7 @@ class Stage2Tables:
         binding = BINDING_OF.get(allocator, MsiBinding.DIRECT)
         doorbells = self._open(smmu, binding)
         if self._keeps_bindings:
-            doorbells.keep_bindings(binding, self._guest.memory, self._slots, self._retake)
+            doorbells.keep_bindings(binding, self._guest.memory, self._retake)
         self._doorbells[doorbells.handle] = doorbells
         return doorbells.handle
 
@@ -92,7 +92,9 @@ class Stage2Tables:
                 for number, its in enumerate(self._host.itses)
             }
         kernel = binding if self._binds else None
-        return S2Doorbells(self._vmm, handle, self._relocate, mmap.PAGESIZE, pages, kernel)
+        return S2Doorbells(
+            self._vmm, handle, self._relocate, mmap.PAGESIZE, pages, self._slots, kernel
+        )
 
     def open_domain(self, handle: S2Handle, smmu: int) -> S2Doorbells:
         """Allocate the stage 2 of an IOMMU domain; see :class:`DomainTables`."""
@@ -213,7 +215,7 @@ class Stage2Tables:
             return None if page is None else page.offset(doorbell & (mmap.PAGESIZE - 1))
         doorbells = self.of(device.address)
         try:
-            return doorbells.pick(device, doorbell, self._slots)
+            return doorbells.pick(device, doorbell)
         except BackendError as error:
             raise error.seen_as(errno.ENOSPC) from error
 

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import LabError, errno_name
+from vmm_msi.host.msi_bindings import PATH
 from vmm_msi.lab.machine.namespace_init import mount
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
 _DEBUGFS = Path("/sys/kernel/debug")
-_FILE = _DEBUGFS / "iommufd/msi_bindings"
 
 
 def write(commands: Iterable[str]) -> list[str]:
@@ -93,9 +93,9 @@ def mount_debugfs() -> None:
 
 def _file() -> Path:
     mount_debugfs()
-    if not _FILE.exists():
+    if not PATH.exists():
         raise LabError(
-            f"guest MSI bindings: the emulated host's kernel has no {_FILE}; use the kernel with "
+            f"guest MSI bindings: the emulated host's kernel has no {PATH}; use the kernel with "
             "the patches of vmm_msi/lab/kernel"
         )
-    return _FILE
+    return PATH
