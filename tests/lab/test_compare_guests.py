@@ -45,7 +45,7 @@ def test_own_gives_what_the_simulator_predicts(bind_images, capsys):
         for fault in b["faults"]
     )
     a, b = cell_of(document, "coerced:revision=v2", "batched", rmr=False)
-    # Here the moved gIOVA is B's.
+    # A is the device that is bound first: here the other one.
     assert (a["outcome"], a["programmed_iovas"]) == ("s1-fault", [MOVED])
     assert (b["outcome"], b["programmed_iovas"]) == ("delivered", [MOVED])
     # A refused device keeps its slot, which delivers with an RMR alone.

@@ -74,7 +74,6 @@ def test_every_row_of_one_its_is_there():
     }
     for row in table:
         assert replace(row, guest=replace(row.guest, rmr=not row.guest.rmr)) in table
-        assert (row.guest.moved is None) is (row.guest.sharing is not Sharing.OWN)
     # A guest is started once: its rows follow each other.
     guests = [row.guest for row in table]
     assert len(set(guests)) == sum(a != b for a, b in pairwise(guests)) + 1
@@ -82,6 +81,17 @@ def test_every_row_of_one_its_is_there():
     for vsmmus in (1, 2):
         first = next(guest for guest in guests if guest.vsmmus == vsmmus)
         assert first == TableGuest(vsmmus, Sharing.OWN_SAME, rmr=True)
+
+
+def test_the_moved_giova_is_that_of_the_device_that_keeps_its_address():
+    """A in an interleaved row, B in a batched one, of one guest."""
+    guest = parse_scenario(pair("own").toml(), "test").guest
+    moved, other = guest.devices
+    interleaved, batched = (
+        Row(TableGuest(1, Sharing.OWN, rmr=False), order).domain(guest) for order in BindOrder
+    )
+    assert (interleaved.devices, interleaved.order) == ((moved, other), BindOrder.INTERLEAVED)
+    assert (batched.devices, batched.order) == ((other, moved), BindOrder.BATCHED)
 
 
 @pytest.mark.parametrize(
@@ -152,9 +162,7 @@ def cell(row, label, devices, verdicts):
 
 
 def sample():
-    with_rmr, without = (
-        Row(TableGuest(1, Sharing.OWN, rmr, 0), BindOrder.INTERLEAVED) for rmr in (True, False)
-    )
+    with_rmr, without = (Row(TableGuest(1, Sharing.OWN, rmr)) for rmr in (True, False))
     exists = [verdict(A, Outcome.DELIVERED, OTHER), verdict(B, Outcome.REFUSED, None, errno.EEXIST)]
     return table(
         cell(with_rmr, "v4", [works(A, OTHER), refused(B, arrives=True)], exists),

@@ -82,8 +82,8 @@ class TruthTable:
             self._progress.stage(f"{row}: {labels}")
             for column in usable:
                 self._progress.step(f"{row}: {column.strategy}")
-                devices, seconds = self._runner.run(guest, column, row.order)
-                domain = replace(guest.domain, order=row.order)
+                domain = row.domain(guest.domain)
+                devices, seconds = self._runner.run(guest, domain, column)
                 verdicts = self._predict(domain, column.strategy)
                 cell = Cell(row, column, domain, devices, verdicts, seconds)
                 if not cell.agrees:
@@ -104,17 +104,18 @@ class CellRunner:
         self._counter = counter
 
     def run(
-        self, guest: RunningGuest, column: Column, order: BindOrder
+        self, guest: RunningGuest, domain: GuestDomain, column: Column
     ) -> tuple[list[DeviceCell], float]:
         """Bind the devices of a guest as a strategy does, count, unbind.
 
+        :param domain: the guest, with the devices in the order of the row.
         :return: what each did, and the duration in seconds.
         :raise LabError: when the devices are not on their slots afterwards.
         """
         begun = time.monotonic()
-        devices = guest.domain.devices
+        devices = domain.devices
         slots = {d.host: self._counter.addresses(d.host) for d in devices}
-        refused = self._bind(devices, column, order)
+        refused = self._bind(devices, column, domain.order)
         cells = [self._measure(guest, d, refused.get(d.host, "")) for d in devices]
         if column.allocator is not None:
             self._unbind(devices)

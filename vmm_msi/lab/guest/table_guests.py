@@ -2,7 +2,7 @@
 
 Linux gives the MSI page the highest free IOVA of a stage 1 below 4 GiB, 0xfffff000, so two devices
 with a stage 1 each have the same gIOVA (``drivers/iommu/dma-iommu.c`` iommu_dma_alloc_iova). An RMR
-of the megabyte below 4 GiB for one StreamID moves that device's MSI page to 0xffeff000.
+of the megabyte below 4 GiB for the first device's StreamID moves its MSI page to 0xffeff000.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ class TableGuests:
     """The guests of the table, of which one runs at a time.
 
     :param boot: the folder with the guests' boot files.
-    :param pairs: the two devices of guests with so many vSMMUs.
+    :param pairs: the two devices of guests with so many vSMMUs; where the gIOVAs differ, that of
+        the first is moved.
     """
 
     def __init__(
@@ -99,7 +100,7 @@ class TableGuests:
         initrd = "initrd"
         if table is not None:
             # A name of its own: the emulated host caches the content of a file in this folder.
-            initrd = f"initrd-{guest.vsmmus}-{guest.moved}-{guest.rmr}"
+            initrd = f"initrd-{guest.vsmmus}-{guest.sharing}-{guest.rmr}"
             archive = Archive()
             archive.add_file(override_path("IORT"), table)
             whole = (self._boot / "initrd").read_bytes()
@@ -144,12 +145,13 @@ class TableGuests:
 
     def _table(self, guest: TableGuest) -> bytes | None:
         """Return the IORT of a guest; None for QEMU's own."""
-        if guest.moved is None and guest.rmr:
+        own = guest.sharing is Sharing.OWN
+        if guest.rmr and not own:
             return None
         table = self._iort[guest.vsmmus]
         keep: tuple[int, ...] = ()
-        if guest.moved is not None:
-            moved, keep = self._pairs[guest.vsmmus][guest.moved], (_TOP,)
+        if own:
+            moved, keep = self._pairs[guest.vsmmus][0], (_TOP,)
             # On this board the StreamID in the guest is that of the host.
             table = with_rmr(table, _SOURCE, moved.rid, _TOP, _TOP_SIZE)
         return table if guest.rmr else without_rmrs(table, _SOURCE, keep)
@@ -174,10 +176,8 @@ class TableGuests:
         return serialise(xml.root)
 
     def _giovas(self, guest: TableGuest) -> dict[PciAddress, Iova]:
-        return {
-            device: GIOVA_BELOW if number == guest.moved else GIOVA
-            for number, device in enumerate(self._pairs[guest.vsmmus])
-        }
+        first, second = self._pairs[guest.vsmmus]
+        return {first: GIOVA_BELOW if guest.sharing is Sharing.OWN else GIOVA, second: GIOVA}
 
     def _measured(self, guest: TableGuest, seen: Mapping[str, Any]) -> RunningGuest:
         """Return the guest that runs; its gIOVAs are those in its own MSI-X tables.
@@ -205,11 +205,11 @@ class TableGuests:
             tuple(devices),
             honours_rmr=int(SW_MSI_WINDOW.base) in bases,
         )
-        moved = next((n for n, device in enumerate(devices) if device.giova != GIOVA), None)
-        own = Sharing.OWN_SAME if moved is None else Sharing.OWN
+        giovas = {device.host: device.giova for device in devices}
+        own = Sharing.OWN_SAME if len(set(giovas.values())) == 1 else Sharing.OWN
         sharing = Sharing.SHARED if len(stage1) == 1 else own
-        measured = TableGuest(len(iort.smmus), sharing, domain.honours_rmr, moved)
-        if measured != guest:
+        measured = TableGuest(len(iort.smmus), sharing, domain.honours_rmr)
+        if measured != guest or giovas != self._giovas(guest):
             raise LabError(
                 f"lab compare-guests: the guest that was started has {measured}: "
                 f"gIOVAs {', '.join(str(d.giova) for d in devices)}; the row needs {guest}"

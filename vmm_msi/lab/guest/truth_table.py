@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from vmm_msi.errors import errno_name
 from vmm_msi.types import BindOrder, Outcome
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from vmm_msi.types import GuestDomain, Iova, PciAddress, Verdict
 
@@ -33,30 +33,43 @@ class TableGuest:
     :param vsmmus: number of its vSMMUs, each on a physical SMMU of its own.
     :param sharing: how its devices use stage 1.
     :param rmr: its IORT has QEMU's RMR of the SW MSI window.
-    :param moved: index of the device whose gIOVA differs from the one that Linux gives first.
     """
 
     vsmmus: int
     sharing: Sharing
     rmr: bool
-    moved: int | None = None
 
     def __str__(self) -> str:
         rmr = "with" if self.rmr else "without"
         vsmmus = "" if self.vsmmus == 1 else f", {self.vsmmus} vSMMUs"
-        moved = "" if self.moved is None else f", gIOVA of {'AB'[self.moved]} moved"
-        return f"stage 1 {self.sharing}{vsmmus}, {rmr} RMR{moved}"
+        return f"stage 1 {self.sharing}{vsmmus}, {rmr} RMR"
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row: a guest, and the order in which its devices are bound and prepared."""
+    """A row: a guest, and the order in which its devices are bound and prepared.
+
+    A is the device that is bound first. Where their gIOVAs differ, the other device's gIOVA lies in
+    the range that is mapped 1:1 for the one whose gIOVA was moved, where it faults at stage 2 and
+    not at stage 1. So the moved one has to be the device that keeps its own address: A where A is
+    prepared before B is bound, B where the newest binding is taken.
+    """
 
     guest: TableGuest
     order: BindOrder = BindOrder.INTERLEAVED
 
     def __str__(self) -> str:
         return f"{self.guest}, {self.order}"
+
+    def domain(self, domain: GuestDomain) -> GuestDomain:
+        """Return a domain of the row's guest with its devices in the order of the row.
+
+        :param domain: with the device whose gIOVA was moved first.
+        """
+        devices = domain.devices
+        if self.order is BindOrder.BATCHED:
+            devices = tuple(reversed(devices))
+        return replace(domain, devices=devices, order=self.order)
 
 
 @dataclass(frozen=True)
@@ -95,29 +108,16 @@ COLUMNS = (
 def rows() -> tuple[Row, ...]:
     """Return the rows, guest by guest."""
     return tuple(
-        Row(TableGuest(vsmmus, sharing, rmr, moved), order)
+        Row(TableGuest(vsmmus, sharing, rmr), order)
         for vsmmus in (1, 2)
         for sharing in (Sharing.OWN_SAME, Sharing.OWN, Sharing.SHARED)
         # A shared stage 1 is that of one vSMMU.
         if vsmmus == 1 or sharing is not Sharing.SHARED
         for rmr in (True, False)
-        for order, moved in _orders(sharing)
-    )
-
-
-def _orders(sharing: Sharing) -> Iterator[tuple[BindOrder, int | None]]:
-    """Yield each order that matters, and the device whose gIOVA is moved.
-
-    The gIOVA of the other device lies in the range that is mapped 1:1 for the moved one, so it
-    faults at stage 2 there, not at stage 1. The moved device has to be the one that keeps its own
-    address: A where A is prepared first, B where the newest binding is taken.
-    """
-    if sharing is Sharing.OWN:
-        yield BindOrder.INTERLEAVED, 0
-        yield BindOrder.BATCHED, 1
-    else:
+        for order in (BindOrder.INTERLEAVED, BindOrder.BATCHED)
         # With one gIOVA the order changes nothing.
-        yield BindOrder.INTERLEAVED, None
+        if sharing is Sharing.OWN or order is BindOrder.INTERLEAVED
+    )
 
 
 @dataclass(frozen=True)
