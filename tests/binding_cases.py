@@ -9,6 +9,7 @@ OWN = GIOVA + PAGE
 OWN_ADDRESS = hex(OWN + 0x40)
 #: Another gIOVA, which it does not map, and an IPA where nothing is.
 OTHER, FREE = GIOVA + 0x8000, 0xC00_0000
+WINDOW_END = 0x810_0000
 DIRECT, LIST, DEVICE, ONE_GRANULE = 0, 1, 2, 4
 
 CASES = {}
@@ -248,3 +249,100 @@ def a_detached_device_keeps_its_address(calls):
     calls.msi_address(0, expect=OWN_ADDRESS)
     calls.attach(0, nested)
     calls.msi_address(0, expect=hex(SLOT))
+
+
+def fill_the_window(calls, fd, pages, size=PAGE):
+    """Bind the first pages of the window, so that the next slot comes after them."""
+    number, _ioas, parent, viommu = calls.nesting(fd, 0)
+    calls.set_msi_binding(fd, parent, LIST)
+    vdevice = calls.vdevice_alloc(fd, viommu, number, 7)
+    for offset in range(0, pages * size, size):
+        calls.msi_bind(fd, vdevice, (1 << 32) + offset, WINDOW + offset, size.bit_length() - 1)
+
+
+def a_slot_past_the_window(calls, size):
+    """Move a device's MSIs to a slot past the window, where something may be mapped."""
+    fd = calls.open()
+    fill_the_window(calls, fd, (WINDOW_END - WINDOW) // size, size)
+    _number, ioas, _parent, _viommu, vdevice, _nested = calls.nested(fd, 1)
+    calls.ioas_map(fd, ioas, WINDOW_END, size, 1)
+    calls.msi_bind(fd, vdevice, OWN, GDB, 12)
+    calls.enable(1, expect=OWN_ADDRESS)
+    calls.msi_unbind(fd, vdevice, OWN, expect="EEXIST")
+    calls.msi_address(1, expect=OWN_ADDRESS)
+    calls.ioas_unmap(fd, ioas, WINDOW_END, size)
+    calls.msi_unbind(fd, vdevice, OWN)
+    calls.msi_address(1, expect=hex(WINDOW_END + 0x40))
+    calls.ioas_map(fd, ioas, WINDOW_END, size, 1, expect="EEXIST")
+
+
+@case
+def a_slot_past_256_pages_of_4k(calls):
+    """iommufd_sw_msi_install: nothing reserves an address past the window."""
+    a_slot_past_the_window(calls, PAGE)
+
+
+def no_slot_for_an_msi(calls):
+    """msi_handle_pci_fail: ENOSPC for the caller. The device loses its event in the ITS."""
+    fd = calls.open()
+    fill_the_window(calls, fd, (WINDOW_END - WINDOW) // PAGE)
+    _number, ioas, *_ids = calls.nested(fd, 1)
+    calls.ioas_map(fd, ioas, WINDOW_END, PAGE, 1)
+    calls.enable(1, expect="ENOSPC", inside="EEXIST")
+
+
+#: Cases for a host with 64K pages, where QEMU's gDB is the page of slot 9.
+LARGE_CASES = {}
+LARGE, QEMU_GDB = 0x1_0000, 0x809_0000
+
+
+def large_case(function):
+    LARGE_CASES[function.__name__] = function
+    return function
+
+
+@large_case
+def a_slot_past_16_pages_of_64k(calls):
+    """iommufd_sw_msi_install."""
+    a_slot_past_the_window(calls, LARGE)
+
+
+@large_case
+def the_tenth_slot_passes_over_qemus_gdb(calls):
+    """iommufd_sw_msi_get_map."""
+    fd = calls.open()
+    fill_the_window(calls, fd, 9, LARGE)
+    *_ids, vdevice, _nested = calls.nested(fd, 1)
+    calls.msi_bind(fd, vdevice, OWN, QEMU_GDB, 12)
+    calls.enable(1, expect=OWN_ADDRESS)
+    calls.nested(fd, 4)
+    calls.enable(4, expect=hex(WINDOW + 10 * LARGE + 0x40))
+
+
+@large_case
+def qemus_gdb_is_not_bound_where_the_tenth_slot_is(calls):
+    """is_slot; the device stays on its slot."""
+    fd = calls.open()
+    fill_the_window(calls, fd, 9, LARGE)
+    *_ids, vdevice, _nested = calls.nested(fd, 1)
+    calls.enable(1, expect=hex(QEMU_GDB + 0x40))
+    calls.msi_bind(fd, vdevice, OWN, QEMU_GDB, 12, expect="EEXIST")
+    calls.msi_address(1, expect=hex(QEMU_GDB + 0x40))
+    calls.msi_bind(fd, vdevice, OWN, GDB, 12)
+    calls.msi_address(1, expect=OWN_ADDRESS)
+
+
+@large_case
+def a_page_of_4k_is_the_part_with_the_doorbell(calls):
+    """iommufd_msi_map: GITS_TRANSLATER is in the first 4 KiB of its 64 KiB page."""
+    fd = calls.open()
+    _parent, (one, other) = on_one_parent(calls, fd, DIRECT)
+    calls.enable(0)
+    calls.msi_bind(fd, one, OWN, GDB + PAGE, 12, expect="EINVAL")
+    calls.msi_address(0, expect=hex(SLOT))
+    calls.msi_bind(fd, one, OWN, GDB, 12)
+    calls.msi_address(0, expect=OWN_ADDRESS)
+    calls.raise_msi(0)
+    # A page of 64 KiB leads to the same page of stage 2.
+    calls.msi_bind(fd, other, 1 << 32, GDB, 16)
+    calls.enable(1, expect=hex((1 << 32) + 0x40))
