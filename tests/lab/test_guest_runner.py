@@ -282,6 +282,13 @@ def test_host_shape_follows_the_devices():
             "lab guest: --then withdraw: the emulated host's kernel binds no MSIs",
         ),
         (["--vsmmus", "9"], "lab host: 9 smmus; valid is 1 to 8"),
+        *(
+            (
+                ["--strategy", strategy],
+                f"lab guest: --strategy {strategy}: neither QEMU nor a kernel of the lab applies",
+            )
+            for strategy in ("host-cookie", "placed", "preset", "window", "mapped-page:mode=s2")
+        ),
     ],
 )
 def test_bad_options_start_no_host(options, error, capsys):

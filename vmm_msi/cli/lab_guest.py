@@ -150,17 +150,33 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _is_bound_by_kernel(strategy: str | None) -> bool:
-    """Return whether QEMU cannot apply a strategy, but a kernel with guest MSI bindings can."""
+    """Return whether QEMU cannot apply a strategy, but a kernel with guest MSI bindings can.
+
+    :raise UsageError: when neither can.
+    """
     if strategy is None:
         return False
     from vmm_msi.config import Choice
     from vmm_msi.engine.binders import kernel_allocator
     from vmm_msi.engine.setup import needs_of
+    from vmm_msi.errors import UsageError
     from vmm_msi.plugins.manager import PluginManager
 
+    plugins = PluginManager.load()
+
+    def applied(choice: Choice) -> bool:
+        needs = needs_of(plugins, choice)
+        return needs.qemu or kernel_allocator(choice, needs) is not None
+
     choice = Choice.parse(strategy)
-    needs = needs_of(PluginManager.load(), choice)
-    return not needs.qemu and kernel_allocator(choice, needs) is not None
+    if not applied(choice):
+        valid = ", ".join(str(other) for other in plugins.choices() if applied(other))
+        raise UsageError(
+            f"lab guest: --strategy {strategy}: neither QEMU nor a kernel of the lab applies it; "
+            f"use one of {valid}; vmm-msi compare simulates it, and --no-rmr shows a guest whose "
+            "MSIs nothing binds"
+        )
+    return not needs_of(plugins, choice).qemu
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {"guest": Subcommand(configure, run)}
