@@ -10,6 +10,7 @@ is decided where the ioctl is.
 from __future__ import annotations
 
 import errno
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -17,7 +18,7 @@ from vmm_msi.errors import BackendError
 from vmm_msi.types import Iova, Ipa, Pa
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     from vmm_msi.iommu.revisions import Revision
     from vmm_msi.types import HostDevice, PciAddress
@@ -202,7 +203,8 @@ class SwMsiSlots:
 
     Linux ``drivers/iommu/iommufd/driver.c`` iommufd_sw_msi_get_map: the n-th distinct doorbell
     page, in order of first use, gets the n-th page of the window, 64 at most, until the file
-    descriptor is closed. The end of the window is not checked.
+    descriptor is closed. The end of the window is not checked. With the interface for guest MSI
+    bindings, a new slot passes over the pages of gDBs in all stage 2s of the file descriptor.
     """
 
     LIMIT = 64
@@ -210,17 +212,12 @@ class SwMsiSlots:
     def __init__(self) -> None:
         self._slots: dict[tuple[int, Pa], int] = {}
         self._per_window: dict[int, int] = {}
+        #: Number of stage 2s with a gDB in each page.
+        self._gdbs: Counter[int] = Counter()
 
-    def get(
-        self,
-        window_base: int,
-        hdb_page: Pa,
-        page_size: int,
-        is_taken: Callable[[int], bool] = lambda _page: False,
-    ) -> Iova:
+    def get(self, window_base: int, hdb_page: Pa, page_size: int) -> Iova:
         """Return the address of the slot of a doorbell page.
 
-        :param is_taken: returns whether a page of the window cannot be a new slot.
         :raise BackendError: EOVERFLOW when 64 doorbells have a slot already.
         """
         slot = self._slots.get((window_base, hdb_page))
@@ -232,7 +229,7 @@ class SwMsiSlots:
                     f"slot is left for {hdb_page}",
                 )
             slot = self._per_window.get(window_base, 0)
-            while is_taken(window_base + slot * page_size):
+            while self._gdbs[window_base + slot * page_size]:
                 slot += 1
             self._per_window[window_base] = slot + 1
             self._slots[window_base, hdb_page] = slot
@@ -249,8 +246,17 @@ class SwMsiSlots:
             base + slot * page_size == address for (base, _page), slot in self._slots.items()
         )
 
+    def add_gdb(self, page: int) -> None:
+        """Put no new slot at a page, since a stage 2 has a gDB there."""
+        self._gdbs[page] += 1
+
+    def remove_gdb(self, page: int) -> None:
+        """Undo :meth:`add_gdb`."""
+        self._gdbs[page] -= 1
+
     def clear(self) -> None:
         """Free all slots: the file descriptor is closed."""
+        self._gdbs.clear()
         self._slots.clear()
         self._per_window.clear()
 

@@ -20,6 +20,7 @@ from vmm_msi.types import Iova, Ipa, Pa
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from vmm_msi.iommu.allocators import SwMsiSlots
     from vmm_msi.types import HostDevice, PciAddress
 
 _PAGE_SHIFTS = range(12, 31)
@@ -31,10 +32,6 @@ class NestParentTable(DoorbellTable, Protocol):
     @property
     def aperture(self) -> int:
         """The first IPA past its end."""
-        ...
-
-    def has_slot(self, page: int) -> bool:
-        """Return whether the file descriptor has a slot of the software MSI window at an IPA."""
         ...
 
     def reserve(self, page: int) -> None:
@@ -122,12 +119,16 @@ class _VdeviceBindings:
 class NestBindings:
     """The guest MSI bindings of one nest parent.
 
+    :param slots: those of the file descriptor.
     :param retake: makes a device's MSIs that are set up take their address again, by :meth:`pick`;
         returns whether the device is attached, so that something translates them.
     """
 
-    def __init__(self, table: NestParentTable, retake: Callable[[HostDevice], bool]) -> None:
+    def __init__(
+        self, table: NestParentTable, slots: SwMsiSlots, retake: Callable[[HostDevice], bool]
+    ) -> None:
         self._table = table
+        self._slots = slots
         self._retake = retake
         self.allocator = MsiBinding.DIRECT
         #: Every binding, the newest first.
@@ -217,11 +218,12 @@ class NestBindings:
         """
         page = self._pages.get(base)
         if page is None:
-            if self._table.has_slot(base):
+            if self._slots.has(base, self._table.granule):
                 raise BackendError(
                     errno.EEXIST, f"binding gDB {base}: a slot of the kernel's MSI window is there"
                 )
             self._table.reserve(base)
+            self._slots.add_gdb(base)
             page = self._pages[base] = _Page(base, device.its)
         elif self.allocator is MsiBinding.DIRECT and page.its != device.its:
             raise BackendError(
@@ -326,6 +328,7 @@ class NestBindings:
         page.bindings -= 1
         if not page.bindings:
             self._table.release(page.base)
+            self._slots.remove_gdb(page.base)
             del self._pages[page.base]
 
     def has_any(self, device: PciAddress) -> bool:
@@ -436,10 +439,6 @@ class NestBindings:
         user = registered[index]
         binding = user.binding
         return BoundMsi(binding.giova, binding.gdb, binding.page_shift, user.is_used)
-
-    def has_gdb(self, page: int) -> bool:
-        """Return whether the page at an IPA is that of a gDB."""
-        return Ipa(page) in self._pages
 
     def __len__(self) -> int:
         return sum(bool(binding.registrants) for binding in self._bindings)

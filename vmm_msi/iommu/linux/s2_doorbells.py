@@ -74,7 +74,7 @@ class S2Doorbells:
         :param retake: see :class:`NestBindings`.
         """
         self._ram = ram
-        self.bindings = NestBindings(self, retake)
+        self.bindings = NestBindings(self, self._slots, retake)
         self.bindings.select(allocator)
 
     def map(self, address: int, output: int, size: int) -> None:
@@ -110,10 +110,6 @@ class S2Doorbells:
             return False
         self._vmm.unmap(self.handle, target, self.granule)
         return True
-
-    def has_slot(self, page: int) -> bool:
-        """Return whether the file descriptor has a slot of the software MSI window at an IPA."""
-        return self._slots.has(page, self.granule)
 
     def reserve(self, page: int) -> None:
         """Check that nothing is mapped at an IPA; user space cannot reserve it.
@@ -183,14 +179,11 @@ class S2Doorbells:
         if window is None:
             raise BackendError(errno.ENOMEM, f"{device.address}: has no software MSI window")
         page = doorbell.align_down(self.granule)
-        iova = self._slots.get(window.base, page, self.granule, self._is_gdb)
+        iova = self._slots.get(window.base, page, self.granule)
         if iova not in self._mapped_slots:
             self.map(iova, page, self.granule)
             self._mapped_slots.add(iova)
         return iova.offset(doorbell - page)
-
-    def _is_gdb(self, page: int) -> bool:
-        return self.bindings is not None and self.bindings.has_gdb(page)
 
     def state(self) -> Hashable:
         """Return the mapped doorbells and the bindings, for comparison."""

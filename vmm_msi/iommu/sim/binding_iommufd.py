@@ -19,7 +19,6 @@ from vmm_msi.iommu.sim.objects import IommufdDevice, PagingHwpt, Vdevice
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-    from vmm_msi.iommu.allocators import SwMsiSlots
     from vmm_msi.iommu.guest_msi import BoundMsi, MsiRequest
     from vmm_msi.iommu.sim.core import IommuCore
     from vmm_msi.iommu.sim.iopt import IoPageTable
@@ -49,18 +48,14 @@ class BindingIommufd(SimIommufd):
     def _paging_alloc(self, device: IommufdDevice, ioas: Ioas, *, nest_parent: bool) -> PagingHwpt:
         hwpt = super()._paging_alloc(device, ioas, nest_parent=nest_parent)
         if nest_parent:
-            table = _Table(hwpt, self.slots, self.page_size, self._on_unmap)
-            hwpt.bindings = NestBindings(table, self._retake)
+            table = _Table(hwpt, self.page_size, self._on_unmap)
+            hwpt.bindings = NestBindings(table, self.slots, self._retake)
         return hwpt
 
     def _nest_parents(self) -> Iterator[NestBindings]:
         for entry in self._objects.values():
             if isinstance(entry, PagingHwpt) and entry.bindings is not None:
                 yield entry.bindings
-
-    def is_gdb(self, page: int) -> bool:
-        """Return whether a page is one of a guest doorbell in any nest parent."""
-        return any(bindings.has_gdb(page) for bindings in self._nest_parents())
 
     def _option(self, hwpt_id: int) -> NestBindings:
         bindings = self._get(hwpt_id, PagingHwpt).bindings
@@ -219,14 +214,9 @@ class _Table:
     """The stage 2 of a nest parent, for its bindings."""
 
     def __init__(
-        self,
-        hwpt: PagingHwpt,
-        slots: SwMsiSlots,
-        granule: int,
-        on_unmap: Callable[[PagingHwpt], None],
+        self, hwpt: PagingHwpt, granule: int, on_unmap: Callable[[PagingHwpt], None]
     ) -> None:
         self._hwpt = hwpt
-        self._slots = slots
         self.granule = granule
         self._on_unmap = on_unmap
 
@@ -234,10 +224,6 @@ class _Table:
     def aperture(self) -> int:
         """The first IPA past its end."""
         return 1 << self._hwpt.filled.bits
-
-    def has_slot(self, page: int) -> bool:
-        """Return whether the file descriptor has a slot of the software MSI window at an IPA."""
-        return self._slots.has(page, self.granule)
 
     @property
     def _iopt(self) -> IoPageTable:

@@ -36,14 +36,10 @@ class MsiPages:
         page = doorbell.align_down(self.page_size)
         if group.hwpt is None or group.sw_msi_start is None:
             return Iova(doorbell)
-        slot = self.slots.get(group.sw_msi_start, page, self.page_size, self.is_gdb)
+        slot = self.slots.get(group.sw_msi_start, page, self.page_size)
         self._install(group.hwpt.paging, slot, page)
         group.required[slot] = page
         return slot.offset(doorbell - page)
-
-    def is_gdb(self, page: int) -> bool:  # noqa: ARG002
-        """Return whether a page is one of a guest doorbell, where the kernel puts no slot."""
-        return False
 
     def _install(self, hwpt: PagingHwpt, slot: Iova, page: Pa) -> None:
         """``iommufd_sw_msi_install``: a raw iommu_map, once per table."""
