@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import socket
 
 GUEST = """\
@@ -29,6 +30,18 @@ def shell(lab_host, command):
         while b"\nend" not in output:
             output += console.recv(4096)
     return output.decode(errors="replace")
+
+
+def run_script(lab_host, script, last):
+    """Run a Python script on the host; return its output, which ends with ``last`` or an error."""
+    text = base64.b64encode(script.encode()).decode()
+    shell(lab_host, "rm -f /tmp/script.txt /tmp/output.txt")
+    for begin in range(0, len(text), 512):
+        shell(lab_host, f"echo {text[begin : begin + 512]} >>/tmp/script.txt")
+    shell(lab_host, "busybox base64 -d /tmp/script.txt >/tmp/script.py")
+    shell(lab_host, "(python3 /tmp/script.py >/tmp/output.txt 2>&1 &)")
+    outputs = (shell(lab_host, "cat /tmp/output.txt; sleep 1") for _ in range(60))
+    return next((text for text in outputs if last in text or "Error" in text), "")
 
 
 def driver_of(lab_host, address):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 from contextlib import contextmanager
 from dataclasses import replace
@@ -11,7 +10,7 @@ import binding_cases
 import json_schemas
 import pytest
 from conftest import unavailable
-from host_shell import shell
+from host_shell import run_script
 from kernel_cases import CASES, HOST, CheckedCalls
 
 from vmm_msi.cli import main
@@ -385,13 +384,7 @@ def test_a_vector_beyond_the_enabled_ones_is_refused(spoilt_host):
     with AgentLink(spoilt_host.agent_socket) as link:
         ids = {(d["vendor"], d["device"]): d["address"] for d in link.call("devices")}
     nvme = ids[0x1B36, 0x0010]
-    script = base64.b64encode(VECTORS.format(address=nvme).encode()).decode()
-    for begin in range(0, len(script), 512):
-        shell(spoilt_host, f"echo {script[begin : begin + 512]} >>/tmp/script.txt")
-    shell(spoilt_host, "busybox base64 -d /tmp/script.txt >/tmp/script.py")
-    shell(spoilt_host, "(python3 /tmp/script.py >/tmp/output.txt 2>&1 &)")
-    outputs = (shell(spoilt_host, "cat /tmp/output.txt; sleep 1") for _ in range(60))
-    output = next((text for text in outputs if "vectors " in text or "Error" in text), "")
+    output = run_script(spoilt_host, VECTORS.format(address=nvme), "vectors ")
     assert "vectors ok EINVAL EINVAL ok 8 True" in output
 
 
