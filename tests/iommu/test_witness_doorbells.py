@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 
 from vmm_msi.errors import BackendError
 from vmm_msi.iommu.backend import MsiAllocator
-from vmm_msi.iommu.linux.backend import WITNESS_OFFSET
-from vmm_msi.iommu.linux.raise_msi import Witnesses
+from vmm_msi.iommu.linux.raise_msi import Witnesses, relocated
 from vmm_msi.iommu.linux.stage2 import Stage2Tables
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.iommu.sim.backend import SimBackend
@@ -107,7 +106,7 @@ class Witness:
         )
         self.pages = Witnesses(len(HOST.itses), PAGE)
         self.tables = Stage2Tables(
-            self.vmm, HOST, GUEST, PROFILE, list, self.pages, relocate, retake=self.retake
+            self.vmm, HOST, GUEST, PROFILE, list, self.pages, relocated, retake=self.retake
         )
         self.programmed = {}
 
@@ -139,10 +138,6 @@ class Witness:
         doorbell = HOST.its_by_id[host_device.its].doorbell
         self.programmed[device] = self.tables.pick(host_device, doorbell)
         return self.programmed[device]
-
-
-def relocate(ipa):
-    return ipa + WITNESS_OFFSET if SW_MSI_WINDOW.overlaps(ipa, 1) else ipa
 
 
 class Both:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -53,11 +54,19 @@ def lab_host(lab_root, lab_images):
         yield host
 
 
-@pytest.fixture
-def run_folder(lab_root, lab_images, monkeypatch):
-    """A separate run folder, so that the test does not use a lab that runs on this machine."""
+@contextmanager
+def own_run_folder():
+    """Use a separate run folder, so that no lab is used that runs on this machine."""
     folder = Path(tempfile.mkdtemp(prefix="vmm-msi-", dir="/run"))
-    monkeypatch.setenv(RUN_FOLDER_VARIABLE, str(folder))
-    yield folder
-    down()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(RUN_FOLDER_VARIABLE, str(folder))
+        yield folder
+        down()
     shutil.rmtree(folder)
+
+
+@pytest.fixture
+def run_folder(lab_root, lab_images):
+    """A separate run folder for one test."""
+    with own_run_folder() as folder:
+        yield folder

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import mmap
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError, InputError
@@ -25,25 +26,35 @@ from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.linux import abilities, local_pci
 from vmm_msi.iommu.linux.abilities import Doorbells
 from vmm_msi.iommu.linux.event_queue import QueuedIommufd
-from vmm_msi.iommu.linux.guest_ram import Memory
+from vmm_msi.iommu.linux.guest_ram import Memory, ram_mappings
 from vmm_msi.iommu.linux.kmsg import KernelLog
 from vmm_msi.iommu.linux.msi_outcome import verdict_of
 from vmm_msi.iommu.linux.msi_trigger import DmaPages, DmaPool, Trigger
-from vmm_msi.iommu.linux.raise_msi import Arrival, Witnesses, trigger_of, watch
+from vmm_msi.iommu.linux.raise_msi import (
+    Arrival,
+    Witnesses,
+    check_room,
+    enabled_apart,
+    relocated,
+    trigger_of,
+    watch,
+)
 from vmm_msi.iommu.linux.stage1 import Stage1Table, TableArena
 from vmm_msi.iommu.linux.stage2 import Stage2Tables
 from vmm_msi.iommu.linux.vfio import VfioDevice, is_free
-from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
-from vmm_msi.types import SW_MSI_WINDOW, Costs, Iova, Outcome, Verdict
+from vmm_msi.iommu.vmm import Vmm, VmmDevice
+from vmm_msi.types import Costs, Iova, Outcome, Verdict
 from vmm_msi.types.verdict import possible_addresses
 
 if TYPE_CHECKING:
-    from collections.abc import Hashable, Iterator, Mapping, Sequence
+    from collections.abc import Hashable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.types import (
         GuestDevice,
         GuestDomain,
+        HostDevice,
         HostTopology,
         Ipa,
         PciAddress,
@@ -53,10 +64,6 @@ if TYPE_CHECKING:
 
 #: Bytes of guest RAM that exist, from the start of its first range: enough for its tables.
 RAM_BYTES = 4 << 20
-
-#: Distance of witness pages from the doorbells' IPAs in the guest's memory map. iommufd keeps the
-#: software MSI window for itself, so witness pages are moved out of it.
-WITNESS_OFFSET = 0x0200_0000
 
 #: MSIs are 32-bit writes: the last address that can be in a device.
 _LAST_ADDRESS = Iova((1 << 64) - 4)
@@ -114,7 +121,8 @@ class IommufdBackend:
             self._witnesses = Witnesses(len(host.itses), self.page_size)
             opened.callback(self._witnesses.close)
             ram_base = guest.memory[0].base if guest.memory else 0
-            self._check_witness_room(guest)
+            if doorbells is Doorbells.WITNESS:
+                check_room(guest)
             arena = TableArena(self._ram, ram_base)
             self._stage1 = GuestStage1(
                 guest,
@@ -139,7 +147,7 @@ class IommufdBackend:
                 host,
                 guest,
                 profile,
-                self._ram_mappings,
+                partial(ram_mappings, guest.memory, self._ram, self._scratch),
                 witnesses,
                 self._relocate,
                 retake=self._retake,
@@ -206,19 +214,7 @@ class IommufdBackend:
 
     def _relocate(self, ipa: int) -> int:
         """Return the IPA at which a page is mapped for an IPA of the guest's memory map."""
-        if self._mode is Doorbells.WITNESS and SW_MSI_WINDOW.overlaps(ipa, 1):
-            return ipa + WITNESS_OFFSET
-        return ipa
-
-    def _check_witness_room(self, guest: GuestDomain) -> None:
-        base = SW_MSI_WINDOW.base + WITNESS_OFFSET
-        for ram in guest.memory:
-            taken = ram.base < base + SW_MSI_WINDOW.size and base < ram.base + ram.size
-            if taken and self._mode is Doorbells.WITNESS:
-                raise InputError(
-                    f"guest {guest.name}: has RAM at {base:#x}, where witness doorbells are; use "
-                    "RAM from 0x40000000 on, as on QEMU's virt board"
-                )
+        return relocated(ipa) if self._mode is Doorbells.WITNESS else ipa
 
     def alloc_s2(
         self,
@@ -235,17 +231,6 @@ class IommufdBackend:
         if own_file is not None:
             raise no_own_file("this backend")
         return self._stage2.alloc(smmu, allocator)
-
-    def _ram_mappings(self) -> Iterator[RamMapping]:
-        """Yield the start of guest RAM, and a page for RAM in the MSI window."""
-        for number, ram in enumerate(self._guest.memory):
-            size = min(ram.size, RAM_BYTES) if number == 0 else 0
-            if size:
-                yield RamMapping(ram.base, size, self._ram.address)
-            first = max(ram.base, SW_MSI_WINDOW.base)
-            left_out = ram.base + size <= first < ram.base + ram.size
-            if left_out and SW_MSI_WINDOW.overlaps(first, 1):
-                yield RamMapping(first, self.page_size, self._scratch.address)
 
     def free_s2(self, s2: S2Handle) -> None:
         """Free a stage 2; see :meth:`Vmm.free_s2` and :meth:`Type1.free_s2`.
@@ -267,11 +252,26 @@ class IommufdBackend:
             undo.callback(self._unmap_guest_pages, device)
             self._map_dma(guest_device)
             ste = self._stage1.tables[guest_device.stage1].ste
-            self._vmm.attach(device, self._stage2.doorbells(s2).handle, guest_device.stage1, ste)
+            with self._enabled_apart(host_device, s2):
+                handle = self._stage2.doorbells(s2).handle
+                self._vmm.attach(device, handle, guest_device.stage1, ste)
             undo.callback(self._vmm.detach, device)
             self._stage1.add_device(guest_device)
             undo.pop_all()
         return s2
+
+    def _enabled_apart(self, device: HostDevice, s2: S2Handle) -> AbstractContextManager[None]:
+        """Have the MSI of a device enabled that joins others with bindings in the kernel.
+
+        Those may leave it without an address.
+        """
+        address, binds = device.address, self._binds and self._mode is Doorbells.ITS
+        mates = [d.address for d in self._host.devices if d.iommu_group == device.iommu_group]
+        alone = not any(map(self._vmm.is_attached, mates))
+        if not (binds and alone and self._stage2.doorbells(s2).binding_count):
+            return nullcontext()
+        enable, disable = partial(self._enable, address), partial(self._disable, address)
+        return enabled_apart(self.fd, self._devices[address], enable, disable)
 
     def _map_dma(self, device: GuestDevice) -> None:
         """Map memory for a device whose trigger needs some."""

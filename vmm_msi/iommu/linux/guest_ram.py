@@ -10,6 +10,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+from typing import TYPE_CHECKING
+
+from vmm_msi.iommu.vmm import RamMapping
+from vmm_msi.types import SW_MSI_WINDOW
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+    from vmm_msi.types import MemoryRange
 
 
 class Memory:
@@ -48,3 +57,21 @@ class Memory:
         """Free the memory; no IOAS may have it mapped."""
         del self._bytes
         self._map.close()
+
+
+def ram_mappings(
+    ranges: Iterable[MemoryRange], start: Memory, page: Memory
+) -> Iterator[RamMapping]:
+    """Yield the mappings of guest RAM, of which little exists.
+
+    :param start: for the start of the first range.
+    :param page: for RAM in the MSI window.
+    """
+    for number, ram in enumerate(ranges):
+        size = min(ram.size, start.size) if number == 0 else 0
+        if size:
+            yield RamMapping(ram.base, size, start.address)
+        first = max(ram.base, SW_MSI_WINDOW.base)
+        left_out = ram.base + size <= first < ram.base + ram.size
+        if left_out and SW_MSI_WINDOW.overlaps(first, 1):
+            yield RamMapping(first, page.size, page.address)

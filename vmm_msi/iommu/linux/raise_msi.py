@@ -5,22 +5,26 @@ from __future__ import annotations
 import errno
 import select
 import time
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import BackendError
+from vmm_msi.errors import BackendError, InputError
 from vmm_msi.iommu.linux import local_pci
 from vmm_msi.iommu.linux.guest_ram import Memory
 from vmm_msi.iommu.linux.msi_trigger import EduTrigger, Trigger
 from vmm_msi.iommu.linux.nvme import NVME_CLASS, NvmeTrigger
+from vmm_msi.types import SW_MSI_WINDOW
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vmm_msi.iommu.linux.event_queue import EventQueue
+    from vmm_msi.iommu.linux.iommufd import LinuxIommufd
     from vmm_msi.iommu.linux.kmsg import KernelLog
+    from vmm_msi.iommu.linux.vfio import VfioDevice
     from vmm_msi.iommu.smmu_events import SmmuEvent
-    from vmm_msi.types import PciAddress
+    from vmm_msi.types import GuestDomain, PciAddress
 
 #: How long to wait for a sign of where an MSI went, in seconds.
 PATIENCE_S = 1.0
@@ -28,6 +32,10 @@ _STEP_S = 0.01
 
 #: The fill byte of a witness page; MSI data has 16 bits, so a written word differs.
 UNTOUCHED = b"\xff"
+
+#: Distance of witness pages from the doorbells' IPAs in the guest's memory map. iommufd keeps the
+#: software MSI window for itself, so witness pages are moved out of it.
+WITNESS_OFFSET = 0x0200_0000
 
 #: QEMU's test device.
 EDU = (0x1234, 0x11E8)
@@ -55,6 +63,52 @@ def trigger_of(device: PciAddress) -> type[Trigger]:
             "vmm_msi/iommu/linux/raise_msi.py",
         )
     return trigger
+
+
+def relocated(ipa: int) -> int:
+    """Return the IPA of the witness page for an IPA of the guest's memory map."""
+    return ipa + WITNESS_OFFSET if SW_MSI_WINDOW.overlaps(ipa, 1) else ipa
+
+
+def check_room(guest: GuestDomain) -> None:
+    """Check that a guest has no RAM where witness pages are.
+
+    :raise InputError: when it has.
+    """
+    base = SW_MSI_WINDOW.base + WITNESS_OFFSET
+    for ram in guest.memory:
+        if ram.base < base + SW_MSI_WINDOW.size and base < ram.base + ram.size:
+            raise InputError(
+                f"guest {guest.name}: has RAM at {base:#x}, where witness doorbells are; use "
+                "RAM from 0x40000000 on, as on QEMU's virt board"
+            )
+
+
+@contextmanager
+def enabled_apart(
+    fd: LinuxIommufd,
+    device: VfioDevice,
+    enable: Callable[[], object],
+    disable: Callable[[], object],
+) -> Iterator[None]:
+    """Enable a device's MSI in an empty address space, from which the block moves the device.
+
+    An MSI that is refused an address when it is enabled costs the device an event of its ITS until
+    the host reboots. One that is enabled when its device is moved keeps the slot that it has.
+
+    :raise BackendError: the kernel's refusal.
+    """
+    ioas = fd.ioas_alloc()
+    try:
+        with ExitStack() as undo:
+            device.attach(ioas)
+            undo.callback(device.detach)
+            enable()
+            undo.callback(disable)
+            yield
+            undo.pop_all()
+    finally:
+        fd.destroy(ioas)
 
 
 class Witnesses:
