@@ -102,6 +102,16 @@ def test_a_device_that_no_vmm_has_is_tried_again_by_the_next_process(watched):
     assert watched.outcome() == RIGHT
 
 
+def test_a_guest_that_stops_between_two_looks_is_not_a_failure(watched):
+    watched.kernel_has(DEVICE, binding())
+    watched.check()
+    watched.connection.destroy("guest0")
+    watched.kernel_has()
+    assert watched.look() == []
+    assert [r for r in watched.caplog.records if r.levelno > logging.INFO] == []
+    assert watched.check() == ["unbound"]
+
+
 def test_a_device_without_a_binding_is_bound(watched):
     """The command is in the text, where a kernel would have a binding."""
     watched.kernel_has(DEVICE)

@@ -96,6 +96,9 @@ class KernelFollower:
             results = self._binder.converge(connection, uuid, xml, allocators)
         except UnreadableError as error:
             results = [BindingResult(device, None, error) for device in allocators]
+        failed = any(r.error is not None or r.unread is not None for r in results)
+        if failed and uuid not in connection.running():
+            return bound  # it stopped meanwhile; its event follows
         by_device = {result.device: result for result in results}
         devices = tuple(
             self._outcome(uuid, xml.name, device, by_device[device.host], allocators[device.host])
