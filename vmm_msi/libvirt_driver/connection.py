@@ -274,11 +274,20 @@ class Connection:
         with translated(f"passing the FD group {group} to guest {name} at {self.uri}"):
             domain.FDAssociate(group, list(fds), 0)
 
-    def start(self, name: str) -> None:
-        """Start a guest."""
+    def start(self, name: str, *, paused: bool = False) -> None:
+        """Start a guest.
+
+        :param paused: leave it before its first instruction, for :meth:`resume`.
+        """
         domain = self._lookup(name)
         with translated(f"starting guest {name} at {self.uri}"):
-            domain.create()
+            domain.createWithFlags(libvirt.VIR_DOMAIN_START_PAUSED if paused else 0)
+
+    def resume(self, name: str) -> None:
+        """Resume a paused guest."""
+        domain = self._lookup(name)
+        with translated(f"resuming guest {name} at {self.uri}"):
+            domain.resume()
 
     def destroy(self, name: str) -> None:
         """Stop a guest at once, like a power cut."""
