@@ -81,7 +81,8 @@ lab: setup-test ## the strategies and the simulator against the real kernel of a
 
 lab-guest: setup-test ## real guests behind nested SMMUs in the emulated Arm host, in every shape
 	@$(BIN)/vmm-msi lab build
-	@$(BIN)/pytest -q tests/lab/test_guest.py tests/lab/guest_shapes.py
+	@$(BIN)/pytest -q tests/lab/test_guest.py tests/lab/guest_shapes.py \
+		tests/lab/guest_life.py
 
 bench: setup-test ## time the commands, the simulator, the editing of domain XML, the reading of firmware
 	$(lab_images)

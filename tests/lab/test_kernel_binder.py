@@ -1,147 +1,102 @@
-"""``vmm-msi watch`` on a kernel with guest MSI bindings: a real guest, and a killed service."""
+"""``vmm-msi watch`` on a kernel with guest MSI bindings: a real guest, killed services.
+
+``make lab-guest`` kills the service more often (``guest_life.py``).
+"""
 
 from __future__ import annotations
 
-import json
-import time
-from dataclasses import replace
-
 import pytest
-from conftest import unavailable
+from lab.kill_points import kill_in_every_phase
+from lab.watched_guest import GDB, GIOVA, LONG_S, WORDS, watched_guest
 
-from vmm_msi.host.msi_bindings import parse_bindings
-from vmm_msi.lab.build import images
-from vmm_msi.lab.build.kernel_flavour import kernel_name
-from vmm_msi.lab.build.progress import Progress
-from vmm_msi.lab.guest.its_log import ItsLog
-from vmm_msi.lab.guest.runner import Runner, RunSpec, shape_for
-from vmm_msi.lab.machine.emulated_host import LabHost
-from vmm_msi.lab.rpc.link import AgentLink
 from vmm_msi.types import Iova
 
-pytestmark = [pytest.mark.lab_root, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.lab_root, pytest.mark.timeout(3600)]
 
-GIOVA, GDB = 0xFFFFF000, 0x8090000
-READS = 20
-#: A busy machine takes long for a guest in an emulated host.
-PATIENCE_S = 120.0
+KILLS = 12
 
 
-class Service:
-    """A guest with one drive, ``vmm-msi watch`` beside it, and the kernel's bindings."""
-
-    def __init__(self, runner, link, progress):
-        self.runner, self.link, self.progress = runner, link, progress
-        (self.device,) = runner.devices(["nvme"])
-
-    def bindings(self, *commands):
-        """Write commands by hand; return the kernel's bindings of the device."""
-        reply = self.link.call("msi-bindings", commands=list(commands))
-        assert [answer for answer in reply["answers"] if answer] == []
-        return parse_bindings(reply["text"]).of(self.device)
-
-    def converged(self):
-        """Return the seconds until the kernel has the right binding alone, and uses it."""
-        begun = time.monotonic()
-        while time.monotonic() - begun < PATIENCE_S:
-            bindings = self.bindings()
-            if [(b.giova, b.gdb, b.used) for b in bindings] == [(GIOVA, GDB, True)]:
-                return time.monotonic() - begun
-            time.sleep(0.2)
-        raise AssertionError(f"the kernel has {[*map(str, bindings)]}")
-
-    def stop(self, *, kill=False):
-        """Stop the service and return the events of its log."""
-        lines = self.link.call("stop-watch", kill=kill).splitlines()
-        self.progress(lines)
-        return [json.loads(line) for line in lines if line.startswith("{")]
-
-    def work(self):
-        """Read from the drive; every interrupt arrives."""
-        spec = RunSpec([self.device], "direct", READS)
-        (run,) = self.runner._exercise([self.device], self.runner.look(), spec)
-        self.progress([str(run)])
-        landed = sum(run.landed.values())
-        assert (run.done, landed, run.arrived) == (READS, READS, READS)
-
-    def status(self):
-        words = ["status", *self.runner._guest_words, "--format", "json"]
-        document = json.loads(self.runner.command(*words))
-        (device,) = document["devices"]
-        return device
+@pytest.fixture(scope="module")
+def guest(lab_root, tmp_path_factory):
+    """A guest that is off, with two drives that ``direct`` binds."""
+    with watched_guest(tmp_path_factory.mktemp("guest") / "log.txt") as guest:
+        yield guest
 
 
-@pytest.fixture
-def service(lab_root, tmp_path):
-    """The service beside a guest whose drive is bound by ``direct``."""
-    kernel = kernel_name("bind")
-    if images.find_images(kernel=kernel) is None:
-        unavailable("no kernel with guest MSI bindings: run vmm-msi lab build --kernel bind")
-    log = tmp_path / "log.txt"
-
-    def report(lines):
-        file.writelines(f"{line}\n" for line in lines)
-
-    shape = replace(shape_for(["nvme"], 1), kernel=kernel)
-    with (
-        log.open("w") as file,
-        LabHost(shape) as lab,
-        AgentLink(lab.agent_socket) as link,
-    ):
-        progress = Progress(file, "lab")
-        runner = Runner(
-            link, ItsLog(lab.its_log), lab.boot_folder, progress, lab.words, lab.board.its_base
-        )
-        service = Service(runner, link, report)
-        runner.prepare()
-        runner.attach([service.device], "direct")
-        link.call("watch")
-        runner.start()
-        yield service
+def test_a_service_that_is_killed_converges(guest):
+    """The tests of this module share the guest; this one starts it."""
+    print(*kill_in_every_phase(guest, KILLS), sep="\n")
 
 
-def test_a_guest_is_followed_and_a_wrong_binding_is_repaired(service):
-    service.converged()
-    service.work()
-    device = service.status()
-    assert device["backend"] == "kernel"
-    assert device["kernel_bindings"] == [
-        {
-            "giova": hex(GIOVA),
-            "gdb": hex(GDB),
-            "page_shift": 12,
-            "hdb_page": hex(GDB),
-            "state": "used",
-        }
-    ]
-    assert device["measured"]["programmed_iovas"] == [str(Iova(GIOVA + 0x40))]
+def test_a_wrong_binding_is_repaired(guest):
+    guest.watch()
+    for device in guest.status():
+        assert device["backend"] == "kernel"
+        assert device["kernel_bindings"] == [
+            {
+                "giova": hex(GIOVA),
+                "gdb": hex(GDB),
+                "page_shift": 12,
+                "hdb_page": hex(GDB),
+                "state": "used",
+            }
+        ]
+        assert device["measured"]["programmed_iovas"] == [str(Iova(GIOVA + 0x40))]
     # Withdrawn in use, another gIOVA, another gDB.
-    name = service.device
+    name = guest.present[-1]
     for command in (
         f"unbind {name} {GIOVA:#x}",
         f"bind {name} 0xffff0000 {GDB:#x} 12",
         f"bind {name} {GIOVA:#x} 0x8091000 12",
     ):
-        service.bindings(command)
-        service.converged()
-    events = [(e["event"], e.get("source")) for e in service.stop() if e.get("device")]
+        guest.bindings(command)
+        guest.converged()
+    events = [(e["event"], e.get("source")) for e in guest.stop_watch() if e.get("device")]
     assert events == [
-        ("bound", None),
-        ("kernel-bound", "predicted"),
         ("kernel-bound", "guest"),
         ("giova-corrected", "guest"),
         ("kernel-bound", "guest"),
     ]
-    # Killed while the binding is wrong: the next process repairs it.
-    for moment_s in (0.5, 3.0, 6.0):
-        service.link.call("watch")
-        time.sleep(moment_s)
-        service.bindings(f"bind {name} 0xffff0000 {GDB:#x} 12")
-        service.stop(kill=True)
-    service.link.call("watch")
-    service.converged()
-    service.work()
-    service.link.call("restart", timeout_s=600)
-    service.converged()
-    service.work()
-    service.stop()
+    guest.work()
+
+
+def test_a_guest_without_rmr_loses_nothing(guest):
+    """Nothing but the binding serves it, from its first instruction to the unload of a driver."""
+    guest.runner.define_without_rmr(guest.devices, "direct", WORDS)
+    guest.watch()
+    guest.link.call("start", paused=True, timeout_s=LONG_S)
+    guest.wait_for(lambda: guest.states() == ["pending"] * len(guest.devices))
+    guest.link.call("resume", timeout_s=LONG_S)
+    guest.converged()
+    guest.work()
+    assert guest.faults() == ([], [])
+    assert guest.polled() == []
+    # Its driver is unloaded and loaded; the device is removed and enumerated again.
+    for again in (False, True):
+        address = guest.address(guest.present[-1])
+        guest.runner.guest("reload-driver", address=address, enumerate_again=again)
+        guest.converged()
+        guest.work()
+    assert guest.faults() == ([], [])
+    assert guest.polled() == []
+
+
+def test_a_withdrawal_is_seen_explained_and_repaired(guest):
+    """The guest of the test before: without RMR."""
+    device = guest.present[-1]
+    guest.link.call("pause-watch")
+    guest.bindings(f"unbind {device} {GIOVA:#x}")
+    assert guest.read(1, device) == (1, 0, 0)
+    host, inside = guest.faults()
+    fault = f"F_TRANSLATION client: {guest.address(device)} sid: {device.rid:#x} ssid: 0x0"
+    assert host == []
+    assert f"{fault} iova: 0x8000040 ipa: 0x0" in inside[-1]
+    explained = " ".join(" ".join(guest.runner._explained(inside, "--in-guest")).split())
+    assert "missing binding: the guest's gIOVA -> 0x8090000" in explained
+    assert "start vmm-msi watch on the host" in explained
+    assert f"{device}: the kernel is to bind its doorbell and does not" in guest.command("status")
+    guest.link.call("resume-watch")
+    guest.converged()
+    guest.work()
+    events = [event for event in guest.stop_watch() if event.get("device") == str(device)]
+    assert (events[-1]["event"], events[-1]["source"]) == ("kernel-bound", "guest")

@@ -19,6 +19,7 @@ from vmm_msi import libvirt_driver
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import LabError
 from vmm_msi.lab.agent import msi_bindings
+from vmm_msi.lab.agent.watch_killer import WatchKiller
 from vmm_msi.lab.build.root import read_root
 from vmm_msi.lab.machine.daemon import LabDaemon
 from vmm_msi.lab.machine.host_xml import BOOT_TAG, ROOT_TAG, HostFiles, fill_start
@@ -63,6 +64,7 @@ class GuestHost:
             self._connection = stack.enter_context(libvirt_driver.connect(self._daemon.uri))
             self._stack = stack.pop_all()
         self._watch: subprocess.Popen[bytes] | None = None
+        self._killer: WatchKiller | None = None
 
     def signal_watch(self, number: int) -> None:
         """Send a signal to the service.
@@ -127,22 +129,32 @@ class GuestHost:
     def _agent(self) -> Path:
         return self._daemon.share / "agent"
 
-    def start(self, bindings: Sequence[str] = ()) -> dict[str, object]:
+    def start(
+        self, bindings: Sequence[str] = (), *, paused: bool = False
+    ) -> dict[str, object] | None:
         """Start the guest, wait for its agent and return the agent's first answer.
 
         :param bindings: commands for the kernel's file of guest MSI bindings, written while the
             guest's firmware runs.
+        :param paused: leave it before its first instruction; return None.
         :raise LabError: when it stops or exceeds the time limit, with its last output; when the
             kernel refuses a command.
         """
         begun = time.monotonic()
-        self._connection.start(NAME)
+        self._connection.start(NAME, paused=paused)
         for command, errno in zip(bindings, msi_bindings.write(bindings), strict=True):
             if errno:
                 raise LabError(f"starting the guest: {command!r} in the emulated host: {errno}")
+        if paused:
+            return None
         on = time.monotonic()
         hello = self.wait()
         return {**hello, "start_s": on - begun, "boot_s": time.monotonic() - on}
+
+    def resume(self) -> dict[str, object]:
+        """Resume the guest that was started paused; wait for its agent and return its answer."""
+        self._connection.resume(NAME)
+        return self.wait()
 
     def restart(self) -> dict[str, Any]:
         """Restart the guest from inside; return its agent's first answer afterwards."""
@@ -226,6 +238,31 @@ class GuestHost:
             self._watch = None
         return _WATCH_LOG.read_text("utf-8", "replace")[-_LOG_LIMIT:]
 
+    def start_killer(self, seed: int, giova: int, gdb: int) -> None:
+        """Start the process that kills ``vmm-msi watch`` again and again.
+
+        :param seed: of the moments.
+        :param giova: with ``gdb`` the binding that each bound device is to have.
+        :raise ValueError: when a service or a killer runs already.
+        """
+        if self._watch is not None or self._killer is not None:
+            raise ValueError("vmm-msi watch runs already; stop it first")
+        self._killer = WatchKiller(self._daemon.uri, seed, (giova, gdb), _WATCH_LOG)
+
+    def killer(self) -> WatchKiller:
+        """Return that process.
+
+        :raise ValueError: when it was not started.
+        """
+        if self._killer is None:
+            raise ValueError("nothing kills vmm-msi watch; request start-killer first")
+        return self._killer
+
+    def stop_killer(self) -> None:
+        """Stop that process and its service."""
+        killer, self._killer = self.killer(), None
+        killer.stop()
+
     def logs(self) -> dict[str, str]:
         """Return the logs of the guest's console, QEMU and libvirtd, the end of long ones."""
         texts = {}
@@ -246,4 +283,6 @@ class GuestHost:
         """Stop libvirtd and the guest, and ``vmm-msi watch``."""
         if self._watch is not None:
             self.stop_watch(kill=True)
+        if self._killer is not None:
+            self.stop_killer()
         self._stack.close()

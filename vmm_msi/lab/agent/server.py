@@ -8,7 +8,6 @@ answered with an error. ``hello`` closes whatever an earlier client opened.
 from __future__ import annotations
 
 import base64
-import contextlib
 import os
 import select
 import signal
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vmm_msi.errors import BackendError, RefusedError, VmmMsiError
+from vmm_msi.lab.agent import guest_requests, kernel_log
 from vmm_msi.lab.rpc import protocol
 
 if TYPE_CHECKING:
@@ -76,6 +76,7 @@ class Agent:
             "definition": self._definition,
             "redefine": self._redefine,
             "start": self._start,
+            "resume": self._resume,
             "restart": self._restart,
             "stop": self._stop,
             "watch": self._watch,
@@ -87,12 +88,11 @@ class Agent:
             "resume-watch": self._resume_watch,
             "start-rebinding": self._start_rebinding,
             "stop-rebinding": self._stop_rebinding,
-            "look": self._look,
-            "exercise": self._exercise,
-            "await-fault": self._await_fault,
-            "take": self._take,
-            "restart-self": self._restart_self,
+            "start-killer": self._start_killer,
+            "killer": self._call_killer,
+            "stop-killer": self._stop_killer,
             "power-off": self._power_off,
+            **guest_requests.REQUESTS,
         }
 
     def serve(self) -> None:
@@ -295,17 +295,7 @@ class Agent:
 
     def _kernel_log(self, _tell: Tell) -> str:
         """Return the kernel's log, the end of a long one."""
-        lines = []
-        fd = os.open("/dev/kmsg", os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            while True:
-                # A record that was overwritten before it was read is skipped.
-                with contextlib.suppress(BrokenPipeError):
-                    lines.append(os.read(fd, 8192).decode("utf-8", "replace").partition(";")[2])
-        except BlockingIOError:
-            return "".join(lines)[-_LOG_LIMIT:]
-        finally:
-            os.close(fd)
+        return kernel_log.read()
 
     def _virtual_function(self, _tell: Tell, address: str) -> str:
         """Create a device's first virtual function and return its address."""
@@ -370,9 +360,13 @@ class Agent:
         """Replace the guest's definition."""
         self._running_host().redefine(xml)
 
-    def _start(self, _tell: Tell, bindings: Sequence[str] = ()) -> dict[str, object]:
-        """Start the guest; write commands to the kernel's file of bindings before it boots."""
-        return self._running_host().start(bindings)
+    def _start(self, _tell: Tell, **given: Any) -> dict[str, object] | None:  # noqa: ANN401
+        """Start the guest."""
+        return self._running_host().start(**given)
+
+    def _resume(self, _tell: Tell) -> dict[str, object]:
+        """Resume the guest, which was started paused."""
+        return self._running_host().resume()
 
     def _restart(self, _tell: Tell) -> dict[str, object]:
         """Restart the guest."""
@@ -415,6 +409,18 @@ class Agent:
         rebinder, self._rebinder = self._rebinder, None
         return rebinder.stop()
 
+    def _start_killer(self, _tell: Tell, **given: Any) -> None:  # noqa: ANN401
+        """Start the process that kills the service again and again."""
+        self._running_host().start_killer(**given)
+
+    def _call_killer(self, _tell: Tell, what: str, minimum: int = 0) -> object:
+        """Forward a request to that process."""
+        return self._running_host().killer().call(what, minimum=minimum)
+
+    def _stop_killer(self, _tell: Tell) -> None:
+        """Stop that process and its service."""
+        self._running_host().stop_killer()
+
     def _watch_log(self, _tell: Tell) -> str:
         """Return the log of the service."""
         return self._running_host().watch_log()
@@ -422,34 +428,6 @@ class Agent:
     def _guest_logs(self, _tell: Tell) -> dict[str, str]:
         """Return the logs of guest, QEMU and libvirtd."""
         return self._running_host().logs()
-
-    def _look(self, _tell: Tell) -> dict[str, object]:
-        """Return the tables, groups and interrupts of this machine, a guest."""
-        from vmm_msi.lab.guest import inventory
-
-        return inventory.look()
-
-    def _exercise(self, tell: Tell, address: str, count: int) -> dict[str, object]:
-        """Exercise a device of this machine, a guest."""
-        from vmm_msi.lab.guest.exercise import exercise
-
-        return exercise(address, count, tell)
-
-    def _await_fault(self, _tell: Tell, address: str) -> dict[str, object]:
-        """Wait until the kernel logs an SMMU event, or until the time limit."""
-        from vmm_msi.lab.guest.exercise import await_fault
-
-        return await_fault(address, lambda: "arm-smmu-v3" in self._kernel_log(_tell))
-
-    def _take(self, _tell: Tell, address: str) -> str:
-        """Take a device of this machine, a guest, with VFIO; return the errno of a refusal."""
-        from vmm_msi.lab.guest.vfio import take
-
-        return take(address)
-
-    def _restart_self(self, _tell: Tell) -> None:
-        """Restart this machine."""
-        subprocess.run(["busybox", "reboot", "-f"], check=True)  # noqa: S607
 
     def _power_off(self, _tell: Tell) -> None:
         """Switch the emulated host off; it has no data to write back."""

@@ -196,22 +196,30 @@ class Runner:
             self._link.call("start", timeout_s=_LONG_S)
 
     def _start_without_rmr(self, spec: RunSpec) -> dict[str, Any]:
-        """Start the guest again, with its current IORT without the RMRs.
+        """Start the guest again, with its current IORT without the RMRs."""
+        with _Timed(self, "start without RMR", "starting the guest again, without RMRs"):
+            self.define_without_rmr(spec.devices, spec.strategy)
+            self.start()
+        return self.look()
+
+    def define_without_rmr(
+        self, devices: Sequence[PciAddress], strategy: str | None, words: str = IMPATIENT
+    ) -> None:
+        """Stop the guest and define it with its current IORT, but without the RMRs.
 
         Linux reads a replacement table from the initial RAM file system
         (:mod:`vmm_msi.lab.machine.iort_edit`).
+
+        :param words: additions to its kernel's command line.
         """
         table = base64.b64decode(self.look()["iort"])
         archive = Archive()
         archive.add_file(override_path("IORT"), without_rmrs(table, "the guest's IORT"))
         whole = (self._boot / "initrd").read_bytes()
         (self._boot / NO_RMR).write_bytes(concatenate((archive.encode(), whole)))
-        with _Timed(self, "start without RMR", "starting the guest again, without RMRs"):
-            self._link.call("stop")
-            self._link.call("define", initrd=NO_RMR, words=IMPATIENT, timeout_s=_LONG_S)
-            self.attach(spec.devices, spec.strategy)
-            self.start()
-        return self.look()
+        self._link.call("stop")
+        self._link.call("define", initrd=NO_RMR, words=words, timeout_s=_LONG_S)
+        self.attach(devices, strategy)
 
     def look(self) -> dict[str, Any]:
         """Return the guest's inventory, as seen from inside."""
