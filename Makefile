@@ -32,10 +32,10 @@ unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help setup setup-test lock lint check test lab lab-guest bench boards fuzz demo clean
+.PHONY: help setup setup-test lock lint check test lab lab-guest lab-kernel-debug lab-64k bench boards fuzz demo clean
 
 help: ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## install missing system packages and keep .venv in step with pyproject.toml and the lock
 	@$(SETUP) run
@@ -83,6 +83,15 @@ lab-guest: setup-test ## real guests behind nested SMMUs in the emulated Arm hos
 	@$(BIN)/vmm-msi lab build
 	@$(BIN)/pytest -q tests/lab/test_guest.py tests/lab/guest_shapes.py \
 		tests/lab/guest_life.py
+
+# The kernel takes half an hour to compile the first time.
+lab-kernel-debug: setup-test ## the kernel patches under lockdep, KASAN and UBSAN: selftests, random calls
+	@$(BIN)/vmm-msi lab build --kernel debug
+	@$(BIN)/pytest -q tests/lab/kernel_debug.py
+
+lab-64k: setup-test ## the simulator against the patched kernel with 64K pages
+	@$(BIN)/vmm-msi lab build --kernel bind --granule 64K
+	@$(BIN)/pytest -q tests/lab/kernel_64k.py
 
 bench: setup-test ## time the commands, the simulator, the editing of domain XML, the reading of firmware
 	$(lab_images)

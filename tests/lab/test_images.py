@@ -90,6 +90,14 @@ def name_of(granule=Granule.K4, kernel="stock", suite="forky"):
     return kernel_image._place(suite, granule, Path("/cache"), flavour).path.name
 
 
+def test_a_kernels_own_options_replace_those_of_the_stock_kernel():
+    flavour = kernel_flavour.flavour("debug")
+    lines = kernel_image._fragment(Granule.K64, flavour).splitlines()
+    assert "CONFIG_KVM=y" not in lines
+    assert {"# CONFIG_KVM is not set", "CONFIG_KASAN=y", "CONFIG_ARM64_64K_PAGES=y"} <= set(lines)
+    assert "CONFIG_KVM=y" in kernel_image._fragment(Granule.K4, kernel_flavour.flavour("bind"))
+
+
 def test_kernel_key_depends_on_suite_granule_patches_and_recipe(tmp_path, monkeypatch):
     names = [name_of(), name_of(Granule.K64), name_of(suite="sid")]
     patch = tmp_path / "1.patch"

@@ -31,6 +31,12 @@ def test_16k_pages_are_refused():
         Shape(granule=Granule.K16)
 
 
+def test_the_debug_kernel_runs_no_guests():
+    assert Shape(kernel="debug")
+    with pytest.raises(UsageError, match=r"kernel debug runs no guests: .*; use --kernel bind"):
+        Shape(kernel="debug", guests=True)
+
+
 def test_too_many_devices_behind_one_smmu_are_refused():
     assert Shape(smmus=1, devices=PORTS_PER_SMMU - 1, pairs=1)
     with pytest.raises(UsageError, match="16 devices and pairs behind one SMMU; valid is up to 15"):

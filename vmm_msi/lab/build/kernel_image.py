@@ -67,6 +67,8 @@ _SPACE_UNPACKED = 500_000_000
 #: Approximate number of lines that make prints.
 _STEPS = 1970
 _STEP = re.compile(r"\s+[A-Z][A-Z0-9]+\s+\S")
+#: kconfig's form of an option that is off.
+_UNSET = re.compile(r"^# (CONFIG_\w+) is not set$", re.MULTILINE)
 _MARKER = "kernel.json"
 #: Kernels to keep that differ only by their patches.
 _KEPT = 4
@@ -178,7 +180,14 @@ def fragment(granule: Granule) -> str:
 
 
 def _fragment(granule: Granule, chosen: Flavour) -> str:
-    return fragment(granule) + chosen.options
+    """Return the fragment of a kernel: that of the page size, changed by the kernel's own options.
+
+    An option that the kernel has ``is not set`` is left out.
+    """
+    unset = set(_UNSET.findall(chosen.options))
+    lines = fragment(granule).splitlines()
+    kept = [line for line in lines if line.partition("=")[0] not in unset]
+    return "\n".join((*kept, chosen.options))
 
 
 def lost_options(options: str, config: str) -> list[str]:

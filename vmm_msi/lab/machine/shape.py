@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 from vmm_msi.errors import UsageError
-from vmm_msi.lab.build.kernel_flavour import STOCK
+from vmm_msi.lab.build.kernel_flavour import DEBUG, STOCK
 from vmm_msi.quantity import quantity
 from vmm_msi.types import Granule
 
@@ -74,7 +74,7 @@ class Shape:
     :ivar itses: ITSes, to which the devices send their MSIs in turn; ``None`` where any number will
         do: a running host's, else one. With more than one it runs on a QEMU that the lab builds
         (:mod:`vmm_msi.lab.build.its_emulator`).
-    :raise UsageError: when a number is out of its range.
+    :raise UsageError: when a number is out of its range, or the kernel cannot run guests.
     """
 
     smmus: int = 2
@@ -100,6 +100,10 @@ class Shape:
         if self.granule not in GRANULES:
             raise UsageError(
                 f"lab host: granule {self.granule}; valid: {', '.join(map(str, GRANULES))}"
+            )
+        if self.guests and self.kernel == DEBUG:
+            raise UsageError(
+                "lab host: kernel debug runs no guests: it is built without KVM; use --kernel bind"
             )
         if not self.ports:
             raise UsageError("lab host: no device at all; valid is one or more of any kind")
