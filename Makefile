@@ -9,19 +9,18 @@ BIN    := $(VENV)/bin
 SETUP  := PYTHON=$(PYTHON) LOCK=$(LOCK) scripts/setup
 # On as many processors as there are.
 PYTEST_QUICK := $(BIN)/pytest -m "not lab_root" --numprocesses auto --maxprocesses 8
-PYTEST_LAB   := $(BIN)/pytest -m lab_root
+# Two files at a time, since an emulated host keeps little more than one processor busy.
+PYTEST_LAB   := $(BIN)/pytest -m lab_root --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-# What the lab is made of, where it can be built: about 15 minutes the first time. Without it the
-# tests that need it are skipped and counted, except in CI, where they fail.
-define lab_images
-@if [ "$$(id -u)" = 0 ]; then $(BIN)/vmm-msi lab build --itses || [ "$$CI" != true ]; \
+# What the lab is made of, where it can be built: kernels, a QEMU, and Debian roots, those of older
+# suites for their releases of libvirt. The parts are built beside each other, since each waits for
+# the network or uses one processor for a while. Without the lab the tests that need it are skipped
+# and counted, except in CI, where they fail.
+PARTS := part-kernels part-qemu part-root-bookworm part-root-trixie
+define lab_parts
+@if [ "$$(id -u)" = 0 ]; then \
+TERM=dumb $(MAKE) --no-print-directory --keep-going --jobs $(PARTS) || [ "$$CI" != true ]; \
 else echo "not root: no lab, tests that need it are skipped" >&2; fi
-endef
-
-# Older releases of libvirt, which the tests define guests on: half a minute each the first time.
-define lab_roots
-@if [ "$$(id -u)" = 0 ]; then for suite in bookworm trixie; do \
-$(BIN)/vmm-msi lab root --suite $$suite >/dev/null || [ "$$CI" != true ] || exit 1; done; fi
 endef
 
 # Which part of how many runs, and how long it takes on 2 processors.
@@ -31,8 +30,11 @@ part = @echo "make $@: $(1)"
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
+ifeq ($(filter part-%,$(MAKECMDGOALS)),)
 .NOTPARALLEL:
-.PHONY: help setup setup-test lock lint check test lab lab-guest lab-kernel-debug lab-64k bench boards fuzz demo clean
+endif
+.PHONY: help setup setup-test lock lint check test lab lab-speed lab-guest lab-kernel-debug lab-64k
+.PHONY: bench boards fuzz demo clean $(PARTS)
 
 help: ## show this
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,26 +63,37 @@ check: ## lint, types and every test that needs no lab
 	@$(PYTEST_QUICK)
 
 test: ## everything; as root it builds the lab first, if there is none
-	$(call part,1/6 system packages and .venv (2 minutes the first time))
+	$(call part,1/5 system packages and .venv (2 minutes the first time))
 	@$(SETUP) run test lab
-	$(call part,2/6 lint and types (1 minute the first time))
+	$(call part,2/5 lint and types (1 minute the first time))
 	@$(MAKE) --no-print-directory lint
-	$(call part,3/6 tests without the lab (3 minutes))
+	$(call part,3/5 tests without the lab (3 minutes))
 	@$(PYTEST_QUICK)
-	$(call part,4/6 the lab: kernels, Debian roots and a QEMU (15 minutes the first time))
-	$(lab_images)
-	$(call part,5/6 Debian roots with older releases of libvirt (1 minute the first time))
-	$(lab_roots)
-	$(call part,6/6 tests with the lab (15 minutes))
+	$(call part,4/5 the lab: kernels, Debian roots and a QEMU (15 minutes the first time))
+	$(lab_parts)
+	$(call part,5/5 tests with the lab (12 minutes))
 	@$(PYTEST_LAB)
+
+part-kernels:
+	@$(BIN)/vmm-msi lab build
+
+# It starts with QEMU, and then waits for the kernel.
+part-qemu:
+	@$(BIN)/vmm-msi lab build --itses --kernel stock >/dev/null
+
+$(filter part-root-%,$(PARTS)): part-root-%:
+	@$(BIN)/vmm-msi lab root --suite $* >/dev/null
 
 lab: setup-test ## the strategies and the simulator against the real kernel of an emulated Arm host
 	@$(BIN)/vmm-msi lab build
 	@$(BIN)/pytest -q tests/lab/test_real_kernel.py
 	@$(BIN)/python tests/bench/lab.py
 
+lab-speed: setup-test ## random call sequences on that kernel, timed beside a bare boot
+	@$(BIN)/python tests/bench/lab.py
+
 lab-guest: setup-test ## real guests behind nested SMMUs in the emulated Arm host, in every shape
-	@$(BIN)/vmm-msi lab build
+	@$(BIN)/vmm-msi lab build --itses
 	@$(BIN)/pytest -q tests/lab/test_guest.py tests/lab/guest_shapes.py \
 		tests/lab/guest_life.py
 
@@ -94,7 +107,7 @@ lab-64k: setup-test ## the simulator against the patched kernel with 64K pages
 	@$(BIN)/pytest -q tests/lab/kernel_64k.py
 
 bench: setup-test ## time the commands, the simulator, the editing of domain XML, the reading of firmware
-	$(lab_images)
+	$(lab_parts)
 	@$(BIN)/python tests/bench/bench.py
 	@$(BIN)/python tests/bench/cycles.py
 	@$(BIN)/python tests/bench/domxml.py

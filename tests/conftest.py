@@ -103,9 +103,14 @@ def pytest_testnodedown(node):
 def pytest_xdist_make_scheduler(config, log):
     """Distribute tests one by one, but each folder of ``ONE_WORKER`` as a whole, and first.
 
+    With ``--dist loadfile``, xdist's own scheduler distributes them file by file.
+
     xdist's own ``--dist loadgroup`` groups nothing under pytest 9.2: it sets the private name of a
     test, which pytest does not read any more.
     """
+    if config.getvalue("dist") == "loadfile":
+        return None
+
     from xdist.scheduler import LoadScopeScheduling
 
     class Scheduler(LoadScopeScheduling):

@@ -81,7 +81,8 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_status_line_is_replaced_and_removed():
+def test_a_status_line_is_replaced_and_removed(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
     status = terminal.StatusLine(stream)
     status.show("guest\x1b[2J0\n")
@@ -89,8 +90,11 @@ def test_a_status_line_is_replaced_and_removed():
     assert stream.getvalue() == "\r\x1b[K" r"guest\x1b[2J0\n" "\r\x1b[K"
 
 
-@pytest.mark.parametrize("stream", [None, io.StringIO()])
-def test_a_status_line_is_for_terminals(stream):
+@pytest.mark.parametrize(
+    ("stream", "kind"), [(None, "xterm"), (io.StringIO(), "xterm"), (Terminal(), "dumb")]
+)
+def test_a_status_line_is_for_terminals_that_can_replace_it(stream, kind, monkeypatch):
+    monkeypatch.setenv("TERM", kind)
     status = terminal.StatusLine(stream)
     status.show("guest0")
     status.clear()

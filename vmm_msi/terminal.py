@@ -89,11 +89,13 @@ def discard_output() -> None:
 class StatusLine:
     """A line on a terminal that the next one replaces; nothing is shown anywhere else.
 
-    :param stream: where to show it; None shows nothing.
+    :param stream: where to show it; None shows nothing, nor does a terminal that cannot erase
+        (TERM=dumb).
     """
 
     def __init__(self, stream: TextIO | None) -> None:
-        self._stream = stream if stream is not None and stream.isatty() else None
+        is_live = stream is not None and stream.isatty() and os.environ.get("TERM") != "dumb"
+        self._stream = stream if is_live else None
 
     @property
     def is_live(self) -> bool:

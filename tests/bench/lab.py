@@ -1,4 +1,4 @@
-"""Time a batch on the emulated host and the bare boot of the same kernel; ``make lab`` runs it.
+"""Time a batch on the emulated host and the bare boot of the same kernel: ``make lab-speed``.
 
 The batch is the whole of ``vmm-msi lab conform``: starting libvirtd and the emulated host, the
 work, and stopping both. Its peer is the work plus a bare boot: QEMU with the same machine,

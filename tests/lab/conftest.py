@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 from contextlib import contextmanager
@@ -50,6 +51,8 @@ def bind_images(lab_images):
 def lab_host(lab_root, lab_images):
     """An emulated host for tests that leave it as it is; build/lab-logs keeps its logs."""
     logs = Path(__file__).resolve().parents[2] / "build" / "lab-logs"
+    # Each process that runs tests has a host.
+    logs /= os.environ.get("PYTEST_XDIST_WORKER", "")
     with LabHost(Shape(), keep_logs=logs) as host:
         yield host
 

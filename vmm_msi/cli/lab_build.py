@@ -78,9 +78,10 @@ def _run_build(args: argparse.Namespace) -> int:
     granule = Granule.parse(args.granule)
     chosen = kernel_of(args)
     names = DEFAULTS if chosen is None else (chosen,)
+    # First, so that another process can build the kernels meanwhile.
+    emulator = ensure_its_emulator(args.suite, args.cache, progress) if args.itses else None
     built = {name: ensure_images(args.suite, granule, args.cache, progress, name) for name in names}
     root = ensure_root(args.suite, args.cache, progress)
-    emulator = ensure_its_emulator(args.suite, args.cache, progress) if args.itses else None
     first, *others = built.values()
     cached = root.cached and all(images.cached for images in built.values())
     cached = cached and (emulator is None or emulator.cached)
