@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from vmm_msi.errors import BackendError, LabError
 from vmm_msi.host.msi_bindings import BindingCommand, KernelBinding, MsiBindingsFile
+from vmm_msi.terminal import print_document
 from vmm_msi.types import Iova, Ipa
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ class _Killer:
                 line = sys.stdin.readline()
                 if not line:
                     return
-                print(json.dumps(self._answer(json.loads(line))), flush=True)
+                print_document(json.dumps(self._answer(json.loads(line))) + "\n")
             else:
                 self._kill_one()
 
