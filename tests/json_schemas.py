@@ -26,6 +26,7 @@ DOCUMENTS = {
     "attach": documents.ChangeDocument,
     "bind": system_documents.BindDocument,
     "compare": documents.CompareDocument,
+    "compare-1": documents.CompareVectorsDocument,
     "config-check": system_documents.ConfigDocument,
     "doctor": documents.DoctorDocument,
     "error": documents.ErrorDocument,
@@ -94,6 +95,8 @@ def _name(words: Sequence[str], document: dict[str, object]) -> str:
     command = "-".join(words[:2] if words[0] in {"config", "hook", "lab", "plugins"} else words[:1])
     if command == "status" and "domains" in document:
         return "status-list"
+    if command == "compare" and document["schema"] == 1:
+        return "compare-1"
     return {"detach": "attach", "hook-uninstall": "hook-install"}.get(command, command)
 
 

@@ -40,7 +40,7 @@ def test_every_msi_has_a_verdict(strategy, share, scenario, tmp_path):
     path, count, vectors = scenario
     out = tmp_path / "out.json"
     command = ["compare", "--scenario", str(path), "--strategy", strategy]
-    assert main([*command, "--format", "json", "-o", str(out)]) == 0
+    assert main([*command, "--format", "json", "--schema", "1", "-o", str(out)]) == 0
     (result,) = msgspec.json.decode(out.read_bytes())["results"]
     verdicts = result["verdicts"]
     assert len(verdicts) == count * vectors

@@ -73,7 +73,7 @@ def run_compare(capsys, tmp_path, sample, *strategies):
     arguments = [argument for name in strategies for argument in ("--strategy", name)]
     assert main(["compare", "--scenario", str(path), "--format", "json", *arguments]) == 0
     document = json.loads(capsys.readouterr().out)
-    assert document["schema"] == 1
+    assert document["schema"] == 2
     return document["results"]
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
+import json_schemas
 import pytest
 from host.files.arm_host import arm_host
 from host.firmware.acpi_builder import iort, its_group, root_complex, smmu_v3
@@ -23,7 +25,8 @@ DOCUMENT = {"schema", "results"}
 RESULT = {"strategy", "options", "verdicts", "costs"}
 VERDICT = {
     "device",
-    "vector",
+    "first",
+    "count",
     "outcome",
     "its",
     "expected_its",
@@ -63,15 +66,20 @@ def hexadecimal(value):
 
 
 def check(document, devices):
-    """Check that a document has exactly these keys, with a verdict per vector."""
+    """Check that a document has exactly these keys, with verdicts on every vector."""
     assert set(document) == DOCUMENT
-    assert document["schema"] == 1
+    assert document["schema"] == 2
+    json_schemas.check("compare", document)
     for result in document["results"]:
         assert set(result) == RESULT
         assert set(result["costs"]) == COSTS
         assert all(isinstance(cost, int) for cost in result["costs"].values())
         assert result["options"]["profile"]
-        seen = [(verdict["device"], verdict["vector"]) for verdict in result["verdicts"]]
+        seen = [
+            (verdict["device"], verdict["first"] + index)
+            for verdict in result["verdicts"]
+            for index in range(verdict["count"])
+        ]
         assert seen == [(d, vector) for d, count in devices.items() for vector in range(count)]
         for verdict in result["verdicts"]:
             assert set(verdict) == VERDICT
@@ -84,7 +92,7 @@ def check(document, devices):
             if delivered:
                 assert verdict["its"] == verdict["expected_its"]
                 assert verdict["trace"][-1]["step"] == "its"
-                assert verdict["trace"][-1]["event_id"] == verdict["vector"]
+                assert verdict["trace"][-1]["event_id"] == verdict["first"]
 
 
 def test_every_strategy_in_every_form(compare):
@@ -125,8 +133,128 @@ def test_named_strategies_in_their_order(compare):
 
 def test_lpis_are_distinct(compare):
     (result,) = compare("--scenario", TWO_ITS, "--strategy", "identity")["results"]
-    lpis = [verdict["trace"][-1]["lpi"] for verdict in result["verdicts"]]
+    lpis = [
+        verdict["trace"][-1]["lpi"] + index
+        for verdict in result["verdicts"]
+        for index in range(verdict["count"])
+    ]
     assert len(set(lpis)) == len(lpis) == 8
+
+
+def test_schema_1_has_a_verdict_for_each_vector(compare, vmm_msi):
+    """Both schemas say the same, of delivered and of refused MSIs."""
+    words = ("--scenario", TWO_ITS, "--strategy", "direct", "--strategy", "identity")
+    document = compare(*words, "--schema", "1")
+    json_schemas.check("compare-1", document)
+    per_vector = []
+    for result in compare(*words)["results"]:
+        verdicts = []
+        for verdict in result["verdicts"]:
+            for index in range(verdict.pop("count")):
+                one = copy.deepcopy(verdict)
+                one["vector"] = one.pop("first") + index
+                if one["trace"] and one["trace"][-1]["step"] == "its":
+                    one["trace"][-1]["event_id"] += index
+                    one["trace"][-1]["lpi"] += index
+                verdicts.append(one)
+        per_vector.append(result | {"verdicts": verdicts})
+    assert document == {"schema": 1, "results": per_vector}
+    code, _out, err = vmm_msi("compare", *words, "--schema", "1")
+    assert code == 2
+    assert "--schema needs --format json" in err
+
+
+@pytest.mark.parametrize(
+    ("kind", "strategy", "problem"),
+    [
+        ("undelivered", "direct", "--fail-on undelivered: direct: 4 refused, of 8 MSIs"),
+        ("undelivered", "host-cookie", "--fail-on undelivered: host-cookie: 8 s1-fault, of 8 MSIs"),
+        ("fault", "host-cookie", "--fail-on fault: host-cookie: 8 s1-fault, of 8 MSIs"),
+        ("fault", "preset", "--fail-on fault: preset: 4 misrouted, of 8 MSIs"),
+        ("refused", "direct", "--fail-on refused: direct: 4 refused, of 8 MSIs"),
+        ("refused", "host-cookie", None),
+        ("fault", "direct", None),
+        ("undelivered", "identity", None),
+    ],
+)
+def test_lost_msis_can_fail_a_build(vmm_msi, kind, strategy, problem):
+    words = ("compare", "--scenario", TWO_ITS, "--strategy", strategy)
+    without = vmm_msi(*words)
+    code, out, err = vmm_msi(*words, "--fail-on", kind)
+    assert out == without[1]
+    expected = (0, "") if problem is None else (1, f"vmm-msi compare: {problem}\n")
+    assert (code, err) == expected
+
+
+@pytest.mark.parametrize("schema", ["1", "2"])
+def test_results_are_checked_against_those_of_an_earlier_run(vmm_msi, nowhere, schema):
+    before = nowhere / "before.json"
+    words = ("compare", "--scenario", TWO_ITS)
+    json_words = ("--format", "json", "--schema", schema, "-o", before)
+    assert vmm_msi(*words, *json_words) == (0, "", "")
+    assert vmm_msi(*words, "--expect", before)[::2] == (0, "")
+    # A strategy that the file has and that does not run is a difference, one more is not.
+    named = ("--strategy", "direct", "--strategy", "identity")
+    assert vmm_msi(*words, *named, *json_words, "--force") == (0, "", "")
+    assert vmm_msi(*words, "--expect", before)[::2] == (0, "")
+    code, _out, err = vmm_msi(*words, "--strategy", "direct", "--expect", before)
+    assert (code, err) == (
+        1,
+        "vmm-msi compare: identity: expected, but it was not run with these options\n",
+    )
+    # Another guest: the second device has a virtual ITS of its own.
+    text = before.read_text().replace("0000:02:00.0", "0000:03:00.0")
+    before.write_text(text.replace('"s1-fault"', '"s2-fault"'))
+    code, _out, err = vmm_msi(*words, "--strategy", "direct", "--expect", before)
+    assert code == 1
+    assert "direct: 0000:03:00.0: expected refused, but the guest lacks it\n" in err
+    assert "direct: 0000:02:00.0: not expected, but it is refused\n" in err
+
+
+def test_a_changed_outcome_is_named(vmm_msi, nowhere):
+    before = nowhere / "before.json"
+    words = ("compare", "--scenario", TWO_ITS, "--strategy", "coerced:revision=v2")
+    assert vmm_msi(*words, "--format", "json", "-o", before) == (0, "", "")
+    document = json.loads(before.read_text())
+    (verdicts,) = (result["verdicts"] for result in document["results"])
+    second = verdicts[1]
+    verdicts[1] = second | {"count": 1, "outcome": "s1-fault", "errno": None}
+    verdicts.append(second | {"first": 1, "count": second["count"] - 1})
+    before.write_text(json.dumps(document))
+    code, _out, err = vmm_msi(*words, "--expect", before)
+    assert (code, err) == (
+        1,
+        (
+            "vmm-msi compare: coerced:revision=v2: 0000:02:00.0: expected s1-fault (vector 0), "
+            "refused (ENOSPC) (vectors 1 to 3), but it is refused (ENOSPC)\n"
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (None, "No such file or directory"),
+        ("", "not what vmm-msi compare --format json writes"),
+        ('{"schema": 3, "results": []}', "schema 3; valid: 1, 2"),
+        ('{"schema": 2, "results": [{"strategy": 1}]}', "not what vmm-msi compare"),
+        (
+            (
+                '{"schema": 2, "results": [{"strategy": "direct", "options": {}, "verdicts": [{'
+                '"device": "x", "outcome": "refused", "possible_iovas": ["zero"]}]}]}'
+            ),
+            "invalid literal",
+        ),
+    ],
+)
+def test_a_file_that_is_no_result_is_refused_before_the_run(vmm_msi, nowhere, content, problem):
+    path = nowhere / "before.json"
+    if content is not None:
+        path.write_text(content)
+    code, out, err = vmm_msi("compare", "--scenario", TWO_ITS, "--expect", path)
+    assert (code, out) == (3, "")
+    assert problem in err
+    assert err.count("\n") == 1
 
 
 def test_a_device_tree_with_a_guest_xml(compare):

@@ -24,7 +24,7 @@ from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.config import Choice
 from vmm_msi.errors import UsageError
 from vmm_msi.terminal import StatusLine, print_lines
-from vmm_msi.types import PciAddress, Scenario
+from vmm_msi.types import Outcome, PciAddress, Scenario
 
 if TYPE_CHECKING:
     import argparse
@@ -36,6 +36,15 @@ if TYPE_CHECKING:
     from vmm_msi.plugins.manager import PluginManager
 
 log = logging.getLogger(__name__)
+
+#: Exit code when MSIs are lost that --fail-on names, or results are not as --expect says.
+EXIT_FAILS = 1
+#: The outcomes that --fail-on names.
+FAILURES = {
+    "undelivered": set(Outcome) - {Outcome.DELIVERED},
+    "fault": {Outcome.S1_FAULT, Outcome.S2_FAULT, Outcome.MISROUTED},
+    "refused": {Outcome.REFUSED},
+}
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -84,13 +93,41 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "for each ITS of the scenario (witness); default: witness with --backend lab, its with "
         "--backend iommufd",
     )
+    parser.add_argument(
+        "--fail-on",
+        choices=tuple(FAILURES),
+        metavar="KIND",
+        help="exit with 1 if an MSI of any strategy is lost in this way: undelivered (any), fault "
+        "(a fault of the SMMU, or misrouted) or refused",
+    )
+    parser.add_argument(
+        "--expect",
+        type=Path,
+        metavar="FILE",
+        help="exit with 1 if the strategies in FILE, the JSON of an earlier run, do not have the "
+        "outcomes, errnos and addresses that they have there",
+    )
     add_output(parser, "the result")
     add_format(parser)
+    parser.add_argument(
+        "--schema",
+        type=int,
+        choices=(1, 2),
+        help="with --format json: its schema; 1 has a verdict for each vector, 2 (the default) one "
+        "for the vectors that take the same path",
+    )
     add_config(parser)
 
 
 def run(args: argparse.Namespace) -> int:
-    """Compare."""
+    """Compare; return 1 if ``--fail-on`` or ``--expect`` says so."""
+    if args.schema is not None and args.format != "json":
+        raise UsageError("--schema needs --format json")
+    expectation = None
+    if args.expect is not None:
+        from vmm_msi.report import compare_expected
+
+        expectation = compare_expected.load(args.expect)
     named = [Choice.parse(text) for text in args.strategy]
     target = output_path(args)
     if target is not None:
@@ -105,16 +142,47 @@ def run(args: argparse.Namespace) -> int:
     runs = Runs.of(scenario, named, plugins, settings)
     with _backends(args, scenario) as open_backend:
         results = _with_progress(runs.choices, lambda choice: runs.results(choice, open_backend))
+        seen: list[Result] = []
         with _opened(target, force=args.force) as out:
             if args.format == "json":
                 from vmm_msi.report import compare_json
 
-                compare_json.write(results, out)
+                compare_json.write(_noted(results, seen), out, args.schema or compare_json.SCHEMA)
             else:
                 from vmm_msi.report.compare import compare_table
 
-                print_lines(compare_table(scenario, results), out)
-    return 0
+                print_lines(compare_table(scenario, _noted(results, seen)), out)
+    problems = [] if args.fail_on is None else list(_failures(seen, args.fail_on))
+    if expectation is not None:
+        problems += expectation.differences(seen)
+    print_lines((f"vmm-msi compare: {problem}" for problem in problems), sys.stderr)
+    return EXIT_FAILS if problems else 0
+
+
+def _noted(results: Iterator[Result], seen: list[Result]) -> Iterator[Result]:
+    """Yield results and append each to ``seen``."""
+    for result in results:
+        seen.append(result)
+        yield result
+
+
+def _failures(results: Sequence[Result], kind: str) -> Iterator[str]:
+    """Yield a line for each strategy with MSIs that are lost in a way that --fail-on names."""
+    from vmm_msi.engine.session import outcomes
+    from vmm_msi.quantity import quantity
+    from vmm_msi.report.compare import strategy_name
+
+    for result in results:
+        counts = outcomes(result.verdicts)
+        lost = [
+            f"{counts[outcome]} {outcome}"
+            for outcome in Outcome
+            if outcome in FAILURES[kind] and counts[outcome]
+        ]
+        if lost:
+            name = strategy_name(result.strategy, result.options)
+            of = quantity(sum(counts.values()), "MSI")
+            yield f"--fail-on {kind}: {name}: {', '.join(lost)}, of {of}"
 
 
 @contextmanager

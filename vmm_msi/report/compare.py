@@ -12,7 +12,7 @@ from vmm_msi.types import Outcome
 from vmm_msi.types.verdict import ADDRESS_ORDER, addresses_text
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Mapping
 
     from vmm_msi.engine.compare import Result
     from vmm_msi.types import PciAddress, Scenario, Verdict
@@ -42,7 +42,7 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
     kernels: set[object] = set()
     certain = True
     for result in results:
-        name = _name(result)
+        name = strategy_name(result.strategy, result.options)
         kernels.add(result.options.get("profile"))
         counts = outcomes(result.verdicts)
         total = sum(counts.values())
@@ -77,9 +77,10 @@ def compare_table(scenario: Scenario, results: Iterable[Result]) -> Iterator[str
         yield from _reasons(failed)
 
 
-def _name(result: Result) -> str:
-    options = ",".join(f"{k}={v}" for k, v in result.options.items() if k != "profile" and v)
-    return f"{result.strategy}:{options}" if options else result.strategy
+def strategy_name(strategy: str, options: Mapping[str, object]) -> str:
+    """Return how a strategy with options is written, without those that are empty."""
+    text = ",".join(f"{k}={v}" for k, v in options.items() if k != "profile" and v)
+    return f"{strategy}:{text}" if text else strategy
 
 
 def _cell(verdict: Verdict) -> str:

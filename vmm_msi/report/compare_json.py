@@ -2,10 +2,14 @@
 
 ::
 
-    {"schema": 1, "results": [{"strategy", "options", "verdicts": [{"device", "vector", "outcome",
-    "its", "expected_its", "programmed_iova", "possible_iovas", "errno",
+    {"schema": 2, "results": [{"strategy", "options", "verdicts": [{"device", "first", "count",
+    "outcome", "its", "expected_its", "programmed_iova", "possible_iovas", "errno",
     "errno_inside", "reason", "trace": [...]}],
     "costs": {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings", "containers"}}]}
+
+A verdict is about the vectors ``first`` to ``first + count - 1``, which take the same path; the
+``event_id`` and the ``lpi`` in its trace are those of ``first`` and count up with the vector.
+Schema 1 has a verdict for each vector, with ``vector`` in place of ``first`` and ``count``.
 
 Addresses are hex strings; ``errno`` is the positive number that the caller sees or null,
 ``errno_inside`` the number inside the kernel, where it differs.
@@ -14,7 +18,7 @@ Addresses are hex strings; ``errno`` is the positive number that the caller sees
 from __future__ import annotations
 
 from dataclasses import asdict
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, Literal, TextIO
 
 import msgspec
 
@@ -26,28 +30,40 @@ if TYPE_CHECKING:
     from vmm_msi.engine.compare import Result
     from vmm_msi.types import Verdict
 
-SCHEMA = 1
+#: The version that ``compare`` prints unless another is selected.
+SCHEMA: Final = 2
+#: The versions that it can print.
+SCHEMAS: Final = (1, 2)
 
 # Place holder of a number that differs between vectors; JSON text cannot contain NUL.
 _NUL = "\0"
 _NUMBER = msgspec.Raw(_NUL.encode())
 
 
-def write(results: Iterable[Result], out: TextIO) -> None:
+def write(results: Iterable[Result], out: TextIO, schema: Literal[1, 2] = SCHEMA) -> None:
     """Write the document to ``out`` while the results come in."""
-    out.write(f'{{"schema": {SCHEMA}, "results": [')
+    out.write(f'{{"schema": {schema}, "results": [')
     for number, result in enumerate(results):
         strategy, options = _encode(result.strategy), _encode(dict(result.options))
         out.write("," if number else "")
         out.write(f'\n{{"strategy":{strategy},"options":{options}, "verdicts": [')
         separator = "\n"
         for verdict in result.verdicts:
-            for vector in _vectors(verdict):
+            for text in _vectors(verdict) if schema == 1 else (_run_of_vectors(verdict),):
                 out.write(separator)
-                out.write(vector)
+                out.write(text)
                 separator = ",\n"
         out.write(f'],\n"costs": {_encode(asdict(result.costs))}}}')
     out.write("]}\n")
+
+
+def _run_of_vectors(verdict: Verdict) -> str:
+    """Return a JSON object for all vectors of a verdict."""
+    trace = _trace(verdict)
+    if trace and trace[-1]["step"] == "its":
+        trace[-1] |= {"event_id": verdict.first, "lpi": verdict.lpi}
+    vectors = {"first": verdict.first, "count": verdict.count}
+    return _encode({"device": str(verdict.device), **vectors, **_shared(verdict), "trace": trace})
 
 
 def _vectors(verdict: Verdict) -> Iterator[str]:
@@ -56,25 +72,11 @@ def _vectors(verdict: Verdict) -> Iterator[str]:
     A device has up to 2,048 vectors, which differ in the vector itself, the EventID and the LPI;
     the rest is encoded once.
     """
-    trace: list[dict[str, object]] = [{"step": s.step, **s.values} for s in verdict.trace]
+    trace = _trace(verdict)
     if trace and trace[-1]["step"] == "its":
-        trace[-1].pop("lpi", None)
         trace[-1] |= {"event_id": _NUMBER, "lpi": _NUMBER}
-    template = _encode(
-        {
-            "device": str(verdict.device),
-            "vector": _NUMBER,
-            "outcome": verdict.outcome.value,
-            "its": verdict.its,
-            "expected_its": verdict.expected_its,
-            "programmed_iova": None if verdict.programmed is None else str(verdict.programmed),
-            "possible_iovas": [str(address) for address in verdict.possible],
-            "errno": verdict.errno,
-            "errno_inside": verdict.errno_inside,
-            "reason": verdict.reason,
-            "trace": trace,
-        }
-    )
+    device = {"device": str(verdict.device), "vector": _NUMBER}
+    template = _encode({**device, **_shared(verdict), "trace": trace})
     before, *middle, after = template.split(_NUL)
     if not middle:
         for vector in range(verdict.first, verdict.first + verdict.count):
@@ -85,6 +87,28 @@ def _vectors(verdict: Verdict) -> Iterator[str]:
         vector = verdict.first + index
         lpi = "null" if verdict.lpi is None else verdict.lpi + index
         yield f"{before}{vector}{its}{vector}{event}{lpi}{after}"
+
+
+def _trace(verdict: Verdict) -> list[dict[str, object]]:
+    """Return the steps, without the LPI of the last one, which differs between vectors."""
+    trace: list[dict[str, object]] = [{"step": s.step, **s.values} for s in verdict.trace]
+    if trace and trace[-1]["step"] == "its":
+        trace[-1].pop("lpi", None)
+    return trace
+
+
+def _shared(verdict: Verdict) -> dict[str, object]:
+    """Return what all vectors of a verdict have in common, but for the trace."""
+    return {
+        "outcome": verdict.outcome.value,
+        "its": verdict.its,
+        "expected_its": verdict.expected_its,
+        "programmed_iova": None if verdict.programmed is None else str(verdict.programmed),
+        "possible_iovas": [str(address) for address in verdict.possible],
+        "errno": verdict.errno,
+        "errno_inside": verdict.errno_inside,
+        "reason": verdict.reason,
+    }
 
 
 def _encode(value: object) -> str:

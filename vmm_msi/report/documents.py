@@ -42,11 +42,10 @@ class CostsJson(TypedDict):
     containers: int
 
 
-class VerdictJson(TypedDict):
-    """Where one MSI arrived."""
+class PathJson(TypedDict):
+    """Where MSIs arrived that take the same path."""
 
     device: Pci
-    vector: int
     outcome: Outcome
     its: int | None
     expected_its: int | None
@@ -56,6 +55,13 @@ class VerdictJson(TypedDict):
     errno_inside: int | None
     reason: str
     trace: list[dict[str, Any]]
+
+
+class VerdictJson(PathJson):
+    """Where the MSIs ``first`` to ``first + count - 1`` of a device arrived."""
+
+    first: int
+    count: int
 
 
 class StrategyResultJson(TypedDict):
@@ -70,8 +76,30 @@ class StrategyResultJson(TypedDict):
 class CompareDocument(TypedDict):
     """Output of ``vmm-msi compare``."""
 
-    schema: Literal[1]
+    schema: Literal[2]
     results: list[StrategyResultJson]
+
+
+class VectorVerdictJson(PathJson):
+    """Where one MSI arrived."""
+
+    vector: int
+
+
+class VectorsResultJson(TypedDict):
+    """The verdicts of one strategy, one for each vector."""
+
+    strategy: str
+    options: Options
+    verdicts: list[VectorVerdictJson]
+    costs: CostsJson
+
+
+class CompareVectorsDocument(TypedDict):
+    """Output of ``vmm-msi compare --schema 1``."""
+
+    schema: Literal[1]
+    results: list[VectorsResultJson]
 
 
 # vmm-msi doctor
