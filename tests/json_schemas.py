@@ -14,7 +14,7 @@ import doc_blocks
 import fastjsonschema
 import msgspec
 
-from vmm_msi.report import documents, system_documents
+from vmm_msi.report import compare_documents, documents, system_documents
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -25,8 +25,8 @@ FOLDER = doc_blocks.DOCS / "schemas"
 DOCUMENTS = {
     "attach": documents.ChangeDocument,
     "bind": system_documents.BindDocument,
-    "compare": documents.CompareDocument,
-    "compare-1": documents.CompareVectorsDocument,
+    "compare": compare_documents.CompareDocument,
+    "compare-1": compare_documents.CompareVectorsDocument,
     "config-check": system_documents.ConfigDocument,
     "doctor": documents.DoctorDocument,
     "error": documents.ErrorDocument,

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Config
     from vmm_msi.engine.compare import OpenBackend, Result
     from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import GuestDomain
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,12 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--backend iommufd",
     )
     parser.add_argument(
+        "--trace",
+        metavar="DEVICE[:VECTOR]",
+        help="show the path of one MSI with each strategy, place by place, in place of the table: "
+        "host PCI address and number of the vector (default: 0)",
+    )
+    parser.add_argument(
         "--fail-on",
         choices=tuple(FAILURES),
         metavar="KIND",
@@ -123,6 +130,9 @@ def run(args: argparse.Namespace) -> int:
     """Compare; return 1 if ``--fail-on`` or ``--expect`` says so."""
     if args.schema is not None and args.format != "json":
         raise UsageError("--schema needs --format json")
+    if args.trace is not None and args.format == "json":
+        raise UsageError("--trace is for people: with --format json every verdict has its trace")
+    traced = None if args.trace is None else _traced(args.trace)
     expectation = None
     if args.expect is not None:
         from vmm_msi.report import compare_expected
@@ -148,6 +158,8 @@ def run(args: argparse.Namespace) -> int:
                 from vmm_msi.report import compare_json
 
                 compare_json.write(_noted(results, seen), out, args.schema or compare_json.SCHEMA)
+            elif traced is not None:
+                print_lines(_paths(_noted(results, seen), scenario.guest, *traced), out)
             else:
                 from vmm_msi.report.compare import compare_table
 
@@ -157,6 +169,45 @@ def run(args: argparse.Namespace) -> int:
         problems += expectation.differences(seen)
     print_lines((f"vmm-msi compare: {problem}" for problem in problems), sys.stderr)
     return EXIT_FAILS if problems else 0
+
+
+def _traced(text: str) -> tuple[PciAddress, int]:
+    """Return the device and the vector that ``--trace`` names.
+
+    :raise UsageError: for another form.
+    """
+    address, _, vector = text.rpartition(":")
+    if "." not in address:
+        address, vector = text, "0"
+    if not (vector.isascii() and vector.isdigit() and len(vector) < 5):
+        raise UsageError(
+            f"--trace {text!r}: no number of a vector behind the device; use a form such as "
+            "0000:01:00.0 or 0000:01:00.0:3"
+        )
+    return PciAddress.parse(address), int(vector)
+
+
+def _paths(
+    results: Iterator[Result], guest: GuestDomain, device: PciAddress, vector: int
+) -> Iterator[str]:
+    """Yield the path of one MSI with each strategy.
+
+    :raise UsageError: if the guest has no such device, or the device no such vector.
+    """
+    from vmm_msi.report.chain import to_lines
+
+    for number, result in enumerate(results):
+        verdicts = [verdict for verdict in result.verdicts if verdict.device == device]
+        if not verdicts:
+            valid = ", ".join(str(assigned.host) for assigned in guest.devices[:8])
+            raise UsageError(f"--trace {device}: the guest has no such device; valid: {valid}")
+        verdict = next((v for v in verdicts if v.first <= vector < v.first + v.count), None)
+        if verdict is None:
+            last = max(v.first + v.count for v in verdicts) - 1
+            raise UsageError(f"--trace {device}:{vector}: its vectors are 0 to {last}")
+        if number:
+            yield ""
+        yield from to_lines(result, verdict, guest, vector)
 
 
 def _noted(results: Iterator[Result], seen: list[Result]) -> Iterator[Result]:

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from vmm_msi.library.guests import GuestName
     from vmm_msi.library.hosts import AnyHost
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.report.documents import CompareDocument
+    from vmm_msi.report.compare_documents import CompareDocument
     from vmm_msi.types import Granule, HostTopology, PciAddress
 
 log = logging.getLogger(__name__)

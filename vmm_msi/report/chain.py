@@ -1,0 +1,180 @@
+"""The path of one MSI, place by place: what compare --trace prints, and pictures draw."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import TYPE_CHECKING
+
+from vmm_msi.iommu.profiles import profile_named
+from vmm_msi.report.compare import strategy_name
+from vmm_msi.types import Outcome
+from vmm_msi.types.verdict import addresses_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from vmm_msi.engine.compare import Result
+    from vmm_msi.types import GuestDomain, Verdict
+
+_PAGE = 0x1000
+_WIDTH = 79
+
+
+class Place(StrEnum):
+    """The places that an MSI passes, in order."""
+
+    DEVICE = "device"
+    STAGE_1 = "stage 1"
+    STAGE_2 = "stage 2"
+    DOORBELL = "doorbell"
+    INTERRUPT = "interrupt"
+
+
+class Passage(StrEnum):
+    """What happens to an MSI at a place."""
+
+    PASSED = "passed"
+    BROKEN = "broken"
+    NOT_REACHED = "not reached"
+
+
+@dataclass(frozen=True)
+class Station:
+    """One place on the path.
+
+    :param text: what goes in and what comes out.
+    :param notes: why; a paragraph each.
+    """
+
+    place: Place
+    passage: Passage
+    text: str = ""
+    notes: tuple[str, ...] = ()
+
+
+def stations(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> list[Station]:
+    """Return every place on the path of a vector's MSI, those that it does not reach included.
+
+    :param vector: one of the verdict's.
+    """
+    steps = {step.step: step.values for step in verdict.trace}
+    known = {Place.DEVICE: _device(result, verdict, guest, vector)}
+    if "s1" in steps:
+        known[Place.STAGE_1] = Station(Place.STAGE_1, Passage.PASSED, *_stage1(steps["s1"]))
+    elif "s2" in steps:
+        table = f"{steps['s2'].get('stage1')}: its table, for {steps['s2'].get('iova')}"
+        known[Place.STAGE_1] = Station(Place.STAGE_1, Passage.PASSED, table)
+    if "s2" in steps:
+        known[Place.STAGE_2] = Station(Place.STAGE_2, Passage.PASSED, _stage2(steps["s2"]))
+    if "doorbell" in steps:
+        values = steps["doorbell"]
+        where = f"ITS {values['its']}: {values.get('pa') or 'EventID {}'.format(values['data'])}"
+        known[Place.DOORBELL] = Station(Place.DOORBELL, Passage.PASSED, where)
+    elif verdict.outcome is Outcome.MISROUTED and "its" not in steps:
+        known[Place.DOORBELL] = Station(Place.DOORBELL, Passage.PASSED, "none")
+    if "its" in steps:
+        text = _interrupt(steps["its"], verdict, vector)
+        known[Place.INTERRUPT] = Station(Place.INTERRUPT, Passage.PASSED, text)
+    places = list(Place)
+    end = max(known, key=places.index)
+    if verdict.outcome is not Outcome.DELIVERED:
+        notes = (*known[end].notes, verdict.reason) if verdict.reason else known[end].notes
+        known[end] = replace(known[end], passage=Passage.BROKEN, notes=notes)
+    return [
+        known.get(place) or Station(place, _unknown(place, end, verdict.outcome))
+        for place in places
+    ]
+
+
+def _unknown(place: Place, end: Place, outcome: Outcome) -> Passage:
+    """Return what happens at a place that the trace lacks: a real kernel does not show each."""
+    places = list(Place)
+    before = outcome is Outcome.DELIVERED or places.index(place) < places.index(end)
+    return Passage.PASSED if before else Passage.NOT_REACHED
+
+
+def _device(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> Station:
+    if verdict.programmed is None:
+        return Station(Place.DEVICE, Passage.BROKEN, f"{verdict.device} has no MSI address")
+    address = addresses_text(verdict.possible or (verdict.programmed,))
+    return Station(
+        Place.DEVICE,
+        Passage.PASSED,
+        f"{verdict.device} writes EventID {vector} to {address}",
+        tuple(_address_notes(result, verdict, guest)),
+    )
+
+
+def _address_notes(result: Result, verdict: Verdict, guest: GuestDomain) -> Iterator[str]:
+    """Yield whose address the device has, and what chose it."""
+    page = verdict.programmed and verdict.programmed - verdict.programmed % _PAGE
+    owners = [d.host for d in guest.devices if d.giova - d.giova % _PAGE == page]
+    profile = profile_named(str(result.options["profile"]))
+    if verdict.device in owners:
+        yield "the gIOVA that the guest gave it"
+    elif owners:
+        yield f"the gIOVA of {owners[0]}: the kernel took that device's binding"
+    elif profile.iommufd:
+        yield (
+            "a slot of the MSI window of its iommufd file, in order of first use (iommufd_sw_msi, "
+            "drivers/iommu/iommufd/driver.c)"
+        )
+    else:
+        yield (
+            "an IOVA that the kernel allocated for the doorbell (iommu_dma_get_msi_page, "
+            "drivers/iommu/dma-iommu.c)"
+        )
+
+
+def _stage1(values: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
+    iova, ipa = values.get("iova"), values.get("ipa")
+    text = f"{values.get('stage1')}: {iova} -> {ipa or 'no translation'}"
+    if config := values.get("config"):
+        return text, (f"the guest's stage 1 does not translate: {config}",)
+    if ipa is not None and ipa == iova:
+        return text, ("mapped 1:1, as an RMR in the guest's IORT demands",)
+    return text, ()
+
+
+def _stage2(values: Mapping[str, object]) -> str:
+    if "ipa" not in values:
+        return "no translation"
+    return f"{values['ipa']} -> {values.get('pa', 'no translation')}"
+
+
+def _interrupt(values: Mapping[str, object], verdict: Verdict, vector: int) -> str:
+    if "interrupt" in values:
+        return f"ITS {values['its']}: {values['interrupt']}"
+    event = f"ITS {values['its']}: DeviceID {values['device_id']}, EventID {vector}"
+    if verdict.lpi is None:
+        return event
+    return f"{event} -> LPI {verdict.lpi + vector - verdict.first}"
+
+
+def to_lines(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> Iterator[str]:
+    """Yield the path as text for a terminal of 80 columns."""
+    name = strategy_name(result.strategy, result.options)
+    kernel = result.options["profile"]
+    yield f"{name} on {kernel}: {verdict.device}, vector {vector}: {verdict.outcome}"
+    yield ""
+    path = stations(result, verdict, guest, vector)
+    for number, station in enumerate(path):
+        mark = "x" if station.passage is Passage.BROKEN else " "
+        text = station.text or str(station.passage)
+        yield from _wrapped(f"  {station.place:10} {mark} ", text)
+        following = path[number + 1 : number + 2]
+        line = "|" if following and following[0].passage is not Passage.NOT_REACHED else " "
+        for note in station.notes:
+            yield from _wrapped(f"     {line}           ", note, f"     {line}           ")
+        if line == "|":
+            yield f"     {line}"
+
+
+def _wrapped(head: str, text: str, indent: str | None = None) -> Sequence[str]:
+    """Return text behind a head, wrapped at words."""
+    below = " " * len(head) if indent is None else indent
+    return textwrap.wrap(
+        text, _WIDTH, initial_indent=head, subsequent_indent=below, break_on_hyphens=False
+    )

@@ -1,0 +1,80 @@
+"""The types of the JSON documents of ``compare``.
+
+:mod:`vmm_msi.report.documents` has those of other commands about hosts and guests.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, TypedDict
+
+from vmm_msi.report.documents import Hex, Options, Outcome, Pci  # noqa: TC001
+
+
+class CostsJson(TypedDict):
+    """What a strategy costs."""
+
+    s2_domains: int
+    s2_mappings: int
+    sw_msi_slots: int
+    bindings: int
+    containers: int
+
+
+class PathJson(TypedDict):
+    """Where MSIs arrived that take the same path."""
+
+    device: Pci
+    outcome: Outcome
+    its: int | None
+    expected_its: int | None
+    programmed_iova: Hex | None
+    possible_iovas: list[Hex]
+    errno: int | None
+    errno_inside: int | None
+    reason: str
+    trace: list[dict[str, Any]]
+
+
+class VerdictJson(PathJson):
+    """Where the MSIs ``first`` to ``first + count - 1`` of a device arrived."""
+
+    first: int
+    count: int
+
+
+class StrategyResultJson(TypedDict):
+    """The verdicts of one strategy."""
+
+    strategy: str
+    options: Options
+    verdicts: list[VerdictJson]
+    costs: CostsJson
+
+
+class CompareDocument(TypedDict):
+    """Output of ``vmm-msi compare``."""
+
+    schema: Literal[2]
+    results: list[StrategyResultJson]
+
+
+class VectorVerdictJson(PathJson):
+    """Where one MSI arrived."""
+
+    vector: int
+
+
+class VectorsResultJson(TypedDict):
+    """The verdicts of one strategy, one for each vector."""
+
+    strategy: str
+    options: Options
+    verdicts: list[VectorVerdictJson]
+    costs: CostsJson
+
+
+class CompareVectorsDocument(TypedDict):
+    """Output of ``vmm-msi compare --schema 1``."""
+
+    schema: Literal[1]
+    results: list[VectorsResultJson]
