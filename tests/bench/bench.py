@@ -151,7 +151,7 @@ def bench_compare(plugins: PluginManager) -> None:
 
 
 def bench_command(folder: Path) -> None:
-    """Time the whole command, which writes a verdict per MSI as JSON."""
+    """Time the whole command, which writes JSON."""
     lines = ["[host]", 'granule = "4K"']
     for smmu in range(SMMUS):
         lines += ["[[host.smmu]]", f"id = {smmu}"]
