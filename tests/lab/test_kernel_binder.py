@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from lab.kill_points import kill_in_every_phase
 from lab.watched_guest import GDB, GIOVA, LONG_S, WORDS, watched_guest
@@ -79,6 +81,20 @@ def test_a_guest_without_rmr_loses_nothing(guest):
         guest.work()
     assert guest.faults() == ([], [])
     assert guest.polled() == []
+
+
+def test_a_driver_with_another_giova_is_followed(guest):
+    """VFIO inside the guest, which an RMR forbids: its kernel has the MSI page at 0x8000000."""
+    device = guest.present[-1]
+    assert guest.runner.guest("take", address=guest.address(device), use_s=5.0) == ""
+    guest.converged()
+    guest.work()
+    lines = guest.link.call("watch-log").splitlines()
+    events = [json.loads(line) for line in lines if '"giova-corrected"' in line]
+    assert [(e["device"], e["before"], e["giova"]) for e in events[-2:]] == [
+        (str(device), hex(GIOVA), "0x8000000"),
+        (str(device), "0x8000000", hex(GIOVA)),
+    ]
 
 
 def test_a_withdrawal_is_seen_explained_and_repaired(guest):

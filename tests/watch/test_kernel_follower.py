@@ -6,11 +6,24 @@ import logging
 
 import pytest
 from lxml import etree
-from watch.helpers import A, binder, bound, live, node_file, running, write_live_record
+from watch.helpers import (
+    UUID,
+    A,
+    B,
+    attach,
+    binder,
+    bound,
+    live,
+    node_file,
+    running,
+    write_live_record,
+)
 
 from vmm_msi.domxml.metadata import NAMESPACE as RECORD
 from vmm_msi.host.msi_bindings import MsiBindingsFile
 from vmm_msi.types import Iova, Outcome
+from vmm_msi.watch.guest_msi import GuestMsiReader
+from vmm_msi.watch.kernel_follower import QUICK_S
 from vmm_msi.watch.reconcile import Reconciler
 from vmm_msi.watch.statistics import Statistics
 
@@ -56,17 +69,23 @@ class Watched:
         return device.by, device.outcome, device.programmed
 
 
+def recorded_for_the_kernel(connection, strategy="direct", uuid=UUID):
+    """Have the live record of a guest say that the kernel binds its device."""
+    (element,) = live(connection, uuid).root.iterfind(f"metadata/{{{RECORD}}}domain")
+    for child in element.iter("*"):
+        child.tag = etree.QName(child).localname
+    element.find("device").set("backend", "kernel")
+    element.find("device").set("strategy", strategy)
+    etree.cleanup_namespaces(element)
+    text = etree.tostring(element, encoding="unicode", with_tail=False)
+    write_live_record(connection, text, uuid)
+
+
 @pytest.fixture
 def watched(tmp_path, caplog):
     caplog.set_level(logging.INFO, "vmm_msi.watch")
     with running(node_file(tmp_path), A) as connection:
-        (element,) = live(connection).root.iterfind(f"metadata/{{{RECORD}}}domain")
-        for child in element.iter("*"):
-            child.tag = etree.QName(child).localname
-        element.find("device").set("backend", "kernel")
-        element.find("device").set("strategy", "direct")
-        etree.cleanup_namespaces(element)
-        write_live_record(connection, etree.tostring(element, encoding="unicode", with_tail=False))
+        recorded_for_the_kernel(connection)
         yield Watched(connection, tmp_path / "msi_bindings", caplog)
 
 
@@ -110,6 +129,41 @@ def test_a_guest_that_stops_between_two_looks_is_not_a_failure(watched):
     assert watched.look() == []
     assert [r for r in watched.caplog.records if r.levelno > logging.INFO] == []
     assert watched.check() == ["unbound"]
+
+
+@pytest.mark.parametrize("before", [0xFFFFF000, 0xFFFFE000])
+def test_a_guest_with_another_giova_is_looked_at_often(watched, monkeypatch, before):
+    """The driver that took the device writes more, or gives it back soon."""
+    watched.kernel_has(DEVICE, binding(hex(before)))
+    watched.check()
+    monkeypatch.setattr(GuestMsiReader, "written", lambda _self, _device: (Iova(0xFFFFF040),))
+    follower = watched.reconciler._follower
+    follower._quick_until = 0.0
+    watched.look()
+    assert (follower.wait() <= QUICK_S) == (before != 0xFFFFF000)
+
+
+def test_two_guests_with_a_strategy_each(watched):
+    """What happens to one does not change the other."""
+    connection = watched.connection
+    attach(connection, B, guest="guest1", allow_faults=True)
+    connection.start("guest1")
+    other = UUID[:-1] + "1"
+    recorded_for_the_kernel(connection, "coerced:revision=v2", other)
+    second = f"device {B} context 2 hwpt 3 vdevice 8 vsid 0x1100 allocator list"
+    bound_second = f"binding {B} iova 0xfffff000 gpa 0x8090000 shift 12 hpa 0x8090000 used"
+    watched.kernel_has(DEVICE, second, binding(), bound_second)
+    assert watched.check() == ["bound", "bound"]
+    assert watched.look() == []
+    watched.kernel_has(DEVICE, second, binding())
+    # The commands replace the text, so that a look at guest0 after it fails.
+    assert "kernel-bound" in watched.look()
+    assert watched.path.read_text().startswith(f"prepare {B}\n")
+    watched.kernel_has(DEVICE, binding())
+    connection.destroy("guest1")
+    assert watched.check() == ["unbound"]
+    assert watched.outcome() == RIGHT
+    assert watched.look() == []
 
 
 def test_a_device_without_a_binding_is_bound(watched):

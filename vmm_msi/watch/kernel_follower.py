@@ -128,10 +128,11 @@ class KernelFollower:
         self._unreadable(key, domain, result.unread)
         giova = plan.binding.giova
         if plan.commands:
-            if plan.source is not GiovaSource.GUEST:
-                self.hurry()  # a reset or another kernel: the guest is about to write one
             before = plan.before[0].giova if plan.before else None
             corrected = before not in {None, giova} and plan.source is GiovaSource.GUEST
+            if corrected or plan.source is not GiovaSource.GUEST:
+                # A reset, another kernel or driver: the guest is about to write others.
+                self.hurry()
             if corrected:
                 self._statistics.corrected()
             log_event(

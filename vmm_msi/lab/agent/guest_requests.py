@@ -45,11 +45,11 @@ def _reload_driver(_tell: Tell, address: str, *, enumerate_again: bool = False) 
     reload_driver(address, enumerate_again=enumerate_again)
 
 
-def _take(_tell: Tell, address: str) -> str:
+def _take(_tell: Tell, address: str, use_s: float = 0.0) -> str:
     """Take a device of this machine, a guest, with VFIO; return the errno of a refusal."""
     from vmm_msi.lab.guest.vfio import take
 
-    return take(address)
+    return take(address, use_s)
 
 
 def _restart_self(_tell: Tell) -> None:

@@ -14,10 +14,11 @@ _PCI = Path("/sys/bus/pci")
 _READY_S = 20.0
 
 
-def take(address: str) -> str:
+def take(address: str, use_s: float = 0.0) -> str:
     """Bind a device to vfio-pci and to an iommufd; give it back to its driver.
 
     :param address: the device's address in this machine.
+    :param use_s: enable an MSI for so many seconds, whose address is in this kernel's MSI window.
     :return: the name of the errno with which the kernel refused it; empty if it did not.
     """
     folder = _PCI / "devices" / address
@@ -30,6 +31,13 @@ def take(address: str) -> str:
             with LinuxIommufd() as iommufd:
                 device.open()
                 device.bind(iommufd)
+                if use_s:
+                    device.attach(iommufd.ioas_alloc())
+                    device.enable_bus_master()
+                    device.enable_msi()
+                    time.sleep(use_s)
+                    device.disable_msi()
+                    device.close()
         except BackendError as error:
             refused = errno_name(error.errno)
         finally:
