@@ -36,6 +36,7 @@ from vmm_msi.types import Iova, Ipa, Outcome, Pa, PciAddress, StreamId
 # vmm-msi lab guest --devices nvme,nvme --vsmmus 2 --record two-nvmes.json
 # vmm-msi lab guest --no-rmr --record no-rmr.json
 # vmm-msi lab guest --strategy direct --then wrong-giova,rebind --record direct.json
+# withdrawn.json: vmm-msi record, for the withdrawn binding of lab/test_kernel_binder.py
 REAL = Path(__file__).parent
 FAULT = SmmuEvent(EventKind.F_TRANSLATION, 1, StreamId(0x1100), Iova(0x8000040))
 
@@ -61,6 +62,23 @@ def test_recording_of_a_guest_that_the_kernel_bound(plugins):
     # The guest's own address is what the kernel has, not what Linux is expected to choose.
     moved = replace(binding, giova=Iova(0xFFEFF000))
     assert disagreements(plugins, replace(real, guest=_with_giova(real.guest, moved.giova)))
+
+
+def test_recording_of_a_withdrawn_binding(plugins):
+    """A guest without RMR and with two drives, of which one has no binding any more."""
+    real = recording_json.read(REAL / "withdrawn.json")
+    first, second = real.devices
+    assert (len(first.bindings), second.bindings) == (1, ())
+    assert [event.event.iova for event in real.events] == [0x8000040]
+    result = replayed(plugins, real)
+    assert (result.agrees, result.kernel) == (False, "linux-7.2-bind")
+    bound, withdrawn = result.devices
+    assert (bound.outcome, bound.disagreements) == ("delivered", ())
+    assert (withdrawn.outcome, withdrawn.verdict.outcome) == ("s1-fault", Outcome.DELIVERED)
+    assert withdrawn.disagreements[0] == (
+        "programmed with 0x8000040, in the simulator with 0xfffff040; the kernel had no binding "
+        "of its doorbell: see vmm-msi status"
+    )
 
 
 def _with_giova(guest, giova):

@@ -266,6 +266,8 @@ def _address_differences(
         window = host.sw_msi_window or SW_MSI_WINDOW
         if all(window.overlaps(address, 1) for address in (addresses[0], verdict.programmed)):
             text += "; an unplugged device may still hold a slot that is not recorded"
+        elif window.overlaps(addresses[0], 1) and not device.bindings:
+            text += "; the kernel had no binding of its doorbell: see vmm-msi status"
         yield text
 
 
