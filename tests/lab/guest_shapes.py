@@ -36,6 +36,7 @@ SHAPES = {
 
 #: Guests whose MSIs the kernel binds: options and number of devices.
 TWO = ("--devices", "nvme,nvme")
+ITSES = ("--itses", "2", "--count", "300")
 BOUND = {
     "direct on two pSMMUs": (["--strategy", "direct", *TWO, "--vsmmus", "2"], 2),
     "direct without RMR": (["--strategy", "direct", *TWO, "--no-rmr"], 2),
@@ -43,7 +44,13 @@ BOUND = {
     "coerced v2": (["--strategy", "coerced:revision=v2", *TWO, "--then", "reboot,unplug"], 2),
     "coerced v4": (["--strategy", "coerced:revision=v4"], 1),
     "coerced v15": (["--strategy", "coerced", *TWO], 2),
+    "coerced v15 without RMR": (["--strategy", "coerced", *TWO, "--no-rmr"], 2),
     "multi-its": (["--strategy", "multi-its", *TWO], 2),
+    "multi-its without RMR": (["--strategy", "multi-its:mode=s2", *TWO, "--no-rmr"], 2),
+    "multi-its with two ITSes": (
+        ["--strategy", "multi-its:mode=s2,iommufd=each", *TWO, *ITSES, "--then", "unplug"],
+        2,
+    ),
     "multi-its with one vITS": (["--strategy", "multi-its:mode=vits", *TWO], 2),
     "storm, direct": (["--strategy", "direct", "--count", "100000"], 1),
     "storm, coerced": (["--strategy", "coerced", "--count", "100000"], 1),
@@ -51,7 +58,7 @@ BOUND = {
 
 
 @pytest.mark.parametrize("name", BOUND)
-def test_every_interrupt_arrives_at_the_guests_own_address(name, bind_images, capsys):
+def test_every_interrupt_arrives_at_the_guests_own_address(name, bind_images, its_emulator, capsys):
     options, devices = BOUND[name]
     status, report = run_guest(capsys, *options)
     assert status == 0
