@@ -1,4 +1,4 @@
-"""Kill ``vmm-msi watch`` 50 times while a guest lives: ``make lab-guest``, 10 minutes.
+"""Kill ``vmm-msi watch`` 50 times while a guest lives: ``make lab-guest``, 3 minutes.
 
 ``KILLS`` is the number, ``VMM_MSI_SEED`` the seed of the moments (1).
 """
