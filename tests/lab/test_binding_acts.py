@@ -7,7 +7,7 @@ import json
 import pytest
 
 from vmm_msi.cli.lab_guest import _is_bound_by_kernel
-from vmm_msi.errors import LabError
+from vmm_msi.errors import LabError, UsageError
 from vmm_msi.lab.guest import binding_acts
 from vmm_msi.lab.guest.binding_acts import WITHDRAW, WRONG_GDB, WRONG_GIOVA, BindingActs
 from vmm_msi.types import PciAddress
@@ -115,9 +115,13 @@ def test_events_of_devices_are_shown():
         ("direct", True),
         ("coerced", True),
         ("coerced:revision=v2", True),
-        ("direct:profile=linux-7.2", False),
-        ("window", False),
     ],
 )
 def test_strategies_that_need_the_kernel_with_bindings(strategy, expected):
     assert _is_bound_by_kernel(strategy) is expected
+
+
+@pytest.mark.parametrize("strategy", ["direct:profile=linux-7.2", "window", "host-cookie"])
+def test_a_strategy_that_nothing_applies_is_refused(strategy):
+    with pytest.raises(UsageError, match=f"--strategy {strategy}: neither QEMU nor a kernel"):
+        _is_bound_by_kernel(strategy)
