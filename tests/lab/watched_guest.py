@@ -11,10 +11,11 @@ from conftest import unavailable
 
 from vmm_msi.host.msi_bindings import parse_bindings
 from vmm_msi.lab.build import images
+from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.build.kernel_flavour import kernel_name
 from vmm_msi.lab.build.progress import Progress
 from vmm_msi.lab.guest.its_log import ItsLog
-from vmm_msi.lab.guest.runner import Runner, RunSpec, faults, shape_for
+from vmm_msi.lab.guest.runner import NO_RMR, Runner, RunSpec, faults, shape_for
 from vmm_msi.lab.machine.emulated_host import LabHost
 from vmm_msi.lab.rpc.link import AgentLink
 
@@ -23,6 +24,8 @@ READS = 20
 #: A busy machine takes long for a guest in an emulated host.
 PATIENCE_S = 180.0
 LONG_S = 900.0
+#: The initial RAM file system of a guest that starts another kernel.
+KEXEC = "initrd-kexec"
 #: Linux allocates no further windows for a device that is plugged in, nor waits a minute for a
 #: command whose interrupt is lost.
 WORDS = "pci=hpiosize=0,hpmmioprefsize=0 nvme_core.admin_timeout=1 nvme_core.io_timeout=1"
@@ -32,10 +35,11 @@ class WatchedGuest:
     """A guest with drives that ``direct`` binds.
 
     :param report: takes lines for the log of the test.
+    :param boot: the folder with its boot files.
     """
 
-    def __init__(self, runner, link, report):
-        self.runner, self.link, self.report = runner, link, report
+    def __init__(self, runner, link, report, boot):
+        self.runner, self.link, self.report, self.boot = runner, link, report, boot
         self.devices = runner.devices(["nvme", "nvme"])
         self.present = list(self.devices)
 
@@ -127,6 +131,25 @@ class WatchedGuest:
         log = self.runner.guest("kernel-log").splitlines()
         return [line for line in log if "completion polled" in line or "I/O tag" in line]
 
+    def define_with_kernel(self, *, rmr):
+        """Define it with a kernel in its initrd, which it keeps: what kexec needs."""
+        words = f"{WORDS} retain_initrd"
+        if not rmr:
+            self.link.call("start", timeout_s=LONG_S)
+            self.runner.define_without_rmr(self.devices, "direct", words)
+        name = NO_RMR if not rmr else "initrd"
+        archive = Archive()
+        archive.add_file("Image", (self.boot / "kernel").read_bytes())
+        whole = (self.boot / name).read_bytes()
+        # The IORT in it has to come first.
+        (self.boot / KEXEC).write_bytes(concatenate((whole, archive.encode())))
+        if rmr:
+            self.link.call("define", initrd=KEXEC, words=words, timeout_s=LONG_S)
+            self.runner.attach(self.devices, "direct")
+        else:
+            xml = self.link.call("definition").replace(f"/{NO_RMR}<", f"/{KEXEC}<")
+            self.link.call("redefine", xml=xml, timeout_s=LONG_S)
+
     def restart(self):
         self.link.call("restart", timeout_s=LONG_S)
 
@@ -155,7 +178,7 @@ def watched_guest(log_path):
         runner = Runner(
             link, ItsLog(lab.its_log), lab.boot_folder, progress, lab.words, lab.board.its_base
         )
-        guest = WatchedGuest(runner, link, report)
+        guest = WatchedGuest(runner, link, report, lab.boot_folder)
         runner.prepare()
         link.call("define", words=WORDS, timeout_s=LONG_S)
         runner.attach(guest.devices, "direct")

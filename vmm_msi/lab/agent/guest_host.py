@@ -156,11 +156,14 @@ class GuestHost:
         self._connection.resume(NAME)
         return self.wait()
 
-    def restart(self) -> dict[str, Any]:
-        """Restart the guest from inside; return its agent's first answer afterwards."""
+    def restart(self, how: str = "restart-self") -> dict[str, Any]:
+        """Restart the guest from inside; return its agent's first answer afterwards.
+
+        :param how: the request to its agent.
+        """
         before = self.wait()
         with AgentLink(self._agent) as link, suppress(LabError):
-            link.call("restart-self", timeout_s=_ASK_EVERY_S)
+            link.call(how, timeout_s=_ASK_EVERY_S)
         while True:
             after = self.wait()
             if after["boot"] != before["boot"]:

@@ -57,6 +57,20 @@ def _restart_self(_tell: Tell) -> None:
     subprocess.run(["busybox", "reboot", "-f"], check=True)  # noqa: S607
 
 
+def _load_kernel(_tell: Tell, image: str, words: str) -> None:
+    """Load a kernel to start in the place of this machine's."""
+    from vmm_msi.lab.guest.life_cycle import load_kernel
+
+    load_kernel(image, words)
+
+
+def _start_kernel(_tell: Tell) -> None:
+    """Start the loaded kernel."""
+    from vmm_msi.lab.guest.life_cycle import start_kernel
+
+    start_kernel()
+
+
 #: The requests, by name.
 REQUESTS: Mapping[str, Callable[..., Any]] = {
     "look": _look,
@@ -65,4 +79,6 @@ REQUESTS: Mapping[str, Callable[..., Any]] = {
     "reload-driver": _reload_driver,
     "take": _take,
     "restart-self": _restart_self,
+    "load-kernel": _load_kernel,
+    "start-kernel": _start_kernel,
 }

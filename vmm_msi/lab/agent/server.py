@@ -368,9 +368,9 @@ class Agent:
         """Resume the guest, which was started paused."""
         return self._running_host().resume()
 
-    def _restart(self, _tell: Tell) -> dict[str, object]:
+    def _restart(self, _tell: Tell, how: str = "restart-self") -> dict[str, object]:
         """Restart the guest."""
-        return self._running_host().restart()
+        return self._running_host().restart(how)
 
     def _stop(self, _tell: Tell) -> None:
         """Stop the guest."""
