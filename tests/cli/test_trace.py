@@ -134,8 +134,8 @@ def test_an_address_that_is_no_doorbell_breaks_there():
         TraceStep("s1", {"stage1": "s1a", "iova": "0x8000040", "ipa": "0x1000"}),
         TraceStep("s2", {"s2": 1, "ipa": "0x1000", "pa": "0x2000"}),
     )
-    found = passages(Outcome.MISROUTED, *steps)
-    assert (found[Place.STAGE_2], found[Place.DOORBELL]) == (Passage.PASSED, Passage.BROKEN)
+    passage = passages(Outcome.MISROUTED, *steps)
+    assert (passage[Place.STAGE_2], passage[Place.DOORBELL]) == (Passage.PASSED, Passage.BROKEN)
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,7 @@ from __future__ import annotations
 import pytest
 from binding_cases import LARGE_CASES
 from conftest import unavailable
-from kernel_cases import CheckedCalls
-from lab.test_conform import both_sides, quiet, text_of
+from lab.test_conform import both_sides, check_cases, quiet, text_of
 
 from vmm_msi.lab.build.images import find_images
 from vmm_msi.lab.build.kernel_flavour import BIND
@@ -40,15 +39,7 @@ def sides(lab_root):
 
 
 def test_linux_follows_the_rules_of_64k_pages(sides):
-    simulator, side = sides
-    cases = []
-    for case in LARGE_CASES.values():
-        calls = CheckedCalls(simulator)
-        case(calls)
-        cases.append(calls.sequence())
-    report = conform.compare(simulator, side, cases, quiet)
-    assert not report.mismatches, text_of(report)
-    assert report.steps == sum(len(sequence.steps) for sequence in cases)
+    check_cases(*sides, LARGE_CASES.values())
 
 
 def test_linux_is_as_the_simulator_says(sides):

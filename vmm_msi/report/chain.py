@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.report.compare import strategy_name
-from vmm_msi.types import Outcome
+from vmm_msi.types import Granule, Outcome
 from vmm_msi.types.verdict import addresses_text
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from vmm_msi.engine.compare import Result
     from vmm_msi.types import GuestDomain, Verdict
 
-_PAGE = 0x1000
 _WIDTH = 79
 
 
@@ -109,8 +108,8 @@ def _device(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -
 
 def _address_notes(result: Result, verdict: Verdict, guest: GuestDomain) -> Iterator[str]:
     """Yield whose address the device has, and what chose it."""
-    page = verdict.programmed and verdict.programmed - verdict.programmed % _PAGE
-    owners = [d.host for d in guest.devices if d.giova - d.giova % _PAGE == page]
+    page = None if verdict.programmed is None else verdict.programmed.align_down(Granule.K4)
+    owners = [d.host for d in guest.devices if d.giova.align_down(Granule.K4) == page]
     profile = profile_named(str(result.options["profile"]))
     if verdict.device in owners:
         yield "the gIOVA that the guest gave it"

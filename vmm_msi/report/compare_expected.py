@@ -50,8 +50,8 @@ class _Document(msgspec.Struct):
 
 
 @dataclass(frozen=True)
-class _Fate:
-    """What happens to an MSI, as far as it is compared."""
+class _MsiResult:
+    """The result of an MSI, as far as it is compared."""
 
     outcome: Outcome
     errno: int | None
@@ -66,16 +66,16 @@ class _Fate:
 
 @dataclass(frozen=True)
 class _Span:
-    """Vectors with the same fate."""
+    """Adjacent vectors with the same result."""
 
     first: int
     count: int
-    fate: _Fate
+    result: _MsiResult
 
     def __str__(self) -> str:
         last = self.first + self.count - 1
         vectors = f"vectors {self.first} to {last}" if self.count > 1 else f"vector {self.first}"
-        return f"{self.fate} ({vectors})"
+        return f"{self.result} ({vectors})"
 
 
 class Expectation:
@@ -89,7 +89,7 @@ class Expectation:
         self.source = source
 
     def differences(self, results: Iterable[Result]) -> Iterator[str]:
-        """Yield a line for each device of each strategy whose MSIs fare otherwise.
+        """Yield a line for each device of each strategy with other results.
 
         A strategy that the earlier run did not have is not compared.
         """
@@ -158,38 +158,54 @@ def _is_same(expected: _Result, result: Result) -> bool:
 
 
 def _spans(verdicts: Iterable[_Verdict]) -> dict[str, Sequence[_Span]]:
-    """Return the fates of each device's vectors.
+    """Return the results of each device's vectors.
 
     :raise ValueError: for an address that is none.
     """
-    spans: dict[str, list[_Span]] = {}
-    for verdict in verdicts:
-        possible = tuple(Iova(int(address, 16)) for address in verdict.possible_iovas)
-        first = verdict.first if verdict.vector is None else verdict.vector
-        fate = _Fate(verdict.outcome, verdict.errno, possible)
-        spans.setdefault(verdict.device, []).append(_Span(first, verdict.count, fate))
-    return {device: _merged(parts) for device, parts in spans.items()}
+    return _by_device(
+        (
+            verdict.device,
+            verdict.first if verdict.vector is None else verdict.vector,
+            verdict.count,
+            _MsiResult(
+                verdict.outcome,
+                verdict.errno,
+                tuple(Iova(int(address, 16)) for address in verdict.possible_iovas),
+            ),
+        )
+        for verdict in verdicts
+    )
 
 
 def _spans_of_result(result: Result) -> dict[str, Sequence[_Span]]:
+    return _by_device(
+        (str(v.device), v.first, v.count, _MsiResult(v.outcome, v.errno, v.possible))
+        for v in result.verdicts
+    )
+
+
+def _by_device(
+    parts: Iterable[tuple[str, int, int, _MsiResult]],
+) -> dict[str, Sequence[_Span]]:
+    """Return the spans of each device, from its address, first vector, count and result."""
     spans: dict[str, list[_Span]] = {}
-    for verdict in result.verdicts:
-        fate = _Fate(verdict.outcome, verdict.errno, verdict.possible)
-        parts = spans.setdefault(str(verdict.device), [])
-        parts.append(_Span(verdict.first, verdict.count, fate))
+    for device, first, count, result in parts:
+        spans.setdefault(device, []).append(_Span(first, count, result))
     return {device: _merged(parts) for device, parts in spans.items()}
 
 
 def _merged(spans: Iterable[_Span]) -> Sequence[_Span]:
-    """Return spans of which no two neighbours have the same fate."""
+    """Return spans of which no two neighbours have the same result."""
     merged = []
-    for fate, group in groupby(sorted(spans, key=lambda span: span.first), lambda span: span.fate):
+    for result, group in groupby(
+        sorted(spans, key=lambda span: span.first), lambda span: span.result
+    ):
         parts = list(group)
-        merged.append(_Span(parts[0].first, sum(part.count for part in parts), fate))
+        merged.append(_Span(parts[0].first, sum(part.count for part in parts), result))
     return merged
 
 
 def _text(spans: Sequence[_Span]) -> str:
     if len(spans) == 1:
-        return str(spans[0].fate)
+        return str(spans[0].result)
     return ", ".join(map(str, spans))

@@ -94,7 +94,7 @@ def enabled_apart(
     """Enable a device's MSI in an empty address space, from which the block moves the device.
 
     An MSI that is refused an address when it is enabled costs the device an event of its ITS until
-    the host reboots. One that is enabled when its device is moved keeps the slot that it has.
+    the host reboots. An MSI that is enabled before its device is moved keeps its slot.
 
     :raise BackendError: the kernel's refusal.
     """

@@ -16,12 +16,11 @@ from typing import TYPE_CHECKING, Any
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import LabError, UsageError, did_you_mean
 from vmm_msi.host.firmware.iort import parse_iort
-from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.guest.binding_acts import REBIND, SPOILING, BindingActs
 from vmm_msi.lab.guest.host_counter import HostCounter, reported_counts
 from vmm_msi.lab.guest.its_log import counts_of
 from vmm_msi.lab.guest.result import DeviceRun, GuestTestResult, Phase, Rmr, StatusCheck, Vector
-from vmm_msi.lab.machine.acpi_edit import override_path
+from vmm_msi.lab.machine.acpi_edit import with_override
 from vmm_msi.lab.machine.iort_edit import without_rmrs
 from vmm_msi.lab.machine.shape import E1000E, GUESTS_MEMORY, IGB, NVME, Shape
 from vmm_msi.types import PciAddress
@@ -213,10 +212,9 @@ class Runner:
         :param words: additions to its kernel's command line.
         """
         table = base64.b64decode(self.look()["iort"])
-        archive = Archive()
-        archive.add_file(override_path("IORT"), without_rmrs(table, "the guest's IORT"))
+        table = without_rmrs(table, "the guest's IORT")
         whole = (self._boot / "initrd").read_bytes()
-        (self._boot / NO_RMR).write_bytes(concatenate((archive.encode(), whole)))
+        (self._boot / NO_RMR).write_bytes(with_override(whole, "IORT", table))
         self._link.call("stop")
         self._link.call("define", initrd=NO_RMR, words=words, timeout_s=_LONG_S)
         self.attach(devices, strategy)

@@ -16,10 +16,9 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.parse import serialise
 from vmm_msi.errors import LabError
 from vmm_msi.host.firmware.iort import parse_iort
-from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.guest.runner import IMPATIENT
 from vmm_msi.lab.guest.truth_table import Sharing, TableGuest
-from vmm_msi.lab.machine.acpi_edit import override_path
+from vmm_msi.lab.machine.acpi_edit import with_override
 from vmm_msi.lab.machine.iort_edit import with_rmr, without_rmrs
 from vmm_msi.types import (
     SW_MSI_WINDOW,
@@ -101,10 +100,8 @@ class TableGuests:
         if table is not None:
             # A name of its own: the emulated host caches the content of a file in this folder.
             initrd = f"initrd-{guest.vsmmus}-{guest.sharing}-{guest.rmr}"
-            archive = Archive()
-            archive.add_file(override_path("IORT"), table)
             whole = (self._boot / "initrd").read_bytes()
-            (self._boot / initrd).write_bytes(concatenate((archive.encode(), whole)))
+            (self._boot / initrd).write_bytes(with_override(whole, "IORT", table))
         self.stop()
         self._link.call("redefine", xml=self._definition(guest, initrd), timeout_s=_LONG_S)
         # Without the RMR nothing serves before the guest's MSIs are bound.

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import struct
 
+from vmm_msi.lab.build.cpio import Archive, concatenate
+
 _LENGTH, _CHECKSUM, _OEM_REVISION = 4, 9, 24  # ACPI 6.5, 5.2.6
 _U32 = struct.Struct("<I")
 
@@ -16,6 +18,13 @@ _U32 = struct.Struct("<I")
 def override_path(signature: str) -> str:
     """Return the path from which Linux reads an override of the table."""
     return f"kernel/firmware/acpi/{signature}.aml"
+
+
+def with_override(initrd: bytes, signature: str, table: bytes) -> bytes:
+    """Return an initial RAM file system with an override of a table in front."""
+    archive = Archive()
+    archive.add_file(override_path(signature), table)
+    return concatenate((archive.encode(), initrd))
 
 
 def newer(table: bytes) -> bytes:
