@@ -14,7 +14,7 @@ MAX_LINES = 500
 #: (``host.files``) may be a unit of its own.
 LAYERS = (
     {"errors", "ownership", "quantity", "terminal"},
-    {"output", "types", "tomlfile", "samples", "templates", "host.files"},
+    {"output", "pages", "types", "tomlfile", "samples", "templates", "host.files"},
     {"host.firmware", "host.pci"},
     {"iommu", "domxml", "config"},
     {"arguments", "host"},

@@ -1,0 +1,1 @@
+"""Reports as pages: blocks of content, and their writers for HTML, Markdown and CSV."""
