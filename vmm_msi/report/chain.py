@@ -45,12 +45,16 @@ class Station:
 
     :param text: what goes in and what comes out.
     :param notes: why; a paragraph each.
+    :param name: which device, table, ITS or interrupt it is; empty where the trace has none.
+    :param out: the address or event that leaves it; empty if nothing does, or it is unknown.
     """
 
     place: Place
     passage: Passage
     text: str = ""
     notes: tuple[str, ...] = ()
+    name: str = ""
+    out: str = ""
 
 
 def stations(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> list[Station]:
@@ -61,21 +65,24 @@ def stations(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) 
     steps = {step.step: step.values for step in verdict.trace}
     known = {Place.DEVICE: _device(result, verdict, guest, vector)}
     if "s1" in steps:
-        known[Place.STAGE_1] = Station(Place.STAGE_1, Passage.PASSED, *_stage1(steps["s1"]))
+        known[Place.STAGE_1] = _stage1(steps["s1"])
     elif "s2" in steps:
-        table = f"{steps['s2'].get('stage1')}: its table, for {steps['s2'].get('iova')}"
-        known[Place.STAGE_1] = Station(Place.STAGE_1, Passage.PASSED, table)
+        table, iova = steps["s2"].get("stage1"), steps["s2"].get("iova")
+        known[Place.STAGE_1] = _passed(
+            Place.STAGE_1, f"{table}: its table, for {iova}", str(table or ""), "its table"
+        )
     if "s2" in steps:
-        known[Place.STAGE_2] = Station(Place.STAGE_2, Passage.PASSED, _stage2(steps["s2"]))
+        known[Place.STAGE_2] = _stage2(steps["s2"])
     if "doorbell" in steps:
         values = steps["doorbell"]
         where = f"ITS {values['its']}: {values.get('pa') or 'EventID {}'.format(values['data'])}"
-        known[Place.DOORBELL] = Station(Place.DOORBELL, Passage.PASSED, where)
+        known[Place.DOORBELL] = _passed(
+            Place.DOORBELL, where, f"ITS {values['its']}", f"EventID {vector}"
+        )
     elif verdict.outcome is Outcome.MISROUTED and "its" not in steps:
-        known[Place.DOORBELL] = Station(Place.DOORBELL, Passage.PASSED, "none")
+        known[Place.DOORBELL] = _passed(Place.DOORBELL, "none", "no doorbell")
     if "its" in steps:
-        text = _interrupt(steps["its"], verdict, vector)
-        known[Place.INTERRUPT] = Station(Place.INTERRUPT, Passage.PASSED, text)
+        known[Place.INTERRUPT] = _interrupt(steps["its"], verdict, vector)
     places = list(Place)
     end = max(known, key=places.index)
     if verdict.outcome is not Outcome.DELIVERED:
@@ -87,6 +94,10 @@ def stations(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) 
     ]
 
 
+def _passed(place: Place, text: str, name: str = "", out: str = "") -> Station:
+    return Station(place, Passage.PASSED, text, name=name, out=out)
+
+
 def _unknown(place: Place, end: Place, outcome: Outcome) -> Passage:
     """Return what happens at a place that the trace lacks: a real kernel does not show each."""
     places = list(Place)
@@ -96,13 +107,16 @@ def _unknown(place: Place, end: Place, outcome: Outcome) -> Passage:
 
 def _device(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> Station:
     if verdict.programmed is None:
-        return Station(Place.DEVICE, Passage.BROKEN, f"{verdict.device} has no MSI address")
+        text = f"{verdict.device} has no MSI address"
+        return Station(Place.DEVICE, Passage.BROKEN, text, name=str(verdict.device))
     address = addresses_text(verdict.possible or (verdict.programmed,))
     return Station(
         Place.DEVICE,
         Passage.PASSED,
         f"{verdict.device} writes EventID {vector} to {address}",
         tuple(_address_notes(result, verdict, guest)),
+        str(verdict.device),
+        str(verdict.programmed),
     )
 
 
@@ -127,29 +141,34 @@ def _address_notes(result: Result, verdict: Verdict, guest: GuestDomain) -> Iter
         )
 
 
-def _stage1(values: Mapping[str, object]) -> tuple[str, tuple[str, ...]]:
+def _stage1(values: Mapping[str, object]) -> Station:
     iova, ipa = values.get("iova"), values.get("ipa")
     text = f"{values.get('stage1')}: {iova} -> {ipa or 'no translation'}"
+    notes: tuple[str, ...] = ()
     if config := values.get("config"):
-        return text, (f"the guest's stage 1 does not translate: {config}",)
-    if ipa is not None and ipa == iova:
-        return text, ("mapped 1:1, as an RMR in the guest's IORT demands",)
-    return text, ()
+        notes = (f"the guest's stage 1 does not translate: {config}",)
+    elif ipa is not None and ipa == iova:
+        notes = ("mapped 1:1, as an RMR in the guest's IORT demands",)
+    name, out = str(values.get("stage1") or ""), str(ipa or "")
+    return Station(Place.STAGE_1, Passage.PASSED, text, notes, name, out)
 
 
-def _stage2(values: Mapping[str, object]) -> str:
+def _stage2(values: Mapping[str, object]) -> Station:
     if "ipa" not in values:
-        return "no translation"
-    return f"{values['ipa']} -> {values.get('pa', 'no translation')}"
+        return _passed(Place.STAGE_2, "no translation")
+    pa = values.get("pa")
+    return _passed(Place.STAGE_2, f"{values['ipa']} -> {pa or 'no translation'}", out=str(pa or ""))
 
 
-def _interrupt(values: Mapping[str, object], verdict: Verdict, vector: int) -> str:
+def _interrupt(values: Mapping[str, object], verdict: Verdict, vector: int) -> Station:
     if "interrupt" in values:
-        return f"ITS {values['its']}: {values['interrupt']}"
+        text = f"ITS {values['its']}: {values['interrupt']}"
+        return _passed(Place.INTERRUPT, text, str(values["interrupt"]))
     event = f"ITS {values['its']}: DeviceID {values['device_id']}, EventID {vector}"
     if verdict.lpi is None:
-        return event
-    return f"{event} -> LPI {verdict.lpi + vector - verdict.first}"
+        return _passed(Place.INTERRUPT, event, f"DeviceID {values['device_id']}")
+    lpi = f"LPI {verdict.lpi + vector - verdict.first}"
+    return _passed(Place.INTERRUPT, f"{event} -> {lpi}", lpi)
 
 
 def to_lines(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> Iterator[str]:
