@@ -44,9 +44,10 @@ _COUNTS = pytest.StashKey[Counter[str]]()
 #: Folders with fixtures that take seconds and serve all tests there.
 ONE_WORKER = ("tests/fuzz/", "tests/packaging/")
 
-#: Fixtures that need the lab; the tests that use them get the marker here.
+#: Fixtures that need the lab or a browser; the tests that use them get the marker here.
 LAB_FIXTURES = {
     "bind_images",
+    "browser",
     "daemon_of",
     "its_emulator",
     "lab_daemon",
