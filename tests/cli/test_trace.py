@@ -144,7 +144,7 @@ def test_an_address_that_is_no_doorbell_breaks_there():
         (["--trace", "0000:05:00.0"], "no such device; valid: 0000:01:00.0, 0000:02:00.0"),
         (["--trace", "0000:02:00.0:9"], "--trace 0000:02:00.0:9: its vectors are 0 to 3"),
         (["--trace", "0000:02:00.0:x"], "use a form such as 0000:01:00.0 or 0000:01:00.0:3"),
-        (["--trace", "0000:02:00.0", "--format", "json"], "every verdict has its trace"),
+        (["--trace", "0000:02:00.0", "--format", "json"], "it has the path of every MSI without"),
     ],
 )
 def test_bad_traces(vmm_msi, words, message):

@@ -139,6 +139,7 @@ def _run(words: Sequence[str]) -> int:
         args = parser.parse_words(words)
     except SystemExit:
         return 0  # --help was printed.
+    args.words = words
     if args.version:
         from vmm_msi import __version__
 

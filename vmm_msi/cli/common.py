@@ -21,13 +21,28 @@ if TYPE_CHECKING:
     from vmm_msi.types import HostTopology
 
 
-def add_format(parser: argparse.ArgumentParser) -> None:
-    """Add ``--format``."""
+#: What each value of ``--format`` is for.
+FORMATS = {
+    "text": "for people (default)",
+    "json": "for programs",
+    "html": "a page for browsers, in one file",
+    "markdown": "for mails and issues",
+    "csv": "rows for spreadsheets",
+    "svg": "a picture",
+}
+
+
+def add_format(parser: argparse.ArgumentParser, *others: str) -> None:
+    """Add ``--format``.
+
+    :param others: formats besides text and JSON.
+    """
+    names = ("text", "json", *others)
     parser.add_argument(
         "--format",
-        choices=("text", "json"),
+        choices=names,
         default="text",
-        help="output format: text for people (default) or JSON for programs",
+        help=f"output format: {'; '.join(f'{name}, {FORMATS[name]}' for name in names)}",
     )
 
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Config
     from vmm_msi.engine.compare import OpenBackend, Result
     from vmm_msi.plugins.manager import PluginManager
-    from vmm_msi.types import GuestDomain
+    from vmm_msi.types import GuestDomain, Verdict
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "--trace",
         metavar="DEVICE[:VECTOR]",
         help="show the path of one MSI with each strategy, place by place, in place of the table: "
-        "host PCI address and number of the vector (default: 0)",
+        "host PCI address and number of the vector (default: 0); --format svg draws it, and "
+        "without --trace that of the first device",
     )
     parser.add_argument(
         "--fail-on",
@@ -115,7 +116,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         "outcomes, errnos and addresses that they have there",
     )
     add_output(parser, "the result")
-    add_format(parser)
+    add_format(parser, "html", "markdown", "csv", "svg")
     parser.add_argument(
         "--schema",
         type=int,
@@ -130,8 +131,11 @@ def run(args: argparse.Namespace) -> int:
     """Compare; return 1 if ``--fail-on`` or ``--expect`` says so."""
     if args.schema is not None and args.format != "json":
         raise UsageError("--schema needs --format json")
-    if args.trace is not None and args.format == "json":
-        raise UsageError("--trace is for people: with --format json every verdict has its trace")
+    if args.trace is not None and args.format not in {"text", "svg"}:
+        raise UsageError(
+            f"--trace with --format {args.format}: it has the path of every MSI without; use "
+            "--trace with --format text or svg"
+        )
     traced = None if args.trace is None else _traced(args.trace)
     expectation = None
     if args.expect is not None:
@@ -154,21 +158,45 @@ def run(args: argparse.Namespace) -> int:
         results = _with_progress(runs.choices, lambda choice: runs.results(choice, open_backend))
         seen: list[Result] = []
         with _opened(target, force=args.force) as out:
-            if args.format == "json":
-                from vmm_msi.report import compare_json
-
-                compare_json.write(_noted(results, seen), out, args.schema or compare_json.SCHEMA)
-            elif traced is not None:
-                print_lines(_paths(_noted(results, seen), scenario.guest, *traced), out)
-            else:
-                from vmm_msi.report.compare import compare_table
-
-                print_lines(compare_table(scenario, _noted(results, seen)), out)
+            _write(args, scenario, _noted(results, seen), traced, out)
     problems = [] if args.fail_on is None else list(_failures(seen, args.fail_on))
     if expectation is not None:
         problems += expectation.differences(seen)
     print_lines((f"vmm-msi compare: {problem}" for problem in problems), sys.stderr)
     return EXIT_FAILS if problems else 0
+
+
+def _write(
+    args: argparse.Namespace,
+    scenario: Scenario,
+    results: Iterator[Result],
+    traced: tuple[PciAddress, int] | None,
+    out: TextIO,
+) -> None:
+    """Write the results in the format of the arguments."""
+    if args.format == "json":
+        from vmm_msi.report import compare_json
+
+        compare_json.write(results, out, args.schema or compare_json.SCHEMA)
+    elif args.format == "svg":
+        from vmm_msi.report.chain_svg import chains_svg
+
+        traced = traced or (scenario.guest.devices[0].host, 0)
+        out.write(
+            chains_svg(_verdicts(results, scenario.guest, *traced), scenario.guest, traced[1])
+        )
+    elif args.format != "text":
+        from vmm_msi.cli.provenance import provenance
+        from vmm_msi.pages.formats import write_page
+        from vmm_msi.report.compare_page import to_page
+
+        out.write(write_page(to_page(scenario, tuple(results), provenance(args)), args.format))
+    elif traced is not None:
+        print_lines(_paths(results, scenario.guest, *traced), out)
+    else:
+        from vmm_msi.report.compare import compare_table
+
+        print_lines(compare_table(scenario, results), out)
 
 
 def _traced(text: str) -> tuple[PciAddress, int]:
@@ -187,16 +215,14 @@ def _traced(text: str) -> tuple[PciAddress, int]:
     return PciAddress.parse(address), int(vector)
 
 
-def _paths(
+def _verdicts(
     results: Iterator[Result], guest: GuestDomain, device: PciAddress, vector: int
-) -> Iterator[str]:
-    """Yield the path of one MSI with each strategy.
+) -> Iterator[tuple[Result, Verdict]]:
+    """Yield the verdict on one MSI with each strategy.
 
     :raise UsageError: if the guest has no such device, or the device no such vector.
     """
-    from vmm_msi.report.chain import to_lines
-
-    for number, result in enumerate(results):
+    for result in results:
         verdicts = [verdict for verdict in result.verdicts if verdict.device == device]
         if not verdicts:
             valid = ", ".join(str(assigned.host) for assigned in guest.devices[:8])
@@ -205,6 +231,16 @@ def _paths(
         if verdict is None:
             last = max(v.first + v.count for v in verdicts) - 1
             raise UsageError(f"--trace {device}:{vector}: its vectors are 0 to {last}")
+        yield result, verdict
+
+
+def _paths(
+    results: Iterator[Result], guest: GuestDomain, device: PciAddress, vector: int
+) -> Iterator[str]:
+    """Yield the path of one MSI with each strategy as text."""
+    from vmm_msi.report.chain import to_lines
+
+    for number, (result, verdict) in enumerate(_verdicts(results, guest, device, vector)):
         if number:
             yield ""
         yield from to_lines(result, verdict, guest, vector)

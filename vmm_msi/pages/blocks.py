@@ -137,7 +137,49 @@ class Filter:
     kind: ClassVar[str] = "filter"
 
 
-Block = Heading | Text | Items | Code | Terms | Table | Picture | Section | Filter
+@dataclass(frozen=True)
+class Step:
+    """One place of a picture that is stepped through.
+
+    :param notes: paragraphs below its text.
+    """
+
+    name: str
+    text: str
+    notes: tuple[str, ...] = ()
+    tone: Tone | None = None
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A picture that is stepped through.
+
+    :param id: fragment that leads to it.
+    :param row: what it is about, such as a strategy; equal in walks that a table has in one row.
+    :param column: the same for the column.
+    """
+
+    id: str
+    title: str
+    svg: str
+    steps: tuple[Step, ...]
+    row: str = ""
+    column: str = ""
+
+
+@dataclass(frozen=True)
+class Walks:
+    """Pictures of which HTML shows the one that a link chose, and another one beside it.
+
+    Formats without pictures leave it out: the table with the links says how each ends.
+    """
+
+    caption: str
+    walks: tuple[Walk, ...]
+    kind: ClassVar[str] = "walks"
+
+
+Block = Heading | Text | Items | Code | Terms | Table | Picture | Section | Filter | Walks
 
 
 @dataclass(frozen=True)

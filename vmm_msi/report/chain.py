@@ -171,11 +171,19 @@ def _interrupt(values: Mapping[str, object], verdict: Verdict, vector: int) -> S
     return _passed(Place.INTERRUPT, f"{event} -> {lpi}", lpi)
 
 
+def path_title(result: Result, verdict: Verdict, vector: int, names: Sequence[str] = ()) -> str:
+    """Return what a path is: strategy, kernel, device, vector and outcome.
+
+    :param names: strategies that share the path; default: that of ``result``.
+    """
+    name = ", ".join(names) or strategy_name(result.strategy, result.options)
+    kernel = result.options["profile"]
+    return f"{name} on {kernel}: {verdict.device}, vector {vector}: {verdict.outcome}"
+
+
 def to_lines(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> Iterator[str]:
     """Yield the path as text for a terminal of 80 columns."""
-    name = strategy_name(result.strategy, result.options)
-    kernel = result.options["profile"]
-    yield f"{name} on {kernel}: {verdict.device}, vector {vector}: {verdict.outcome}"
+    yield path_title(result, verdict, vector)
     yield ""
     path = stations(result, verdict, guest, vector)
     for number, station in enumerate(path):
