@@ -93,9 +93,16 @@ class ConfigError(InputError):
 
 
 class ScenarioError(InputError):
-    """A scenario file is invalid."""
+    """A scenario file is invalid.
+
+    :param errors: all that is wrong with it, each a line.
+    """
 
     code = "scenario"
+
+    def __init__(self, *errors: str) -> None:
+        super().__init__("\n".join(errors))
+        self.errors = errors
 
 
 class CallSequenceError(InputError):

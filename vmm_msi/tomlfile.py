@@ -14,7 +14,7 @@ import types
 import typing
 from collections.abc import Generator, Mapping
 from itertools import count
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
 import msgspec
 
@@ -22,7 +22,7 @@ from vmm_msi.errors import did_you_mean
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator, Sequence
     from pathlib import Path
 
     from vmm_msi.errors import InputError
@@ -57,6 +57,8 @@ _WORDS = {"object": "table", "str": "string", "bool": "boolean", "int": "integer
 
 #: The path to a value: keys, and indexes of arrays and of arrays of tables.
 KeyPath = tuple[str | int, ...]
+#: Takes the place of a value of a document that was removed because of a problem.
+REMOVED: Final = object()
 #: A symbol of TOML, such as a bracket, a key or a string, and its line.
 _Token = tuple[str, int]
 _Places = Generator[tuple[KeyPath, int], None, str]
@@ -64,6 +66,17 @@ _Places = Generator[tuple[KeyPath, int], None, str]
 
 class TomlTable(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """Base of the structs that TOML tables are decoded to; unknown keys are errors."""
+
+
+class Problem(NamedTuple):
+    """What is wrong at one place of a document.
+
+    :param is_missing: the table at ``path`` lacks a key.
+    """
+
+    message: str
+    path: KeyPath
+    is_missing: bool = False
 
 
 class Number(int):
@@ -162,7 +175,7 @@ def convert(document: object, kind: type[T], text: str, source: str, error: type
     :raise InputError: of the class ``error``, as for :func:`decode`.
     """
     try:
-        return msgspec.convert(document, kind, dec_hook=_hook)
+        return msgspec.convert(document, kind, dec_hook=hook)
     except msgspec.ValidationError as failure:
         message, path = _explain(failure, document, kind)
         raise error(f"{source}:{find_line(text, path)}: {message}") from failure
@@ -170,18 +183,63 @@ def convert(document: object, kind: type[T], text: str, source: str, error: type
         raise error(f"{source}: tables are nested too deeply") from failure
 
 
+def copied(document: Any) -> Any:  # noqa: ANN401 - any TOML value
+    """Return a copy of a document whose tables and arrays can be changed."""
+    if isinstance(document, Mapping):
+        return {key: copied(value) for key, value in document.items()}
+    if isinstance(document, list):
+        return [copied(value) for value in document]
+    return document
+
+
+def problems(document: object, kind: object, path: KeyPath = ()) -> Iterator[Problem]:
+    """Yield every problem for which :func:`convert` refuses ``document``, not the first alone.
+
+    Values that are :data:`REMOVED` have none.
+    """
+    if document is REMOVED:
+        return
+    fields = {field.encode_name: field for field in _fields(kind)}
+    elements = next((a for a in map(_element, _options(kind)) if a is not None), None)
+    if fields and isinstance(document, Mapping):
+        for key, value in document.items():
+            if key in fields:
+                yield from problems(value, fields[key].type, (*path, key))
+            else:
+                yield Problem(*_unknown_key(key, kind, path))
+        for name, field in fields.items():
+            if field.required and name not in document:
+                yield Problem(*_missing_key(name, path), is_missing=True)
+    elif elements is not None and isinstance(document, list):
+        for index, value in enumerate(document):
+            yield from problems(value, elements, (*path, index))
+    else:
+        try:
+            msgspec.convert(document, kind, dec_hook=hook)
+        except msgspec.ValidationError as failure:
+            match = _VALIDATION.fullmatch(str(failure))
+            yield Problem(*_reword(match[1] if match else str(failure), kind, path))
+
+
 def find_line(text: str, path: KeyPath) -> int:
     """Return the line on which ``path`` is set in ``text``, which is valid TOML.
 
     For a path that the text does not set: the line of the innermost table that it does set.
     """
-    depth, line = 0, 1
-    for place, number in _places(text, path):
-        if len(place) > depth and place == path[: len(place)]:
-            depth, line = len(place), number
-            if depth == len(path):
-                break
-    return line
+    return find_lines(text, [path])[0]
+
+
+def find_lines(text: str, paths: Sequence[KeyPath]) -> list[int]:
+    """Return the line of each path as :func:`find_line` does, in one pass through ``text``."""
+    wanted = {path[:length] for path in paths for length in range(len(path) + 1)}
+    lines: dict[KeyPath, int] = {(): 1}
+    for place, number in _places(text, wanted):
+        if place in wanted:
+            lines.setdefault(place, number)
+    return [
+        next(lines[path[:length]] for length in range(len(path), -1, -1) if path[:length] in lines)
+        for path in paths
+    ]
 
 
 def show_path(path: KeyPath) -> str:
@@ -201,11 +259,13 @@ def _tokens(text: str) -> Iterator[_Token]:
         depth += (symbol in _CLOSING) - (symbol in _OPENING)
 
 
-def _places(text: str, target: KeyPath) -> Iterator[tuple[KeyPath, int]]:
+def _places(text: str, wanted: Collection[KeyPath]) -> Iterator[tuple[KeyPath, int]]:
     """Yield the path and the line of each key, table, value and element in valid TOML.
 
-    Values that ``target`` does not lead into are passed over: time and memory are linear in the
-    text whatever is nested in it.
+    Values of which no place is wanted are passed over: time and memory are linear in the text
+    whatever is nested in it.
+
+    :param wanted: paths, each with all paths that lead to it.
     """
     tokens = _tokens(text)
     table: KeyPath = ()
@@ -227,8 +287,8 @@ def _places(text: str, target: KeyPath) -> Iterator[tuple[KeyPath, int]]:
                 lengths[table] = lengths.get(table, 0) + 1
             table = (*table, *_last(table, lengths))
             yield table, line
-        elif table == target[: len(table)] and symbol != "\n":
-            yield from _entry(symbol, line, tokens, table, target)
+        elif table in wanted and symbol != "\n":
+            yield from _entry(symbol, line, tokens, table, wanted)
         elif symbol != "\n":
             next(symbol for symbol, _line in tokens if symbol == "\n")
 
@@ -239,7 +299,7 @@ def _last(table: KeyPath, lengths: dict[KeyPath, int]) -> KeyPath:
 
 
 def _entry(
-    symbol: str, line: int, tokens: Iterator[_Token], table: KeyPath, target: KeyPath
+    symbol: str, line: int, tokens: Iterator[_Token], table: KeyPath, wanted: Collection[KeyPath]
 ) -> _Places:
     """Yield the places of ``key = value``, which starts with ``symbol``; return what ends it."""
     path = table
@@ -248,15 +308,15 @@ def _entry(
             path = (*path, _unquoted(symbol))
             yield path, line
         symbol, line = next(tokens)
-    return (yield from _value(*next(tokens), tokens, path, target))
+    return (yield from _value(*next(tokens), tokens, path, wanted))
 
 
 def _value(
-    symbol: str, line: int, tokens: Iterator[_Token], path: KeyPath, target: KeyPath
+    symbol: str, line: int, tokens: Iterator[_Token], path: KeyPath, wanted: Collection[KeyPath]
 ) -> _Places:
     """Yield the places of a value and of what is in it; return the symbol that ends it."""
     yield path, line
-    if symbol not in _CLOSING or path != target[: len(path)]:
+    if symbol not in _CLOSING or path not in wanted:
         return _skip(symbol, tokens)
     closing = _CLOSING[symbol]
     for index in count():
@@ -264,9 +324,9 @@ def _value(
         if inner == closing:
             break
         if symbol == "{":
-            inner = yield from _entry(inner, line, tokens, path, target)
-        elif target[len(path) : len(path) + 1] == (index,):
-            inner = yield from _value(inner, line, tokens, (*path, index), target)
+            inner = yield from _entry(inner, line, tokens, path, wanted)
+        elif (*path, index) in wanted:
+            inner = yield from _value(inner, line, tokens, (*path, index), wanted)
         else:
             inner = _skip(inner, tokens)
         if inner == closing:
@@ -291,7 +351,11 @@ def _unquoted(symbol: str) -> str:
     return symbol[1:-1] if symbol[0] in "\"'" else symbol
 
 
-def _hook(kind: type, value: object) -> object:
+def hook(kind: type, value: object) -> object:
+    """Convert a value to a type that msgspec does not know: a :class:`Number`.
+
+    :raise ValueError: when it is not one.
+    """
     if kind is Number:
         return Number.from_toml(value)
     raise NotImplementedError(f"TOML is not decoded to {kind}")
@@ -318,17 +382,10 @@ def _explain(
 
 
 def _reword(message: str, kind: object, path: KeyPath) -> tuple[str, KeyPath]:
-    table = ".".join(step for step in path if isinstance(step, str))
-    place = f"in [{one_line(table)}]" if table else "at top level"
     if match := re.fullmatch(r"Object contains unknown field `(.*)`", message, re.DOTALL):
-        keys = sorted(field.encode_name for field in _fields(kind))
-        near = did_you_mean(match[1], keys)
-        return (
-            f"unknown key {one_line(repr(match[1]))} {place}; {near}valid keys: {', '.join(keys)}",
-            (*path, match[1]),
-        )
+        return _unknown_key(match[1], kind, path)
     if match := re.fullmatch(r"Object missing required field `(.*)`", message):
-        return f"required key '{match[1]}' is missing {place}", path
+        return _missing_key(match[1], path)
     message = message.replace(" | null`", "`")
     words = re.sub(r"`([^`]*)`", lambda match: _WORDS.get(match[1], match[1]), message)
     plain = one_line(words[:1].lower() + words[1:])
@@ -337,12 +394,36 @@ def _reword(message: str, kind: object, path: KeyPath) -> tuple[str, KeyPath]:
     return f"{show_path(path) or 'document'}: {plain}", path
 
 
+def _unknown_key(key: str, kind: object, path: KeyPath) -> tuple[str, KeyPath]:
+    keys = sorted(field.encode_name for field in _fields(kind))
+    near = did_you_mean(key, keys)
+    return (
+        f"unknown key {one_line(repr(key))} {_place(path)}; {near}valid keys: {', '.join(keys)}",
+        (*path, key),
+    )
+
+
+def _missing_key(key: str, path: KeyPath) -> tuple[str, KeyPath]:
+    return f"required key '{key}' is missing {_place(path)}", path
+
+
+def _place(path: KeyPath) -> str:
+    table = ".".join(step for step in path if isinstance(step, str))
+    return f"in [{one_line(table)}]" if table else "at top level"
+
+
+def _element(kind: object) -> object | None:
+    """Return the type of the elements of a list or a tuple; None for another type."""
+    is_array = typing.get_origin(kind) in {tuple, list}
+    return typing.get_args(kind)[0] if is_array else None
+
+
 def _invalid_key(document: object, kind: object) -> str | None:
     """Return the key of the invalid value in a dict, which msgspec does not report."""
     if isinstance(document, Mapping):
         for key, value in document.items():
             try:
-                msgspec.convert(value, _type_below(kind, key), dec_hook=_hook)
+                msgspec.convert(value, _type_below(kind, key), dec_hook=hook)
             except msgspec.ValidationError:
                 return str(key)
     return None

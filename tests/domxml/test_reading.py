@@ -2,13 +2,14 @@ import pytest
 
 from vmm_msi.domxml.diff import unified
 from vmm_msi.domxml.document import read_document
-from vmm_msi.domxml.guest_domain import FIRST_GIOVA, guest_from_xml
+from vmm_msi.domxml.guest_domain import guest_from_xml
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.prerequisites import Check, problems
 from vmm_msi.domxml.template import DirectBoot, nested_guest
 from vmm_msi.errors import DomainXmlError
 from vmm_msi.libvirt_driver import connect
 from vmm_msi.types import Ipa, MemoryRange, PciAddress
+from vmm_msi.types.guest import FIRST_GIOVA
 
 
 def test_facts(read):

@@ -113,10 +113,6 @@ def test_the_guests_own_window_begins_where_the_hosts_does(strategy, profile, ou
     ("text", "message"),
     [
         (
-            _toml("translate"),
-            "guest.device[0]: has no giova, and stage1 's1a' translates; add giova",
-        ),
-        (
             _with_vfio(_toml("bypass")),
             "guest.device[1].vfio: VFIO in the guest translates, stage1 's1b' does not",
         ),

@@ -17,6 +17,7 @@ from vmm_msi.cli.parser import Parser
 from vmm_msi.errors import (
     FindingsError,
     OutputError,
+    ScenarioError,
     UnreadableError,
     UsageError,
     VmmMsiError,
@@ -102,7 +103,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.flush()
     except VmmMsiError as error:
         findings = error.findings if isinstance(error, FindingsError) else ()
-        return _fail(words, error.code, error.exit_code, str(error), findings)
+        lines = error.errors if isinstance(error, ScenarioError) else ()
+        return _fail(words, error.code, error.exit_code, str(error), findings, lines)
     except KeyboardInterrupt:
         return interrupted(words)
     except BrokenPipeError:
@@ -158,11 +160,17 @@ def _command(words: Sequence[str]) -> str:
 
 
 def _fail(
-    words: Sequence[str], code: str, exit_code: int, message: str, findings: Sequence[str] = ()
+    words: Sequence[str],
+    code: str,
+    exit_code: int,
+    message: str,
+    findings: Sequence[str] = (),
+    lines: Sequence[str] = (),
 ) -> int:
     """Print an error as one line, or as a JSON document where the words ask for JSON.
 
     :param findings: ids of the findings because of which the command refuses.
+    :param lines: the errors of which the message consists, if they are several.
     :return: the exit code.
     """
     command = _command(words)
@@ -173,9 +181,13 @@ def _fail(
         document["message"] = message
         if findings:
             document["findings"] = findings
+        if len(lines) > 1:
+            document["errors"] = lines
         # ASCII, so that every locale has it; json leaves DEL as it is.
         text = json.dumps({"schema": 1, **document})
         print_error(text.replace("\x7f", r"\u007f"))
     else:
-        print_error(f"{' '.join(['vmm-msi', *([command] if command else [])])}: {message}")
+        program = " ".join(["vmm-msi", *([command] if command else [])])
+        for line in lines or (message,):
+            print_error(f"{program}: {line}")
     return exit_code

@@ -10,29 +10,23 @@ from vmm_msi.types import (
     Granule,
     GuestDevice,
     GuestDomain,
-    Iova,
     Ipa,
     MemoryRange,
     PciAddress,
     Stage1,
     Vits,
 )
+from vmm_msi.types.guest import FIRST_GIOVA, VIRT_ITS, own_stage1
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vmm_msi.domxml.libvirt_domain import DomainXml
 
-#: Base of the ITS of QEMU's virt board (QEMU ``hw/arm/virt.c`` base_memmap, VIRT_GIC_ITS).
-VIRT_ITS = Ipa(0x0808_0000)
 #: Its doorbell page (gDB), known by the board alone.
 VIRT_DOORBELL = Vits(0, VIRT_ITS).gdb
 #: Base of RAM of QEMU's virt board (the same table, VIRT_MEM).
 VIRT_RAM = Ipa(0x4000_0000)
-#: Where Linux maps the first doorbell of a device: its IOVA allocator allocates from the top of the
-#: 32-bit space down (``drivers/iommu/dma-iommu.c`` iommu_dma_alloc_iova), here one 4 KiB page.
-#: A guest that maps other DMA before the MSI gets a lower one; a guest with an RMR uses none.
-FIRST_GIOVA = Iova(0xFFFF_F000)
 _MIB = 1 << 20
 
 
@@ -73,7 +67,7 @@ def virt_guest(name: str, hosts: Iterable[PciAddress], memory: int = 1 << 30) ->
     return GuestDomain(
         name=name,
         vits=(Vits(0, VIRT_ITS),),
-        stage1=tuple(Stage1(f"s1-{host}", Granule.K4) for host in unique),
-        devices=tuple(GuestDevice(host, f"s1-{host}", 0, FIRST_GIOVA) for host in unique),
+        stage1=tuple(Stage1(own_stage1(host), Granule.K4) for host in unique),
+        devices=tuple(GuestDevice(host, own_stage1(host), 0, FIRST_GIOVA) for host in unique),
         memory=(MemoryRange(VIRT_RAM, size),),
     )

@@ -6,8 +6,8 @@ from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.guest_domain import VIRT_ITS
 from vmm_msi.types import SW_MSI_WINDOW, Granule, Ipa, Vits
+from vmm_msi.types.guest import VIRT_ITS
 
 if TYPE_CHECKING:
     from vmm_msi.explain.log_context import LogContext

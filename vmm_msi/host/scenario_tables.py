@@ -7,9 +7,9 @@ from vmm_msi.types import BindOrder, ContainerPer, ReservedKind, Stage1Mode
 
 
 class SmmuTable(TomlTable, frozen=True):
-    """``[[host.smmu]]``."""
+    """``[[host.smmu]]``; its id is its index in the file unless given."""
 
-    id: Number
+    id: Number | None = None
     base: Number | None = None
     nested: bool = True
 
@@ -17,7 +17,7 @@ class SmmuTable(TomlTable, frozen=True):
 class ItsTable(TomlTable, frozen=True):
     """``[[host.its]]``; without a base, an ITS that ITS groups name and the host does not have."""
 
-    id: Number
+    id: Number | None = None
     base: Number | None = None
     translate_frame: Number | None = None
     pre_its: Number | None = None
@@ -36,9 +36,9 @@ class HostDeviceTable(TomlTable, frozen=True):
     """``[[host.device]]``; StreamID and DeviceID are derived from the address unless given."""
 
     address: str
-    smmu: Number
-    its_group: tuple[Number, ...]
-    iommu_group: Number
+    smmu: Number | None = None
+    its_group: tuple[Number, ...] | None = None
+    iommu_group: Number | None = None
     vectors: Number = Number(1)
     streams: Number = Number(1)
     stream_id: Number | None = None
@@ -49,7 +49,7 @@ class HostDeviceTable(TomlTable, frozen=True):
 class HostTable(TomlTable, frozen=True):
     """``[host]``."""
 
-    granule: str
+    granule: str | None = None
     smmu: tuple[SmmuTable, ...] = ()
     its: tuple[ItsTable, ...] = ()
     device: tuple[HostDeviceTable, ...] = ()
@@ -58,8 +58,8 @@ class HostTable(TomlTable, frozen=True):
 class VitsTable(TomlTable, frozen=True):
     """``[[guest.vits]]``."""
 
-    id: Number
     base: Number
+    id: Number | None = None
 
 
 class GuestStage1Table(TomlTable, frozen=True):
@@ -74,8 +74,8 @@ class GuestDeviceTable(TomlTable, frozen=True):
     """``[[guest.device]]``."""
 
     host: str
-    stage1: str
-    vits: Number
+    stage1: str | None = None
+    vits: Number | None = None
     giova: Number | None = None
     vfio: bool = False
 

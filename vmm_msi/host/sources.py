@@ -168,7 +168,10 @@ def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
         if path.suffix == ".toml":
             from vmm_msi.host.scenario import load_host_toml
 
-            return load_host_toml(path)
+            described = load_host_toml(path)
+            if granule is None or described.granule_known:
+                return described
+            return replace(described, granule=granule, granule_known=True)
         if path.name.endswith(CAPTURE):
             from vmm_msi.host.files.archive import open_archive
 

@@ -27,6 +27,7 @@ class ErrorDocument(TypedDict):
     exit_code: int
     message: str
     findings: NotRequired[list[str]]
+    errors: NotRequired[list[str]]
 
 
 # vmm-msi doctor

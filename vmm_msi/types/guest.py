@@ -13,6 +13,13 @@ from vmm_msi.types.host import ITS_TRANSLATER_PAGE_OFFSET, HostTopology
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+#: Base of the ITS of QEMU's virt board (QEMU ``hw/arm/virt.c`` base_memmap, VIRT_GIC_ITS).
+VIRT_ITS = Ipa(0x0808_0000)
+#: Where Linux maps the first doorbell of a device: its IOVA allocator allocates from the top of the
+#: 32-bit space down (``drivers/iommu/dma-iommu.c`` iommu_dma_alloc_iova), here one 4 KiB page.
+#: A guest that maps other DMA before the MSI gets a lower one; a guest with an RMR uses none.
+FIRST_GIOVA = Iova(0xFFFF_F000)
+
 
 @dataclass(frozen=True, slots=True)
 class Vits:
@@ -77,6 +84,11 @@ class GuestDevice:
     vits: int
     giova: Iova
     vfio: bool = False
+
+
+def own_stage1(host: PciAddress) -> str:
+    """Return the id of the stage 1 that a device has if none is named for it."""
+    return f"s1-{host}"
 
 
 class BindOrder(StrEnum):

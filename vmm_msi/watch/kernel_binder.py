@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.guest_domain import FIRST_GIOVA, VIRT_DOORBELL
+from vmm_msi.domxml.guest_domain import VIRT_DOORBELL
 from vmm_msi.errors import BackendError, HypervisorError, VmmMsiError
 from vmm_msi.host.msi_bindings import (
     BindingAllocator,
@@ -21,6 +21,7 @@ from vmm_msi.host.msi_bindings import (
     MsiBindingsFile,
 )
 from vmm_msi.types import BindOrder, Granule
+from vmm_msi.types.guest import FIRST_GIOVA
 from vmm_msi.watch.guest_msi import GuestMsiReader
 
 if TYPE_CHECKING:

@@ -11,7 +11,6 @@ import base64
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.guest_domain import VIRT_ITS
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.domxml.parse import serialise
 from vmm_msi.errors import LabError
@@ -29,6 +28,7 @@ from vmm_msi.types import (
     Stage1,
     Vits,
 )
+from vmm_msi.types.guest import VIRT_ITS
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
