@@ -40,6 +40,11 @@ class _Path:
     devices: tuple[HostDevice, ...]
 
     @property
+    def addresses(self) -> Iterator[PciAddress]:
+        """The addresses of the devices."""
+        return (device.address for device in self.devices)
+
+    @property
     def title(self) -> str:
         count = quantity(len(self.devices), "device") if self.devices else "no device listed"
         return f"PCI segment {self.segment:04x}: {count}"
@@ -51,11 +56,12 @@ def host_picture(host: HostTopology, assigned: Collection[PciAddress] = ()) -> P
     :param assigned: the devices of the guest, which are marked.
     """
     paths = _paths(host)
-    drawing = _drawing(host, paths, frozenset(assigned))
+    marked = frozenset(assigned)
+    drawing = _drawing(host, paths, marked)
     caption = "The host: devices by the SMMU and the ITS that their MSIs pass"
     if assigned:
         caption += "; a green frame and ● mark what is assigned to the guest"
-    return Picture(to_svg(drawing, alone=False), caption, tuple(_lines(paths, assigned)))
+    return Picture(to_svg(drawing, alone=False), caption, tuple(_lines(paths, marked)))
 
 
 def host_svg(host: HostTopology, assigned: Collection[PciAddress] = ()) -> str:
@@ -77,10 +83,11 @@ def _paths(host: HostTopology) -> list[_Path]:
 def _drawing(
     host: HostTopology, paths: Sequence[_Path], assigned: frozenset[PciAddress]
 ) -> Drawing:
-    shown = sorted(
-        paths, key=lambda path: not any(device.address in assigned for device in path.devices)
-    )[:_MAX_PATHS]
-    shown = [path for path in paths if path in shown] if len(paths) > len(shown) else list(paths)
+    # Those with assigned devices first, if there are too many.
+    numbers = sorted(
+        range(len(paths)), key=lambda number: assigned.isdisjoint(paths[number].addresses)
+    )
+    shown = [paths[number] for number in sorted(numbers[:_MAX_PATHS])]
     shapes: list[Shape] = [
         Label(x, 18, text, "strong")
         for x, text in ((_DEVICES, "devices"), (_SMMUS, "SMMUs"), (_ITSES, "ITSes"))
@@ -183,7 +190,7 @@ def _named(box: Box, *lines: str) -> Box:
     )
 
 
-def _lines(paths: Sequence[_Path], assigned: Collection[PciAddress]) -> Iterator[str]:
+def _lines(paths: Sequence[_Path], assigned: frozenset[PciAddress]) -> Iterator[str]:
     """Yield the same as text, in 76 columns."""
     for path in paths:
         smmu = "no SMMU" if path.smmu is None else f"SMMU {path.smmu}"
