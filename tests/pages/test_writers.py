@@ -73,11 +73,15 @@ class TestMarkdown:
         [
             ("a|b", r"a\|b"),
             ("`x` *y* [z](u)", r"\`x\` \*y\* \[z\](u)"),
-            ("<b>", r"\<b\>"),
+            ("<b>", r"\<b>"),
             ("&lt;", r"\&lt;"),
             ("snake_case _em_", r"snake_case \_em\_"),
             ("# no heading", r"\# no heading"),
             ("- no item", r"\- no item"),
+            ("--option", "--option"),
+            ("---", r"\---"),
+            ("a -> b", "a -> b"),
+            ("> no quotation", r"\> no quotation"),
             ("1. no item", r"1\. no item"),
             ("@name", r"\@name"),
             ("\u202e\x1b", r"\\u202e\\x1b"),
@@ -85,6 +89,12 @@ class TestMarkdown:
     )
     def test_text_stays_text(self, text, expected):
         assert markdown(Text(text)) == f"{expected}\n"
+
+    def test_long_heading_is_wrapped(self):
+        lines = to_markdown(Page("name " * 30, ())).splitlines()
+        assert max(map(len, lines)) == 80
+        assert lines[2:] == ["=" * 80]
+        assert markdown(Heading("name " * 30)).endswith("\n" + "-" * 80 + "\n")
 
     def test_wrapped_line_starts_no_list(self):
         text = markdown(Text("x" * 79 + " - y " + "z" * 70 + " 12. w"))

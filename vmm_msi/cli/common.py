@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli.parser import VIRSH_CONFIG
 from vmm_msi.errors import ConfigError, UsageError
-from vmm_msi.terminal import print_document, print_error, printable
+from vmm_msi.terminal import print_document, print_error, printable, write_bytes
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vmm_msi.config import Choice, Config
     from vmm_msi.domxml.support import Version
     from vmm_msi.library.hosts import Host
+    from vmm_msi.pages.blocks import Page
     from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.types import HostTopology
 
@@ -127,6 +128,13 @@ def print_json(document: object) -> None:
     from vmm_msi.report.json_text import json_text
 
     print_document(json_text(document))
+
+
+def print_page(page: Page, name: str) -> None:
+    """Print a report as a page in a format by its name; the writers show what is not printable."""
+    from vmm_msi.pages.formats import write_page
+
+    write_bytes(write_page(page, name).encode())
 
 
 def add_granule(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ from vmm_msi.cli.common import (
     add_hosts,
     add_releases,
     print_json,
+    print_page,
     read_described_host,
     releases,
 )
@@ -64,7 +65,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain", metavar="ID", help="print the page about a finding without checking the host"
     )
-    add_format(parser)
+    add_format(parser, "html", "markdown", "csv")
     add_config(parser)
 
 
@@ -76,6 +77,12 @@ def run(args: argparse.Namespace) -> int:
     examination = _examine(args)
     if args.format == "json":
         print_json(examination.to_json())
+    elif args.format != "text":
+        from vmm_msi.cli.provenance import provenance
+        from vmm_msi.report.doctor_page import to_page
+
+        page = to_page(examination.case, examination.domain, examination.findings, provenance(args))
+        print_page(page, args.format)
     else:
         print_lines(examination.to_lines())
     if examination.has_errors:

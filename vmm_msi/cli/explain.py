@@ -15,6 +15,7 @@ from vmm_msi.cli.common import (
     load_host,
     load_plugins,
     print_json,
+    print_page,
 )
 from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.errors import TopologyError, UsageError
@@ -47,7 +48,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="TEXT comes from the guest's own log, or is an event that the guest received (a "
         "vEVENT): its StreamIDs and PCI addresses are the guest's",
     )
-    add_format(parser)
+    add_format(parser, "html", "markdown", "csv")
     add_config(parser)
 
 
@@ -73,6 +74,14 @@ def run(args: argparse.Namespace) -> int:
     )
     if args.format == "json":
         print_json(explanation.to_json())
+    elif args.format != "text":
+        from vmm_msi.cli.provenance import provenance
+        from vmm_msi.report.explain_page import to_page
+
+        facts = {"host": host and host.source, "guest": args.domain}
+        known = {name: fact for name, fact in facts.items() if fact}
+        page = to_page(explanation.explained, known | provenance(args))
+        print_page(page, args.format)
     else:
         print_lines(explanation.to_lines())
     return 0 if explanation.is_recognised else EXIT_UNKNOWN

@@ -5,7 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins, print_json
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    load_config,
+    load_plugins,
+    print_json,
+    print_page,
+)
 from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
@@ -23,7 +30,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         metavar="NAME[:key=value,…]",
         help="use another strategy for every device; default: the recorded strategies",
     )
-    add_format(parser)
+    add_format(parser, "html", "markdown", "csv")
     add_config(parser)
 
 
@@ -41,6 +48,12 @@ def run(args: argparse.Namespace) -> int:
     result = replay(recording, plugins, settings.its_selector(recording.guest.name), choice)
     if args.format == "json":
         print_json(to_json(result))
+    elif args.format != "text":
+        from vmm_msi.cli.provenance import provenance
+        from vmm_msi.report.replay_page import to_page
+
+        page = to_page(result, {"recording": str(args.file), **provenance(args)})
+        print_page(page, args.format)
     else:
         print_lines(to_lines(result))
     return 0 if result.agrees else EXIT_DIFFERS

@@ -10,6 +10,7 @@ from vmm_msi.cli.common import (
     add_granule,
     add_hosts,
     print_json,
+    print_page,
     read_described_host,
 )
 from vmm_msi.host.sources import FORMS
@@ -31,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"{FORMS}; or a libvirt URI. Several are sources about one host, of which the first wins "
         "where they disagree; default: this machine",
     )
-    add_format(show)
+    add_format(show, "html", "markdown", "csv")
     add_granule(show)
     summary = "write the description of a host to one file, for use on another machine"
     topology_capture.configure(
@@ -47,9 +48,17 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         print_json(host.to_json())
         return 0
+    several = len(host.sources) > 1
+    if args.format != "text":
+        from vmm_msi.cli.provenance import provenance
+        from vmm_msi.report.topology_page import to_page
+
+        differences = host.disagreements if several else None
+        print_page(to_page(host.topology, differences, provenance(args)), args.format)
+        return 0
     from vmm_msi.report import system, topology
 
     print_lines(topology.to_lines(host.topology))
-    if len(host.sources) > 1:
+    if several:
         print_lines(system.disagreement_lines(host.disagreements))
     return 0

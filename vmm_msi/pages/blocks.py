@@ -46,10 +46,15 @@ class Heading:
 
 @dataclass(frozen=True)
 class Text:
-    """A paragraph."""
+    """A paragraph.
+
+    :param copy: what it is, such as a remedy, for its label and a button that copies it; empty for
+        a text without them.
+    """
 
     text: str
     tone: Tone | None = None
+    copy: str = ""
     kind: ClassVar[str] = "text"
 
 

@@ -33,15 +33,17 @@ _WIDTH = 80
 
 # Backslashes make these characters plain, wherever they are (CommonMark 0.31, section 2.4). An
 # underscore inside a word is plain already.
-_SPECIAL = re.compile(r"[\\`*\[\]<>|~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|(?<!\w)@(?=\w)")
+_SPECIAL = re.compile(r"[\\`*\[\]<|~]|&(?=#?\w+;)|(?<!\w)_|_(?!\w)|(?<!\w)@(?=\w)")
 # What makes a heading, a list, a quotation or a rule of a line that starts with it.
-_LINE_START = frozenset("#>+=-")
+_LINE_START = re.compile(r"#{1,6}(\s|$)|>|[-+](\s|$)|=+\s*$|-[-\s]*$")
+# Below the lines of a heading (CommonMark 0.31, section 4.3), by its level.
+_UNDERLINES = ("=", "-")
 _NUMBERED = re.compile(r"^\d{1,9}(?=[.)](\s|$))")
 
 
 def to_markdown(page: Page) -> str:
     """Return a report as Markdown."""
-    lines = [f"# {_plain(page.title)}", ""]
+    lines = _heading(page.title, 1)
     for block in page.blocks:
         lines += _lines(block, 2)
     if page.provenance:
@@ -74,9 +76,17 @@ def _wrapped(text: str, head: str = "", indent: str = "") -> list[str]:
 
 def _safe_start(line: str, indent: int) -> str:
     head, text = line[:indent], line[indent:]
-    if text[:1] in _LINE_START:
+    if _LINE_START.match(text):
         return f"{head}\\{text}"
     return head + _NUMBERED.sub(lambda match: f"{match[0]}\\", text, count=1)
+
+
+def _heading(text: str, level: int) -> list[str]:
+    """Return a heading; a long one of the levels that allow it is wrapped and underlined."""
+    line = f"{'#' * level} {_plain(text)}"
+    if len(line) <= _WIDTH or level > len(_UNDERLINES):
+        return [line, ""]
+    return [*_wrapped(_plain(text)), _UNDERLINES[level - 1] * _WIDTH, ""]
 
 
 @singledispatch
@@ -90,12 +100,13 @@ def _lines(block: Block, _level: int) -> list[str]:
 
 @_lines.register
 def _(block: Heading, level: int) -> list[str]:
-    return [f"{'#' * (level + block.level - 2)} {_plain(block.text)}", ""]
+    return _heading(block.text, level + block.level - 2)
 
 
 @_lines.register
 def _(block: Text, _level: int) -> list[str]:
-    return [*_wrapped(_plain(block.text)), ""]
+    label = f"**{_plain(block.copy.capitalize())}:** " if block.copy else ""
+    return [*_wrapped(f"{label}{_plain(block.text)}"), ""]
 
 
 @_lines.register
@@ -127,7 +138,7 @@ def _(block: Picture, _level: int) -> list[str]:
 
 @_lines.register
 def _(block: Section, level: int) -> list[str]:
-    lines = [f"{'#' * level} {_plain(block.title)}", ""] if block.title else []
+    lines = _heading(block.title, level) if block.title else []
     for inner in block.blocks:
         lines += _lines(inner, level + 1)
     return lines

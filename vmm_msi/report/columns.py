@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+
+class Rows(NamedTuple):
+    """Rows below a head.
+
+    :param title: what the rows are, in the plural.
+    :param note: a remark about them, such as why there are none.
+    """
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    note: str = ""
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
@@ -24,9 +37,11 @@ def columns(rows: Sequence[Sequence[str]]) -> Iterator[str]:
     yield from aligned([rows[0], ["-" * width for width in widths], *rows[1:]])
 
 
-def section(title: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield an empty line, a title with the number of rows, and the rows below a head."""
+def section(rows: Rows) -> Iterator[str]:
+    """Yield an empty line, a title with the number of rows, the rows below a head, and the note."""
     yield ""
-    yield f"{title} ({len(rows)})"
-    if rows:
-        yield from (f"  {line}" for line in aligned([head, *rows]))
+    yield f"{rows.title} ({len(rows.rows)})"
+    if rows.rows:
+        yield from (f"  {line}" for line in aligned([rows.head, *rows.rows]))
+    if rows.note:
+        yield f"  ({rows.note})"

@@ -68,13 +68,14 @@ def to_lines(about: str, findings: Sequence[Finding]) -> Iterator[str]:
 
     :param about: short description of the examined host, guest and devices.
     """
-    for alike in _folded(findings):
+    for alike in alike_findings(findings):
         yield from _block(alike)
         yield ""
-    yield f"{about}: {_summary(findings)}"
+    details = "; use --explain ID for details" if findings else ""
+    yield f"{about}: {summary(findings)}{details}"
 
 
-def _folded(findings: Sequence[Finding]) -> list[list[Finding]]:
+def alike_findings(findings: Sequence[Finding]) -> list[list[Finding]]:
     """Group findings that differ only in their subjects, in order of first appearance."""
     groups: dict[tuple[str, ...], list[Finding]] = {}
     for finding in findings:
@@ -112,13 +113,12 @@ def _wrapped(label: str, text: str) -> Iterator[str]:
     )
 
 
-def _summary(findings: Sequence[Finding]) -> str:
+def summary(findings: Sequence[Finding]) -> str:
+    """Return how many findings of each severity there are."""
     counts = Counter(finding.severity for finding in findings)
     parts = [
         f"{counts[severity]} {_COUNTED[severity][counts[severity] > 1]}"
         for severity in Severity
         if counts[severity]
     ]
-    if not parts:
-        return "no problems found"
-    return f"{', '.join(parts)}; use --explain ID for details"
+    return ", ".join(parts) or "no problems found"

@@ -32,7 +32,7 @@ def to_lines(report: ExplainedText) -> Iterator[str]:
     for explained in report.lines:
         yield from _paragraph(explained)
         yield ""
-    yield from _rest(report)
+    yield from remaining_lines(report)
 
 
 def to_json(report: ExplainedText) -> ExplainDocument:
@@ -53,7 +53,7 @@ def _paragraph(explained: ExplainedLine) -> Iterator[str]:
     yield f"line {explained.line}: {explained.text}{more}"
     yield from _row("id", explanation.id)
     yield from _row("means", explanation.what)
-    yield from _row("device", _devices(explanation))
+    yield from _row("device", device_text(explanation))
     if explanation.stage is not None:
         yield from _row("stage", str(explanation.stage))
     if explanation.iova is not None:
@@ -63,7 +63,7 @@ def _paragraph(explained: ExplainedLine) -> Iterator[str]:
     yield from _row("missing", explanation.missing)
     yield from _row("why", explanation.why)
     for remedy in explanation.remedies:
-        yield from _row("remedy", _remedy(remedy))
+        yield from _row("remedy", remedy_text(remedy))
     for reading in explanation.otherwise:
         remedies = "".join(f"; {remedy}" for remedy in reading.remedies)
         yield from _row("or", f"{reading.when}: {reading.why}{remedies}")
@@ -87,7 +87,8 @@ def _row(name: str, value: str) -> Iterator[str]:
         )
 
 
-def _devices(explanation: Explanation) -> str:
+def device_text(explanation: Explanation) -> str:
+    """Return the devices that an explanation may be about, with their StreamID; empty if none."""
     names = " or ".join(map(_subject, explanation.devices))
     stream = "" if explanation.stream is None else f"StreamID {explanation.stream}"
     if not names:
@@ -103,14 +104,16 @@ def _subject(subject: Subject) -> str:
     return f"{name} ({subject.note})" if subject.note else name
 
 
-def _remedy(remedy: Remedy) -> str:
+def remedy_text(remedy: Remedy) -> str:
+    """Return a remedy with the strategy and the change of the guest that it consists of."""
     text = remedy.what
     if remedy.strategy and f"--strategy {remedy.strategy}" not in text:
         text = f"{remedy.strategy}: {text}"
     return f"{text}; {remedy.change}" if remedy.change else text
 
 
-def _rest(report: ExplainedText) -> Iterator[str]:
+def remaining_lines(report: ExplainedText) -> Iterator[str]:
+    """Yield counts of the lines without an explanation, and the notes."""
     if not report.lines:
         yield "no line was recognised"
     if report.suppressed:

@@ -137,7 +137,8 @@ def _path_shapes(
     row = y + 26
     for device in shown:
         mark = device.address in assigned
-        text = f"{'● ' if mark else ''}{device.address}  group {device.iommu_group}"
+        group = f"  group {device.iommu_group}" if device.iommu_group >= 0 else ""
+        text = f"{'● ' if mark else ''}{device.address}{group}"
         style = "marked" if mark else ""
         shapes.append(Box(_DEVICES + 8, row, 284, _ROW - 2, (text,), style))
         row += _ROW

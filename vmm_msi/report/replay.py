@@ -19,10 +19,7 @@ SCHEMA: Final = 1
 
 def to_lines(replay: Replay) -> Iterator[str]:
     """Yield a table with two rows per device, then each disagreement as a sentence."""
-    releases = replay.recording.releases
-    named = {"Linux": releases.linux, "libvirt": releases.libvirt, "QEMU": releases.qemu}
-    stack = ", ".join(f"{name} {release}" for name, release in named.items() if release)
-    yield f"recorded on {stack or 'unknown releases'} by vmm-msi {releases.vmm_msi}"
+    yield f"recorded on {recorded_releases(replay)}"
     yield f"simulated kernel: {replay.kernel}"
     rows = [["device", "strategy", "", "programmed", "slot", "ITS", "outcome", "agree?"]]
     for device in replay.devices:
@@ -35,7 +32,7 @@ def to_lines(replay: Replay) -> Iterator[str]:
                 ", ".join(map(str, recorded.programmed)) or "-",
                 _or_dash(device.slot),
                 str(device.its),
-                _recorded_outcome(device),
+                recorded_outcome(device) or "-",
                 "",
             ]
         )
@@ -104,10 +101,22 @@ def to_json(replay: Replay) -> ReplayDocument:
     }
 
 
-def _recorded_outcome(device: DeviceComparison) -> str:
+def recorded_releases(replay: Replay) -> str:
+    """Return the releases that a recording was made on and by."""
+    releases = replay.recording.releases
+    named = {"Linux": releases.linux, "libvirt": releases.libvirt, "QEMU": releases.qemu}
+    stack = ", ".join(f"{name} {release}" for name, release in named.items() if release)
+    return f"{stack or 'unknown releases'} by vmm-msi {releases.vmm_msi}"
+
+
+def recorded_outcome(device: DeviceComparison) -> str:
+    """Return the recorded outcome of a device's MSIs, with their number if they arrived.
+
+    :return: empty if the recording does not show it.
+    """
     if device.outcome == "delivered":
         return f"delivered, {quantity(device.recorded.interrupts, 'interrupt')}"
-    return _or_dash(device.outcome)
+    return device.outcome or ""
 
 
 def _text(value: object | None) -> str | None:

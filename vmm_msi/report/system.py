@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from vmm_msi.host.resolve import find_route, isolates_msis
-from vmm_msi.report.columns import section
+from vmm_msi.report.columns import Rows, section
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
@@ -53,10 +53,10 @@ def json_of(host: HostTopology, differences: Sequence[Disagreement]) -> SystemJs
     }
 
 
-def lines_of(host: HostTopology) -> Iterator[str]:
-    """Yield the sections for people, without empty ones."""
+def sections(host: HostTopology) -> Iterator[Rows]:
+    """Yield the rows for people, without empty sections."""
     if host.segments:
-        yield from section(
+        yield Rows(
             "PCI segments",
             ("segment", "ATS", "CANWBS"),
             [
@@ -65,7 +65,7 @@ def lines_of(host: HostTopology) -> Iterator[str]:
             ],
         )
     if host.reserved_memory:
-        yield from section(
+        yield Rows(
             "Memory mapped 1:1 (RMR)",
             ("base", "size", "SMMU", "StreamIDs", "relaxable"),
             [
@@ -81,7 +81,7 @@ def lines_of(host: HostTopology) -> Iterator[str]:
         )
     if not host.functions:
         return
-    yield from section(
+    yield Rows(
         "IOMMU groups",
         ("group", "isolated MSI", "members", "reserved regions"),
         [
@@ -94,24 +94,32 @@ def lines_of(host: HostTopology) -> Iterator[str]:
             for group in _groups(host)
         ],
     )
-    yield from section(
+    yield Rows(
         "PCI functions",
         ("address", "group", "SMMU", "driver", "vectors", "ATS", "PASID", "VF of", "aliases"),
         [_function_row(host, function) for function in host.functions],
     )
 
 
+def disagreements(differences: Sequence[Disagreement]) -> Rows:
+    """Return the rows about disagreements of sources, several for each."""
+    return Rows(
+        "Disagreements",
+        ("about", "source", "description"),
+        [
+            (difference.subject if not number else "", source, text)
+            for difference in differences
+            for number, (source, text) in enumerate(difference.statements)
+        ],
+    )
+
+
 def disagreement_lines(differences: Sequence[Disagreement]) -> Iterator[str]:
     """Yield the section about disagreements of sources."""
-    rows = [
-        (difference.subject if not number else "", source, text)
-        for difference in differences
-        for number, (source, text) in enumerate(difference.statements)
-    ]
     yield ""
     yield f"Disagreements ({len(differences)})"
-    if rows:
-        yield from list(section("", ("about", "source", "description"), rows))[2:]
+    if differences:
+        yield from list(section(disagreements(differences)))[2:]
 
 
 def _function_json(host: HostTopology, function: PciFunction) -> FunctionJson:

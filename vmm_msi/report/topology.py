@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from vmm_msi.report import system
-from vmm_msi.report.columns import section
+from vmm_msi.report.columns import Rows, section
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
@@ -89,32 +89,37 @@ def to_lines(host: HostTopology) -> Iterator[str]:
     yield f"{host.source}: stage 2 granule {host.granule}{version}"
     yield from (f"  ({gap})" for gap in host.missing)
     yield from (f"  (warning: {error})" for error in host.table_errors)
-    yield from section(
+    for rows in sections(host):
+        yield from section(rows)
+
+
+def sections(host: HostTopology) -> Iterator[Rows]:
+    """Yield the parts of ``host`` as rows for people."""
+    yield Rows(
         "SMMUs",
         ("id", "base", "nested"),
         [
             (str(smmu.id), "-" if smmu.base is None else str(smmu.base), _yes(smmu.nested))
             for smmu in host.smmus
         ],
+        _none(host, host.smmus),
     )
-    yield from _none(host, host.smmus)
     special = any(its.is_gicv5 or not its.isolates_msis for its in host.itses)
-    yield from section(
+    yield Rows(
         "ITSes",
         ("id", "base", "doorbell", *(("kind",) if special else ())),
         [
             (str(its.id), str(its.base), str(its.doorbell), *((_kind(its),) if special else ()))
             for its in host.itses
         ],
+        "" if host.missing else _none(host, host.itses),
     )
-    if not host.missing:
-        yield from _none(host, host.itses)
-    yield from section(
+    yield Rows(
         "Routes",
         ("first", "last", "SMMU", "StreamIDs", "ITS group", "DeviceIDs"),
         list(_route_rows(host.routes)),
     )
-    yield from section(
+    yield Rows(
         "Devices",
         ("address", "SMMU", "StreamID", "ITS group", "DeviceID", "IOMMU group", "vectors"),
         [
@@ -122,7 +127,7 @@ def to_lines(host: HostTopology) -> Iterator[str]:
                 str(device.address),
                 "-" if device.smmu is None else str(device.smmu),
                 str(device.stream_id),
-                _group(device.its_group),
+                group_text(device.its_group),
                 str(device.device_id),
                 str(device.iommu_group),
                 str(device.vectors),
@@ -130,13 +135,12 @@ def to_lines(host: HostTopology) -> Iterator[str]:
             for device in host.devices
         ],
     )
-    yield from system.lines_of(host)
+    yield from system.sections(host)
 
 
-def _none(host: HostTopology, described: Sequence[object]) -> Iterator[str]:
-    """Yield a line if firmware describes none of something."""
-    if not described and host.firmware is not None:
-        yield f"  ({host.firmware} has none)"
+def _none(host: HostTopology, described: Sequence[object]) -> str:
+    """Return a remark if firmware describes none of something."""
+    return "" if described or host.firmware is None else f"{host.firmware} has none"
 
 
 def _route_rows(routes: Sequence[PciRoute]) -> Iterator[tuple[str, ...]]:
@@ -148,7 +152,7 @@ def _route_rows(routes: Sequence[PciRoute]) -> Iterator[tuple[str, ...]]:
             str(PciAddress.from_rid(route.segment, route.last)),
             "-" if route.smmu is None else str(route.smmu),
             "-" if route.smmu is None else stream,
-            _group(route.its_group),
+            group_text(route.its_group),
             device if route.its_group else "-",
         )
 
@@ -159,7 +163,8 @@ def _ids(first: int, last: int, one: bool) -> str:
     return f"{first:#x}-{last:#x}" if last > first else f"{first:#x}"
 
 
-def _group(ids: Iterable[int]) -> str:
+def group_text(ids: Iterable[int]) -> str:
+    """Return the ids of an ITS group; a dash for none."""
     return ", ".join(map(str, ids)) or "-"
 
 

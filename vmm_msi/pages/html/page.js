@@ -7,7 +7,7 @@ for (const part of document.querySelectorAll(".controls, .filter, .rows, .copy")
 for (const button of document.querySelectorAll(".copy")) {
   const label = button.textContent;
   button.addEventListener("click", async () => {
-    const code = button.parentElement.querySelector("code");
+    const code = button.parentElement.querySelector("code, span");
     try {
       await navigator.clipboard.writeText(code.textContent);
       button.textContent = "Copied";
