@@ -187,6 +187,14 @@ def test_a_real_host(show, real_host, form):
     assert show(real_host, "--format", form)
 
 
+def test_a_real_host_as_a_scenario_file(show, real_host, tmp_path):
+    """It is the same host to the doctor and every other reader."""
+    path = tmp_path / "host.toml"
+    path.write_text(show(real_host, "--format", "toml"))
+    before, after = (json.loads(show(name, "--format", "json")) for name in (real_host, path))
+    assert after == before | {"source": str(path)}
+
+
 def test_errors_in_tables_that_linux_tolerates(show, tables):
     path = tables / "IORT"
     data = bytearray(path.read_bytes())

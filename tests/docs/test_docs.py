@@ -23,13 +23,14 @@ from vmm_msi.domxml import bound_metadata, metadata
 from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.engine.compare import compare
 from vmm_msi.errors import ConfigError, ScenarioError, VmmMsiError
-from vmm_msi.host.scenario import load_scenario, parse_scenario
+from vmm_msi.host.scenario import load_scenario, parse_host, parse_scenario
 from vmm_msi.host.scenario_tables import ScenarioFile
 from vmm_msi.iommu.backend import Capability
 from vmm_msi.iommu.profiles import PROFILES
 from vmm_msi.plugins import hookspecs
 from vmm_msi.plugins.hookspecs import PluginKind
 from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.report.scenario import host_text
 from vmm_msi.samples import path as sample
 from vmm_msi.types import (
     SW_MSI_WINDOW,
@@ -154,7 +155,8 @@ def test_configuration_keys_are_described():
 
 #: Tables of a scenario of which only the keys are described.
 SECTIONS = {
-    "host", "host.smmu", "host.its", "host.device",
+    "host", "host.smmu", "host.its", "host.device", "host.route", "host.function", "host.segment",
+    "host.reserved_memory", "host.table_error",
     "guest", "guest.vits", "guest.stage1", "guest.device", "vmm",
 }  # fmt: skip
 
@@ -263,9 +265,19 @@ def test_scenario_example_has_every_key():
         containers=ContainerPer.STAGE1,
     )
     assert parse_scenario(block.text, "x") == Scenario(host, guest)
-    written = set(re.findall(r"^(\w+) =|^\[+([\w.]+)\]", block.text, re.MULTILINE))
-    written = {key or table.rpartition(".")[2] for key, table in written}
+    (exported,) = (block for block in blocks if block.mark.endswith("exported.toml"))
+    text = block.text + exported.text
+    written = set(re.findall(r"^(\w+) =|^\[+([\w.]+)\]|[{,] (\w+) =", text, re.MULTILINE))
+    written = {key or inline or table.rpartition(".")[2] for key, table, inline in written}
     assert written == {name.rpartition(".")[2] for name in keys(ScenarioFile)}
+
+
+def test_exported_example_is_what_export_writes():
+    """A host whose every value is other than its default: each key of the example is read."""
+    blocks = marked("scenario", page=DOCS / "scenario.md")
+    (block,) = (block for block in blocks if block.mark.endswith("exported.toml"))
+    text, _, _guest = block.text.partition("[guest]")
+    assert host_text(parse_host(text, "x")).partition("\n\n")[2] == text.rstrip("\n") + "\n"
 
 
 # --- examples ----------------------------------------------------------------------------------

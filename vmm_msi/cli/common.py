@@ -30,6 +30,7 @@ FORMATS = {
     "markdown": "for mails and issues",
     "csv": "rows for spreadsheets",
     "svg": "a picture",
+    "toml": "a scenario file",
 }
 
 

@@ -14,7 +14,7 @@ from vmm_msi.cli.common import (
     read_described_host,
 )
 from vmm_msi.host.sources import FORMS
-from vmm_msi.terminal import print_lines
+from vmm_msi.terminal import print_document, print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"{FORMS}; or a libvirt URI. Several are sources about one host, of which the first wins "
         "where they disagree; default: this machine",
     )
-    add_format(show, "html", "markdown", "csv")
+    add_format(show, "html", "markdown", "csv", "toml")
     add_granule(show)
     summary = "write the description of a host to one file, for use on another machine"
     topology_capture.configure(
@@ -47,6 +47,11 @@ def run(args: argparse.Namespace) -> int:
     host = read_described_host(args)
     if args.format == "json":
         print_json(host.to_json())
+        return 0
+    if args.format == "toml":
+        from vmm_msi.report import scenario
+
+        print_document(scenario.host_text(host.topology))
         return 0
     several = len(host.sources) > 1
     if args.format != "text":

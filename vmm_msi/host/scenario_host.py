@@ -7,6 +7,7 @@ from itertools import count
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.host.scenario_problems import UnusableError
+from vmm_msi.host.scenario_system import SystemReader
 from vmm_msi.types import (
     SW_MSI_WINDOW,
     DeviceId,
@@ -85,6 +86,7 @@ class HostReader:
         self._smmus = {smmu.id for smmu in smmus}
         itses = self._read_itses(table.its)
         used = {device.iommu_group for device in table.device}
+        used |= {function.iommu_group for function in table.function}
         self._free_groups = (number for number in count(1) if number not in used)
         devices = tuple(problems.each(table.device, _DEVICES, self._device))
         return HostTopology(
@@ -94,6 +96,7 @@ class HostReader:
             itses,
             devices,
             granule_known=table.granule is not None,
+            **SystemReader(problems, self._smmus, self._itses).read(table),
         )
 
     def _read_smmus(self, table: HostTable) -> tuple[Smmu, ...]:
@@ -106,9 +109,15 @@ class HostReader:
     def _smmu(self, table: SmmuTable, at: KeyPath) -> Smmu:
         number = int(self._problems.new_id(table.id, at))
         if table.base is not None:
-            self._problems.aligned(table.base, ITS_FRAME, (*at, "base"), "a 64 KiB frame")
+            # An SMMUv3 has two 64 KiB pages (IHI 0070, 6.1), an SMMUv1 or v2 at least 4 KiB.
+            is_v3 = table.version == 3
+            size, what = (ITS_FRAME, "a 64 KiB frame") if is_v3 else (0x1000, "a page")
+            self._problems.aligned(table.base, size, (*at, "base"), what)
             self._problems.below(table.base, PA_END, (*at, "base"))
-        return Smmu(number, None if table.base is None else Pa(table.base), table.nested)
+        if table.version not in {2, 3}:
+            self._problems.add((*at, "version"), f"{table.version} is not 2 or 3")
+        base = None if table.base is None else Pa(table.base)
+        return Smmu(number, base, table.nested, int(table.version))
 
     def _read_itses(self, tables: Sequence[ItsTable]) -> tuple[Its, ...]:
         """Return the ITSes that the host has: those with a base."""

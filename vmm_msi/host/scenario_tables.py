@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from vmm_msi.tomlfile import Number, TomlTable
-from vmm_msi.types import BindOrder, ContainerPer, ReservedKind, Stage1Mode
+from vmm_msi.types import BindOrder, ContainerPer, Firmware, ReservedKind, Stage1Mode
+from vmm_msi.types.pci_function import VfioEvidence  # noqa: TC001 - msgspec reads it
 
 
 class SmmuTable(TomlTable, frozen=True):
@@ -12,6 +15,7 @@ class SmmuTable(TomlTable, frozen=True):
     id: Number | None = None
     base: Number | None = None
     nested: bool = True
+    version: Number = Number(3)
 
 
 class ItsTable(TomlTable, frozen=True):
@@ -46,6 +50,71 @@ class HostDeviceTable(TomlTable, frozen=True):
     reserved: tuple[ReservedTable, ...] = ()
 
 
+class RouteTable(TomlTable, frozen=True):
+    """``[[host.route]]``: the PCI functions from ``first`` to ``last``; IDs as of a device."""
+
+    first: str
+    last: str
+    smmu: Number | None = None
+    its_group: tuple[Number, ...] = ()
+    stream_id: Number | None = None
+    device_id: Number | None = None
+    one_stream_id: bool = False
+    one_device_id: bool = False
+    reserved: tuple[ReservedTable, ...] = ()
+
+
+class FunctionTable(TomlTable, frozen=True):
+    """``[[host.function]]``: a PCI function as the host's kernel or libvirt lists it."""
+
+    address: str
+    iommu_group: Number | None = None
+    members: tuple[str, ...] = ()
+    numa_node: Number | None = None
+    driver: str | None = None
+    physical_function: str | None = None
+    virtual_functions: tuple[str, ...] = ()
+    smmu_base: Number | None = None
+    class_code: Number | None = None
+    vectors: Number | None = None
+    ats: bool | None = None
+    pasid: bool | None = None
+    dma_rids: tuple[Number, ...] = ()
+    msi_rid: Number | None = None
+    reserved: tuple[ReservedTable, ...] | None = None
+    vfio: VfioEvidence | None = None
+
+
+class SegmentTable(TomlTable, frozen=True):
+    """``[[host.segment]]``."""
+
+    number: Number
+    ats: bool | None = None
+    canwbs: bool | None = None
+
+
+class ReservedMemoryTable(TomlTable, frozen=True):
+    """``[[host.reserved_memory]]``: an RMR of the IORT."""
+
+    base: Number
+    size: Number
+    smmu: Number
+    first_stream: Number
+    last_stream: Number
+    relaxable: bool = False
+
+
+class TableErrorTable(TomlTable, frozen=True):
+    """``[[host.table_error]]``: an error in a firmware table that Linux tolerates."""
+
+    table: str
+    text: str
+
+
+#: How a file calls the kind of a host's firmware tables.
+FIRMWARE = {"acpi": Firmware.ACPI, "device-tree": Firmware.DEVICE_TREE}
+
+
 class HostTable(TomlTable, frozen=True):
     """``[host]``."""
 
@@ -53,6 +122,16 @@ class HostTable(TomlTable, frozen=True):
     smmu: tuple[SmmuTable, ...] = ()
     its: tuple[ItsTable, ...] = ()
     device: tuple[HostDeviceTable, ...] = ()
+    route: tuple[RouteTable, ...] = ()
+    function: tuple[FunctionTable, ...] = ()
+    segment: tuple[SegmentTable, ...] = ()
+    reserved_memory: tuple[ReservedMemoryTable, ...] = ()
+    table_error: tuple[TableErrorTable, ...] = ()
+    firmware: Literal["acpi", "device-tree"] | None = None
+    missing: tuple[str, ...] = ()
+    lists_all_functions: bool = True
+    unsafe_interrupts: tuple[str, ...] = ()
+    msi_bindings: Number | None = None
 
 
 class VitsTable(TomlTable, frozen=True):
