@@ -29,6 +29,9 @@ PAGES = (
     *sorted((ROOT / "vmm_msi" / "doctor" / "findings").glob("*.md")),
 )
 
+#: Variables of a terminal, which change the text that commands print.
+TERMINAL = {"COLUMNS", "NO_COLOR", "FORCE_COLOR", "CLICOLOR", "CLICOLOR_FORCE"}
+
 _FENCE = re.compile(
     r"(?:<!-- (?P<mark>[\w ./-]+) -->\n)?```(?P<kind>\w+)\n(?P<text>.*?)^```$",
     re.DOTALL | re.MULTILINE,
@@ -70,7 +73,7 @@ def run_example(block: Block, **variables: str) -> str:
     environment = {
         name: value
         for name, value in os.environ.items()
-        if name not in {"LIBVIRT_DEFAULT_URI", "VMM_MSI_CONFIG", "XDG_CONFIG_HOME"}
+        if name not in {"LIBVIRT_DEFAULT_URI", "VMM_MSI_CONFIG", "XDG_CONFIG_HOME", *TERMINAL}
     }
     with tempfile.TemporaryDirectory() as folder:
         cwd = Path(folder)
@@ -263,8 +266,10 @@ def support_by_strategy() -> str:
     """Return the hosts, guests and kernels on which each strategy works, as Markdown."""
     from vmm_msi.doctor.rules_kernel import NESTED_MSI
     from vmm_msi.domxml.support import REQUIREMENTS, Feature
+    from vmm_msi.engine.binders import applied_by
     from vmm_msi.iommu.profiles import PROFILES, default_profile
     from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import BinderKind
 
     accel = REQUIREMENTS[Feature.ACCEL]
     plugins = PluginManager.load()
@@ -275,10 +280,12 @@ def support_by_strategy() -> str:
     ]
     for choice in plugins.choices():
         needs = plugins.needs(choice.strategy, plugins.options(choice.strategy, choice.options))
-        host = "`--backend sim` only"
-        if needs.qemu:
-            kernel = ".".join(map(str, NESTED_MSI))
-            host = f"Linux {kernel}, QEMU {accel.qemu}, libvirt {accel.libvirt}"
+        kernel = ".".join(map(str, NESTED_MSI))
+        host = {
+            BinderKind.QEMU: f"Linux {kernel}, QEMU {accel.qemu}, libvirt {accel.libvirt}",
+            BinderKind.KERNEL: "a kernel with [guest MSI bindings](kernel-interface.md)",
+            BinderKind.SIM: "`--backend sim` only",
+        }[applied_by(choice, needs)]
         guest = "honours the RMR" if needs.rmr else "any"
         default = default_profile({needs.interface})
         cells = [
@@ -290,6 +297,31 @@ def support_by_strategy() -> str:
             for profile in PROFILES
         ]
         lines.append(f"| `{choice}` | {host} | {guest} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def outcomes_table() -> str:
+    """Return what each outcome means, as Markdown."""
+    from vmm_msi.types.verdict import OUTCOME_MEANINGS
+
+    rows = [f"| `{outcome}` | {meaning} |" for outcome, meaning in OUTCOME_MEANINGS.items()]
+    return "\n".join(["| outcome | meaning |", "|---|---|", *rows]) + "\n"
+
+
+def applied_by_table() -> str:
+    """Return the strategies that each binder applies to a guest that runs, as Markdown."""
+    from vmm_msi.engine.binders import applied_by
+    from vmm_msi.engine.setup import needs_of
+    from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.report.compare_rows import APPLIED_BY
+
+    plugins = PluginManager.load()
+    choices = list(plugins.choices())
+    binder_of = {choice: applied_by(choice, needs_of(plugins, choice)) for choice in choices}
+    lines = ["| applied by | strategies |", "|---|---|"]
+    for binder, (label, _meaning) in APPLIED_BY.items():
+        names = ", ".join(f"`{choice}`" for choice in choices if binder_of[choice] is binder)
+        lines.append(f"| {label} | {names} |")
     return "\n".join(lines) + "\n"
 
 
@@ -430,6 +462,8 @@ REGIONS = {
     (DOCS / "explain.md", "events"): explained_events,
     (DOCS / "doctor.md", "findings"): findings_table,
     (DOCS / "lab-internals.md", "kernel options"): kernel_options,
+    (DOCS / "strategies.md", "outcomes"): outcomes_table,
+    (DOCS / "strategies.md", "applied by"): applied_by_table,
     (DOCS / "strategies.md", "truth table"): truth_table,
     (DOCS / "strategies.md", "series truth table"): series_truth_table,
     (DOCS / "libvirt.md", "releases"): releases_table,

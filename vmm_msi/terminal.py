@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from enum import StrEnum
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
@@ -20,6 +21,32 @@ if TYPE_CHECKING:
 
 # ECMA-48: return to the first column and erase to the end of the line.
 _ERASE_LINE = "\r\x1b[K"
+
+
+class Tone(StrEnum):
+    """What a text means for the reader; a colour in HTML and on a terminal, never the only sign."""
+
+    GOOD = "good"
+    WARNING = "warning"
+    BAD = "bad"
+    QUIET = "quiet"
+
+
+class Line(str):
+    """A line whose parts may have tones; as a string it has none.
+
+    :param parts: texts with their tones, from left to right.
+    """
+
+    __slots__ = ("parts",)
+    parts: tuple[tuple[str, Tone | None], ...]
+
+    def __new__(cls, parts: Iterable[tuple[str, Tone | None]]) -> Line:
+        """Return the texts as one, and keep the parts."""
+        kept = tuple(parts)
+        line = super().__new__(cls, "".join(text for text, _tone in kept))
+        line.parts = kept
+        return line
 
 
 def printable(text: object) -> str:

@@ -21,7 +21,9 @@ from vmm_msi.cli import COMMANDS, build_parser
 from vmm_msi.config import Choice, ConfigTable
 from vmm_msi.domxml import bound_metadata, metadata
 from vmm_msi.domxml.libvirt_domain import DomainXml
+from vmm_msi.engine.binders import applied_by
 from vmm_msi.engine.compare import compare
+from vmm_msi.engine.setup import needs_of
 from vmm_msi.errors import ConfigError, ScenarioError, VmmMsiError
 from vmm_msi.host.scenario import load_scenario, parse_host, parse_scenario
 from vmm_msi.host.scenario_tables import ScenarioFile
@@ -30,6 +32,7 @@ from vmm_msi.iommu.profiles import PROFILES
 from vmm_msi.plugins import hookspecs
 from vmm_msi.plugins.hookspecs import PluginKind
 from vmm_msi.plugins.manager import PluginManager
+from vmm_msi.report.compare_rows import APPLIED_BY
 from vmm_msi.report.scenario import host_text
 from vmm_msi.samples import path as sample
 from vmm_msi.types import (
@@ -395,6 +398,18 @@ def test_shipped_strategies_are_in_both_tables():
     for choice in PluginManager.load().choices():
         assert {str(choice), choice.strategy} & glance, choice
         assert str(choice) in compared, choice
+
+
+def test_the_table_of_strategies_says_what_applies_each():
+    text = (DOCS / "strategies.md").read_text()
+    plugins = PluginManager.load()
+    rows = re.findall(r"^\| `([\w:=-]+)` \|.*\| ([^|]*) \|$", text, re.MULTILINE)
+    labels = {binder: label for binder, (label, _meaning) in APPLIED_BY.items()}
+    table = {name: label for name, label in rows if label.partition(";")[0] in labels.values()}
+    for choice in plugins.choices():
+        label = table.get(str(choice)) or table[choice.strategy]
+        expected = labels[applied_by(choice, needs_of(plugins, choice))]
+        assert label.partition(";")[0] == expected, choice
 
 
 def test_every_kernel_profile_is_described_with_its_capabilities():

@@ -257,7 +257,7 @@ def _failures(results: Sequence[Result], kind: str) -> Iterator[str]:
     """Yield a line for each strategy with MSIs that are lost in a way that --fail-on names."""
     from vmm_msi.engine.session import outcomes
     from vmm_msi.quantity import quantity
-    from vmm_msi.report.compare import strategy_name
+    from vmm_msi.report.compare_rows import strategy_name
 
     for result in results:
         counts = outcomes(result.verdicts)

@@ -157,26 +157,26 @@ def _is_bound_by_kernel(strategy: str | None) -> bool:
     if strategy is None:
         return False
     from vmm_msi.config import Choice
-    from vmm_msi.engine.binders import kernel_allocator
+    from vmm_msi.engine.binders import applied_by
     from vmm_msi.engine.setup import needs_of
     from vmm_msi.errors import UsageError
     from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.types import BinderKind
 
     plugins = PluginManager.load()
 
-    def applied(choice: Choice) -> bool:
-        needs = needs_of(plugins, choice)
-        return needs.qemu or kernel_allocator(choice, needs) is not None
+    def binder(choice: Choice) -> BinderKind:
+        return applied_by(choice, needs_of(plugins, choice))
 
-    choice = Choice.parse(strategy)
-    if not applied(choice):
-        valid = ", ".join(str(other) for other in plugins.choices() if applied(other))
+    requested = binder(Choice.parse(strategy))
+    if requested is BinderKind.SIM:
+        valid = ", ".join(str(c) for c in plugins.choices() if binder(c) is not BinderKind.SIM)
         raise UsageError(
             f"lab guest: --strategy {strategy}: neither QEMU nor a kernel of the lab applies it; "
             f"use one of {valid}; vmm-msi compare simulates it, and --no-rmr shows a guest whose "
             "MSIs nothing binds"
         )
-    return not needs_of(plugins, choice).qemu
+    return requested is BinderKind.KERNEL
 
 
 SUBCOMMANDS: dict[str, Subcommand] = {"guest": Subcommand(configure, run)}

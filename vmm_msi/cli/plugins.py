@@ -34,14 +34,14 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         _print_json(plugins)
         return 0
-    from vmm_msi.report.columns import columns
+    from vmm_msi.report.columns import columns_with_prose
 
     rows = [["plugin", "kind", "state", "from", "what for"]]
     for record in plugins.records():
         kind = record.info.kind.value if record.info is not None else "?"
         summary = record.info.summary if record.info is not None else record.problem
         rows.append([record.name, kind, record.state, record.origin, summary])
-    print_lines(columns(rows))
+    print_lines(columns_with_prose(rows))
     if args.long:
         for record in plugins.records():
             print_lines(_details(record))

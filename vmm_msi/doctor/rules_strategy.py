@@ -16,7 +16,7 @@ from vmm_msi.doctor.rule_helpers import (
 from vmm_msi.doctor.rules_window import MAX_DOORBELLS
 from vmm_msi.domxml import iommufd_objects
 from vmm_msi.domxml.placement import is_accelerated
-from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, kernel_allocator
+from vmm_msi.engine.binders import QEMU_CANNOT_APPLY, applied_by
 from vmm_msi.engine.survey import delivering, on_qemu
 from vmm_msi.errors import RefusedError
 from vmm_msi.quantity import quantity
@@ -42,11 +42,13 @@ def not_carried(case: Case) -> Iterator[Finding]:
     if plugins is None or simulated.binder_of(case) is BinderKind.SIM:
         return
     for choice, needs in simulated.needs(case, plugins).items():
-        if needs.qemu or simulated.device_binder(case, choice, needs) is BinderKind.KERNEL:
+        binder = applied_by(choice, needs)
+        by_kernel = simulated.device_binder(case, choice, needs) is BinderKind.KERNEL
+        if by_kernel or binder is BinderKind.QEMU:
             continue
         evidence = [Evidence(simulated.choice_source(case), f"strategy {choice}")]
         reason, kernel = QEMU_CANNOT_APPLY, ""
-        if kernel_allocator(choice, needs) is not None:
+        if binder is BinderKind.KERNEL:
             evidence.append(interface_evidence(case))
             reason += f", and {no_interface(case)}"
             kernel = "; or boot a kernel with that interface"
@@ -133,7 +135,7 @@ def _lost(case: Case, plugins: PluginManager, alike: list[tuple[Simulation, Verd
 
 def _offered(delivery: Delivery) -> str:
     """Return a strategy with what keeps it from use."""
-    if delivery.needs.qemu:
+    if delivery.by_qemu:
         return str(delivery.choice)
     return f"{delivery.choice} ({delivery.standing or 'not on QEMU'})"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from vmm_msi.domxml.prerequisites import Check
 from vmm_msi.host.msi_bindings import BindingAllocator, takes_bindings
 from vmm_msi.iommu.backend import Capability
 from vmm_msi.types import BinderKind
@@ -13,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from vmm_msi.config import Choice
+    from vmm_msi.domxml.prerequisites import Check
     from vmm_msi.plugins.hookspecs import Needs
     from vmm_msi.types import HostTopology
 
@@ -41,6 +41,19 @@ def kernel_allocator(choice: Choice, needs: Needs) -> BindingAllocator | None:
     return _ALLOCATORS.get(needs.interface)
 
 
+def applied_by(choice: Choice, needs: Needs) -> BinderKind:
+    """Return what can apply a strategy to a guest that runs.
+
+    It is the kernel where only one with guest MSI bindings can, and the simulator where no host
+    can.
+
+    :param needs: those of ``choice``.
+    """
+    if needs.qemu:
+        return BinderKind.QEMU
+    return BinderKind.SIM if kernel_allocator(choice, needs) is None else BinderKind.KERNEL
+
+
 def binder_of_device(
     requested: BinderKind, choice: Choice, needs: Needs, host: HostTopology
 ) -> BinderKind:
@@ -51,13 +64,15 @@ def binder_of_device(
     :param requested: the binder of the guest: the simulator, or QEMU.
     :param needs: those of ``choice``.
     """
-    if requested is BinderKind.SIM or needs.qemu or kernel_allocator(choice, needs) is None:
+    if requested is BinderKind.SIM or applied_by(choice, needs) is not BinderKind.KERNEL:
         return requested
     return BinderKind.KERNEL if takes_bindings(host) else requested
 
 
 def fatal_checks(binder: BinderKind, needs: Iterable[Needs]) -> set[Check]:
     """Return the checks that a guest must pass for strategies with these needs."""
+    from vmm_msi.domxml.prerequisites import Check  # with lxml, which compare does without
+
     fatal = {Check.ARCH, Check.MACHINE, Check.GIC}
     if any(need.rmr for need in needs):
         fatal |= {Check.ACPI, Check.FIRMWARE}

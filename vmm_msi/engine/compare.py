@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from vmm_msi.engine.binders import applied_by
 from vmm_msi.engine.session import GuestSession, refusal
 from vmm_msi.engine.setup import profile_for
 from vmm_msi.errors import PluginError, RefusedError
 from vmm_msi.iommu.sim import SimBackend
+from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -35,12 +37,14 @@ class Result:
 
     :param options: its options, the defaults included, and the kernel it ran on.
     :param costs: what was in use when all devices were attached.
+    :param applied_by: what can apply the strategy to a guest that runs.
     """
 
     strategy: str
     options: Mapping[str, object]
     verdicts: tuple[Verdict, ...]
     costs: Costs
+    applied_by: BinderKind = BinderKind.SIM
 
 
 def open_simulator(scenario: Scenario, profile: Profile) -> Backend:
@@ -89,6 +93,7 @@ def _run(
     plugins: PluginManager, scenario: Scenario, choice: Choice, selector: str, backend: Backend
 ) -> Result:
     options = plugins.options(choice.strategy, choice.options)
+    binder = applied_by(choice, plugins.needs(choice.strategy, options))
     shown = {**msgspec.structs.asdict(options), "profile": backend.info.profile}
     host, guest = scenario.host, scenario.guest
     addresses = [device.host for device in guest.devices]
@@ -97,8 +102,8 @@ def _run(
         session = GuestSession(plugins, host, guest, backend, choice_of, selector)
     except RefusedError as error:
         verdicts = tuple(refusal(host.device_by_address[address], error) for address in addresses)
-        return Result(choice.strategy, shown, verdicts, backend.costs())
+        return Result(choice.strategy, shown, verdicts, backend.costs(), binder)
     with session:
         verdicts = tuple(session.attach_and_deliver())
         costs = backend.costs()
-    return Result(choice.strategy, shown, verdicts, costs)
+    return Result(choice.strategy, shown, verdicts, costs, binder)

@@ -7,10 +7,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from vmm_msi.engine.binders import applied_by
 from vmm_msi.engine.setup import needs_of, simulate
 from vmm_msi.errors import PluginError, RefusedError
 from vmm_msi.iommu.profiles import PROFILES, profile_named
-from vmm_msi.types import Outcome
+from vmm_msi.types import BinderKind, Outcome
 
 if TYPE_CHECKING:
     from vmm_msi.config import Choice
@@ -36,6 +37,11 @@ class Delivery:
     kernel: str
     standing: str
 
+    @property
+    def by_qemu(self) -> bool:
+        """Whether QEMU and a released kernel apply it."""
+        return applied_by(self.choice, self.needs) is BinderKind.QEMU
+
 
 def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> list[Delivery]:
     """Return the strategies that deliver every MSI of a guest when all its devices use them.
@@ -60,7 +66,7 @@ def delivering(plugins: PluginManager, scenario: Scenario, selector: str) -> lis
             needs, standing = needs_of(plugins, choice), profile_named(result.kernel).standing
             deliveries.append(Delivery(choice, needs, result.kernel, standing))
     nearest = [profile.name for profile in reversed(PROFILES)]
-    return sorted(deliveries, key=lambda d: (not d.needs.qemu, nearest.index(d.kernel)))
+    return sorted(deliveries, key=lambda d: (not d.by_qemu, nearest.index(d.kernel)))
 
 
 def on_qemu(plugins: PluginManager) -> list[Choice]:
@@ -71,6 +77,6 @@ def on_qemu(plugins: PluginManager) -> list[Choice]:
     choices = []
     for choice in plugins.choices():
         with suppress(PluginError):
-            if needs_of(plugins, choice).qemu:
+            if applied_by(choice, needs_of(plugins, choice)) is BinderKind.QEMU:
                 choices.append(choice)
     return choices

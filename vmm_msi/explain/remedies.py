@@ -61,7 +61,7 @@ class StrategyRemedies:
             self._remedy(delivery, device, guest.name, honours_rmr=honours_rmr)
             for delivery in self._deliveries
             # In the guest, only its definition can be changed.
-            if delivery.needs.qemu or not self._context.in_guest
+            if delivery.by_qemu or not self._context.in_guest
         )
 
     def _survey(self, host: HostTopology, guest: GuestDomain) -> tuple[Delivery, ...]:
@@ -77,7 +77,7 @@ class StrategyRemedies:
         forms: dict[tuple[str, bool], Delivery] = {}
         for delivery in delivering(self._plugins, scenario, self._selector):
             choice = delivery.choice
-            key = (choice.strategy, delivery.needs.qemu)
+            key = (choice.strategy, delivery.by_qemu)
             default = self._plugins.options(choice.strategy, ())
             if (
                 key not in forms
@@ -91,7 +91,7 @@ class StrategyRemedies:
     ) -> Remedy:
         choice = delivery.choice
         change = self._rmr_change() if delivery.needs.rmr and not honours_rmr else ""
-        if delivery.needs.qemu:
+        if delivery.by_qemu:
             return Remedy(self._switch(choice, device, guest), str(choice), change)
         summary = self._plugins.info(choice.strategy, PluginKind.STRATEGY).summary
         standing = f"{delivery.standing}; " if delivery.standing else ""

@@ -7,20 +7,12 @@ obey, and show what is not printable as ``vmm_msi.terminal.printable`` does.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import TYPE_CHECKING, ClassVar
+
+from vmm_msi.terminal import Tone as Tone  # noqa: TC001 - writers import it from here
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-
-class Tone(StrEnum):
-    """What a text means for the reader; a colour in HTML and on a terminal, never the only sign."""
-
-    GOOD = "good"
-    WARNING = "warning"
-    BAD = "bad"
-    QUIET = "quiet"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmm_msi.iommu.profiles import profile_named
-from vmm_msi.report.compare import strategy_name
+from vmm_msi.report.compare_rows import strategy_name
 from vmm_msi.types import Granule, Outcome
 from vmm_msi.types.verdict import addresses_text
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.pages.drawing import CHAR, LINE, Arrow, Box, Drawing, Group, Label, fitted, to_svg
 from vmm_msi.report.chain import Passage, Place, path_title, stations
-from vmm_msi.report.compare import strategy_name
+from vmm_msi.report.compare_rows import strategy_name
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from vmm_msi.errors import InputError, errno_name
-from vmm_msi.report.compare import strategy_name
 from vmm_msi.report.compare_json import SCHEMAS
+from vmm_msi.report.compare_rows import strategy_name
 from vmm_msi.types import Iova, Outcome
 from vmm_msi.types.verdict import addresses_text
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from vmm_msi.engine.session import outcomes
 from vmm_msi.errors import errno_name
@@ -25,7 +25,7 @@ from vmm_msi.pages.drawing import to_svg
 from vmm_msi.quantity import quantity
 from vmm_msi.report.chain import Passage, path_title, stations
 from vmm_msi.report.chain_svg import chain_drawing
-from vmm_msi.report.compare import strategy_name
+from vmm_msi.report.compare_rows import OUTCOME_TONES, legend, strategy_name
 from vmm_msi.report.host_map import host_picture
 from vmm_msi.types import Outcome
 from vmm_msi.types.verdict import addresses_text
@@ -39,29 +39,11 @@ if TYPE_CHECKING:
 #: Columns of the matrix; devices that fare alike share one.
 _MAX_COLUMNS = 24
 
-TONES: Final = {
-    Outcome.DELIVERED: Tone.GOOD,
-    Outcome.S1_FAULT: Tone.BAD,
-    Outcome.S2_FAULT: Tone.BAD,
-    Outcome.MISROUTED: Tone.BAD,
-    Outcome.REFUSED: Tone.WARNING,
-}
 _PASSAGE_TONES = {
     Passage.PASSED: None,
     Passage.BROKEN: Tone.BAD,
     Passage.NOT_REACHED: Tone.QUIET,
 }
-_LEGEND = (
-    ("delivered", "the interrupt arrives at the ITS that knows the device"),
-    ("s1-fault", "the guest's stage 1 has no translation of the address in the device"),
-    ("s2-fault", "the host's stage 2 has no translation of what stage 1 gave"),
-    ("misrouted", "the write arrives, at an ITS that does not know the device, or at no ITS"),
-    ("refused", "the kernel or the strategy refuses before a device is touched, with an errno"),
-    ("S2", "stage 2 tables of the guest"),
-    ("maps", "doorbell pages mapped in all of them, without guest RAM"),
-    ("slots", "pages taken from the kernel's MSI window"),
-    ("bindings", "guest bindings that the kernel holds"),
-)
 
 
 @dataclass(frozen=True)
@@ -104,7 +86,7 @@ def to_page(scenario: Scenario, results: Sequence[Result], provenance: Mapping[s
         *_losses(results),
         *_folded_devices(columns),
         Heading("What the words mean"),
-        Terms(_LEGEND),
+        legend(results),
         *_kernels(results),
     )
     made_from = {"host": scenario.host.source, "guest": _guest(scenario), **provenance}
@@ -213,7 +195,7 @@ def _walk_id(row: int, column: int) -> str:
 def _cell(verdict: Verdict | None, link: str) -> Cell:
     if verdict is None:
         return Cell("")
-    return Cell(_outcome(verdict), TONES[verdict.outcome], link)
+    return Cell(_outcome(verdict), OUTCOME_TONES[verdict.outcome], link)
 
 
 def _outcome(verdict: Verdict) -> str:
@@ -263,7 +245,7 @@ def _losses(results: Sequence[Result]) -> Iterator[Heading | Table]:
     if groups:
         rows = tuple(
             cells(
-                Cell(_outcome(first), TONES[first.outcome]),
+                Cell(_outcome(first), OUTCOME_TONES[first.outcome]),
                 first.reason,
                 ", ".join(names),
                 f"{first.device}{f' and {len(devices) - 1:,} more' if len(devices) > 1 else ''}",

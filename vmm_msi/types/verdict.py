@@ -20,6 +20,21 @@ class Outcome(StrEnum):
     REFUSED = "refused"
 
 
+#: What each outcome means, for people; docs/strategies.md has the same table.
+OUTCOME_MEANINGS: Mapping[Outcome, str] = {
+    Outcome.DELIVERED: "reached the pITS that knows its DeviceID and EventID",
+    Outcome.S1_FAULT: "no translation in S1",
+    Outcome.S2_FAULT: (
+        "S2 has no translation, or no write permission, for the IPA that S1 returned or for S1's "
+        "own table"
+    ),
+    Outcome.MISROUTED: "reached another pITS, or an address that is not a doorbell",
+    Outcome.REFUSED: (
+        "the strategy or the kernel refused the device, with an errno where the kernel has one"
+    ),
+}
+
+
 @dataclass(frozen=True, slots=True)
 class TraceStep:
     """One step in the path of an MSI.
