@@ -23,7 +23,7 @@ LAYERS = (
     {"engine"},
     {"doctor", "explain"},
     {"provision"},
-    {"recording"},
+    {"recording", "testing"},
     {"report", "watch"},
     {"library"},
     {"cli"},

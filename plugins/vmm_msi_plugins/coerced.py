@@ -34,6 +34,13 @@ class CoercedOptions(Options, frozen=True):
     revision: Literal["v2", "v4", "v8", "v15"] = "v15"
 
 
+class _Bound:
+    """The devices whose binding is registered."""
+
+    def __init__(self) -> None:
+        self.devices: set[PciAddress] = set()
+
+
 class Coerced(Strategy):
     """The strategy."""
 
@@ -58,8 +65,11 @@ class Coerced(Strategy):
     def vmm_msi_bind_doorbell(self, session: Session, device: PciAddress) -> None:
         """Register gIOVA -> gDB with the size of the guest's stage 1 granule."""
         bind_doorbell(session, device)
+        session.state(_Bound).devices.add(device)
 
     def vmm_msi_unbind_doorbell(self, session: Session, device: PciAddress) -> None:
-        """Withdraw the device's binding, where the revision can."""
-        if Capability.GUEST_UNBIND in session.backend.info.capabilities:
+        """Withdraw the device's binding if it is registered and the revision can."""
+        bound = session.state(_Bound).devices
+        if device in bound and Capability.GUEST_UNBIND in session.backend.info.capabilities:
             unbind_doorbell(session, device)
+        bound.discard(device)

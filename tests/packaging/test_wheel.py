@@ -84,7 +84,7 @@ def installed(wheel, install, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def with_libvirt(wheel, install):
-    return install(f"vmm-msi[libvirt] @ {wheel.as_uri()}")
+    return install(f"vmm-msi[libvirt,testing] @ {wheel.as_uri()}")
 
 
 def run(installed, *arguments, cwd, code=0, given=""):

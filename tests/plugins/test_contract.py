@@ -54,6 +54,10 @@ def describes(**fields):
     return strategy("x", vmm_msi_describe=lambda: dataclasses.replace(strategy_info("x"), **fields))
 
 
+class ListOption(Options, frozen=True):
+    pages: list[int] = []  # noqa: RUF012
+
+
 class NoDefault(Options, frozen=True):
     most: int
 
@@ -168,7 +172,11 @@ BROKEN = {
     "name of another type": (describes(name=7), "name is 7; valid: a str"),
     "option without a default": (
         describes(options=NoDefault),
-        "NoDefault: each option must have a default that fits into JSON: ",
+        "NoDefault: each option must have a default that fits into JSON and can be hashed: ",
+    ),
+    "option that cannot be hashed": (
+        describes(options=ListOption),
+        "ListOption: each option must have a default that fits into JSON and can be hashed: ",
     ),
     "options of another type": (
         describes(options=dict),

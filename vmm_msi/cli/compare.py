@@ -290,7 +290,7 @@ def _backends(args: argparse.Namespace, scenario: Scenario) -> Iterator[OpenBack
     if args.backend == "lab":
         from vmm_msi.lab.backend.remote import lab_backends
 
-        with lab_backends(scenario, Doorbells(args.doorbells or "witness")) as open_backend:
+        with lab_backends([scenario], Doorbells(args.doorbells or "witness")) as open_backend:
             yield open_backend
         return
     from vmm_msi.iommu.linux.iommufd import LinuxIommufd

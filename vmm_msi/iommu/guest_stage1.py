@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 from vmm_msi.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Hashable
 
     from vmm_msi.types import (
         Granule,
@@ -137,6 +137,7 @@ class GuestStage1(Generic[TableT]):
                 table.unmap(window.base)
         self._windows.clear()
 
-    def state(self) -> frozenset[tuple[str, frozenset[tuple[int, int]]]]:
-        """Return the mappings, for comparison."""
-        return frozenset((name, table.pages()) for name, table in self.tables.items())
+    def state(self) -> Hashable:
+        """Return the mappings and the RMR ranges, for comparison."""
+        mappings = frozenset((name, table.pages()) for name, table in self.tables.items())
+        return mappings, frozenset(self._windows)

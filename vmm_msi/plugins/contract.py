@@ -185,11 +185,14 @@ def _check_info(info: PluginInfo) -> None:
     if not (isinstance(options, type) and issubclass(options, Options)):
         raise ContractError(f"options is {options!r}; valid: a subclass of Options")
     try:
-        msgspec.json.encode(info.options())
+        defaults = info.options()
+        msgspec.json.encode(defaults)
+        hash(defaults)
         choices = list(forms(info.options))
     except Exception as error:
         raise ContractError(
-            f"{info.options.__name__}: each option must have a default that fits into JSON: {error}"
+            f"{info.options.__name__}: each option must have a default that fits into JSON and can "
+            f"be hashed: {error}"
         ) from error
     if info.kind is PluginKind.STRATEGY:
         for form in choices:

@@ -215,6 +215,10 @@ class PluginManager:
         """Return the names of the loaded plugins of a kind."""
         return [r.name for r in self.records() if r.info is not None and r.info.kind is kind]
 
+    def plugin(self, name: str) -> object:
+        """Return the object that has the hooks of a loaded plugin; None for another name."""
+        return self._manager.get_plugin(name)
+
     def info(self, name: str, kind: PluginKind) -> PluginInfo:
         """Return the description of the plugin ``name`` of a kind.
 

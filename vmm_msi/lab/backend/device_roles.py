@@ -76,15 +76,26 @@ def shape_for(scenario: Scenario, *, own_its: bool) -> Shape:
     :param own_its: MSIs go to the devices' own ITSes.
     :raise UsageError: when no shape can.
     """
-    groups = _groups(_devices(scenario), own_its=own_its)
-    default = Shape(granule=scenario.host.granule)
-    smmus = max(default.smmus, *(place.smmu + 1 for place in groups))
-    itses = 1 + max(place.its for place in groups) if own_its else None
+    return shape_for_each([scenario], own_its=own_its)
+
+
+def shape_for_each(scenarios: Sequence[Scenario], *, own_its: bool) -> Shape:
+    """Return the smallest shape, from the default one up, that can play each of the scenarios.
+
+    :param scenarios: one or several, of one page size; they are played one after another.
+    :param own_its: MSIs go to the devices' own ITSes.
+    :raise UsageError: when no shape can.
+    """
+    needed = [_groups(_devices(scenario), own_its=own_its) for scenario in scenarios]
+    places = [place for groups in needed for place in groups]
+    default = Shape(granule=scenarios[0].host.granule)
+    smmus = max(default.smmus, *(place.smmu + 1 for place in places))
+    itses = 1 + max(place.its for place in places) if own_its else None
     numbers = product(*(range(getattr(default, n), RANGES[n][1] + 1) for n in ("devices", "pairs")))
     for devices, pairs in sorted(numbers, key=sum):
         with suppress(UsageError):
             shape = replace(default, smmus=smmus, itses=itses, devices=devices, pairs=pairs)
-            if _is_enough(shape, groups):
+            if all(_is_enough(shape, groups) for groups in needed):
                 return shape
     raise UsageError(
         "emulated host: it has too few test devices for the scenario, with "

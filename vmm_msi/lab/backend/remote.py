@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,7 +16,7 @@ from vmm_msi.lab.rpc.codec import from_wire, to_wire
 from vmm_msi.lab.rpc.link import AgentLink
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from vmm_msi.iommu.backend import Backend
     from vmm_msi.iommu.profiles import Profile
@@ -74,26 +75,28 @@ class RemoteBackend:
 
 @contextmanager
 def lab_backends(
-    scenario: Scenario, doorbells: Doorbells
+    scenarios: Sequence[Scenario], doorbells: Doorbells, kernel: str | None = None
 ) -> Iterator[Callable[[Scenario, Profile], Backend]]:
     """Yield a function that opens backends in an emulated host; start a host if none runs.
 
-    :raise UsageError: when the emulated host cannot run the scenario.
+    :param scenarios: those that backends are opened for.
+    :param kernel: the host's kernel (:mod:`vmm_msi.lab.build.kernel_flavour`); None for any.
+    :raise UsageError: when the emulated host cannot run a scenario.
     :raise LabError: when it cannot be started.
     """
     own_its = doorbells is Doorbells.ITS
-    device_roles.check(scenario, own_its=own_its)
-    shape = device_roles.shape_for(scenario, own_its=own_its)
+    for scenario in scenarios:
+        device_roles.check(scenario, own_its=own_its)
+    shape = replace(device_roles.shape_for_each(scenarios, own_its=own_its), kernel=kernel)
     with lab_for(shape) as lab, AgentLink(lab.agent_socket) as link:
         link.call("hello")
         its_of = lab.board.its_of
-        stand_ins = device_roles.assign(
-            scenario,
-            link.call("devices"),
-            (lambda device: its_of(device).id) if own_its else None,
-        )
+        devices = link.call("devices")
 
         def open_backend(scenario: Scenario, profile: Profile) -> Backend:
+            stand_ins = device_roles.assign(
+                scenario, devices, (lambda device: its_of(device).id) if own_its else None
+            )
             remote = RemoteBackend(
                 link, scenario.host, scenario.guest, doorbells, profile, stand_ins
             )
