@@ -57,7 +57,7 @@ def test_an_option_has_the_same_names_everywhere(words):
             if set(action.option_strings) & set(names):
                 assert tuple(action.option_strings) == names
                 choices = action.choices and list(action.choices)
-                assert names != ("--format",) or choices == ["text", "json"]
+                assert names != ("--format",) or choices[:2] == ["text", "json"]
 
 
 @pytest.mark.parametrize("words", LEAVES, ids=" ".join)

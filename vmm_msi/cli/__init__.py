@@ -44,6 +44,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "watch": ("watch", "run the service that keeps the doorbells of running guests bound"),
     "doctor": ("doctor", "check a host and a guest before it starts, and explain what will fail"),
     "topology": ("topology", "show a host's SMMUs, ITSes and device routes"),
+    "scenario": ("scenario", "write scenario files for compare"),
     "explain": ("explain", "explain a fault or an error message and how to fix it"),
     "record": ("record", "write the MSIs of a running guest to a file that replay reads"),
     "replay": ("replay", "replay a recording in the simulator and report differences"),

@@ -49,6 +49,7 @@ INSTEAD_OF_COMMAND = {
     "show": "vmm-msi topology show",
     "diff": "vmm-msi attach --print-diff",
     "simulate": "vmm-msi compare",
+    "init": "vmm-msi scenario init",
     "attach-device": "vmm-msi attach",
     "detach-device": "vmm-msi detach",
 }

@@ -44,25 +44,30 @@ def _table(name: str, table: Mapping[str, object], comments: dict[str, str]) -> 
     entries = {key: value for key, value in table.items() if key not in arrays}
     if entries or not arrays:
         yield ""
-        yield _with_comment(f"[{name}]", name, comments)
+        yield from _with_comment(f"[{name}]", name, comments)
         yield from _entries(name, entries, comments)
     for key, elements in arrays.items():
         for element in elements:  # type: ignore[attr-defined]
             yield ""
-            yield _with_comment(f"[[{name}.{key}]]", f"{name}.{key}", comments)
+            yield from _with_comment(f"[[{name}.{key}]]", f"{name}.{key}", comments)
             yield from _entries(f"{name}.{key}", element, comments)
 
 
 def _entries(name: str, entries: Mapping[str, object], comments: dict[str, str]) -> Iterator[str]:
     for key, value in entries.items():
         first, *more = _value_lines(value, len(key) + 3)
-        yield _with_comment(f"{key} = {first}", f"{name}.{key}", comments)
+        yield from _with_comment(f"{key} = {first}", f"{name}.{key}", comments)
         yield from more
 
 
-def _with_comment(text: str, name: str, comments: dict[str, str]) -> str:
+def _with_comment(text: str, name: str, comments: dict[str, str]) -> Iterator[str]:
+    """Yield a line with its comment, which goes before a line that is too long for it."""
     comment = comments.pop(name, "")
-    return f"{text:31} # {comment}" if comment else text
+    line = f"{text:31} # {comment}" if comment else text
+    if comment and len(line) > _WIDTH:
+        yield f"# {comment}"
+        line = text
+    yield line
 
 
 def _is_array_of_tables(value: object) -> bool:
