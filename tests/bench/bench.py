@@ -249,6 +249,24 @@ def bench_help() -> None:
     )
 
 
+def bench_imports() -> None:
+    """Count what commands import, and what of that only pages for browsers need."""
+    host, node = samples.path("eight-its-server.dtb"), samples.path("test-driver.xml")
+    attach_words = f"attach guest0 0000:01:00.0 --dry-run --host {host} --connect test://{node}"
+    compare_words = f"compare --scenario {samples.path('two-its.toml')} --format html"
+    for words in ("--help", attach_words, compare_words):
+        command = [sys.executable, "-X", "importtime", "-m", "vmm_msi", *words.split()]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        names = [line.rpartition("|")[2].strip() for line in done.stderr.splitlines()]
+        rooms = [name.partition(".")[0] for name in names]
+        pages = [name for name in names if name.startswith("vmm_msi.pages.")]
+        print(
+            f"vmm-msi {words.split()[0]}: {len(names)} modules, of jinja2 "
+            f"{rooms.count('jinja2')}, of markupsafe {rooms.count('markupsafe')}, of "
+            f"vmm_msi.pages {len(pages)}"
+        )
+
+
 def bench_hook(folder: Path) -> None:
     """Time the script that libvirt runs, for guests without a UUID, so that it stores nothing."""
     hooks = folder / "hooks"
@@ -283,6 +301,7 @@ def main() -> None:
         bench_attach(plugins, f"test://{node}", "the test driver", 60)
         bench_attach_on_a_daemon(plugins)
         bench_help()
+        bench_imports()
         bench_hook(folder)
 
 

@@ -17,6 +17,14 @@ from vmm_msi.cli import COMMANDS
 
 TWO_ITS = str(samples.path("two-its.toml"))
 BOARD = str(samples.path("eight-its-server.dtb"))
+NODE = f"test://{samples.path('test-driver.xml')}"
+ATTACH = ["attach", "guest0", "0000:01:00.0", "--host", BOARD, "--connect", NODE, "--dry-run"]
+COMMANDS_WITHOUT_PAGES = (
+    ["--help"],
+    ATTACH,
+    ["compare", "--scenario", TWO_ITS, "--strategy", "direct"],
+    ["topology", "show", BOARD],
+)
 
 
 def run(*words, code=0, **environment):
@@ -130,6 +138,22 @@ def test_compare_does_not_import_libvirt():
     words = ["compare", "--scenario", TWO_ITS, "--strategy", "direct"]
     code = f"from vmm_msi.cli import main\nassert main({words!r}) == 0"
     assert loaded(code, "libvirt", "lxml") == []
+
+
+# What a page for browsers takes: the templates, the drawings.
+REPORTS = ("jinja2", "markupsafe", "vmm_msi.pages.html_writer", "vmm_msi.pages.drawing")
+
+
+@pytest.mark.parametrize("words", COMMANDS_WITHOUT_PAGES, ids=lambda words: words[0])
+def test_what_only_reports_need_is_imported_for_them_alone(words):
+    code = (
+        "from vmm_msi.cli import main\n"
+        f"try: assert main({words!r}) == 0\nexcept SystemExit as stop: assert stop.code == 0"
+    )
+    assert loaded(code, *REPORTS) == []
+    page = ["compare", "--scenario", TWO_ITS, "--strategy", "direct", "--format", "html"]
+    code = f"from vmm_msi.cli import main\nassert main({page!r}) == 0"
+    assert loaded(code, *REPORTS) == list(REPORTS)
 
 
 # Exit codes: one for each class of error.
