@@ -114,10 +114,10 @@ def test_devices_that_fare_alike_share_a_column(vmm_msi, tmp_path):
         text for text in tree.xpath("//table[1]//th[@scope='col']/text()") if "0000:" in text
     ]
     assert columns == [
-        "0000:01:00.0 and 19 like it (ITS 0)",
-        "0000:01:01.0 and 19 like it (ITS 1)",
+        "0000:01:00.0 and 19 others ITS 0",
+        "0000:01:01.0 and 19 others ITS 1",
     ]
-    listed = " ".join(tree.xpath("//tr[th[contains(., 'like it')]]/td/text()")).split()
+    listed = " ".join(tree.xpath("//tr[th[contains(., 'others')]]/td/text()")).split()
     assert sorted(listed) == sorted(device.address for device in devices)
 
 

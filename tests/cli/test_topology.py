@@ -7,6 +7,7 @@ import json
 import pytest
 from host.firmware.acpi_builder import iort, its_group, madt, root_complex, smmu_v3
 from host.shared import shared_data
+from lxml import etree
 
 from vmm_msi import samples
 
@@ -218,3 +219,13 @@ def test_guest_msi_bindings_of_the_kernel(show, tmp_path):
     root = str(tmp_path / "host")
     assert json.loads(show(root, "--format", "json"))["msi_bindings"] == 1
     assert show(root).splitlines()[0].endswith(", guest MSI bindings 1")
+
+
+def test_the_map_of_a_host_is_a_picture(vmm_msi):
+    code, out, err = vmm_msi("topology", "show", samples.path("eight-its.toml"), "--format", "svg")
+    assert (code, err) == (0, "")
+    root = etree.fromstring(out)
+    texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert "ITS 7" in texts
+    assert "SMMU 3, both stages" in texts
+    assert any(text.startswith("0007:01:00.0  group ") for text in texts)

@@ -79,7 +79,7 @@ def test_keyboard_alone_chooses_a_cell_and_steps(read, two_its):
 
 def test_buttons_step_too(read, two_its):
     page = read(two_its).page
-    page.click("text=Step")
+    page.click("button[data-go='1']")
     assert step(page) == ["device"]
     assert page.locator(".walk.shown g.now").get_attribute("data-step") == "1"
     page.click("text=Whole path")
@@ -93,7 +93,7 @@ def test_two_strategies_side_by_side_step_together(read, two_its):
         "direct on linux-7.2-bind: 0000:02:00.0, vector 0: refused",
         "identity on linux-7.2: 0000:02:00.0, vector 0: delivered",
     ]
-    page.click("text=Step")
+    page.click("button[data-go='1']")
     assert step(page) == ["device", "device"]
     assert page.locator("td a.beside").count() == 1
 

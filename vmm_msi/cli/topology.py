@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         f"{FORMS}; or a libvirt URI. Several are sources about one host, of which the first wins "
         "where they disagree; default: this machine",
     )
-    add_format(show, "html", "markdown", "csv", "toml")
+    add_format(show, "html", "markdown", "csv", "svg", "toml")
     add_granule(show)
     summary = "write the description of a host to one file, for use on another machine"
     topology_capture.configure(
@@ -52,6 +52,11 @@ def run(args: argparse.Namespace) -> int:
         from vmm_msi.report import scenario
 
         print_document(scenario.host_text(host.topology))
+        return 0
+    if args.format == "svg":
+        from vmm_msi.report.host_map import host_svg
+
+        print_document(host_svg(host.topology))
         return 0
     several = len(host.sources) > 1
     if args.format != "text":

@@ -116,15 +116,20 @@ class DeviceGroup:
         return f"ITS {', '.join(map(str, self.itses))}"
 
 
-def device_groups(scenario: Scenario, results: Sequence[Result]) -> list[DeviceGroup]:
-    """Return the devices; if they are many, those with the same outcomes in one group."""
+def device_groups(
+    scenario: Scenario, results: Sequence[Result], few: int = MAX_DEVICE_COLUMNS
+) -> list[DeviceGroup]:
+    """Return the devices; those with the same outcomes in one group, if they are many.
+
+    :param few: how many devices are not many.
+    """
     its_of = {device.address: device.its for device in scenario.host.devices}
     devices = [device.host for device in scenario.guest.devices]
     of_strategies = [_outcomes_of_devices(result) for result in results]
     groups: dict[Hashable, list[PciAddress]] = {}
     for device in devices:
         results_of_device = tuple(by_device.get(device, ()) for by_device in of_strategies)
-        alone = device if len(devices) <= MAX_DEVICE_COLUMNS else None
+        alone = device if len(devices) <= few else None
         groups.setdefault((alone, results_of_device), []).append(device)
     return [
         DeviceGroup(
@@ -176,6 +181,12 @@ def outcome_cell(outcomes_of_vectors: Sequence[Outcome]) -> Cell:
     return Cell(
         text, OUTCOME_TONES[outcomes_of_vectors[0]] if len(outcomes_of_vectors) == 1 else None
     )
+
+
+def side_by_side(left: Table, right: Table) -> Table:
+    """Return two tables about the same rows as one."""
+    rows = (row + other[1:] for row, other in zip(left.rows, right.rows, strict=True))
+    return Table(left.caption, left.head + right.head[1:], tuple(rows))
 
 
 def details(results: Sequence[Result]) -> Table:
