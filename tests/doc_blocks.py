@@ -325,6 +325,15 @@ def applied_by_table() -> str:
     return "\n".join(lines) + "\n"
 
 
+def rules_table() -> str:
+    """Return the rules that decide a verdict and where they are written, as Markdown."""
+    from simulator_rules import all_rules
+
+    lines = ["| rule | where |", "|---|---|"]
+    lines += [f"| {rule.text} | {rule.source} |" for rule in all_rules()]
+    return "\n".join(lines) + "\n"
+
+
 def kernel_options() -> str:
     """Return the emulated host's kernel options, each group under its reason, as Markdown."""
     fragment = (ROOT / "vmm_msi" / "lab" / "build" / "kernel.config").read_text(encoding="utf-8")
@@ -461,6 +470,7 @@ REGIONS = {
     (DOCS / "explain.md", "texts"): explained_texts,
     (DOCS / "explain.md", "events"): explained_events,
     (DOCS / "doctor.md", "findings"): findings_table,
+    (DOCS / "kernels.md", "rules"): rules_table,
     (DOCS / "lab-internals.md", "kernel options"): kernel_options,
     (DOCS / "strategies.md", "outcomes"): outcomes_table,
     (DOCS / "strategies.md", "applied by"): applied_by_table,

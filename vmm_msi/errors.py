@@ -31,7 +31,7 @@ Programs tell kinds of errors apart by the class or by :attr:`VmmMsiError.code`.
 from __future__ import annotations
 
 import errno as _errno
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -152,6 +152,24 @@ class RefusedError(VmmMsiError):
     exit_code = 5
 
 
+class Rule(NamedTuple):
+    """A rule of the kernel, the hardware or vmm-msi that decides what becomes of a call or an MSI.
+
+    :param text: the rule, as a sentence without a full stop.
+    :param source: where it is written: a function and its file, or a place in a specification.
+    """
+
+    text: str
+    source: str
+
+    def __str__(self) -> str:
+        return f"{self.text} ({self.source})"
+
+    def refusal(self, errno: int, reason: str, *, inside: int | None = None) -> BackendError:
+        """Return the error of an operation that breaks the rule; see :class:`BackendError`."""
+        return BackendError(errno, reason, inside=inside, decided_by=self)
+
+
 class BackendError(RefusedError):
     """The kernel, real or simulated, refuses an operation.
 
@@ -159,12 +177,21 @@ class BackendError(RefusedError):
     :param reason: what is wrong, in a sentence without the errno.
     :param inside: the error number of the function in the kernel that refused, where a function
         on the way to the caller replaced it; only a simulator knows it.
+    :param decided_by: the rule that was broken; only a simulator knows it.
     """
 
     code = "backend-refused"
 
-    def __init__(self, errno: int, reason: str, *, inside: int | None = None) -> None:
+    def __init__(
+        self,
+        errno: int,
+        reason: str,
+        *,
+        inside: int | None = None,
+        decided_by: Rule | None = None,
+    ) -> None:
         self.errno = errno
+        self.decided_by = decided_by
         self.reason = reason
         self.inside = None if inside == errno else inside
         within = "" if self.inside is None else f" ({errno_name(self.inside)} in the kernel)"
@@ -176,7 +203,8 @@ class BackendError(RefusedError):
         :param reason: in the place of the error's own.
         """
         inside = self.errno if self.inside is None else self.inside
-        return BackendError(errno, self.reason if reason is None else reason, inside=inside)
+        reason = self.reason if reason is None else reason
+        return BackendError(errno, reason, inside=inside, decided_by=self.decided_by)
 
 
 class FindingsError(RefusedError):

@@ -13,8 +13,9 @@ from vmm_msi.types import Costs, Iova, Outcome, TraceStep, Verdict
 
 TWO_ITS = samples.path("two-its.toml")
 SLOT = """\
-     |           a slot of the MSI window of its iommufd file, in order of
-     |           first use (iommufd_sw_msi, drivers/iommu/iommufd/driver.c)
+     |           the n-th doorbell page that an iommufd file uses gets the n-th
+     |           page of its MSI window (iommufd_sw_msi_get_map,
+     |           drivers/iommu/iommufd/driver.c)
      |
 """
 PATHS = {
@@ -24,9 +25,14 @@ identity on linux-7.2: 0000:02:00.0, vector 3: delivered
   device       0000:02:00.0 writes EventID 3 to 0x8000040 or 0x8001040
 {SLOT}\
   stage 1      s1b: 0x8001040 -> 0x8001040
-     |           mapped 1:1, as an RMR in the guest's IORT demands
+     |           the guest maps the range of an RMR node 1:1 in the device's
+     |           IOMMU domain (iommu_create_device_direct_mappings,
+     |           drivers/iommu/iommu.c, in the guest)
      |
   stage 2      0x8001040 -> 0x200050040
+     |           a slot is mapped to its doorbell page once in each table,
+     |           without the IOAS (iommufd_sw_msi_install,
+     |           drivers/iommu/iommufd/driver.c)
      |
   doorbell     ITS 1: 0x200050040
      |
@@ -39,6 +45,8 @@ host-cookie on linux-7.2: 0000:01:00.0, vector 0: s1-fault
 {SLOT}\
   stage 1    x s1a: 0x8000040 -> no translation
                  F_TRANSLATION (stage 1) StreamID 0x100, IOVA 0x8000040
+                 an address that stage 1 does not map faults (Arm SMMUv3
+                 specification (IHI 0070), 7.3 F_TRANSLATION of stage 1)
   stage 2      not reached
   doorbell     not reached
   interrupt    not reached
@@ -50,6 +58,7 @@ direct on linux-7.2-bind: 0000:02:00.0, vector 1: refused
                  binding doorbell 0x8090000 of 0000:02:00.0 to ITS 1: conflict,
                  0000:01:00.0 has it bound to ITS 0 in the same stage 2; use a
                  stage 2 per ITS (multi-its) or a virtual ITS per physical ITS
+                 a strategy refuses what it cannot serve (strategy direct)
   stage 1      not reached
   stage 2      not reached
   doorbell     not reached
@@ -60,15 +69,25 @@ preset on linux-vfio-msi-iova: 0000:02:00.0, vector 0: misrouted
 
   device       0000:02:00.0 writes EventID 0 to 0xffffe040
      |           the gIOVA that the guest gave it
+     |           VFIO writes the address that the VMM preset for the vector
+     |           (iommufd_sw_msi, [PATCH RFC v2] of 2025-01-10, patch 11)
      |
   stage 1      s1b: 0xffffe040 -> 0x8090040
+     |           the guest maps its gIOVA to the doorbell that it sees, in the
+     |           device's IOMMU domain (iommu_dma_get_msi_page,
+     |           drivers/iommu/dma-iommu.c, in the guest)
      |
   stage 2      0x8090040 -> 0x200010040
+     |           a slot is mapped to its doorbell page once in each table,
+     |           without the IOAS (iommufd_sw_msi_install,
+     |           drivers/iommu/iommufd/driver.c)
      |
   doorbell     ITS 0: 0x200010040
      |
   interrupt  x ITS 0: DeviceID 0x200, EventID 0
                  ITS 0 does not know DeviceID 0x200
+                 an ITS drops an MSI whose DeviceID or EventID its tables do
+                 not have (Arm GICv3 specification (IHI 0069), 5 The ITS)
 """,
 }
 
@@ -99,8 +118,8 @@ def test_an_address_of_another_device_is_named(vmm_msi, tmp_path):
 def test_a_kernel_without_iommufd_allocates_the_address(vmm_msi):
     words = ("--strategy", "host-cookie:profile=pre-series", "--trace", "0000:01:00.0")
     _code, out, _err = vmm_msi("compare", "--scenario", TWO_ITS, *words)
-    assert "an IOVA that the kernel allocated for the doorbell\n" in out
-    assert "(iommu_dma_get_msi_page, drivers/iommu/dma-iommu.c)\n" in out
+    assert "a doorbell page gets the next IOVA of the MSI cookie of its" in out
+    assert "(iommu_dma_get_msi_page,\n" in out
 
 
 def passages(outcome, *steps):

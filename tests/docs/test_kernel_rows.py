@@ -1,4 +1,4 @@
-"""The rules in docs/kernels.md: each has a source, and the functions of Linux 7.2 exist."""
+"""The rules in docs/kernels.md and of verdicts: the functions of Linux that they name exist."""
 
 from __future__ import annotations
 
@@ -9,12 +9,19 @@ from pathlib import Path
 import kernel_source
 import pytest
 from conftest import unavailable
+from simulator_rules import all_rules
 
 from vmm_msi.errors import LabError
 from vmm_msi.lab import DEFAULT_SUITE
 from vmm_msi.lab.build.kernel_image import find_kernel
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "kernels.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "kernels.md"
+PATCHES = ROOT / "vmm_msi" / "lab" / "kernel"
+#: Specifications and postings, whose text no test can look at.
+NOT_SOURCE = ("Arm SMMUv3 ", "Arm GICv3 ", "iommufd_sw_msi, [", "iommufd_option_sw_msi")
+#: Files of Linux that the kept part of its source lacks.
+NOT_KEPT = {"fs/ioctl.c", "include/linux/iommu.h"}
 READ_IN = "read in"
 LINUX_72 = "errno for the caller"
 #: Errors that never leave the kernel, and the words that stand for none.
@@ -102,3 +109,58 @@ def test_the_functions_of_a_row_are_in_its_files(row, source, counts):
                 f"{name} has no function {function}"
             )
             counts["functions of docs/kernels.md that were found in Linux"] += 1
+
+
+def in_linux():
+    """Yield the function, the file and the kernel of each rule of Linux; "" stands for 7.2."""
+    for rule in all_rules():
+        if not rule.source.startswith(NOT_SOURCE):
+            source = rule.source.removesuffix(", in the guest")
+            function, file, *kernel = re.sub(r" \(.*?\)", "", source).split(", ")
+            if not file.startswith("vmm_msi/"):
+                yield function, file, "".join(kernel)
+
+
+def test_the_rules_of_older_kernels_are_of_the_page():
+    """Their source is not at hand: the page says which revision each function was read in."""
+    named = {
+        word
+        for header, rows in tables()
+        if "where" in header
+        for row in rows
+        for word in re.findall(r"\w+", row[header.index("where")])
+    }
+    older = {function for function, _file, kernel in in_linux() if kernel}
+    assert older - named <= {"vfio_set_irqs_validate_and_prepare"}
+    assert len(older) > 10
+
+
+@pytest.mark.lab_root
+def test_the_function_of_a_rule_is_in_its_file(source, counts):
+    added = {}
+    for patch in sorted(PATCHES.glob("*.patch")):
+        for part in patch.read_text().split("\ndiff --git ")[1:]:
+            name = part.split(" b/")[1].split("\n")[0]
+            lines = [line[1:] for line in part.splitlines() if line.startswith("+")]
+            added[name] = "\n".join((added.get(name, ""), *lines))
+    missing = set()
+    for function, file, kernel in in_linux():
+        if kernel or file in NOT_KEPT:
+            continue
+        path = source / file
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        text += added.get(file, "")
+        if not re.search(rf"^(?:[a-z][\w *]*[ *])?{function}\(", text, re.MULTILINE):
+            missing.add(f"{function}, {file}")
+        counts["functions of the simulator's rules that were found in Linux"] += 1
+    assert not missing
+
+
+def test_a_rule_of_vmm_msi_is_in_its_file():
+    for rule in all_rules():
+        name, file = rule.source.rsplit(", ", 1)
+        if file.startswith("vmm_msi/"):
+            text = (ROOT / file).read_text()
+            owner, _, method = name.partition(".")
+            assert re.search(rf"^class {owner}\b", text, re.MULTILINE), rule
+            assert not method or re.search(rf"^    def {method}\(", text, re.MULTILINE), rule

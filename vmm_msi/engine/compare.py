@@ -101,7 +101,10 @@ def _run(
     try:
         session = GuestSession(plugins, host, guest, backend, choice_of, selector)
     except RefusedError as error:
-        verdicts = tuple(refusal(host.device_by_address[address], error) for address in addresses)
+        verdicts = tuple(
+            refusal(host.device_by_address[address], error, choice.strategy)
+            for address in addresses
+        )
         return Result(choice.strategy, shown, verdicts, backend.costs(), binder)
     with session:
         verdicts = tuple(session.attach_and_deliver())

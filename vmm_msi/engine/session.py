@@ -12,7 +12,15 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Self
 
-from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
+from vmm_msi.errors import (
+    BackendError,
+    PluginError,
+    RefusedError,
+    Rule,
+    VetoError,
+    VmmMsiError,
+)
+from vmm_msi.iommu import rules
 from vmm_msi.plugins.hookspecs import Action, Event, PluginKind, Session
 from vmm_msi.quantity import quantity
 from vmm_msi.types import BindOrder, GuestPlan, Outcome, Verdict, VsmmuPlan
@@ -41,9 +49,19 @@ def check_needs(name: str, needs: Needs, info: BackendInfo) -> None:
         )
 
 
-def refusal(device: HostDevice, error: RefusedError) -> Verdict:
-    """Return the verdict of a device that was refused."""
+def refusal(device: HostDevice, error: RefusedError, strategy: str) -> Verdict:
+    """Return the verdict of a device that was refused.
+
+    :param strategy: name of its strategy, which refuses what no kernel does.
+    """
     kernel = error if isinstance(error, BackendError) else None
+    decider = error if kernel is not None else error.__cause__
+    if isinstance(decider, BackendError):
+        rule = decider.decided_by
+    elif isinstance(error, VetoError):
+        rule = Rule("an observer may veto what it does not permit", "vmm_msi_veto, a plugin")
+    else:
+        rule = Rule("a strategy refuses what it cannot serve", f"strategy {strategy}")
     return Verdict(
         device.address,
         0,
@@ -54,6 +72,7 @@ def refusal(device: HostDevice, error: RefusedError) -> Verdict:
         errno=None if kernel is None else kernel.errno,
         errno_inside=None if kernel is None else kernel.inside,
         reason=str(error),
+        decided_by=rule,
     )
 
 
@@ -65,7 +84,7 @@ def _check_guest_vfio(guest: GuestDomain, device: PciAddress, strategy: str) -> 
         __iommu_device_set_domain).
     """
     if guest.honours_rmr and guest.device_by_address[device].vfio:
-        raise BackendError(
+        raise rules.DIRECT_REGION_GUEST.refusal(
             errno.EINVAL,
             f"{device}: VFIO in the guest refuses it (VFIO_DEVICE_BIND_IOMMUFD): the RMR node of "
             f"strategy {strategy} is a direct region there; use a driver of the guest, or a "
@@ -232,7 +251,7 @@ class GuestSession:
         with self._step(Action.ATTACH_DEVICE, strategy, device):
             hw_msi = self.host.device_by_address[device].hw_msi
             if hw_msi is not None:
-                raise BackendError(
+                raise rules.HW_MSI.refusal(
                     errno.EINVAL,
                     f"{device}: has the reserved region {hw_msi}, MSIs to it bypass the SMMU, so "
                     "nested translation cannot be used; assign a device without one",
@@ -358,7 +377,8 @@ class GuestSession:
             try:
                 step(device)
             except RefusedError as error:
-                refused[device] = refusal(self.host.device_by_address[device], error)
+                strategy = self._strategy_of[device].session.strategy
+                refused[device] = refusal(self.host.device_by_address[device], error, strategy)
                 if step != self.prepare:
                     self.detach(device)
         for guest_device in self.guest.devices:

@@ -14,12 +14,13 @@ from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
-from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules, series_rules
 from vmm_msi.types import Iova, Ipa, Pa
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from vmm_msi.errors import BackendError, Rule
     from vmm_msi.iommu.revisions import Revision
     from vmm_msi.types import HostDevice, PciAddress
 
@@ -122,7 +123,7 @@ class GuestBindings:
             compares them.
         """
         if self.revision.compares_granules and size > self._table.granule:
-            raise BackendError(
+            raise series_rules.binding_size(self.revision).refusal(
                 errno.EINVAL,
                 f"iommu_dma_bind_guest_msi({giova}): the stage 1 granule of {size:#x} bytes is "
                 f"larger than the stage 2 granule of {self._table.granule}",
@@ -168,7 +169,7 @@ class GuestBindings:
         if used is not None:
             return used.giova
         if not entries.unused:
-            raise BackendError(
+            raise series_rules.choose_binding(self.revision).refusal(
                 errno.ENOMEM, f"No usable S1 MSI mapping found: no free binding for doorbell {page}"
             )
         binding = entries.unused[next(reversed(entries.unused))]
@@ -223,7 +224,7 @@ class SwMsiSlots:
         slot = self._slots.get((window_base, hdb_page))
         if slot is None:
             if len(self._slots) >= self.LIMIT:
-                raise BackendError(
+                raise rules.SLOT.refusal(
                     errno.EOVERFLOW,
                     f"iommufd_sw_msi_get_map: {self.LIMIT} doorbells have a slot already, no "
                     f"slot is left for {hdb_page}",
@@ -264,9 +265,9 @@ class SwMsiSlots:
         return len(self._slots)
 
 
-def two_msi_domains(device: HostDevice, other: HostDevice) -> BackendError:
+def two_msi_domains(device: HostDevice, other: HostDevice, rule: Rule) -> BackendError:
     """Return the refusal of a device whose MSI domain differs from that of an attached one."""
-    return BackendError(
+    return rule.refusal(
         errno.EINVAL,
         "Nested mode forbids to attach devices using different physical MSI doorbells to the same "
         f"IOMMU domain: {device.address} uses ITS {device.its}, {other.address} uses ITS "
@@ -289,6 +290,7 @@ def check_msi_domain(
     for device in devices:
         first = first or device
         if revision.one_msi_domain and device.its != first.its:
-            raise two_msi_domains(device, first)
+            raise two_msi_domains(device, first, series_rules.one_its(revision))
         if device.hw_msi is not None and revision.refuses_hw_msi:
-            raise BackendError(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")
+            rule = series_rules.hw_msi(revision)
+            raise rule.refusal(errno.EINVAL, f"{device.address}: HW MSI region {device.hw_msi}")

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType, Protocol
 
-from vmm_msi.errors import BackendError
+from vmm_msi.errors import BackendError, Rule  # noqa: TC001
+from vmm_msi.iommu import rules
 from vmm_msi.types import (  # noqa: TC001
     Costs,
     Iova,
@@ -246,26 +247,33 @@ class Backend(Protocol):
 
 def no_own_file(kernel: str) -> BackendError:
     """Return the refusal of a stage 2 on a file descriptor of its own."""
-    return BackendError(
+    return rules.ONE_FILE.refusal(
         errno.EOPNOTSUPP,
         f"allocating a stage 2 on a file descriptor of its own: {kernel} opens /dev/iommu once at "
         "most",
     )
 
 
-def no_window_option(device: PciAddress, kernel: str, advice: str = "") -> BackendError:
+def no_window_option(
+    device: PciAddress, kernel: str, advice: str = "", *, rule: Rule = rules.UNKNOWN_OPTION
+) -> BackendError:
     """Return the answer of ``iommufd_option`` to IOMMU_OPTION_SW_MSI_START, which is unknown."""
-    return BackendError(
+    return rule.refusal(
         errno.EOPNOTSUPP,
         f"{device}: moving its MSI window: {kernel} has no IOMMU_OPTION_SW_MSI_START{advice}",
     )
 
 
 def no_preset_action(
-    device: PciAddress, giova: Iova | None, kernel: str, advice: str = ""
+    device: PciAddress,
+    giova: Iova | None,
+    kernel: str,
+    advice: str = "",
+    *,
+    rule: Rule = rules.UNKNOWN_ACTION,
 ) -> BackendError:
     """Return the answer of ``vfio_set_irqs_validate_and_prepare`` to an unknown action."""
-    return BackendError(
+    return rule.refusal(
         errno.EINVAL,
         f"{device}: presetting its MSI address to {giova}: {kernel} has no "
         f"VFIO_IRQ_SET_ACTION_PREPARE{advice}",

@@ -11,7 +11,7 @@ import errno
 from dataclasses import dataclass
 from enum import IntEnum
 
-from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.backend import MsiAllocator
 
 
@@ -91,7 +91,7 @@ class MsiRequest:
         if op in {MsiOp.PREPARE, MsiOp.QUERY}:
             unused.append(self.iova)
         if op is None or any(unused):
-            raise BackendError(
+            raise rules.BINDING_FIELDS.refusal(
                 errno.EOPNOTSUPP, f"IOMMU_VDEVICE_MSI: {self}: op unknown or unused field not 0"
             )
 

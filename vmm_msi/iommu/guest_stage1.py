@@ -13,10 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 from vmm_msi.errors import InputError
+from vmm_msi.iommu import rules
+from vmm_msi.types import Stage1Mode
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
+    from vmm_msi.errors import Rule
     from vmm_msi.types import (
         Granule,
         GuestDevice,
@@ -129,6 +132,17 @@ class GuestStage1(Generic[TableT]):
             if translates and not table.overlaps(window.base, window.size):
                 table.map(window.base, window.base, window.size)
                 tables.append(table)
+
+    def rule(self, stage1: str, iova: Iova) -> Rule:
+        """Return the rule by which a stage 1 passes an address on."""
+        mode = self._guest.stage1_by_id[stage1].config
+        if mode is not Stage1Mode.TRANSLATE:
+            return rules.STAGE1_BYPASS if mode is Stage1Mode.BYPASS else rules.STAGE1_S1DSS
+        table = self.tables[stage1]
+        for window, tables in self._windows.items():
+            if window.base <= iova <= window.last and any(other is table for other in tables):
+                return rules.GUEST_RMR
+        return rules.GUEST_DOORBELL
 
     def withdraw(self) -> None:
         """Unmap the RMR ranges, as after a boot without RMR nodes."""

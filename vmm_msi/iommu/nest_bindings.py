@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.allocators import DoorbellTable, two_msi_domains
 from vmm_msi.iommu.guest_msi import BoundMsi, MsiBinding
 from vmm_msi.types import Iova, Ipa, Pa
@@ -20,6 +21,7 @@ from vmm_msi.types import Iova, Ipa, Pa
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from vmm_msi.errors import Rule
     from vmm_msi.iommu.allocators import SwMsiSlots
     from vmm_msi.types import HostDevice, PciAddress
 
@@ -143,9 +145,11 @@ class NestBindings:
             bindings exist.
         """
         if value not in MsiBinding.__members__.values():
-            raise BackendError(errno.EOPNOTSUPP, f"IOMMU_OPTION_MSI_BINDING of {value}: is unknown")
+            raise rules.BINDING_ALLOCATOR.refusal(
+                errno.EOPNOTSUPP, f"IOMMU_OPTION_MSI_BINDING of {value}: is unknown"
+            )
         if self._bindings and value != self.allocator:
-            raise BackendError(
+            raise rules.BINDING_ALLOCATOR.refusal(
                 errno.EBUSY,
                 f"IOMMU_OPTION_MSI_BINDING of {value}: the nest parent has bindings; set it before "
                 "the first one",
@@ -158,7 +162,7 @@ class NestBindings:
         :raise BackendError: EINVAL if the allocator requires one and the device has another.
         """
         if self.allocator.one_msi_domain:
-            _check_its(device, attached)
+            _check_its(device, attached, rules.BINDING_ATTACH)
 
     def start(self, device: HostDevice) -> None:
         """``iommufd_msi_start_vdevice``: note a new vDEVICE."""
@@ -185,7 +189,8 @@ class NestBindings:
             given_out = (b for b in self._bindings if b.registrants)
             binding = next((b for b in given_out if b.giova == giova), None)
         if self.allocator.one_msi_domain:
-            _check_its(device, (v.device for v in self._vdevices.values() if v.registered))
+            bound = (v.device for v in self._vdevices.values() if v.registered)
+            _check_its(device, bound, rules.BINDING_ITS)
         if binding is None:
             page = self._claim(device, Ipa(gdb).align_down(self._table.granule))
             binding = _Binding(Iova(giova), Ipa(gdb), page_shift, page)
@@ -198,14 +203,20 @@ class NestBindings:
     def _check_page(self, giova: int, gdb: int, page_shift: int) -> None:
         action = f"binding {giova:#x} to {gdb:#x} with pages of 1 << {page_shift} bytes"
         if page_shift not in _PAGE_SHIFTS:
-            raise BackendError(errno.EINVAL, f"{action}: valid are 1 << 12 to 1 << 30")
+            raise rules.BINDING_ADDRESSES.refusal(
+                errno.EINVAL, f"{action}: valid are 1 << 12 to 1 << 30"
+            )
         size = 1 << page_shift
         if (giova | gdb) & (size - 1):
-            raise BackendError(errno.EINVAL, f"{action}: an address is not a multiple of the page")
+            raise rules.BINDING_ADDRESSES.refusal(
+                errno.EINVAL, f"{action}: an address is not a multiple of the page"
+            )
         if gdb + size > self._table.aperture:
-            raise BackendError(errno.EINVAL, f"{action}: lies past the end of stage 2")
+            raise rules.BINDING_PAGE.refusal(
+                errno.EINVAL, f"{action}: lies past the end of stage 2"
+            )
         if self.allocator is MsiBinding.LIST_ONE_GRANULE and size > self._table.granule:
-            raise BackendError(
+            raise rules.BINDING_PAGE.refusal(
                 errno.EINVAL,
                 f"{action}: the stage 1 page is larger than the stage 2 page of "
                 f"{self._table.granule} bytes",
@@ -219,14 +230,14 @@ class NestBindings:
         page = self._pages.get(base)
         if page is None:
             if self._slots.has(base, self._table.granule):
-                raise BackendError(
+                raise rules.BINDING_GDB.refusal(
                     errno.EEXIST, f"binding gDB {base}: a slot of the kernel's MSI window is there"
                 )
             self._table.reserve(base)
             self._slots.add_gdb(base)
             page = self._pages[base] = _Page(base, device.its)
         elif self.allocator is MsiBinding.DIRECT and page.its != device.its:
-            raise BackendError(
+            raise rules.BINDING_GDB.refusal(
                 errno.EEXIST,
                 f"binding gDB {base} for {device.address} on ITS {device.its}: it is bound for a "
                 f"device on ITS {page.its}",
@@ -270,7 +281,9 @@ class NestBindings:
         registered = [] if vdevice is None else vdevice.registered
         user = next((user for user in registered if user.binding.giova == giova), None)
         if vdevice is None or user is None:
-            raise BackendError(errno.ENOENT, f"{device}: has no binding of {giova:#x}")
+            raise rules.BINDING_UNBIND.refusal(
+                errno.ENOENT, f"{device}: has no binding of {giova:#x}"
+            )
         user.register(False)
         if not user.is_used or user.binding.registrants:
             self._reap(vdevice)
@@ -382,7 +395,7 @@ class NestBindings:
             for binding in candidates:
                 if binding.hdb == wanted:
                     return binding
-        raise BackendError(
+        raise rules.CHOOSE_BINDING.refusal(
             errno.ENOMEM, f"No usable S1 MSI mapping found: no free binding for doorbell {hdb}"
         )
 
@@ -392,7 +405,7 @@ class NestBindings:
             return
         between = (self._table.granule - 1) & -(1 << binding.page_shift)
         if binding.hdb is None and (binding.gdb ^ doorbell) & between:
-            raise BackendError(
+            raise rules.BINDING_MAPPED.refusal(
                 errno.EINVAL,
                 f"mapping gDB {binding.gdb} to {doorbell}: they differ within a page of "
                 f"{self._table.granule} bytes, so stage 1 maps another part of it",
@@ -400,7 +413,7 @@ class NestBindings:
         page = binding.page
         is_shared = page.hdb == hdb and self._may_share(page)
         if binding.hdb is not None or (page.hdb is not None and not is_shared):
-            raise BackendError(
+            raise rules.BINDING_MAPPED.refusal(
                 errno.EEXIST, f"mapping gDB {page.base} to {hdb}: it is mapped to {page.hdb}"
             )
         if page.hdb is None:
@@ -427,6 +440,11 @@ class NestBindings:
         user.is_used = True
         user.update = vdevice.updates
 
+    def has_page(self, page: int) -> bool:
+        """Return whether the page of a gDB is there, mapped to a doorbell."""
+        mapped = self._pages.get(Ipa(page))
+        return mapped is not None and mapped.hdb is not None
+
     def query(self, device: PciAddress, index: int) -> BoundMsi:
         """IOMMU_VDEVICE_MSI_OP_QUERY: ``query_vdevice``.
 
@@ -435,7 +453,9 @@ class NestBindings:
         vdevice = self._vdevices.get(device)
         registered = [] if vdevice is None else vdevice.registered
         if index >= len(registered):
-            raise BackendError(errno.ENOENT, f"{device}: has no binding with number {index}")
+            raise rules.BINDING_QUERY.refusal(
+                errno.ENOENT, f"{device}: has no binding with number {index}"
+            )
         user = registered[index]
         binding = user.binding
         return BoundMsi(binding.giova, binding.gdb, binding.page_shift, user.is_used)
@@ -448,11 +468,11 @@ class NestBindings:
         return frozenset((b.giova, b.gdb, b.hdb) for b in self._bindings)
 
 
-def _check_its(device: HostDevice, others: Iterable[HostDevice]) -> None:
+def _check_its(device: HostDevice, others: Iterable[HostDevice], rule: Rule) -> None:
     """Check that devices have one MSI domain.
 
     :raise BackendError: EINVAL.
     """
     for other in others:
         if other.its != device.its:
-            raise two_msi_domains(device, other)
+            raise two_msi_domains(device, other, rule)

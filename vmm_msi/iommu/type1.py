@@ -17,6 +17,7 @@ from itertools import count
 from typing import TYPE_CHECKING, Protocol
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules, series_rules
 from vmm_msi.iommu.allocators import GuestBindings, MsiCookie, check_msi_domain
 from vmm_msi.iommu.backend import MsiAllocator, S2Handle
 from vmm_msi.types import ContainerPer, Iova, ReservedKind, Stage1Mode
@@ -166,13 +167,13 @@ class Type1:
         self._space(handle)
         attached = sum(1 for domain in self._domains(handle) for _ in domain.devices)
         if attached:
-            raise BackendError(errno.EBUSY, f"S2 {handle}: {attached} devices attached")
+            raise rules.S2_UNUSED.refusal(errno.EBUSY, f"S2 {handle}: {attached} devices attached")
         del self._spaces[handle]
 
     def _space(self, handle: S2Handle) -> _Space:
         space = self._spaces.get(handle)
         if space is None:
-            raise BackendError(errno.ENOENT, f"S2 {handle}: does not exist")
+            raise rules.S2_EXISTS.refusal(errno.ENOENT, f"S2 {handle}: does not exist")
         return space
 
     def attach(self, device: HostDevice, handle: S2Handle, stage1: str) -> Type1Domain:
@@ -194,9 +195,9 @@ class Type1:
         """
         space = self._space(handle)
         if device.address in self._domain_of:
-            raise BackendError(errno.EBUSY, f"{device.address}: attached already")
+            raise rules.NOT_ATTACHED.refusal(errno.EBUSY, f"{device.address}: attached already")
         if self._not_isolated is not None:
-            raise BackendError(
+            raise rules.TYPE1_ISOLATED.refusal(
                 errno.EPERM,
                 f"{device.address}: ITS {self._not_isolated} of the host does not isolate MSIs, so "
                 "VFIO takes no device at all (irq_domain_check_msi_remap)",
@@ -205,7 +206,7 @@ class Type1:
         current = self._container_of.get(device.iommu_group)
         container = self._containers.get(key)
         if current is not None and current is not container:
-            raise BackendError(
+            raise rules.TYPE1_CONTAINER.refusal(
                 errno.EINVAL,
                 f"{device.address}: IOMMU group {device.iommu_group} is in another container "
                 "(VFIO_GROUP_SET_CONTAINER)",
@@ -213,7 +214,7 @@ class Type1:
         if container is None:
             container = _Container(key)
         if self._revision.one_stage1 and self._has_another_table(container, stage1):
-            raise BackendError(
+            raise series_rules.one_stage1(self._revision).refusal(
                 errno.EINVAL,
                 f"{device.address}: its container has the stage 1 {container.stage1}, and an IOMMU "
                 f"domain takes one (arm_smmu_attach_pasid_table); {stage1} needs another container",
@@ -254,7 +255,7 @@ class Type1:
         members = self._members.get(group, [device])
         others = [member.address for member in members if member.smmu != device.smmu]
         if others:
-            raise BackendError(
+            raise series_rules.one_smmu(self._revision).refusal(
                 errno.ENXIO,
                 f"{device.address}: {others[0]} of its IOMMU group is behind another SMMU "
                 "(arm_smmu_attach_dev)",
@@ -285,7 +286,7 @@ class Type1:
                 if region.kind is ReservedKind.DIRECT_RELAXABLE:
                     continue
                 if any(region.overlaps(ram.base, ram.size) for ram in self._memory):
-                    raise BackendError(
+                    raise rules.TYPE1_REGIONS.refusal(
                         errno.EINVAL, f"{member.address}: guest RAM is in its region {region}"
                     )
 
@@ -293,7 +294,9 @@ class Type1:
         self, device: HostDevice, container: _Container, made_for: S2Handle
     ) -> Type1Domain:
         if device.smmu is None:
-            raise BackendError(errno.ENODEV, f"{device.address}: is not behind an SMMU")
+            raise rules.BEHIND_SMMU.refusal(
+                errno.ENODEV, f"{device.address}: is not behind an SMMU"
+            )
         handle = self._handle()
         table = self._tables.open_domain(handle, device.smmu)
         cookie: MsiCookie | GuestBindings | None = None
@@ -346,7 +349,7 @@ class Type1:
         """
         domain = self._domain_of.get(device)
         if domain is None:
-            raise BackendError(errno.EINVAL, f"{device}: not attached")
+            raise rules.ATTACHED.refusal(errno.EINVAL, f"{device}: not attached")
         return domain
 
     def mates(self, device: HostDevice) -> list[HostDevice]:
@@ -413,10 +416,9 @@ class Type1:
         owners = [member.address for group in domain.groups for member in self._members[group]]
         return owners if self._revision.device_handle else owners[:1]
 
-    @staticmethod
-    def _bindings(domain: Type1Domain) -> GuestBindings:
+    def _bindings(self, domain: Type1Domain) -> GuestBindings:
         if not isinstance(domain.cookie, GuestBindings):
-            raise BackendError(
+            raise series_rules.binding_cookie(self._revision).refusal(
                 errno.EINVAL, f"IOMMU domain {domain.handle}: has no nested MSI cookie"
             )
         return domain.cookie
@@ -424,7 +426,9 @@ class Type1:
     def _check_call(self, device: HostDevice, has_call: bool, verb: str) -> None:
         self.domain_of(device.address)
         if not has_call:
-            raise BackendError(errno.ENOTTY, self._no_call(verb))
+            raise series_rules.unknown_call(self._revision).refusal(
+                errno.ENOTTY, self._no_call(verb)
+            )
 
     def _no_call(self, verb: str) -> str:
         number = self._revision.number

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, NamedTuple, Protocol, TypeVar
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.backend import S2Handle
 from vmm_msi.iommu.guest_msi import MsiBinding, MsiOp, MsiRequest
 
@@ -198,7 +199,9 @@ class Vmm(Generic[SteT]):
         """
         device = self._behind.get(smmu)
         if device is None:
-            raise BackendError(errno.ENOENT, f"SMMU {smmu}: no device of the guest is behind it")
+            raise rules.S2_DEVICE.refusal(
+                errno.ENOENT, f"SMMU {smmu}: no device of the guest is behind it"
+            )
         ioas = self._fd.ioas_alloc()
         try:
             for mapping in ram:
@@ -224,7 +227,7 @@ class Vmm(Generic[SteT]):
         """
         s2 = self.stage2.get(handle)
         if s2 is None:
-            raise BackendError(errno.ENOENT, f"S2 {handle}: does not exist")
+            raise rules.S2_EXISTS.refusal(errno.ENOENT, f"S2 {handle}: does not exist")
         return s2
 
     def free_s2(self, handle: S2Handle) -> None:
@@ -234,7 +237,9 @@ class Vmm(Generic[SteT]):
         """
         s2 = self.s2(handle)
         if s2.devices:
-            raise BackendError(errno.EBUSY, f"S2 {handle}: {len(s2.devices)} devices attached")
+            raise rules.S2_UNUSED.refusal(
+                errno.EBUSY, f"S2 {handle}: {len(s2.devices)} devices attached"
+            )
         self._destroy_viommu(s2)
         self._fd.destroy(s2.hwpt)
         self._fd.destroy(s2.ioas)
@@ -251,7 +256,7 @@ class Vmm(Generic[SteT]):
         """
         s2 = self._attached.get(device)
         if s2 is None:
-            raise BackendError(errno.EINVAL, f"{device}: not attached")
+            raise rules.ATTACHED.refusal(errno.EINVAL, f"{device}: not attached")
         return s2
 
     def map(self, handle: S2Handle, ipa: int, size: int, address: int) -> None:
@@ -286,7 +291,7 @@ class Vmm(Generic[SteT]):
                 undo.callback(self._destroy_nested, s2, stage1)
             if address in self._attached:
                 # VFIO would move it (vfio_iommufd_physical_attach_ioas).
-                raise BackendError(errno.EBUSY, f"{address}: attached already")
+                raise rules.NOT_ATTACHED.refusal(errno.EBUSY, f"{address}: attached already")
             device.vfio.attach(s2.nested[stage1])
             undo.pop_all()
         self._attached[address] = s2

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.report.compare_rows import strategy_name
 from vmm_msi.types import Granule, Outcome
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from vmm_msi.engine.compare import Result
+    from vmm_msi.errors import Rule
     from vmm_msi.types import GuestDomain, Verdict
 
 _WIDTH = 79
@@ -44,7 +46,7 @@ class Station:
     """One place on the path.
 
     :param text: what goes in and what comes out.
-    :param notes: why; a paragraph each.
+    :param notes: why: the reason, and the rule with the function that has it; a paragraph each.
     :param name: which device, table, ITS or interrupt it is; empty where the trace has none.
     :param out: the address or event that leaves it; empty if nothing does, or it is unknown.
     """
@@ -63,16 +65,17 @@ def stations(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) 
     :param vector: one of the verdict's.
     """
     steps = {step.step: step.values for step in verdict.trace}
-    known = {Place.DEVICE: _device(result, verdict, guest, vector)}
+    rule_of = {step.step: step.decided_by for step in verdict.trace}
+    known = {Place.DEVICE: _device(result, verdict, guest, vector, rule_of.get("programmed"))}
     if "s1" in steps:
-        known[Place.STAGE_1] = _stage1(steps["s1"])
+        known[Place.STAGE_1] = _with_rule(_stage1(steps["s1"]), rule_of["s1"])
     elif "s2" in steps:
         table, iova = steps["s2"].get("stage1"), steps["s2"].get("iova")
         known[Place.STAGE_1] = _passed(
             Place.STAGE_1, f"{table}: its table, for {iova}", str(table or ""), "its table"
         )
     if "s2" in steps:
-        known[Place.STAGE_2] = _stage2(steps["s2"])
+        known[Place.STAGE_2] = _with_rule(_stage2(steps["s2"]), rule_of["s2"])
     if "doorbell" in steps:
         values = steps["doorbell"]
         where = f"ITS {values['its']}: {values.get('pa') or 'EventID {}'.format(values['data'])}"
@@ -86,12 +89,20 @@ def stations(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) 
     places = list(Place)
     end = max(known, key=places.index)
     if verdict.outcome is not Outcome.DELIVERED:
-        notes = (*known[end].notes, verdict.reason) if verdict.reason else known[end].notes
-        known[end] = replace(known[end], passage=Passage.BROKEN, notes=notes)
+        reasons = (verdict.reason,) if verdict.reason else ()
+        broken = replace(known[end], notes=(*reasons, *known[end].notes), passage=Passage.BROKEN)
+        known[end] = _with_rule(broken, verdict.decided_by)
     return [
         known.get(place) or Station(place, _unknown(place, end, verdict.outcome))
         for place in places
     ]
+
+
+def _with_rule(station: Station, rule: Rule | None) -> Station:
+    """Return a place with the rule that decided there as its last note."""
+    if rule is None or str(rule) in station.notes:
+        return station
+    return replace(station, notes=(*station.notes, str(rule)))
 
 
 def _passed(place: Place, text: str, name: str = "", out: str = "") -> Station:
@@ -105,7 +116,9 @@ def _unknown(place: Place, end: Place, outcome: Outcome) -> Passage:
     return Passage.PASSED if before else Passage.NOT_REACHED
 
 
-def _device(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> Station:
+def _device(
+    result: Result, verdict: Verdict, guest: GuestDomain, vector: int, rule: Rule | None
+) -> Station:
     if verdict.programmed is None:
         text = f"{verdict.device} has no MSI address"
         return Station(Place.DEVICE, Passage.BROKEN, text, name=str(verdict.device))
@@ -114,31 +127,31 @@ def _device(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -
         Place.DEVICE,
         Passage.PASSED,
         f"{verdict.device} writes EventID {vector} to {address}",
-        tuple(_address_notes(result, verdict, guest)),
+        tuple(_address_notes(result, verdict, guest, rule)),
         str(verdict.device),
         str(verdict.programmed),
     )
 
 
-def _address_notes(result: Result, verdict: Verdict, guest: GuestDomain) -> Iterator[str]:
-    """Yield whose address the device has, and what chose it."""
+def _address_notes(
+    result: Result, verdict: Verdict, guest: GuestDomain, rule: Rule | None
+) -> Iterator[str]:
+    """Yield whose address the device has, and the rule by which it got that address.
+
+    :param rule: None without a simulator: what is not a gIOVA then comes from the kernel's own
+        allocator.
+    """
     page = None if verdict.programmed is None else verdict.programmed.align_down(Granule.K4)
     owners = [d.host for d in guest.devices if d.giova.align_down(Granule.K4) == page]
-    profile = profile_named(str(result.options["profile"]))
     if verdict.device in owners:
         yield "the gIOVA that the guest gave it"
     elif owners:
         yield f"the gIOVA of {owners[0]}: the kernel took that device's binding"
-    elif profile.iommufd:
-        yield (
-            "a slot of the MSI window of its iommufd file, in order of first use (iommufd_sw_msi, "
-            "drivers/iommu/iommufd/driver.c)"
-        )
-    else:
-        yield (
-            "an IOVA that the kernel allocated for the doorbell (iommu_dma_get_msi_page, "
-            "drivers/iommu/dma-iommu.c)"
-        )
+    elif rule is None:
+        has_iommufd = profile_named(str(result.options["profile"])).iommufd
+        rule = rules.SLOT if has_iommufd else rules.COOKIE
+    if rule is not None:
+        yield str(rule)
 
 
 def _stage1(values: Mapping[str, object]) -> Station:
@@ -147,8 +160,6 @@ def _stage1(values: Mapping[str, object]) -> Station:
     notes: tuple[str, ...] = ()
     if config := values.get("config"):
         notes = (f"the guest's stage 1 does not translate: {config}",)
-    elif ipa is not None and ipa == iova:
-        notes = ("mapped 1:1, as an RMR in the guest's IORT demands",)
     name, out = str(values.get("stage1") or ""), str(ipa or "")
     return Station(Place.STAGE_1, Passage.PASSED, text, notes, name, out)
 

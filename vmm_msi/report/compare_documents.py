@@ -35,11 +35,19 @@ class PathJson(TypedDict):
     trace: list[dict[str, Any]]
 
 
+class RuleJson(TypedDict):
+    """The rule that decided, and the function or the specification that has it."""
+
+    rule: str
+    source: str
+
+
 class VerdictJson(PathJson):
     """Where the MSIs ``first`` to ``first + count - 1`` of a device arrived."""
 
     first: int
     count: int
+    decided_by: RuleJson | None
 
 
 class StrategyResultJson(TypedDict):

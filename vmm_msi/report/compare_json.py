@@ -4,12 +4,15 @@
 
     {"schema": 2, "results": [{"strategy", "options", "verdicts": [{"device", "first", "count",
     "outcome", "its", "expected_its", "programmed_iova", "possible_iovas", "errno",
-    "errno_inside", "reason", "trace": [...]}],
+    "errno_inside", "reason", "decided_by", "trace": [...]}],
     "costs": {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings", "containers"}}]}
 
 A verdict is about the vectors ``first`` to ``first + count - 1``, which take the same path; the
 ``event_id`` and the ``lpi`` in its trace are those of ``first`` and count up with the vector.
-Schema 1 has a verdict for each vector, with ``vector`` in place of ``first`` and ``count``.
+``decided_by``, of the verdict and of each step of the trace, is the rule that decided it and the
+function or specification that has the rule: ``{"rule", "source"}``, null or missing where the
+simulator did not decide. Schema 1 has a verdict for each vector, with ``vector`` in place of
+``first`` and ``count``, and no ``decided_by``.
 
 Addresses are hex strings; ``errno`` is the positive number that the caller sees or null,
 ``errno_inside`` the number inside the kernel, where it differs.
@@ -28,6 +31,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vmm_msi.engine.compare import Result
+    from vmm_msi.errors import Rule
     from vmm_msi.types import Verdict
 
 #: The version that ``compare`` prints unless another is selected.
@@ -63,7 +67,15 @@ def _run_of_vectors(verdict: Verdict) -> str:
     if trace and trace[-1]["step"] == "its":
         trace[-1] |= {"event_id": verdict.first, "lpi": verdict.lpi}
     vectors = {"first": verdict.first, "count": verdict.count}
-    return _encode({"device": str(verdict.device), **vectors, **_shared(verdict), "trace": trace})
+    for step, values in zip(verdict.trace, trace, strict=True):
+        if step.decided_by is not None:
+            values["decided_by"] = _rule(step.decided_by)
+    shared = {**_shared(verdict), "decided_by": _rule(verdict.decided_by)}
+    return _encode({"device": str(verdict.device), **vectors, **shared, "trace": trace})
+
+
+def _rule(rule: Rule | None) -> dict[str, str] | None:
+    return None if rule is None else {"rule": rule.text, "source": rule.source}
 
 
 def _vectors(verdict: Verdict) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence  # noqa: TC003
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from vmm_msi.errors import Rule  # noqa: TC001
 from vmm_msi.types.address import Iova, PciAddress  # noqa: TC001
 
 
@@ -41,10 +42,13 @@ class TraceStep:
 
     :param step: ``programmed``, ``s1``, ``s2``, ``doorbell`` or ``its``.
     :param values: values at that step: addresses as hex strings, others as ints or words.
+    :param decided_by: the rule by which the step ended as it did; only a simulator knows it, so it
+        is not compared.
     """
 
     step: str
     values: Mapping[str, str | int | None] = field(default_factory=dict)
+    decided_by: Rule | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +69,9 @@ class Verdict:
     :param errno_inside: error number of the function in the kernel that refused, where it differs
         from ``errno`` and is known.
     :param lpi: LPI of vector ``first`` if it was delivered.
+    :param decided_by: the rule that refused the device or broke the path of its MSIs; of delivered
+        ones the rule that gave the device its address. Only a simulator knows it, so it is not
+        compared.
     """
 
     device: PciAddress
@@ -80,6 +87,7 @@ class Verdict:
     trace: tuple[TraceStep, ...] = ()
     lpi: int | None = None
     possible: tuple[Iova, ...] = ()
+    decided_by: Rule | None = field(default=None, compare=False)
 
 
 def possible_addresses(

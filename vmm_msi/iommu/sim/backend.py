@@ -8,9 +8,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.backend import BackendInfo, MsiAllocator, S2Handle
 from vmm_msi.iommu.guest_stage1 import GuestStage1
 from vmm_msi.iommu.sim.its import LpiSpace, SimIts, table_sizes
+from vmm_msi.iommu.sim.kernel import ALL_ONES
 from vmm_msi.iommu.sim.linux72 import IommufdKernel
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.series import SeriesKernel
@@ -21,6 +23,7 @@ from vmm_msi.types.verdict import possible_addresses
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterator
 
+    from vmm_msi.errors import Rule
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.kernel import Kernel
     from vmm_msi.iommu.sim.smmu import Walk
@@ -33,8 +36,6 @@ if TYPE_CHECKING:
         PciAddress,
         ReservedRegion,
     )
-
-_ALL_ONES = Iova((1 << 64) - 1)
 
 #: Bytes between the first-level tables of two stage 1s in guest RAM.
 _ROOT_STRIDE = 0x10000
@@ -74,6 +75,8 @@ class SimBackend:
             if device.its_group and device.its in host.its_by_id:
                 self._doorbells[self._doorbell_of(device)] = device.its
         self._programmed = self._kernel.programmed
+        #: The devices whose address the strategy wrote itself.
+        self._written: set[PciAddress] = set()
         self._fail_at = fail_at
         self._fail_errno = fail_errno
         #: Number of operations that changed something or were refused by ``fail_at``.
@@ -151,6 +154,7 @@ class SimBackend:
     def _disable(self, device: HostDevice) -> None:
         """Disable the device's MSIs, if they are enabled."""
         if self._programmed.pop(device.address, None) is not None:
+            self._written.discard(device.address)
             self._itses[device.its].disable(device)
             self._kernel.free_msis(device)
 
@@ -198,8 +202,9 @@ class SimBackend:
         host_device = self._host.device_by_address[device]
         with self._events(host_device):
             picked = self._pick(host_device)
+        self._written.discard(device)
         # Without an address all ones (iommu_dma_map_msi_msg before revision 8 of the series).
-        self._programmed[device] = _ALL_ONES if picked is None else picked
+        self._programmed[device] = ALL_ONES if picked is None else picked
         return self._programmed[device]
 
     def program_msi(self, device: PciAddress, doorbell: Iova) -> Iova:
@@ -218,6 +223,7 @@ class SimBackend:
                 self._pick(host_device)
         offset = self._doorbell_of(host_device) & (self.page_size - 1)
         self._programmed[device] = doorbell.offset(offset)
+        self._written.add(device)
         return self._programmed[device]
 
     @contextmanager
@@ -247,7 +253,9 @@ class SimBackend:
         """
         its = self._host.its_by_id.get(number)
         if its is None:
-            raise BackendError(errno.ENODEV, f"ITS {number}: the host does not have it")
+            has_iommufd = self._kernel.profile.iommufd
+            rule = rules.NO_MSI_DOMAIN if has_iommufd else rules.NO_MSI_DOMAIN_TYPE1
+            raise rule.refusal(errno.ENODEV, f"ITS {number}: the host does not have it")
         return its
 
     def _pick(self, device: HostDevice) -> Iova | None:
@@ -270,13 +278,14 @@ class SimBackend:
         host_device = self._host.device_by_address[device]
         programmed = self._programmed.get(device)
         if programmed is None:
-            raise BackendError(errno.EINVAL, f"{device}: its MSIs are not enabled")
+            raise rules.ENABLED.refusal(errno.EINVAL, f"{device}: its MSIs are not enabled")
         verdict = self._deliver(host_device, programmed)
         slots = self._kernel.slots_for(host_device)
         return replace(verdict, possible=possible_addresses(programmed, slots, self.page_size))
 
     def _deliver(self, host_device: HostDevice, programmed: Iova) -> Verdict:
-        steps = [TraceStep("programmed", {"iova": str(programmed)})]
+        chosen = self._address_rule(host_device, programmed)
+        steps = [TraceStep("programmed", {"iova": str(programmed)}, chosen)]
         domain, _stage1 = self._kernel.translation_of(host_device)
         smmu = self._kernel.smmus[domain.smmu]
         walk = smmu.translate(host_device.stream_id, programmed)
@@ -293,48 +302,66 @@ class SimBackend:
                 programmed,
                 reason=str(walk.event),
                 trace=tuple(steps),
+                decided_by=steps[-1].decided_by,
             )
         return self._arrive(host_device, programmed, walk.pa, steps)
+
+    def _address_rule(self, device: HostDevice, programmed: Iova) -> Rule:
+        if device.address in self._written:
+            return rules.WRITTEN
+        return self._kernel.address_rule(device, programmed)
 
     def _walk_steps(self, device: HostDevice, programmed: Iova, walk: Walk) -> list[TraceStep]:
         domain, stage1 = self._kernel.translation_of(device)
         s2 = domain.handle
-        fault: dict[str, str | int | None] = (
-            {} if walk.event is None else {"fault": walk.event.kind.name}
-        )
+        fault: dict[str, str | int | None] = {}
+        broken = None
+        if (event := walk.event) is not None:
+            fault = {"fault": event.kind.name}
+            broken = rules.smmu_event(event.kind.name, event.stage, table_walk=event.table_walk)
         first: dict[str, str | int | None] = {"stage1": stage1, "iova": str(programmed)}
         if walk.ipa is None:
             # Stage 2 faults without an IPA on a stage 1 table walk.
-            return [TraceStep("s2" if walk.stage == 2 else "s1", {**first, **fault})]
+            return [TraceStep("s2" if walk.stage == 2 else "s1", {**first, **fault}, broken)]
         config = self._configs[stage1].mode
         bypassed: dict[str, str | int | None] = {}
         if config is not Stage1Mode.TRANSLATE:
             bypassed = {"config": config}
-        steps = [TraceStep("s1", {**first, **bypassed, "ipa": str(walk.ipa)})]
+        rule = self._stage1.rule(stage1, programmed)
+        steps = [TraceStep("s1", {**first, **bypassed, "ipa": str(walk.ipa)}, rule)]
         second: dict[str, str | int | None] = {"s2": s2, "ipa": str(walk.ipa)}
         if walk.pa is None:
-            return [*steps, TraceStep("s2", {**second, **fault})]
-        return [*steps, TraceStep("s2", {**second, "pa": str(walk.pa)})]
+            return [*steps, TraceStep("s2", {**second, **fault}, broken)]
+        rule = self._kernel.stage2_rule(domain, walk.ipa)
+        return [*steps, TraceStep("s2", {**second, "pa": str(walk.pa)}, rule)]
 
     def _arrive(
         self, device: HostDevice, programmed: Iova, pa: Pa, steps: list[TraceStep]
     ) -> Verdict:
         """Return the verdict on a write that reached a physical address."""
         reached = self._doorbells.get(pa)
-        lpi, reason = None, ""
+        lpi, reason, rule = None, "", rules.NO_DOORBELL
         if reached is None:
             reason = f"{pa} is not an ITS doorbell"
         else:
-            steps.append(TraceStep("doorbell", {"pa": str(pa), "its": reached}))
+            its = self._host.its_by_id[reached]
+            doorbell: dict[str, str | int | None] = {"pa": str(pa), "its": reached}
+            steps.append(TraceStep("doorbell", doorbell, rules.doorbell(its)))
+            rule = rules.MAPPED_V5 if its.is_gicv5 else rules.TRANSLATED
             events = self._itses[device.its].events_of(device)
             lpi = self._itses[reached].first_lpi(device, events)
             if lpi is None:
+                rule = rule if its.is_gicv5 else rules.UNKNOWN_DEVICE
                 reason = f"ITS {reached} does not know DeviceID {device.device_id}"
             elif reached != device.its:
+                rule = rules.OTHER_DEVICE
                 reason = f"ITS {reached} has DeviceID {device.device_id} for another device"
-            steps.append(
-                TraceStep("its", {"its": reached, "device_id": str(device.device_id), "lpi": lpi})
-            )
+            looked_up: dict[str, str | int | None] = {
+                "its": reached,
+                "device_id": str(device.device_id),
+                "lpi": lpi,
+            }
+            steps.append(TraceStep("its", looked_up, rule))
         delivered = lpi is not None and reached == device.its
         return Verdict(
             device.address,
@@ -347,6 +374,7 @@ class SimBackend:
             reason=reason,
             trace=tuple(steps),
             lpi=lpi if delivered else None,
+            decided_by=steps[0].decided_by if delivered else rule,
         )
 
     def costs(self) -> Costs:
@@ -405,4 +433,4 @@ class SimBackend:
     def _step(self, operation: str) -> None:
         self.steps += 1
         if self.steps == self._fail_at:
-            raise BackendError(self._fail_errno, f"{operation}: made to fail by fail_at")
+            raise rules.FAIL_AT.refusal(self._fail_errno, f"{operation}: made to fail by fail_at")

@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.guest_msi import MsiOp
 from vmm_msi.iommu.nest_bindings import NestBindings
 from vmm_msi.iommu.sim.iommufd import SimIommufd
@@ -60,7 +61,9 @@ class BindingIommufd(SimIommufd):
     def _option(self, hwpt_id: int) -> NestBindings:
         bindings = self._get(hwpt_id, PagingHwpt).bindings
         if bindings is None:
-            raise BackendError(errno.EINVAL, f"HWPT {hwpt_id}: is not a nest parent")
+            raise rules.BINDING_OPTION.refusal(
+                errno.EINVAL, f"HWPT {hwpt_id}: is not a nest parent"
+            )
         return bindings
 
     def set_msi_binding(self, hwpt_id: int, value: int) -> None:
@@ -100,7 +103,9 @@ class BindingIommufd(SimIommufd):
     def _bindings(vdevice: Vdevice) -> NestBindings:
         bindings = vdevice.viommu.hwpt.bindings
         if bindings is None:
-            raise BackendError(errno.EINVAL, f"vDEVICE {vdevice.id}: is on no nest parent")
+            raise rules.VIOMMU_PARENT.refusal(
+                errno.EINVAL, f"vDEVICE {vdevice.id}: is on no nest parent"
+            )
         return bindings
 
     def sw_msi(self, group: FdGroup, device: HostDevice, doorbell: Pa) -> Iova:

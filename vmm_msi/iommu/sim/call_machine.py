@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError, CallSequenceError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.call_sequence import (
     RAM_BASE,
     RAM_PAGE,
@@ -147,13 +148,13 @@ class SimMachine(FdCalls):
     def _fd(self, fd: int) -> SimIommufd:
         iommufd = self._fds[fd] if fd in range(len(self._fds)) else None
         if iommufd is None:
-            raise BackendError(errno.EBADF, f"file descriptor {fd}: is not open")
+            raise rules.OPEN_FILE.refusal(errno.EBADF, f"file descriptor {fd}: is not open")
         return iommufd
 
     def _open_device(self, number: int) -> _Device:
         device = self._devices[number]
         if not device.open:
-            raise BackendError(
+            raise rules.OPEN_FILE.refusal(
                 errno.EBADF, f"{device.host.address}: its character device is not open"
             )
         return device
@@ -162,7 +163,7 @@ class SimMachine(FdCalls):
         """``vfio_device_fops_unl_ioctl``: EINVAL before the device is bound."""
         device = self._open_device(number)
         if device.bound is None:
-            raise BackendError(errno.EINVAL, f"{device.host.address}: is not bound")
+            raise rules.BOUND.refusal(errno.EINVAL, f"{device.host.address}: is not bound")
         return device, device.bound
 
     def open(self) -> int:
@@ -185,7 +186,7 @@ class SimMachine(FdCalls):
         opened = self._devices[device]
         opened.open = True
         if opened.bound is not None:
-            raise BackendError(errno.EINVAL, f"{opened.host.address}: is bound already")
+            raise rules.BOUND_ONCE.refusal(errno.EINVAL, f"{opened.host.address}: is bound already")
         opened.bound = _VfioBinding(iommufd, iommufd.bind(opened.host))
         return opened.bound.dev_id
 
@@ -259,7 +260,7 @@ class SimMachine(FdCalls):
         events = its.map_device(device, self._table_sizes[device.address])
         if self.lost_events[device.address] >= events:
             reason = f"{device.address}: the ITS has no event left for it until the host reboots"
-            raise BackendError(errno.ENOSPC, reason)
+            raise rules.NO_EVENT.refusal(errno.ENOSPC, reason)
         its.enable(device)
         try:
             self._core.set_up_msis(device, Msis(doorbell, opened.write))
@@ -276,7 +277,9 @@ class SimMachine(FdCalls):
         """
         bound, _binding = self._bound_device(device)
         if bound.enabled is None:
-            raise BackendError(errno.EINVAL, f"{bound.host.address}: its MSI is not enabled")
+            raise rules.MSIS_ENABLED.refusal(
+                errno.EINVAL, f"{bound.host.address}: its MSI is not enabled"
+            )
         self._disable(bound)
 
     def _disable(self, device: _Device) -> None:

@@ -10,6 +10,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.sim.objects import (
     CoreDomain,
     CoreGroup,
@@ -69,11 +70,11 @@ class IommuCore:
         """
         group = self.group(device)
         if device.smmu is None:
-            raise BackendError(errno.EINVAL, f"{device.address}: is not behind an SMMU")
+            raise rules.NO_IOMMU.refusal(errno.EINVAL, f"{device.address}: is not behind an SMMU")
         for master in group.masters:
             self._check_isolation(master.host)
         if group.owners and group.owner is not owner:
-            raise BackendError(
+            raise rules.ONE_OWNER.refusal(
                 errno.EPERM,
                 f"{device.address}: another file descriptor owns IOMMU group {group.number}; bind "
                 "all of its devices to one",
@@ -92,7 +93,7 @@ class IommuCore:
             return
         its = self.host.its_by_id.get(device.its) if device.its_group else None
         if its is None or not its.isolates_msis:
-            raise BackendError(
+            raise rules.ISOLATED_MSIS.refusal(
                 errno.EPERM,
                 f"{device.address}: its MSIs are not isolated from those of other devices "
                 f"({_why_not_isolated(device, its)}); use a device on an ITS",
@@ -153,7 +154,9 @@ class IommuCore:
         vmaster = None
         if isinstance(domain, PagingHwpt | NestedHwpt):
             if domain.paging.smmu != host.smmu:
-                raise BackendError(
+                nested = isinstance(domain, NestedHwpt)
+                rule = rules.SMMU_OF_NESTED if nested else rules.SMMU_OF_DOMAIN
+                raise rule.refusal(
                     errno.EINVAL, f"{host.address}: is not behind SMMU {domain.paging.smmu}"
                 )
             if isinstance(domain, NestedHwpt):
@@ -167,7 +170,7 @@ class IommuCore:
         if vdevice is not None:
             return domain.viommu, vdevice.virt_id
         if domain.config is SteConfig.TRANSLATE:
-            raise BackendError(
+            raise rules.VDEVICE_FIRST.refusal(
                 errno.ENOENT,
                 f"{host.address}: has no vDEVICE on the vIOMMU; every device of an IOMMU group "
                 "must have one before a stage 1 is attached",
@@ -212,7 +215,7 @@ def _check_direct(device: HostDevice) -> None:
     """``__iommu_device_set_domain`` of the blocking domain: ``require_direct``."""
     for region in device.reserved:
         if region.kind is ReservedKind.DIRECT:
-            raise BackendError(
+            raise rules.DIRECT_REGION.refusal(
                 errno.EINVAL,
                 f"{device.address}: firmware requires a 1:1 mapping of {region}, so the device and "
                 "its IOMMU group cannot be assigned",
@@ -221,7 +224,7 @@ def _check_direct(device: HostDevice) -> None:
 
 def not_attached(address: PciAddress) -> BackendError:
     """Return the error of ``iommu_dma_prepare_msi`` for a device of a blocked group."""
-    return BackendError(
+    return rules.GROUP_BLOCKED.refusal(
         errno.EOPNOTSUPP, f"{address}: is not attached, so its MSIs get no address; attach it first"
     )
 

@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.sim.core import IommuCore
 from vmm_msi.iommu.sim.iopt import FilledTable, IoPageTable
 from vmm_msi.iommu.sim.msi_pages import MsiPages
@@ -66,7 +67,9 @@ class SimIommufd(MsiPages):
         """``iommufd_get_object``: ENOENT for no object, or one of another type."""
         existing = self._objects.get(number)
         if not isinstance(existing, kind):
-            raise BackendError(errno.ENOENT, f"object {number}: is not of type {kind.__name__}")
+            raise rules.OBJECT_ID.refusal(
+                errno.ENOENT, f"object {number}: is not of type {kind.__name__}"
+            )
         return existing
 
     def bind(self, device: HostDevice) -> int:
@@ -111,7 +114,9 @@ class SimIommufd(MsiPages):
             errors of :meth:`IoPageTable.map`.
         """
         if _U64 in {iova, size}:
-            raise BackendError(errno.EOVERFLOW, f"IOMMU_IOAS_MAP of {iova:#x}, {size:#x} bytes")
+            raise rules.MAP_ARGUMENTS.refusal(
+                errno.EOVERFLOW, f"IOMMU_IOAS_MAP of {iova:#x}, {size:#x} bytes"
+            )
         self._get(ioas_id, Ioas).iopt.map(iova, size, address)
 
     def ioas_unmap(self, ioas_id: int, iova: int, size: int) -> int:
@@ -126,7 +131,9 @@ class SimIommufd(MsiPages):
         if (iova, size) == (0, _U64):
             return iopt.unmap_all()
         if _U64 in {iova, size}:
-            raise BackendError(errno.EOVERFLOW, f"IOMMU_IOAS_UNMAP of {iova:#x}, {size:#x} bytes")
+            raise rules.UNMAP_ARGUMENTS.refusal(
+                errno.EOVERFLOW, f"IOMMU_IOAS_UNMAP of {iova:#x}, {size:#x} bytes"
+            )
         return iopt.unmap(iova, size)
 
     def hwpt_alloc(self, dev_id: int, pt_id: int, *, nest_parent: bool = True) -> int:
@@ -138,7 +145,9 @@ class SimIommufd(MsiPages):
         device = self._get(dev_id, IommufdDevice)
         ioas = self._hwpt_parent(device, pt_id)
         if not isinstance(ioas, Ioas):
-            raise BackendError(errno.EOPNOTSUPP, f"object {pt_id}: a HWPT on it requires data")
+            on_viommu = isinstance(ioas, Viommu)
+            rule = rules.HWPT_ON_VIOMMU_NEEDS_DATA if on_viommu else rules.HWPT_NEEDS_DATA
+            raise rule.refusal(errno.EOPNOTSUPP, f"object {pt_id}: a HWPT on it requires data")
         hwpt = self._paging_alloc(device, ioas, nest_parent=nest_parent)
         self._fill(hwpt)
         return self._add(hwpt).id
@@ -147,9 +156,11 @@ class SimIommufd(MsiPages):
         """Return the parent object of a new HWPT: the first half of ``iommufd_hwpt_alloc``."""
         parent = self._objects.get(pt_id)
         if not isinstance(parent, Ioas | PagingHwpt | Viommu):
-            raise BackendError(errno.EINVAL, f"object {pt_id}: cannot be the parent of a HWPT")
+            raise rules.HWPT_PARENT.refusal(
+                errno.EINVAL, f"object {pt_id}: cannot be the parent of a HWPT"
+            )
         if isinstance(parent, Viommu) and parent.hwpt.smmu != device.host.smmu:
-            raise another_smmu(device, parent.hwpt)
+            raise another_smmu(device, parent.hwpt, rules.HWPT_PARENT)
         return parent
 
     def _paging_alloc(self, device: IommufdDevice, ioas: Ioas, *, nest_parent: bool) -> PagingHwpt:
@@ -160,7 +171,9 @@ class SimIommufd(MsiPages):
         """
         smmu = self._smmu(device)
         if nest_parent and not self._host.smmu_by_id[smmu].nested:
-            raise BackendError(errno.EOPNOTSUPP, f"SMMU {smmu}: does not implement two stages")
+            raise rules.TWO_STAGES.refusal(
+                errno.EOPNOTSUPP, f"SMMU {smmu}: does not implement two stages"
+            )
         bits = self._core.output_bits if nest_parent else _STAGE1_BITS
         filled = FilledTable(PageTable(self._host.granule), bits)
         return PagingHwpt(self._next, ioas, smmu, filled, nest_parent)
@@ -182,12 +195,14 @@ class SimIommufd(MsiPages):
         device = self._get(dev_id, IommufdDevice)
         smmu = self._smmu(device)
         if not self._host.smmu_by_id[smmu].nested:
-            raise BackendError(errno.EOPNOTSUPP, f"SMMU {smmu}: does not implement two stages")
+            raise rules.VIOMMU_TWO_STAGES.refusal(
+                errno.EOPNOTSUPP, f"SMMU {smmu}: does not implement two stages"
+            )
         hwpt = self._get(hwpt_id, PagingHwpt)
         if not hwpt.nest_parent:
-            raise BackendError(errno.EINVAL, f"HWPT {hwpt_id}: is not a nest parent")
+            raise rules.VIOMMU_PARENT.refusal(errno.EINVAL, f"HWPT {hwpt_id}: is not a nest parent")
         if hwpt.smmu != smmu:
-            raise another_smmu(device, hwpt)
+            raise another_smmu(device, hwpt, rules.VIOMMU_SMMU)
         hwpt.users += 1
         return self._add(Viommu(self._next, hwpt)).id
 
@@ -202,13 +217,15 @@ class SimIommufd(MsiPages):
         device = self._get(dev_id, IommufdDevice)
         address = device.host.address
         if viommu.hwpt.smmu != device.host.smmu:
-            raise another_smmu(device, viommu.hwpt)
+            raise another_smmu(device, viommu.hwpt, rules.VDEVICE_SMMU)
         if device.vdevice is not None:
-            raise BackendError(errno.EEXIST, f"{address}: has a vDEVICE already")
+            raise rules.VDEVICE_ONCE.refusal(errno.EEXIST, f"{address}: has a vDEVICE already")
         if virt_id in viommu.vdevices:
-            raise BackendError(errno.EEXIST, f"vIOMMU {viommu_id}: StreamID {virt_id:#x} is taken")
+            raise rules.VDEVICE_ONCE.refusal(
+                errno.EEXIST, f"vIOMMU {viommu_id}: StreamID {virt_id:#x} is taken"
+            )
         if device.host.streams != 1:
-            raise BackendError(
+            raise rules.VDEVICE_STREAMS.refusal(
                 errno.EOPNOTSUPP,
                 f"{address}: has {device.host.streams} StreamIDs, a vDEVICE has one",
             )
@@ -228,10 +245,12 @@ class SimIommufd(MsiPages):
         device = self._get(dev_id, IommufdDevice)
         viommu = self._hwpt_parent(device, viommu_id)
         if not isinstance(viommu, Viommu):
-            raise BackendError(errno.EOPNOTSUPP, f"object {viommu_id}: is not a vIOMMU")
+            on_ioas = isinstance(viommu, Ioas)
+            rule = rules.HWPT_TAKES_NO_DATA if on_ioas else rules.HWPT_NEEDS_DATA
+            raise rule.refusal(errno.EOPNOTSUPP, f"object {viommu_id}: is not a vIOMMU")
         config, stage1 = ste
         if config is None or (config is SteConfig.TRANSLATE) != (stage1 is not None):
-            raise BackendError(
+            raise rules.VALID_STE.refusal(
                 errno.EIO, f"vIOMMU {viommu_id}: the stream table entry is not valid"
             )
         viommu.users += 1
@@ -246,7 +265,9 @@ class SimIommufd(MsiPages):
         device = self._get(dev_id, IommufdDevice)
         target = self._target(pt_id)
         if dev_id in device.group.attached:
-            raise BackendError(errno.EBUSY, f"{device.host.address}: attached already")
+            raise rules.ATTACHED_ONCE.refusal(
+                errno.EBUSY, f"{device.host.address}: attached already"
+            )
         if not isinstance(target, Ioas):
             self._attach(device, target)
         elif not self._join_auto(target, partial(self._attach, device)):
@@ -256,7 +277,9 @@ class SimIommufd(MsiPages):
         """``iommufd_device_change_pt``."""
         target = self._get(pt_id, Object)
         if not isinstance(target, Ioas | PagingHwpt | NestedHwpt):
-            raise BackendError(errno.EINVAL, f"object {pt_id}: is neither an IOAS nor a HWPT")
+            raise rules.ATTACH_TARGET.refusal(
+                errno.EINVAL, f"object {pt_id}: is neither an IOAS nor a HWPT"
+            )
         return target
 
     @staticmethod
@@ -297,7 +320,7 @@ class SimIommufd(MsiPages):
         """
         group, iopt = device.group, hwpt.paging.ioas.iopt
         if group.hwpt not in {None, hwpt}:
-            raise BackendError(
+            raise rules.GROUP_HWPT.refusal(
                 errno.EINVAL,
                 f"{device.host.address}: IOMMU group {device.host.iommu_group} is attached "
                 "elsewhere",
@@ -307,7 +330,7 @@ class SimIommufd(MsiPages):
         if device.host.sw_msi_window is not None and device.host.hw_msi is not None:
             # iommufd_device_do_replace does not ask for this check.
             iopt.release(device)
-            raise BackendError(
+            raise rules.MSI_REGIONS.refusal(
                 errno.EINVAL,
                 f"{device.host.address}: its MSIs to {device.host.hw_msi} bypass the SMMU; assign "
                 "a device without such a region",
@@ -331,7 +354,7 @@ class SimIommufd(MsiPages):
                 iopt.reserve(region.base, region.last, device)
         except BackendError as error:
             iopt.release(device)
-            raise BackendError(error.errno, f"{device.host.address}: {error.reason}") from error
+            raise error.seen_as(error.errno, f"{device.host.address}: {error.reason}") from error
 
     def replace(self, dev_id: int, pt_id: int) -> None:
         """VFIO_DEVICE_ATTACH_IOMMUFD_PT of an attached device: ``iommufd_device_replace``.
@@ -342,7 +365,9 @@ class SimIommufd(MsiPages):
         device = self._get(dev_id, IommufdDevice)
         target = self._target(pt_id)
         if dev_id not in device.group.attached:
-            raise BackendError(errno.EINVAL, f"{device.host.address}: is not attached")
+            raise rules.REPLACES_ATTACHED.refusal(
+                errno.EINVAL, f"{device.host.address}: is not attached"
+            )
         if not isinstance(target, Ioas):
             self._replace(device.group, target)
         elif not self._join_auto(target, partial(self._replace, device.group)):
@@ -401,7 +426,9 @@ class SimIommufd(MsiPages):
         group = device.group
         hwpt = group.hwpt
         if hwpt is None:
-            raise BackendError(errno.EINVAL, f"{device.host.address}: is not attached")
+            raise rules.DETACHES_ATTACHED.refusal(
+                errno.EINVAL, f"{device.host.address}: is not attached"
+            )
         del group.attached[device.id]
         if not group.attached:
             self._core.detach(group.core)
@@ -423,7 +450,9 @@ class SimIommufd(MsiPages):
         """
         target = self._get(number, Object)
         if target.users or isinstance(target, IommufdDevice):
-            raise BackendError(errno.EBUSY, f"object {number}: {target.users} others refer to it")
+            raise rules.OBJECT_IN_USE.refusal(
+                errno.EBUSY, f"object {number}: {target.users} others refer to it"
+            )
         self._destroy(target)
 
     def _destroy(self, target: Object) -> None:
@@ -451,7 +480,9 @@ class SimIommufd(MsiPages):
     @staticmethod
     def _smmu(device: IommufdDevice) -> int:
         if device.host.smmu is None:
-            raise BackendError(errno.ENODEV, f"{device.host.address}: is not behind an SMMU")
+            raise rules.NO_IOMMU.refusal(
+                errno.ENODEV, f"{device.host.address}: is not behind an SMMU"
+            )
         return device.host.smmu
 
     def hwpt(self, hwpt_id: int) -> PagingHwpt:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -85,27 +86,32 @@ class IoPageTable:
         """
         action = f"IOMMU_IOAS_MAP of {iova:#x}"
         if _USER_VA + size >= _END:
-            raise BackendError(
+            raise rules.MEMORY_END.refusal(
                 errno.EOVERFLOW, f"{action}: {size:#x} bytes of memory end past 2^64"
             )
         mask = self.alignment - 1
         if not size or (size | iova) & mask:
-            raise BackendError(
+            rule = rules.SIZE_ALIGNED if not size or size & mask else rules.IOVA_ALIGNED
+            raise rule.refusal(
                 errno.EINVAL, f"{action}: {size:#x} bytes are not a multiple of {self.alignment:#x}"
             )
         if iova + size > _END:
-            raise BackendError(errno.EOVERFLOW, f"{action}: {size:#x} bytes end past 2^64")
+            raise rules.IOVA_END.refusal(
+                errno.EOVERFLOW, f"{action}: {size:#x} bytes end past 2^64"
+            )
         reserved = self._reserved_in(iova, size)
         if reserved is not None:
-            raise BackendError(
+            raise rules.IOVA_RESERVED.refusal(
                 errno.EINVAL,
                 f"{action}: {reserved[0]:#x}-{reserved[1]:#x} is reserved by the attached devices "
                 "or lies past the end of a stage 2; use an address outside of it",
             )
         if self.overlaps(iova, size):
-            raise BackendError(errno.EEXIST, f"{action}: something is mapped there already")
+            raise rules.IOVA_MAPPED.refusal(
+                errno.EEXIST, f"{action}: something is mapped there already"
+            )
         if output & mask:
-            raise BackendError(errno.EINVAL, f"{action}: the memory is not aligned")
+            raise rules.MEMORY_ALIGNED.refusal(errno.EINVAL, f"{action}: the memory is not aligned")
         for number, filled in enumerate(self._tables):
             try:
                 filled.table.map(iova, output, size)
@@ -125,18 +131,20 @@ class IoPageTable:
         """
         action = f"IOMMU_IOAS_UNMAP of {iova:#x}"
         if not size:
-            raise BackendError(errno.EINVAL, f"{action}: no bytes")
+            raise rules.UNMAP_RANGE.refusal(errno.EINVAL, f"{action}: no bytes")
         if iova + size > _END:
-            raise BackendError(errno.EOVERFLOW, f"{action}: {size:#x} bytes end past 2^64")
+            raise rules.UNMAP_RANGE.refusal(
+                errno.EOVERFLOW, f"{action}: {size:#x} bytes end past 2^64"
+            )
         unmapped = 0
         for start in self._touched(iova, size):
             area = self.areas[start]
             if start < iova or start + area.size > iova + size:
-                raise BackendError(errno.ENOENT, f"{action}: covers a mapping in part")
+                raise rules.UNMAP_WHOLE.refusal(errno.ENOENT, f"{action}: covers a mapping in part")
             self._drop(start)
             unmapped += area.size
         if not unmapped:
-            raise BackendError(errno.ENOENT, f"{action}: nothing is mapped")
+            raise rules.UNMAPS_NOTHING.refusal(errno.ENOENT, f"{action}: nothing is mapped")
         return unmapped
 
     def unmap_all(self) -> int:
@@ -167,7 +175,7 @@ class IoPageTable:
         :raise BackendError: EADDRINUSE when something is mapped there.
         """
         if self.overlaps(start, last - start + 1):
-            raise BackendError(
+            raise rules.RESERVED_FREE.refusal(
                 errno.EADDRINUSE,
                 f"reserving {start:#x}-{last:#x}: reserved region is mapped already in the guest's "
                 "address space",
@@ -190,7 +198,9 @@ class IoPageTable:
         """
         mask = self.page_size - 1
         if any((start | area.size | area.output) & mask for start, area in self.areas.items()):
-            raise BackendError(errno.EADDRINUSE, "a mapping is not aligned to the page size")
+            raise rules.FILL_ALIGNED.refusal(
+                errno.EADDRINUSE, "a mapping is not aligned to the page size"
+            )
         if filled.bits < 64:
             self.reserve(1 << filled.bits, _END - 1, filled)
         try:

@@ -14,6 +14,7 @@ from itertools import filterfalse, islice
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 
 if TYPE_CHECKING:
     from vmm_msi.types import DeviceId, HostDevice, HostTopology, Its, PciAddress
@@ -59,6 +60,7 @@ class LpiSpace:
     def __init__(self, *, gicv5: bool = False) -> None:
         self._end = 1 << (GICV5_LPI_ID_BITS if gicv5 else LPI_ID_BITS)
         self._next = 0 if gicv5 else FIRST_LPI
+        self._rule = rules.NO_LPI_V5 if gicv5 else rules.NO_LPI
 
     def alloc(self, count: int) -> tuple[int, int]:
         """``its_lpi_alloc``: ``count`` consecutive LPIs, or half as many until they fit.
@@ -71,7 +73,7 @@ class LpiSpace:
         while count and self._next + count > self._end:
             count //= 2
         if not count:
-            raise BackendError(errno.ENOMEM, "the host has no LPI left; assign fewer devices")
+            raise self._rule.refusal(errno.ENOMEM, "the host has no LPI left; assign fewer devices")
         base = self._next
         self._next += count
         return base, count
@@ -117,7 +119,7 @@ class SimIts:
         except BackendError as error:
             raise error.seen_as(errno.ENODEV, f"{device.address}: {error.reason}") from error
         if self.its.is_gicv5 and table.first != device.address:
-            raise BackendError(
+            raise rules.SHARED_DEVICE_ID.refusal(
                 errno.ENODEV,
                 f"{device.address}: {table.first} has DeviceID {device.device_id} on ITS "
                 f"{self.its.id}, and a GICv5 lets no two devices share one",
@@ -136,7 +138,8 @@ class SimIts:
         left = table.size - len(used)
         if left < device.vectors:
             few = f"only {left}" if left else "no"
-            raise BackendError(
+            rule = rules.NO_EVENT_V5 if self.its.is_gicv5 else rules.NO_EVENT
+            raise rule.refusal(
                 errno.ENOSPC,
                 f"{device.address}: ITS {self.its.id} has {few} events left for "
                 f"DeviceID {device.device_id}, and the device has {device.vectors} MSIs",

@@ -11,14 +11,16 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.allocators import GuestBindings
 from vmm_msi.iommu.backend import no_preset_action, no_window_option
 from vmm_msi.iommu.sim.smmu import SimSmmu
+from vmm_msi.types import Iova
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
 
+    from vmm_msi.errors import Rule
     from vmm_msi.iommu.allocators import MsiCookie
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.nest_bindings import NestBindings
@@ -28,7 +30,6 @@ if TYPE_CHECKING:
         GuestDomain,
         HostDevice,
         HostTopology,
-        Iova,
         Ipa,
         Pa,
         PciAddress,
@@ -37,6 +38,9 @@ if TYPE_CHECKING:
 
 #: Physical address of guest RAM: any range without a doorbell.
 RAM_PA = 0x4000_0000_0000
+
+#: The address in a device to which an old kernel gave none.
+ALL_ONES = Iova((1 << 64) - 1)
 
 
 @dataclass
@@ -140,7 +144,8 @@ class Kernel(ABC):
 
         :raise BackendError: EOPNOTSUPP, what ``iommufd_option`` answers to an unknown option.
         """
-        raise no_window_option(device, self.profile.name)
+        rule = rules.UNKNOWN_OPTION if self.profile.iommufd else rules.CAPABILITY
+        raise no_window_option(device, self.profile.name, rule=rule)
 
     def preset_msi(self, device: PciAddress, giova: Iova | None) -> None:
         """VFIO_DEVICE_SET_IRQS with VFIO_IRQ_SET_ACTION_PREPARE.
@@ -148,7 +153,8 @@ class Kernel(ABC):
         :raise BackendError: EINVAL, the answer to unknown flags
             (``vfio_set_irqs_validate_and_prepare``).
         """
-        raise no_preset_action(device, giova, self.profile.name)
+        rule = rules.UNKNOWN_ACTION if self.profile.iommufd else rules.UNKNOWN_ACTION_TYPE1
+        raise no_preset_action(device, giova, self.profile.name, rule=rule)
 
     @abstractmethod
     def prepare_msi(self, device: HostDevice, doorbell: Pa) -> Iova | None:
@@ -156,6 +162,18 @@ class Kernel(ABC):
 
         None stands for an address of all ones, which an old kernel writes when it has none.
         """
+
+    @abstractmethod
+    def address_rule(self, device: HostDevice, programmed: Iova) -> Rule:
+        """Return the rule by which :meth:`prepare_msi` gave a device its address."""
+
+    def in_ram(self, ipa: Ipa) -> bool:
+        """Return whether an IPA is in the guest's RAM."""
+        return any(ram.base <= ipa < ram.base + ram.size for ram in self.guest.memory)
+
+    @abstractmethod
+    def stage2_rule(self, domain: S2Domain, ipa: Ipa) -> Rule:
+        """Return the rule by which an IPA is mapped in a stage 2."""
 
     @abstractmethod
     def free_msis(self, device: HostDevice) -> None:
@@ -172,7 +190,7 @@ class Kernel(ABC):
         """
         handle = self._of.get(device)
         if handle is None:
-            raise BackendError(errno.EINVAL, f"{device}: not attached")
+            raise rules.ATTACHED.refusal(errno.EINVAL, f"{device}: not attached")
         return self.domains[handle]
 
     def translation_of(self, device: HostDevice) -> tuple[S2Domain, str]:

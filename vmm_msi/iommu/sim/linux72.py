@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.backend import Capability
 from vmm_msi.iommu.guest_msi import BINDING_OF, MsiBinding
 from vmm_msi.iommu.sim.binding_iommufd import BindingIommufd
@@ -18,11 +19,12 @@ from vmm_msi.iommu.sim.objects import GuestSte, Msis, SteConfig
 from vmm_msi.iommu.sim.proposals import ProposedIommufd
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 from vmm_msi.iommu.vmm import RamMapping, Vmm, VmmDevice
-from vmm_msi.types import Stage1Mode
+from vmm_msi.types import Iova, Stage1Mode
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from vmm_msi.errors import Rule
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
     from vmm_msi.iommu.sim.objects import PagingHwpt
@@ -30,7 +32,6 @@ if TYPE_CHECKING:
         GuestDomain,
         HostDevice,
         HostTopology,
-        Iova,
         Ipa,
         Pa,
         PciAddress,
@@ -130,7 +131,7 @@ class IommufdKernel(Kernel):
             return
         attached = next((mate.address for mate in mates if self.is_attached(mate.address)), None)
         if attached is not None:
-            raise BackendError(
+            raise rules.ONE_OWNER.refusal(
                 errno.EPERM,
                 f"{device.address}: another file descriptor owns its IOMMU group, since {attached} "
                 "is attached there; bind all devices of a group to one",
@@ -170,7 +171,7 @@ class IommufdKernel(Kernel):
     def _alloc_s2(self, smmu: int, allocator: MsiAllocator, file: _File) -> S2Handle:
         binding = BINDING_OF.get(allocator, MsiBinding.DIRECT)
         if binding is not MsiBinding.DIRECT and not self.profile.has_bindings:
-            raise BackendError(
+            raise rules.UNKNOWN_OPTION.refusal(
                 errno.EOPNOTSUPP, f"{self.profile.name} has no guest bindings as in {allocator}"
             )
         if smmu in self._first_behind and smmu not in self._bound_smmus:
@@ -308,6 +309,30 @@ class IommufdKernel(Kernel):
             raise _no_interrupt(error) from error
         return self.programmed[device.address]
 
+    def address_rule(self, device: HostDevice, programmed: Iova) -> Rule:
+        """Return the rule by which a device got its address: preset, a slot or a binding."""
+        page = programmed.align_down(self.page_size)
+        presets = [self.presets.get(mate.address) for mate in (device, *self._mates(device))]
+        if any(iova is not None and iova.align_down(self.page_size) == page for iova in presets):
+            return rules.PRESET
+        if page in self.slots_for(device):
+            return rules.SLOT
+        handle = self._core.group(device).handle
+        if handle is None or handle.sw_msi_start is None:
+            return rules.NO_WINDOW
+        return rules.CHOOSE_BINDING
+
+    def stage2_rule(self, domain: S2Domain, ipa: Ipa) -> Rule:
+        """Return the rule by which an IPA is mapped: a slot, a binding's page, RAM or another."""
+        page = ipa.align_down(self.page_size)
+        hwpt = self._file_of_s2[domain.handle].fd.hwpt(domain.handle)
+        if Iova(page) in hwpt.slots:
+            return rules.SLOT_MAPPED
+        if hwpt.bindings is not None and hwpt.bindings.has_page(page):
+            return rules.BINDING_MAPPED
+        in_ram = self.in_ram(ipa)
+        return rules.RAM_MAPPED if in_ram else rules.CALLER_MAPPED
+
     def free_msis(self, device: HostDevice) -> None:
         """Free the interrupts of a device's MSIs."""
         self._core.free_msis(device)
@@ -330,7 +355,7 @@ class IommufdKernel(Kernel):
 
     def _check_call(self, device: PciAddress) -> None:
         if not self.profile.has_bindings:
-            raise BackendError(
+            raise rules.UNKNOWN_CALL.refusal(
                 errno.ENOTTY, f"{device}: {self.profile.name} has no call for guest bindings"
             )
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.allocators import SwMsiSlots
 from vmm_msi.types import Iova
 
 if TYPE_CHECKING:
+    from vmm_msi.errors import BackendError
     from vmm_msi.iommu.guest_msi import BoundMsi, MsiRequest
     from vmm_msi.iommu.sim.objects import FdGroup, IommufdDevice, PagingHwpt
     from vmm_msi.types import Granule, HostDevice, Pa
@@ -76,10 +77,12 @@ class MsiPages:
 
         :raise BackendError: ENOTTY, as ``iommufd_fops_ioctl`` answers to an unknown call.
         """
-        raise BackendError(errno.ENOTTY, "IOMMU_VDEVICE_MSI: this kernel has no such call")
+        raise rules.UNKNOWN_CALL.refusal(
+            errno.ENOTTY, "IOMMU_VDEVICE_MSI: this kernel has no such call"
+        )
 
 
 def _no_option() -> BackendError:
-    return BackendError(
+    return rules.UNKNOWN_OPTION.refusal(
         errno.EOPNOTSUPP, "IOMMU_OPTION_MSI_BINDING: this kernel has no such option"
     )

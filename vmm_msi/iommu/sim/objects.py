@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from enum import Enum, StrEnum
 from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeAlias
 
-from vmm_msi.errors import BackendError
 from vmm_msi.types import ReservedKind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from vmm_msi.errors import BackendError, Rule
     from vmm_msi.iommu.nest_bindings import NestBindings
     from vmm_msi.iommu.sim.iopt import FilledTable, IoPageTable
     from vmm_msi.iommu.sim.page_table import PageTable
@@ -185,9 +185,9 @@ class IommufdDevice(Object):
         return [self.window if region.kind is sw_msi else region for region in regions]
 
 
-def another_smmu(device: IommufdDevice, hwpt: PagingHwpt) -> BackendError:
+def another_smmu(device: IommufdDevice, hwpt: PagingHwpt, rule: Rule) -> BackendError:
     """Return the refusal of a device behind another SMMU than the one of a HWPT."""
-    return BackendError(
+    return rule.refusal(
         errno.EINVAL,
         f"{device.host.address}: is behind SMMU {device.host.smmu}, the S2 belongs to SMMU "
         f"{hwpt.smmu}; use one nest parent per physical SMMU",

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import Flag
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 
 if TYPE_CHECKING:
     from vmm_msi.types import Granule
@@ -66,17 +66,23 @@ class PageTable:
             something is mapped there.
         """
         if (base | output | size) & self._mask or size <= 0:
-            raise BackendError(
+            raise rules.MAP_ALIGNED.refusal(
                 errno.EINVAL,
                 f"iommu_map({base:#x} -> {output:#x}, {size:#x} bytes): not aligned to the "
                 f"{self.granule} granule",
             )
         if access is Access.NONE:
-            raise BackendError(errno.EINVAL, f"iommu_map({base:#x}): no access is permitted")
+            raise rules.MAP_ACCESS.refusal(
+                errno.EINVAL, f"iommu_map({base:#x}): no access is permitted"
+            )
         if base + size > 1 << self.INPUT_BITS or output + size > 1 << self.output_bits:
-            raise BackendError(errno.ERANGE, f"iommu_map({base:#x} -> {output:#x}): out of range")
+            raise rules.MAP_RANGE.refusal(
+                errno.ERANGE, f"iommu_map({base:#x} -> {output:#x}): out of range"
+            )
         if self.overlaps(base, size):
-            raise BackendError(errno.EEXIST, f"iommu_map({base:#x} -> {output:#x}): mapped already")
+            raise rules.MAP_ONCE.refusal(
+                errno.EEXIST, f"iommu_map({base:#x} -> {output:#x}): mapped already"
+            )
         if size == self.granule:
             self._pages[base] = Leaf(output, access)
         else:

@@ -10,7 +10,7 @@ import errno
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.errors import BackendError
+from vmm_msi.iommu import rules
 from vmm_msi.iommu.sim.iommufd import SimIommufd
 from vmm_msi.iommu.sim.objects import IommufdDevice
 from vmm_msi.types import Iova, ReservedKind, ReservedRegion
@@ -77,7 +77,7 @@ class ProposedIommufd(SimIommufd):
         device = self._detached(dev_id)
         size = mebibytes * _MIB
         if size > _SIZE_MAX:
-            raise BackendError(errno.EINVAL, f"an MSI window of {mebibytes} MiB")
+            raise rules.WINDOW_PLACE.refusal(errno.EINVAL, f"an MSI window of {mebibytes} MiB")
         if not size:
             device.window = None
             return
@@ -89,7 +89,7 @@ class ProposedIommufd(SimIommufd):
     def _detached(self, dev_id: int) -> IommufdDevice:
         device = self._get(dev_id, IommufdDevice)
         if dev_id in device.group.attached:
-            raise BackendError(
+            raise rules.WINDOW_DETACHED.refusal(
                 errno.EBUSY,
                 f"{device.host.address}: is attached, so its MSI window cannot be moved; move it "
                 "between bind and attach",
@@ -158,11 +158,13 @@ def _check_window(device: IommufdDevice, start: int, size: int) -> None:
     """``iommufd_option_sw_msi_test``."""
     action = f"{device.host.address}: moving its MSI window to {start:#x}"
     if start % _MIB:
-        raise BackendError(errno.EINVAL, f"{action}: not a multiple of 1 MiB")
+        raise rules.WINDOW_PLACE.refusal(errno.EINVAL, f"{action}: not a multiple of 1 MiB")
     size = max(size, _MIB)
     if start + size > _END:
-        raise BackendError(errno.EOVERFLOW, f"{action}: {size:#x} bytes end past 2^64")
+        raise rules.WINDOW_PLACE.refusal(
+            errno.EOVERFLOW, f"{action}: {size:#x} bytes end past 2^64"
+        )
     for region in device.host.reserved:
         replaced = region.kind in {ReservedKind.SW_MSI, ReservedKind.DIRECT_RELAXABLE}
         if not replaced and region.overlaps(start, size):
-            raise BackendError(errno.EADDRINUSE, f"{action}: overlaps {region}")
+            raise rules.WINDOW_PLACE.refusal(errno.EADDRINUSE, f"{action}: overlaps {region}")

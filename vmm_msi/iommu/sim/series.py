@@ -10,20 +10,23 @@ import errno
 from typing import TYPE_CHECKING
 
 from vmm_msi.errors import BackendError
-from vmm_msi.iommu.allocators import MsiCookie
+from vmm_msi.iommu import rules, series_rules
+from vmm_msi.iommu.allocators import GuestBindings, MsiCookie
 from vmm_msi.iommu.backend import no_own_file
 from vmm_msi.iommu.revisions import revision_numbered
-from vmm_msi.iommu.sim.kernel import RAM_PA, Kernel, S2Domain
+from vmm_msi.iommu.sim.kernel import ALL_ONES, RAM_PA, Kernel, S2Domain
 from vmm_msi.iommu.sim.page_table import PageTable
 from vmm_msi.iommu.sim.smmu import Stage1Config, Stage2Config, StreamTableEntry
 from vmm_msi.iommu.type1 import Type1
+from vmm_msi.types import Iova
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from vmm_msi.errors import Rule
     from vmm_msi.iommu.backend import MsiAllocator, S2Handle
     from vmm_msi.iommu.profiles import Profile
-    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Iova, Ipa, Pa, PciAddress
+    from vmm_msi.types import GuestDomain, HostDevice, HostTopology, Ipa, Pa, PciAddress
 
 
 class SeriesKernel(Kernel):
@@ -31,7 +34,8 @@ class SeriesKernel(Kernel):
 
     def __init__(self, host: HostTopology, guest: GuestDomain, profile: Profile) -> None:
         super().__init__(host, guest, profile)
-        self._type1 = Type1(host, guest, revision_numbered(profile.revision), self)
+        self._revision = revision_numbered(profile.revision)
+        self._type1 = Type1(host, guest, self._revision, self)
 
     def open_domain(self, handle: S2Handle, smmu: int) -> PageTable:
         """Allocate a nested IOMMU domain: ``arm_smmu_domain_finalise`` with DOMAIN_ATTR_NESTING.
@@ -41,13 +45,15 @@ class SeriesKernel(Kernel):
         """
         hardware = self.host.smmu_by_id[smmu]
         if hardware.version < 3:
-            raise BackendError(
+            raise series_rules.smmuv3(self._revision).refusal(
                 errno.ENODEV,
                 f"SMMU {smmu}: is not an SMMUv3, and its driver takes no stage 1 of a guest; use a "
                 "device behind an SMMUv3",
             )
         if not hardware.nested:
-            raise BackendError(errno.EINVAL, f"SMMU {smmu}: does not implement two stages")
+            raise series_rules.two_stages(self._revision).refusal(
+                errno.EINVAL, f"SMMU {smmu}: does not implement two stages"
+            )
         table = PageTable(self.host.granule)
         physical = RAM_PA
         for ram in self.guest.memory:
@@ -118,7 +124,9 @@ class SeriesKernel(Kernel):
     def _made(self, handle: S2Handle) -> S2Domain:
         domain = self.domains.get(handle)
         if domain is None:
-            raise BackendError(errno.ENOENT, f"S2 {handle}: has no IOMMU domain before an attach")
+            raise rules.S2_MADE.refusal(
+                errno.ENOENT, f"S2 {handle}: has no IOMMU domain before an attach"
+            )
         return domain
 
     def bind_guest_msi(self, device: PciAddress, giova: Iova, gdb: Ipa, size: int) -> None:
@@ -146,6 +154,29 @@ class SeriesKernel(Kernel):
         """
         page = self._type1.prepare(device, doorbell)
         return None if page is None else page.offset(doorbell & (self.page_size - 1))
+
+    def address_rule(self, device: HostDevice, programmed: Iova) -> Rule:
+        """Return the rule by which a device got its address; all ones stand for none."""
+        if programmed == ALL_ONES:
+            return rules.NO_ADDRESS
+        match self.domain_of(device.address).cookie:
+            case MsiCookie():
+                return rules.COOKIE
+            case GuestBindings():
+                return series_rules.choose_binding(self._revision)
+        return rules.NO_COOKIE
+
+    def stage2_rule(self, domain: S2Domain, ipa: Ipa) -> Rule:
+        """Return the rule by which an IPA is mapped: the allocator's page, guest RAM or another."""
+        page = ipa.align_down(self.page_size)
+        match domain.cookie:
+            case MsiCookie() as cookie if Iova(page) in cookie.pages.values():
+                return rules.COOKIE
+            case GuestBindings() as bindings:
+                if any(gdb == page and hdb is not None for _giova, gdb, hdb in bindings.state()):
+                    return series_rules.choose_binding(self._revision)
+        in_ram = self.in_ram(ipa)
+        return rules.RAM_MAPPED_TYPE1 if in_ram else rules.CALLER_MAPPED
 
     @property
     def slots(self) -> int:
