@@ -1,96 +1,50 @@
-"""``vmm-msi plugins list``."""
+"""``vmm-msi plugins``: its subcommands live in modules of their own."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from vmm_msi.cli.common import add_config, add_format, enabled_plugins, load_config, print_json
-from vmm_msi.terminal import print_lines
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
-    from vmm_msi.plugins.manager import PluginManager, PluginRecord
-    from vmm_msi.report.system_documents import PluginJson, PluginsDocument
+#: Subcommand, module below ``vmm_msi.cli`` and the line that ``--help`` shows, in its order.
+_WORDS: dict[str, tuple[str, str]] = {
+    "list": (
+        "plugins_list",
+        "list every installed plugin, what it is for and where it is from",
+    ),
+    "new": (
+        "plugins_new",
+        "write a new distribution with a strategy: project, class, tests",
+    ),
+}
+
+
+class Subcommand(NamedTuple):
+    """One subcommand of ``plugins``."""
+
+    configure: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], int]
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
-    """Add the arguments."""
+    """Add the subcommands and their arguments."""
     actions = parser.add_subparsers(
         title="subcommands", dest="action", metavar="SUBCOMMAND", required=True
     )
-    summary = "list every installed plugin, what it is for and where it is from"
-    listing = actions.add_parser("list", help=summary, description=summary, allow_abbrev=False)
-    listing.add_argument(
-        "--long", action="store_true", help="also what each strategy requires, writes and costs"
-    )
-    add_format(listing)
-    add_config(listing)
+    for word, (_module, summary) in _WORDS.items():
+        _load(word).configure(
+            actions.add_parser(word, help=summary, description=summary, allow_abbrev=False)
+        )
 
 
 def run(args: argparse.Namespace) -> int:
-    """List the plugins; a broken one is listed even where the configuration names it."""
-    plugins = enabled_plugins(args, load_config(args))
-    if args.format == "json":
-        _print_json(plugins)
-        return 0
-    from vmm_msi.report.columns import columns_with_prose
-
-    rows = [["plugin", "kind", "state", "from", "what for"]]
-    for record in plugins.records():
-        kind = record.info.kind.value if record.info is not None else "?"
-        summary = record.info.summary if record.info is not None else record.problem
-        rows.append([record.name, kind, record.state, record.origin, summary])
-    print_lines(columns_with_prose(rows))
-    if args.long:
-        for record in plugins.records():
-            print_lines(_details(record))
-    return 0
+    """Run the subcommand."""
+    return _load(args.action).run(args)
 
 
-def _details(record: PluginRecord) -> list[str]:
-    from vmm_msi.plugins.hookspecs import PluginKind
-
-    info = record.info
-    if info is None or info.kind is not PluginKind.STRATEGY:
-        return []
-    options = ", ".join(
-        f"{field}={getattr(info.options(), field)}" for field in info.options.__struct_fields__
-    )
-    return [
-        "",
-        f"{info.name}: {info.summary}",
-        f"  guest    {info.guest}",
-        f"  host     {info.host}",
-        f"  XML      {info.xml}",
-        f"  costs    {info.costs}",
-        f"  options  {options or 'none'} (defaults)",
-    ]
-
-
-def _print_json(plugins: PluginManager) -> None:
-    from vmm_msi.plugins.hookspecs import PluginKind
-
-    entries: list[PluginJson] = []
-    for record in plugins.records():
-        info = record.info
-        entry: PluginJson = {
-            "name": record.name,
-            "kind": info.kind.value if info is not None else None,
-            "state": record.state.value,
-            "origin": record.origin,
-            "problem": record.problem or None,
-            "summary": info.summary if info is not None else None,
-        }
-        if info is not None and info.kind is PluginKind.STRATEGY:
-            defaults = info.options()
-            fields = defaults.__struct_fields__
-            entry["options"] = {field: getattr(defaults, field) for field in fields}
-            entry["needs"] = sorted(plugins.needs(info.name, defaults).capabilities)
-            entry["guest"] = info.guest
-            entry["host"] = info.host
-            entry["xml"] = info.xml
-            entry["costs"] = info.costs
-        entries.append(entry)
-    document: PluginsDocument = {"schema": 1, "plugins": entries}
-    print_json(document)
+def _load(word: str) -> Subcommand:
+    module = importlib.import_module(f"vmm_msi.cli.{_WORDS[word][0]}")
+    return Subcommand(module.configure, module.run)
