@@ -221,6 +221,10 @@ def test_the_host_cookie_faults_at_the_window(capsys, tmp_path):
         "stage1": "s1a",
         "iova": "0x8000040",
         "fault": "F_TRANSLATION",
+        "decided_by": {
+            "rule": "an address that stage 1 does not map faults",
+            "source": "Arm SMMUv3 specification (IHI 0070), 7.3 F_TRANSLATION of stage 1",
+        },
     }
 
 
