@@ -220,7 +220,7 @@ def test_hostile_finding_stays_text_in_every_format():
     assert all("\u202e" not in value for value in row.values())
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "topology"])
 def test_svg_is_refused(vmm_msi, command):
     code, out, err = vmm_msi(*COMMANDS[command], "--format", "svg")
     assert (code, out) == (2, "")

@@ -62,6 +62,8 @@ def test_keyboard_alone_chooses_a_cell_and_steps(read, two_its):
     page.keyboard.press("ArrowRight")
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("Enter")
+    # The page follows the link a moment after the key.
+    page.wait_for_selector(".walk.shown:focus")
     assert shown(page) == ["host-cookie on linux-7.2: 0000:01:00.0, vector 0: s1-fault"]
     assert page.get_attribute("td a.chosen", "aria-current") == "true"
     page.keyboard.press("ArrowRight")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from vmm_msi.pages.blocks import Table
 from vmm_msi.report import compare_rows
 from vmm_msi.report.columns import MAX_PROSE, WIDTH, fits, prose, table, terms, wrapped
 from vmm_msi.report.compare_rows import MAX_DEVICE_COLUMNS
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from vmm_msi.engine.compare import Result
-    from vmm_msi.pages.blocks import Cell, Table
+    from vmm_msi.pages.blocks import Cell
     from vmm_msi.types import Scenario
 
 
@@ -35,7 +36,7 @@ def compare_table(
         compare_rows.outcomes_by_strategy if by_strategy else compare_rows.outcomes_by_device
     )
     outcomes = outcomes_of(present, groups)
-    if by_strategy and fits(combined := compare_rows.side_by_side(strategies, outcomes), width):
+    if by_strategy and fits(combined := _side_by_side(strategies, outcomes), width):
         yield from table(combined, width)
     else:
         yield from table(strategies, width)
@@ -54,6 +55,12 @@ def compare_table(
     yield ""
     yield "Legend:"
     yield from terms(compare_rows.legend(present), width)
+
+
+def _side_by_side(left: Table, right: Table) -> Table:
+    """Return two tables about the same rows as one."""
+    rows = (row + other[1:] for row, other in zip(left.rows, right.rows, strict=True))
+    return Table(left.caption, left.head + right.head[1:], tuple(rows))
 
 
 def _details(details: Table, width: int) -> Iterator[str]:

@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from vmm_msi.pages.blocks import Heading, Page, Step, Table, Text, Tone, Walk, Walks, cells
+from vmm_msi.pages.blocks import (
+    Heading,
+    Page,
+    Section,
+    Step,
+    Table,
+    Text,
+    Tone,
+    Walk,
+    Walks,
+    cells,
+)
 from vmm_msi.pages.drawing import to_svg
 from vmm_msi.quantity import quantity
 from vmm_msi.report import compare_rows
@@ -97,8 +108,14 @@ def _matrix(results: Sequence[Result], groups: Sequence[DeviceGroup]) -> Table:
             for row, (name, *row_cells) in enumerate(outcomes.rows)
         ),
     )
-    both = compare_rows.side_by_side(compare_rows.strategies(results), linked)
-    return replace(both, caption="Outcomes, and costs of each strategy", filterable=True)
+    strategies = compare_rows.strategies(results)
+    known = len(strategies.head) - len(compare_rows.COSTS)
+    rows = (
+        (*row[:known], *outcome_cells[1:], *row[known:])
+        for row, outcome_cells in zip(strategies.rows, linked.rows, strict=True)
+    )
+    head = (*strategies.head[:known], *linked.head[1:], *strategies.head[known:])
+    return Table("Outcomes, and costs of each strategy", head, tuple(rows), filterable=True)
 
 
 def _linked(cell: Cell, row: int, column: int) -> Cell:
@@ -114,7 +131,8 @@ def _members(groups: Sequence[DeviceGroup]) -> Iterator[Block]:
     folded = [group for group in groups if len(group.devices) > 1]
     if folded:
         rows = tuple(cells(group.name, " ".join(map(str, group.devices))) for group in folded)
-        yield Table("Devices that share a column", ("column", "devices"), rows)
+        table = Table("", ("column", "devices"), rows)
+        yield Section("Devices that share a column", (table,), folded=True)
 
 
 def _walks(

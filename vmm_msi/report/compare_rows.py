@@ -39,7 +39,7 @@ APPLIED_BY: Final[Mapping[BinderKind, tuple[str, str]]] = {
 }
 
 #: What the columns of costs count.
-_COSTS = (
+COSTS = (
     ("S2", "stage 2 tables"),
     ("maps", "doorbell pages mapped in all stage 2 tables"),
     ("slots", "pages taken from the software MSI window of the host's kernel"),
@@ -72,7 +72,7 @@ def name_of(result: Result) -> str:
 
 def strategies(results: Sequence[Result]) -> Table:
     """Return a row per strategy: what applies it, how many MSIs it delivers, and its costs."""
-    head = ("strategy", "applied by", "delivered", *(name for name, _meaning in _COSTS))
+    head = ("strategy", "applied by", "delivered", *(name for name, _meaning in COSTS))
     return Table("Strategies", head, tuple(map(_strategy_row, results)))
 
 
@@ -183,12 +183,6 @@ def outcome_cell(outcomes_of_vectors: Sequence[Outcome]) -> Cell:
     )
 
 
-def side_by_side(left: Table, right: Table) -> Table:
-    """Return two tables about the same rows as one."""
-    rows = (row + other[1:] for row, other in zip(left.rows, right.rows, strict=True))
-    return Table(left.caption, left.head + right.head[1:], tuple(rows))
-
-
 def details(results: Sequence[Result]) -> Table:
     """Return where MSIs arrive and why others do not.
 
@@ -267,7 +261,7 @@ def legend(results: Sequence[Result]) -> Terms:
     rows = (
         *((str(outcome), OUTCOME_MEANINGS[outcome]) for outcome in Outcome if outcome in present),
         *(APPLIED_BY[binder] for binder in BinderKind if binder in binders),
-        *_COSTS,
+        *COSTS,
     )
     return Terms(rows)
 

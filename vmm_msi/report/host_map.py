@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from vmm_msi.pages.drawing import Shape
     from vmm_msi.types import HostDevice, HostTopology, Its, PciAddress, Smmu
 
-#: Paths that are drawn, and devices in each; the rest are counted.
-_MAX_PATHS = 40
+#: Paths that are drawn, and devices in each and in all; the rest are counted.
+_MAX_PATHS = 24
 _MAX_DEVICES = 8
+_MAX_ROWS = 48
 
 _DEVICES, _SMMUS, _ITSES = 10, 420, 700
 _WIDTH = 900
@@ -92,19 +93,20 @@ def _drawing(
         Label(x, 18, text, "strong")
         for x, text in ((_DEVICES, "devices"), (_SMMUS, "SMMUs"), (_ITSES, "ITSes"))
     ]
-    smmus = _column(_SMMUS, {path.smmu for path in shown} - {None}, 190)
-    itses = _column(_ITSES, {its for path in shown for its in path.its_group}, 190)
     y = float(_TOP)
     middles: list[float] = []
     frames: list[Shape] = []
+    most = max(1, min(_MAX_DEVICES, _MAX_ROWS // max(1, len(shown))))
     for path in shown:
-        boxes, height = _path_shapes(path, y, assigned)
+        boxes, height = _path_shapes(path, y, assigned, most)
         frames += boxes
         middles.append(y + height / 2)
         y += height + 12
     if hidden := len(paths) - len(shown):
         frames.append(Label(_DEVICES, y + 12, f"and {quantity(hidden, 'more path')}", "quiet"))
         y += 24
+    smmus = _column(_SMMUS, {path.smmu for path in shown}, y)
+    itses = _column(_ITSES, {its for path in shown for its in path.its_group}, y)
     shapes += _arrows(shown, middles, smmus, itses)
     shapes += frames
     shapes += [_smmu(box, host.smmu_by_id.get(id_), id_) for id_, box in smmus.items()]
@@ -113,21 +115,22 @@ def _drawing(
     return Drawing(_WIDTH, max([y, *columns]) + 8, f"map of {host.source}", tuple(shapes))
 
 
-def _column(x: float, ids: Collection[int | None], width: float) -> dict[int, Box]:
-    """Return a place for each node of a column, by its id."""
+def _column(x: float, ids: Collection[int | None], bottom: float) -> dict[int, Box]:
+    """Return a place for each node of a column, by its id, spread from the top to ``bottom``."""
     numbers = sorted(id_ for id_ in ids if id_ is not None)
+    pitch = max(_NODE + 14, (bottom - _TOP) / max(1, len(numbers)))
     return {
-        id_: Box(x, _TOP + number * (_NODE + 14), width, _NODE)
+        id_: Box(x, _TOP + number * pitch + (pitch - 14 - _NODE) / 2, 190, _NODE)
         for number, id_ in enumerate(numbers)
     }
 
 
 def _path_shapes(
-    path: _Path, y: float, assigned: frozenset[PciAddress]
+    path: _Path, y: float, assigned: frozenset[PciAddress], most: int
 ) -> tuple[list[Shape], float]:
-    """Return the frame of a path with its devices, and its height."""
+    """Return the frame of a path with its devices, at most so many, and its height."""
     devices = sorted(path.devices, key=lambda device: device.address not in assigned)
-    shown = devices[:_MAX_DEVICES]
+    shown = devices[:most]
     hidden = len(devices) - len(shown)
     height = 28.0 + _ROW * (len(shown) + bool(hidden)) + (6 if shown else 0)
     shapes: list[Shape] = [
