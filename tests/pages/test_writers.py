@@ -65,6 +65,13 @@ class TestMarkdown:
         assert "- **b**\n" in text
         assert max(map(len, text.splitlines())) <= 80
 
+    def test_long_rows_with_one_name_share_an_item(self):
+        rows = (cells("a", "x", "word " * 30), cells("a", "y", "word " * 30))
+        text = markdown(Table("", ("name", "device", "why"), rows))
+        assert text.count("- **a**") == 1
+        assert "\n  - device: x; why: word" in text
+        assert "\n  - device: y; why: word" in text
+
     def test_empty_table_says_so(self):
         assert markdown(Table("rows", ("a",), ())) == "rows\n\nNone.\n"
 
@@ -104,7 +111,7 @@ class TestMarkdown:
         assert markdown(Code(("```", "x"))) == "````\n```\nx\n````\n"
 
     def test_other_blocks(self):
-        walk = Walks("paths", (Walk("w", "t", "<svg/>", ()),))
+        walk = Walks("paths", "hint", (Walk("w", "t", "<svg/>", ()),))
         inner = (Items(("one", "two")), Terms((("name", "value"),)), walk)
         text = markdown(Filter("f", ("m",)), Section("part", inner), Picture("", "c", ("->",)))
         assert text == "## part\n\n- one\n- two\n\n- **name**: value\n\n```\n->\n```\n"
@@ -144,7 +151,7 @@ class TestHtml:
             Table(HOSTILE, (HOSTILE,), ((Cell(HOSTILE, Tone.BAD, HOSTILE),),), filterable=True),
             Section(HOSTILE, (Text(HOSTILE),), marks=(HOSTILE,), folded=True),
             Filter(HOSTILE, (HOSTILE,)),
-            Walks(HOSTILE, (walk,)),
+            Walks(HOSTILE, HOSTILE, (walk,)),
         )
         text = to_html(page(*blocks, provenance={HOSTILE: HOSTILE}))
         tree = html.document_fromstring(text)
@@ -164,7 +171,7 @@ class TestHtml:
     def test_cell_leads_to_its_walk(self):
         walk = Walk("w1", "t", "<svg></svg>", (), "r", "c")
         table = Table("t", ("a", "b"), ((Cell("r"), Cell("x", Tone.GOOD, "w1")),))
-        tree = html.document_fromstring(to_html(page(table, Walks("c", (walk,)))))
+        tree = html.document_fromstring(to_html(page(table, Walks("c", "h", (walk,)))))
         assert tree.xpath("//td/a/@href") == ["#w1"]
         assert tree.get_element_by_id("w1").tag == "article"
 

@@ -169,9 +169,12 @@ class Walks:
     """Pictures of which HTML shows the one that a link chose, and another one beside it.
 
     Formats without pictures leave it out: the table with the links says how each ends.
+
+    :param hint: how to choose one.
     """
 
-    caption: str
+    title: str
+    hint: str
     walks: tuple[Walk, ...]
     kind: ClassVar[str] = "walks"
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import re
 import textwrap
 from functools import singledispatch
+from itertools import groupby
+from operator import itemgetter
 from typing import TYPE_CHECKING
 
 from vmm_msi.pages.blocks import (
@@ -196,10 +198,17 @@ def _piped(rows: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _records(rows: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield a list item per row, with a line for each cell that is not empty."""
+    """Yield a list item per row, with a line for each cell that is not empty.
+
+    Rows with the same first cell share an item, and have a line each.
+    """
     head, *records = rows
-    for first, *others in records:
-        yield from _wrapped(f"**{first or head[0]}**", "- ", "  ")
-        for name, text in zip(head[1:], others, strict=True):
-            if text:
-                yield from _wrapped(f"{name}: {text}", "  - ", "    ")
+    for name, alike in groupby(records, key=itemgetter(0)):
+        yield from _wrapped(f"**{name or head[0]}**", "- ", "  ")
+        lines = [
+            [f"{title}: {text}" for title, text in zip(head[1:], others, strict=True) if text]
+            for _name, *others in alike
+        ]
+        texts = lines[0] if len(lines) == 1 else map("; ".join, lines)
+        for text in texts:
+            yield from _wrapped(text, "  - ", "    ")

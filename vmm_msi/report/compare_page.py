@@ -38,6 +38,10 @@ if TYPE_CHECKING:
 #: Devices that have a column each; of more, those with the same outcomes share one.
 _MAX_COLUMNS: Final = 12
 
+_HINT: Final = (
+    "Choose an outcome above for the path of the first MSI with that strategy; buttons and arrow "
+    "keys step through it."
+)
 _TONES: Final = {
     Passage.PASSED: None,
     Passage.BROKEN: Tone.BAD,
@@ -60,9 +64,7 @@ def to_page(scenario: Scenario, results: Sequence[Result], provenance: Mapping[s
         Heading("Strategies and devices"),
         _matrix(results, groups),
         *_members(groups),
-        Heading("Path of an MSI"),
-        Text("Choose an outcome above; buttons and arrow keys step through its path.", Tone.QUIET),
-        Walks("Step through the path", tuple(_walks(scenario, results, groups))),
+        Walks("Path of an MSI", _HINT, tuple(_walks(scenario, results, groups))),
         Heading("Where MSIs arrive, and why others do not"),
         replace(compare_rows.details(results), caption="", filterable=True),
         *_order(results),

@@ -271,7 +271,7 @@ def verdict_rows(scenario: Scenario, results: Iterable[Result]) -> Table:
     its_of = {device.address: device.its for device in scenario.host.devices}
     head = (
         "strategy", "kernel", "applied by", "device", "ITS", "first vector", "vectors",
-        "outcome", "possible addresses", "errno", "reason",
+        "outcome", "possible addresses", "errno", "reason", "decided by",
     )  # fmt: skip
     rows = (
         (
@@ -289,6 +289,7 @@ def verdict_rows(scenario: Scenario, results: Iterable[Result]) -> Table:
                 " ".join(map(str, verdict.possible)),
                 "" if verdict.errno is None else verdict.errno,
                 verdict.reason,
+                verdict.decided_by or "",
             ),
         )
         for result in results
