@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from contextlib import contextmanager
 
 from axe_playwright_python.sync_playwright import Axe
@@ -18,6 +19,9 @@ WIDE, NARROW = 1280, 320
 
 #: WCAG 2.2 asks for targets of 24 pixels; axe-core checks them on request only.
 AXE_OPTIONS = {"resultTypes": ["violations"], "rules": {"target-size": {"enabled": True}}}
+
+#: Waits until a frame is drawn.
+FIRST_FRAME = "() => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))"
 
 
 @contextmanager
@@ -46,6 +50,7 @@ class Reader:
 
     :param scripts: whether the reader's browser runs scripts.
     :ivar page: Playwright's page.
+    :ivar seconds: how long the page took to open.
     :ivar complaints: what the page did that no report may do.
     """
 
@@ -67,7 +72,11 @@ class Reader:
         self.page.on("download", lambda download: self._complain("download", download.url))
         # Requests are counted, but do not leave this machine.
         self._context.route(lambda url: url != self.url, lambda route: route.abort())
+        start = time.perf_counter()
         self.page.goto(self.url)
+        if scripts:
+            self.page.evaluate(FIRST_FRAME)
+        self.seconds = time.perf_counter() - start
 
     def close(self):
         """Close the page and wait for what it still does."""

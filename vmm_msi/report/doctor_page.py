@@ -13,7 +13,7 @@ from vmm_msi.quantity import quantity
 from vmm_msi.report.doctor import alike_findings, summary
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from vmm_msi.doctor.case import Case
     from vmm_msi.doctor.finding import Finding
@@ -59,7 +59,7 @@ def _examined(case: Case, domain: str | None) -> dict[str, str]:
         "host": case.host.source,
         "guest": domain,
         "devices": _named(list(map(str, case.devices))) or None,
-        "kernel": "not checked" if case.tree is None else case.kernel.release,
+        "kernel": case.kernel.release or ("not checked" if case.tree is None else None),
         "libvirt": software.libvirt and ".".join(map(str, software.libvirt)),
         "QEMU": software.qemu and ".".join(map(str, software.qemu)),
         "strategy": case.choice and str(case.choice),
@@ -119,33 +119,46 @@ def _label(severity: Severity) -> str:
 
 def _details(alike: Sequence[Finding]) -> Iterator[Block]:
     first, others = alike[0], len(alike) - 1
-    yield Text(f"{first.id}: {_named([finding.subject for finding in alike])}", Tone.QUIET)
+    subjects = [finding.subject for finding in alike]
+    yield Text(f"{first.id}: {_named(subjects)}", Tone.QUIET)
     same = f" The same for {quantity(others, 'other')}." if others else ""
     yield Text(f"{first.consequence}{same}")
-    yield from _evidence(alike)
+    rows = [row for same in _with_equal_evidence(alike) for row in _evidence_rows(same)]
+    if rows:
+        # The only subject is above.
+        first_column = 0 if others else 1
+        head = ("subject", "where", "value")[first_column:]
+        table = Table("Evidence", head, tuple(row[first_column:] for row in rows))
+        folded = len(rows) > _MAX_ROWS
+        yield Section(f"Evidence ({len(rows)})", (table,), folded=True) if folded else table
+    if len(subjects) > _MAX_SUBJECTS:
+        listed = Text(", ".join(subjects))
+        yield Section(f"All {len(subjects):,} subjects", (listed,), folded=True)
     yield Text(first.remedy, copy="remedy")
     yield Text(f"More: vmm-msi doctor --explain {first.id}", Tone.QUIET)
 
 
-def _evidence(alike: Sequence[Finding]) -> Iterator[Block]:
-    pairs = [(finding, evidence) for finding in alike for evidence in finding.evidence]
-    if not pairs:
-        return
-    several = len(alike) > 1
-    table = Table(
-        "Evidence",
-        (*(("subject",) if several else ()), "where", "value"),
-        tuple(
-            cells(*((finding.subject,) if several else ()), evidence.where, evidence.what)
-            for finding, evidence in pairs
-        ),
-    )
-    if len(pairs) <= _MAX_ROWS:
-        yield table
-    else:
-        yield Section(f"Evidence ({len(pairs)})", (table,), folded=True)
+def _with_equal_evidence(alike: Sequence[Finding]) -> Iterable[Sequence[Finding]]:
+    """Group findings whose evidence differs only in their subjects; a few are not grouped."""
+    if len(alike) <= _MAX_ROWS:
+        return [[finding] for finding in alike]
+    groups: dict[tuple[str, ...], list[Finding]] = {}
+    for finding in alike:
+        key = (text.replace(finding.subject, "\0") for text in map(str, finding.evidence))
+        groups.setdefault(tuple(key), []).append(finding)
+    return groups.values()
+
+
+def _evidence_rows(same: Sequence[Finding]) -> Iterator[tuple[Cell, ...]]:
+    first = same[0]
+    subjects = [finding.subject for finding in same]
+    for evidence in first.evidence:
+        texts = [evidence.where, evidence.what]
+        if len(same) > 1:
+            texts = [text.replace(first.subject, "…") for text in texts]
+        yield cells(_named(subjects), *texts)
 
 
 def _named(names: Sequence[str]) -> str:
     rest = len(names) - _MAX_SUBJECTS
-    return ", ".join(names[:_MAX_SUBJECTS]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(names[:_MAX_SUBJECTS]) + (f" and {rest:,} more" if rest > 0 else "")
