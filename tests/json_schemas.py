@@ -39,6 +39,7 @@ DOCUMENTS = {
     "lab-guest": system_documents.LabGuestDocument,
     "lab-root": system_documents.LabRootDocument,
     "lab-status": system_documents.LabStatusDocument,
+    "plugins-check": system_documents.PluginsCheckDocument,
     "plugins-list": system_documents.PluginsDocument,
     "replay": documents.ReplayDocument,
     "status": documents.StatusDocument,

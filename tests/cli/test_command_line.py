@@ -63,7 +63,17 @@ def test_an_option_has_the_same_names_everywhere(words):
 @pytest.mark.parametrize("words", LEAVES, ids=" ".join)
 def test_a_positional_has_the_name_of_its_option(words):
     names = {action.metavar for action in LEAVES[words]._actions if not action.option_strings}
-    others = {None, "TEXT", "FILE", "GUEST", "NAME", "OPERATION", "SUB-OPERATION", "EXTRA"}
+    others = {
+        None,
+        "TEXT",
+        "FILE",
+        "GUEST",
+        "NAME",
+        "PLUGIN",
+        "OPERATION",
+        "SUB-OPERATION",
+        "EXTRA",
+    }
     assert names <= {"HOST", "DOMAIN", "DEVICE"} | others
 
 

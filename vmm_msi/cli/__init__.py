@@ -48,7 +48,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "explain": ("explain", "explain a fault or an error message and how to fix it"),
     "record": ("record", "write the MSIs of a running guest to a file that replay reads"),
     "replay": ("replay", "replay a recording in the simulator and report differences"),
-    "plugins": ("plugins", "list plugins and write new ones"),
+    "plugins": ("plugins", "list plugins, check them and write new ones"),
     "config": ("config", "check the configuration file"),
     "lab": ("lab", "build and run an emulated Arm host, to try vmm-msi without Arm hardware"),
     "completion": ("completion", "print a shell completion script"),

@@ -15,6 +15,10 @@ _WORDS: dict[str, tuple[str, str]] = {
         "plugins_list",
         "list every installed plugin, what it is for and where it is from",
     ),
+    "check": (
+        "plugins_check",
+        "check a plugin: contract, types, names and, of a strategy, the conformance suite",
+    ),
     "new": (
         "plugins_new",
         "write a new distribution with a strategy: project, class, tests",

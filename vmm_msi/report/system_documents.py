@@ -54,6 +54,33 @@ class PluginsDocument(TypedDict):
     plugins: list[PluginJson]
 
 
+class PluginProblemJson(TypedDict):
+    """A way in which a plugin breaks the contract; ``place`` is file and line."""
+
+    check: str
+    place: str
+    what: str
+    remedy: str
+    scenarios: list[str]
+
+
+class CheckedPluginJson(TypedDict):
+    """What was checked of one plugin; ``kind`` is null if it cannot be registered."""
+
+    name: str
+    kind: str | None
+    origin: str
+    checks: int
+    problems: list[PluginProblemJson]
+
+
+class PluginsCheckDocument(TypedDict):
+    """Output of ``vmm-msi plugins check``."""
+
+    schema: Literal[1]
+    plugins: list[CheckedPluginJson]
+
+
 class HookDocument(TypedDict):
     """Output of ``vmm-msi hook install`` and ``vmm-msi hook uninstall``."""
 

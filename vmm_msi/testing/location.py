@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 def located(plugin: object, problem: Problem) -> str:
     """Return a problem as one line: ``FILE:LINE: what is wrong; what to write``."""
-    place = _raised_at(plugin, problem.cause) or place_of(plugin, problem.hook)
+    place = raised_at(plugin, problem.cause) or place_of(plugin, problem.hook)
     return " ".join(f"{place}: {problem}".split())
 
 
@@ -52,7 +52,7 @@ def _place(candidate: object, file: str | None) -> str | None:
     return None
 
 
-def _raised_at(plugin: object, cause: BaseException | None) -> str | None:
+def raised_at(plugin: object, cause: BaseException | None) -> str | None:
     """Return the last place in the plugin's own file from which an exception came."""
     subject = plugin if isinstance(plugin, (ModuleType, type)) else type(plugin)
     file = _module_of(subject)
