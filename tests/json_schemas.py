@@ -27,6 +27,7 @@ DOCUMENTS = {
     "bind": system_documents.BindDocument,
     "compare": compare_documents.CompareDocument,
     "compare-1": compare_documents.CompareVectorsDocument,
+    "compare-worlds": compare_documents.WorldsDocument,
     "config-check": system_documents.ConfigDocument,
     "doctor": documents.DoctorDocument,
     "error": documents.ErrorDocument,
@@ -96,6 +97,8 @@ def _name(words: Sequence[str], document: dict[str, object]) -> str:
     command = "-".join(words[:2] if words[0] in {"config", "hook", "lab", "plugins"} else words[:1])
     if command == "status" and "domains" in document:
         return "status-list"
+    if command == "compare" and "worlds" in document:
+        return "compare-worlds"
     if command == "compare" and document["schema"] == 1:
         return "compare-1"
     return {"detach": "attach", "hook-uninstall": "hook-install"}.get(command, command)

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli import what_if
 from vmm_msi.cli.common import (
     add_config,
     add_format,
@@ -23,17 +24,18 @@ from vmm_msi.cli.common import (
 from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.config import Choice
 from vmm_msi.errors import UsageError
-from vmm_msi.terminal import StatusLine, print_lines
+from vmm_msi.terminal import StatusLine, print_error, print_lines
 from vmm_msi.types import Outcome, PciAddress, Scenario
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
     from typing import TextIO
 
     from vmm_msi.config import Config
     from vmm_msi.engine.compare import OpenBackend, Result
     from vmm_msi.plugins.manager import PluginManager
+    from vmm_msi.report.compare_expected import Expectation
     from vmm_msi.types import GuestDomain, Verdict
 
 log = logging.getLogger(__name__)
@@ -115,6 +117,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="exit with 1 if the strategies in FILE, the JSON of an earlier run, do not have the "
         "outcomes, errnos and addresses that they have there",
     )
+    what_if.add_what_if(parser)
     add_output(parser, "the result")
     add_format(parser, "html", "markdown", "csv", "svg")
     parser.add_argument(
@@ -136,6 +139,9 @@ def run(args: argparse.Namespace) -> int:
             f"--trace with --format {args.format}: it has the path of every MSI without; use "
             "--trace with --format text or svg"
         )
+    is_several = bool(args.vary) or args.against is not None
+    if is_several:
+        what_if.check_formats(args)
     traced = None if args.trace is None else _traced(args.trace)
     expectation = None
     if args.expect is not None:
@@ -153,17 +159,48 @@ def run(args: argparse.Namespace) -> int:
     scenario = _scenario(args, plugins, settings)
     from vmm_msi.library.comparison import Runs
 
+    if is_several:
+        worlds, axes = what_if.worlds_of(args, scenario)
+        ran = what_if.run_worlds(
+            worlds,
+            lambda world: Runs.of(world, named, plugins, settings),
+            lambda world: _backends(args, world),
+        )
+        with _opened(target, force=args.force) as out:
+            what_if.write(args, ran, axes, out)
+        return _exit_code(
+            f"{one.world.name}: {problem}"
+            for one in ran
+            if one.world.scenario is not None
+            for problem in _problems(args, expectation, one.results)
+        )
+    scenario = what_if.changed_scenario(args, scenario)
     runs = Runs.of(scenario, named, plugins, settings)
     with _backends(args, scenario) as open_backend:
         results = _with_progress(runs.choices, lambda choice: runs.results(choice, open_backend))
         seen: list[Result] = []
         with _opened(target, force=args.force) as out:
             _write(args, scenario, _noted(results, seen), traced, out)
-    problems = [] if args.fail_on is None else list(_failures(seen, args.fail_on))
+    return _exit_code(_problems(args, expectation, seen))
+
+
+def _problems(
+    args: argparse.Namespace, expectation: Expectation | None, results: Sequence[Result]
+) -> Iterator[str]:
+    """Yield a line for each result that ``--fail-on`` or ``--expect`` rejects."""
+    if args.fail_on is not None:
+        yield from _failures(results, args.fail_on)
     if expectation is not None:
-        problems += expectation.differences(seen)
-    print_lines((f"vmm-msi compare: {problem}" for problem in problems), sys.stderr)
-    return EXIT_FAILS if problems else 0
+        yield from expectation.differences(results)
+
+
+def _exit_code(problems: Iterable[str]) -> int:
+    """Print problems on standard error and return the exit code."""
+    code = 0
+    for problem in problems:
+        print_error(f"vmm-msi compare: {problem}")
+        code = EXIT_FAILS
+    return code
 
 
 def _write(

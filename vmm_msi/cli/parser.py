@@ -104,6 +104,8 @@ class Parser(argparse.ArgumentParser):
                 if below and word not in below:
                     break  # argparse reports the unknown command.
                 parser = below.get(word, parser)
+            elif " " in option:
+                continue  # a value, such as that of compare --against
             elif option.startswith("--") and option not in _options(parser):
                 hint = _instead(option, _options(parser)) or f"see {parser.prog} --help"
                 raise CommandLineError(f"unknown option {option!r}; {hint}")

@@ -76,22 +76,23 @@ def _is_array_of_tables(value: object) -> bool:
 
 def _value_lines(value: object, indent: int) -> list[str]:
     """Return a value as one line, or an array as a line for each element if that is too long."""
-    text = _value(value)
+    text = toml_value(value)
     if not isinstance(value, list) or indent + len(text) <= _WIDTH or not value:
         return [text]
-    return ["[", *(f"    {_value(element)}," for element in value), "]"]
+    return ["[", *(f"    {toml_value(element)}," for element in value), "]"]
 
 
-def _value(value: object) -> str:
+def toml_value(value: object) -> str:
+    """Return a value as TOML on one line."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int):
         text = f"{int(value):#x}" if isinstance(value, _HEX) else str(int(value))
         return text if value < _INTEGER_END else f'"{int(value):#x}"'
     if isinstance(value, dict):
-        return f"{{ {', '.join(f'{key} = {_value(inner)}' for key, inner in value.items())} }}"
+        return f"{{ {', '.join(f'{key} = {toml_value(inner)}' for key, inner in value.items())} }}"
     if isinstance(value, list):
-        return f"[{', '.join(map(_value, value))}]"
+        return f"[{', '.join(map(toml_value, value))}]"
     return f'"{"".join(map(_character, str(value)))}"'
 
 

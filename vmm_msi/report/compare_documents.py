@@ -66,6 +66,48 @@ class CompareDocument(TypedDict):
     results: list[StrategyResultJson]
 
 
+class SettingJson(TypedDict):
+    """A key of a scenario and the value that it gets; null for its default."""
+
+    key: str
+    value: Any
+
+
+class WorldJson(TypedDict):
+    """A host and a guest; ``error`` says why its settings contradict each other."""
+
+    name: str
+    settings: list[SettingJson]
+    error: str | None
+    results: list[StrategyResultJson]
+
+
+class KeyJson(TypedDict):
+    """A key of ``--vary``, and how many outcomes it changes."""
+
+    key: str
+    outcomes: int
+
+
+class DifferenceJson(TypedDict):
+    """The outcome of a device in each world; ``keys`` change it."""
+
+    strategy: str
+    kernel: str
+    device: Pci
+    keys: list[str]
+    outcomes: list[str]
+
+
+class WorldsDocument(TypedDict):
+    """Output of ``vmm-msi compare --vary`` and ``--against``."""
+
+    schema: Literal[1]
+    worlds: list[WorldJson]
+    keys: list[KeyJson]
+    differences: list[DifferenceJson]
+
+
 class VectorVerdictJson(PathJson):
     """Where one MSI arrived."""
 

@@ -47,6 +47,12 @@ _NUMBER = msgspec.Raw(_NUL.encode())
 def write(results: Iterable[Result], out: TextIO, schema: Literal[1, 2] = SCHEMA) -> None:
     """Write the document to ``out`` while the results come in."""
     out.write(f'{{"schema": {schema}, "results": [')
+    write_results(results, out, schema)
+    out.write("]}\n")
+
+
+def write_results(results: Iterable[Result], out: TextIO, schema: Literal[1, 2] = SCHEMA) -> None:
+    """Write the elements of ``results`` to ``out``."""
     for number, result in enumerate(results):
         strategy, options = _encode(result.strategy), _encode(dict(result.options))
         out.write("," if number else "")
@@ -58,7 +64,6 @@ def write(results: Iterable[Result], out: TextIO, schema: Literal[1, 2] = SCHEMA
                 out.write(text)
                 separator = ",\n"
         out.write(f'],\n"costs": {_encode(asdict(result.costs))}}}')
-    out.write("]}\n")
 
 
 def _run_of_vectors(verdict: Verdict) -> str:
