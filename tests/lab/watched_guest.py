@@ -14,8 +14,9 @@ from vmm_msi.lab.build import images
 from vmm_msi.lab.build.cpio import Archive, concatenate
 from vmm_msi.lab.build.kernel_flavour import kernel_name
 from vmm_msi.lab.build.progress import Progress
+from vmm_msi.lab.guest.host_counter import faults
 from vmm_msi.lab.guest.its_log import ItsLog
-from vmm_msi.lab.guest.runner import NO_RMR, Runner, RunSpec, faults, shape_for
+from vmm_msi.lab.guest.runner import NO_RMR, Runner, RunSpec, shape_for
 from vmm_msi.lab.machine.emulated_host import LabHost
 from vmm_msi.lab.rpc.link import AgentLink
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_format, print_json
+from vmm_msi.cli.common import add_format, print_json, print_page
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.cli.lab_host import add_itses, add_source, kernel_of
 from vmm_msi.terminal import print_lines
@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="write a recording to FILE, for vmm-msi replay; an existing FILE is not overwritten",
     )
     add_source(parser, "bind if the strategy needs it, else stock")
-    add_format(parser)
+    add_format(parser, "html", "markdown", "csv")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -144,6 +144,11 @@ def run(args: argparse.Namespace) -> int:
         write_output(args.record, result.recording)
     if args.format == "json":
         print_json(report.to_json(result))
+    elif args.format != "text":
+        from vmm_msi.cli.provenance import provenance
+        from vmm_msi.report.lab_guest_page import to_page
+
+        print_page(to_page(result, provenance(args)), args.format)
     else:
         print_lines(report.to_lines(result))
     return 0 if result.complete and result.status_agrees else LOST

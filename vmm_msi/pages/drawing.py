@@ -69,6 +69,18 @@ class Arrow:
 
 
 @dataclass(frozen=True)
+class Polyline:
+    """A line through points, such as the course of a count.
+
+    :param points: x and y of each.
+    """
+
+    points: tuple[tuple[float, float], ...]
+    style: str = ""
+    kind: ClassVar[str] = "polyline"
+
+
+@dataclass(frozen=True)
 class Group:
     """Shapes that belong to one place of a path.
 
@@ -81,7 +93,7 @@ class Group:
     kind: ClassVar[str] = "group"
 
 
-Shape = Label | Box | Arrow | Group
+Shape = Label | Box | Arrow | Polyline | Group
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,18 @@ import textwrap
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from vmm_msi.pages.drawing import CHAR, LINE, Arrow, Box, Drawing, Group, Label, fitted, to_svg
+from vmm_msi.pages.drawing import (
+    CHAR,
+    LINE,
+    Arrow,
+    Box,
+    Drawing,
+    Group,
+    Label,
+    Polyline,
+    fitted,
+    to_svg,
+)
 from vmm_msi.report.chain import Passage, Place, path_title, stations
 from vmm_msi.report.compare_rows import strategy_name
 from vmm_msi.terminal import printable
@@ -92,6 +103,8 @@ def chains_svg(verdicts: Iterable[tuple[Result, Verdict]], guest: GuestDomain, v
 def _moved(shape: Shape, by: float) -> Shape:
     if isinstance(shape, Group):
         return replace(shape, shapes=tuple(_moved(inner, by) for inner in shape.shapes))
+    if isinstance(shape, Polyline):
+        return replace(shape, points=tuple((x, y + by) for x, y in shape.points))
     if isinstance(shape, Arrow):
         return replace(shape, y1=shape.y1 + by, y2=shape.y2 + by)
     return replace(shape, y=shape.y + by)

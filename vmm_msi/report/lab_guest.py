@@ -22,6 +22,14 @@ if TYPE_CHECKING:
 #: Version of the JSON form; it goes up when a key changes its meaning or goes away.
 SCHEMA: Final = 1
 
+#: Columns of the tables of one phase: what devices did, which ITS they reached, what was measured.
+HEAD: Final = (
+    *("device", "in the guest", "driver", "work", "done"),
+    *("reached the ITS", "reached the guest", "per second", "vectors"),
+)
+ITS_HEAD: Final = ("device", "its own ITS", "reached it", "reached another ITS")
+CHECK_HEAD: Final = ("vmm-msi status", "MSI address", "interrupts", "faults", "as the lab counts")
+
 
 def to_json(run: GuestTestResult) -> LabGuestDocument:
     """Return the run as JSON of schema 1."""
@@ -43,6 +51,13 @@ def to_json(run: GuestTestResult) -> LabGuestDocument:
         ],
         "complete": run.complete,
         "predicted": [dict(finding) for finding in run.predicted],
+        "expected": {
+            str(device): {
+                "outcome": expected.outcome,
+                "possible_iovas": [str(iova) for iova in expected.addresses],
+            }
+            for device, expected in run.expected.items()
+        },
         "host_faults": list(run.host_faults),
         "guest_faults": list(run.guest_faults),
         "explained": list(run.explained),
@@ -73,6 +88,10 @@ def _json(device: DeviceRun) -> GuestDeviceJson:
         "arrived": device.arrived,
         "complete": device.complete,
         "checks": [_check_json(check) for check in device.checks],
+        "samples": [
+            {"seconds": sample.seconds, "done": sample.done, "interrupts": sample.arrived}
+            for sample in device.course
+        ],
     }
 
 
@@ -106,14 +125,10 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
     yield f"predicted by the doctor: {len(run.predicted) or 'nothing'}"
     for finding in run.predicted:
         yield f"  {finding['severity']} {finding['id']}: {finding['subject']}"
-    head = [
-        *("device", "in the guest", "driver", "work", "done"),
-        *("reached the ITS", "reached the guest", "per second", "vectors"),
-    ]
     for phase in run.phases:
         yield ""
         yield f"after {phase.after}:"
-        yield from columns([head, *map(_row, phase.devices)])
+        yield from columns([list(HEAD), *map(device_row, phase.devices)])
         yield from _its_lines(phase)
         yield from _check_lines(phase)
     yield ""
@@ -138,15 +153,20 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
 
 
 def _its_lines(phase: Phase) -> Iterator[str]:
-    """Yield which ITS each device's MSIs reached, if there are several."""
+    if rows := its_rows(phase):
+        yield ""
+        yield from columns([list(ITS_HEAD), *rows])
+
+
+def its_rows(phase: Phase) -> list[list[str]]:
+    """Return which ITS each device's MSIs reached, if there are several."""
     rows = [
         [str(device.host), str(device.its), str(sum(device.landed.values())), _misrouted(device)]
         for device in phase.devices
         if device.its is not None
     ]
-    if any(device.misrouted for device in phase.devices) or len({row[1] for row in rows}) > 1:
-        yield ""
-        yield from columns([["device", "its own ITS", "reached it", "reached another ITS"], *rows])
+    are_several = len({row[1] for row in rows}) > 1
+    return rows if are_several or any(device.misrouted for device in phase.devices) else []
 
 
 def _misrouted(device: DeviceRun) -> str:
@@ -155,16 +175,18 @@ def _misrouted(device: DeviceRun) -> str:
 
 
 def _check_lines(phase: Phase) -> Iterator[str]:
-    """Yield what ``vmm-msi status`` measured before the work and after it."""
-    rows = [
+    if rows := check_rows(phase):
+        yield ""
+        yield from columns([list(CHECK_HEAD), *rows])
+
+
+def check_rows(phase: Phase) -> list[list[str]]:
+    """Return what ``vmm-msi status`` measured before the work and after it."""
+    return [
         [str(device.host), *map(_change, *map(_cells, device.checks)), _verdict(device)]
         for device in phase.devices
         if device.checks
     ]
-    if rows:
-        yield ""
-        head = ["vmm-msi status", "MSI address", "interrupts", "faults", "as the lab counts"]
-        yield from columns([head, *rows])
 
 
 def _cells(check: StatusCheck) -> list[str]:
@@ -185,7 +207,8 @@ def _verdict(device: DeviceRun) -> str:
     return "yes" if all(check.agrees for check in device.checks) else "no"
 
 
-def _row(device: DeviceRun) -> list[str]:
+def device_row(device: DeviceRun) -> list[str]:
+    """Return the cells of a device under :data:`HEAD`."""
     if device.guest is None:
         return [str(device.host), "not in the guest", *[""] * 7]
     rate = device.arrived / device.seconds if device.seconds else 0.0

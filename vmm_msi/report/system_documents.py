@@ -257,6 +257,21 @@ class StatusCheckJson(TypedDict):
     agrees: bool
 
 
+class SampleJson(TypedDict):
+    """The counts of a device at one moment of its work."""
+
+    seconds: float
+    done: int
+    interrupts: int
+
+
+class ExpectedJson(TypedDict):
+    """What the simulator predicted for a device when it was attached."""
+
+    outcome: str
+    possible_iovas: list[Hex]
+
+
 class GuestDeviceJson(TypedDict):
     """The work of a device in the guest, and the interrupts that arrived."""
 
@@ -274,6 +289,7 @@ class GuestDeviceJson(TypedDict):
     arrived: int
     complete: bool
     checks: list[StatusCheckJson]
+    samples: list[SampleJson]
 
 
 class PhaseJson(TypedDict):
@@ -293,6 +309,7 @@ class LabGuestDocument(TypedDict):
     phases: list[PhaseJson]
     complete: bool
     predicted: list[dict[str, Any]]
+    expected: dict[str, ExpectedJson]
     host_faults: list[str]
     guest_faults: list[str]
     explained: list[str]

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, TypeAlias
 
 from vmm_msi.errors import LabError
-from vmm_msi.lab.guest.runner import faults
+from vmm_msi.lab.guest.host_counter import faults
 from vmm_msi.lab.guest.table_guests import GDB
 from vmm_msi.lab.guest.truth_table import Cell, DeviceCell
 from vmm_msi.types import BindOrder, Outcome, PciAddress

@@ -30,28 +30,62 @@ _DISCARD = 9  # RFC 863
 _LEAVE_S = 5.0
 _CARRIER_S = 20.0
 _FAULT_S = 30.0
+#: Counts that are read while a device works, besides those before and after it.
+_SAMPLES = 30
+
+
+class _Sampler:
+    """Reads the counts of a device from time to time while it works."""
+
+    def __init__(
+        self,
+        folder: Path,
+        before: Mapping[int, tuple[str, int]],
+        count: int,
+        report: Callable[[int, int], None],
+    ) -> None:
+        self._folder = folder
+        self._before = before
+        self._count = count
+        self._every = -(-count // _SAMPLES)
+        self._report = report
+        self._begun = time.monotonic()
+        #: Seconds, operations and interrupts since the begin.
+        self.samples: list[tuple[float, int, int]] = [(0.0, 0, 0)]
+
+    def operated(self, done: int) -> None:
+        """Note that ``done`` operations were made."""
+        if not (done - 1) % 1024:
+            self._report(done - 1, self._count)
+        if not done % self._every and done < self._count:
+            arrived = sum(
+                int(vector["after"]) - int(vector["before"])
+                for vector in _vectors(self._folder, self._before)
+            )
+            self.samples.append((time.monotonic() - self._begun, done, arrived))
 
 
 def exercise(address: str, count: int, report: Callable[[int, int], None]) -> dict[str, object]:
     """Run ``count`` operations on one device, one after the other.
 
     :param address: the device's address in this machine.
-    :return: the operations, their number and duration, and each vector's interrupts before and
-        after; ``each`` is true if the device signals one interrupt per operation: a network card
-        coalesces several.
+    :return: the operations, their number and duration, each vector's interrupts before and after,
+        and counts from time to time meanwhile; ``each`` is true if the device signals one interrupt
+        per operation: a network card coalesces several.
     :raise ValueError: when it has neither a drive nor a network interface.
     """
     folder = _DEVICES / address
     before = interrupts()
+    sampler = _Sampler(folder, before, count, report)
     begun = time.monotonic()
     drives = sorted(folder.glob("nvme/nvme*/nvme*n*"))
     networks = sorted(folder.glob("net/*"))
     if drives:
         work = f"reads of {drives[0].name}"
-        done = _read(Path("/dev", drives[0].name), count, report)
+        done = _read(Path("/dev", drives[0].name), count, sampler)
     elif networks:
         work = f"packets sent by {networks[0].name}"
-        done = _send(networks[0].name, count, report)
+        done = _send(networks[0].name, count, sampler)
     else:
         raise ValueError(f"{address} has no drive and no network interface; is its driver there?")
     seconds = time.monotonic() - begun
@@ -61,6 +95,7 @@ def exercise(address: str, count: int, report: Callable[[int, int], None]) -> di
         "seconds": seconds,
         "vectors": _vectors(folder, before),
         "each": bool(drives),
+        "samples": sampler.samples,
     }
 
 
@@ -89,7 +124,7 @@ def _vectors(folder: Path, before: Mapping[int, tuple[str, int]]) -> list[dict[s
     ]
 
 
-def _read(node: Path, count: int, report: Callable[[int, int], None]) -> int:
+def _read(node: Path, count: int, sampler: _Sampler) -> int:
     """Read ``count`` blocks past the page cache, each with its own command."""
     blocks = os.open(node, os.O_RDONLY | os.O_DIRECT | os.O_CLOEXEC)
     with mmap.mmap(-1, _BLOCK) as buffer:
@@ -97,14 +132,13 @@ def _read(node: Path, count: int, report: Callable[[int, int], None]) -> int:
             size = os.lseek(blocks, 0, os.SEEK_END) // _BLOCK
             for number in range(count):
                 os.preadv(blocks, [buffer], number % size * _BLOCK)
-                if not number % 1024:
-                    report(number, count)
+                sampler.operated(number + 1)
         finally:
             os.close(blocks)
     return count
 
 
-def _send(interface: str, count: int, report: Callable[[int, int], None]) -> int:
+def _send(interface: str, count: int, sampler: _Sampler) -> int:
     """Send ``count`` packets to the network's gateway, each after the previous one has left."""
     sent = Path("/sys/class/net", interface, "statistics/tx_packets")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
@@ -118,8 +152,7 @@ def _send(interface: str, count: int, report: Callable[[int, int], None]) -> int
             while int(sent.read_text(encoding="ascii")) <= first + number:
                 if time.monotonic() > deadline:
                     return number
-            if not number % 1024:
-                report(number, count)
+            sampler.operated(number + 1)
     return count
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from vmm_msi.lab.guest.result import Counts
+from vmm_msi.lab.guest.result import Counts, Prediction
 from vmm_msi.types import Iova, PciAddress
 
 if TYPE_CHECKING:
@@ -71,3 +71,20 @@ def reported_counts(document: str) -> dict[PciAddress, Counts]:
                 measured["faults"],
             )
     return counts
+
+
+def predictions(document: str) -> dict[PciAddress, Prediction]:
+    """Return the predictions in the output of ``vmm-msi attach --format json``."""
+    expected = {}
+    for device in json.loads(document)["devices"]:
+        if (predicted := device["predicted"]) is not None:
+            addresses = tuple(Iova(int(text, 16)) for text in predicted["possible_iovas"])
+            address = PciAddress.parse(device["device"])
+            expected[address] = Prediction(predicted["outcome"], addresses)
+    return expected
+
+
+def faults(log: str) -> list[str]:
+    """Return the lines of a kernel's log that report SMMU events."""
+    lines = (line.strip() for line in log.splitlines())
+    return [line for line in lines if "arm-smmu-v3" in line and " event" in line]

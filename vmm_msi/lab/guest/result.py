@@ -63,6 +63,31 @@ class Vector:
     after: int
 
 
+class Sample(NamedTuple):
+    """The counts of a device at one moment of its work.
+
+    :param seconds: since the work began.
+    :param done: operations since then.
+    :param arrived: interrupts that the guest counted since then.
+    """
+
+    seconds: float
+    done: int
+    arrived: int
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the simulator predicted when ``vmm-msi attach`` attached a device.
+
+    :param outcome: an outcome of ``vmm-msi compare``.
+    :param addresses: the addresses that its MSIs may have.
+    """
+
+    outcome: str
+    addresses: tuple[Iova, ...] = ()
+
+
 @dataclass(frozen=True)
 class DeviceRun:
     """The result of one device.
@@ -78,6 +103,7 @@ class DeviceRun:
     :param its: base of that ITS.
     :param misrouted: the number of its MSIs that reached another ITS meanwhile, by the base of that
         ITS; no kernel reports a fault for them.
+    :param samples: counts from time to time during the work; its end is not among them.
     """
 
     host: PciAddress
@@ -92,6 +118,13 @@ class DeviceRun:
     checks: tuple[StatusCheck, ...] = ()
     its: Pa | None = None
     misrouted: Mapping[Pa, int] = field(default_factory=dict)
+    samples: tuple[Sample, ...] = ()
+
+    @property
+    def course(self) -> tuple[Sample, ...]:
+        """The samples and the end of the work; empty without samples."""
+        end = Sample(self.seconds, self.done, self.arrived)
+        return (*self.samples, end) if self.samples else ()
 
     @property
     def arrived(self) -> int:
@@ -144,6 +177,7 @@ class GuestTestResult:
     :param rmrs: the ranges of the RMRs in the guest's IORT.
     :param groups: the guest's IOMMU groups, as seen from inside.
     :param predicted: findings of ``vmm-msi doctor`` before the start.
+    :param expected: what the simulator predicted for each device when it was attached.
     :param host_faults: SMMU faults in the emulated host's kernel log.
     :param guest_faults: vSMMU faults in the guest's kernel log.
     :param explained: the output of ``vmm-msi explain`` for both.
@@ -159,6 +193,7 @@ class GuestTestResult:
     rmrs: Sequence[Rmr]
     groups: Sequence[Mapping[str, Any]]
     predicted: Sequence[Mapping[str, Any]] = ()
+    expected: Mapping[PciAddress, Prediction] = field(default_factory=dict)
     host_faults: Sequence[str] = ()
     guest_faults: Sequence[str] = ()
     explained: Sequence[str] = ()

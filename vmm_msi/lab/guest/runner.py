@@ -10,6 +10,7 @@ import base64
 import json
 import time
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +18,29 @@ from vmm_msi.domxml.libvirt_domain import DomainXml
 from vmm_msi.errors import LabError, UsageError, did_you_mean
 from vmm_msi.host.firmware.iort import parse_iort
 from vmm_msi.lab.guest.binding_acts import REBIND, SPOILING, BindingActs
-from vmm_msi.lab.guest.host_counter import HostCounter, reported_counts
+from vmm_msi.lab.guest.host_counter import HostCounter, faults, predictions, reported_counts
 from vmm_msi.lab.guest.its_log import counts_of
-from vmm_msi.lab.guest.result import DeviceRun, GuestTestResult, Phase, Rmr, StatusCheck, Vector
+from vmm_msi.lab.guest.result import (
+    DeviceRun,
+    GuestTestResult,
+    Phase,
+    Rmr,
+    Sample,
+    StatusCheck,
+    Vector,
+)
 from vmm_msi.lab.machine.acpi_edit import with_override
 from vmm_msi.lab.machine.iort_edit import without_rmrs
 from vmm_msi.lab.machine.shape import E1000E, GUESTS_MEMORY, IGB, NVME, Shape
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
     from vmm_msi.lab.build.progress import Progress
     from vmm_msi.lab.guest.its_log import ItsLog, MsiCounts
+    from vmm_msi.lab.guest.result import Prediction
     from vmm_msi.lab.rpc.link import AgentLink
     from vmm_msi.types import Pa
 
@@ -118,11 +128,22 @@ class Runner:
         self._its_of = its_of
         self._progress = progress
         self._facts: dict[str, str] = {}
+        self._expected: dict[PciAddress, Prediction] = {}
         self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def _timed(self, name: str, what: str) -> Iterator[None]:
+        """Print that a part begins, and record its duration."""
+        self._progress.stage(what)
+        begun = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = time.monotonic() - begun
 
     def prepare(self) -> None:
         """Start a libvirtd in the emulated host and define the guest there."""
-        with _Timed(self, "libvirt", "starting libvirtd in the emulated host"):
+        with self._timed("libvirt", "starting libvirtd in the emulated host"):
             self._facts = self._link.call("libvirt", timeout_s=_LONG_S)
             self._link.call("define", timeout_s=_LONG_S)
 
@@ -168,14 +189,16 @@ class Runner:
     def attach(self, devices: Sequence[PciAddress], strategy: str | None) -> None:
         """Attach devices to the guest's definition."""
         named = [] if strategy is None else ["--strategy", strategy]
-        with _Timed(self, "attach", f"attaching {', '.join(map(str, devices))}"):
-            self.command(
-                "attach", self._facts["guest"], *map(str, devices), "-c", self._facts["uri"], *named
+        with self._timed("attach", f"attaching {', '.join(map(str, devices))}"):
+            text = self.command(
+                *("attach", self._facts["guest"], *map(str, devices), "-c", self._facts["uri"]),
+                *(*named, "--format", "json"),
             )
+        self._expected = predictions(text)
 
     def predict(self) -> list[Mapping[str, Any]]:
         """Return the doctor's findings for the guest that is about to start."""
-        with _Timed(self, "doctor", "running the doctor"):
+        with self._timed("doctor", "running the doctor"):
             done = self._link.call(
                 "command",
                 argv=[
@@ -191,12 +214,12 @@ class Runner:
 
     def start(self) -> None:
         """Start the guest and wait until its agent answers."""
-        with _Timed(self, "start", "starting the guest"):
+        with self._timed("start", "starting the guest"):
             self._link.call("start", timeout_s=_LONG_S)
 
     def _start_without_rmr(self, spec: RunSpec) -> dict[str, Any]:
         """Start the guest again, with its current IORT without the RMRs."""
-        with _Timed(self, "start without RMR", "starting the guest again, without RMRs"):
+        with self._timed("start without RMR", "starting the guest again, without RMRs"):
             self.define_without_rmr(spec.devices, spec.strategy)
             self.start()
         return self.look()
@@ -270,7 +293,7 @@ class Runner:
         self.attach(spec.devices, spec.strategy)
         predicted = self.predict()
         if spec.watch:
-            with _Timed(self, "watch", "starting vmm-msi watch in the emulated host"):
+            with self._timed("watch", "starting vmm-msi watch in the emulated host"):
                 BindingActs(self._link).start_watch()
         self.start()
         seen = self.look() if spec.rmr else self._start_without_rmr(spec)
@@ -278,7 +301,7 @@ class Runner:
         devices = list(spec.devices)
         for act in spec.then:
             if act == REBOOT:
-                with _Timed(self, "reboot", "restarting the guest"):
+                with self._timed("reboot", "restarting the guest"):
                     self._link.call("restart", timeout_s=_LONG_S)
                 after = "reboot"
             elif act == VFIO:
@@ -298,7 +321,7 @@ class Runner:
             else:
                 gone = devices.pop()
                 after = f"unplug {gone}"
-                with _Timed(self, after, f"unplugging {gone} while the guest runs"):
+                with self._timed(after, f"unplugging {gone} while the guest runs"):
                     self.command(
                         *("detach", self._facts["guest"], str(gone)),
                         *("-c", self._facts["uri"], "--scope", "live"),
@@ -324,6 +347,7 @@ class Runner:
             ],
             groups=seen["groups"],
             predicted=predicted,
+            expected=self._expected,
             host_faults=host_faults,
             guest_faults=guest_faults,
             explained=[
@@ -349,7 +373,7 @@ class Runner:
         view = self.locate(self.look()).get(device)
         if view is None:
             raise LabError(f"lab guest: {device} is not in the guest")
-        with _Timed(self, "vfio", f"taking {device} with VFIO inside the guest"):
+        with self._timed("vfio", f"taking {device} with VFIO inside the guest"):
             refused = self.guest("take", address=view["address"])
         return f"vfio {device}: {refused or 'permitted'}"
 
@@ -362,7 +386,7 @@ class Runner:
         """
         words = ["record", name, "-c", self._facts["uri"], "-o", "run.json"]
         words += ["--guest-log", "guest.log", *([] if rmr else ["--no-rmr"])]
-        with _Timed(self, "record", "recording the guest's MSIs"):
+        with self._timed("record", "recording the guest's MSIs"):
             done = self._link.call(
                 "command",
                 argv=words,
@@ -379,7 +403,7 @@ class Runner:
         if not lines:
             return []
         where = ("--domain", self._facts["guest"], "-c", self._facts["uri"])
-        with _Timed(self, "explain", "explaining the faults"):
+        with self._timed("explain", "explaining the faults"):
             return self.command("explain", "\n".join(lines), *where, *words).splitlines()
 
     def work(
@@ -398,7 +422,7 @@ class Runner:
 
     def _check_status(self, devices: Sequence[PciAddress]) -> dict[PciAddress, StatusCheck]:
         """Run ``vmm-msi status`` in the emulated host, and count there without it."""
-        with _Timed(self, "status", "measuring the guest's MSIs with vmm-msi status"):
+        with self._timed("status", "measuring the guest's MSIs with vmm-msi status"):
             low = self._counter.counts(devices)
             text = self.command("status", *self._guest_words, "--format", "json")
             high = self._counter.counts(devices)
@@ -420,21 +444,21 @@ class Runner:
                 continue
             guest = PciAddress.parse(view["address"])
             self.new_msis(host)
-            with _Timed(self, f"work {host}", f"exercising {host} in the guest"):
+            with self._timed(f"work {host}", f"exercising {host} in the guest"):
                 if spec.arrives:
                     work = self.guest("exercise", address=str(guest), count=spec.count)
                 else:
                     work = self.guest("await-fault", address=str(guest))
             counts = self.new_msis(host)
             vectors = tuple(Vector(**vector) for vector in work.pop("vectors"))
-            driver = view["driver"]
             runs.append(
                 DeviceRun(
                     host,
                     guest,
-                    driver,
+                    view["driver"],
                     its=self._its_of(host),
                     vectors=vectors,
+                    samples=tuple(Sample(*sample) for sample in work.pop("samples", ())),
                     landed=counts.landed,
                     misrouted=counts.misrouted,
                     **work,
@@ -449,26 +473,6 @@ class Runner:
         """
         # On this board a DeviceID is a RequesterID.
         return counts_of(device.rid, self._its_of(device), self._its_log.new())
-
-
-def faults(log: str) -> list[str]:
-    """Return the lines of a kernel's log that report SMMU events."""
-    lines = (line.strip() for line in log.splitlines())
-    return [line for line in lines if "arm-smmu-v3" in line and " event" in line]
-
-
-class _Timed:
-    """Print that a part begins and record its duration."""
-
-    def __init__(self, runner: Runner, name: str, what: str) -> None:
-        self._runner, self._name = runner, name
-        runner._progress.stage(what)  # noqa: SLF001
-
-    def __enter__(self) -> None:
-        self._begun = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._runner.seconds[self._name] = time.monotonic() - self._begun
 
 
 def shape_for(kinds: Sequence[str], smmus: int, itses: int | None = None) -> Shape:
