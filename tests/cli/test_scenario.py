@@ -81,3 +81,57 @@ def test_an_existing_file_is_kept(vmm_msi, tmp_path):
     assert (code, path.read_text()) == (1, "mine")
     assert "--force" in err
     assert vmm_msi("scenario", "init", "-o", path, "--force")[0] == 0
+
+
+TWO_ITS = samples.path("two-its.toml")
+
+
+def test_minimise(vmm_msi, tmp_path):
+    """The file begins with what it shows, and shows it."""
+    path, picture = tmp_path / "smallest.toml", tmp_path / "path.svg"
+    code, out, err = vmm_msi(
+        "scenario", "minimise", TWO_ITS, "--strategy", "coerced:revision=v2", "-o", path,
+        "--picture", picture,
+    )  # fmt: skip
+    assert (code, out) == (0, "")
+    assert err.startswith("kept: 0000:02:00.0 refused; ran the strategy ")
+    text = path.read_text()
+    lines = [line for line in text.splitlines() if str(TWO_ITS) not in line]
+    assert max(map(len, lines)) <= 80
+    heading = [line.removeprefix("#").strip() for line in text.splitlines() if line[:1] == "#"]
+    assert heading[:3] == [
+        "The smallest scenario in which 0000:02:00.0 ends with",
+        "coerced:revision=v2 as refused (ENOSPC), like in",
+        f"{TWO_ITS}.",
+    ]
+    assert picture.read_text().startswith("<svg")
+    words = ("--strategy", "coerced:revision=v2", "--trace", "0000:02:00.0")
+    code, trace, _err = vmm_msi("compare", "--scenario", path, *words)
+    assert code == 0
+    for line in trace.splitlines():
+        assert line.strip() in heading
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["--strategy", "identitty"], 2, "did you mean identity?"),
+        (["--strategy", "direct", "--device", "0000:09:00.0"], 2, "the guest has no such device"),
+        (["--strategy", "direct", "--device", "x"], 3, "PCI address 'x'"),
+        ([], 2, "--strategy"),
+    ],
+)
+def test_minimise_refuses(vmm_msi, words, code, message):
+    result, out, err = vmm_msi("scenario", "minimise", TWO_ITS, *words)
+    assert (result, out) == (code, "")
+    assert message in err
+    assert err.count("\n") == 1
+
+
+def test_minimise_keeps_an_existing_file(vmm_msi, tmp_path):
+    path = tmp_path / "smallest.toml"
+    path.write_text("mine")
+    for option in ("-o", "--picture"):
+        words = ("scenario", "minimise", TWO_ITS, "--strategy", "direct", option, path)
+        assert vmm_msi(*words)[0] == 1
+        assert path.read_text() == "mine"

@@ -11,6 +11,10 @@ if TYPE_CHECKING:
 #: Subcommand, its module in this package and its line in ``--help``.
 _SUBCOMMANDS = {
     "init": ("scenario_init", "write a complete, commented scenario to edit and compare"),
+    "minimise": (
+        "scenario_minimise",
+        "find the smallest scenario in which an MSI ends as in a larger one",
+    ),
 }
 
 

@@ -202,6 +202,11 @@ def details(results: Sequence[Result]) -> Table:
     )
 
 
+def reason_kind(reason: str) -> str:
+    """Return a reason without what differs between verdicts that are alike."""
+    return _NUMBER.sub("#", reason)
+
+
 def _alike(verdicts: Sequence[Verdict]) -> Iterator[tuple[Cell, ...]]:
     """Yield device, outcome and its detail, a row for verdicts that are alike.
 
@@ -211,7 +216,7 @@ def _alike(verdicts: Sequence[Verdict]) -> Iterator[tuple[Cell, ...]]:
     groups: dict[Hashable, list[Verdict]] = {}
     for verdict in verdicts:
         reason = _reason(verdict)
-        where = _NUMBER.sub("#", reason) if many else (verdict.possible, reason)
+        where = reason_kind(reason) if many else (verdict.possible, reason)
         key = (verdict.outcome, verdict.errno, where, verdict.first)
         groups.setdefault(key, []).append(verdict)
     for alike in groups.values():
