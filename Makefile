@@ -106,13 +106,14 @@ lab-64k: setup-test ## the simulator against the patched kernel with 64K pages
 	@$(BIN)/vmm-msi lab build --kernel bind --granule 64K
 	@$(BIN)/pytest -q tests/lab/kernel_64k.py
 
-bench: setup-test ## time the commands, the simulator, the editing of domain XML, the reading of firmware
+bench: setup-test ## time the commands, the simulator, the editing of domain XML, firmware, pages
 	$(lab_parts)
 	@$(BIN)/python tests/bench/bench.py
 	@$(BIN)/python tests/bench/cycles.py
 	@$(BIN)/python tests/bench/domxml.py
 	@$(BIN)/python tests/bench/doctor.py
 	@PYTHONPATH=tests $(BIN)/python -m bench.topology
+	@PYTHONPATH=tests $(BIN)/python -m bench.pages
 
 boards: setup-test ## what the boards have that Debian's arm64 kernel runs on, from its device trees
 	@PYTHONPATH=tests $(BIN)/python -m host.firmware.boards

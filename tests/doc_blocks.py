@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -62,11 +63,16 @@ def blocks(page: Path, text: str | None = None) -> list[Block]:
     ]
 
 
-def run_example(block: Block, **variables: str) -> str:
+#: Folder beside the pages with the pictures that examples write.
+PICTURES = "pictures"
+
+
+def run_example(block: Block, save: Path | None = None, **variables: str) -> str:
     """Run the commands of a block, each a line that starts with ``$ ``; return the current block.
 
     ``< FILE`` at the end of a line is its standard input, ``> FILE`` receives its standard output.
 
+    :param save: folder in which the pictures that the commands wrote are put, in ``PICTURES``.
     :param variables: additional environment variables.
     """
     lines = []
@@ -79,6 +85,7 @@ def run_example(block: Block, **variables: str) -> str:
         cwd = Path(folder)
         for name in ("vmm_msi", "tests"):
             (cwd / name).symlink_to(ROOT / name)
+        (cwd / PICTURES).mkdir()
         for other in blocks(block.page):
             if other.file_name:
                 (cwd / other.file_name).write_text(other.text)
@@ -109,6 +116,8 @@ def run_example(block: Block, **variables: str) -> str:
             if output is not None:
                 output.write_text(done.stdout)
             lines += [line, *([printed.rstrip("\n")] if printed else [])]
+        if save is not None:
+            shutil.copytree(cwd / PICTURES, save / PICTURES, dirs_exist_ok=True)
     return "\n".join(lines) + "\n"
 
 
@@ -511,7 +520,7 @@ def rewrite() -> None:
         text = page.read_text()
         for block in blocks(page):
             if block.kind == "console":
-                text = text.replace(block.text, run_example(block))
+                text = text.replace(block.text, run_example(block, DOCS))
         page.write_text(text)
     for (page, name), make in REGIONS.items():
         body = f"\n{make()}\n"

@@ -289,8 +289,26 @@ CONSOLE = [block for block in ALL_BLOCKS if block.kind == "console"]
 
 
 @pytest.mark.parametrize("block", CONSOLE, ids=block_id)
-def test_examples_print_what_the_page_shows(block):
-    assert doc_blocks.run_example(block) == block.text, "run python tests/doc_blocks.py"
+def test_examples_print_what_the_page_shows(block, tmp_path):
+    assert doc_blocks.run_example(block, tmp_path) == block.text, "run python tests/doc_blocks.py"
+    for picture in (tmp_path / doc_blocks.PICTURES).iterdir():
+        kept = DOCS / doc_blocks.PICTURES / picture.name
+        assert kept.read_bytes() == picture.read_bytes(), "run python tests/doc_blocks.py"
+
+
+def test_pictures_come_from_an_example_and_are_shown():
+    folder = doc_blocks.PICTURES
+    written = {
+        match
+        for block in CONSOLE
+        for match in re.findall(rf"> {folder}/(\S+)$", block.text, re.MULTILINE)
+    }
+    shown = {
+        match
+        for page in DOCS.glob("*.md")
+        for match in re.findall(rf"!\[[^\]]+\]\({folder}/(\S+)\)", page.read_text())
+    }
+    assert {path.name for path in (DOCS / folder).iterdir()} == written == shown
 
 
 def test_wrong_output_in_an_example_would_be_noticed():
