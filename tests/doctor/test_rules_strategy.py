@@ -10,6 +10,7 @@ from vmm_msi.config import Choice, Config, ConfigTable
 from vmm_msi.doctor import rules_strategy
 from vmm_msi.doctor.finding import Severity
 from vmm_msi.domxml.template import nested_guest
+from vmm_msi.iommu import rules
 from vmm_msi.types import Granule, Its, Pa, PciAddress, ReservedKind, ReservedRegion
 
 FAULT = "F_TRANSLATION (stage 1) StreamID 0x100, IOVA 0x8000040"
@@ -45,6 +46,7 @@ def test_lost_msis():
         f"simulated linux-7.2: {A}: s1-fault: {FAULT}",
         "path of the MSI, programmed: iova 0x8000040",
         f"path of the MSI, s1: stage1 s1-{A} iova 0x8000040 fault F_TRANSLATION",
+        f"rule that decided: {rules.smmu_event('F_TRANSLATION', 1)}",
     ]
     assert finding.consequence == (
         f"With strategy host-cookie, none of the device's MSIs are delivered: s1-fault: {FAULT}."

@@ -114,6 +114,8 @@ def _lost(case: Case, plugins: PluginManager, alike: list[tuple[Simulation, Verd
         )
         for step in first.trace
     ]
+    if first.decided_by is not None:
+        evidence.append(Evidence("rule that decided", str(first.decided_by)))
     more = len(alike) - 1
     owner = "devices'" if more else "device's"
     working = [
