@@ -61,6 +61,20 @@ def check_status(device):
         assert before["programmed_iovas"] in ([], [DOORBELL])
 
 
+def check_samples(device):
+    """Check that the guest counted while the device worked, and never less than before."""
+    samples = device["samples"]
+    assert 3 <= len(samples) <= 31
+    for count in ("seconds", "done", "interrupts"):
+        values = [sample[count] for sample in samples]
+        assert values[0] == 0
+        assert values == sorted(values)
+    end = (device["seconds"], device["done"], device["arrived"])
+    assert tuple(samples[-1].values()) == end
+    if device["each"]:
+        assert all(sample["done"] == sample["interrupts"] for sample in samples)
+
+
 def status_row(report, device):
     """Return address, interrupts and faults of a device in the text of the status."""
     lines = report["status"]
@@ -82,6 +96,9 @@ def check_guest(report, shape):
             if device["each"]:
                 assert device["done"] == device["arrived"] == landed
             check_status(device)
+            check_samples(device)
+    assert {expected["outcome"] for expected in report["expected"].values()} == {"delivered"}
+    assert len(report["expected"]) == shape.devices
     assert (report["host_faults"], report["guest_faults"], report["explained"]) == ([], [], [])
     for device in report["phases"][-1]["devices"]:
         if device["each"]:

@@ -48,14 +48,13 @@ def chart(title: str, panels: Sequence[Panel]) -> Drawing:
 
     :param panels: each with a series of at least one point.
     """
-    columns = min(_COLUMNS, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // _COLUMNS)
     width = _LEFT + _WIDTH + _GAP
     height = _TOP + _HEIGHT + _BOTTOM
     shapes: list[Shape] = []
     for number, panel in enumerate(panels):
-        shapes += _panel(panel, number % columns * width, number // columns * height)
-    return Drawing(columns * width, rows * height, title, tuple(shapes))
+        shapes += _panel(panel, number % _COLUMNS * width, number // _COLUMNS * height)
+    return Drawing(_COLUMNS * width, rows * height, title, tuple(shapes))
 
 
 def _panel(panel: Panel, left: float, top: float) -> Iterator[Shape]:
