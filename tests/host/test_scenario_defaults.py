@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pprint
 import time
+import tomllib
 from pathlib import Path
 
 import doc_blocks
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vmm_msi import samples
 from vmm_msi.errors import ScenarioError
-from vmm_msi.host.scenario import parse_host, parse_scenario
+from vmm_msi.host.scenario import parse_host, parse_scenario, scenario_of_document
+from vmm_msi.tomlfile import copied
 from vmm_msi.types import (
     Granule,
     GuestDevice,
@@ -246,3 +250,42 @@ def test_many_errors_are_found_fast_and_counted():
 def test_nothing_is_left_of_a_file_without_a_host():
     with pytest.raises(ScenarioError, match="required key 'host' is missing at top level"):
         parse_scenario("[guest]\n", "s.toml")
+
+
+VALUES = (0, 1, -1, 1 << 70, True, "x", "0x10", "0000:01:00.0", [], [1], {}, {"x": 1}, [{}], [[1]],
+          3.5, [{"base": 1}], "4K")  # fmt: skip
+
+
+def places(value, path=()):
+    entries = value.items() if isinstance(value, dict) else enumerate(value)
+    for step, inner in entries:
+        yield (*path, step)
+        if isinstance(inner, dict | list):
+            yield from places(inner, (*path, step))
+
+
+@given(st.data())
+def test_any_document_is_read_or_refused(data):
+    """Errors that follow from a value that is left out do not stop the reader."""
+    page = doc_blocks.DOCS / "scenario.md"
+    texts = [b.text for b in doc_blocks.blocks(page) if b.mark.startswith("scenario ")]
+    document = tomllib.loads(data.draw(st.sampled_from(texts)))
+    for _change in range(data.draw(st.integers(1, 5))):
+        if not document:
+            break
+        path = data.draw(st.sampled_from(list(places(document))))
+        parent = document
+        for step in path[:-1]:
+            parent = parent[step]
+        value = data.draw(st.sampled_from((None, *VALUES)))
+        if value is None:
+            del parent[path[-1]]
+        else:
+            parent[path[-1]] = copied(value)
+    errors = ()
+    try:
+        scenario_of_document(document, "s.toml")
+    except ScenarioError as error:
+        errors = error.errors
+    assert all(text.startswith("s.toml: ") for text in errors)
+    assert len(set(errors)) == len(errors)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from vmm_msi.pages.blocks import Items, Page, Section, Table, Terms, Text, cells
+from vmm_msi.pages.blocks import Cell, Items, Page, Section, Table, Terms, Text, cells
 from vmm_msi.quantity import quantity
-from vmm_msi.report.columns import WIDTH, prose, table, terms
-from vmm_msi.report.compare_rows import name_of
+from vmm_msi.report.columns import WIDTH, indented, prose, table, terms
+from vmm_msi.report.compare_rows import OUTCOME_TONES, name_of
 from vmm_msi.report.worlds import Subject, by_value, deciding_axes, table_of_outcomes
 from vmm_msi.types import Outcome
 from vmm_msi.types.verdict import addresses_text
@@ -16,7 +16,7 @@ from vmm_msi.types.verdict import addresses_text
 if TYPE_CHECKING:
     from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 
-    from vmm_msi.pages.blocks import Block, Cell
+    from vmm_msi.pages.blocks import Block
     from vmm_msi.report.worlds import Axis, Ran
 
 #: Devices that a title names; if there are more, they are counted.
@@ -48,7 +48,9 @@ def variation(runs: Sequence[Ran], axes: Sequence[Axis]) -> tuple[Block, ...]:
         groups.setdefault(key, []).append(subject)
         head = (*(axes[number].key for number in numbers), "outcome")
         tables[key] = Table(
-            "Outcomes", head, tuple(cells(*names, outcome) for names, outcome in values.items())
+            "Outcomes",
+            head,
+            tuple(cells(*names, _outcome(outcome)) for names, outcome in values.items()),
         )
     blocks += [Section(_title(subjects), (tables[key],)) for key, subjects in groups.items()]
     impossible = [ran.world for ran in runs if ran.world.scenario is None]
@@ -132,9 +134,16 @@ def _merged(values: Mapping[Subject, tuple[str, ...]]) -> tuple[tuple[Cell, ...]
     for (strategy, _kernel, texts), devices in by_strategy.items():
         rows.setdefault((tuple(devices), texts), {})[strategy] = None
     return tuple(
-        cells(", ".join(strategies), _devices(devices), *texts)
+        cells(", ".join(strategies), _devices(devices), *map(_outcome, texts))
         for (devices, texts), strategies in rows.items()
     )
+
+
+def _outcome(text: str) -> Cell:
+    """Return an outcome with its tone; another text, such as that of costs, has none."""
+    word = text.partition(" (")[0]
+    tone = next((tone for outcome, tone in OUTCOME_TONES.items() if outcome == word), None)
+    return Cell(text, tone)
 
 
 def _reasons(letter: str, ran: Ran, differing: Iterable[Subject]) -> Iterator[str]:
@@ -219,7 +228,7 @@ def to_lines(blocks: Iterable[Block], width: int = WIDTH) -> Iterator[str]:
             yield from prose(block.title, width)
             yield from to_lines(block.blocks, width)
         elif isinstance(block, Table):
-            yield from (f"  {line}".rstrip() for line in table(block, width - 2))
+            yield from indented("  ", table(block, width - 2))
         elif isinstance(block, Terms):
             yield from terms(block, width)
         elif isinstance(block, Items):
