@@ -22,7 +22,8 @@ PATHS = {
     ("identity", "0000:02:00.0:3"): f"""\
 identity on linux-7.2: 0000:02:00.0, vector 3: delivered
 
-  device       0000:02:00.0 writes EventID 3 to 0x8000040 or 0x8001040
+  device       0000:02:00.0 writes EventID 3 to 0x8001040, of 0x8000040 or
+               0x8001040
 {SLOT}\
   stage 1      s1b: 0x8001040 -> 0x8001040
      |           the guest maps the range of an RMR node 1:1 in the device's
@@ -41,7 +42,8 @@ identity on linux-7.2: 0000:02:00.0, vector 3: delivered
     ("host-cookie", "0000:01:00.0"): f"""\
 host-cookie on linux-7.2: 0000:01:00.0, vector 0: s1-fault
 
-  device       0000:01:00.0 writes EventID 0 to 0x8000040 or 0x8001040
+  device       0000:01:00.0 writes EventID 0 to 0x8000040, of 0x8000040 or
+               0x8001040
 {SLOT}\
   stage 1    x s1a: 0x8000040 -> no translation
                  F_TRANSLATION (stage 1) StreamID 0x100, IOVA 0x8000040
@@ -58,7 +60,8 @@ direct on linux-7.2-bind: 0000:02:00.0, vector 1: refused
                  binding doorbell 0x8090000 of 0000:02:00.0 to ITS 1: conflict,
                  0000:01:00.0 has it bound to ITS 0 in the same stage 2; use a
                  stage 2 per ITS (multi-its) or a virtual ITS per physical ITS
-                 a strategy refuses what it cannot serve (strategy direct)
+                 the strategy itself refuses what it cannot serve, for the
+                 reason above (strategy direct)
   stage 1      not reached
   stage 2      not reached
   doorbell     not reached

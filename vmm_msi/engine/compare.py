@@ -14,6 +14,7 @@ from vmm_msi.engine.session import GuestSession, refusal
 from vmm_msi.engine.setup import profile_for
 from vmm_msi.errors import PluginError, RefusedError
 from vmm_msi.iommu.sim import SimBackend
+from vmm_msi.plugins.hookspecs import PluginKind
 from vmm_msi.types import BinderKind
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Result:
     :param options: its options, the defaults included, and the kernel it ran on.
     :param costs: what was in use when all devices were attached.
     :param applied_by: what can apply the strategy to a guest that runs.
+    :param summary: what the strategy does, in a line.
+    :param requires: what it requires of the guest, in a sentence; empty if nothing.
     """
 
     strategy: str
@@ -45,6 +48,8 @@ class Result:
     verdicts: tuple[Verdict, ...]
     costs: Costs
     applied_by: BinderKind = BinderKind.SIM
+    summary: str = ""
+    requires: str = ""
 
 
 def open_simulator(scenario: Scenario, profile: Profile) -> Backend:
@@ -94,6 +99,8 @@ def _run(
 ) -> Result:
     options = plugins.options(choice.strategy, choice.options)
     binder = applied_by(choice, plugins.needs(choice.strategy, options))
+    info = plugins.info(choice.strategy, PluginKind.STRATEGY)
+    about = (binder, info.summary, info.guest)
     shown = {**msgspec.structs.asdict(options), "profile": backend.info.profile}
     host, guest = scenario.host, scenario.guest
     addresses = [device.host for device in guest.devices]
@@ -105,8 +112,8 @@ def _run(
             refusal(host.device_by_address[address], error, choice.strategy)
             for address in addresses
         )
-        return Result(choice.strategy, shown, verdicts, backend.costs(), binder)
+        return Result(choice.strategy, shown, verdicts, backend.costs(), *about)
     with session:
         verdicts = tuple(session.attach_and_deliver())
         costs = backend.costs()
-    return Result(choice.strategy, shown, verdicts, costs, binder)
+    return Result(choice.strategy, shown, verdicts, costs, *about)

@@ -61,7 +61,10 @@ def refusal(device: HostDevice, error: RefusedError, strategy: str) -> Verdict:
     elif isinstance(error, VetoError):
         rule = Rule("an observer may veto what it does not permit", "vmm_msi_veto, a plugin")
     else:
-        rule = Rule("a strategy refuses what it cannot serve", f"strategy {strategy}")
+        rule = Rule(
+            "the strategy itself refuses what it cannot serve, for the reason above",
+            f"strategy {strategy}",
+        )
     return Verdict(
         device.address,
         0,

@@ -122,7 +122,10 @@ def _device(
     if verdict.programmed is None:
         text = f"{verdict.device} has no MSI address"
         return Station(Place.DEVICE, Passage.BROKEN, text, name=str(verdict.device))
-    address = addresses_text(verdict.possible or (verdict.programmed,))
+    address = str(verdict.programmed)
+    if len(verdict.possible) > 1:
+        which = addresses_text(verdict.possible)
+        address += f", {which if which.startswith('one') else f'of {which}'}"
     return Station(
         Place.DEVICE,
         Passage.PASSED,

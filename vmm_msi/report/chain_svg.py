@@ -118,7 +118,8 @@ def _place(number: int, path: Sequence[Station], top: float) -> Group:
     name = [fitted(station.name, _BOX - 8)] if station.name else []
     shapes: list[Shape] = [Box(x, top, _BOX, _HEIGHT, (caption, *name))]
     if station.passage is Passage.BROKEN:
-        shapes.append(Label(x + _BOX / 2, top - 8, "✗ ends here", "bad", "middle"))
+        mark = "✗ no MSI is sent" if station.place is Place.DEVICE else "✗ ends here"
+        shapes.append(Label(x + _BOX / 2, top - 8, mark, "bad", "middle"))
     elif station.passage is Passage.PASSED and number == len(path) - 1:
         shapes.append(Label(x + _BOX / 2, top - 8, "✓ delivered", "good", "middle"))
     if number < len(path) - 1:

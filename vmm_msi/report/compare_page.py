@@ -11,6 +11,7 @@ from vmm_msi.pages.blocks import (
     Section,
     Step,
     Table,
+    Terms,
     Text,
     Tone,
     Walk,
@@ -35,12 +36,27 @@ if TYPE_CHECKING:
     from vmm_msi.report.compare_rows import DeviceGroup
     from vmm_msi.types import PciAddress, Scenario, Verdict
 
-#: Devices that have a column each; of more, those with the same outcomes share one.
-_MAX_COLUMNS: Final = 12
+#: Devices that a column may stand for without folding their list.
+_MAX_SHOWN: Final = 40
+#: Abbreviations of pictures and reasons.
+_ABBREVIATIONS: Final = (
+    ("S1, S2", "stage 1, the guest's translation tables, and stage 2, the host's"),
+    ("IOVA", "the address that the device writes its MSI to, before both stages"),
+    ("IPA, PA", "the address between the stages, and the host's physical address"),
+    (
+        "gDB, hDB",
+        "the doorbell of the guest's virtual ITS (an IPA), and that of a host's ITS (a PA)",
+    ),
+    ("gIOVA", "the IOVA that the guest gives a device for its gDB"),
+    ("ITS, pITS, vITS", "what turns an MSI into an interrupt: a physical and a virtual one"),
+    ("LPI", "the interrupt that the ITS raises for a DeviceID and an EventID"),
+    ("RMR", "a node of the guest's IORT: memory that the guest maps 1:1 at stage 1"),
+    ("slot", "a page of the host kernel's own window of MSI addresses, for one doorbell page"),
+)
 
 _HINT: Final = (
-    "Choose an outcome above for the path of the first MSI with that strategy; buttons and arrow "
-    "keys step through it."
+    "It shows the first MSI that does not arrive; choose another outcome in the table above. "
+    "Buttons step through it, and so do the arrow keys when it has the focus."
 )
 _TONES: Final = {
     Passage.PASSED: None,
@@ -55,7 +71,7 @@ def to_page(scenario: Scenario, results: Sequence[Result], provenance: Mapping[s
     :param provenance: what it is made from, besides the host and the guest.
     """
     devices = [device.host for device in scenario.guest.devices]
-    groups = compare_rows.device_groups(scenario, results, _MAX_COLUMNS)
+    groups = compare_rows.device_groups(scenario, results)
     title = f"Where the MSIs of {quantity(len(devices), 'device')} land"
     blocks = (
         Text(_summary(results)),
@@ -68,19 +84,27 @@ def to_page(scenario: Scenario, results: Sequence[Result], provenance: Mapping[s
         Heading("Where MSIs arrive, and why others do not"),
         replace(compare_rows.details(results), caption="", filterable=True),
         *_order(results),
-        Heading("Kernels"),
-        replace(compare_rows.kernels(results), caption=""),
+        Heading("Strategies"),
+        _strategies(results),
         Heading("Legend"),
         compare_rows.legend(results),
+        Terms(_ABBREVIATIONS),
+        Heading("Kernels"),
+        replace(compare_rows.kernels(results), caption=""),
     )
-    made_from = {"host": scenario.host.source, "guest": _guest(scenario), **provenance}
+    made_from = {
+        "host": scenario.host.source,
+        "guest": _guest(scenario, results[0].verdicts if results else ()),
+        **provenance,
+    }
     return Page(title, blocks, made_from, compare_rows.verdict_rows(scenario, results))
 
 
-def _guest(scenario: Scenario) -> str:
+def _guest(scenario: Scenario, verdicts: Sequence[Verdict]) -> str:
     guest = scenario.guest
+    msis = quantity(sum(verdict.count for verdict in verdicts), "MSI")
     parts = (
-        quantity(len(guest.devices), "device"),
+        f"{quantity(len(guest.devices), 'device')} with {msis}",
         quantity(len(guest.vits), "virtual ITS"),
         quantity(len(guest.stage1), "stage 1 table"),
     )
@@ -88,16 +112,20 @@ def _guest(scenario: Scenario) -> str:
 
 
 def _summary(results: Sequence[Result]) -> str:
-    """Return in a sentence which strategies deliver every MSI."""
-    names = [
-        name_of(result)
+    """Return in sentences which strategies deliver every MSI, and what applies them."""
+    complete = [
+        result
         for result in results
         if all(verdict.outcome is Outcome.DELIVERED for verdict in result.verdicts)
     ]
-    if not names:
+    if not complete:
         return "No strategy delivers every MSI."
-    total = len(results)
-    return f"{len(names)} of {total} strategies and forms deliver every MSI: {', '.join(names)}."
+    parts = []
+    for binder, (word, _meaning) in compare_rows.APPLIED_BY.items():
+        names = ", ".join(name_of(result) for result in complete if result.applied_by is binder)
+        if names:
+            parts.append(f"{word}: {names}")
+    return f"{len(complete)} of {len(results)} deliver every MSI. {'; '.join(parts)}."
 
 
 def _matrix(results: Sequence[Result], groups: Sequence[DeviceGroup]) -> Table:
@@ -133,8 +161,19 @@ def _members(groups: Sequence[DeviceGroup]) -> Iterator[Block]:
     folded = [group for group in groups if len(group.devices) > 1]
     if folded:
         rows = tuple(cells(group.name, " ".join(map(str, group.devices))) for group in folded)
-        table = Table("", ("column", "devices"), rows)
-        yield Section("Devices that share a column", (table,), folded=True)
+        table = Table("Devices that share a column", ("column", "devices"), rows)
+        many = sum(len(group.devices) for group in folded) > _MAX_SHOWN
+        yield Section(table.caption, (table,), folded=True) if many else table
+
+
+def _strategies(results: Sequence[Result]) -> Table:
+    """Return what each strategy does and requires, once for its forms."""
+    rows = {
+        result.strategy: cells(result.strategy, result.summary, result.requires)
+        for result in results
+    }
+    head = ("strategy", "what it does", "what the guest needs")
+    return Table("", head, tuple(rows.values()))
 
 
 def _walks(

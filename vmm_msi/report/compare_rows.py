@@ -35,7 +35,10 @@ APPLIED_BY: Final[Mapping[BinderKind, tuple[str, str]]] = {
         "patched kernel",
         "a kernel with guest MSI bindings, which is in no release; vmm-msi watch binds",
     ),
-    BinderKind.SIM: ("simulator", "the simulator alone: no host can apply it to a guest"),
+    BinderKind.SIM: (
+        "simulator",
+        "the simulator alone: neither QEMU nor a patched kernel applies it to a guest",
+    ),
 }
 
 #: What the columns of costs count.

@@ -48,7 +48,9 @@ class _Path:
     @property
     def title(self) -> str:
         count = quantity(len(self.devices), "device") if self.devices else "no device listed"
-        return f"PCI segment {self.segment:04x}: {count}"
+        itses = ", ".join(map(str, self.its_group[:1]))
+        its = f"ITS {itses}" if itses else "no ITS"
+        return f"segment {self.segment:04x}, {its}: {count}"
 
 
 def host_picture(host: HostTopology, assigned: Collection[PciAddress] = ()) -> Picture:
@@ -198,8 +200,7 @@ def _lines(paths: Sequence[_Path], assigned: frozenset[PciAddress]) -> Iterator[
     """Yield the same as text, in 76 columns."""
     for path in paths:
         smmu = "no SMMU" if path.smmu is None else f"SMMU {path.smmu}"
-        itses = ", ".join(f"ITS {its}" for its in path.its_group[:1]) or "no ITS"
-        yield f"{path.title} -> {smmu} -> {itses}"
+        yield f"{path.title}, behind {smmu}"
         devices = sorted(path.devices, key=lambda device: device.address not in assigned)
         names = [
             f"{device.address}{' (assigned)' if device.address in assigned else ''}"

@@ -84,6 +84,7 @@ for (const area of document.querySelectorAll(".walks")) {
   function draw() {
     const pair = [chosen, beside()].filter(Boolean);
     for (const walk of walks.values()) walk.classList.toggle("shown", pair.includes(walk));
+    for (const walk of pair) area.append(walk); // the chosen one first
     for (const link of document.querySelectorAll("td > a")) {
       const id = link.hash.slice(1);
       link.classList.toggle("chosen", id === chosen.id);
@@ -109,7 +110,10 @@ for (const area of document.querySelectorAll(".walks")) {
     const items = chosen.querySelectorAll("li");
     step = way === 0 ? 0 : Math.min(items.length, Math.max(0, step + way));
     draw();
-    output.textContent = step ? items[step - 1].innerText.replace(/\s+/g, " ") : "the whole path";
+    // Of two paths each says for itself what happens there.
+    const item = items[step - 1];
+    const text = item && (beside() ? item.querySelector("b") : item).innerText.replace(/\s+/g, " ");
+    output.textContent = text ?? "the whole path";
   }
 
   function choose(walk) {
@@ -122,12 +126,13 @@ for (const area of document.querySelectorAll(".walks")) {
   area.addEventListener("click", (event) => {
     const button = event.target.closest("button[data-go]");
     if (button) go(Number(button.dataset.go));
+    if (event.target.closest("button[data-back]")) document.querySelector("td > a.chosen")?.focus();
   });
   select.addEventListener("change", draw);
   document.addEventListener("keydown", (event) => {
     const way = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
-    const busy = event.target.closest("input, select, table, pre, .wide:not(.walk .wide)");
-    if (!way || busy || event.ctrlKey || event.altKey || event.metaKey) return;
+    const here = event.target === document.body || (area.contains(event.target) && event.target !== select);
+    if (!way || !here || event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     go(way);
   });
