@@ -101,11 +101,15 @@ def print_document(text: str) -> None:
         write_bytes(text.encode(errors="surrogateescape"))
 
 
-def write_bytes(data: bytes) -> None:
-    """Write bytes to standard output, which is a file or a pipe."""
-    sys.stdout.flush()
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+def write_bytes(data: bytes, stream: TextIO | None = None) -> None:
+    """Write bytes to a stream, by default standard output; to a terminal as :func:`print_lines`."""
+    out = sys.stdout if stream is None else stream
+    if out.isatty():
+        print_lines(data.decode("utf-8", "replace").splitlines(), out)
+        return
+    out.flush()
+    out.buffer.write(data)
+    out.buffer.flush()
 
 
 def discard_output() -> None:

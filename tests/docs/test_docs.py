@@ -341,7 +341,7 @@ def test_hooks_are_described_with_their_parameters():
         f"`{name}({', '.join(inspect.signature(function).parameters)})`"
         for name, function in hooks().items()
     }
-    assert len(expected) == 12
+    assert len(expected) == 16
     described = {h for h in doc_blocks.headings(DOCS / "plugins.md") if "vmm_msi_" in h}
     assert described == expected
 

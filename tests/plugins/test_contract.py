@@ -75,7 +75,10 @@ class Typo(Strategy):
     def vmm_msi_bind_dorbell(self, session, device): ...
 
 
-KINDS = "PluginKind.STRATEGY, PluginKind.ITS_SELECTOR, PluginKind.OBSERVER"
+KINDS = (
+    "PluginKind.STRATEGY, PluginKind.ITS_SELECTOR, PluginKind.OBSERVER, PluginKind.DOCTOR_RULE, "
+    "PluginKind.HOST_READER, PluginKind.REPORT_FORMAT"
+)
 NAMES = "letters, digits, '.', '_' and '-', the first a letter or a digit"
 BROKEN = {
     "forgotten @hookimpl": (
@@ -139,7 +142,8 @@ BROKEN = {
             "unknown hook vmm_msi_xyz; valid: vmm_msi_describe, vmm_msi_plan_domain, "
             "vmm_msi_attach_domain, vmm_msi_attach_device, vmm_msi_bind_doorbell, "
             "vmm_msi_prepare_msi, vmm_msi_unbind_doorbell, vmm_msi_detach_device, "
-            "vmm_msi_detach_domain, vmm_msi_select_its, vmm_msi_veto, vmm_msi_observe"
+            "vmm_msi_detach_domain, vmm_msi_select_its, vmm_msi_veto, vmm_msi_observe, "
+            "vmm_msi_examine, vmm_msi_finding_page, vmm_msi_read_host, vmm_msi_format_comparison"
         ),
     ),
     "typo in a parameter": (

@@ -34,17 +34,35 @@ FORMATS = {
 }
 
 
-def add_format(parser: argparse.ArgumentParser, *others: str) -> None:
+class _FormatNames(tuple[str, ...]):
+    """Names of formats; installed plugins, which may be formats, are among them unlisted."""
+
+    __slots__ = ()
+
+    def __contains__(self, name: object) -> bool:
+        if super().__contains__(name):
+            return True
+        from importlib.metadata import entry_points
+
+        return any(point.name == name for point in entry_points(group="vmm_msi"))
+
+
+def add_format(parser: argparse.ArgumentParser, *others: str, plugins: bool = False) -> None:
     """Add ``--format``.
 
     :param others: formats besides text and JSON.
+    :param plugins: formats of plugins are valid, too.
     """
     names = ("text", "json", *others)
+    texts = [f"{name}, {FORMATS[name]}" for name in names]
+    if plugins:
+        names = _FormatNames(names)
+        texts.append("or the name of an installed report format")
     parser.add_argument(
         "--format",
         choices=names,
         default="text",
-        help=f"output format: {'; '.join(f'{name}, {FORMATS[name]}' for name in names)}",
+        help=f"output format: {'; '.join(texts)}",
     )
 
 
@@ -180,7 +198,15 @@ def read_host(args: argparse.Namespace) -> Host:
     from vmm_msi.library import hosts
 
     granule = None if args.granule is None else Granule.parse(args.granule)
-    return hosts.read_host(args.host or (), granule, getattr(args, "root", None))
+
+    def load() -> PluginManager:
+        from vmm_msi.plugins.manager import PluginManager
+
+        if not hasattr(args, "disable_plugin"):
+            return PluginManager.load()
+        return enabled_plugins(args, load_config(args))
+
+    return hosts.read_host(args.host or (), granule, getattr(args, "root", None), load)
 
 
 def read_described_host(args: argparse.Namespace) -> Host:
@@ -253,14 +279,18 @@ def load_config(args: argparse.Namespace) -> Config:
 
 
 def load_plugins(
-    args: argparse.Namespace, settings: Config, named: Iterable[Choice] = ()
+    args: argparse.Namespace,
+    settings: Config,
+    named: Iterable[Choice] = (),
+    also: Collection[str] = (),
 ) -> PluginManager:
     """Load the plugins; those that ``named`` or the configuration selects must load.
 
+    :param also: names of further plugins that must load.
     :raise ConfigError: when the configuration sets an option that the strategy does not have.
     """
     strategies, selectors = settings.names()
-    required = {choice.strategy for choice in named} | strategies | selectors
+    required = {choice.strategy for choice in named} | strategies | selectors | {*also}
     plugins = enabled_plugins(args, settings, required)
     _check_options(settings, plugins)
     return plugins

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli import what_if
 from vmm_msi.cli.common import (
+    FORMATS,
     add_config,
     add_format,
     add_granule,
@@ -24,7 +25,7 @@ from vmm_msi.cli.common import (
 from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.config import Choice
 from vmm_msi.errors import UsageError
-from vmm_msi.terminal import StatusLine, print_error, print_lines
+from vmm_msi.terminal import StatusLine, print_error, print_lines, write_bytes
 from vmm_msi.types import Outcome, PciAddress, Scenario
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     )
     what_if.add_what_if(parser)
     add_output(parser, "the result")
-    add_format(parser, "html", "markdown", "csv", "svg")
+    add_format(parser, "html", "markdown", "csv", "svg", plugins=True)
     parser.add_argument(
         "--schema",
         type=int,
@@ -155,7 +156,12 @@ def run(args: argparse.Namespace) -> int:
 
         check_target(target, force=args.force)
     settings = load_config(args)
-    plugins = load_plugins(args, settings, named)
+    formats = set() if args.format in FORMATS else {args.format}
+    plugins = load_plugins(args, settings, named, formats)
+    if formats:
+        from vmm_msi.plugins.hookspecs import PluginKind
+
+        plugins.info(args.format, PluginKind.REPORT_FORMAT)
     scenario = _scenario(args, plugins, settings)
     from vmm_msi.library.comparison import Runs
 
@@ -180,7 +186,10 @@ def run(args: argparse.Namespace) -> int:
         results = _with_progress(runs.choices, lambda choice: runs.results(choice, open_backend))
         seen: list[Result] = []
         with _opened(target, force=args.force) as out:
-            _write(args, scenario, _noted(results, seen), traced, out)
+            if formats:
+                write_bytes(_formatted(plugins, args.format, _noted(results, seen)), out)
+            else:
+                _write(args, scenario, _noted(results, seen), traced, out)
     return _exit_code(_problems(args, expectation, seen))
 
 
@@ -234,6 +243,18 @@ def _write(
         from vmm_msi.report.compare import compare_table
 
         print_lines(compare_table(scenario, results), out)
+
+
+def _formatted(plugins: PluginManager, name: str, results: Iterator[Result]) -> bytes:
+    """Return the results in the format of a plugin."""
+    import json
+
+    from vmm_msi.plugins.answers import format_comparison
+    from vmm_msi.report import compare_json
+
+    text = io.StringIO()
+    compare_json.write(results, text)
+    return format_comparison(plugins, name, json.loads(text.getvalue()))
 
 
 def _traced(text: str) -> tuple[PciAddress, int]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import argparse
 
     from vmm_msi.library.examination import Examination
+    from vmm_msi.plugins.manager import PluginManager
 
 #: Exit codes for findings; errors of the command itself have those of errors.py.
 EXIT_ERRORS = 8
@@ -72,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the host and print the findings."""
     if args.explain is not None:
-        print_lines(_page(args.explain).splitlines())
+        print_lines(_page(args).splitlines())
         return 0
     examination = _examine(args)
     if args.format == "json":
@@ -90,16 +91,29 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_WARNINGS if examination.has_doubts else 0
 
 
-def _page(name: str) -> str:
+def _rules(args: argparse.Namespace) -> PluginManager:
+    """Load the plugins, for their doctor rules."""
+    from vmm_msi.cli.common import enabled_plugins, load_config
+
+    return enabled_plugins(args, load_config(args))
+
+
+def _page(args: argparse.Namespace) -> str:
     """Return the page about a finding.
 
     :raise UsageError: if no finding has this id.
     """
     from vmm_msi.doctor import pages
+    from vmm_msi.doctor.plugin_rules import plugin_page
+    from vmm_msi.plugins.manager import others_installed
 
+    name = args.explain
     try:
         return pages.page(name)
     except UsageError:
+        page = plugin_page(_rules(args), name) if others_installed() else None
+        if page is not None:
+            return page
         from vmm_msi.explain.known_texts import texts
 
         for text in texts():
@@ -118,7 +132,9 @@ def _examine(args: argparse.Namespace) -> Examination:
     devices = [PciAddress.parse(text) for text in args.device]
     named = (args.domain, args.connect, args.strategy, args.config, args.libvirt, args.qemu)
     if not devices and named.count(None) == len(named):
-        return examine_selection(read_described_host(args), None)
+        from vmm_msi.library.examination import rules_alone
+
+        return examine_selection(read_described_host(args), rules_alone(lambda: _rules(args)))
     from vmm_msi.cli.common import load_config, load_plugins
     from vmm_msi.config import Choice
 

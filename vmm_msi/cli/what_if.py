@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli.common import FORMATS
 from vmm_msi.errors import UsageError
 from vmm_msi.terminal import StatusLine, print_error, print_lines
 
@@ -72,8 +73,8 @@ def check_formats(args: argparse.Namespace) -> None:
     :raise UsageError: for ``--trace``, ``--schema`` and the picture of one path.
     """
     option = "--vary" if args.vary else "--against"
-    if args.trace is not None or args.format == "svg":
-        other = "--trace" if args.trace is not None else "--format svg"
+    if args.trace is not None or args.format == "svg" or args.format not in FORMATS:
+        other = "--trace" if args.trace is not None else f"--format {args.format}"
         raise UsageError(f"{other} shows one world; use --set in place of {option}")
     if args.schema is not None:
         raise UsageError(f"--schema: {option} has a document of its own; leave it out")

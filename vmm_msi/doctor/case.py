@@ -189,6 +189,7 @@ class Case:
     :param rehearsal: the guest in the simulator with these strategies, if the caller ran it; None
         for the rules to run it.
     :param plugins: the loaded strategies; None to run no rule about strategies.
+    :param rules: the plugins whose doctor rules run; None for those of ``plugins``.
     :param config: the configuration; None for an empty one, see :attr:`settings`.
     :param disagreements: what the sources of ``host`` describe differently.
     :param unreadable: files that could not be read, and why.
@@ -206,6 +207,7 @@ class Case:
     binder: BinderKind | None = None
     rehearsal: Simulation | None = None
     plugins: PluginManager | None = None
+    rules: PluginManager | None = None
     config: Config | None = None
     disagreements: tuple[Disagreement, ...] = ()
     unreadable: tuple[Evidence, ...] = ()

@@ -39,6 +39,7 @@ class Selection:
     :param uri: the libvirt to query; None for none.
     :param choice: the strategy to check; None for those of the record and the configuration.
     :param plugins: the loaded strategies; None to run no rule about strategies.
+    :param rules: the plugins whose doctor rules run; None for those of ``plugins``.
     :param libvirt: the release to check instead of that of the queried libvirt.
     :param qemu: the release of QEMU to check instead.
     """
@@ -51,6 +52,7 @@ class Selection:
     config: Config | None = None
     libvirt: Version | None = None
     qemu: Version | None = None
+    rules: PluginManager | None = None
 
 
 def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
@@ -95,6 +97,7 @@ def read_case(sources: HostSources, selection: Selection | None = None) -> Case:
         devices_selected=bool(selected.devices) or guest is not None,
         choice=selected.choice,
         plugins=selected.plugins,
+        rules=selected.rules,
         config=selected.config,
         disagreements=sources.disagreements,
     )

@@ -15,6 +15,7 @@ from vmm_msi.doctor import (
     rules_window,
 )
 from vmm_msi.doctor.finding import Severity
+from vmm_msi.doctor.plugin_rules import plugin_findings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator
@@ -151,7 +152,7 @@ def examine_without_strategy(case: Case) -> list[Finding]:
         rules_strategy.window_full,
         rules_strategy.slot_order,
     )
-    findings = examine(case, about_strategies)
+    findings = examine(case, about_strategies, skip_broken=True)
     # Only strategies that need an RMR need ACPI.
     return [finding for finding in findings if finding.id != "no-acpi"]
 
@@ -185,9 +186,13 @@ def minor_rules() -> frozenset[Rule]:
 
 
 def errors_and_warnings(case: Case) -> list[Finding]:
-    """Return the errors and warnings among the findings, in the order of :func:`examine`."""
+    """Return the errors and warnings among the findings, in the order of :func:`examine`.
+
+    :raise PluginError: for a plugin's rule that fails: what it checks is unknown.
+    """
     serious = (Severity.ERROR, Severity.WARNING)
-    return [finding for finding in examine(case, minor_rules()) if finding.severity in serious]
+    findings = examine(case, minor_rules(), skip_broken=False)
+    return [finding for finding in findings if finding.severity in serious]
 
 
 def rules_for(case: Case) -> tuple[Rule, ...]:
@@ -201,12 +206,17 @@ def rules_for(case: Case) -> tuple[Rule, ...]:
     return (*HOST_RULES, *guest_rules())
 
 
-def examine(case: Case, without: Collection[Rule] = ()) -> list[Finding]:
+def examine(
+    case: Case, without: Collection[Rule] = (), *, skip_broken: bool = True
+) -> list[Finding]:
     """Return the findings of all rules, worst first, otherwise in the order of the rules.
 
     :param without: rules that do not run.
+    :param skip_broken: skip a plugin's rule that fails, with a warning.
+    :raise PluginError: for a plugin's rule that fails, unless it is skipped.
     """
     order = list(Severity)
     rules = [rule for rule in rules_for(case) if rule not in without]
     findings = [finding for rule in rules for finding in rule(case)]
+    findings += plugin_findings(case, skip_broken=skip_broken)
     return sorted(findings, key=lambda finding: order.index(finding.severity))

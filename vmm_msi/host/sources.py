@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from vmm_msi.host.crosscheck import Disagreement
     from vmm_msi.host.files import HostTree
 
+    #: Returns the host that a file of another form describes, by its path and content; None if it
+    #: describes none.
+    ReadOther = Callable[[str, bytes], HostTopology | None]
     #: Asks the libvirt at a URI for the host's PCI functions.
     AskLibvirt = Callable[[str], HostTopology]
 
@@ -86,6 +89,7 @@ def read_host(
     *,
     root: Path | None = None,
     ask_libvirt: AskLibvirt | None = None,
+    read_other: ReadOther | None = None,
 ) -> HostSources:
     """Read every HOST that is named; this machine if none is.
 
@@ -93,6 +97,7 @@ def read_host(
     :param granule: page size of the host's kernel, used if no source reports it.
     :param root: a folder laid out like the host's ``/``, more trusted than ``names``.
     :param ask_libvirt: required for a libvirt URI.
+    :param read_other: reads a file of none of the known forms.
     :raise TopologyError: when a description has no known form, cannot be read or is malformed, or
         when two of them describe different hosts.
     :raise ScenarioError: when a TOML file has an error.
@@ -119,7 +124,7 @@ def read_host(
                 raise UsageError(f"{name}: a libvirt URI; {_VALID}")
             hosts.append((name, (ask_libvirt(name),)))
             continue
-        opened = _open(name, granule)
+        opened = _open(name, granule, read_other)
         if isinstance(opened, HostTopology):
             hosts.append((str(name), (opened,)))
         else:
@@ -154,7 +159,9 @@ def check_this_machine(host: HostTopology) -> None:
     )
 
 
-def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
+def _open(
+    path: Path, granule: Granule | None, read_other: ReadOther | None
+) -> HostTree | HostTopology:
     """Return the host's files if ``path`` has them, else the topology that it describes."""
     try:
         if path.is_dir():
@@ -195,9 +202,12 @@ def _open(path: Path, granule: Granule | None) -> HostTree | HostTopology:
     if len(data) > MAX_TEXT:
         raise TopologyError(f"{path}: larger than {MAX_TEXT} bytes, the limit of a text; {_VALID}")
     host = _from_text(path, data, granule)
+    if host is not None:
+        return _with_granule(host, granule)
+    host = None if read_other is None else read_other(str(path), data)
     if host is None:
         raise TopologyError(f"{path}: starts with {magic!r}; {_VALID}")
-    return _with_granule(host, granule)
+    return host
 
 
 def _from_text(path: Path, data: bytes, granule: Granule | None) -> HostTopology | None:

@@ -17,7 +17,7 @@ from vmm_msi.quantity import quantity
 from vmm_msi.report import doctor as report
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from vmm_msi.arguments import Devices
     from vmm_msi.config import Choice, Config
@@ -104,10 +104,23 @@ def examine(
     config = configuration(settings)
     named = (name, choice, connect_to, settings, plugins, *releases)
     if not selected and named.count(None) == len(named):
-        return examine_selection(any_host(host, granule), None)
+        return examine_selection(any_host(host, granule), rules_alone())
     loaded = plugin_manager(plugins, config, [] if choice is None else [choice])
     selection = Selection(selected, name, connect_to, choice, loaded, config, *releases)
     return examine_selection(any_host(host, granule), selection)
+
+
+def rules_alone(load: Callable[[], PluginManager] | None = None) -> Selection | None:
+    """Return what is examined of a host alone: the doctor's rules and those of plugins.
+
+    :param load: loads the plugins; None for all that are installed.
+    :return: None if only the plugins that ship are installed, which have no rules.
+    """
+    from vmm_msi.plugins.manager import PluginManager, others_installed
+
+    if not others_installed():
+        return None
+    return Selection(rules=PluginManager.load() if load is None else load())
 
 
 def examine_selection(host: HostSources, selection: Selection | None) -> Examination:

@@ -14,8 +14,10 @@ from vmm_msi.host.sources import HostSources
 from vmm_msi.types import Granule, HostTopology
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
+    from vmm_msi.plugins.manager import PluginManager
     from vmm_msi.report.documents import TopologyDocument
 
     #: A file, a folder, a capture or a libvirt URI.
@@ -99,14 +101,31 @@ def any_host(host: AnyHost, granule: Granule | str | int | None = None) -> Host:
 
 
 def read_host(
-    names: Iterable[Path | str] = (), granule: Granule | None = None, root: Path | None = None
+    names: Iterable[Path | str] = (),
+    granule: Granule | None = None,
+    root: Path | None = None,
+    load_plugins: Callable[[], PluginManager] | None = None,
 ) -> Host:
     """Read every HOST that is named; this machine if none is.
+
+    :param load_plugins: loads the plugins whose host readers read a file of another form; None for
+        all that are installed.
 
     :raise VmmMsiError: as :func:`vmm_msi.host.sources.read_host`.
     :raise HypervisorError: when the libvirt of a URI cannot be queried.
     """
-    read = sources.read_host(tuple(names), granule, root=root, ask_libvirt=_ask_libvirt)
+
+    def read_other(path: str, content: bytes) -> HostTopology | None:
+        from vmm_msi.plugins import answers
+        from vmm_msi.plugins.manager import PluginManager, others_installed
+
+        if not others_installed():
+            return None
+        return answers.read_host((load_plugins or PluginManager.load)(), path, content)
+
+    read = sources.read_host(
+        tuple(names), granule, root=root, ask_libvirt=_ask_libvirt, read_other=read_other
+    )
     return Host(read.name, read.sources, read.trees)
 
 

@@ -4,12 +4,13 @@
 example.
 """
 
-from vmm_msi.errors import BackendError, PluginError, RefusedError, VmmMsiError
+from vmm_msi.errors import BackendError, PluginError, RefusedError, TopologyError, VmmMsiError
 from vmm_msi.iommu.backend import Backend, BackendInfo, Capability, MsiAllocator, S2Handle
-from vmm_msi.plugins.base import ItsSelector, Observer
+from vmm_msi.plugins.base import DoctorRule, HostReader, ItsSelector, Observer, ReportFormat
 from vmm_msi.plugins.hookspecs import (
     Action,
     Event,
+    Examined,
     Needs,
     Options,
     PluginInfo,
@@ -41,6 +42,7 @@ from vmm_msi.types import (
     Its,
     Pa,
     PciAddress,
+    PciRoute,
     ReservedKind,
     ReservedRegion,
     Smmu,
@@ -49,6 +51,7 @@ from vmm_msi.types import (
     Vits,
     VsmmuPlan,
 )
+from vmm_msi.types.finding import Evidence, Finding, Severity
 
 __all__ = [
     "ITS_TRANSLATER_PAGE_OFFSET",
@@ -59,13 +62,18 @@ __all__ = [
     "BackendInfo",
     "Capability",
     "DeviceId",
+    "DoctorRule",
     "DoorbellMaps",
     "Event",
+    "Evidence",
+    "Examined",
+    "Finding",
     "Granule",
     "GuestDevice",
     "GuestDomain",
     "GuestPlan",
     "HostDevice",
+    "HostReader",
     "HostTopology",
     "Iova",
     "Ipa",
@@ -77,19 +85,23 @@ __all__ = [
     "Options",
     "Pa",
     "PciAddress",
+    "PciRoute",
     "PluginError",
     "PluginInfo",
     "PluginKind",
     "RefusedError",
+    "ReportFormat",
     "ReservedKind",
     "ReservedRegion",
     "S2Handle",
     "S2Pool",
     "Session",
+    "Severity",
     "Smmu",
     "Stage1",
     "Strategy",
     "StreamId",
+    "TopologyError",
     "Vits",
     "VmmMsiError",
     "VsmmuPlan",

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from inspect import isfunction
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vmm_msi.plugins.hookspecs import HOOK_PREFIX, PROJECT, PluginInfo, PluginKind, hookimpl
 
 if TYPE_CHECKING:
-    from vmm_msi.plugins.hookspecs import Event
+    from collections.abc import Iterable, Mapping
+
+    from vmm_msi.plugins.hookspecs import Event, Examined
     from vmm_msi.types import HostDevice, HostTopology
+    from vmm_msi.types.finding import Finding
 
 
 class Plugin(ABC):
@@ -63,3 +66,37 @@ class Observer(Plugin):
 
     def vmm_msi_observe(self, event: Event) -> None:
         """See :func:`~vmm_msi.plugins.hookspecs.vmm_msi_observe`."""
+
+
+class DoctorRule(Plugin):
+    """A rule of the doctor; it may report several findings."""
+
+    kind = PluginKind.DOCTOR_RULE
+
+    @abstractmethod
+    def vmm_msi_examine(self, examined: Examined) -> Iterable[Finding] | None:
+        """See :func:`~vmm_msi.plugins.hookspecs.vmm_msi_examine`."""
+
+    @abstractmethod
+    def vmm_msi_finding_page(self, finding: str) -> str | None:
+        """See :func:`~vmm_msi.plugins.hookspecs.vmm_msi_finding_page`."""
+
+
+class HostReader(Plugin):
+    """A reader of host descriptions."""
+
+    kind = PluginKind.HOST_READER
+
+    @abstractmethod
+    def vmm_msi_read_host(self, name: str, content: bytes) -> HostTopology | None:
+        """See :func:`~vmm_msi.plugins.hookspecs.vmm_msi_read_host`."""
+
+
+class ReportFormat(Plugin):
+    """A format of ``compare``, by the plugin's name."""
+
+    kind = PluginKind.REPORT_FORMAT
+
+    @abstractmethod
+    def vmm_msi_format_comparison(self, document: Mapping[str, Any]) -> bytes:
+        """See :func:`~vmm_msi.plugins.hookspecs.vmm_msi_format_comparison`."""

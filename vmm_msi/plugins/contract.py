@@ -39,13 +39,21 @@ _REQUIRED = {
     ),
     PluginKind.ITS_SELECTOR: ("vmm_msi_select_its",),
     PluginKind.OBSERVER: (),
+    PluginKind.DOCTOR_RULE: ("vmm_msi_examine", "vmm_msi_finding_page"),
+    PluginKind.HOST_READER: ("vmm_msi_read_host",),
+    PluginKind.REPORT_FORMAT: ("vmm_msi_format_comparison",),
 }
 _BASE = {
     PluginKind.STRATEGY: "Strategy",
     PluginKind.ITS_SELECTOR: "ItsSelector",
     PluginKind.OBSERVER: "Observer",
+    PluginKind.DOCTOR_RULE: "DoctorRule",
+    PluginKind.HOST_READER: "HostReader",
+    PluginKind.REPORT_FORMAT: "ReportFormat",
 }
 _OBSERVER_HOOKS = ("vmm_msi_veto", "vmm_msi_observe")
+#: The values of ``--format`` that vmm-msi has of its own.
+FORMATS = frozenset({"text", "json", "html", "markdown", "csv", "svg", "toml"})
 #: A name is written on the command line, as a TOML key and into the domain XML.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -194,6 +202,8 @@ def _check_info(info: PluginInfo) -> None:
             f"{info.options.__name__}: each option must have a default that fits into JSON and can "
             f"be hashed: {error}"
         ) from error
+    if info.kind is PluginKind.REPORT_FORMAT and info.name in FORMATS:
+        raise ContractError(f"the format {info.name!r} is vmm-msi's own; use another name")
     if info.kind is PluginKind.STRATEGY:
         for form in choices:
             needs_of(info, info.options(**dict(form)))

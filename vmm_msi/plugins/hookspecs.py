@@ -3,12 +3,15 @@
 A plugin is an object with hook implementations, registered under the entry-point group
 ``vmm_msi``: an instance of a subclass of :class:`~vmm_msi.plugins.strategy.Strategy`,
 :class:`~vmm_msi.plugins.base.ItsSelector` or :class:`~vmm_msi.plugins.base.Observer`, or a module
-of functions marked with :data:`hookimpl`. It is of one of three kinds:
+of functions marked with :data:`hookimpl`. It is of one of these kinds:
 
 * a *strategy* decides how a guest's doorbells are bound; vmm-msi calls the strategy hooks of the
   one that is selected for a device, and of no other;
 * an *ITS selector* implements :func:`vmm_msi_select_its`; one is selected per guest;
-* an *observer* sees every event and may veto; vmm-msi calls all observers.
+* an *observer* sees every event and may veto; vmm-msi calls all observers;
+* a *doctor rule* examines a host and a guest; vmm-msi runs all of them beside its own rules;
+* a *host reader* reads a form of host description that vmm-msi does not know;
+* a *report format* writes the results of ``compare`` in a form of its own.
 
 Hooks return their value, or None; a hook that fails raises. Parameters are passed by name.
 """
@@ -23,7 +26,7 @@ import msgspec
 import pluggy
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from vmm_msi.iommu.backend import Backend, Capability
     from vmm_msi.types import (
@@ -35,6 +38,7 @@ if TYPE_CHECKING:
         Iova,
         PciAddress,
     )
+    from vmm_msi.types.finding import Finding
 
 PROJECT = "vmm_msi"
 #: What the name of every hook starts with.
@@ -54,6 +58,9 @@ class PluginKind(StrEnum):
     STRATEGY = "strategy"
     ITS_SELECTOR = "its-selector"
     OBSERVER = "observer"
+    DOCTOR_RULE = "doctor-rule"
+    HOST_READER = "host-reader"
+    REPORT_FORMAT = "report-format"
 
 
 class Options(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -144,6 +151,39 @@ class Session:
     def guest_device(self, address: PciAddress) -> GuestDevice:
         """Return the guest's view of an assigned device."""
         return self.guest.device_by_address[address]
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a doctor rule examines; None and empty values are unknown.
+
+    :param devices: the devices that are, or are to be, assigned.
+    :param strategies: the strategy of each device, with its options as on the command line; empty
+        if no guest is examined.
+    :param kernel: release of the host's kernel.
+    :param kernel_options: its configuration, names without ``CONFIG_``.
+    :param kernel_parameters: parameters of its modules, by ``module.parameter``.
+    :param kernel_log: lines of its log about SMMUs, ITSes, IOMMU groups and VFIO.
+    :param libvirt: release of libvirt, such as (12, 8).
+    :param qemu: release of QEMU.
+    :param domain: name of the guest.
+    :param domain_xml: its definition.
+    :param read: returns the text of a file of the host, such as ``/proc/cmdline``; None if the
+        host's files are not available, or it has no such file.
+    """
+
+    host: HostTopology
+    devices: tuple[PciAddress, ...] = ()
+    strategies: Mapping[PciAddress, str] = field(default_factory=dict)
+    kernel: str | None = None
+    kernel_options: Mapping[str, str] | None = None
+    kernel_parameters: Mapping[str, str] = field(default_factory=dict)
+    kernel_log: Sequence[str] = ()
+    libvirt: tuple[int, ...] | None = None
+    qemu: tuple[int, ...] | None = None
+    domain: str | None = None
+    domain_xml: str | None = None
+    read: Callable[[str], str | None] = lambda _path: None
 
 
 class Action(StrEnum):
@@ -357,4 +397,84 @@ def vmm_msi_observe(event: Event) -> None:
 
         def vmm_msi_observe(self, event):
             logging.getLogger("audit").info("%s %s", event.action, event.device or event.guest)
+    """
+
+
+@hookspec(firstresult=True)
+def vmm_msi_examine(examined: Examined) -> Iterable[Finding] | None:
+    """Examine a host, its devices and a guest, as the doctor's own rules do.
+
+    Called by doctor, attach, render and compare on every doctor rule. An error refuses attach and
+    render.
+
+    :return: the findings; each id starts with the plugin's name and ``-``.
+
+    Example::
+
+        def vmm_msi_examine(self, examined):
+            if examined.kernel is not None and "-rt" in examined.kernel:
+                yield Finding(
+                    id="site-kernel-rt",
+                    severity=Severity.ERROR,
+                    subject="host",
+                    evidence=(Evidence("/proc/sys/kernel/osrelease", examined.kernel),),
+                    consequence="Guests with assigned devices do not run on our RT kernels.",
+                    remedy="Boot the stock kernel.",
+                )
+    """
+
+
+@hookspec(firstresult=True)
+def vmm_msi_finding_page(finding: str) -> str | None:
+    r"""Return the page about a finding of the doctor rule, for ``doctor --explain ID``.
+
+    :param finding: the id.
+    :return: Markdown, beginning with ``# ID: title``; None if the rule has no such finding.
+
+    Example::
+
+        def vmm_msi_finding_page(self, finding):
+            pages = {"site-kernel-rt": "# site-kernel-rt: RT kernel\n\nBoot the stock kernel.\n"}
+            return pages.get(finding)
+    """
+
+
+@hookspec(firstresult=True)
+def vmm_msi_read_host(name: str, content: bytes) -> HostTopology | None:
+    r"""Read a file that describes a host, in a form that vmm-msi does not know.
+
+    Called on every host reader, by name, for a HOST that is a file of none of vmm-msi's own forms.
+
+    :param name: path of the file, for messages and ``HostTopology.source``.
+    :param content: the whole file, 32 MiB at most.
+    :return: the host; None if the file is of another form.
+    :raise TopologyError: when the file is of the form and malformed; the message names the place.
+
+    Example::
+
+        def vmm_msi_read_host(self, name, content):
+            if not content.startswith(b"SITE-HOST 1\n"):
+                return None
+            itses = content.splitlines()[1:]
+            return HostTopology(
+                source=name,
+                granule=Granule.K4,
+                smmus=(Smmu(0),),
+                itses=tuple(Its(i, Pa(int(base, 16))) for i, base in enumerate(itses)),
+            )
+    """
+
+
+@hookspec(firstresult=True)
+def vmm_msi_format_comparison(document: Mapping[str, Any]) -> bytes:  # type: ignore[empty-body]
+    r"""Write the results of ``compare`` for ``--format NAME``, NAME being the plugin's name.
+
+    :param document: what ``--format json`` prints: docs/schemas/compare.json.
+    :return: what is written to standard output or to the FILE of ``-o``.
+
+    Example::
+
+        def vmm_msi_format_comparison(self, document):
+            names = [result["strategy"] for result in document["results"]]
+            return "".join(f"{name}\n" for name in names).encode()
     """

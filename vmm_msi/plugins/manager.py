@@ -71,6 +71,13 @@ class _Manager(pluggy.PluginManager):
         return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
 
 
+def others_installed() -> bool:
+    """Return whether a plugin is installed that does not ship with vmm-msi."""
+    return any(
+        point.module.partition(".")[0] != "vmm_msi_plugins" for point in entry_points(group=PROJECT)
+    )
+
+
 class PluginManager:
     """The plugins of one application.
 
@@ -185,7 +192,7 @@ class PluginManager:
         self._selectors.clear()
         self._observers = {
             observer: ObserverHooks(
-                self._caller(observer, "vmm_msi_veto"), self._caller(observer, "vmm_msi_observe")
+                self.caller(observer, "vmm_msi_veto"), self.caller(observer, "vmm_msi_observe")
             )
             for observer in self.names(PluginKind.OBSERVER)
         }
@@ -202,7 +209,7 @@ class PluginManager:
         contract.check_marks(plugin, hooks)
         contract.check_complete(info.kind, hooks)
 
-    def _caller(self, name: str, hook: str) -> pluggy.HookCaller:
+    def caller(self, name: str, hook: str) -> pluggy.HookCaller:
         """Return what calls the implementation of one plugin, and of no other."""
         others = [plugin for other, plugin in self._manager.list_name_plugin() if other != name]
         return self._manager.subset_hook_caller(hook, others)
@@ -264,7 +271,7 @@ class PluginManager:
     def hooks(self, strategy: str) -> StrategyHooks:
         """Return the hooks of one strategy."""
         if strategy not in self._hooks:
-            self._hooks[strategy] = StrategyHooks(partial(self._caller, strategy))
+            self._hooks[strategy] = StrategyHooks(partial(self.caller, strategy))
         return self._hooks[strategy]
 
     def select_its(self, selector: str, device: HostDevice, host: HostTopology) -> int:
@@ -275,7 +282,7 @@ class PluginManager:
         """
         self.info(selector, PluginKind.ITS_SELECTOR)
         if selector not in self._selectors:
-            self._selectors[selector] = self._caller(selector, "vmm_msi_select_its")
+            self._selectors[selector] = self.caller(selector, "vmm_msi_select_its")
         try:
             its = cast("int | None", self._selectors[selector](device=device, host=host))
         except VmmMsiError:
