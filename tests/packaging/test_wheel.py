@@ -117,6 +117,8 @@ def test_wheel_contains_data_files(wheel):
         "vmm_msi/lab/qemu/its-count.patch",
         "vmm_msi/doctor/findings/smmu-no-s2fwb.md",
         "vmm_msi/templates/nested-guest.xml",
+        "vmm_msi/testing/template/pyproject.toml.template",
+        "vmm_msi/testing/template/py.typed.template",
         "vmm_msi/samples/eight-its-server.dtb",
         "vmm_msi/samples/eight-its-server.dts",
         "vmm_msi/samples/three-devices.xml",
@@ -244,3 +246,82 @@ def test_samples_work_in_the_installed_package(with_libvirt, tmp_path):
         "--host", samples / "eight-its-server.dtb", cwd=tmp_path,
     )  # fmt: skip
     assert "delivered" in text
+
+
+NEW = "two-pools"
+#: Plugins of other kinds, in a module beside the new strategy.
+MORE = {"site": "Site", "site-host": "SiteHost", "names": "Names"}
+
+
+@pytest.fixture(scope="session")
+def new_plugin(installed, wheel, install, tmp_path_factory):
+    """The folder of a distribution that ``plugins new`` wrote, and a venv with it.
+
+    It has a doctor rule, a host reader and a report format besides the strategy.
+    """
+    folder = tmp_path_factory.mktemp("new")
+    source = folder / "source"
+    run(installed, "plugins", "new", NEW, "-o", source, cwd=folder)
+    package = source / "src" / "vmm_msi_two_pools"
+    shutil.copy(ROOT / "tests" / "plugins" / "outside_plugins.py", package / "site.py")
+    project = source / "pyproject.toml"
+    head = "[project.entry-points.vmm_msi]\n"
+    points = "".join(f'{name} = "{package.name}.site:{kind}"\n' for name, kind in MORE.items())
+    project.write_text(project.read_text().replace(head, head + points))
+    built = build(copy(source, folder / "built"), folder)
+    words = ["--only-binary", ":all:", f"vmm-msi[testing] @ {wheel.as_uri()}", built]
+    return source, install(*words)
+
+
+def run_pytest(venv_bin, *arguments, cwd):
+    command = [str(venv_bin / "python"), "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, cwd=cwd, env={"HOME": str(cwd)}
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_the_tests_of_a_new_plugin_pass(new_plugin):
+    source, venv_bin = new_plugin
+    assert "3 passed" in run_pytest(venv_bin, cwd=source)
+
+
+def test_a_new_plugin_passes_the_conformance_suite(new_plugin, tmp_path):
+    _source, venv_bin = new_plugin
+    suite = ["--pyargs", "vmm_msi.testing", "--vmm-msi-strategy", f"{NEW}:itses=2"]
+    output = run_pytest(venv_bin, *suite, cwd=tmp_path)
+    assert " passed" in output
+    assert "skipped" not in output
+
+
+def test_a_new_plugin_and_those_beside_it_pass_the_check(new_plugin, tmp_path):
+    _source, venv_bin = new_plugin
+    for name in (NEW, *MORE, "vmm_msi_two_pools"):
+        assert "no problem" in run(venv_bin, "plugins", "check", name, cwd=tmp_path)
+
+
+def test_a_new_plugin_is_compared_with_shipped_ones(new_plugin, tmp_path):
+    _source, venv_bin = new_plugin
+    sample = pair("own", pits=2, vits=2)
+    strategies = ["--strategy", NEW, "--strategy", f"{NEW}:itses=2", "--strategy", "direct"]
+    one, two, shipped = compare(venv_bin, tmp_path, sample, *strategies)
+    assert {v["outcome"] for v in one["verdicts"]} == {"refused"}
+    assert {v["outcome"] for v in two["verdicts"]} == {"delivered"}
+    assert two["costs"] == shipped["costs"]
+    words = ["compare", "--scenario", "scenario.toml", *strategies, "--format", "names"]
+    assert run(venv_bin, *words, cwd=tmp_path) == f"{NEW}\n{NEW}\ndirect\n"
+
+
+def test_doctor_rule_and_host_reader_of_a_new_plugin(new_plugin, tmp_path):
+    _source, venv_bin = new_plugin
+    (tmp_path / "inventory").write_text("SITE-HOST 1\n200000000\n210000000\n")
+    words = ["topology", "show", "inventory", "--format", "json"]
+    assert len(json.loads(run(venv_bin, *words, cwd=tmp_path))["itses"]) == 2
+    run(venv_bin, "doctor", "inventory", cwd=tmp_path, code=8)
+    page = run(venv_bin, "doctor", "--explain", "site-two-its", cwd=tmp_path)
+    assert page.startswith("# site-two-its: Two ITSes\n")
+    words = ["compare", "--host", "inventory", "--device", A, "--strategy", NEW]
+    error = run(venv_bin, *words, cwd=tmp_path, code=5)
+    assert "site-two-its (host): We do not run hosts with several ITSes." in error
+    assert run(venv_bin, *words, "--disable-plugin", "site", cwd=tmp_path)
