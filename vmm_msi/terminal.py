@@ -5,6 +5,11 @@ obeys some characters in them: escape sequences, the C1 controls, carriage retur
 bidirectional overrides, which show text in an order other than its own. None of them is printed;
 each is shown as an escape such as ``\x1b``.
 
+A part of a line may have a tone, such as that of a failure. It is shown as a colour on a terminal,
+and never the only sign of what it means. ``--color`` decides, then NO_COLOR, then FORCE_COLOR and
+CLICOLOR_FORCE, then CLICOLOR=0 and TERM=dumb, each as https://no-color.org,
+https://force-color.org and https://bixense.com/clicolors describe them.
+
 Documents for programs (XML, JSON, scripts) pass unchanged to a file or a pipe.
 """
 
@@ -14,10 +19,17 @@ import contextlib
 import os
 import sys
 from enum import StrEnum
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, Final, TextIO
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+#: Width of text where neither a terminal nor COLUMNS has another.
+WIDTH: Final = 80
+
+# ECMA-48: select graphic rendition, and reset it.
+_SGR = {"good": "32", "warning": "33", "bad": "31", "quiet": "2"}
+_RESET = "\x1b[0m"
 
 # ECMA-48: return to the first column and erase to the end of the line.
 _ERASE_LINE = "\r\x1b[K"
@@ -30,6 +42,50 @@ class Tone(StrEnum):
     WARNING = "warning"
     BAD = "bad"
     QUIET = "quiet"
+
+
+class Color(StrEnum):
+    """Values of ``--color``."""
+
+    AUTO = "auto"
+    ALWAYS = "always"
+    NEVER = "never"
+
+
+# What --color says in this process.
+_color = Color.AUTO
+
+
+def choose_color(color: Color) -> None:
+    """Decide whether this process prints colours."""
+    global _color
+    _color = color
+
+
+def has_color(stream: TextIO) -> bool:
+    """Return whether tones are shown as colours on ``stream``."""
+    if _color is not Color.AUTO:
+        return _color is Color.ALWAYS
+    if os.environ.get("NO_COLOR"):
+        return False
+    if os.environ.get("FORCE_COLOR") or os.environ.get("CLICOLOR_FORCE", "0") != "0":
+        return True
+    off = os.environ.get("CLICOLOR") == "0" or os.environ.get("TERM") == "dumb"
+    return not off and stream.isatty()
+
+
+def text_width(stream: TextIO | None = None) -> int:
+    """Return how many columns text has on ``stream``: COLUMNS, those of a terminal, or 80.
+
+    :param stream: default: standard output.
+    """
+    columns = os.environ.get("COLUMNS", "")
+    if columns.isascii() and columns.isdigit() and int(columns[:9]) > 0:
+        return int(columns[:9])
+    with contextlib.suppress(OSError, ValueError):
+        size = os.get_terminal_size((stream or sys.stdout).fileno())
+        return size.columns or WIDTH
+    return WIDTH
 
 
 class Line(str):
@@ -47,6 +103,11 @@ class Line(str):
         line = super().__new__(cls, "".join(text for text, _tone in kept))
         line.parts = kept
         return line
+
+    @property
+    def has_tones(self) -> bool:
+        """Whether a part has a tone."""
+        return any(tone is not None for _text, tone in self.parts)
 
 
 def printable(text: object) -> str:
@@ -69,7 +130,16 @@ def print_line(text: object = "", stream: TextIO | None = None) -> None:
 
     :param stream: default: standard output.
     """
-    print(printable(text), file=stream or sys.stdout)
+    out = stream or sys.stdout
+    if isinstance(text, Line) and text.has_tones and has_color(out):
+        print("".join(_painted(part, tone) for part, tone in text.parts), file=out)
+    else:
+        print(printable(text), file=out)
+
+
+def _painted(text: str, tone: Tone | None) -> str:
+    shown = printable(text)
+    return shown if tone is None or not text else f"\x1b[{_SGR[tone]}m{shown}{_RESET}"
 
 
 def print_lines(lines: Iterable[object], stream: TextIO | None = None) -> None:

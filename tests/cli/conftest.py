@@ -21,11 +21,18 @@ def nowhere(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def vmm_msi(capfd):
+def columns():
+    """Return the width of the terminal; a module that is about wrapping has its own."""
+    return 1000
+
+
+@pytest.fixture
+def vmm_msi(capfd, monkeypatch, columns):
     """Run a command line in this process; return exit code, standard output and error.
 
     What C libraries print is seen too. A JSON document has to match its schema.
     """
+    monkeypatch.setenv("COLUMNS", str(columns))
 
     def run(*words):
         try:

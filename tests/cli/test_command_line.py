@@ -44,6 +44,7 @@ VOCABULARY = (
     ("--force",),
     ("--dry-run",),
     ("--format",),
+    ("--color",),
     ("--config",),
     ("--disable-plugin",),
     ("--granule",),

@@ -198,11 +198,9 @@ def test_plugins_as_a_table(vmm_msi):
     assert (code, err) == (0, "")
     records = PluginManager.load().records()
     lines = out.splitlines()
-    assert lines[0].split() == ["plugin", "kind", "state", "from"]
-    rows = [line.split() for line in lines[2:] if not line.startswith(" ")]
-    assert [row[0] for row in rows] == [record.name for record in records]
-    words = " ".join(out.split())
-    assert all(record.info.summary in words for record in records)
+    assert lines[0].split() == ["plugin", "kind", "state", "from", "what", "for"]
+    assert [line.split()[0] for line in lines[2:]] == [record.name for record in records]
+    assert all(line.endswith(r.info.summary) for line, r in zip(lines[2:], records, strict=True))
     long = vmm_msi("plugins", "list", "--long")[1]
     assert long.startswith(out)
     for word in ("guest", "host", "XML", "costs", "options"):

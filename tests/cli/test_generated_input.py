@@ -12,6 +12,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import sys
@@ -217,6 +218,8 @@ def check(words, code, out, err):
     assert code in DOCUMENTED
     assert "Traceback" not in err
     assert all(line.isprintable() for line in err.split("\n"))
+    if "--color=always" in words or ("--color", "always") in pairwise(words):
+        out = re.sub(r"\x1b\[(?:0|2|31|32|33)m", "", out)
     xml = out.lstrip().startswith(("<", "---"))
     assert xml or all(line.isprintable() for line in out.split("\n"))
     as_json = "--format=json" in words or ("--format", "json") in pairwise(words)

@@ -16,7 +16,9 @@ BOARD = str(samples.path("eight-its-server.dtb"))
 
 
 @pytest.fixture
-def run(capsys):
+def run(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "1000")
+
     def run(*arguments):
         code = main(list(map(str, arguments)))
         output = capsys.readouterr()

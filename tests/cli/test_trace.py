@@ -18,6 +18,13 @@ SLOT = """\
      |           drivers/iommu/iommufd/driver.c)
      |
 """
+
+
+@pytest.fixture
+def columns():
+    return 80
+
+
 PATHS = {
     ("identity", "0000:02:00.0:3"): f"""\
 identity on linux-7.2: 0000:02:00.0, vector 3: delivered
@@ -89,8 +96,8 @@ preset on linux-vfio-msi-iova: 0000:02:00.0, vector 0: misrouted
      |
   interrupt  x ITS 0: DeviceID 0x200, EventID 0
                  ITS 0 does not know DeviceID 0x200
-                 an ITS drops an MSI whose DeviceID or EventID its tables do
-                 not have (Arm GICv3 specification (IHI 0069), 5 The ITS)
+                 an ITS drops an MSI whose DeviceID or EventID its tables do not
+                 have (Arm GICv3 specification (IHI 0069), 5 The ITS)
 """,
 }
 
@@ -105,7 +112,7 @@ def test_each_strategy_has_a_path(vmm_msi):
     code, out, err = vmm_msi("compare", "--scenario", TWO_ITS, "--trace", "0000:01:00.0")
     assert (code, err) == (0, "")
     assert out.count("0000:01:00.0, vector 0: ") == 15
-    assert max(map(len, out.splitlines())) < 80
+    assert max(map(len, out.splitlines())) <= 80
 
 
 def test_an_address_of_another_device_is_named(vmm_msi, tmp_path):

@@ -16,6 +16,13 @@ from vmm_msi.library.what_if import against_settings, axis_of, split_values
 from vmm_msi.report.worlds import Axis, World, by_value, deciding_axes
 
 TWO_ITS = samples.path("two-its.toml")
+
+
+@pytest.fixture
+def columns():
+    return 80
+
+
 A, B = "0000:01:00.0", "0000:02:00.0"
 SAME_ITS = "host.device[B].its_group=[0]"
 

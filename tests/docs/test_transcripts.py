@@ -61,6 +61,7 @@ from vmm_msi.qemuhook.entry import run as run_hook
 from vmm_msi.report import doctor as doctor_report
 from vmm_msi.report import explain as explain_report
 from vmm_msi.report import lab_compare_guests, lab_guest
+from vmm_msi.report.columns import fitted
 from vmm_msi.report.status import GuestStatus, lines_of
 from vmm_msi.types import Granule, GuestPlan, Iova, Outcome, PciAddress, VsmmuPlan
 from vmm_msi.watch import service_log
@@ -151,7 +152,7 @@ def test_doctor_on_debians_kernel():
     release = "7.2.12+deb14-arm64"
     case = with_option(HEALTHY, "IOMMUFD", None)
     case = with_kernel(case, release=release, options_from=f"/boot/config-{release}")
-    text = "\n".join(doctor_report.to_lines("this machine", examine(case)))
+    text = "\n".join(fitted(doctor_report.to_lines("this machine", examine(case))))
     assert output_of(DOCTOR) == text.partition("\n\n")[0] + "\n"
 
 
@@ -326,7 +327,7 @@ def finding(name, subject):
 
 
 def text_of(result):
-    return "".join(f"{line}\n" for line in lab_guest.to_lines(result))
+    return "".join(f"{line}\n" for line in fitted(lab_guest.to_lines(result)))
 
 
 def test_lab_guest_with_two_drives():

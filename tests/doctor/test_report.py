@@ -13,7 +13,7 @@ from vmm_msi.report import doctor as report
 
 
 def text(findings, about="host, 3 devices"):
-    return "\n".join(report.to_lines(about, findings)) + "\n"
+    return "\n".join(report.to_lines(about, findings, width=100)) + "\n"
 
 
 def test_findings_are_blocks_worst_first_with_a_summary():

@@ -72,7 +72,7 @@ ROW = (
 
 
 def test_report_as_text():
-    assert list(report.to_lines(RUN)) == [
+    assert list(report.to_lines(RUN, 200)) == [
         "linux 7.2.12, libvirt 12.8.0, qemu 11.1.2",
         "the guest's RMR: 0x8000000-0x80fffff",
         "the guest's IOMMU group 1: 0000:21:00.0; reserved 0x1 0x2 direct",
@@ -191,7 +191,7 @@ def test_status_agrees_if_it_lies_between_two_counts(reported, agrees):
     run = replace(RUN, phases=[Phase("start", [replace(DRIVE, checks=(check, check))])])
     assert (run.complete, run.status_agrees) == (True, agrees)
     json_schemas.check("lab-guest", json.loads(json.dumps(report.to_json(run))))
-    lines = list(report.to_lines(run))
+    lines = list(report.to_lines(run, 200))
     row = lines[lines.index("", lines.index(ROW)) + 3]
     assert row.endswith("yes" if agrees else "no")
 
@@ -200,7 +200,7 @@ def test_report_of_the_status():
     before, after = counts(), counts(109, 2, 0x8001040)
     checks = (StatusCheck(before, (before, before)), StatusCheck(after, (after, after)))
     phase = Phase("start", [replace(DRIVE, checks=checks)])
-    lines = list(report.to_lines(replace(RUN, phases=[phase], status=["lab-guest: running"])))
+    lines = list(report.to_lines(replace(RUN, phases=[phase], status=["lab-guest: running"]), 200))
     at = lines.index(ROW)
     assert lines[at + 1 : at + 6] == [
         "",

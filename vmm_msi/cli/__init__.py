@@ -22,7 +22,7 @@ from vmm_msi.errors import (
     UsageError,
     VmmMsiError,
 )
-from vmm_msi.terminal import discard_output, print_error, print_line
+from vmm_msi.terminal import Color, choose_color, discard_output, print_error, print_line
 
 if TYPE_CHECKING:
     import argparse
@@ -143,6 +143,7 @@ def _run(words: Sequence[str]) -> int:
     except SystemExit:
         return 0  # --help was printed.
     args.words = words
+    choose_color(Color(getattr(args, "color", Color.AUTO)))
     if args.version:
         from vmm_msi import __version__
 

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, load_config, load_plugins, print_json
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    load_config,
+    load_plugins,
+    print_json,
+    print_text,
+)
 from vmm_msi.cli.domain_options import add_connection, add_target, in_libvirt
-from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -70,5 +77,5 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         print_json(result.to_json())
     else:
-        print_lines(report.lines_of(result))
+        print_text(partial(report.lines_of, result))
     return EXIT_REFUSED if result.is_refused else 0

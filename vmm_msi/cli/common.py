@@ -7,12 +7,20 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli.parser import VIRSH_CONFIG
 from vmm_msi.errors import ConfigError, UsageError
-from vmm_msi.terminal import print_document, print_error, printable, write_bytes
+from vmm_msi.terminal import (
+    print_document,
+    print_error,
+    print_lines,
+    printable,
+    text_width,
+    write_bytes,
+)
 from vmm_msi.types import Granule
 
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Collection, Iterable
+    from collections.abc import Callable, Collection, Iterable
+    from typing import TextIO
 
     from vmm_msi.config import Choice, Config
     from vmm_msi.domxml.support import Version
@@ -48,7 +56,7 @@ class _FormatNames(tuple[str, ...]):
 
 
 def add_format(parser: argparse.ArgumentParser, *others: str, plugins: bool = False) -> None:
-    """Add ``--format``.
+    """Add ``--format`` and ``--color``.
 
     :param others: formats besides text and JSON.
     :param plugins: formats of plugins are valid, too.
@@ -64,6 +72,31 @@ def add_format(parser: argparse.ArgumentParser, *others: str, plugins: bool = Fa
         default="text",
         help=f"output format: {'; '.join(texts)}",
     )
+    add_color(parser)
+
+
+def add_color(parser: argparse.ArgumentParser) -> None:
+    """Add ``--color``."""
+    parser.add_argument(
+        "--color",
+        choices=("auto", "always", "never"),
+        default="auto",
+        metavar="WHEN",
+        help="colours of outcomes and severities in text: auto (the default: on a terminal, unless "
+        "NO_COLOR is set or TERM is dumb), always or never",
+    )
+
+
+def print_text(lines_of: Callable[[int], Iterable[str]], stream: TextIO | None = None) -> None:
+    """Print text for people in the width of the terminal.
+
+    :param lines_of: returns the lines for a width.
+    :param stream: default: standard output.
+    """
+    from vmm_msi.report.columns import fitted
+
+    width = text_width(stream)
+    print_lines(fitted(lines_of(width), width), stream)
 
 
 def add_output(parser: argparse.ArgumentParser, what: str, *, required: bool = False) -> None:

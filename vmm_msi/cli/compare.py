@@ -6,6 +6,7 @@ import io
 import logging
 import sys
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,7 @@ from vmm_msi.cli.common import (
     load_plugins,
     load_sources,
     output_path,
+    print_text,
 )
 from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.config import Choice
@@ -238,11 +240,11 @@ def _write(
 
         out.write(write_page(to_page(scenario, tuple(results), provenance(args)), args.format))
     elif traced is not None:
-        print_lines(_paths(results, scenario.guest, *traced), out)
+        print_text(partial(_paths, results, scenario.guest, *traced), out)
     else:
         from vmm_msi.report.compare import compare_table
 
-        print_lines(compare_table(scenario, results), out)
+        print_text(partial(compare_table, scenario, results), out)
 
 
 def _formatted(plugins: PluginManager, name: str, results: Iterator[Result]) -> bytes:
@@ -293,7 +295,7 @@ def _verdicts(
 
 
 def _paths(
-    results: Iterator[Result], guest: GuestDomain, device: PciAddress, vector: int
+    results: Iterator[Result], guest: GuestDomain, device: PciAddress, vector: int, width: int
 ) -> Iterator[str]:
     """Yield the path of one MSI with each strategy as text."""
     from vmm_msi.report.chain import to_lines
@@ -301,7 +303,7 @@ def _paths(
     for number, (result, verdict) in enumerate(_verdicts(results, guest, device, vector)):
         if number:
             yield ""
-        yield from to_lines(result, verdict, guest, vector)
+        yield from to_lines(result, verdict, guest, vector, width)
 
 
 def _noted(results: Iterator[Result], seen: list[Result]) -> Iterator[Result]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import (
@@ -10,9 +11,10 @@ from vmm_msi.cli.common import (
     load_config,
     load_plugins,
     print_json,
+    print_text,
 )
 from vmm_msi.errors import ConfigError, UsageError
-from vmm_msi.terminal import print_line, print_lines
+from vmm_msi.terminal import print_line
 
 if TYPE_CHECKING:
     import argparse
@@ -71,7 +73,7 @@ def run(args: argparse.Namespace) -> int:
         rows.append([name, "(any)", str(entry["strategy"]), str(entry["its_selector"])])
     for domain in table.domain:
         rows += [[domain.name, device.address, device.strategy, ""] for device in domain.device]
-    print_lines(columns(rows))
+    print_text(partial(columns, rows))
     return 0
 
 

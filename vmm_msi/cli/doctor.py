@@ -14,12 +14,12 @@ from vmm_msi.cli.common import (
     add_releases,
     print_json,
     print_page,
+    print_text,
     read_described_host,
     releases,
 )
 from vmm_msi.cli.domain_options import add_domain
 from vmm_msi.errors import UsageError
-from vmm_msi.terminal import print_lines
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the host and print the findings."""
     if args.explain is not None:
-        print_lines(_page(args).splitlines())
+        print_text(lambda _width: _page(args).splitlines())
         return 0
     examination = _examine(args)
     if args.format == "json":
@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
         page = to_page(examination.case, examination.domain, examination.findings, provenance(args))
         print_page(page, args.format)
     else:
-        print_lines(examination.to_lines())
+        print_text(examination.to_lines)
     if examination.has_errors:
         return EXIT_ERRORS
     return EXIT_WARNINGS if examination.has_doubts else 0

@@ -6,8 +6,10 @@ import argparse
 import os
 import sys
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
+from vmm_msi.cli.common import print_text
 from vmm_msi.errors import HypervisorError, UsageError
 from vmm_msi.terminal import print_document, print_line, print_lines
 
@@ -201,7 +203,7 @@ def print_record(
         from vmm_msi.report.columns import columns
         from vmm_msi.report.status import address_notes, device_rows
 
-        print_lines(columns(list(device_rows(record.devices, predicted=True))))
+        print_text(partial(columns, list(device_rows(record.devices, predicted=True))))
         notes = [*notes, *address_notes(record.devices)]
     _print_notes(notes, sys.stdout)
 

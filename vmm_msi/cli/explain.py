@@ -16,10 +16,11 @@ from vmm_msi.cli.common import (
     load_plugins,
     print_json,
     print_page,
+    print_text,
 )
 from vmm_msi.cli.domain_options import add_connection, add_domain
 from vmm_msi.errors import TopologyError, UsageError
-from vmm_msi.terminal import print_error, print_lines
+from vmm_msi.terminal import print_error
 
 if TYPE_CHECKING:
     import argparse
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> int:
         page = to_page(explanation.explained, known | provenance(args))
         print_page(page, args.format)
     else:
-        print_lines(explanation.to_lines())
+        print_text(explanation.to_lines)
     return 0 if explanation.is_recognised else EXIT_UNKNOWN
 
 

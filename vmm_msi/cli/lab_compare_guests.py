@@ -5,12 +5,12 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
-from vmm_msi.cli.common import add_format, print_json
+from vmm_msi.cli.common import add_format, print_json, print_text
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.cli.lab_host import add_itses, add_source, kernel_of
-from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format == "json":
         print_json(report.to_json(result))
     else:
-        print_lines(report.to_lines(result))
+        print_text(partial(report.to_lines, result))
     return 0 if all(cell.agrees for cell in cells) else DISAGREES
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_format, print_json, print_page
+from vmm_msi.cli.common import add_format, print_json, print_page, print_text
 from vmm_msi.cli.lab import Subcommand
 from vmm_msi.cli.lab_host import add_itses, add_source, kernel_of
-from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -150,7 +150,7 @@ def run(args: argparse.Namespace) -> int:
 
         print_page(to_page(result, provenance(args)), args.format)
     else:
-        print_lines(report.to_lines(result))
+        print_text(partial(report.to_lines, result))
     return 0 if result.complete and result.status_agrees else LOST
 
 

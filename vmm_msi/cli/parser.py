@@ -89,6 +89,14 @@ class Parser(argparse.ArgumentParser):
         """Raise an error instead of printing it and exiting."""
         raise CommandLineError(message)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> object:
+        """Return the values of an argument; Python 3.11 takes ``--option=--`` for no value."""
+        if action.option_strings and action.nargs is None and arg_strings == ["--"]:
+            value = self._get_value(action, "--")
+            self._check_value(action, value)
+            return value
+        return super()._get_values(action, arg_strings)
+
     def _check_options(self, words: Sequence[str]) -> argparse.ArgumentParser:
         """Refuse the first unknown long option; argparse reports missing arguments first.
 

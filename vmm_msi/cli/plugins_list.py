@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_config, add_format, enabled_plugins, load_config, print_json
-from vmm_msi.terminal import print_lines
+from vmm_msi.cli.common import (
+    add_config,
+    add_format,
+    enabled_plugins,
+    load_config,
+    print_json,
+    print_text,
+)
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
 
     from vmm_msi.plugins.manager import PluginManager, PluginRecord
     from vmm_msi.report.system_documents import PluginJson, PluginsDocument
@@ -36,31 +44,34 @@ def run(args: argparse.Namespace) -> int:
         kind = record.info.kind.value if record.info is not None else "?"
         summary = record.info.summary if record.info is not None else record.problem
         rows.append([record.name, kind, record.state, record.origin, summary])
-    print_lines(columns_with_prose(rows))
+    print_text(partial(columns_with_prose, rows))
     if args.long:
         for record in plugins.records():
-            print_lines(_details(record))
+            print_text(partial(_details, record))
     return 0
 
 
-def _details(record: PluginRecord) -> list[str]:
+def _details(record: PluginRecord, width: int) -> Iterator[str]:
+    """Yield what a strategy requires, writes and costs."""
     from vmm_msi.plugins.hookspecs import PluginKind
+    from vmm_msi.report.columns import prose
 
     info = record.info
     if info is None or info.kind is not PluginKind.STRATEGY:
-        return []
+        return
     options = ", ".join(
         f"{field}={getattr(info.options(), field)}" for field in info.options.__struct_fields__
     )
-    return [
-        "",
-        f"{info.name}: {info.summary}",
-        f"  guest    {info.guest}",
-        f"  host     {info.host}",
-        f"  XML      {info.xml}",
-        f"  costs    {info.costs}",
-        f"  options  {options or 'none'} (defaults)",
-    ]
+    yield ""
+    yield f"{info.name}: {info.summary}"
+    for label, text in (
+        ("guest", info.guest),
+        ("host", info.host),
+        ("XML", info.xml),
+        ("costs", info.costs),
+        ("options", f"{options or 'none'} (defaults)"),
+    ):
+        yield from prose(text, width, f"  {label:<7}  ")
 
 
 def _print_json(plugins: PluginManager) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,8 @@ from vmm_msi.cli.common import (
     load_plugins,
     print_json,
     print_page,
+    print_text,
 )
-from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -55,5 +56,5 @@ def run(args: argparse.Namespace) -> int:
         page = to_page(result, {"recording": str(args.file), **provenance(args)})
         print_page(page, args.format)
     else:
-        print_lines(to_lines(result))
+        print_text(partial(to_lines, result))
     return 0 if result.agrees else EXIT_DIFFERS

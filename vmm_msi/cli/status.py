@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import add_format, add_granule, add_host, print_json
+from vmm_msi.cli.common import add_format, add_granule, add_host, print_json, print_text
 from vmm_msi.cli.domain_options import DOMAIN, add_connection
-from vmm_msi.terminal import print_lines
 
 if TYPE_CHECKING:
     import argparse
@@ -47,13 +47,13 @@ def run(args: argparse.Namespace) -> int:
         if args.format == "json":
             print_json(listed.to_json())
         else:
-            print_lines(report.list_lines(listed.guests, listed.notes))
+            print_text(partial(report.list_lines, listed.guests, listed.notes))
         return 0
     guest = _one(args)
     if args.format == "json":
         print_json(guest.to_json())
     else:
-        print_lines(report.lines_of(guest))
+        print_text(partial(report.lines_of, guest))
     return 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli import topology_capture
@@ -11,10 +12,11 @@ from vmm_msi.cli.common import (
     add_hosts,
     print_json,
     print_page,
+    print_text,
     read_described_host,
 )
 from vmm_msi.host.sources import FORMS
-from vmm_msi.terminal import print_document, print_lines
+from vmm_msi.terminal import print_document
 
 if TYPE_CHECKING:
     import argparse
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
         return 0
     from vmm_msi.report import system, topology
 
-    print_lines(topology.to_lines(host.topology))
+    print_text(partial(topology.to_lines, host.topology))
     if several:
-        print_lines(system.disagreement_lines(host.disagreements))
+        print_text(partial(system.disagreement_lines, host.disagreements))
     return 0

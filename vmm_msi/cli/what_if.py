@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
-from vmm_msi.cli.common import FORMATS
+from vmm_msi.cli.common import FORMATS, print_text
 from vmm_msi.errors import UsageError
-from vmm_msi.terminal import StatusLine, print_error, print_lines
+from vmm_msi.terminal import StatusLine, print_error
 
 if TYPE_CHECKING:
     import argparse
@@ -138,7 +139,7 @@ def write(args: argparse.Namespace, runs: Sequence[Ran], axes: Sequence[Axis], o
 
     blocks = what_if.variation(runs, axes) if axes else what_if.two_worlds(*runs)
     if args.format == "text":
-        print_lines(what_if.to_lines(blocks), out)
+        print_text(partial(what_if.to_lines, blocks), out)
         return
     from vmm_msi.cli.provenance import provenance
     from vmm_msi.pages.formats import write_page

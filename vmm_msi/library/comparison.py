@@ -24,6 +24,7 @@ from vmm_msi.library.settings import configuration, plugin_manager
 from vmm_msi.plugins.hookspecs import PluginKind
 from vmm_msi.report import compare_json
 from vmm_msi.report.compare import compare_table
+from vmm_msi.terminal import WIDTH
 from vmm_msi.types import Scenario
 
 if TYPE_CHECKING:
@@ -63,9 +64,9 @@ class Comparison:
         document: CompareDocument = json.loads(text.getvalue())
         return document
 
-    def to_lines(self) -> Iterator[str]:
+    def to_lines(self, width: int = WIDTH) -> Iterator[str]:
         """Yield the table, then the reasons of lost MSIs, for people."""
-        return compare_table(self.scenario, self.results)
+        return compare_table(self.scenario, self.results, width)
 
 
 def compare(

@@ -15,6 +15,7 @@ from vmm_msi.library.guests import guest_name
 from vmm_msi.library.hosts import any_host
 from vmm_msi.quantity import quantity
 from vmm_msi.report import doctor as report
+from vmm_msi.terminal import WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -58,9 +59,9 @@ class Examination:
         """Return the document that ``vmm-msi doctor --format json`` prints."""
         return report.to_json(self.case, self.domain, self.findings)
 
-    def to_lines(self) -> Iterator[str]:
+    def to_lines(self, width: int = WIDTH) -> Iterator[str]:
         """Yield the findings and a summary as lines for people."""
-        return report.to_lines(_about(self.case, self.domain), self.findings)
+        return report.to_lines(_about(self.case, self.domain), self.findings, width)
 
 
 def examine(

@@ -15,6 +15,7 @@ from vmm_msi.library.guests import guest_name, read_guest
 from vmm_msi.library.hosts import any_host
 from vmm_msi.library.settings import configuration, plugin_manager
 from vmm_msi.report import explain as report
+from vmm_msi.terminal import WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -48,9 +49,9 @@ class LogExplanation:
         """Return the document that ``vmm-msi explain --format json`` prints."""
         return report.to_json(self.explained)
 
-    def to_lines(self) -> Iterator[str]:
+    def to_lines(self, width: int = WIDTH) -> Iterator[str]:
         """Yield the explanations as lines for people."""
-        return report.to_lines(self.explained)
+        return report.to_lines(self.explained, width)
 
 
 def explain_log(

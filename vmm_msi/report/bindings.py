@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
+from vmm_msi.terminal import WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -60,7 +61,7 @@ def rows_of(bindings: Iterable[KernelBinding]) -> Iterator[list[str]]:
         yield [str(binding.giova), str(binding.gdb), hdb, binding.state]
 
 
-def lines_of(guest: GuestBindings) -> Iterator[str]:
+def lines_of(guest: GuestBindings, width: int = WIDTH) -> Iterator[str]:
     """Yield the bindings of a guest as lines for people."""
     if not guest.commands:
         yield f"{guest.domain}: nothing to do"
@@ -75,7 +76,7 @@ def lines_of(guest: GuestBindings) -> Iterator[str]:
         head = [str(device.device), device.strategy or "-"]
         bindings = list(rows_of(device.bindings)) or [["-", "-", "-", "not bound"]]
         rows += [[*head, *cells, device.source or "-"] for cells in bindings]
-    yield from columns(rows)
+    yield from columns(rows, width)
     for device in guest.devices:
         if device.error is not None:
             yield f"refused: {device.device}: {device.error}"

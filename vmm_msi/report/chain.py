@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import textwrap
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from vmm_msi.iommu import rules
 from vmm_msi.iommu.profiles import profile_named
-from vmm_msi.report.compare_rows import strategy_name
+from vmm_msi.report.columns import prose
+from vmm_msi.report.compare_rows import OUTCOME_TONES, strategy_name
+from vmm_msi.terminal import WIDTH, Line, Tone
 from vmm_msi.types import Granule, Outcome
 from vmm_msi.types.verdict import addresses_text
 
@@ -19,8 +20,6 @@ if TYPE_CHECKING:
     from vmm_msi.engine.compare import Result
     from vmm_msi.errors import Rule
     from vmm_msi.types import GuestDomain, Verdict
-
-_WIDTH = 79
 
 
 class Place(StrEnum):
@@ -195,26 +194,28 @@ def path_title(result: Result, verdict: Verdict, vector: int, names: Sequence[st
     return f"{name} on {kernel}: {verdict.device}, vector {vector}: {verdict.outcome}"
 
 
-def to_lines(result: Result, verdict: Verdict, guest: GuestDomain, vector: int) -> Iterator[str]:
-    """Yield the path as text for a terminal of 80 columns."""
-    yield path_title(result, verdict, vector)
+def to_lines(
+    result: Result, verdict: Verdict, guest: GuestDomain, vector: int, width: int = WIDTH
+) -> Iterator[str]:
+    """Yield the path as text for a terminal.
+
+    :param width: of the terminal.
+    """
+    title = path_title(result, verdict, vector).removesuffix(verdict.outcome)
+    yield Line([(title, None), (verdict.outcome, OUTCOME_TONES[verdict.outcome])])
     yield ""
     path = stations(result, verdict, guest, vector)
     for number, station in enumerate(path):
-        mark = "x" if station.passage is Passage.BROKEN else " "
+        broken = station.passage is Passage.BROKEN
         text = station.text or str(station.passage)
-        yield from _wrapped(f"  {station.place:10} {mark} ", text)
+        head = f"  {station.place:10} {'x' if broken else ' '} "
+        first, *others = prose(text, width, head)
+        tone = Tone.BAD if broken else None if station.passage is Passage.PASSED else Tone.QUIET
+        yield Line([(first, tone)])
+        yield from others
         following = path[number + 1 : number + 2]
         line = "|" if following and following[0].passage is not Passage.NOT_REACHED else " "
         for note in station.notes:
-            yield from _wrapped(f"     {line}           ", note, f"     {line}           ")
+            yield from prose(note, width, f"     {line}           ", f"     {line}           ")
         if line == "|":
             yield f"     {line}"
-
-
-def _wrapped(head: str, text: str, indent: str | None = None) -> Sequence[str]:
-    """Return text behind a head, wrapped at words."""
-    below = " " * len(head) if indent is None else indent
-    return textwrap.wrap(
-        text, _WIDTH, initial_indent=head, subsequent_indent=below, break_on_hyphens=False
-    )

@@ -10,7 +10,7 @@ import textwrap
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from vmm_msi.pages.blocks import Cell
-from vmm_msi.terminal import Line, printable
+from vmm_msi.terminal import WIDTH, Line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from vmm_msi.pages.blocks import Table, Terms
     from vmm_msi.terminal import Tone
 
-#: Width of text where no terminal has another.
-WIDTH: Final = 80
 #: Width of prose on a terminal that is wider.
 MAX_PROSE: Final = 100
 #: For tables that are never wrapped.
@@ -53,6 +51,25 @@ def wrapped(text: object, width: int, head: str = "", below: str | None = None) 
     for line in _words(printable(text), width - max(len(head), len(indent))):
         yield f"{start}{line}".rstrip()
         start = indent
+
+
+def fitted(lines: Iterable[str], width: int = WIDTH) -> Iterator[str]:
+    """Yield lines, those that are too long wrapped at words and indented."""
+    for line in lines:
+        shown = printable(line)
+        if len(shown) <= width:
+            yield line
+            continue
+        indent = " " * (len(shown) - len(shown.lstrip()))
+        parts = line.parts if isinstance(line, Line) else [(line, None)]
+        toned = [(letter, tone) for text, tone in parts for letter in printable(text)]
+        place = 0
+        for text in wrapped(shown.strip(), width, indent, f"{indent}  "):
+            piece = text.strip()
+            place = shown.index(piece, place)
+            letters = toned[place : place + len(piece)]
+            yield Line([(text[: len(text) - len(piece)], None), *letters])
+            place += len(piece)
 
 
 def prose(text: object, width: int, head: str = "", below: str | None = None) -> Iterator[str]:
@@ -161,12 +178,23 @@ def _printable(cell: str | Cell) -> Cell:
 
 
 def _blocks(rows: Sequence[Sequence[Cell]], width: int) -> list[list[list[Cell]]]:
-    """Return the rows in blocks that fit; each starts with the first column."""
-    least = [_least(column) for column in zip(*rows, strict=True)]
+    """Return the rows in blocks that fit; each starts with the first column.
+
+    It is one block if wrapping makes it fit; else columns are wrapped only if they have to be.
+    """
+    by_column = list(zip(*rows, strict=True))
+    sizes = [_least(column) for column in by_column]
+    if sum(sizes) + len(_GAP) * (len(sizes) - 1) <= width:
+        return [[list(row) for row in rows]]
+    natural = [max(len(cell.text) for cell in column) for column in by_column]
+    if natural[0] <= width // 2:
+        sizes[0] = natural[0]
+    room = width - sizes[0] - len(_GAP)
+    sizes[1:] = [n if n <= room else size for n, size in zip(natural, sizes, strict=True)][1:]
     numbers: list[list[int]] = [[]]
-    for number in range(1, len(least)):
-        used = sum(least[n] + len(_GAP) for n in (0, *numbers[-1]))
-        if numbers[-1] and used + least[number] > width:
+    for number in range(1, len(sizes)):
+        used = sum(sizes[n] + len(_GAP) for n in (0, *numbers[-1]))
+        if numbers[-1] and used + sizes[number] > width:
             numbers.append([])
         numbers[-1].append(number)
     return [[[row[n] for n in (0, *block)] for row in rows] for block in numbers]

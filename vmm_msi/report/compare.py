@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.pages.blocks import Table
 from vmm_msi.report import compare_rows
-from vmm_msi.report.columns import MAX_PROSE, WIDTH, fits, prose, table, terms, wrapped
+from vmm_msi.report.columns import MAX_PROSE, fits, prose, table, terms, wrapped
 from vmm_msi.report.compare_rows import MAX_DEVICE_COLUMNS
-from vmm_msi.terminal import Line
+from vmm_msi.terminal import WIDTH, Line
 from vmm_msi.types import Outcome
 from vmm_msi.types.verdict import ADDRESS_ORDER
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
 from vmm_msi.doctor.finding import Severity
 from vmm_msi.quantity import quantity
-from vmm_msi.terminal import printable
+from vmm_msi.report.columns import prose
+from vmm_msi.terminal import WIDTH, Line, Tone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -20,7 +20,13 @@ if TYPE_CHECKING:
 #: Version of the JSON form, incremented when a key changes its meaning or is removed.
 SCHEMA: Final = 1
 
-_WIDTH = 100
+#: What a severity means for the reader.
+SEVERITY_TONES: Final = {
+    Severity.ERROR: Tone.BAD,
+    Severity.WARNING: Tone.WARNING,
+    Severity.NOTE: Tone.QUIET,
+    Severity.UNKNOWN: Tone.WARNING,
+}
 #: Subjects in the head of a block, and lines of evidence in it; the rest are counted.
 _MAX_SUBJECTS = 4
 _MAX_EVIDENCE = 6
@@ -63,13 +69,14 @@ def _finding_json(finding: Finding) -> FindingJson:
     }
 
 
-def to_lines(about: str, findings: Sequence[Finding]) -> Iterator[str]:
+def to_lines(about: str, findings: Sequence[Finding], width: int = WIDTH) -> Iterator[str]:
     """Yield a block for each finding and a summary line.
 
     :param about: short description of the examined host, guest and devices.
+    :param width: of the terminal.
     """
     for alike in alike_findings(findings):
-        yield from _block(alike)
+        yield from _block(alike, width)
         yield ""
     details = "; use --explain ID for details" if findings else ""
     yield f"{about}: {summary(findings)}{details}"
@@ -85,32 +92,27 @@ def alike_findings(findings: Sequence[Finding]) -> list[list[Finding]]:
     return list(groups.values())
 
 
-def _block(alike: Sequence[Finding]) -> Iterator[str]:
+def _block(alike: Sequence[Finding], width: int) -> Iterator[str]:
     first, more = alike[0], len(alike) - 1
     subjects = [finding.subject for finding in alike[:_MAX_SUBJECTS]]
     rest = len(alike) - len(subjects)
     head = ", ".join(subjects) + (f" and {rest} more" if rest else "")
-    yield f"{first.severity.upper()} {first.id}: {head}"
+    yield Line(
+        [(first.severity.upper(), SEVERITY_TONES[first.severity]), (f" {first.id}: {head}", None)]
+    )
     for evidence in first.evidence[:_MAX_EVIDENCE]:
-        yield from _wrapped("found", str(evidence))
+        yield from _wrapped("found", str(evidence), width)
     hidden = len(first.evidence) - _MAX_EVIDENCE
     if hidden > 0:
-        yield from _wrapped("", f"and {hidden} more")
+        yield from _wrapped("", f"and {hidden} more", width)
     if more:
-        yield from _wrapped("", f"and the same for {quantity(more, 'other')}")
-    yield from _wrapped("effect", first.consequence)
-    yield from _wrapped("remedy", first.remedy)
+        yield from _wrapped("", f"and the same for {quantity(more, 'other')}", width)
+    yield from _wrapped("effect", first.consequence, width)
+    yield from _wrapped("remedy", first.remedy, width)
 
 
-def _wrapped(label: str, text: str) -> Iterator[str]:
-    yield from textwrap.wrap(
-        printable(text),
-        _WIDTH,
-        initial_indent=f"  {label:<6}  ",
-        subsequent_indent=" " * 10,
-        break_long_words=False,
-        break_on_hyphens=False,
-    )
+def _wrapped(label: str, text: str, width: int) -> Iterator[str]:
+    return prose(text, width, f"  {label:<6}  ")
 
 
 def summary(findings: Sequence[Finding]) -> str:

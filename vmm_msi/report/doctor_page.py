@@ -10,7 +10,7 @@ from vmm_msi.doctor.finding import Severity
 from vmm_msi.errors import UsageError
 from vmm_msi.pages.blocks import Cell, Filter, Page, Section, Table, Text, Tone, cells
 from vmm_msi.quantity import quantity
-from vmm_msi.report.doctor import alike_findings, summary
+from vmm_msi.report.doctor import SEVERITY_TONES, alike_findings, summary
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,12 +19,6 @@ if TYPE_CHECKING:
     from vmm_msi.doctor.finding import Finding
     from vmm_msi.pages.blocks import Block
 
-_TONES: Final = {
-    Severity.ERROR: Tone.BAD,
-    Severity.WARNING: Tone.WARNING,
-    Severity.NOTE: Tone.QUIET,
-    Severity.UNKNOWN: Tone.WARNING,
-}
 #: Subjects that are named beside a finding; all of them are in its table of evidence.
 _MAX_SUBJECTS: Final = 4
 #: Rows of evidence that are shown without opening them.
@@ -80,7 +74,7 @@ def _row(finding: Finding) -> tuple[Cell, ...]:
 
 
 def _blocks(findings: Sequence[Finding]) -> Iterator[Block]:
-    worst = _TONES[findings[0].severity] if findings else Tone.GOOD
+    worst = SEVERITY_TONES[findings[0].severity] if findings else Tone.GOOD
     yield Text(f"{summary(findings)[0].upper()}{summary(findings)[1:]}.", worst)
     if not findings:
         return
@@ -101,7 +95,7 @@ def _section(alike: Sequence[Finding], fragment: str) -> Section:
         f"{_label(first.severity)}: {_title(first.id)}",
         tuple(_details(alike)),
         fragment,
-        _TONES[first.severity],
+        SEVERITY_TONES[first.severity],
         (str(first.severity),),
     )
 

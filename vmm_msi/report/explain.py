@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import textwrap
 from typing import TYPE_CHECKING, Final
 
 from vmm_msi.quantity import quantity
-from vmm_msi.terminal import printable
+from vmm_msi.report.columns import prose
+from vmm_msi.terminal import WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,15 +22,14 @@ if TYPE_CHECKING:
 
 #: Version of the JSON document; it grows when a key changes its meaning or is removed.
 SCHEMA: Final = 1
-#: Columns of the names, and of the whole line.
+#: Columns of the names.
 _NAMES = 9
-_WIDTH = 100
 
 
-def to_lines(report: ExplainedText) -> Iterator[str]:
+def to_lines(report: ExplainedText, width: int = WIDTH) -> Iterator[str]:
     """Yield a paragraph per explanation, then counts of the other lines."""
     for explained in report.lines:
-        yield from _paragraph(explained)
+        yield from _paragraph(explained, width)
         yield ""
     yield from remaining_lines(report)
 
@@ -47,44 +46,36 @@ def to_json(report: ExplainedText) -> ExplainDocument:
     }
 
 
-def _paragraph(explained: ExplainedLine) -> Iterator[str]:
+def _paragraph(explained: ExplainedLine, width: int) -> Iterator[str]:
     explanation = explained.explanation
     more = f" (and {explained.count - 1} more like it)" if explained.count > 1 else ""
     yield f"line {explained.line}: {explained.text}{more}"
-    yield from _row("id", explanation.id)
-    yield from _row("means", explanation.what)
-    yield from _row("device", device_text(explanation))
+    yield from _row("id", explanation.id, width)
+    yield from _row("means", explanation.what, width)
+    yield from _row("device", device_text(explanation), width)
     if explanation.stage is not None:
-        yield from _row("stage", str(explanation.stage))
+        yield from _row("stage", str(explanation.stage), width)
     if explanation.iova is not None:
-        yield from _row("IOVA", f"{explanation.iova}: {explanation.iova_is}")
+        yield from _row("IOVA", f"{explanation.iova}: {explanation.iova_is}", width)
     if explanation.ipa is not None:
-        yield from _row("IPA", f"{explanation.ipa}: {explanation.ipa_is}")
-    yield from _row("missing", explanation.missing)
-    yield from _row("why", explanation.why)
+        yield from _row("IPA", f"{explanation.ipa}: {explanation.ipa_is}", width)
+    yield from _row("missing", explanation.missing, width)
+    yield from _row("why", explanation.why, width)
     for remedy in explanation.remedies:
-        yield from _row("remedy", remedy_text(remedy))
+        yield from _row("remedy", remedy_text(remedy), width)
     for reading in explanation.otherwise:
         remedies = "".join(f"; {remedy}" for remedy in reading.remedies)
-        yield from _row("or", f"{reading.when}: {reading.why}{remedies}")
+        yield from _row("or", f"{reading.when}: {reading.why}{remedies}", width)
     if explanation.findings:
         first, *others = explanation.findings
         also = f"; also {', '.join(others)}" if others else ""
-        yield from _row("see", f"vmm-msi doctor --explain {first}{also}")
-    yield from _row("source", explanation.source)
+        yield from _row("see", f"vmm-msi doctor --explain {first}{also}", width)
+    yield from _row("source", explanation.source, width)
 
 
-def _row(name: str, value: str) -> Iterator[str]:
+def _row(name: str, value: str, width: int) -> Iterator[str]:
     if value:
-        head = f"  {name.ljust(_NAMES)}"
-        yield from textwrap.wrap(
-            printable(value),
-            _WIDTH,
-            initial_indent=head,
-            subsequent_indent=" " * len(head),
-            break_long_words=False,
-            break_on_hyphens=False,
-        )
+        yield from prose(value, width, f"  {name.ljust(_NAMES)}")
 
 
 def device_text(explanation: Explanation) -> str:

@@ -8,6 +8,7 @@ from vmm_msi.errors import errno_name
 from vmm_msi.lab.guest.truth_table import COLUMNS, Sharing, agreement
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
+from vmm_msi.terminal import WIDTH
 from vmm_msi.types import Outcome
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ def _device_json(cell: Cell, device: DeviceCell, verdict: Verdict) -> TableDevic
     }
 
 
-def to_lines(result: TableResult) -> Iterator[str]:
+def to_lines(result: TableResult, width: int = WIDTH) -> Iterator[str]:
     """Yield the table, then what is not as predicted."""
     words = [f"{name} {release}" for name, release in result.releases.items()]
     if result.itses > 1:
@@ -103,7 +104,7 @@ def to_lines(result: TableResult) -> Iterator[str]:
             yield ""
             yield f"guests {'with' if rmr else 'without'} QEMU's RMR:"
             table = [_row(result, row, labels) for row in dict.fromkeys(rows)]
-            yield from columns([["stage 1", "vSMMUs", *labels], *table])
+            yield from columns([["stage 1", "vSMMUs", *labels], *table], width)
     yield ""
     yield "each cell: drive A, drive B; v2 to v15: revisions of coerced"
     shown = {device.outcome for cell in result.cells for device in cell.devices}

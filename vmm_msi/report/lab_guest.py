@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
+from vmm_msi.terminal import WIDTH
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -112,7 +113,7 @@ def _counts_json(counts: Counts) -> CountsJson:
     }
 
 
-def to_lines(run: GuestTestResult) -> Iterator[str]:
+def to_lines(run: GuestTestResult, width: int = WIDTH) -> Iterator[str]:
     """Yield the lines of the report."""
     yield ", ".join(f"{name} {release}" for name, release in run.releases.items())
     ranges = [f"{rmr.base:#x}-{rmr.base + rmr.size - 1:#x}" for rmr in run.rmrs]
@@ -128,9 +129,9 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
     for phase in run.phases:
         yield ""
         yield f"after {phase.after}:"
-        yield from columns([list(HEAD), *map(device_row, phase.devices)])
-        yield from _its_lines(phase)
-        yield from _check_lines(phase)
+        yield from columns([list(HEAD), *map(device_row, phase.devices)], width)
+        yield from _its_lines(phase, width)
+        yield from _check_lines(phase, width)
     yield ""
     for whose, faults in (("host", run.host_faults), ("guest", run.guest_faults)):
         yield f"faults that the {whose}'s kernel logged: {len(faults) or 'none'}"
@@ -152,10 +153,10 @@ def to_lines(run: GuestTestResult) -> Iterator[str]:
         yield from run.status
 
 
-def _its_lines(phase: Phase) -> Iterator[str]:
+def _its_lines(phase: Phase, width: int) -> Iterator[str]:
     if rows := its_rows(phase):
         yield ""
-        yield from columns([list(ITS_HEAD), *rows])
+        yield from columns([list(ITS_HEAD), *rows], width)
 
 
 def its_rows(phase: Phase) -> list[list[str]]:
@@ -174,10 +175,10 @@ def _misrouted(device: DeviceRun) -> str:
     return ", ".join(counts) or "none"
 
 
-def _check_lines(phase: Phase) -> Iterator[str]:
+def _check_lines(phase: Phase, width: int) -> Iterator[str]:
     if rows := check_rows(phase):
         yield ""
-        yield from columns([list(CHECK_HEAD), *rows])
+        yield from columns([list(CHECK_HEAD), *rows], width)
 
 
 def check_rows(phase: Phase) -> list[list[str]]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
+from vmm_msi.pages.blocks import Cell
 from vmm_msi.quantity import quantity
 from vmm_msi.report.columns import columns
+from vmm_msi.terminal import WIDTH, Line, Tone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,11 +19,13 @@ if TYPE_CHECKING:
 SCHEMA: Final = 1
 
 
-def to_lines(replay: Replay) -> Iterator[str]:
+def to_lines(replay: Replay, width: int = WIDTH) -> Iterator[str]:
     """Yield a table with two rows per device, then each disagreement as a sentence."""
     yield f"recorded on {recorded_releases(replay)}"
     yield f"simulated kernel: {replay.kernel}"
-    rows = [["device", "strategy", "", "programmed", "slot", "ITS", "outcome", "agree?"]]
+    rows: list[list[str | Cell]] = [
+        ["device", "strategy", "", "programmed", "slot", "ITS", "outcome", "agree?"]
+    ]
     for device in replay.devices:
         recorded, verdict = device.recorded, device.verdict
         rows.append(
@@ -45,17 +49,20 @@ def to_lines(replay: Replay) -> Iterator[str]:
                 _or_dash(device.simulated_slot),
                 _or_dash(verdict.its),
                 str(verdict.outcome),
-                "no" if device.disagreements else "yes",
+                Cell("no", Tone.BAD) if device.disagreements else Cell("yes", Tone.GOOD),
             ]
         )
-    yield from columns(rows)
+    yield from columns(rows, width)
     for device in replay.devices:
         yield from (f"{device.recorded.address}: {text}" for text in device.disagreements)
     yield from replay.disagreements
     for device in replay.devices:
         yield from (f"note: {device.recorded.address}: {text}" for text in device.notes)
     yield from (f"note: not recorded: {text}" for text in replay.recording.unread)
-    yield "the simulator agrees" if replay.agrees else "the simulator does not agree"
+    if replay.agrees:
+        yield Line([("the simulator agrees", Tone.GOOD)])
+    else:
+        yield Line([("the simulator does not agree", Tone.BAD)])
 
 
 def to_json(replay: Replay) -> ReplayDocument:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal
 from vmm_msi.quantity import quantity
 from vmm_msi.report.bindings import binding_json, rows_of
 from vmm_msi.report.columns import columns
+from vmm_msi.terminal import WIDTH
 from vmm_msi.types.verdict import ADDRESS_ORDER, addresses_text
 
 if TYPE_CHECKING:
@@ -99,7 +100,7 @@ def address_notes(devices: Iterable[DeviceRecord]) -> list[str]:
     return [ADDRESS_ORDER] if several else []
 
 
-def lines_of(guest: GuestStatus) -> Iterator[str]:
+def lines_of(guest: GuestStatus, width: int = WIDTH) -> Iterator[str]:
     """Yield the status of one guest as lines for people."""
     devices = guest.record.devices
     facts: list[str] = [] if guest.state is None else [guest.state]
@@ -111,14 +112,14 @@ def lines_of(guest: GuestStatus) -> Iterator[str]:
     if guest.others:
         yield f"not attached by vmm-msi: {', '.join(map(str, guest.others))}"
     if devices:
-        yield from columns(list(device_rows(devices, predicted=False)))
+        yield from columns(list(device_rows(devices, predicted=False)), width)
     rows = list(_msi_rows(guest))
     if len(rows) > 1:
         yield ""
-        yield from columns(rows)
+        yield from columns(rows, width)
     if guest.bindings is not None and any(guest.bindings.values()):
         yield ""
-        yield from columns(list(_binding_rows(guest.bindings)))
+        yield from columns(list(_binding_rows(guest.bindings)), width)
     notes = [*guest.notes, *(address_notes(devices) if guest.measured is None else ())]
     yield from (f"note: {note}" for note in notes)
 
@@ -168,7 +169,9 @@ def _measured_cells(measured: Measured | None) -> list[str]:
     return [shown, interrupts, "?" if measured.faults is None else str(measured.faults)]
 
 
-def list_lines(guests: Sequence[GuestStatus], notes: Iterable[str]) -> Iterator[str]:
+def list_lines(
+    guests: Sequence[GuestStatus], notes: Iterable[str], width: int = WIDTH
+) -> Iterator[str]:
     """Yield all guests as lines for people."""
     rows = [["guest", "state", "device", "strategy", "free ports"]]
     for guest in guests:
@@ -178,7 +181,7 @@ def list_lines(guests: Sequence[GuestStatus], notes: Iterable[str]) -> Iterator[
         rows.append([guest.name, guest.state or "-", *first, str(guest.free_ports)])
         rows += [["", "", *row, ""] for row in more]
     if guests:
-        yield from columns(rows)
+        yield from columns(rows, width)
     else:
         yield "no guests"
     yield from (f"note: {note}" for note in notes)

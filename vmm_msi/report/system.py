@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.host.resolve import find_route, isolates_msis
 from vmm_msi.report.columns import Rows, section
+from vmm_msi.terminal import WIDTH, Line, Tone
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
@@ -114,12 +115,13 @@ def disagreements(differences: Sequence[Disagreement]) -> Rows:
     )
 
 
-def disagreement_lines(differences: Sequence[Disagreement]) -> Iterator[str]:
+def disagreement_lines(differences: Sequence[Disagreement], width: int = WIDTH) -> Iterator[str]:
     """Yield the section about disagreements of sources."""
     yield ""
-    yield f"Disagreements ({len(differences)})"
+    tone = Tone.WARNING if differences else Tone.GOOD
+    yield Line([(f"Disagreements ({len(differences)})", tone)])
     if differences:
-        yield from list(section(disagreements(differences)))[2:]
+        yield from list(section(disagreements(differences), width))[2:]
 
 
 def _function_json(host: HostTopology, function: PciFunction) -> FunctionJson:

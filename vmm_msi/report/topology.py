@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from vmm_msi.report import system
 from vmm_msi.report.columns import Rows, section
+from vmm_msi.terminal import WIDTH
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
@@ -83,14 +84,14 @@ def _device_json(device: HostDevice) -> HostDeviceJson:
     }
 
 
-def to_lines(host: HostTopology) -> Iterator[str]:
+def to_lines(host: HostTopology, width: int = WIDTH) -> Iterator[str]:
     """Yield ``host`` as lines for people."""
     version = "" if host.msi_bindings is None else f", guest MSI bindings {host.msi_bindings}"
     yield f"{host.source}: stage 2 granule {host.granule}{version}"
     yield from (f"  ({gap})" for gap in host.missing)
     yield from (f"  (warning: {error})" for error in host.table_errors)
     for rows in sections(host):
-        yield from section(rows)
+        yield from section(rows, width)
 
 
 def sections(host: HostTopology) -> Iterator[Rows]:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.pages.blocks import Cell, Items, Page, Section, Table, Terms, Text, cells
 from vmm_msi.quantity import quantity
-from vmm_msi.report.columns import WIDTH, indented, prose, table, terms
+from vmm_msi.report.columns import indented, prose, table, terms
 from vmm_msi.report.compare_rows import OUTCOME_TONES, name_of
 from vmm_msi.report.worlds import Subject, by_value, deciding_axes, table_of_outcomes
+from vmm_msi.terminal import WIDTH
 from vmm_msi.types import Outcome
 from vmm_msi.types.verdict import addresses_text
 
