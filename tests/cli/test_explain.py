@@ -206,7 +206,7 @@ def test_a_libvirt_domain(vmm_msi):
         (["--guest", "missing.xml"], 3, "missing.xml"),
         (["--host", "missing.dtb"], 3, "missing.dtb: cannot be read"),
         (["--domain", "missing.xml"], 3, "missing.xml"),
-        (["--format", "html"], 2, "html"),
+        (["--format", "svg"], 2, "svg"),
     ],
 )
 def test_an_error_is_one_line(vmm_msi, arguments, code, error):

@@ -19,6 +19,8 @@ WRITERS = {
     "record": ("output", "record"),
     "topology capture": ("output", "topology_capture"),
     "lab capture": ("output", "lab_capture"),
+    "scenario init": ("output", "scenario"),
+    "scenario minimise": ("output", "scenario"),
     "lab conform": ("save", "lab_conform"),
     "lab guest": ("record", "lab_guest"),
 }

@@ -108,8 +108,7 @@ def test_minimise(vmm_msi, tmp_path):
     words = ("--strategy", "coerced:revision=v2", "--trace", "0000:02:00.0")
     code, trace, _err = vmm_msi("compare", "--scenario", path, *words)
     assert code == 0
-    for line in trace.splitlines():
-        assert line.strip() in heading
+    assert " ".join(trace.split()) in " ".join(" ".join(heading).split())
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ from vmm_msi.host.firmware.device_tree import parse_devicetree
 from vmm_msi.host.firmware.madt import parse_madt
 from vmm_msi.host.listing import host_of_listing, read_listing
 from vmm_msi.host.resolve import resolve
-from vmm_msi.host.scenario import parse_host
+from vmm_msi.host.scenario import parse_host, parse_scenario
 from vmm_msi.recording import recording_json
 from vmm_msi.types import PciAddress
 
@@ -145,6 +145,7 @@ def toml_host(data: bytes) -> None:
     except UnicodeDecodeError:
         return
     resolve_devices(parse_host(text, "host.toml"))
+    parse_scenario(text, "host.toml")
 
 
 def recording(data: bytes) -> None:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import argparse
+    from pathlib import Path
 
 #: Subcommand, its module in this package and its line in ``--help``.
 _SUBCOMMANDS = {
@@ -37,6 +38,21 @@ def configure(parser: argparse.ArgumentParser) -> None:
         _load(name).configure(
             actions.add_parser(name, help=summary, description=summary, allow_abbrev=False)
         )
+
+
+def write_text(text: str, path: Path | None, *, force: bool) -> None:
+    """Write a file that everyone may read; None for standard output.
+
+    :raise OutputError: when it exists without ``force`` or cannot be written.
+    """
+    from vmm_msi.output import output_file
+    from vmm_msi.terminal import print_document
+
+    if path is None:
+        print_document(text)
+        return
+    with output_file(path, force=force, mode=0o666) as file:
+        file.write(text.encode())
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import HOST, add_granule, add_output, host_name, output_path
 from vmm_msi.cli.domain_options import add_connection, add_domain
+from vmm_msi.cli.scenario import write_text
 from vmm_msi.errors import UsageError
 
 if TYPE_CHECKING:
@@ -41,7 +42,6 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Write the scenario and return the exit code."""
     from vmm_msi.library import scenarios
-    from vmm_msi.report.scenario import write_scenario
     from vmm_msi.types import PciAddress
 
     selected = [PciAddress.parse(text) for text in args.device]
@@ -63,5 +63,5 @@ def run(args: argparse.Namespace) -> int:
             guest = comparison.guest_to_compare(args.domain, args.connect, selected)
         host = load_sources(args).topology
         text = scenarios.commented(comparison.scenario_of(host, selected, guest), host.source)
-    write_scenario(text, output_path(args), force=args.force)
+    write_text(text, output_path(args), force=args.force)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import add_config, add_output, load_config, load_plugins, output_path
+from vmm_msi.cli.scenario import write_text
 from vmm_msi.terminal import StatusLine, print_error
 
 if TYPE_CHECKING:
@@ -43,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
     from vmm_msi.library.minimise import Minimiser
     from vmm_msi.output import check_target
     from vmm_msi.quantity import quantity
-    from vmm_msi.report.scenario import write_scenario
     from vmm_msi.types import PciAddress
 
     device = None if args.device is None else PciAddress.parse(args.device)
@@ -64,13 +64,13 @@ def run(args: argparse.Namespace) -> int:
         ).minimise()
     finally:
         status.clear()
-    write_scenario(minimised.to_text(str(args.file), args.strategy), target, force=args.force)
+    write_text(minimised.to_text(str(args.file), args.strategy), target, force=args.force)
     if args.picture is not None:
         from vmm_msi.report.chain_svg import chains_svg
 
         verdict = minimised.verdict
         drawing = chains_svg([(minimised.result, verdict)], minimised.scenario.guest, verdict.first)
-        write_scenario(drawing, args.picture, force=args.force)
+        write_text(drawing, args.picture, force=args.force)
     print_error(
         f"kept: {minimised.verdict.device} {minimised.verdict.outcome}; ran the strategy "
         f"{quantity(minimised.runs, 'time')}"
