@@ -139,6 +139,18 @@ def test_topology_page_has_every_row_of_the_text(report):
     }  # fmt: skip
 
 
+def test_topology_map_shows_what_bypasses_the_smmus(vmm_msi):
+    _code, out, _err = vmm_msi(*COMMANDS["topology"], "--format", "svg")
+    assert ">no SMMU</text>" in out
+    _code, out, _err = vmm_msi("topology", "show", SERVER, "--format", "svg")
+    assert "no SMMU" not in out
+
+
+def test_topology_without_functions_says_so(vmm_msi):
+    _code, out, _err = vmm_msi("topology", "show", SERVER, "--format", "markdown")
+    assert "4 SMMUs, 8 ITSes, no PCI functions listed, stage 2 granule 4K." in out
+
+
 def test_explain_has_the_explanations_of_json(report):
     (explanation,) = json.loads(report("explain", "json"))["explanations"]
     (row,) = rows(report("explain", "csv"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, TypeVar
 
 from vmm_msi.pages.blocks import Picture
 from vmm_msi.pages.drawing import Arrow, Box, Drawing, Label, fitted, to_svg
@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
     from vmm_msi.pages.drawing import Shape
-    from vmm_msi.types import HostDevice, HostTopology, Its, PciAddress, Smmu
+    from vmm_msi.types import HostDevice, HostTopology, Its, PciAddress
+
+_Id = TypeVar("_Id")
 
 #: Paths that are drawn, and devices in each and in all; the rest are counted.
 _MAX_PATHS = 24
@@ -107,23 +109,26 @@ def _drawing(
     if hidden := len(paths) - len(shown):
         frames.append(Label(_DEVICES, y + 12, f"and {quantity(hidden, 'more path')}", "quiet"))
         y += 24
-    smmus = _column(_SMMUS, {path.smmu for path in shown}, y)
-    itses = _column(_ITSES, {its for path in shown for its in path.its_group}, y)
+    through = sorted({path.smmu for path in shown if path.smmu is not None})
+    bypass = [None] if any(path.smmu is None for path in shown) else []
+    bypass_first = bool(shown) and shown[0].smmu is None
+    order = [*bypass, *through] if bypass_first else [*through, *bypass]
+    smmus = _column(_SMMUS, order, y)
+    itses = _column(_ITSES, sorted({its for path in shown for its in path.its_group}), y)
     shapes += _arrows(shown, middles, smmus, itses)
     shapes += frames
-    shapes += [_smmu(box, host.smmu_by_id.get(id_), id_) for id_, box in smmus.items()]
+    shapes += [_smmu(box, host, id_) for id_, box in smmus.items()]
     shapes += [_its(box, host.its_by_id.get(id_), id_) for id_, box in itses.items()]
     columns = [box.y + box.height for box in (*smmus.values(), *itses.values())]
     return Drawing(_WIDTH, max([y, *columns]) + 8, f"map of {host.source}", tuple(shapes))
 
 
-def _column(x: float, ids: Collection[int | None], bottom: float) -> dict[int, Box]:
+def _column(x: float, ids: Sequence[_Id], bottom: float) -> dict[_Id, Box]:
     """Return a place for each node of a column, by its id, spread from the top to ``bottom``."""
-    numbers = sorted(id_ for id_ in ids if id_ is not None)
-    pitch = max(_NODE + 14, (bottom - _TOP) / max(1, len(numbers)))
+    pitch = max(_NODE + 14, (bottom - _TOP) / max(1, len(ids)))
     return {
         id_: Box(x, _TOP + number * pitch + (pitch - 14 - _NODE) / 2, 190, _NODE)
-        for number, id_ in enumerate(numbers)
+        for number, id_ in enumerate(ids)
     }
 
 
@@ -153,19 +158,17 @@ def _path_shapes(
 
 
 def _arrows(
-    paths: Sequence[_Path], middles: Sequence[float], smmus: dict[int, Box], itses: dict[int, Box]
+    paths: Sequence[_Path],
+    middles: Sequence[float],
+    smmus: dict[int | None, Box],
+    itses: dict[int, Box],
 ) -> Iterator[Arrow]:
-    """Yield the arrows from devices to SMMUs, or past them, and from those to ITSes."""
-    through: dict[tuple[int, int], None] = {}
+    """Yield the arrows from devices to SMMUs, or to the box for none, and from those to ITSes."""
+    through: dict[tuple[int | None, int], None] = {}
     for path, middle in zip(paths, middles, strict=True):
-        start = _DEVICES + 300
-        if path.smmu is not None:
-            box = smmus[path.smmu]
-            yield Arrow(start, middle, box.x, box.y + box.height / 2)
-            through |= dict.fromkeys((path.smmu, its) for its in path.its_group[:1])
-        elif path.its_group:
-            box = itses[path.its_group[0]]
-            yield Arrow(start, middle, box.x, box.y + box.height / 2)
+        box = smmus[path.smmu]
+        yield Arrow(_DEVICES + 300, middle, box.x, box.y + box.height / 2)
+        through |= dict.fromkeys((path.smmu, its) for its in path.its_group[:1])
     for smmu, its in through:
         source, target = smmus[smmu], itses[its]
         yield Arrow(
@@ -176,7 +179,10 @@ def _arrows(
         )
 
 
-def _smmu(box: Box, smmu: Smmu | None, id_: int) -> Box:
+def _smmu(box: Box, host: HostTopology, id_: int | None) -> Box:
+    if id_ is None:
+        return replace(_named(box, "no SMMU", "addresses not translated"), style="frame")
+    smmu = host.smmu_by_id.get(id_)
     if smmu is None:
         return _named(box, f"SMMU {id_}", "not described")
     stages = "both stages" if smmu.nested else "one stage"

@@ -58,10 +58,11 @@ def to_page(
 
 def _blocks(host: HostTopology, differences: Sequence[Disagreement] | None) -> Iterator[Block]:
     bindings = "" if host.msi_bindings is None else f", guest MSI bindings {host.msi_bindings}"
+    count = len(host.functions or host.devices)
     parts = (
         quantity(len(host.smmus), "SMMU"),
         quantity(len(host.itses), "ITS"),
-        quantity(len(host.functions or host.devices), "PCI function"),
+        quantity(count, "PCI function") if count else "no PCI functions listed",
         f"stage 2 granule {host.granule}{bindings}",
     )
     yield Text(f"{', '.join(parts)}.")
