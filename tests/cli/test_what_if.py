@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import vmm_msi
 from vmm_msi import samples
 from vmm_msi.errors import ScenarioError, UsageError
 from vmm_msi.host.scenario_keys import Setting
@@ -264,3 +265,15 @@ def test_deciding_axes(data):
         for values, outcome in zip(combinations, outcomes, strict=True):
             seen.setdefault(tuple(values[at] for at in rest), set()).add(outcome)
         assert any(len(found) > 1 for found in seen.values())
+
+
+def test_a_program_changes_values():
+    both = vmm_msi.compare(scenario=TWO_ITS, strategies="direct", changes=[SAME_ITS])
+    assert [str(v.outcome) for v in both.results[0].verdicts] == ["delivered", "delivered"]
+    assert both.scenario.host.devices[1].its_group == (0,)
+    with pytest.raises(UsageError, match="did you mean device"):
+        vmm_msi.compare(scenario=TWO_ITS, changes="host.devise[B].vectors=1")
+    with pytest.raises(UsageError, match="not of the form KEY=VALUE"):
+        vmm_msi.compare(scenario=TWO_ITS, changes=["x"])
+    with pytest.raises(UsageError, match="changes 5: not a text"):
+        vmm_msi.compare(scenario=TWO_ITS, changes=5)

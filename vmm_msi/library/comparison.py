@@ -18,9 +18,11 @@ from vmm_msi.arguments import (
 from vmm_msi.engine import compare as engine
 from vmm_msi.engine.setup import profile_for
 from vmm_msi.errors import TopologyError, UsageError
+from vmm_msi.host.scenario_keys import Setting
 from vmm_msi.library.guests import guest_name, read_guest
 from vmm_msi.library.hosts import any_host
 from vmm_msi.library.settings import configuration, plugin_manager
+from vmm_msi.library.what_if import changed
 from vmm_msi.plugins.hookspecs import PluginKind
 from vmm_msi.report import compare_json
 from vmm_msi.report.compare import compare_table
@@ -76,6 +78,7 @@ def compare(
     strategies: Choice | str | Iterable[Choice | str] = (),
     *,
     scenario: str | os.PathLike[str] | None = None,
+    changes: Iterable[str] = (),
     granule: Granule | str | int | None = None,
     uri: str | None = None,
     allow_faults: bool = False,
@@ -89,6 +92,8 @@ def compare(
     :param domain: the guest with the devices: its name in libvirt, or a file with its XML.
     :param strategies: one or several, such as ``"multi-its:mode=s2"``; none for all, in every form.
     :param scenario: a TOML file with a host and a guest, instead of all the others.
+    :param changes: values of the host and the guest to change, such as
+        ``"guest.device[B].stage1=s1b"``, as ``vmm-msi compare --set`` does.
     :param granule: see :func:`~vmm_msi.library.hosts.load_host`.
     :param uri: the libvirt that knows ``domain``.
     :param allow_faults: compare even if the doctor reports errors, which become notes.
@@ -107,6 +112,7 @@ def compare(
     name = guest_name(domain)
     connect_to = None if uri is None else text_value("libvirt URI", uri)
     allowed = switch("allow_faults", allow_faults)
+    settings_of_world = _settings(changes)
     notes: tuple[str, ...] = ()
     if scenario is not None:
         if host is not None or selected or name is not None or granule is not None:
@@ -124,6 +130,7 @@ def compare(
         guest = None if name is None else guest_to_compare(name, connect_to, selected)
         notes = examine_all(sources, selected, guest, loaded, config, allow_faults=allowed)
         subject = scenario_of(sources.topology, selected, guest)
+    subject, _changes = changed(subject, settings_of_world, "changes")
     runs = Runs.of(subject, named, loaded, config)
     results = tuple(result for choice in runs.choices for result in runs.results(choice))
     return Comparison(subject, results, notes)
@@ -277,6 +284,14 @@ def _scenario_of_host(host: HostTopology, selected: Sequence[PciAddress]) -> Sce
         if failure is not None and not addresses:
             raise failure
     return Scenario(with_devices(host, addresses), virt_guest("guest", addresses))
+
+
+def _settings(changes: object) -> tuple[Setting, ...]:
+    from collections.abc import Iterable
+
+    if isinstance(changes, str) or not isinstance(changes, Iterable):
+        changes = (changes,)
+    return tuple(Setting.parse(text_value("changes", text), "changes") for text in changes)
 
 
 def _choices(strategies: object) -> tuple[Choice, ...]:
