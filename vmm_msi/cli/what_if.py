@@ -120,7 +120,7 @@ def run_worlds(
             results: list[Result] = []
             with open_backends(world.scenario) as open_backend:
                 for choice in strategies.choices:
-                    status.show(f"[{number}/{len(worlds)}] {world.name}: {choice}")
+                    status.show(f"[world {number}/{len(worlds)}] {choice}")
                     results += strategies.results(choice, open_backend)
             runs.append(Ran(world, results))
     finally:
