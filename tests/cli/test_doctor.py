@@ -396,3 +396,64 @@ def test_a_remote_libvirt_needs_a_host(vmm_msi):
     code, out, err = vmm_msi("doctor", "--connect", "qemu+ssh://far/system", "--domain", "g")
     assert (code, out) == (2, "")
     assert "checking qemu+ssh://far/system: it is on another machine" in err
+
+
+def test_what_fails(vmm_msi, nowhere):
+    """Without --fail-on: warnings, and checks that could not run."""
+    (nowhere / "host.toml").write_text(TWO.read_text())
+    for levels, code in (
+        ((), EXIT_WARNINGS),
+        (("error",), 0),
+        (("warning",), 0),
+        (("note",), 0),
+        (("unknown",), EXIT_WARNINGS),
+        (("error", "unknown"), EXIT_WARNINGS),
+    ):
+        words = [word for level in levels for word in ("--fail-on", level)]
+        assert vmm_msi("doctor", "host.toml", *words)[0] == code, levels
+    notes = ("doctor", TWO_SMMUS)
+    assert vmm_msi(*notes)[0] == 0
+    assert vmm_msi(*notes, "--fail-on", "note")[0] == EXIT_WARNINGS
+    assert vmm_msi(*notes, "--fail-on", "warning")[0] == 0
+
+
+def test_errors_always_fail(vmm_msi, poor):
+    assert vmm_msi("doctor", poor, "--fail-on", "error")[0] == vmm_msi("doctor", poor)[0]
+    code, out, _err = vmm_msi("doctor", poor, "--device", "0000:01:00.0", "--fail-on", "error")
+    assert (code, out.startswith("ERROR ")) == (EXIT_ERRORS, True)
+
+
+def test_ignored_findings_are_counted(vmm_msi):
+    code, out, _err = vmm_msi("doctor", TWO_SMMUS, "--ignore", "host-driver", "--fail-on", "note")
+    assert (code, out) == (0, f"{TWO_SMMUS}, 7 devices: no problems found, 1 ignored\n")
+    words = ("doctor", TWO_SMMUS, "--format", "json", "--ignore")
+    document = json.loads(vmm_msi(*words, "host-driver:0000:14:00.0")[1])
+    assert document["findings"] == []
+    assert document["ignored"] == {"error": 0, "warning": 0, "note": 1, "unknown": 0}
+    document = json.loads(vmm_msi(*words, "host-driver:0000:13:00.0")[1])
+    assert [finding["id"] for finding in document["findings"]] == ["host-driver"]
+    assert document["ignored"]["note"] == 0
+
+
+def test_an_ignored_error_does_not_fail(vmm_msi, poor):
+    words = ("doctor", poor, "--device", "0000:01:00.0", "--format", "json")
+    document = json.loads(vmm_msi(*words)[1])
+    errors = {f["id"] for f in document["findings"] if f["severity"] == "error"}
+    ignore = [word for name in sorted(errors) for word in ("--ignore", name)]
+    code, out, _err = vmm_msi(*words, *ignore, "--fail-on", "error")
+    assert code == 0
+    assert json.loads(out)["ignored"]["error"] == document["counts"]["error"] > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected", "message"),
+    [
+        ("host-drive", 2, "finding 'host-drive': unknown id; similar: "),
+        ("host-driver:no-address", 3, "PCI address 'no-address': not of the form"),
+        ("", 2, "finding '': unknown id"),
+    ],
+)
+def test_an_unknown_finding_cannot_be_ignored(vmm_msi, text, expected, message):
+    code, out, err = vmm_msi("doctor", TWO_SMMUS, "--ignore", text)
+    assert (code, out) == (expected, "")
+    assert message in err

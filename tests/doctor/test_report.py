@@ -100,6 +100,7 @@ def test_json_has_every_field():
         "domain": None,
         "devices": ["0000:01:00.0"],
         "counts": {"error": 0, "warning": 0, "note": 1, "unknown": 0},
+        "ignored": {"error": 0, "warning": 0, "note": 0, "unknown": 0},
         "findings": [
             {
                 "id": "host-driver",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from functools import partial
 from typing import TYPE_CHECKING
 
 from vmm_msi.cli.common import (
@@ -20,17 +22,22 @@ from vmm_msi.cli.common import (
 )
 from vmm_msi.cli.domain_options import add_domain
 from vmm_msi.errors import UsageError
+from vmm_msi.terminal import print_lines
 from vmm_msi.types import PciAddress
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterable, Iterator
 
+    from vmm_msi.doctor.ignored import Ignored
     from vmm_msi.library.examination import Examination
     from vmm_msi.plugins.manager import PluginManager
 
 #: Exit codes for findings; errors of the command itself have those of errors.py.
 EXIT_ERRORS = 8
 EXIT_WARNINGS = 9
+#: What --fail-on names.
+LEVELS = ("error", "warning", "note", "unknown")
 
 
 def configure(parser: argparse.ArgumentParser) -> None:
@@ -66,6 +73,23 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--explain", metavar="ID", help="print the page about a finding without checking the host"
     )
+    parser.add_argument(
+        "--fail-on",
+        action="append",
+        choices=LEVELS,
+        metavar="LEVEL",
+        help="what sets the exit code besides errors: warning, note (and warnings), unknown (a "
+        "check that could not run), or error (nothing else); may be repeated; default: warning "
+        "and unknown",
+    )
+    parser.add_argument(
+        "--ignore",
+        action="append",
+        default=[],
+        metavar="ID[:ADDRESS]",
+        help="ignore a finding, or the finding about one device; it is only counted; may be "
+        "repeated",
+    )
     add_format(parser, "html", "markdown", "csv")
     add_config(parser)
 
@@ -73,22 +97,49 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check the host and print the findings."""
     if args.explain is not None:
-        print_text(lambda _width: _page(args).splitlines())
+        lines = _page(args, args.explain).splitlines()
+        if sys.stdout.isatty():
+            print_text(partial(_page_lines, lines))
+        else:
+            print_lines(lines)
         return 0
-    examination = _examine(args)
+    ignored = [_ignored(args, text) for text in args.ignore]
+    examination = _examine(args).without(ignored)
     if args.format == "json":
         print_json(examination.to_json())
     elif args.format != "text":
         from vmm_msi.cli.provenance import provenance
         from vmm_msi.report.doctor_page import to_page
 
-        page = to_page(examination.case, examination.domain, examination.findings, provenance(args))
+        page = to_page(
+            examination.case,
+            examination.domain,
+            examination.findings,
+            provenance(args),
+            examination.ignored,
+        )
         print_page(page, args.format)
     else:
         print_text(examination.to_lines)
     if examination.has_errors:
         return EXIT_ERRORS
-    return EXIT_WARNINGS if examination.has_doubts else 0
+    levels = set(args.fail_on or ("warning", "unknown"))
+    if "note" in levels:
+        levels.add("warning")
+    failing = any(str(finding.severity) in levels for finding in examination.findings)
+    return EXIT_WARNINGS if failing else 0
+
+
+def _ignored(args: argparse.Namespace, text: str) -> Ignored:
+    """Return the finding that ``--ignore`` names.
+
+    :raise UsageError: if no finding has this id, or for a device that is not a PCI address.
+    """
+    from vmm_msi.doctor.ignored import Ignored
+
+    ignored = Ignored.parse(text)
+    _page(args, ignored.id)
+    return ignored
 
 
 def _rules(args: argparse.Namespace) -> PluginManager:
@@ -98,7 +149,32 @@ def _rules(args: argparse.Namespace) -> PluginManager:
     return enabled_plugins(args, load_config(args))
 
 
-def _page(args: argparse.Namespace) -> str:
+def _page_lines(lines: Iterable[str], width: int) -> Iterator[str]:
+    """Yield the lines of a page with its paragraphs in the width of the terminal."""
+    from vmm_msi.report.columns import prose
+
+    for line in _paragraphs(lines):
+        yield from prose(line, width, below="  " if line.startswith(("- ", "* ")) else "")
+
+
+def _paragraphs(lines: Iterable[str]) -> Iterator[str]:
+    """Yield each paragraph of Markdown as one line; headings, tables and code stay as they are."""
+    paragraph, in_code = "", False
+    for line in lines:
+        in_code ^= line.startswith("```")
+        alone = in_code or not line or line.startswith(("#", "|", "    ", "```"))
+        if paragraph and (alone or line.startswith(("- ", "* "))):
+            yield paragraph
+            paragraph = ""
+        if alone:
+            yield line
+        else:
+            paragraph = f"{paragraph} {line.strip()}" if paragraph else line
+    if paragraph:
+        yield paragraph
+
+
+def _page(args: argparse.Namespace, name: str) -> str:
     """Return the page about a finding.
 
     :raise UsageError: if no finding has this id.
@@ -107,7 +183,6 @@ def _page(args: argparse.Namespace) -> str:
     from vmm_msi.doctor.plugin_rules import plugin_page
     from vmm_msi.plugins.manager import others_installed
 
-    name = args.explain
     try:
         return pages.page(name)
     except UsageError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from vmm_msi import arguments
@@ -18,12 +18,13 @@ from vmm_msi.report import doctor as report
 from vmm_msi.terminal import WIDTH
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from vmm_msi.arguments import Devices
     from vmm_msi.config import Choice, Config
     from vmm_msi.doctor.case import Case
     from vmm_msi.doctor.finding import Finding
+    from vmm_msi.doctor.ignored import Ignored
     from vmm_msi.host.sources import HostSources
     from vmm_msi.library.guests import GuestName
     from vmm_msi.library.hosts import AnyHost
@@ -38,11 +39,22 @@ class Examination:
 
     :param case: what was examined.
     :param domain: the guest as the caller named it.
+    :param ignored: findings that the caller ignores.
     """
 
     case: Case
     domain: str | None
     findings: tuple[Finding, ...]
+    ignored: tuple[Finding, ...] = ()
+
+    def without(self, ignored: Sequence[Ignored]) -> Examination:
+        """Return the same without findings that are ignored; they are counted."""
+        shown: list[Finding] = []
+        hidden = list(self.ignored)
+        for finding in self.findings:
+            is_hidden = any(entry.matches(finding) for entry in ignored)
+            (hidden if is_hidden else shown).append(finding)
+        return replace(self, findings=tuple(shown), ignored=tuple(hidden))
 
     @property
     def has_errors(self) -> bool:
@@ -57,11 +69,12 @@ class Examination:
 
     def to_json(self) -> DoctorDocument:
         """Return the document that ``vmm-msi doctor --format json`` prints."""
-        return report.to_json(self.case, self.domain, self.findings)
+        return report.to_json(self.case, self.domain, self.findings, self.ignored)
 
     def to_lines(self, width: int = WIDTH) -> Iterator[str]:
         """Yield the findings and a summary as lines for people."""
-        return report.to_lines(_about(self.case, self.domain), self.findings, width)
+        about = _about(self.case, self.domain)
+        return report.to_lines(about, self.findings, width, self.ignored)
 
 
 def examine(

@@ -39,21 +39,29 @@ _COUNTED = {
 }
 
 
-def to_json(case: Case, domain: str | None, findings: Sequence[Finding]) -> DoctorDocument:
+def to_json(
+    case: Case, domain: str | None, findings: Sequence[Finding], ignored: Sequence[Finding] = ()
+) -> DoctorDocument:
     """Return the findings as JSON.
 
     :param domain: the guest as the caller named it.
+    :param ignored: findings that are only counted.
     """
-    counts = Counter(finding.severity for finding in findings)
     return {
         "schema": SCHEMA,
         "host": case.host.source,
         "host_files": case.tree is not None,
         "domain": domain,
         "devices": [str(address) for address in case.devices],
-        "counts": {str(severity): counts[severity] for severity in Severity},
+        "counts": _counts(findings),
+        "ignored": _counts(ignored),
         "findings": [_finding_json(finding) for finding in findings],
     }
+
+
+def _counts(findings: Sequence[Finding]) -> dict[str, int]:
+    counts = Counter(finding.severity for finding in findings)
+    return {str(severity): counts[severity] for severity in Severity}
 
 
 def _finding_json(finding: Finding) -> FindingJson:
@@ -69,17 +77,20 @@ def _finding_json(finding: Finding) -> FindingJson:
     }
 
 
-def to_lines(about: str, findings: Sequence[Finding], width: int = WIDTH) -> Iterator[str]:
+def to_lines(
+    about: str, findings: Sequence[Finding], width: int = WIDTH, ignored: Sequence[Finding] = ()
+) -> Iterator[str]:
     """Yield a block for each finding and a summary line.
 
     :param about: short description of the examined host, guest and devices.
     :param width: of the terminal.
+    :param ignored: findings that are only counted.
     """
     for alike in alike_findings(findings):
         yield from _block(alike, width)
         yield ""
     details = "; use --explain ID for details" if findings else ""
-    yield f"{about}: {summary(findings)}{details}"
+    yield f"{about}: {summary(findings, ignored)}{details}"
 
 
 def alike_findings(findings: Sequence[Finding]) -> list[list[Finding]]:
@@ -115,12 +126,13 @@ def _wrapped(label: str, text: str, width: int) -> Iterator[str]:
     return prose(text, width, f"  {label:<6}  ")
 
 
-def summary(findings: Sequence[Finding]) -> str:
-    """Return how many findings of each severity there are."""
+def summary(findings: Sequence[Finding], ignored: Sequence[Finding] = ()) -> str:
+    """Return how many findings of each severity there are, and how many are ignored."""
     counts = Counter(finding.severity for finding in findings)
     parts = [
         f"{counts[severity]} {_COUNTED[severity][counts[severity] > 1]}"
         for severity in Severity
         if counts[severity]
     ]
-    return ", ".join(parts) or "no problems found"
+    found = ", ".join(parts) or "no problems found"
+    return f"{found}, {len(ignored)} ignored" if ignored else found

@@ -26,17 +26,22 @@ _MAX_ROWS: Final = 12
 
 
 def to_page(
-    case: Case, domain: str | None, findings: Sequence[Finding], provenance: Mapping[str, str]
+    case: Case,
+    domain: str | None,
+    findings: Sequence[Finding],
+    provenance: Mapping[str, str],
+    ignored: Sequence[Finding] = (),
 ) -> Page:
     """Return the findings as a page.
 
     :param domain: the guest as the caller named it.
     :param provenance: what the caller adds to it: version, date and command line.
+    :param ignored: findings that are only counted.
     """
     guest = "" if domain is None else f", guest {PurePath(domain).name}"
     return Page(
         f"Check of {PurePath(case.host.source).name}{guest}",
-        tuple(_blocks(findings)),
+        tuple(_blocks(findings, ignored)),
         {**_examined(case, domain), **provenance},
         Table(
             "Findings",
@@ -73,9 +78,10 @@ def _row(finding: Finding) -> tuple[Cell, ...]:
     )
 
 
-def _blocks(findings: Sequence[Finding]) -> Iterator[Block]:
+def _blocks(findings: Sequence[Finding], ignored: Sequence[Finding]) -> Iterator[Block]:
     worst = SEVERITY_TONES[findings[0].severity] if findings else Tone.GOOD
-    yield Text(f"{summary(findings)[0].upper()}{summary(findings)[1:]}.", worst)
+    counts = summary(findings, ignored)
+    yield Text(f"{counts[0].upper()}{counts[1:]}.", worst)
     if not findings:
         return
     severities = {finding.severity for finding in findings}

@@ -60,6 +60,7 @@ class DoctorDocument(TypedDict):
     domain: str | None
     devices: list[Pci]
     counts: dict[str, int]
+    ignored: dict[str, int]
     findings: list[FindingJson]
 
 
