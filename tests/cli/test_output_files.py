@@ -23,6 +23,7 @@ WRITERS = {
     "scenario minimise": ("output", "scenario"),
     "lab conform": ("save", "lab_conform"),
     "lab guest": ("record", "lab_guest"),
+    "plugins new": ("output", "../testing/new_distribution"),
 }
 
 

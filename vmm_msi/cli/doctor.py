@@ -181,7 +181,7 @@ def _page(args: argparse.Namespace, name: str) -> str:
     """
     from vmm_msi.doctor import pages
     from vmm_msi.doctor.plugin_rules import plugin_page
-    from vmm_msi.plugins.manager import others_installed
+    from vmm_msi.library.installed import others_installed
 
     try:
         return pages.page(name)

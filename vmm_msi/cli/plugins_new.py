@@ -29,7 +29,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--force",
         action="store_true",
-        help="write into an existing FOLDER, over its files of the same names",
+        help="overwrite the files of these names in an existing FOLDER",
     )
     parser.add_argument("--dry-run", action="store_true", help="list the files without writing any")
 

@@ -13,6 +13,7 @@ from vmm_msi.doctor.rules import examine as run_rules
 from vmm_msi.errors import UsageError
 from vmm_msi.library.guests import guest_name
 from vmm_msi.library.hosts import any_host
+from vmm_msi.library.installed import others_installed
 from vmm_msi.quantity import quantity
 from vmm_msi.report import doctor as report
 from vmm_msi.terminal import WIDTH
@@ -130,10 +131,10 @@ def rules_alone(load: Callable[[], PluginManager] | None = None) -> Selection | 
     :param load: loads the plugins; None for all that are installed.
     :return: None if only the plugins that ship are installed, which have no rules.
     """
-    from vmm_msi.plugins.manager import PluginManager, others_installed
-
     if not others_installed():
         return None
+    from vmm_msi.plugins.manager import PluginManager
+
     return Selection(rules=PluginManager.load() if load is None else load())
 
 

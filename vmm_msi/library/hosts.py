@@ -11,6 +11,7 @@ from vmm_msi.arguments import file_path, page_size
 from vmm_msi.errors import UsageError
 from vmm_msi.host import sources
 from vmm_msi.host.sources import HostSources
+from vmm_msi.library.installed import others_installed
 from vmm_msi.types import Granule, HostTopology
 
 if TYPE_CHECKING:
@@ -116,11 +117,11 @@ def read_host(
     """
 
     def read_other(path: str, content: bytes) -> HostTopology | None:
-        from vmm_msi.plugins import answers
-        from vmm_msi.plugins.manager import PluginManager, others_installed
-
         if not others_installed():
             return None
+        from vmm_msi.plugins import answers
+        from vmm_msi.plugins.manager import PluginManager
+
         return answers.read_host((load_plugins or PluginManager.load)(), path, content)
 
     read = sources.read_host(

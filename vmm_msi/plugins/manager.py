@@ -71,13 +71,6 @@ class _Manager(pluggy.PluginManager):
         return None if name.startswith("__") else super().parse_hookimpl_opts(plugin, name)
 
 
-def others_installed() -> bool:
-    """Return whether a plugin is installed that does not ship with vmm-msi."""
-    return any(
-        point.module.partition(".")[0] != "vmm_msi_plugins" for point in entry_points(group=PROJECT)
-    )
-
-
 class PluginManager:
     """The plugins of one application.
 
