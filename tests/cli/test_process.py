@@ -156,6 +156,15 @@ def test_what_only_reports_need_is_imported_for_them_alone(words):
     assert loaded(code, *REPORTS) == list(REPORTS)
 
 
+@pytest.mark.parametrize("words", [["--help"], ATTACH, ["topology", "show", BOARD]])
+def test_tables_on_a_terminal_need_no_page(words):
+    code = (
+        "from vmm_msi.cli import main\n"
+        f"try: assert main({words!r}) == 0\nexcept SystemExit as stop: assert stop.code == 0"
+    )
+    assert loaded(code, "vmm_msi.pages") == []
+
+
 # Exit codes: one for each class of error.
 
 

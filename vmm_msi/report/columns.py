@@ -9,13 +9,12 @@ from __future__ import annotations
 import textwrap
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from vmm_msi.pages.blocks import Cell
 from vmm_msi.terminal import WIDTH, Line, printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
-    from vmm_msi.pages.blocks import Table, Terms
+    from vmm_msi.pages.blocks import Cell, Table, Terms
     from vmm_msi.terminal import Tone
 
 #: Width of prose on a terminal that is wider.
@@ -39,6 +38,13 @@ class Rows(NamedTuple):
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     note: str = ""
+
+
+class _Text(NamedTuple):
+    """A cell whose text is printable; a page's own would import what only pages need."""
+
+    text: str
+    tone: Tone | None
 
 
 def wrapped(text: object, width: int, head: str = "", below: str | None = None) -> Iterator[str]:
@@ -172,12 +178,13 @@ def indented(prefix: str, lines: Iterable[str]) -> Iterator[str]:
         yield Line([(prefix, None), *parts]) if line else line
 
 
-def _printable(cell: str | Cell) -> Cell:
-    tone = cell.tone if isinstance(cell, Cell) else None
-    return Cell(printable(cell.text if isinstance(cell, Cell) else cell), tone)
+def _printable(cell: str | Cell) -> _Text:
+    if isinstance(cell, str):
+        return _Text(printable(cell), None)
+    return _Text(printable(cell.text), cell.tone)
 
 
-def _blocks(rows: Sequence[Sequence[Cell]], width: int) -> list[list[list[Cell]]]:
+def _blocks(rows: Sequence[Sequence[_Text]], width: int) -> list[list[list[_Text]]]:
     """Return the rows in blocks that fit; each starts with the first column.
 
     It is one block if wrapping makes it fit; else columns are wrapped only if they have to be.
@@ -200,7 +207,7 @@ def _blocks(rows: Sequence[Sequence[Cell]], width: int) -> list[list[list[Cell]]
     return [[[row[n] for n in (0, *block)] for row in rows] for block in numbers]
 
 
-def _least(column: Sequence[Cell]) -> int:
+def _least(column: Sequence[_Text]) -> int:
     """Return the width to which a column is wrapped, so that few of its cells take many lines.
 
     Its head, the first cell, wraps at words.
@@ -210,7 +217,7 @@ def _least(column: Sequence[Cell]) -> int:
     return max(_longest_piece(head), *needed, 0)
 
 
-def _widths(rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
+def _widths(rows: Sequence[Sequence[_Text]], width: int) -> list[int]:
     """Return the widths of the columns of a block: natural, or less where that is too wide."""
     by_column = list(zip(*rows, strict=True))
     widths = [max(len(cell.text) for cell in column) for column in by_column]
@@ -227,14 +234,14 @@ def _widths(rows: Sequence[Sequence[Cell]], width: int) -> list[int]:
 
 
 def _aligned(
-    rows: Sequence[Sequence[Cell]], width: int, *, underlined: bool = False
+    rows: Sequence[Sequence[_Text]], width: int, *, underlined: bool = False
 ) -> Iterator[str]:
     for lines in _table_rows(rows, width, underlined=underlined):
         yield from lines
 
 
 def _table_rows(
-    rows: Sequence[Sequence[Cell]], width: int, *, underlined: bool = True
+    rows: Sequence[Sequence[_Text]], width: int, *, underlined: bool = True
 ) -> Iterator[list[str]]:
     """Yield the lines of each row; those of the head, which is the first, may be underlined."""
     widths = _widths(rows, width)
@@ -248,7 +255,7 @@ def _table_rows(
 
 
 def _row(
-    row: Sequence[Cell], texts: Sequence[Sequence[str]], widths: Sequence[int]
+    row: Sequence[_Text], texts: Sequence[Sequence[str]], widths: Sequence[int]
 ) -> Iterator[str]:
     """Yield the lines of a row, whose cells may have several.
 
