@@ -66,7 +66,8 @@ direct on linux-7.2-bind: 0000:02:00.0, vector 1: refused
   device     x 0000:02:00.0 has no MSI address
                  binding doorbell 0x8090000 of 0000:02:00.0 to ITS 1: conflict,
                  0000:01:00.0 has it bound to ITS 0 in the same stage 2; use a
-                 stage 2 per ITS (multi-its) or a virtual ITS per physical ITS
+                 stage 2 per ITS (multi-its:mode=s2), or give the guest a
+                 virtual ITS per physical ITS
                  the strategy itself refuses what it cannot serve, for the
                  reason above (strategy direct)
   stage 1      not reached

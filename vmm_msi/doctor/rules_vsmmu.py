@@ -407,7 +407,7 @@ def _hostdev(xml: DomainXml, hostdev: PciHostdev) -> Evidence:
     if hostdev.argument is not None:
         bus = f"on the bus {hostdev.argument.bus}"
     elif hostdev.guest is None:
-        bus = "no address"
+        bus = "no address in the guest"
     else:
         bus = f"on the bus of controller {hostdev.guest.bus}"
     return at(xml, hostdev.element, f"{hostdev.host}, {bus}")

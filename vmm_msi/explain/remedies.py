@@ -147,10 +147,15 @@ class StrategyRemedies:
 
     def _untried(self) -> Iterator[Remedy]:
         """Yield the strategies that QEMU and the kernel apply."""
-        self.note = (
-            "no strategy was tried in the simulator; name a host and a guest with --host and "
-            "--domain"
-        )
+        missing = [
+            option
+            for option, known in (
+                ("a host with --host", self._context.host),
+                ("a guest with --domain", self._context.guest),
+            )
+            if known is None
+        ] or ["a guest that has devices"]
+        self.note = f"no strategy was tried in the simulator; name {' and '.join(missing)}"
         for choice in on_qemu(self._plugins):
             info = self._plugins.info(choice.strategy, PluginKind.STRATEGY)
             yield Remedy(f"{info.summary}; requires of the guest: {info.guest}", str(choice))

@@ -235,8 +235,8 @@ class DoorbellMaps:
             other = next(iter(mapping.users))
             raise RefusedError(
                 f"binding doorbell {gdb} of {device} to ITS {its}: conflict, {other} has it bound "
-                f"to ITS {mapping.its} in the same stage 2; use a stage 2 per ITS (multi-its) or "
-                "a virtual ITS per physical ITS"
+                f"to ITS {mapping.its} in the same stage 2; use a stage 2 per ITS "
+                "(multi-its:mode=s2), or give the guest a virtual ITS per physical ITS"
             )
         if _binds(session):
             bind_doorbell(session, device)
