@@ -183,7 +183,8 @@ def test_a_note_about_an_unknown_host(vmm_msi):
     assert (code, err) == (0, "")
     assert "\nnote: host unknown: this machine has neither" in out
     assert (
-        "\nnote: no strategy was tried in the simulator; name a host and a guest with --host" in out
+        "\nnote: no strategy was tried in the simulator; name a host with --host and a guest "
+        "with --domain" in out
     )
 
 

@@ -21,7 +21,6 @@ WRITERS = {
     "lab capture": ("output", "lab_capture"),
     "scenario init": ("output", "scenario"),
     "scenario minimise": ("output", "scenario"),
-    "plugins new": ("output", "../testing/new_distribution"),
     "lab conform": ("save", "lab_conform"),
     "lab guest": ("record", "lab_guest"),
     "plugins new": ("output", "../testing/new_distribution"),
