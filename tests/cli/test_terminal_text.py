@@ -191,6 +191,12 @@ def test_a_pipe_has_colours_only_if_they_are_forced(tmp_path, variables, options
     assert "\x1b" not in document
 
 
+@pytest.mark.parametrize("words", [("--help",), ("compare", "--help")])
+def test_help_has_no_escapes_on_a_terminal(tmp_path, words):
+    text, code = on_terminal(words, 80, tmp_path)
+    assert (code, "\x1b" in text, "x1b" in text) == (0, False, False)
+
+
 def test_a_colour_is_never_the_only_sign(tmp_path):
     for name in ("compare two", "doctor board", "trace", "topology board"):
         words = WORDS[name]

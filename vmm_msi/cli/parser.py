@@ -63,6 +63,8 @@ VIRSH_CONFIG = (
 class Parser(argparse.ArgumentParser):
     """A parser that raises its errors, with a hint where something valid is near."""
 
+    color: bool
+
     def parse_words(self, words: Sequence[str]) -> argparse.Namespace:
         """Parse a command line in which every word must be known.
 
@@ -83,6 +85,8 @@ class Parser(argparse.ArgumentParser):
     def print_help(self, file: object = None) -> None:
         """Print the help; argparse would ignore a standard output that is full."""
         del file
+        # Python 3.14 puts colours into the text, which would be shown as escapes.
+        self.color = False
         print_lines(self.format_help().splitlines())
 
     def error(self, message: str) -> NoReturn:
