@@ -227,5 +227,5 @@ def test_the_map_of_a_host_is_a_picture(vmm_msi):
     root = etree.fromstring(out)
     texts = ["".join(node.itertext()) for node in root.iter("{http://www.w3.org/2000/svg}text")]
     assert "ITS 7" in texts
-    assert "SMMU 3, both stages" in texts
+    assert "SMMU 3, nested" in texts
     assert any(text.startswith("0007:01:00.0  group ") for text in texts)

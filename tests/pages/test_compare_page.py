@@ -105,6 +105,8 @@ def test_filter_of_rows(read, two_its):
     page.fill(".rows input >> nth=0", "HOST-COOK")
     assert page.locator("table >> nth=0").locator("tbody tr:visible").count() == 1
     assert page.inner_text(".rows output >> nth=0") == "1 of 3 rows shown"
+    page.fill(".rows input >> nth=0", "identity qemu, direct simulator, COOKIE")
+    assert page.inner_text(".rows output >> nth=0") == "2 of 3 rows shown"
 
 
 def test_a_link_shows_its_path_without_scripts(read, two_its):

@@ -185,7 +185,7 @@ def _smmu(box: Box, host: HostTopology, id_: int | None) -> Box:
     smmu = host.smmu_by_id.get(id_)
     if smmu is None:
         return _named(box, f"SMMU {id_}", "not described")
-    stages = "both stages" if smmu.nested else "one stage"
+    stages = "nested" if smmu.nested else "not nested"
     base = "" if smmu.base is None else f" at {smmu.base}"
     return _named(box, f"SMMU {id_}, {stages}", f"SMMUv{smmu.version}{base}")
 
@@ -193,7 +193,7 @@ def _smmu(box: Box, host: HostTopology, id_: int | None) -> Box:
 def _its(box: Box, its: Its | None, id_: int) -> Box:
     if its is None:
         return _named(box, f"ITS {id_}", "not described")
-    return _named(box, f"ITS {id_}", f"hDB {its.doorbell}")
+    return _named(box, f"ITS {id_}", f"doorbell {its.doorbell}")
 
 
 def _named(box: Box, *lines: str) -> Box:

@@ -29,23 +29,32 @@ function show(parts, wanted, output, noun) {
   output.textContent = count === parts.length ? "" : `${count} of ${parts.length} ${noun} shown`;
 }
 
+// "direct 01:00, identity" is what has both of the first words, or the last one.
+function matcher(input) {
+  const wanted = input.value.toLowerCase().split(",").map((words) => words.split(/\s+/).filter(Boolean));
+  const some = wanted.filter((words) => words.length);
+  return (part) => {
+    const text = part.textContent.toLowerCase();
+    return !some.length || some.some((words) => words.every((word) => text.includes(word)));
+  };
+}
+
 for (const bar of document.querySelectorAll(".filter")) {
   const parts = [...bar.parentElement.querySelectorAll(":scope > .section[data-marks]:not([data-marks=''])")];
   const search = bar.querySelector("input[type=search]");
   const output = bar.querySelector("output");
   bar.addEventListener("input", () => {
     const marks = new Set([...bar.querySelectorAll("input:checked")].map((box) => box.value));
-    const text = search.value.toLowerCase();
+    const matches = matcher(search);
     show(parts, (part) => part.dataset.marks.split(" ").some((mark) => marks.has(mark))
-      && part.textContent.toLowerCase().includes(text), output, "entries");
+      && matches(part), output, "entries");
   });
 }
 
 for (const bar of document.querySelectorAll(".rows")) {
   const rows = [...bar.nextElementSibling.querySelectorAll("tbody tr")];
   bar.addEventListener("input", () => {
-    const text = bar.querySelector("input").value.toLowerCase();
-    show(rows, (row) => row.textContent.toLowerCase().includes(text), bar.querySelector("output"), "rows");
+    show(rows, matcher(bar.querySelector("input")), bar.querySelector("output"), "rows");
   });
 }
 
