@@ -22,7 +22,7 @@ GUEST = samples.path("three-devices.xml")
 CAPTURE = Path(__file__).parents[1] / "captures/two-smmus.tar.zst"
 
 DOCUMENT = {"schema", "results"}
-RESULT = {"strategy", "options", "verdicts", "costs"}
+RESULT = {"strategy", "applied_by", "options", "verdicts", "costs"}
 VERDICT = {
     "device",
     "first",
@@ -149,6 +149,9 @@ def test_schema_1_has_a_verdict_for_each_vector(compare, vmm_msi):
     json_schemas.check("compare-1", document)
     per_vector = []
     for result in compare(*words)["results"]:
+        assert (
+            result.pop("applied_by") == {"direct": "kernel", "identity": "qemu"}[result["strategy"]]
+        )
         verdicts = []
         for verdict in result["verdicts"]:
             for rule_of in (verdict, *verdict["trace"]):
@@ -381,7 +384,7 @@ def test_text(vmm_msi):
     row = ("direct", "patched", "kernel", "4/8", "1", "1", "0", "1", "delivered", "refused")
     assert row in rows
     words = " ".join(out.split())
-    assert f"{A} delivered at 0x8000040 or 0x8001040; the same for 1 other device" in words
+    assert f"{A} delivered at 0x8000040 or 0x8001040; the same for {B}" in words
     assert f"{B} refused: binding doorbell 0x8090000 of {B} to ITS 1: conflict, {A} has" in words
     legend = {line[2:22].rstrip() for line in out.partition("\nLegend:\n")[2].splitlines()}
     outcomes = {"delivered", "s1-fault", "misrouted", "refused"}

@@ -41,6 +41,7 @@ class Result:
     :param applied_by: what can apply the strategy to a guest that runs.
     :param summary: what the strategy does, in a line.
     :param requires: what it requires of the guest, in a sentence; empty if nothing.
+    :param price: what it costs on any host, in a sentence.
     """
 
     strategy: str
@@ -50,6 +51,7 @@ class Result:
     applied_by: BinderKind = BinderKind.SIM
     summary: str = ""
     requires: str = ""
+    price: str = ""
 
 
 def open_simulator(scenario: Scenario, profile: Profile) -> Backend:
@@ -100,7 +102,7 @@ def _run(
     options = plugins.options(choice.strategy, choice.options)
     binder = applied_by(choice, plugins.needs(choice.strategy, options))
     info = plugins.info(choice.strategy, PluginKind.STRATEGY)
-    about = (binder, info.summary, info.guest)
+    about = (binder, info.summary, info.guest, info.costs)
     shown = {**msgspec.structs.asdict(options), "profile": backend.info.profile}
     host, guest = scenario.host, scenario.guest
     addresses = [device.host for device in guest.devices]

@@ -54,6 +54,7 @@ class StrategyResultJson(TypedDict):
     """The verdicts of one strategy."""
 
     strategy: str
+    applied_by: Literal["qemu", "kernel", "sim"]
     options: Options
     verdicts: list[VerdictJson]
     costs: CostsJson

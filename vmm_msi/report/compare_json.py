@@ -2,17 +2,19 @@
 
 ::
 
-    {"schema": 2, "results": [{"strategy", "options", "verdicts": [{"device", "first", "count",
-    "outcome", "its", "expected_its", "programmed_iova", "possible_iovas", "errno",
-    "errno_inside", "reason", "decided_by", "trace": [...]}],
+    {"schema": 2, "results": [{"strategy", "applied_by", "options", "verdicts": [{"device",
+    "first", "count", "outcome", "its", "expected_its", "programmed_iova", "possible_iovas",
+    "errno", "errno_inside", "reason", "decided_by", "trace": [...]}],
     "costs": {"s2_domains", "s2_mappings", "sw_msi_slots", "bindings", "containers"}}]}
 
 A verdict is about the vectors ``first`` to ``first + count - 1``, which take the same path; the
 ``event_id`` and the ``lpi`` in its trace are those of ``first`` and count up with the vector.
-``decided_by``, of the verdict and of each step of the trace, is the rule that decided it and the
-function or specification that has the rule: ``{"rule", "source"}``, null or missing where the
-simulator did not decide. Schema 1 has a verdict for each vector, with ``vector`` in place of
-``first`` and ``count``, and no ``decided_by``.
+``applied_by`` is what can apply the strategy to a guest that runs: ``qemu``, ``kernel`` (one with
+guest MSI bindings) or ``sim`` (the simulator alone). ``decided_by``, of the verdict and of each
+step of the trace, is the rule that decided it and the function or specification that has the
+rule: ``{"rule", "source"}``, null or missing where the simulator did not decide. Schema 1 has a
+verdict for each vector, with ``vector`` in place of ``first`` and ``count``, and neither
+``applied_by`` nor ``decided_by``.
 
 Addresses are hex strings; ``errno`` is the positive number that the caller sees or null,
 ``errno_inside`` the number inside the kernel, where it differs.
@@ -56,7 +58,8 @@ def write_results(results: Iterable[Result], out: TextIO, schema: Literal[1, 2] 
     for number, result in enumerate(results):
         strategy, options = _encode(result.strategy), _encode(dict(result.options))
         out.write("," if number else "")
-        out.write(f'\n{{"strategy":{strategy},"options":{options}, "verdicts": [')
+        binder = "" if schema == 1 else f'"applied_by":{_encode(result.applied_by)},'
+        out.write(f'\n{{"strategy":{strategy},{binder}"options":{options}, "verdicts": [')
         separator = "\n"
         for verdict in result.verdicts:
             for text in _vectors(verdict) if schema == 1 else (_run_of_vectors(verdict),):

@@ -169,10 +169,10 @@ def _members(groups: Sequence[DeviceGroup]) -> Iterator[Block]:
 def _strategies(results: Sequence[Result]) -> Table:
     """Return what each strategy does and requires, once for its forms."""
     rows = {
-        result.strategy: cells(result.strategy, result.summary, result.requires)
+        result.strategy: cells(result.strategy, result.summary, result.requires, result.price)
         for result in results
     }
-    head = ("strategy", "what it does", "what the guest needs")
+    head = ("strategy", "what it does", "what the guest needs", "what it costs")
     return Table("", head, tuple(rows.values()))
 
 

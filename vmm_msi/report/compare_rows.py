@@ -25,6 +25,9 @@ MAX_DEVICE_COLUMNS: Final = 4
 #: ITSes that a group of devices names; if there are more, they are counted.
 _MAX_ITSES = 4
 
+#: Other devices with the same result that are named; if there are more, they are counted.
+_MAX_NAMED = 3
+
 #: What applies a strategy to a guest that runs, in a word or two, and what that means.
 APPLIED_BY: Final[Mapping[BinderKind, tuple[str, str]]] = {
     BinderKind.QEMU: (
@@ -246,7 +249,12 @@ def _detail(alike: Sequence[Verdict]) -> str:
         differ = f", with numbers of {'its' if others == 1 else 'their'} own"
     if not others:
         return text
-    return f"{text}; the same for {quantity(others, 'other device')}{'' if same else differ}"
+    rest = (
+        ", ".join(str(verdict.device) for verdict in alike[1:])
+        if others <= _MAX_NAMED
+        else quantity(others, "other device")
+    )
+    return f"{text}; the same for {rest}{'' if same else differ}"
 
 
 def kernels(results: Sequence[Result]) -> Table:
