@@ -10,9 +10,12 @@ import pytest
 from lxml import etree, html
 
 from vmm_msi import samples
+from vmm_msi.plugins.hookspecs import PluginKind
+from vmm_msi.plugins.manager import PluginManager
 
 TWO_ITS = samples.path("two-its.toml")
 SVG = "{http://www.w3.org/2000/svg}"
+SHIPPED = PluginManager.load().names(PluginKind.STRATEGY)
 STRATEGIES = ("--strategy", "direct", "--strategy", "host-cookie", "--strategy", "identity")
 
 
@@ -88,6 +91,13 @@ def test_picture_shows_the_first_device_or_the_traced_one(compared):
     assert "identity on linux-7.2: 0000:02:00.0, vector 1: delivered" in texts
     assert "0x200050040" in texts
     assert (texts.count("✗ ends here"), texts.count("✗ no MSI is sent")) == (1, 1)
+
+
+def test_a_picture_without_a_strategy_says_so(compared):
+    disabled = [word for name in SHIPPED for word in ("--disable-plugin", name)]
+    picture = etree.fromstring(compared("--format", "svg", *disabled))
+    texts = [node.text for node in picture.iter(f"{SVG}text")]
+    assert texts == ["Path of an MSI of 0000:01:00.0, vector 0: no strategy"]
 
 
 def test_strategies_that_share_a_path_share_a_picture(compared):

@@ -229,10 +229,10 @@ def _write(
     elif args.format == "svg":
         from vmm_msi.report.chain_svg import chains_svg
 
-        traced = traced or (scenario.guest.devices[0].host, 0)
-        out.write(
-            chains_svg(_verdicts(results, scenario.guest, *traced), scenario.guest, traced[1])
-        )
+        guest = scenario.guest
+        device, vector = traced or (guest.devices[0].host, 0)
+        verdicts = _verdicts(results, guest, device, vector)
+        out.write(chains_svg(verdicts, guest, device, vector))
     elif args.format != "text":
         from vmm_msi.cli.provenance import provenance
         from vmm_msi.pages.formats import write_page
@@ -249,14 +249,10 @@ def _write(
 
 def _formatted(plugins: PluginManager, name: str, results: Iterator[Result]) -> bytes:
     """Return the results in the format of a plugin."""
-    import json
-
     from vmm_msi.plugins.answers import format_comparison
     from vmm_msi.report import compare_json
 
-    text = io.StringIO()
-    compare_json.write(results, text)
-    return format_comparison(plugins, name, json.loads(text.getvalue()))
+    return format_comparison(plugins, name, compare_json.document(results))
 
 
 def _traced(text: str) -> tuple[PciAddress, int]:
@@ -317,7 +313,7 @@ def _failures(results: Sequence[Result], kind: str) -> Iterator[str]:
     """Yield a line for each strategy with MSIs that are lost in a way that --fail-on names."""
     from vmm_msi.engine.session import outcomes
     from vmm_msi.quantity import quantity
-    from vmm_msi.report.compare_rows import strategy_name
+    from vmm_msi.report.compare_rows import name_of
 
     for result in results:
         counts = outcomes(result.verdicts)
@@ -327,9 +323,8 @@ def _failures(results: Sequence[Result], kind: str) -> Iterator[str]:
             if outcome in FAILURES[kind] and counts[outcome]
         ]
         if lost:
-            name = strategy_name(result.strategy, result.options)
             of = quantity(sum(counts.values()), "MSI")
-            yield f"--fail-on {kind}: {name}: {', '.join(lost)}, of {of}"
+            yield f"--fail-on {kind}: {name_of(result)}: {', '.join(lost)}, of {of}"
 
 
 @contextmanager

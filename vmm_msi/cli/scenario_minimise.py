@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> int:
         from vmm_msi.report.chain_svg import chains_svg
 
         verdict = minimised.verdict
-        drawing = chains_svg([(minimised.result, verdict)], minimised.scenario.guest, verdict.first)
+        guest, device, vector = minimised.scenario.guest, verdict.device, verdict.first
+        drawing = chains_svg([(minimised.result, verdict)], guest, device, vector)
         write_text(drawing, args.picture, force=args.force)
     print_error(
         f"kept: {minimised.verdict.device} {minimised.verdict.outcome}; ran the strategy "

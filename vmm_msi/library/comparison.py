@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import io
-import json
 import logging
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -61,10 +59,7 @@ class Comparison:
 
     def to_json(self) -> CompareDocument:
         """Return the document that ``vmm-msi compare --format json`` prints."""
-        text = io.StringIO()
-        compare_json.write(self.results, text)
-        document: CompareDocument = json.loads(text.getvalue())
-        return document
+        return compare_json.document(self.results)
 
     def to_lines(self, width: int = WIDTH) -> Iterator[str]:
         """Yield the table, then the reasons of lost MSIs, for people."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from vmm_msi.iommu import rules
 from vmm_msi.iommu.profiles import profile_named
 from vmm_msi.report.columns import prose
-from vmm_msi.report.compare_rows import OUTCOME_TONES, strategy_name
+from vmm_msi.report.compare_rows import OUTCOME_TONES, name_of
 from vmm_msi.terminal import WIDTH, Line, Tone
 from vmm_msi.types import Granule, Outcome
 from vmm_msi.types.verdict import addresses_text
@@ -189,7 +189,7 @@ def path_title(result: Result, verdict: Verdict, vector: int, names: Sequence[st
 
     :param names: strategies that share the path; default: that of ``result``.
     """
-    name = ", ".join(names) or strategy_name(result.strategy, result.options)
+    name = ", ".join(names) or name_of(result)
     kernel = result.options["profile"]
     return f"{name} on {kernel}: {verdict.device}, vector {vector}: {verdict.outcome}"
 

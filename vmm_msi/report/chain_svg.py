@@ -19,7 +19,7 @@ from vmm_msi.pages.drawing import (
     to_svg,
 )
 from vmm_msi.report.chain import Passage, Place, path_title, stations
-from vmm_msi.report.compare_rows import strategy_name
+from vmm_msi.report.compare_rows import name_of
 from vmm_msi.terminal import printable
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from vmm_msi.engine.compare import Result
     from vmm_msi.pages.drawing import Shape
     from vmm_msi.report.chain import Station
-    from vmm_msi.types import GuestDomain, Verdict
+    from vmm_msi.types import GuestDomain, PciAddress, Verdict
 
 _BOX = 134
 _GAP = 104
@@ -78,7 +78,9 @@ def _wrapped(text: str, indent: str) -> Sequence[str]:
     )
 
 
-def chains_svg(verdicts: Iterable[tuple[Result, Verdict]], guest: GuestDomain, vector: int) -> str:
+def chains_svg(
+    verdicts: Iterable[tuple[Result, Verdict]], guest: GuestDomain, device: PciAddress, vector: int
+) -> str:
     """Return the paths of an MSI with several strategies, below each other, as an SVG file.
 
     Strategies that share a path on one kernel share a picture.
@@ -88,16 +90,17 @@ def chains_svg(verdicts: Iterable[tuple[Result, Verdict]], guest: GuestDomain, v
         path = stations(result, verdict, guest, vector)
         key = (result.options["profile"], verdict.outcome, *path)
         names = alike.setdefault(key, (result, verdict, path, []))[3]
-        names.append(strategy_name(result.strategy, result.options))
+        names.append(name_of(result))
     shapes: list[Shape] = []
     y = 0.0
     for result, verdict, path, names in alike.values():
         drawing = chain_drawing(path_title(result, verdict, vector, names), path)
         shapes += [_moved(shape, y) for shape in drawing.shapes]
         y += drawing.height + 14
-    device = next(iter(alike.values()))[1].device
     title = f"Path of an MSI of {device}, vector {vector}"
-    return to_svg(Drawing(WIDTH, y, title, tuple(shapes)), alone=True)
+    if not shapes:
+        shapes.append(Label(_MARGIN, 20, f"{title}: no strategy", "strong"))
+    return to_svg(Drawing(WIDTH, max(y, 30), title, tuple(shapes)), alone=True)
 
 
 def _moved(shape: Shape, by: float) -> Shape:

@@ -47,7 +47,7 @@ def compare_table(
         yield ""
         yield f"{details.caption}, and why others do not:"
         yield from _details(details, min(width, MAX_PROSE))
-    if any(len(verdict.possible) > 1 for result in present for verdict in result.verdicts):
+    if compare_rows.depend_on_order(present):
         yield ""
         yield from prose(ADDRESS_ORDER, width, "note: ")
     yield ""

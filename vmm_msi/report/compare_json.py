@@ -22,6 +22,8 @@ Addresses are hex strings; ``errno`` is the positive number that the caller sees
 
 from __future__ import annotations
 
+import io
+import json
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Final, Literal, TextIO
 
@@ -34,6 +36,7 @@ if TYPE_CHECKING:
 
     from vmm_msi.engine.compare import Result
     from vmm_msi.errors import Rule
+    from vmm_msi.report.compare_documents import CompareDocument
     from vmm_msi.types import Verdict
 
 #: The version that ``compare`` prints unless another is selected.
@@ -51,6 +54,14 @@ def write(results: Iterable[Result], out: TextIO, schema: Literal[1, 2] = SCHEMA
     out.write(f'{{"schema": {schema}, "results": [')
     write_results(results, out, schema)
     out.write("]}\n")
+
+
+def document(results: Iterable[Result]) -> CompareDocument:
+    """Return the document as a value."""
+    text = io.StringIO()
+    write(results, text)
+    value: CompareDocument = json.loads(text.getvalue())
+    return value
 
 
 def write_results(results: Iterable[Result], out: TextIO, schema: Literal[1, 2] = SCHEMA) -> None:

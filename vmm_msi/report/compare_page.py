@@ -131,20 +131,15 @@ def _summary(results: Sequence[Result]) -> str:
 def _matrix(results: Sequence[Result], groups: Sequence[DeviceGroup]) -> Table:
     """Return the outcomes of each strategy, which lead to their paths, and its costs."""
     outcomes = compare_rows.outcomes_by_strategy(results, groups)
-    linked = replace(
-        outcomes,
-        rows=tuple(
-            (name, *(_linked(cell, row, column) for column, cell in enumerate(row_cells)))
-            for row, (name, *row_cells) in enumerate(outcomes.rows)
-        ),
-    )
     strategies = compare_rows.strategies(results)
     known = len(strategies.head) - len(compare_rows.COSTS)
-    rows = (
-        (*row[:known], *outcome_cells[1:], *row[known:])
-        for row, outcome_cells in zip(strategies.rows, linked.rows, strict=True)
-    )
-    head = (*strategies.head[:known], *linked.head[1:], *strategies.head[known:])
+    rows = []
+    for number, (row, (_name, *outcome_cells)) in enumerate(
+        zip(strategies.rows, outcomes.rows, strict=True)
+    ):
+        linked = (_linked(cell, number, column) for column, cell in enumerate(outcome_cells))
+        rows.append((*row[:known], *linked, *row[known:]))
+    head = (*strategies.head[:known], *outcomes.head[1:], *strategies.head[known:])
     return Table("Outcomes, and costs of each strategy", head, tuple(rows), filterable=True)
 
 
@@ -209,5 +204,5 @@ def _walk(
 
 def _order(results: Sequence[Result]) -> Iterator[Text]:
     """Yield what decides between addresses, if a device may have several."""
-    if any(len(verdict.possible) > 1 for result in results for verdict in result.verdicts):
+    if compare_rows.depend_on_order(results):
         yield Text(f"Where an MSI has several addresses: {ADDRESS_ORDER}.")

@@ -122,20 +122,15 @@ class DeviceGroup:
         return f"ITS {', '.join(map(str, self.itses))}"
 
 
-def device_groups(
-    scenario: Scenario, results: Sequence[Result], few: int = MAX_DEVICE_COLUMNS
-) -> list[DeviceGroup]:
-    """Return the devices; those with the same outcomes in one group, if they are many.
-
-    :param few: how many devices are not many.
-    """
+def device_groups(scenario: Scenario, results: Sequence[Result]) -> list[DeviceGroup]:
+    """Return the devices; if they are many, those with the same outcomes in one group."""
     its_of = {device.address: device.its for device in scenario.host.devices}
     devices = [device.host for device in scenario.guest.devices]
     of_strategies = [_outcomes_of_devices(result) for result in results]
     groups: dict[Hashable, list[PciAddress]] = {}
     for device in devices:
         results_of_device = tuple(by_device.get(device, ()) for by_device in of_strategies)
-        alone = device if len(devices) <= few else None
+        alone = device if len(devices) <= MAX_DEVICE_COLUMNS else None
         groups.setdefault((alone, results_of_device), []).append(device)
     return [
         DeviceGroup(
@@ -255,6 +250,11 @@ def _detail(alike: Sequence[Verdict]) -> str:
         else quantity(others, "other device")
     )
     return f"{text}; the same for {rest}{'' if same else differ}"
+
+
+def depend_on_order(results: Sequence[Result]) -> bool:
+    """Return whether a device has an address that the order of first use decides."""
+    return any(len(verdict.possible) > 1 for result in results for verdict in result.verdicts)
 
 
 def kernels(results: Sequence[Result]) -> Table:

@@ -47,6 +47,10 @@ class _Path:
         """The addresses of the devices."""
         return (device.address for device in self.devices)
 
+    def assigned_first(self, assigned: frozenset[PciAddress]) -> list[HostDevice]:
+        """Return the devices, those that are assigned first."""
+        return sorted(self.devices, key=lambda device: device.address not in assigned)
+
     @property
     def title(self) -> str:
         count = quantity(len(self.devices), "device") if self.devices else "no device listed"
@@ -136,7 +140,7 @@ def _path_shapes(
     path: _Path, y: float, assigned: frozenset[PciAddress], most: int
 ) -> tuple[list[Shape], float]:
     """Return the frame of a path with its devices, at most so many, and its height."""
-    devices = sorted(path.devices, key=lambda device: device.address not in assigned)
+    devices = path.assigned_first(assigned)
     shown = devices[:most]
     hidden = len(devices) - len(shown)
     height = 28.0 + _ROW * (len(shown) + bool(hidden)) + (6 if shown else 0)
@@ -207,7 +211,7 @@ def _lines(paths: Sequence[_Path], assigned: frozenset[PciAddress]) -> Iterator[
     for path in paths:
         smmu = "no SMMU" if path.smmu is None else f"SMMU {path.smmu}"
         yield f"{path.title}, behind {smmu}"
-        devices = sorted(path.devices, key=lambda device: device.address not in assigned)
+        devices = path.assigned_first(assigned)
         names = [
             f"{device.address}{' (assigned)' if device.address in assigned else ''}"
             for device in devices[:_MAX_DEVICES]
