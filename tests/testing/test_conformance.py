@@ -1,4 +1,4 @@
-"""The conformance checks: strategies that ship pass them, one that breaks a rule does not."""
+"""The conformance checks: strategies that ship pass them; those that break a rule do not."""
 
 from __future__ import annotations
 

@@ -198,13 +198,13 @@ class GuestReader:
         return at, table, GuestDevice(address, stage1.id, vits, Iova(0), table.vfio)
 
     def _host_device(self, text: str, at: KeyPath) -> PciAddress:
-        """Return the address of a device of the host, one that a route leads to included."""
+        """Return the address of a device that the host lists, or that a route leads to."""
         problems = self._problems
         address = problems.address(text, at)
         if address in self._host.device_by_address:
             return address
         if problems.is_incomplete(("host", "device")):
-            raise UnusableError  # perhaps one that has a problem of its own
+            raise UnusableError  # perhaps it has a problem of its own
         if not self._host.routes:
             problems.fail(at, f"{address} is not a [[host.device]] of this file")
         try:

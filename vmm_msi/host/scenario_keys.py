@@ -261,7 +261,7 @@ class ScenarioEditor:
         return Change(self.show(path), before, setting.value, note)
 
     def _add_stage1(self, name: object, before: object) -> str:
-        """Add a stage 1 for a name that the guest lacks, like the one that its device had."""
+        """Add a stage 1 for a name that the guest lacks, like its device's former stage 1."""
         stages = self._document["guest"].get("stage1")
         if stages is None or not isinstance(name, str):
             return ""

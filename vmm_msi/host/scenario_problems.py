@@ -127,7 +127,7 @@ class Problems:
     def each(
         self, tables: Sequence[Table], at: KeyPath, read: Callable[[Table, KeyPath], T]
     ) -> Iterator[T]:
-        """Yield what ``read`` returns for each table; none for one that is unusable."""
+        """Yield what ``read`` returns for each table; nothing for an unusable table."""
         for index, table in enumerate(tables):
             try:
                 yield read(table, (*at, index))

@@ -51,7 +51,7 @@ NO_WINDOW = _iommufd(
     "driver.c",
 )
 CHOOSE_BINDING = _iommufd(
-    "a device gets the gIOVA of a binding: DIRECT its own; else the one that has its doorbell, or "
+    "a device gets the gIOVA of a binding: DIRECT its own; else that which has its doorbell, or "
     "the newest unused one",
     "iommufd_msi_choose",
     "driver.c",

@@ -1,6 +1,6 @@
 """The rules of "SMMUv3 Nested Stage Setup", each with the function of the revision that has it.
 
-The file is the one that the function had in the kernel that the revision was posted for.
+The file is where the function was in the kernel that the revision was posted for.
 """
 
 from __future__ import annotations

@@ -166,7 +166,7 @@ class Walk:
 
 @dataclass(frozen=True)
 class Walks:
-    """Pictures of which HTML shows the one that a link chose, and another one beside it.
+    """Pictures, of which HTML shows what a link chose, and another picture beside it.
 
     Formats without pictures leave it out: the table with the links says how each ends.
 

@@ -461,7 +461,7 @@ def _load(points: list[EntryPoint]) -> object:
         )
     try:
         return points[0].load()
-    # A module that exits at import is as broken as one that raises.
+    # A module that exits at import is as broken as a module that raises.
     except (Exception, SystemExit) as error:
         raise contract.ContractError(
             f"cannot be imported: {type(error).__name__}: {error}"

@@ -128,7 +128,7 @@ def _loaded(value: str, target: str, installed: Collection[str]) -> object:
                 f"{did_you_mean(target, installed)}installed: {', '.join(sorted(installed))}"
             ) from error
         return error
-    # A module that exits at import is as broken as one that raises.
+    # A module that exits at import is as broken as a module that raises.
     except (Exception, SystemExit) as error:  # noqa: BLE001
         return error
     return loaded
